@@ -1,0 +1,164 @@
+//! Stage 3: from the outbox to the function.
+//!
+//! In: leases from the outbox. Out: attempts through [`Invoke`], settlements to the outbox.
+//! Holds: every attempt of an event is the same (G4); a lane never exceeds its limits (G5).
+//! Limits: `in_flight_max` over all, `concurrency_max` a lane.
+//! Fails: never by itself; what goes wrong with an attempt is an outcome, and a verdict says what it means.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::event::{Carried, Function, FunctionName, IdempotencyKey};
+
+pub mod verdict;
+
+pub mod backoff;
+
+pub mod lane;
+
+pub mod attempt;
+
+/// What carries an event to its function: AWS Lambda, or a fake in the simulation.
+pub trait Invoke: Clone + Send + Sync + 'static {
+    /// One call of Invoke, once: no retries inside.
+    fn invoke(&self, call: Call) -> impl Future<Output = Reply> + Send;
+}
+
+/// One call of Invoke. Made from the event alone, so that every attempt is the same (G4).
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub function: Function,
+    pub key: IdempotencyKey,
+    pub carried: Carried,
+    pub payload: Bytes,
+}
+
+/// What came back, as plain data: an attempt does not fail, it reports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Some HTTP answer, from Lambda or from something between.
+    Answer(Answer),
+    /// The request certainly did not reach anybody: no address, refused, TLS or connect timeout, no credentials.
+    NotSent(Failure),
+    /// No answer came; the request may have been taken.
+    Lost(Failure),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Answer {
+    pub status: u16,
+    /// Lambda's error code (`x-amzn-ErrorType`, without namespace and suffix); none on success, and none if a proxy or
+    /// load balancer answered.
+    pub code: Option<String>,
+    pub message: String,
+    /// `Reason` of a 429.
+    pub throttle_reason: Option<String>,
+    /// The longer of `Retry-After` (seconds) and `x-amz-retry-after` (milliseconds).
+    pub retry_after: Option<Duration>,
+    /// `x-amzn-RequestId`.
+    pub request_id: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// The chain of causes, for the log.
+    pub message: String,
+}
+
+/// The ways in which a call gets no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FailureKind {
+    /// No connection: name not found, refused, TLS, connect timeout.
+    Connect,
+    /// No credentials, or they could not be fetched.
+    Credentials,
+    /// The request could not even be built (an endpoint or header that is not valid).
+    Unbuildable,
+    /// Connected and sent, but no answer in time.
+    ReadTimeout,
+    /// Connected, and the connection ended before an answer.
+    Closed,
+}
+
+impl FailureKind {
+    /// The word used in metrics, logs and `last.code`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Credentials => "credentials",
+            Self::Unbuildable => "unbuildable",
+            Self::ReadTimeout => "read-timeout",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// How the events of one function are delivered.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Charged attempts before an event is buried; at least 1.
+    pub attempts_max: u32,
+    /// Age at which an event is buried, however it fares.
+    pub age_max: Duration,
+    pub backoff_base: Duration,
+    pub backoff_cap: Duration,
+    /// Attempts in flight for one lane.
+    pub concurrency_max: u32,
+}
+
+/// What dispatch may do.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Attempts in flight over all lanes.
+    pub in_flight_max: u32,
+    /// Payload bytes in memory over all attempts in flight.
+    pub in_flight_bytes_max: u64,
+    /// The policy where no pattern matches.
+    pub policy: Policy,
+    /// Policies by name pattern (`*` stands for any run of characters); the first match in file order counts.
+    pub functions: Vec<(String, Policy)>,
+}
+
+impl Settings {
+    /// The policy for one function.
+    pub fn policy(&self, function: &FunctionName) -> &Policy {
+        self.functions
+            .iter()
+            .find(|(pattern, _)| matches_pattern(pattern, function.as_str()))
+            .map_or(&self.policy, |(_, policy)| policy)
+    }
+}
+
+/// Whether `name` fits `pattern`, in which `*` stands for any run of characters.
+pub fn matches_pattern(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((head, rest)) => name.strip_prefix(head).is_some_and(|name| {
+            (0..=name.len()).filter(|&at| name.is_char_boundary(at)).any(|at| matches_pattern(rest, &name[at..]))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_any_run_of_characters() {
+        for (pattern, name, fits) in [
+            ("orders", "orders", true),
+            ("orders", "orders-eu", false),
+            ("orders-*", "orders-eu", true),
+            ("orders-*", "orders", false),
+            ("*", "anything:prod", true),
+            ("*:prod", "orders:prod", true),
+            ("*:prod", "orders:dev", false),
+            ("a*b*c", "a-b-b-c", true),
+        ] {
+            assert_eq!(matches_pattern(pattern, name), fits, "{pattern} and {name}");
+        }
+    }
+}

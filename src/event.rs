@@ -1,0 +1,255 @@
+//! The one value that flows: what a client handed over, and everything needed to hand it on.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::clock::UnixMillis;
+
+/// The largest payload of an Event invocation, in bytes
+/// (AWS, "Lambda quotas", gettingstarted-limits: 1 MB, which AWS counts as 1,048,576 bytes).
+pub const PAYLOAD_BYTES_MAX: usize = 1_048_576;
+
+/// The longest idempotency key, in characters.
+pub const KEY_CHARS_MAX: usize = 255;
+
+/// An event's name for ever: a UUID of version 7 (RFC 9562 section 5.7), so ids sort by the time of acceptance.
+///
+/// Its last two bytes repeat the function's tag, so that a store that sorts by function can find an event by id alone.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EventId(Uuid);
+
+impl EventId {
+    /// A new id, of the given time and with the given random bits.
+    pub fn mint(accepted_at: UnixMillis, random_bits: u128, function: &FunctionName) -> Self {
+        let mut random = [0; 10];
+        random.copy_from_slice(&random_bits.to_be_bytes()[..10]);
+        random[8..].copy_from_slice(&function.tag().to_be_bytes());
+        Self(uuid::Builder::from_unix_timestamp_millis(accepted_at.0, &random).into_uuid())
+    }
+
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    /// The time of acceptance, from the id's first 48 bits.
+    pub fn accepted_at(&self) -> UnixMillis {
+        let mut millis = [0; 8];
+        millis[2..].copy_from_slice(&self.as_bytes()[..6]);
+        UnixMillis(u64::from_be_bytes(millis))
+    }
+
+    /// The tag of the function that it was minted for.
+    pub fn function_tag(&self) -> u16 {
+        let bytes = self.as_bytes();
+        u16::from_be_bytes([bytes[14], bytes[15]])
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for EventId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Uuid::parse_str(text).map(Self)
+    }
+}
+
+/// The canonical name of a function: `[region/][account/]name[:qualifier]`, where region and account are there only if
+/// they are not the daemon's own. All the forms that Lambda accepts for one function lead to one `FunctionName`, and so
+/// to one lane, one dedupe scope, one label.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct FunctionName(Arc<str>);
+
+impl FunctionName {
+    pub fn new(canonical: &str) -> Self {
+        Self(canonical.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Two bytes of FNV-1a: not unique, only a way to look in few places first.
+    pub fn tag(&self) -> u16 {
+        let hash =
+            self.0.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        (hash >> 16) as u16 ^ hash as u16
+    }
+}
+
+impl fmt::Display for FunctionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for FunctionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whom an event is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Function {
+    /// The canonical name.
+    pub name: FunctionName,
+    /// `FunctionName` as the client wrote it, percent-decoded: what is sent on, unchanged.
+    pub address: String,
+    /// The `Qualifier` of the query, if one was given.
+    pub qualifier: Option<String>,
+    /// The region of an ARN; none is the daemon's own.
+    pub region: Option<String>,
+}
+
+/// Where an idempotency key came from, best first (design.md 5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeySource {
+    /// The `Idempotency-Key` header.
+    Header,
+    /// `X-Amz-Durable-Execution-Name`.
+    DurableExecutionName,
+    /// The native door's `idempotency_key`.
+    Field,
+    /// `custom.idempotency_key` of the client context.
+    ClientContext,
+    /// The function's configured expression over the payload.
+    Expression,
+    /// `source` and `id` of a CloudEvent.
+    CloudEvent,
+    /// `amz-sdk-invocation-id`, scoped to the access key: an SDK's own retries of one call.
+    SdkInvocationId,
+    /// None was given: minted for this event alone.
+    Minted,
+}
+
+impl KeySource {
+    /// The word used in headers, logs and messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Header => "header",
+            Self::DurableExecutionName => "durable-execution-name",
+            Self::Field => "field",
+            Self::ClientContext => "client-context",
+            Self::Expression => "expression",
+            Self::CloudEvent => "cloud-event",
+            Self::SdkInvocationId => "sdk-invocation-id",
+            Self::Minted => "minted",
+        }
+    }
+}
+
+/// What makes two requests the same event. Its value is the user's data: it is never logged whole.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdempotencyKey {
+    pub value: String,
+    pub source: KeySource,
+}
+
+impl fmt::Debug for IdempotencyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} key of {} bytes", self.source.as_str(), self.value.len())
+    }
+}
+
+/// What travels beside the payload, as the client sent it, the same on every attempt (G4).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// `X-Amzn-Trace-Id`, with its lineage: recursion detection depends on it.
+    pub trace_header: Option<String>,
+    /// `X-Amz-Client-Context`, base64.
+    pub client_context: Option<String>,
+    /// `X-Amz-Tenant-Id`.
+    pub tenant_id: Option<String>,
+    /// `X-Amz-Durable-Execution-Name`.
+    pub durable_execution_name: Option<String>,
+}
+
+/// What was accepted.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Event {
+    pub id: EventId,
+    pub function: Function,
+    pub key: IdempotencyKey,
+    pub carried: Carried,
+    /// The bytes as they came; empty is allowed.
+    pub payload: Bytes,
+    pub accepted_at: UnixMillis,
+    /// Not to be attempted before.
+    pub deliver_at: Option<UnixMillis>,
+    /// Not worth attempting after; then it is buried.
+    pub expires_at: Option<UnixMillis>,
+    /// How often it came back from the dead.
+    pub redrives: u32,
+}
+
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "event {} for {}, {} bytes", self.id, self.function.name, self.payload.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_a_version_7_uuid_that_remembers_time_and_function() {
+        let orders = FunctionName::new("orders:prod");
+        let id = EventId::mint(UnixMillis(1_790_000_000_123), u128::MAX / 3, &orders);
+        assert_eq!(id.0.get_version_num(), 7);
+        assert_eq!(id.accepted_at(), UnixMillis(1_790_000_000_123));
+        assert_eq!(id.function_tag(), orders.tag());
+        assert_eq!(id.to_string().parse::<EventId>().unwrap(), id);
+    }
+
+    #[test]
+    fn ids_sort_by_time_of_acceptance() {
+        let orders = FunctionName::new("orders");
+        assert!(EventId::mint(UnixMillis(5), u128::MAX, &orders) < EventId::mint(UnixMillis(6), 0, &orders));
+    }
+
+    #[test]
+    fn debug_shows_neither_key_nor_payload() {
+        let event = Event {
+            id: EventId::from_bytes([1; 16]),
+            function: Function {
+                name: FunctionName::new("orders"),
+                address: "orders".into(),
+                qualifier: None,
+                region: None,
+            },
+            key: IdempotencyKey { value: "secret-key".into(), source: KeySource::Header },
+            carried: Carried::default(),
+            payload: Bytes::from_static(b"secret-payload"),
+            accepted_at: UnixMillis(0),
+            deliver_at: None,
+            expires_at: None,
+            redrives: 0,
+        };
+        let shown = format!("{event:?} {:?}", event.key);
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+}

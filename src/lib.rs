@@ -1,0 +1,37 @@
+//! sendoff: a durable outbox in front of AWS Lambda's Event invocations.
+//!
+//! The modules stand in the order in which an event meets them: read `ingest` to `deadletter` and you
+//! have followed one event from door to function. The stages never call each other; they meet in
+//! `outbox`. ARCHITECTURE.md has the walk, and who may know whom.
+
+pub mod event;
+
+pub mod clock;
+
+pub mod metrics;
+
+pub mod ingest;
+
+pub mod outbox;
+
+pub mod dispatch;
+
+pub mod deadletter;
+
+pub mod aws;
+
+pub mod admin;
+
+pub mod http;
+
+pub mod config;
+
+pub mod shutdown;
+
+pub mod telemetry;
+
+pub mod daemon;
+
+pub mod cli;
+
+pub mod standin;

@@ -1,0 +1,275 @@
+//! Every metric, by name. Passed down as an argument; there is no global registry, so that two daemons fit in one test.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::event::FunctionName;
+
+/// Functions that get a label of their own; all later ones share [`OTHER`].
+const FUNCTION_LABELS_MAX: usize = 200;
+
+/// The label of the functions beyond the cap.
+pub const OTHER: &str = "other";
+
+/// From the loopback call that takes a fraction of a millisecond to Lambda's slowest answer, in seconds.
+const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Events in one commit.
+const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+
+/// All metrics of one daemon.
+pub struct Metrics {
+    registry: Registry,
+    labels: Mutex<BTreeSet<FunctionName>>,
+    /// by function
+    pub ingest_accepted: IntCounterVec,
+    /// by reason
+    pub ingest_refused: IntCounterVec,
+    /// by function and key source
+    pub ingest_repeats: IntCounterVec,
+    pub ingest_connections: IntGauge,
+    /// From the complete request to the durable commit.
+    pub outbox_append_seconds: Histogram,
+    /// One write + sync.
+    pub outbox_flush_seconds: Histogram,
+    pub outbox_batch_events: Histogram,
+    /// by function and state
+    pub outbox_events: IntGaugeVec,
+    /// by function and state
+    pub outbox_bytes: IntGaugeVec,
+    pub outbox_disk_bytes: IntGauge,
+    pub outbox_disk_free_bytes: IntGauge,
+    pub outbox_keys: IntGauge,
+    pub outbox_poisoned: IntGauge,
+    /// by function
+    pub outbox_oldest_ready_age_seconds: GaugeVec,
+    /// by function and outcome
+    pub dispatch_attempts: IntCounterVec,
+    /// by function
+    pub dispatch_attempt_seconds: HistogramVec,
+    /// by function
+    pub dispatch_in_flight: IntGaugeVec,
+    /// by function
+    pub dispatch_retries: IntCounterVec,
+    /// by function; 1 while a lane is held
+    pub dispatch_held: IntGaugeVec,
+    /// by function and reason
+    pub deadletter_buried: IntCounterVec,
+    /// by function
+    pub deadletter_shipped: IntCounterVec,
+    /// by code
+    pub deadletter_ship_failures: IntCounterVec,
+    pub ready: IntGauge,
+    pub start_time_seconds: Gauge,
+}
+
+impl Metrics {
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let r = &registry;
+        let build_info = int_gauge_vec(r, "sendoff_build_info", "Always 1; the version is the label.", &["version"])?;
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Self {
+            ingest_accepted: counter_vec(
+                r,
+                "sendoff_ingest_accepted_total",
+                "Events answered with 202 for the first time.",
+                &["function"],
+            )?,
+            ingest_refused: counter_vec(
+                r,
+                "sendoff_ingest_refused_total",
+                "Requests refused; nothing of them was stored.",
+                &["reason"],
+            )?,
+            ingest_repeats: counter_vec(
+                r,
+                "sendoff_ingest_repeats_total",
+                "Requests recognised as repeats of a stored event.",
+                &["function", "key_source"],
+            )?,
+            ingest_connections: int_gauge(
+                r,
+                "sendoff_ingest_connections",
+                "Open connections of the ingest listeners.",
+            )?,
+            outbox_append_seconds: histogram(
+                r,
+                "sendoff_outbox_append_seconds",
+                "From a complete request to its event being on stable storage.",
+                SECONDS,
+            )?,
+            outbox_flush_seconds: histogram(
+                r,
+                "sendoff_outbox_flush_seconds",
+                "One group commit: write and sync.",
+                SECONDS,
+            )?,
+            outbox_batch_events: histogram(
+                r,
+                "sendoff_outbox_batch_events",
+                "Events appended or settled by one group commit.",
+                BATCH,
+            )?,
+            outbox_events: int_gauge_vec(
+                r,
+                "sendoff_outbox_events",
+                "Events in the store by state.",
+                &["function", "state"],
+            )?,
+            outbox_bytes: int_gauge_vec(
+                r,
+                "sendoff_outbox_bytes",
+                "Bytes of event records in the store by state.",
+                &["function", "state"],
+            )?,
+            outbox_disk_bytes: int_gauge(r, "sendoff_outbox_disk_bytes", "Bytes that the store takes on disk.")?,
+            outbox_disk_free_bytes: int_gauge(
+                r,
+                "sendoff_outbox_disk_free_bytes",
+                "Bytes free on the disk that holds the store.",
+            )?,
+            outbox_keys: int_gauge(r, "sendoff_outbox_keys", "Idempotency keys that are remembered.")?,
+            outbox_poisoned: int_gauge(
+                r,
+                "sendoff_outbox_poisoned",
+                "1 once a write or sync failed; a restart recovers.",
+            )?,
+            outbox_oldest_ready_age_seconds: gauge_vec(
+                r,
+                "sendoff_outbox_oldest_ready_age_seconds",
+                "Age of the oldest event that waits for delivery; the one to alert on.",
+                &["function"],
+            )?,
+            dispatch_attempts: counter_vec(
+                r,
+                "sendoff_dispatch_attempts_total",
+                "Calls of Invoke by outcome.",
+                &["function", "outcome"],
+            )?,
+            dispatch_attempt_seconds: histogram_vec(
+                r,
+                "sendoff_dispatch_attempt_seconds",
+                "One call of Invoke.",
+                SECONDS,
+                &["function"],
+            )?,
+            dispatch_in_flight: int_gauge_vec(r, "sendoff_dispatch_in_flight", "Attempts in flight.", &["function"])?,
+            dispatch_retries: counter_vec(
+                r,
+                "sendoff_dispatch_retries_total",
+                "Attempts that were followed by a due time for another.",
+                &["function"],
+            )?,
+            dispatch_held: int_gauge_vec(
+                r,
+                "sendoff_dispatch_held",
+                "1 while a lane is held for a reason that is not its events' fault.",
+                &["function"],
+            )?,
+            deadletter_buried: counter_vec(
+                r,
+                "sendoff_deadletter_buried_total",
+                "Events that became dead letters.",
+                &["function", "reason"],
+            )?,
+            deadletter_shipped: counter_vec(
+                r,
+                "sendoff_deadletter_shipped_total",
+                "Dead letters that SQS confirmed.",
+                &["function"],
+            )?,
+            deadletter_ship_failures: counter_vec(
+                r,
+                "sendoff_deadletter_ship_failures_total",
+                "Dead letters that SQS did not take, by error code; they stay in the store.",
+                &["code"],
+            )?,
+            ready: int_gauge(r, "sendoff_ready", "1 while the daemon can keep its promises.")?,
+            start_time_seconds: register(
+                r,
+                Gauge::with_opts(Opts::new("sendoff_start_time_seconds", "Start of the daemon, Unix time."))?,
+            )?,
+            labels: Mutex::new(BTreeSet::new()),
+            registry,
+        })
+    }
+
+    /// The label of a function: its name, or [`OTHER`] once the cap is reached. A caller cannot grow the metrics without
+    /// bound by inventing names.
+    pub fn function_label<'a>(&self, function: &'a FunctionName) -> &'a str {
+        let mut labels = self.labels.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if labels.contains(function) {
+            return function.as_str();
+        }
+        if labels.len() < FUNCTION_LABELS_MAX {
+            labels.insert(function.clone());
+            return function.as_str();
+        }
+        OTHER
+    }
+
+    /// The Prometheus text format, version 0.0.4.
+    pub fn render(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+fn counter_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    register(r, IntCounterVec::new(Opts::new(name, help), labels)?)
+}
+
+fn int_gauge(r: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    register(r, IntGauge::with_opts(Opts::new(name, help))?)
+}
+
+fn int_gauge_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    register(r, IntGaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn gauge_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
+    register(r, GaugeVec::new(Opts::new(name, help), labels)?)
+}
+
+fn histogram(r: &Registry, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
+    register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+}
+
+fn histogram_vec(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+    labels: &[&str],
+) -> Result<HistogramVec, prometheus::Error> {
+    register(r, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_beyond_the_cap_share_one_label() {
+        let metrics = Metrics::new().unwrap();
+        for n in 0..FUNCTION_LABELS_MAX {
+            let name = FunctionName::new(&format!("f{n}"));
+            assert_eq!(metrics.function_label(&name), name.as_str());
+        }
+        assert_eq!(metrics.function_label(&FunctionName::new("late")), OTHER);
+        assert_eq!(metrics.function_label(&FunctionName::new("f7")), "f7");
+    }
+}

@@ -1,0 +1,335 @@
+//! Stage 2: the durable hand-over.
+//!
+//! In: events admitted by ingest. Out: leases to dispatch and deadletter.
+//! Holds: an event is in exactly one state; only `settle` moves it out of a lease (G2).
+//! Limits: `outbox.bytes_max` and the free space of the disk; beyond them append refuses, it never waits for room.
+//! Fails: a failed sync poisons the outbox; every later call says so until restart (G1).
+//!
+//! ```text
+//! append   (nothing) -> Ready, or Scheduled if it is not to be delivered yet
+//! lease    Ready, due Waiting or Scheduled -> Leased          Buried -> Shipping
+//! settle   Leased   -> gone (Delivered) | Waiting (RetryAt) | as before (Release) | Buried (Bury)
+//!          Shipping -> gone (Shipped) | as before (Release) | Buried (RetryAt: not to be shipped before) | Ready (Revive)
+//! crash    Leased and Shipping go back: a lease lives in memory only
+//! ```
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::UnixMillis;
+use crate::event::{Event, EventId, FunctionName};
+
+pub mod record;
+
+pub mod keys;
+
+pub mod engine;
+
+pub mod writer;
+
+pub mod sled;
+
+pub mod memory;
+
+/// One store of events. Handles are cheap to clone and all mean the same store.
+pub trait Outbox: Clone + Send + Sync + 'static {
+    /// Returns only when every event of the batch is on stable storage, or none is. One answer per event, in order.
+    /// A batch is one commit; concurrent calls share one too.
+    fn append(&self, batch: Vec<Event>) -> impl Future<Output = Result<Vec<Appended>, Error>> + Send;
+
+    /// Takes events for attempting (or shipping); they are nobody else's until settled, or until the process ends.
+    fn lease(&self, want: LeaseWant) -> impl Future<Output = Result<Vec<Leased>, Error>> + Send;
+
+    /// Writes what became of leased events; returns when that is on stable storage.
+    fn settle(&self, done: Vec<(Lease, Settlement)>) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// The lanes that changed after `since` (0: all of them) and the version to ask with next time.
+    fn lanes(&self, since: u64) -> impl Future<Output = Result<LaneNews, Error>> + Send;
+
+    /// One event's state, or none if it is not stored (any more).
+    fn find(&self, id: EventId) -> impl Future<Output = Result<Option<Found>, Error>> + Send;
+
+    /// Removes what is only remembered for a while: keys whose window is over, lanes long empty. A bounded piece of work
+    /// a call; says whether there is more.
+    fn sweep(&self) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Counts by lane and state.
+    fn census(&self) -> impl Future<Output = Result<Census, Error>> + Send;
+
+    /// Waits until something may have changed since the last call. Carries no data and may wake for nothing:
+    /// whoever wakes reads the store again.
+    fn changed(&self) -> impl Future<Output = ()> + Send;
+
+    /// Why the outbox no longer accepts, if a sync failed; none while it is well.
+    fn poisoned(&self) -> Option<String>;
+}
+
+/// What became of one event of an append.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Appended {
+    Stored,
+    /// The key is known and the payload the same: nothing was stored.
+    Repeat {
+        first: EventId,
+    },
+    /// The key is known with another payload: nothing was stored.
+    Conflict {
+        first: EventId,
+    },
+    /// No room for this one.
+    Full(Full),
+}
+
+/// A limit that was reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    #[error("the outbox holds {used} bytes of at most {limit} (outbox.bytes_max)")]
+    Bytes { used: u64, limit: u64 },
+    #[error("the outbox holds {used} events of at most {limit} (outbox.events_max)")]
+    Events { used: u64, limit: u64 },
+    #[error("the outbox knows {used} functions of at most {limit} (outbox.functions_max)")]
+    Functions { used: u64, limit: u64 },
+    #[error("the disk has {free} bytes free, {reserve} are kept for settling (outbox.disk_reserve)")]
+    Disk { free: u64, reserve: u64 },
+}
+
+/// Why the outbox could not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// A write or sync failed: what is on disk is no longer known. Restart to recover.
+    #[error("the outbox is poisoned and needs a restart: {why}")]
+    Poisoned { why: String },
+    #[error("the outbox is closed")]
+    Closed,
+}
+
+/// Which events to take.
+#[derive(Debug, Clone, Default)]
+pub struct LeaseWant {
+    /// How many of each lane at most, in the order in which to serve the lanes.
+    pub lanes: Vec<LaneWant>,
+    /// How many payload bytes in all, at most; the first event is taken whatever its size.
+    pub bytes_max: u64,
+}
+
+/// Which events of one lane to take.
+#[derive(Debug, Clone)]
+pub struct LaneWant {
+    pub lane: LaneId,
+    pub which: Which,
+    pub events_max: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Those that may be attempted now, due ones first, then in the order of acceptance.
+    Due,
+    /// Those accepted before this, whether due or not: they are past their age.
+    AcceptedBefore(UnixMillis),
+    /// The dead letters that may be shipped now.
+    Buried,
+}
+
+/// A lane's number in this store; never used again for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneId(pub u32);
+
+/// An event and the right to settle it.
+#[derive(Debug, Clone)]
+pub struct Leased {
+    pub lease: Lease,
+    pub event: Event,
+    pub history: History,
+}
+
+/// The right to settle one event. Given out once; settling twice is refused silently, as the first has decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    pub lane: LaneId,
+    pub id: EventId,
+    pub(crate) place: Place,
+}
+
+/// In which state an event rests between leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    Ready,
+    /// Attempted before, or released with a due time.
+    Waiting,
+    /// Never attempted, and not to be before its time.
+    Scheduled,
+    Buried,
+}
+
+impl Place {
+    pub const ALL: [Self; 4] = [Self::Ready, Self::Waiting, Self::Scheduled, Self::Buried];
+
+    /// The word used in metrics, logs and the operator's API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Waiting => "waiting",
+            Self::Scheduled => "scheduled",
+            Self::Buried => "buried",
+        }
+    }
+}
+
+/// What happened to an event so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// Attempts that count against `attempts_max`.
+    pub attempts: u32,
+    /// All calls of Invoke, the uncharged included.
+    pub calls: u32,
+    /// How often Lambda throttled it: what its backoff grows with, beside `attempts`.
+    pub throttles: u32,
+    /// Not before this.
+    pub due: UnixMillis,
+    pub last: Option<LastOutcome>,
+    /// Set once it is buried.
+    pub burial: Option<Burial>,
+}
+
+/// What the last attempt brought, for people and for the dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastOutcome {
+    pub at: UnixMillis,
+    /// HTTP status; 0 if there was no reply.
+    pub status: u16,
+    /// Lambda's error code, or our word for a failure of transport.
+    pub code: String,
+    /// At most 1,024 bytes, as in Lambda's own dead letters.
+    pub message: String,
+    /// `x-amzn-RequestId`: the join key to CloudWatch.
+    pub request_id: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Burial {
+    pub reason: BuryReason,
+    pub at: UnixMillis,
+}
+
+/// Why an event is dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BuryReason {
+    /// `attempts_max` charged attempts failed.
+    RetriesExhausted,
+    /// Older than `age_max`, or past its own `expires_at`.
+    EventAgeExceeded,
+    /// Lambda will never take this event: too large, not JSON, ...
+    Refused,
+}
+
+impl BuryReason {
+    pub const ALL: [Self; 3] = [Self::RetriesExhausted, Self::EventAgeExceeded, Self::Refused];
+
+    /// The word used in metrics, logs, attributes and the operator's API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RetriesExhausted => "retries-exhausted",
+            Self::EventAgeExceeded => "event-age-exceeded",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// What is written about a leased event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settlement {
+    /// Lambda took it: it is gone.
+    Delivered,
+    /// To be tried again (or shipped again, if buried) at `history.due`.
+    RetryAt(History),
+    /// Given back untouched: a shutdown costs no attempt.
+    Release,
+    /// Dead, with `history.burial` saying why.
+    Bury(History),
+    /// SQS confirmed it: it is gone.
+    Shipped,
+}
+
+/// The lanes that changed.
+#[derive(Debug, Clone, Default)]
+pub struct LaneNews {
+    /// What to ask with next time.
+    pub version: u64,
+    pub lanes: Vec<LaneView>,
+}
+
+/// What dispatch and deadletter need to know of one lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneView {
+    pub lane: LaneId,
+    pub function: FunctionName,
+    /// Ready and not leased.
+    pub ready: u64,
+    /// When the next Waiting or Scheduled event is due (it may be past); none if there is none.
+    pub next_due: Option<UnixMillis>,
+    /// Acceptance of the oldest event that is neither buried nor delivered, leased or not.
+    pub oldest: Option<UnixMillis>,
+    /// Buried and not leased.
+    pub buried: u64,
+    /// When the next buried event may be shipped (it may be past).
+    pub next_ship: Option<UnixMillis>,
+}
+
+/// Where an event is.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub event: Event,
+    pub history: History,
+    pub place: Place,
+    /// Being attempted or shipped right now.
+    pub leased: bool,
+}
+
+/// Counts, for metrics, limits and people.
+#[derive(Debug, Clone, Default)]
+pub struct Census {
+    pub lanes: BTreeMap<FunctionName, LaneCensus>,
+    /// Keys that are remembered.
+    pub keys: u64,
+    /// Bytes of the records of all events.
+    pub bytes: u64,
+    pub events: u64,
+    /// Bytes that the store takes on disk.
+    pub disk_bytes: u64,
+}
+
+/// One lane's counts: events and bytes by state. Leased events count where they rest.
+#[derive(Debug, Clone, Default)]
+pub struct LaneCensus {
+    pub by_place: BTreeMap<Place, Count>,
+    pub leased: u64,
+    /// Acceptance of the oldest event that is ready, or was once.
+    pub oldest_ready: Option<UnixMillis>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    pub events: u64,
+    pub bytes: u64,
+}
+
+/// The limits of a store.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Bytes of all event records, at most.
+    pub bytes_max: u64,
+    pub events_max: u64,
+    pub functions_max: u64,
+    /// How long a given key is remembered.
+    pub dedupe_window: Duration,
+    /// How long an SDK's invocation id is remembered: its retries of one call span minutes, not hours.
+    pub sdk_window: Duration,
+    /// Bytes of disk that appends leave free, so that settling stays possible.
+    pub disk_reserve: u64,
+    /// Bytes of memory for the engine's page cache.
+    pub cache: u64,
+}

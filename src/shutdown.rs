@@ -1,0 +1,48 @@
+//! Stopping in order: signals, phases, and the tokens that each part listens to.
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What tells the parts to stop, from the door inwards. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// Cancelled first: accept no further connection; finish the requests already read.
+    pub accepting: CancellationToken,
+    /// Cancelled next: take no further lease.
+    pub leasing: CancellationToken,
+    /// Cancelled when the grace is over: give up attempts in flight and release their events, uncharged.
+    pub working: CancellationToken,
+}
+
+impl Stop {
+    /// Stops in order and waits for each part; true if all was finished within `grace`.
+    pub async fn drain(&self, door: &TaskTracker, stages: &TaskTracker, grace: Duration) -> bool {
+        door.close();
+        stages.close();
+        self.accepting.cancel();
+        self.leasing.cancel();
+        let in_time = tokio::time::timeout(grace, async {
+            door.wait().await;
+            stages.wait().await;
+        })
+        .await
+        .is_ok();
+        self.working.cancel();
+        stages.wait().await;
+        in_time
+    }
+}
+
+/// Waits for SIGTERM or SIGINT; names the one that came.
+pub async fn requested() -> std::io::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        biased;
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
