@@ -192,6 +192,8 @@ pub struct History {
     pub calls: u32,
     /// How often Lambda throttled it: what its backoff grows with, beside `attempts`.
     pub throttles: u32,
+    /// Uncharged failures in a row that were not throttles (no connection, held): what the wait for them grows with.
+    pub setbacks: u32,
     /// Not before this.
     pub due: UnixMillis,
     pub last: Option<LastOutcome>,
