@@ -16,9 +16,13 @@ pub mod verdict;
 
 pub mod backoff;
 
+pub mod limiter;
+
 pub mod lane;
 
 pub mod attempt;
+
+pub use attempt::Dispatch;
 
 /// What carries an event to its function: AWS Lambda, or a fake in the simulation.
 pub trait Invoke: Clone + Send + Sync + 'static {
@@ -66,6 +70,19 @@ pub struct Failure {
     pub kind: FailureKind,
     /// The chain of causes, for the log.
     pub message: String,
+}
+
+impl Reply {
+    /// In words, for the log: code and message.
+    pub fn in_words(&self) -> String {
+        match self {
+            Self::Answer(answer) => match &answer.code {
+                Some(code) => format!("{} {code}: {}", answer.status, answer.message),
+                None => format!("{}: {}", answer.status, answer.message),
+            },
+            Self::NotSent(failure) | Self::Lost(failure) => format!("{}: {}", failure.kind.as_str(), failure.message),
+        }
+    }
 }
 
 /// The ways in which a call gets no answer.

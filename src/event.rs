@@ -90,6 +90,12 @@ impl FunctionName {
         &self.0
     }
 
+    /// The region in the name; none is the daemon's own.
+    pub fn region(&self) -> Option<&str> {
+        let (first, _) = self.0.split_once('/')?;
+        first.bytes().any(|byte| !byte.is_ascii_digit()).then_some(first)
+    }
+
     /// Two bytes of FNV-1a: not unique, only a way to look in few places first.
     pub fn tag(&self) -> u16 {
         let hash =

@@ -74,6 +74,16 @@ pub enum Scope {
     Account,
 }
 
+impl Scope {
+    /// The word used in logs and the operator's API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lane => "lane",
+            Self::Account => "account",
+        }
+    }
+}
+
 /// What to write, and who must pause.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
