@@ -206,7 +206,7 @@ pub fn bury(history: History, reason: BuryReason, now: UnixMillis) -> Settlement
 }
 
 /// At most `bytes_max` bytes of `text`, whole characters.
-pub fn cut(text: &str, bytes_max: usize) -> &str {
+fn cut(text: &str, bytes_max: usize) -> &str {
     &text[..text.floor_char_boundary(bytes_max)]
 }
 
