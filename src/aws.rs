@@ -41,7 +41,7 @@ pub struct Settings {
     pub endpoint_url: Option<String>,
     /// Without an `endpoint_url`, go to the region's public endpoint whatever `AWS_ENDPOINT_URL` and
     /// `AWS_ENDPOINT_URL_LAMBDA` say: where those lead applications to sendoff, sendoff must not call itself.
-    pub ignore_env_endpoint: bool,
+    pub ignore_configured_endpoint_urls: bool,
     pub connect_timeout: Duration,
     /// From the request being sent to its answer.
     pub read_timeout: Duration,
@@ -93,10 +93,10 @@ impl Shared {
         if let Some(region) = region.filter(|region| !is_region(region)) {
             return Err(Error::Region { service, region: region.to_owned() });
         }
-        let env_endpoint = self.config.endpoint_url().filter(|_| !settings.ignore_env_endpoint);
+        let env_endpoint = self.config.endpoint_url().filter(|_| !settings.ignore_configured_endpoint_urls);
         let has_endpoint = settings.endpoint_url.is_some() || env_endpoint.is_some();
         let region = region.or(has_endpoint.then_some(REGION_OF_AN_ENDPOINT)).ok_or(Error::NoRegion { service })?;
-        let endpoint = match (&settings.endpoint_url, settings.ignore_env_endpoint) {
+        let endpoint = match (&settings.endpoint_url, settings.ignore_configured_endpoint_urls) {
             (Some(url), _) => Endpoint::At(url.clone()),
             (None, true) => Endpoint::Public,
             (None, false) => Endpoint::AsConfigured,
@@ -201,7 +201,7 @@ mod tests {
         Settings {
             region: None,
             endpoint_url: None,
-            ignore_env_endpoint: true,
+            ignore_configured_endpoint_urls: true,
             connect_timeout: Duration::from_secs(1),
             read_timeout: Duration::from_secs(2),
         }
@@ -227,7 +227,7 @@ mod tests {
     fn an_endpoint_of_the_environment_counts_only_where_it_is_not_ignored() {
         let shared = Shared { config: SdkConfig::builder().endpoint_url("http://127.0.0.1:9477").build() };
         assert_eq!(shared.place("lambda", &settings()).unwrap_err(), Error::NoRegion { service: "lambda" });
-        let heeded = Settings { ignore_env_endpoint: false, ..settings() };
+        let heeded = Settings { ignore_configured_endpoint_urls: false, ..settings() };
         assert_eq!(shared.place("lambda", &heeded).unwrap().region, REGION_OF_AN_ENDPOINT);
     }
 

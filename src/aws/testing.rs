@@ -133,7 +133,7 @@ pub(super) fn settings(url: &str) -> Settings {
     Settings {
         region: Some("eu-central-1".into()),
         endpoint_url: Some(url.to_owned()),
-        ignore_env_endpoint: true,
+        ignore_configured_endpoint_urls: true,
         connect_timeout: Duration::from_secs(5),
         read_timeout: Duration::from_secs(5),
     }
