@@ -1,1 +1,266 @@
-//! (skeleton)
+//! The door: one request from its head to its answer.
+
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{EXPECT, HeaderName, HeaderValue};
+use http::request::Parts as Head;
+use http::{Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::{Body, Incoming};
+use hyper::service::{Service, service_fn};
+
+use crate::clock::{Clock, UnixMillis};
+use crate::event::{Event, EventId, FunctionName, KeySource};
+use crate::ingest::Settings;
+use crate::ingest::admission::Admission;
+use crate::ingest::lambda_api::{InvocationType, Invoke, check_payload, read_head};
+use crate::ingest::refusal::{REQUEST_ID, Refusal, header_value};
+use crate::ingest::{body, key};
+use crate::metrics::Metrics;
+use crate::outbox::{Appended, Error, Outbox};
+
+pub const EVENT_ID: HeaderName = HeaderName::from_static("x-sendoff-event-id");
+pub const KEY_SOURCE: HeaderName = HeaderName::from_static("x-sendoff-key-source");
+pub const DUPLICATE: HeaderName = HeaderName::from_static("x-sendoff-duplicate");
+
+/// After how long a refused client should come back: at least this, and up to twice as long, so that not all come at once.
+const CROWDED_RETRY: Duration = Duration::from_millis(500);
+const FULL_RETRY: Duration = Duration::from_secs(2);
+const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
+
+/// How often the log may say that the door changed between accepting and refusing.
+const HEALTH_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Stage 1. Cheap to clone; all clones are one door.
+#[derive(Clone)]
+pub struct Door<O> {
+    outbox: O,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    settings: Settings,
+    admission: Admission,
+    health: HealthLog,
+}
+
+/// What is answered with 202.
+struct Accepted {
+    /// The event's id, or the first event's for a repeat.
+    id: EventId,
+    source: KeySource,
+    repeat: bool,
+}
+
+impl<O: Outbox> Door<O> {
+    pub fn new(outbox: O, clock: Clock, metrics: Arc<Metrics>, settings: Settings) -> Self {
+        let admission = Admission::new(settings.request_bytes_max);
+        Self { outbox, shared: Arc::new(Shared { clock, metrics, settings, admission, health: HealthLog::default() }) }
+    }
+
+    /// The door as [`crate::http::Server`] serves it.
+    pub fn service(
+        &self,
+    ) -> impl Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send + 'static>
+    + Clone
+    + Send
+    + 'static {
+        let door = self.clone();
+        service_fn(move |request| {
+            let door = door.clone();
+            async move { Ok(door.handle(request).await) }
+        })
+    }
+
+    /// Answers one request; 202 only once its event is on stable storage (G1).
+    ///
+    /// Dropping the future, as hyper does when an HTTP/2 client resets its stream, is safe at every await. Before
+    /// the append, nothing is stored. From the append on, the outbox alone decides: it stores the event or does not, and a
+    /// client that saw no answer repeats the request and is told which (G3). What is lost is a count in the metrics.
+    pub async fn handle<B: Body>(&self, request: Request<B>) -> Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        let mut body = pin!(body);
+        match self.accept(&head, body.as_mut()).await {
+            Ok(accepted) => accepted.response(),
+            Err(refusal) => {
+                self.note(&refusal);
+                // A client that waits for "100 Continue" has not begun to send; reading would ask it to.
+                if refusal.leaves_body() && !head.headers.contains_key(EXPECT) {
+                    body::discard(body, self.shared.settings.body_timeout).await;
+                }
+                let request_id = uuid::Builder::from_random_bytes(self.shared.clock.random_bits().to_be_bytes());
+                refusal.response(&request_id.into_uuid().to_string())
+            }
+        }
+    }
+
+    async fn accept<B: Body>(&self, head: &Head, body: Pin<&mut B>) -> Result<Accepted, Refusal> {
+        let Shared { settings, admission, .. } = &*self.shared;
+        let invoke = read_head(head, settings)?;
+        match invoke.invocation_type {
+            InvocationType::Event => {}
+            mode @ (InvocationType::RequestResponse | InvocationType::DryRun) => {
+                return Err(Refusal::ModeNotSupported { mode: mode.as_str() });
+            }
+        }
+        let limit = invoke.payload_max as u64;
+        let expected = body.size_hint().exact().unwrap_or(limit);
+        if expected > limit {
+            return Err(Refusal::PayloadTooLarge { bytes: Some(expected), limit });
+        }
+        // Held until the answer is ready: until then the payload is in memory, here or in the outbox's queue.
+        let _permit = admission
+            .admit(expected)
+            .map_err(|crowded| Refusal::Crowded { crowded, retry_after: self.retry_after(CROWDED_RETRY) })?;
+        let payload = body::read(body, invoke.payload_max, settings.body_timeout).await?;
+        check_payload(&payload)?;
+        self.append(invoke, payload).await
+    }
+
+    async fn append(&self, invoke: Invoke, payload: Bytes) -> Result<Accepted, Refusal> {
+        let Shared { clock, metrics, .. } = &*self.shared;
+        let started = clock.instant();
+        let accepted_at = clock.now();
+        let event = Event {
+            id: EventId::mint(accepted_at, clock.random_bits(), &invoke.function.name),
+            key: invoke.keys.choose(&payload, || clock.random_bits()),
+            function: invoke.function,
+            carried: invoke.carried,
+            payload,
+            accepted_at,
+            deliver_at: None,
+            expires_at: None,
+            redrives: 0,
+        };
+        let (id, source, function) = (event.id, event.key.source, event.function.name.clone());
+        // Some clients use one SDK invocation id for several calls. Nobody chose that id, so another payload is another event.
+        let other = (source == KeySource::SdkInvocationId)
+            .then(|| Event { key: key::mint(clock.random_bits()), ..event.clone() });
+        let mut appended = self.append_one(event).await?;
+        let mut accepted = Accepted { id, source, repeat: false };
+        if let (Appended::Conflict { .. }, Some(other)) = (&appended, other) {
+            accepted.source = other.key.source;
+            appended = self.append_one(other).await?;
+        }
+        metrics.outbox_append_seconds.observe(started.elapsed().as_secs_f64());
+        match appended {
+            Appended::Stored => {
+                self.note_stored(&function);
+                Ok(accepted)
+            }
+            Appended::Repeat { first } => {
+                let label = metrics.function_label(&function);
+                metrics.ingest_repeats.with_label_values(&[label, accepted.source.as_str()]).inc();
+                Ok(Accepted { id: first, repeat: true, ..accepted })
+            }
+            Appended::Conflict { first } => Err(Refusal::Conflict { first, source: accepted.source }),
+            Appended::Full(full) => {
+                Err(Refusal::Full { why: full.to_string(), retry_after: self.retry_after(FULL_RETRY) })
+            }
+        }
+    }
+
+    async fn append_one(&self, event: Event) -> Result<Appended, Refusal> {
+        let unavailable = |why| Refusal::Unavailable { why, retry_after: self.retry_after(UNAVAILABLE_RETRY) };
+        match self.outbox.append(vec![event]).await {
+            Ok(mut appended) => appended
+                .pop()
+                .ok_or_else(|| unavailable("the outbox did not say whether it stored the event".to_owned())),
+            Err(error @ (Error::Poisoned { .. } | Error::Closed)) => Err(unavailable(error.to_string())),
+        }
+    }
+
+    fn retry_after(&self, at_least: Duration) -> Duration {
+        at_least + self.shared.clock.jitter(at_least)
+    }
+
+    fn note_stored(&self, function: &FunctionName) {
+        let Shared { clock, metrics, health, .. } = &*self.shared;
+        metrics.ingest_accepted.with_label_values(&[metrics.function_label(function)]).inc();
+        if health.changed(Health::Accepting, clock) {
+            tracing::info!("accepting events again");
+        }
+    }
+
+    fn note(&self, refusal: &Refusal) {
+        let Shared { clock, metrics, health, .. } = &*self.shared;
+        let reason = refusal.reason();
+        metrics.ingest_refused.with_label_values(&[reason]).inc();
+        tracing::debug!(reason, "request refused");
+        match refusal {
+            Refusal::Full { why, .. } if health.changed(Health::Full, clock) => {
+                tracing::warn!(why, "refusing events: no room");
+            }
+            Refusal::Unavailable { why, .. } if health.changed(Health::Unavailable, clock) => {
+                tracing::warn!(why, "refusing events: the outbox cannot store");
+            }
+            Refusal::UnknownOperation
+            | Refusal::MethodNotAllowed
+            | Refusal::Validation(_)
+            | Refusal::QualifierMismatch
+            | Refusal::InvalidContent(_)
+            | Refusal::PayloadTooLarge { .. }
+            | Refusal::ModeNotSupported { .. }
+            | Refusal::Crowded { .. }
+            | Refusal::BodyTimeout
+            | Refusal::BodyTorn
+            | Refusal::Conflict { .. }
+            | Refusal::Full { .. }
+            | Refusal::Unavailable { .. } => {}
+        }
+    }
+}
+
+impl Accepted {
+    fn response(&self) -> Response<Full<Bytes>> {
+        let id = header_value(&self.id.to_string());
+        let mut response = Response::new(Full::default());
+        *response.status_mut() = StatusCode::ACCEPTED;
+        let headers = response.headers_mut();
+        headers.insert(REQUEST_ID, id.clone());
+        headers.insert(EVENT_ID, id);
+        headers.insert(KEY_SOURCE, HeaderValue::from_static(self.source.as_str()));
+        if self.repeat {
+            headers.insert(DUPLICATE, HeaderValue::from_static("true"));
+        }
+        response
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    Accepting,
+    Full,
+    Unavailable,
+}
+
+/// What the log said last about the door, and when: a full outbox is a line in the log, not one for each request.
+#[derive(Debug, Default)]
+struct HealthLog {
+    /// The time in milliseconds, with the health in the lowest two bits. 0: accepting, said never.
+    said: AtomicU64,
+}
+
+impl HealthLog {
+    /// Whether to log now that the door's health is `health`. Compares with what was logged, not with what was last
+    /// seen, so that a state which lasts is told in the end, however it flapped before.
+    fn changed(&self, health: Health, clock: &Clock) -> bool {
+        let said = self.said.load(Ordering::Relaxed);
+        if said & 0b11 == health as u64 {
+            return false;
+        }
+        let now = clock.now();
+        if said >> 2 != 0 && now.since(UnixMillis(said >> 2)) < HEALTH_LOG_INTERVAL {
+            return false;
+        }
+        let news = now.0 << 2 | health as u64;
+        self.said.compare_exchange(said, news, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
