@@ -71,6 +71,11 @@ pub fn send_and_leave(to: SocketAddr, bytes: &[u8]) {
     stream.shutdown(Shutdown::Both).unwrap();
 }
 
+/// Whether connections are accepted there.
+pub fn listens(at: SocketAddr) -> bool {
+    TcpStream::connect(at).is_ok()
+}
+
 fn connect(to: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(to).unwrap_or_else(|why| panic!("cannot connect to {to}: {why}"));
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
