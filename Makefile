@@ -1,0 +1,63 @@
+# Needs: Rust, Python 3.10 or newer with its venv module, a C compiler. Everything else is fetched into .venv and .tools.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+CARGO ?= cargo
+PYTHON ?= python3
+VENV := $(CURDIR)/.venv
+TOOLS := $(CURDIR)/.tools
+export SENDOFF_TEST_VENV := $(VENV)
+
+.PHONY: help
+help: ## say what can be made (this)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: $(VENV)/.made ## run every test, with the real parts in .venv
+	if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  $(CARGO) nextest run --locked; \
+	else \
+	  $(CARGO) test --locked --no-fail-fast; \
+	fi
+
+.PHONY: demo
+demo: ## see sendoff lose nothing: no AWS account, nothing but the binary
+	$(CARGO) run --locked --quiet -- demo
+
+.PHONY: lint
+lint: fmt clippy doc deny ## every gate that is not a test
+
+.PHONY: fmt
+fmt: ## fail on what `cargo fmt` would change
+	$(CARGO) fmt --check
+
+.PHONY: clippy
+clippy: ## fail on any compiler or clippy warning
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+.PHONY: doc
+doc: ## fail on any warning of the documentation
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+.PHONY: deny
+deny: $(TOOLS)/.made ## fail on a dependency, licence or source that deny.toml does not allow
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny --locked check --hide-inclusion-graph bans licenses sources
+
+.PHONY: advisories
+advisories: $(TOOLS)/.made ## fail on a known vulnerability; fetches the advisory database from the network
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny --locked check advisories
+
+# Made anew whenever the pins change; the stamp comes last, so that a half-made one is made again.
+$(VENV)/.made: tests/requirements.txt
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements.txt
+	$(VENV)/bin/python -m pip check --disable-pip-version-check
+	touch $@
+
+$(TOOLS)/.made: .ci/requirements.txt
+	rm -rf $(TOOLS)
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .ci/requirements.txt
+	touch $@

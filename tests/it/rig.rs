@@ -1,0 +1,50 @@
+//! What the tests are built from.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+pub mod process;
+
+pub mod daemon;
+
+pub mod http;
+
+pub mod metrics;
+
+pub mod python;
+
+pub mod sqs;
+
+pub mod ministack;
+
+pub mod lambda;
+
+pub mod lossy;
+
+pub mod sender;
+
+/// Long enough for a busy machine; a test that waits this long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks `probe` until it answers; fails the test with `what` after [`PATIENCE`].
+pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = probe() {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A port that nothing listens on, below the range from which the kernel takes ports by itself: it stays free between two
+/// lives of a daemon. Another one each time, also in the next process.
+pub fn lasting_port() -> u16 {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    (0..1_000)
+        .map(|_| std::process::id().wrapping_mul(16).wrapping_add(ASKED.fetch_add(1, Ordering::Relaxed)))
+        .map(|seed| 20_000 + u16::try_from(seed % 12_000).unwrap())
+        .find(|&port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .expect("a free port below 32000")
+}

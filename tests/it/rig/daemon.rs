@@ -1,0 +1,198 @@
+//! The real `sendoff`, as an operator starts it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::http::{self, Response};
+use super::metrics::Scrape;
+use super::process::Process;
+use super::{PATIENCE, eventually};
+
+/// How to start it. The same setup starts it again on the same state.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    wrapper: Vec<String>,
+}
+
+impl Setup {
+    /// On free ports of loopback, with short waits, so that a test sees many retries in little time.
+    pub fn new(state_dir: &Path) -> Self {
+        let args = ["serve", "--state-dir", state_dir.to_str().unwrap()].map(str::to_owned).to_vec();
+        Self { args, env: Vec::new(), wrapper: Vec::new() }
+            .set("listen.ingest", "127.0.0.1:0")
+            .set("listen.admin", "127.0.0.1:0")
+            .set("log.format", "json")
+            .set("delivery.backoff_base", "20ms")
+            .set("delivery.backoff_cap", "200ms")
+    }
+
+    /// Sets a key of the configuration; a later value of the same key counts.
+    pub fn set(mut self, key: &str, value: &str) -> Self {
+        let prefix = format!("{key}=");
+        let known = self.args.windows(2).position(|pair| pair[0] == "--set" && pair[1].starts_with(&prefix));
+        let setting = format!("{prefix}{value}");
+        match known {
+            Some(at) => self.args[at + 1] = setting,
+            None => self.args.extend(["--set".to_owned(), setting]),
+        }
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it by way of another program (and its arguments).
+    pub fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn start(&self) -> Daemon {
+        let process = Process::spawn("sendoff", &mut self.command());
+        let ready = process.line(PATIENCE, |line| log_fields(line).filter(|fields| fields["message"] == "ready"));
+        let Some(ready) = ready else { panic!("sendoff ended before it was ready: {:?}", process.lines()) };
+        let bound = |field: &str| -> SocketAddr {
+            ready[field].as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {field} in {ready}"))
+        };
+        let (ingest, admin) = (bound("ingest"), bound("admin"));
+        Daemon { process, ingest, admin }
+    }
+
+    /// Starts it and waits until it has ended by itself: its exit code and all that it wrote.
+    pub fn fail_to_start(&self) -> (Option<i32>, String) {
+        let mut process = Process::spawn("sendoff that must not start", &mut self.command());
+        let status = process.wait(PATIENCE);
+        process.line(PATIENCE, |_| None::<()>);
+        (status.code(), process.lines().join("\n"))
+    }
+
+    fn command(&self) -> Command {
+        let binary = env!("CARGO_BIN_EXE_sendoff").to_owned();
+        let words: Vec<_> = self.wrapper.iter().chain([&binary]).chain(&self.args).collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        super::python::aws_environment(&mut command);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command
+    }
+}
+
+/// A daemon that was ready once. Dropping it is a SIGKILL.
+pub struct Daemon {
+    process: Process,
+    pub ingest: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl Daemon {
+    pub fn endpoint_url(&self) -> String {
+        format!("http://{}", self.ingest)
+    }
+
+    /// An `Event` invocation over a raw socket.
+    pub fn invoke(&self, function: &str, headers: &[(&str, &str)], payload: &[u8]) -> Response {
+        let headers: Vec<_> = [("X-Amz-Invocation-Type", "Event")].iter().chain(headers).copied().collect();
+        http::request(self.ingest, "POST", &invoke_path(function), &headers, payload)
+    }
+
+    /// The same, which must be accepted; gives the event's id.
+    pub fn accept(&self, function: &str, headers: &[(&str, &str)], payload: &[u8]) -> String {
+        let response = self.invoke(function, headers, payload);
+        assert_eq!((response.status, response.text().as_str()), (202, ""), "{response:?}");
+        response.header("x-amzn-requestid").expect("the event's id").to_owned()
+    }
+
+    pub fn scrape(&self) -> Scrape {
+        let response = http::get(self.admin, "/metrics");
+        assert_eq!(response.status, 200, "{response:?}");
+        Scrape(response.text())
+    }
+
+    /// Events in the store, in any state, as the metrics say.
+    pub fn stored(&self) -> f64 {
+        self.scrape().sum("sendoff_outbox_events", &[])
+    }
+
+    /// Waits until the store is empty.
+    pub fn wait_until_empty(&self) {
+        eventually("the store is empty", || (self.stored() == 0.0).then_some(()));
+    }
+
+    /// The fields of every log record so far.
+    pub fn log(&self) -> Vec<Value> {
+        self.process.lines().iter().filter_map(|line| log_fields(line)).collect()
+    }
+
+    /// Waits for a log record that `fits`.
+    pub fn wait_for_log(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        self.process
+            .line(PATIENCE, |line| log_fields(line).filter(|fields| fits(fields)))
+            .expect("the record comes before the daemon ends")
+    }
+
+    pub fn kill9(mut self) {
+        self.process.kill9();
+    }
+
+    pub fn terminate(&self) {
+        self.process.signal(Signal::TERM);
+    }
+
+    /// How it ended, once it has.
+    pub fn wait(mut self) -> ExitStatus {
+        self.process.wait(PATIENCE)
+    }
+
+    pub fn runs(&mut self) -> bool {
+        self.process.runs()
+    }
+}
+
+/// The path of Lambda's Invoke.
+pub fn invoke_path(function: &str) -> String {
+    format!("/2015-03-31/functions/{function}/invocations")
+}
+
+/// A scratch directory and the state directory in it.
+pub fn scratch() -> (tempfile::TempDir, PathBuf) {
+    let scratch = tempfile::tempdir().unwrap();
+    let state = scratch.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    (scratch, state)
+}
+
+/// The fields of a JSON log record, whether they stand in an object of their own or beside the time; the level with them.
+fn log_fields(line: &str) -> Option<Value> {
+    let record: Value = serde_json::from_str(line).ok()?;
+    let level = record.get("level")?.clone();
+    let mut fields = record.get("fields").unwrap_or(&record).clone();
+    fields["level"] = level;
+    Some(fields)
+}
+
+#[test]
+fn a_later_setting_replaces_an_earlier_one() {
+    let setup = Setup::new(Path::new("/nowhere")).set("a.b", "1").set("a.b", "2").set("a.c", "3");
+    assert_eq!(setup.args.iter().filter(|arg| arg.starts_with("a.b=")).collect::<Vec<_>>(), ["a.b=2"]);
+    assert!(setup.args.contains(&"a.c=3".to_owned()));
+}
+
+#[test]
+fn fields_are_found_in_both_forms_of_a_record() {
+    let nested = r#"{"level":"INFO","fields":{"message":"ready","ingest":"127.0.0.1:1"}}"#;
+    let flat = r#"{"level":"INFO","message":"ready","ingest":"127.0.0.1:1"}"#;
+    for line in [nested, flat] {
+        let fields = log_fields(line).unwrap();
+        assert_eq!((&fields["message"], &fields["level"]), (&Value::from("ready"), &Value::from("INFO")));
+    }
+    assert_eq!(log_fields("thread 'main' panicked"), None);
+}

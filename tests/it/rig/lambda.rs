@@ -1,0 +1,81 @@
+//! Lambda, as the library's own stand-in serves it: it misbehaves as told and remembers everything.
+
+use std::collections::BTreeMap;
+
+use sendoff::clock::Clock;
+use sendoff::standin::{Keep, Reason, Script, Settings, Standin, Trouble};
+use tokio::runtime::Runtime;
+
+use super::eventually;
+
+/// A stand-in on a runtime of its own. Events are told apart by the field `id` of their payload.
+pub struct Lambda {
+    standin: Standin,
+    _runtime: Runtime,
+}
+
+impl Lambda {
+    pub fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let entered = runtime.enter();
+        let settings = Settings { keep: Keep::EntriesAndPayloads, id_field: Some("id".to_owned()) };
+        let standin = Standin::start_with(Clock::system(), settings).unwrap();
+        drop(entered);
+        Self { standin, _runtime: runtime }
+    }
+
+    pub fn endpoint_url(&self) -> String {
+        self.standin.endpoint_url()
+    }
+
+    pub fn script(&self, function: &str, script: Script) {
+        self.standin.script(function, script);
+    }
+
+    pub fn default_script(&self, script: Script) {
+        self.standin.default_script(script);
+    }
+
+    /// From now on every request is throttled, which is no event's fault: all of them wait.
+    pub fn throttle_all(&self) {
+        self.default_script(Script::always(throttle()));
+    }
+
+    /// From now on every request is taken at once.
+    pub fn take_all(&self) {
+        self.default_script(Script::default());
+    }
+
+    /// How often each event was taken.
+    pub fn taken(&self) -> BTreeMap<String, u64> {
+        self.standin.ledger().read(|book| book.taken_ids().clone())
+    }
+
+    /// Waits until all of `ids` were taken.
+    pub fn wait_for(&self, ids: &[String]) {
+        eventually("Lambda has taken every event", || {
+            let taken = self.taken();
+            ids.iter().all(|id| taken.contains_key(id)).then_some(())
+        });
+    }
+
+    /// Requests that it has answered or failed to.
+    pub fn requests(&self) -> u64 {
+        self.standin.ledger().read(|book| book.total().requests)
+    }
+
+    /// Requests that it is answering right now.
+    pub fn in_flight(&self) -> u64 {
+        self.standin.ledger().read(|book| book.total().in_flight)
+    }
+}
+
+/// The function is at its concurrency limit.
+pub fn throttle() -> Trouble {
+    Trouble::throttle(Reason::ReservedFunctionConcurrentInvocationLimitExceeded)
+}
+
+/// The payload that has `id`.
+pub fn payload(id: &str) -> Vec<u8> {
+    serde_json::json!({ "id": id }).to_string().into_bytes()
+}

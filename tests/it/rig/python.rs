@@ -1,0 +1,57 @@
+//! The Python parts: where they are, and the environment that keeps every AWS client off the network.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub const REGION: &str = "eu-central-1";
+
+/// A program of the tests' virtual environment.
+///
+/// # Panics
+/// If it is not there: a test that needs it must not pass without it.
+pub fn program(name: &str) -> PathBuf {
+    let venv = std::env::var_os("SENDOFF_TEST_VENV")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv"), PathBuf::from);
+    let program = venv.join("bin").join(name);
+    assert!(program.is_file(), "{} is not there: run `make test`, which installs it", program.display());
+    program
+}
+
+/// A script of tests/py.
+pub fn script(name: &str) -> Command {
+    let mut command = Command::new(program("python"));
+    command.arg("-u").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/py").join(name));
+    aws_environment(&mut command);
+    command
+}
+
+/// The AWS CLI, pointed at `endpoint_url`.
+pub fn aws(endpoint_url: &str) -> Command {
+    let mut command = Command::new(program("aws"));
+    command.args(["--endpoint-url", endpoint_url, "--output", "json"]);
+    aws_environment(&mut command);
+    command
+}
+
+/// Runs it to its end; fails the test unless it succeeds.
+pub fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap_or_else(|why| panic!("cannot start {command:?}: {why}"));
+    assert!(output.status.success(), "{command:?} failed: {output:?}");
+    output
+}
+
+/// Static credentials, one region, no files of the user's, and no search for instance metadata.
+pub fn aws_environment(command: &mut Command) {
+    for name in ["AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_LAMBDA", "AWS_ENDPOINT_URL_SQS"] {
+        command.env_remove(name);
+    }
+    command
+        .env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+        .env("AWS_SECRET_ACCESS_KEY", "secret")
+        .env("AWS_REGION", REGION)
+        .env("AWS_DEFAULT_REGION", REGION)
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_CONFIG_FILE", "/dev/null")
+        .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+        .env("NO_PROXY", "127.0.0.1");
+}
