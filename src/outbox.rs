@@ -219,6 +219,8 @@ pub struct LastOutcome {
 pub struct Burial {
     pub reason: BuryReason,
     pub at: UnixMillis,
+    /// Why no queue can take it, in words; it then stays in the store.
+    pub unshippable: Option<String>,
 }
 
 /// Why an event is dead.

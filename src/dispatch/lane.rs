@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use super::limiter::Limiter;
 use super::verdict::{HOLD_MAX, Outcome, Pause, PauseKind, Scope, UNREACHABLE_PAUSE_MAX};
-use super::{Policy, Settings, backoff};
+use super::{Policy, Settings};
+use crate::backoff;
 use crate::clock::UnixMillis;
 use crate::outbox::{LaneId, LaneNews, LaneView, LaneWant, Which};
 

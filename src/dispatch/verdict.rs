@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use super::backoff;
 use super::{FailureKind, Policy, Reply};
+use crate::backoff;
 use crate::clock::{Clock, UnixMillis};
 use crate::event::Event;
 use crate::outbox::{Burial, BuryReason, History, LastOutcome, Settlement};
@@ -194,15 +194,16 @@ pub fn decide(
     }
 }
 
-/// When an event is buried, however it fares: `age_max` after its acceptance, or at its own `expires_at` if that is sooner.
+/// When an event is buried, however it fares: `age_max` after its acceptance (or after the
+/// time that it was to be delivered at), or at its own `expires_at` if that is sooner.
 pub fn deadline(event: &Event, policy: &Policy) -> UnixMillis {
-    let by_age = event.accepted_at.plus(policy.age_max);
+    let by_age = event.deliver_at.unwrap_or(event.accepted_at).plus(policy.age_max);
     event.expires_at.map_or(by_age, |expires_at| expires_at.min(by_age))
 }
 
 /// Into the dead-letter state, to be shipped at once.
 pub fn bury(history: History, reason: BuryReason, now: UnixMillis) -> Settlement {
-    Settlement::Bury(History { due: now, burial: Some(Burial { reason, at: now }), ..history })
+    Settlement::Bury(History { due: now, burial: Some(Burial { reason, at: now, unshippable: None }), ..history })
 }
 
 /// At most `bytes_max` bytes of `text`, whole characters.

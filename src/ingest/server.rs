@@ -358,7 +358,7 @@ mod tests {
             Ok(Census::default())
         }
 
-        async fn changed(&self) {}
+        async fn changed(&self, _since: u64) {}
 
         fn poisoned(&self) -> Option<String> {
             None

@@ -137,7 +137,7 @@ fn retry_at(due: UnixMillis) -> History {
 }
 
 fn burial(due: UnixMillis) -> History {
-    History { burial: Some(Burial { reason: BuryReason::Refused, at: due }), ..retry_at(due) }
+    History { burial: Some(Burial { reason: BuryReason::Refused, at: due, unshippable: None }), ..retry_at(due) }
 }
 
 #[tokio::test(start_paused = true)]

@@ -240,7 +240,7 @@ mod tests {
                 message: "x".repeat(1024),
                 request_id: Some("e1e2".into()),
             }),
-            burial: Some(Burial { reason: BuryReason::RetriesExhausted, at: UnixMillis(78) }),
+            burial: Some(Burial { reason: BuryReason::RetriesExhausted, at: UnixMillis(78), unshippable: None }),
             ..History::default()
         }
     }

@@ -42,7 +42,11 @@ fn history() -> History {
             message: "Internal\u{0} error".into(),
             request_id: Some("a1b2".into()),
         }),
-        burial: Some(Burial { reason: BuryReason::RetriesExhausted, at: UnixMillis(1_573_841_800_000) }),
+        burial: Some(Burial {
+            reason: BuryReason::RetriesExhausted,
+            at: UnixMillis(1_573_841_800_000),
+            unshippable: None,
+        }),
         ..History::default()
     }
 }

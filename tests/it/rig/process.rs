@@ -108,7 +108,12 @@ impl Drop for Process {
         if std::thread::panicking() {
             let lines = self.lines();
             let from = lines.len().saturating_sub(LINES_SHOWN);
-            eprintln!("--- {} wrote {} lines, from {from} on:\n{}\n---", self.name, lines.len(), lines[from..].join("\n"));
+            eprintln!(
+                "--- {} wrote {} lines, from {from} on:\n{}\n---",
+                self.name,
+                lines.len(),
+                lines[from..].join("\n")
+            );
         }
     }
 }

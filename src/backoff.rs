@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use backoff::backoff::Backoff;
-use backoff::exponential::ExponentialBackoffBuilder;
+use ::backoff::backoff::Backoff;
+use ::backoff::exponential::ExponentialBackoffBuilder;
 
 use crate::clock::Clock;
 
@@ -20,7 +20,7 @@ const FLOOR_SPREAD: u32 = 8;
 /// The longest wait after `n` earlier failures: `min(cap, base * 2^n)`.
 pub fn ceiling(n: u32, base: Duration, cap: Duration) -> Duration {
     let (base, cap) = (base.min(WAIT_MAX), cap.min(WAIT_MAX));
-    let mut schedule = ExponentialBackoffBuilder::<backoff::SystemClock>::new()
+    let mut schedule = ExponentialBackoffBuilder::<::backoff::SystemClock>::new()
         .with_initial_interval(base)
         .with_multiplier(2.0)
         .with_randomization_factor(0.0) // the jitter is ours: seedable, and full
