@@ -185,7 +185,7 @@ fn words_of(error: &(dyn StdError + 'static)) -> String {
             words.push_str(&cause);
         }
     }
-    words
+    words.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The error and what caused it, outermost first.
