@@ -11,7 +11,7 @@ use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Listen, Log, LogFormat};
 use crate::dispatch::Policy;
-use crate::event::PAYLOAD_BYTES_MAX;
+use crate::event::{FunctionName, PAYLOAD_BYTES_MAX};
 use crate::{aws, deadletter, dispatch, ingest, outbox};
 
 /// Below this, the largest payload that Lambda takes would never get through.
@@ -266,7 +266,7 @@ fn check_pattern(r: &mut Reader, pattern: &str, table: &str, earlier: &[(String,
         r.refuse_table(table, "no function has such a name", hint);
     }
     // To the earlier pattern, a `*` of this one is a character like others: it fits only if all that it stands for does.
-    if let Some((wider, _)) = earlier.iter().find(|(wider, _)| dispatch::matches_pattern(wider, pattern)) {
+    if let Some((wider, _)) = earlier.iter().find(|(wider, _)| FunctionName::new(pattern).fits(wider)) {
         let why = format!("never counts: {wider:?} comes earlier and takes all of {pattern:?}");
         r.refuse_table(table, &why, "put the narrow pattern before the wide one");
     }

@@ -238,11 +238,15 @@ impl Attempt<'_> {
     fn throttle(&self, history: History, scope: Scope, retry_after: Option<Duration>) -> Verdict {
         let floor = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
         let wait = self.wait(history.throttles, self.policy.backoff_cap, floor);
-        // Without a time from Lambda the others of the scope pause only shortly: how fast is right, the lane's limiter finds.
-        let pause = floor.max(self.policy.backoff_base.min(self.policy.backoff_cap));
+        // Without a time from Lambda, how fast a lane may go is for its limiter to find; an account has none, so it pauses.
+        let pause = match (scope, retry_after) {
+            (Scope::Lane, None) => None,
+            (Scope::Account, None) => Some(self.policy.backoff_base.min(self.policy.backoff_cap)),
+            (Scope::Lane | Scope::Account, Some(_)) => Some(floor),
+        };
         let history = History { throttles: history.throttles.saturating_add(1), setbacks: 0, ..history };
         Verdict {
-            pause: Some(self.pause(&history, scope, PauseKind::Throttled, pause)),
+            pause: pause.map(|pause| self.pause(&history, scope, PauseKind::Throttled, pause)),
             settlement: self.retry(history, wait),
         }
     }

@@ -293,10 +293,11 @@ fn an_absurd_retry_after_is_cut() {
 }
 
 #[test]
-fn a_throttle_without_a_time_pauses_its_lane_for_the_base_only() {
-    let verdict = judge(&throttle(None, None), &History { throttles: 30, ..History::default() });
-    let pause = verdict.pause.unwrap();
-    assert_eq!((pause.scope, pause.until), (Scope::Lane, NOW.plus(Duration::from_millis(500))));
+fn a_throttle_without_a_time_pauses_an_account_for_the_base_and_leaves_a_lane_to_its_limiter() {
+    let history = History { throttles: 30, ..History::default() };
+    assert_eq!(judge(&throttle(None, None), &history).pause, None);
+    let pause = judge(&throttle(Some("CallerRateLimitExceeded"), None), &history).pause.unwrap();
+    assert_eq!((pause.scope, pause.until), (Scope::Account, NOW.plus(Duration::from_millis(500))));
 }
 
 #[test]
