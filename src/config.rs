@@ -4,8 +4,10 @@
 //! The only module that reads the environment, and that only in [`Environment::inherited`].
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::{aws, deadletter, dispatch, ingest, outbox};
@@ -113,7 +115,7 @@ pub struct Loaded {
 pub fn load(flags: &Flags, environment: &Environment) -> Result<Loaded, Problems> {
     let Some(path) = &flags.file else { return check_layers(None, environment, flags) };
     let name = path.to_string_lossy();
-    match std::fs::read_to_string(path) {
+    match read(path) {
         Ok(text) => check_layers(Some(raw::Document { name: &name, text: &text }), environment, flags),
         Err(error) => Err(Problems::new(vec![Problem {
             origin: Origin::Flag("--config"),
@@ -122,6 +124,14 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Loaded, Problems
             hint: None,
         }])),
     }
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    /// Hundreds of functions fit in; what is larger is some other file.
+    const BYTES_MAX: u64 = 1 << 20;
+    let mut text = String::new();
+    let read = File::open(path)?.take(BYTES_MAX + 1).read_to_string(&mut text)?;
+    if read as u64 > BYTES_MAX { Err(std::io::Error::other("larger than 1 MiB")) } else { Ok(text) }
 }
 
 fn check_layers(file: Option<raw::Document<'_>>, environment: &Environment, flags: &Flags) -> Result<Loaded, Problems> {
@@ -209,6 +219,18 @@ mod tests {
             ),
             "{problems}"
         );
+    }
+
+    #[test]
+    fn a_config_file_is_read_up_to_a_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.toml");
+        std::fs::write(&path, "state_dir = '/s'\n").unwrap();
+        let flags = Flags { file: Some(path.clone()), ..Flags::default() };
+        assert_eq!(load(&flags, &Environment::default()).unwrap().config.state_dir, PathBuf::from("/s"));
+        std::fs::write(&path, "#".repeat((1 << 20) + 1)).unwrap();
+        let problems = load(&flags, &Environment::default()).unwrap_err().to_string();
+        assert!(problems.ends_with("cannot be read: larger than 1 MiB"), "{problems}");
     }
 
     #[test]

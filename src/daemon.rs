@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::Path;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -121,16 +120,6 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     close(writer).await?;
     tracing::info!(ended = ?ended, "stopped");
     Ok(ended)
-}
-
-/// The exit code of an ended daemon: 0, or 70 after a failure of the outbox.
-impl From<Ended> for ExitCode {
-    fn from(ended: Ended) -> Self {
-        match ended {
-            Ended::Drained | Ended::CutOff => Self::SUCCESS,
-            Ended::Poisoned => Self::from(70),
-        }
-    }
 }
 
 async fn run_until_stopped(

@@ -70,8 +70,8 @@ impl Problems {
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.len() {
-            1 => f.write_str("the configuration has a problem:\n")?,
-            count => write!(f, "the configuration has {count} problems:\n")?,
+            1 => writeln!(f, "the configuration has a problem:")?,
+            count => writeln!(f, "the configuration has {count} problems:")?,
         }
         self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
     }
