@@ -85,8 +85,10 @@ impl Screen {
 
     /// Takes the bars away.
     pub(super) fn finish(&self) {
-        if let Kind::Bars { all, .. } = &self.kind {
-            all.clear().ok();
+        // One by one: a bar that is not finished draws itself once more when it is dropped.
+        if let Kind::Bars { accepted, delivered, .. } = &self.kind {
+            accepted.finish_and_clear();
+            delivered.finish_and_clear();
         }
     }
 
