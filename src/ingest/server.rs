@@ -733,7 +733,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_is_too_slow_is_cut_off() {
-        let short = Duration::from_millis(100);
+        let short = Duration::from_millis(300);
         let served = Served::start(Settings { header_timeout: short, body_timeout: short, ..settings() }).await;
         for silent in ["", "PRI * HTTP/2.0\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &head("Content-Le")] {
             let reply = served.raw(silent).await;
