@@ -84,6 +84,7 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     operator.outbox_is(Some(outbox.clone()));
     let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
     let lambda = aws::lambda::Lambda::new(&shared, &config.lambda)?;
+    let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone())?;
     let sqs = aws::sqs::Sqs::new(&shared, &config.sqs)?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
@@ -100,7 +101,9 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
     {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
-        let service = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).service();
+        let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings);
+        let opened = closed.passing(passthrough, config.passthrough.clone());
+        let service = opened.service();
         if let Some(unix) = unix {
             door.spawn(server.clone().serve(unix, service.clone()));
         }
