@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Readiness};
 use crate::aws;
+use crate::aws::placed::Placed;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
@@ -83,8 +84,8 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let (outbox, writer) = open(&config, &clock, &metrics).await?;
     operator.outbox_is(Some(outbox.clone()));
     let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
-    let lambda = aws::lambda::Lambda::new(&shared, &config.lambda)?;
-    let sqs = aws::sqs::Sqs::new(&shared, &config.sqs)?;
+    let lambda = Placed::of(aws::lambda::Lambda::new(&shared, &config.lambda))?;
+    let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
     stages.spawn(report("dispatch", dispatch.run(stop.clone())));
