@@ -13,9 +13,8 @@ fn a_drain_finishes_the_attempt_in_flight_and_leaves_the_rest_to_the_next_daemon
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();
     lambda.default_script(answers_after(Duration::from_secs(2)));
-    let setup = Setup::new(&state)
-        .set("lambda.endpoint_url", &lambda.endpoint_url())
-        .set("delivery.concurrency_max", "1");
+    let setup =
+        Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).set("delivery.concurrency_max", "1");
     let daemon = setup.start();
     let ids: Vec<_> = (0..3).map(|n| format!("drained-{n}")).collect();
     for id in &ids {

@@ -25,13 +25,30 @@ fn a_request_that_lambda_would_refuse_is_refused_in_its_words_and_not_stored() {
         ("over 1 MiB, chunked", chunked(&daemon, &orders, &too_large), 413, "RequestEntityTooLargeException"),
         ("a name with a space", post(&invoke_path("or%20ders"), &[], b"{}"), 400, "ValidationException"),
         ("a name of 300", post(&invoke_path(&"n".repeat(300)), &[], b"{}"), 400, "ValidationException"),
-        ("two qualifiers", post(&format!("{}?Qualifier=dev", invoke_path("orders:prod")), &[], b"{}"), 400,
-            "InvalidParameterValueException"),
-        ("a key of 256", post(&orders, &[("Idempotency-Key", &long_key)], b"{}"), 400, "InvalidRequestContentException"),
-        ("a context that is no base64", post(&orders, &[("X-Amz-Client-Context", "{}")], b"{}"), 400,
-            "InvalidRequestContentException"),
-        ("no such type", http::request(daemon.ingest, "POST", &orders, &[("X-Amz-Invocation-Type", "Soon")], b"{}"), 400,
-            "ValidationException"),
+        (
+            "two qualifiers",
+            post(&format!("{}?Qualifier=dev", invoke_path("orders:prod")), &[], b"{}"),
+            400,
+            "InvalidParameterValueException",
+        ),
+        (
+            "a key of 256",
+            post(&orders, &[("Idempotency-Key", &long_key)], b"{}"),
+            400,
+            "InvalidRequestContentException",
+        ),
+        (
+            "a context that is no base64",
+            post(&orders, &[("X-Amz-Client-Context", "{}")], b"{}"),
+            400,
+            "InvalidRequestContentException",
+        ),
+        (
+            "no such type",
+            http::request(daemon.ingest, "POST", &orders, &[("X-Amz-Invocation-Type", "Soon")], b"{}"),
+            400,
+            "ValidationException",
+        ),
         ("no such path", post("/2015-03-31/functions", &[], b"{}"), 404, "UnknownOperationException"),
         ("the root", http::get(daemon.ingest, "/"), 404, "UnknownOperationException"),
         ("GET", http::get(daemon.ingest, &orders), 405, "MethodNotAllowedException"),
@@ -61,8 +78,10 @@ fn what_is_hardly_http_ends_its_own_connection_only() {
     let flood: Vec<_> = (0..5_000).map(|n| (format!("X-Flood-{n}"), "x")).collect();
     let flood: Vec<_> = flood.iter().map(|(name, value)| (name.as_str(), *value)).chain([event]).collect();
     let long = "x".repeat(1 << 20);
-    let clashing = format!("POST {orders} HTTP/1.1\r\nHost: x\r\nX-Amz-Invocation-Type: Event\r\n\
-        Content-Length: 2\r\nContent-Length: 3\r\nConnection: close\r\n\r\n{{}}");
+    let clashing = format!(
+        "POST {orders} HTTP/1.1\r\nHost: x\r\nX-Amz-Invocation-Type: Event\r\n\
+        Content-Length: 2\r\nContent-Length: 3\r\nConnection: close\r\n\r\n{{}}"
+    );
     let nonsense = [
         ("a flood of headers", [&http::head(to, "POST", &orders, &flood, 2)[..], b"{}"].concat()),
         ("a header of 1 MiB", [&http::head(to, "POST", &orders, &[event, ("X-Long", &long)], 2)[..], b"{}"].concat()),
@@ -110,7 +129,10 @@ fn json_string_of(bytes: usize) -> Vec<u8> {
 
 /// The same request without a `Content-Length`, in one chunk.
 fn chunked(daemon: &Daemon, path: &str, body: &[u8]) -> Response {
-    let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nX-Amz-Invocation-Type: Event\r\nConnection: close\r\n\
-        Transfer-Encoding: chunked\r\n\r\n{:x}\r\n", body.len());
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nX-Amz-Invocation-Type: Event\r\nConnection: close\r\n\
+        Transfer-Encoding: chunked\r\n\r\n{:x}\r\n",
+        body.len()
+    );
     http::exchange(daemon.ingest, &[head.as_bytes(), body, b"\r\n0\r\n\r\n"].concat()).expect("an answer")
 }

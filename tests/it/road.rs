@@ -84,7 +84,10 @@ fn every_accepted_event_is_delivered_or_a_dead_letter_though_lambda_throttles_an
     }
     let event_ids: BTreeSet<_> = letters.iter().map(event_id).collect();
     for (id, event_id) in accepted.iter().filter(|(id, _)| to_die.contains(id)) {
-        assert!(event_ids.contains(event_id), "the letter of {id} is not that of the event {event_id} that was accepted");
+        assert!(
+            event_ids.contains(event_id),
+            "the letter of {id} is not that of the event {event_id} that was accepted"
+        );
     }
 }
 
@@ -96,8 +99,11 @@ fn function(n: usize) -> String {
 fn send_by_cli(endpoint_url: &str, function: &str, id: &str) {
     eventually("the AWS CLI is told 202", || {
         let mut aws = python::aws(endpoint_url);
-        aws.args(["lambda", "invoke", "--function-name", function, "--invocation-type", "Event"])
-            .args(["--payload", &format!(r#"{{"id":"{id}"}}"#), "/dev/null"]);
+        aws.args(["lambda", "invoke", "--function-name", function, "--invocation-type", "Event"]).args([
+            "--payload",
+            &format!(r#"{{"id":"{id}"}}"#),
+            "/dev/null",
+        ]);
         let output = aws.output().unwrap();
         let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
         assert_eq!(answer["StatusCode"], 202);

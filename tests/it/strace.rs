@@ -73,19 +73,25 @@ fn succeeded(lines: &[&str], at: usize, end: usize) -> bool {
 
 #[test]
 fn a_trace_without_the_sync_in_between_is_told_from_one_with_it() {
-    let asked = r#"7 recvfrom(9<TCP:[1]>, "POST /2015-03-31/functions/f/invocations HTTP/1.1\r\n", 8192, 0, NULL, NULL) = 99"#;
-    let answered = r#"7 sendto(9<TCP:[1]>, "HTTP/1.1 202 Accepted\r\nx-amzn-requestid: id-1\r\n", 99, 0, NULL, 0) = 99"#;
+    let asked =
+        r#"7 recvfrom(9<TCP:[1]>, "POST /2015-03-31/functions/f/invocations HTTP/1.1\r\n", 8192, 0, NULL, NULL) = 99"#;
+    let answered =
+        r#"7 sendto(9<TCP:[1]>, "HTTP/1.1 202 Accepted\r\nx-amzn-requestid: id-1\r\n", 99, 0, NULL, 0) = 99"#;
     let synced = "8 fdatasync(5</state/sled/db>) = 0";
     let begun = "8 fdatasync(5</state/sled/db> <unfinished ...>";
     let ended = "8 <... fdatasync resumed>) = 0";
-    let verdict = |lines: &[&str]| synced_before_answer(&lines.join("\n"), "/functions/f/", "id-1").map(|it| it.is_ok());
+    let verdict =
+        |lines: &[&str]| synced_before_answer(&lines.join("\n"), "/functions/f/", "id-1").map(|it| it.is_ok());
     assert_eq!(verdict(&[asked, synced, answered]), Some(true));
     assert_eq!(verdict(&[asked, begun, "7 read(1, \"\", 8) = 0", ended, answered]), Some(true));
     assert_eq!(verdict(&[asked, answered, synced]), Some(false), "too late");
     assert_eq!(verdict(&[synced, asked, answered]), Some(false), "too early");
     assert_eq!(verdict(&[begun, asked, ended, answered]), Some(false), "begun too early");
     assert_eq!(verdict(&[asked, begun, answered, ended]), Some(false), "ended too late");
-    assert_eq!(verdict(&[asked, "8 fdatasync(5</state/sled/db>) = -1 EIO (Input/output error)", answered]), Some(false));
+    assert_eq!(
+        verdict(&[asked, "8 fdatasync(5</state/sled/db>) = -1 EIO (Input/output error)", answered]),
+        Some(false)
+    );
     assert_eq!(verdict(&[asked, "8 fdatasync(5</state/sled/conf>) = 0", answered]), Some(false), "another file");
     assert_eq!(verdict(&[asked, synced]), None);
 }

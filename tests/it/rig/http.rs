@@ -41,7 +41,8 @@ pub fn get(to: SocketAddr, path: &str) -> Response {
 
 /// The head of such a request.
 pub fn head(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body_len: usize) -> Vec<u8> {
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {to}\r\nContent-Length: {body_len}\r\nConnection: close\r\n");
+    let mut head =
+        format!("{method} {path} HTTP/1.1\r\nHost: {to}\r\nContent-Length: {body_len}\r\nConnection: close\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }

@@ -76,8 +76,9 @@ impl Process {
 
     /// SIGKILL to it and all its children; returns once it is gone.
     pub fn kill9(&mut self) {
-        // Fails only if nothing of the group is left.
-        drop(rustix::process::kill_process_group(self.pid(), Signal::KILL));
+        if let Err(why) = rustix::process::kill_process_group(self.pid(), Signal::KILL) {
+            assert_eq!(why, rustix::io::Errno::SRCH, "nothing of the group is left");
+        }
         self.child.wait().expect("reap our own child");
     }
 
@@ -93,10 +94,6 @@ impl Process {
         }
     }
 
-    pub fn runs(&mut self) -> bool {
-        self.child.try_wait().expect("ask after our own child").is_none()
-    }
-
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
@@ -108,7 +105,12 @@ impl Drop for Process {
         if std::thread::panicking() {
             let lines = self.lines();
             let from = lines.len().saturating_sub(LINES_SHOWN);
-            eprintln!("--- {} wrote {} lines, from {from} on:\n{}\n---", self.name, lines.len(), lines[from..].join("\n"));
+            eprintln!(
+                "--- {} wrote {} lines, from {from} on:\n{}\n---",
+                self.name,
+                lines.len(),
+                lines[from..].join("\n")
+            );
         }
     }
 }

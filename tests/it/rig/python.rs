@@ -42,7 +42,9 @@ pub fn run(command: &mut Command) -> Output {
 
 /// Static credentials, one region, no files of the user's, and no search for instance metadata.
 pub fn aws_environment(command: &mut Command) {
-    for name in ["AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_LAMBDA", "AWS_ENDPOINT_URL_SQS"] {
+    for name in
+        ["AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_LAMBDA", "AWS_ENDPOINT_URL_SQS"]
+    {
         command.env_remove(name);
     }
     command
