@@ -22,11 +22,11 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("aws::lambda", &["event", "clock", "dispatch"]),
     ("aws::sqs", &["event", "clock", "deadletter"]),
     // around them
-    ("http", &[]),
+    ("http", &["clock"]),
     ("shutdown", &[]),
-    ("telemetry", &[]),
+    ("telemetry", &["config"]),
     ("admin", &["event", "clock", "metrics", "outbox", "http", "shutdown"]),
-    ("config", &["event", "clock", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown", "telemetry"]),
+    ("config", &["event", "clock", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown"]),
     ("standin", &["event", "clock", "http"]),
     // the only ones that know them all
     (

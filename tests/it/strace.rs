@@ -18,7 +18,7 @@ fn between_the_request_and_its_202_the_store_is_synced() {
     lambda.throttle_all();
     let trace = scratch.path().join("trace");
     let calls = "trace=read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg,fsync,fdatasync";
-    let strace = ["strace", "-f", "-y", "-s", "256", "-e", calls, "-o", trace.to_str().unwrap()];
+    let strace = ["strace", "-f", "-y", "-s", "1024", "-e", calls, "-o", trace.to_str().unwrap()];
     let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).under(&strace).start();
     for n in 0..5 {
         let function = format!("traced-{n}");
