@@ -15,13 +15,14 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     // the stages: never each other, they meet in the outbox
     ("outbox", &["event", "clock", "metrics"]),
     ("ingest", &["event", "clock", "metrics", "outbox", "http", "shutdown"]),
-    ("dispatch", &["event", "clock", "metrics", "outbox", "shutdown"]),
-    ("deadletter", &["event", "clock", "metrics", "outbox", "shutdown"]),
+    ("dispatch", &["event", "clock", "metrics", "outbox", "shutdown", "backoff"]),
+    ("deadletter", &["event", "clock", "metrics", "outbox", "shutdown", "backoff"]),
     // what serves a stage knows that stage
     ("aws", &["event", "clock"]),
     ("aws::lambda", &["event", "clock", "dispatch"]),
     ("aws::sqs", &["event", "clock", "deadletter"]),
     // around them
+    ("backoff", &["clock"]),
     ("http", &["clock"]),
     ("shutdown", &[]),
     ("telemetry", &["config"]),
@@ -47,7 +48,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    ("cli", &["event", "clock", "config", "daemon", "http", "shutdown", "standin", "telemetry"]),
+    ("cli", &["event", "clock", "config", "daemon", "http", "outbox", "shutdown", "standin", "telemetry"]),
 ];
 
 /// Words that code may use in some files only: (word, where, why). `where` is a path prefix below src.
