@@ -1,1 +1,127 @@
-//! (skeleton)
+//! The operator's listener: probes, metrics, and what the daemon is doing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use http::{StatusCode, header};
+use serde_json::json;
+
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::outbox::{Census, Outbox, Place};
+
+/// Whether the daemon can keep its promises, and if not, why. Cheap to clone; all clones are one.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    why_not: Arc<Mutex<Option<&'static str>>>,
+    metrics_ready: prometheus::IntGauge,
+}
+
+impl Readiness {
+    /// Not ready: starting.
+    pub fn new(metrics: &Metrics) -> Self {
+        Self { why_not: Arc::new(Mutex::new(Some("starting"))), metrics_ready: metrics.ready.clone() }
+    }
+
+    pub fn ready(&self) {
+        self.set(None);
+    }
+
+    pub fn not_ready(&self, why: &'static str) {
+        self.set(Some(why));
+    }
+
+    fn set(&self, why_not: Option<&'static str>) {
+        self.metrics_ready.set(i64::from(why_not.is_none()));
+        *self.why_not.lock().unwrap_or_else(PoisonError::into_inner) = why_not;
+    }
+
+    fn why_not(&self) -> Option<&'static str> {
+        *self.why_not.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the handlers know. The outbox comes once it is open; the listener answers before.
+#[derive(Clone)]
+pub struct Admin<O> {
+    readiness: Readiness,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    outbox: Arc<Mutex<Option<O>>>,
+}
+
+impl<O: Outbox> Admin<O> {
+    pub fn new(readiness: Readiness, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        Self { readiness, metrics, clock, outbox: Arc::default() }
+    }
+
+    pub fn outbox_is(&self, outbox: Option<O>) {
+        *self.outbox.lock().unwrap_or_else(PoisonError::into_inner) = outbox;
+    }
+
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/livez", get(|| async { "live\n" }))
+            .route("/readyz", get(readyz::<O>))
+            .route("/metrics", get(metrics::<O>))
+            .with_state(self.clone())
+    }
+
+    fn outbox(&self) -> Option<O> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+async fn readyz<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
+    let poisoned = admin.outbox().and_then(|outbox| outbox.poisoned());
+    match (poisoned, admin.readiness.why_not()) {
+        (Some(why), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: outbox is poisoned: {why}\n")),
+        (None, Some(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        (None, None) => (StatusCode::OK, "ready\n".to_owned()),
+    }
+    .into_response()
+}
+
+async fn metrics<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
+    // A store that cannot be asked leaves its gauges as they were; the rest is worth having all the same.
+    if let Some(outbox) = admin.outbox()
+        && let Ok(census) = outbox.census().await
+    {
+        show(&census, &admin.metrics, &admin.clock);
+    }
+    match admin.metrics.render() {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "message": error.to_string() }))).into_response()
+        }
+    }
+}
+
+/// Writes the store's counts into the gauges. Functions beyond the label cap are added up.
+fn show(census: &Census, metrics: &Metrics, clock: &Clock) {
+    metrics.outbox_events.reset();
+    metrics.outbox_bytes.reset();
+    metrics.outbox_oldest_ready_age_seconds.reset();
+    let now = clock.now();
+    for (function, lane) in &census.lanes {
+        let label = metrics.function_label(function);
+        for place in Place::ALL {
+            let count = lane.by_place.get(&place).copied().unwrap_or_default();
+            metrics.outbox_events.with_label_values(&[label, place.as_str()]).add(gauge(count.events));
+            metrics.outbox_bytes.with_label_values(&[label, place.as_str()]).add(gauge(count.bytes));
+        }
+        let age = lane.oldest_ready.map_or(0.0, |oldest| now.since(oldest).as_secs_f64());
+        let shown = metrics.outbox_oldest_ready_age_seconds.with_label_values(&[label]);
+        shown.set(shown.get().max(age));
+    }
+    metrics.outbox_disk_bytes.set(gauge(census.disk_bytes));
+    metrics.outbox_disk_free_bytes.set(gauge(census.disk_free_bytes));
+    metrics.outbox_keys.set(gauge(census.keys));
+}
+
+fn gauge(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

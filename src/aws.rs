@@ -1,19 +1,253 @@
 //! The only files that name the AWS SDK: one configuration for both clients, SDK retries off.
+//!
+//! In: calls and messages as our own types. Out: replies and shipments as our own types; no SDK error leaves.
+//! Holds: one call is one request on the wire (retries are the outbox's, where they are counted and survive a crash).
+//! Limits: connect, read and whole-call timeouts; idle connections live shorter than a load balancer keeps them.
+//! Fails: at start only without any region and endpoint; missing credentials and unreachable services are replies.
 
+use std::error::Error as StdError;
 use std::time::Duration;
+
+use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region, SdkConfig};
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use aws_smithy_runtime_api::client::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
 
 pub mod lambda;
 
 pub mod sqs;
+
+#[cfg(test)]
+mod testing;
+
+/// How long an idle connection is kept: shorter than what lies between keeps it, so that few requests meet a connection
+/// that is just being closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long fetching credentials may take before the call is given up, unsent.
+const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What an endpoint without a region is signed for: an emulator takes any.
+const REGION_OF_AN_ENDPOINT: &str = "us-east-1";
 
 /// How to reach one AWS service.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// None: from the SDK's own chain (`AWS_REGION`, profile, instance metadata).
     pub region: Option<String>,
-    /// None: the region's public endpoint.
+    /// None: what the environment or profile configures, else the region's public endpoint.
     pub endpoint_url: Option<String>,
+    /// Without an `endpoint_url`, go to the region's public endpoint whatever `AWS_ENDPOINT_URL` and
+    /// `AWS_ENDPOINT_URL_LAMBDA` say: where those lead applications to sendoff, sendoff must not call itself.
+    pub ignore_configured_endpoint_urls: bool,
     pub connect_timeout: Duration,
     /// From the request being sent to its answer.
     pub read_timeout: Duration,
+}
+
+/// Why a client cannot be built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("no AWS region for {service}: set {service}.region, {service}.endpoint_url or AWS_REGION")]
+    NoRegion { service: &'static str },
+    #[error("{service}.region is {region:?}, which is not a region's name")]
+    Region { service: &'static str, region: String },
+    #[error(
+        "{service}.endpoint_url is {url:?}: it must be http:// or https:// with a host, and nothing after the path"
+    )]
+    EndpointUrl { service: &'static str, url: String },
+}
+
+/// What both clients share: credentials and their cache, connections, and what environment and profile say.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    config: SdkConfig,
+}
+
+impl Shared {
+    /// Reads environment, profile and, unless `region` is given, instance metadata. Takes seconds where a metadata
+    /// service does not answer; never fails, as credentials may come later.
+    pub async fn load(region: Option<&str>) -> Self {
+        let mut loader = loader();
+        if let Some(region) = region {
+            loader = loader.region(Region::new(region.to_owned()));
+        }
+        Self { config: loader.load().await }
+    }
+
+    /// The region that the chain found.
+    pub fn region(&self) -> Option<&str> {
+        self.config.region().map(Region::as_ref)
+    }
+
+    /// Region and endpoint of one service, checked here so that later no call can fail of them.
+    fn place(&self, service: &'static str, settings: &Settings) -> Result<Place, Error> {
+        if let Some(url) = &settings.endpoint_url
+            && !is_endpoint_url(url)
+        {
+            return Err(Error::EndpointUrl { service, url: url.clone() });
+        }
+        let region = settings.region.as_deref().or(self.region());
+        if let Some(region) = region.filter(|region| !is_region(region)) {
+            return Err(Error::Region { service, region: region.to_owned() });
+        }
+        let env_endpoint = self.config.endpoint_url().filter(|_| !settings.ignore_configured_endpoint_urls);
+        let has_endpoint = settings.endpoint_url.is_some() || env_endpoint.is_some();
+        let region = region.or(has_endpoint.then_some(REGION_OF_AN_ENDPOINT)).ok_or(Error::NoRegion { service })?;
+        let endpoint = match (&settings.endpoint_url, settings.ignore_configured_endpoint_urls) {
+            (Some(url), _) => Endpoint::At(url.clone()),
+            (None, true) => Endpoint::Public,
+            (None, false) => Endpoint::AsConfigured,
+        };
+        Ok(Place { region: region.to_owned(), endpoint, timeouts: timeouts(settings) })
+    }
+}
+
+/// Where one service is, and how long to wait for it.
+#[derive(Debug, Clone)]
+struct Place {
+    region: String,
+    endpoint: Endpoint,
+    timeouts: TimeoutConfig,
+}
+
+#[derive(Debug, Clone)]
+enum Endpoint {
+    At(String),
+    Public,
+    /// By environment and profile, as the SDK reads them.
+    AsConfigured,
+}
+
+/// How far a call came: what tells a request that certainly was not sent from one that may have been taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    /// Serialising, and waiting for credentials.
+    Preparing,
+    Signing,
+    /// The connector has it, which first connects.
+    Sending,
+}
+
+fn loader() -> ConfigLoader {
+    aws_config::defaults(BehaviorVersion::v2026_01_12())
+        .app_name(AppName::new("sendoff").unwrap_or_else(|_| unreachable!("a literal of letters")))
+        .http_client(http_client())
+        .identity_cache(aws_sdk_lambda::config::IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT).build())
+        // Bodies are in memory, at most 1 MiB, and under the timeouts of a call.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+}
+
+/// The connector for http and https.
+fn http_client() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new()
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .build_https()
+}
+
+/// The timeout of the whole attempt is only the last resort, for an answer whose body does not end: it covers credentials,
+/// connecting, the answer's head and its body.
+fn timeouts(settings: &Settings) -> TimeoutConfig {
+    let whole = CREDENTIALS_TIMEOUT + settings.connect_timeout + settings.read_timeout.saturating_mul(2);
+    TimeoutConfig::builder()
+        .connect_timeout(settings.connect_timeout)
+        .read_timeout(settings.read_timeout)
+        .operation_attempt_timeout(whole)
+        .build()
+}
+
+/// A DNS label, as which a region becomes part of an endpoint's name.
+fn is_region(region: &str) -> bool {
+    (1..=63).contains(&region.len())
+        && region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !region.starts_with('-')
+        && !region.ends_with('-')
+}
+
+fn is_endpoint_url(url: &str) -> bool {
+    url.parse::<http::Uri>().is_ok_and(|url| {
+        matches!(url.scheme_str(), Some("http" | "https"))
+            && url.host().is_some_and(|host| !host.is_empty())
+            && url.query().is_none()
+    })
+}
+
+/// The chain of causes in one line, each said once.
+fn words_of(error: &(dyn StdError + 'static)) -> String {
+    let mut words = error.to_string();
+    for cause in causes(error).skip(1) {
+        let cause = cause.to_string();
+        if !words.contains(&cause) {
+            words.push_str(": ");
+            words.push_str(&cause);
+        }
+    }
+    words.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The error and what caused it, outermost first.
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            region: None,
+            endpoint_url: None,
+            ignore_configured_endpoint_urls: true,
+            connect_timeout: Duration::from_secs(1),
+            read_timeout: Duration::from_secs(2),
+        }
+    }
+
+    fn without_region() -> Shared {
+        Shared { config: SdkConfig::builder().build() }
+    }
+
+    #[test]
+    fn only_neither_region_nor_endpoint_is_an_error() {
+        let shared = without_region();
+        let error = shared.place("lambda", &settings()).unwrap_err();
+        assert_eq!(error, Error::NoRegion { service: "lambda" });
+        assert!(error.to_string().contains("AWS_REGION"), "{error}");
+        let region = Settings { region: Some("eu-central-1".into()), ..settings() };
+        assert_eq!(shared.place("lambda", &region).unwrap().region, "eu-central-1");
+        let endpoint = Settings { endpoint_url: Some("http://127.0.0.1:9001".into()), ..settings() };
+        assert_eq!(shared.place("sqs", &endpoint).unwrap().region, REGION_OF_AN_ENDPOINT);
+    }
+
+    #[test]
+    fn an_endpoint_of_the_environment_counts_only_where_it_is_not_ignored() {
+        let shared = Shared { config: SdkConfig::builder().endpoint_url("http://127.0.0.1:9477").build() };
+        assert_eq!(shared.place("lambda", &settings()).unwrap_err(), Error::NoRegion { service: "lambda" });
+        let heeded = Settings { ignore_configured_endpoint_urls: false, ..settings() };
+        assert_eq!(shared.place("lambda", &heeded).unwrap().region, REGION_OF_AN_ENDPOINT);
+    }
+
+    #[test]
+    fn what_no_call_could_use_is_found_at_the_start() {
+        for url in ["127.0.0.1:9001", "ftp://host", "http://", "/path", "http://host/?q=1", ""] {
+            let settings = Settings { endpoint_url: Some(url.into()), ..settings() };
+            assert!(matches!(without_region().place("sqs", &settings), Err(Error::EndpointUrl { .. })), "{url}");
+        }
+        for region in ["", "EU-central-1", "eu.central", "-eu", "a/b", &"x".repeat(64)] {
+            let settings = Settings { region: Some(region.into()), ..settings() };
+            assert!(matches!(without_region().place("sqs", &settings), Err(Error::Region { .. })), "{region}");
+        }
+    }
+
+    #[test]
+    fn the_whole_attempt_outlasts_its_parts() {
+        let timeouts = timeouts(&settings());
+        assert_eq!(timeouts.connect_timeout(), Some(Duration::from_secs(1)));
+        assert_eq!(timeouts.read_timeout(), Some(Duration::from_secs(2)));
+        assert_eq!(timeouts.operation_attempt_timeout(), Some(Duration::from_secs(20)));
+    }
 }

@@ -1,1 +1,173 @@
-//! (skeleton)
+//! The command line: one file per command below, what they share here.
+
+use std::fmt;
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Environment, Flags, Loaded, Problems};
+
+pub mod serve;
+
+pub mod check_config;
+
+pub mod show_config;
+
+pub mod send;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   the request was refused, or failed
+  2   wrong usage
+  69  cannot reach or bind an address, or another daemon has the store locked
+  70  an internal error, or the store is poisoned after a failed write
+  78  the configuration has problems";
+
+/// A durable outbox in front of AWS Lambda.
+///
+/// Answers Event invocations once they are on disk, then delivers them however long Lambda throttles or is out of
+/// reach. Point an application at it with AWS_ENDPOINT_URL_LAMBDA=http://127.0.0.1:9477.
+#[derive(Debug, Parser)]
+#[command(name = "sendoff", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Options),
+    Send(send::Options),
+    CheckConfig(check_config::Options),
+    ShowConfig(show_config::Options),
+}
+
+/// Which configuration to use.
+#[derive(Debug, Args)]
+struct ConfigOptions {
+    /// Configuration file (TOML); without one, defaults and SENDOFF_ variables count
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of the outbox; wins over all other settings of it
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<String>,
+    /// Sets one key, as in `--set outbox.bytes_max=20GiB`; wins over file and environment; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl ConfigOptions {
+    fn load(self, environment: &Environment) -> Result<Loaded, Problems> {
+        config::load(&Flags { file: self.config, state_dir: self.state_dir, set: self.set }, environment)
+    }
+}
+
+/// Runs the command of this process's arguments.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let environment = Environment::inherited();
+    let done = match cli.command {
+        Command::Serve(options) => serve::run(options, &environment),
+        Command::Send(options) => send::run(options, &environment),
+        Command::CheckConfig(options) => check_config::run(options, &environment),
+        Command::ShowConfig(options) => show_config::run(options, &environment),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("sendoff: {failure}");
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+/// What a command that did not do its work ends with; the numbers are of sysexits.h, where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    Failed = 1,
+    Unavailable = 69,
+    Internal = 70,
+    Configuration = 78,
+}
+
+/// Why a command did not do its work.
+#[derive(Debug)]
+pub struct Failure {
+    exit: Exit,
+    error: anyhow::Error,
+}
+
+impl Failure {
+    fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
+        Self { exit, error: error.into() }
+    }
+
+    fn saying(exit: Exit, message: impl fmt::Display) -> Self {
+        Self { exit, error: anyhow::anyhow!("{message}") }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.error)
+    }
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        Self::new(Exit::Configuration, problems)
+    }
+}
+
+/// Writes to stdout. A reader that has gone away, as `head` does, is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot write to stdout")))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_every_exit_code() {
+        let help = Cli::command().render_long_help().to_string();
+        for exit in [Exit::Failed, Exit::Unavailable, Exit::Internal, Exit::Configuration] {
+            assert!(help.contains(&format!("\n  {:<3} ", exit as u8)), "{exit:?} in {help}");
+        }
+    }
+
+    #[test]
+    fn flags_reach_the_configuration() {
+        let line = ["sendoff", "serve", "--state-dir", "/s", "--set", "log.level=debug", "--set", "log.format=json"];
+        let Command::Serve(options) = Cli::try_parse_from(line).unwrap().command else { panic!("another command") };
+        let config = options.config.load(&Environment::default()).unwrap().config;
+        assert_eq!(config.state_dir, PathBuf::from("/s"));
+        assert_eq!((config.log.level.as_str(), config.log.format), ("debug", config::LogFormat::Json));
+    }
+
+    #[test]
+    fn problems_of_the_configuration_end_with_78() {
+        let line = ["sendoff", "check-config", "--set", "nonsense=1"];
+        let Command::CheckConfig(options) = Cli::try_parse_from(line).unwrap().command else {
+            panic!("another command")
+        };
+        let failure = check_config::run(options, &Environment::from_pairs(&[("HOME", "/h")])).unwrap_err();
+        assert_eq!(failure.exit, Exit::Configuration);
+        assert_eq!(failure.to_string(), "the configuration has a problem:\n\n  --set: nonsense: unknown key");
+    }
+}

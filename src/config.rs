@@ -1,1 +1,268 @@
-//! (skeleton)
+//! What sendoff is told: defaults < file < environment < flags, checked as a whole before anything starts.
+//!
+//! Holds: a [`Config`] that exists has no contradiction in it; all that is wrong is said at once, with its line.
+//! The only module that reads the environment, and that only in [`Environment::inherited`].
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::{aws, deadletter, dispatch, ingest, outbox};
+
+pub mod problem;
+
+pub mod raw;
+
+pub mod read;
+
+pub mod endpoint;
+
+pub mod check;
+
+pub use problem::{Origin, Problem, Problems};
+pub use raw::{Entry, Value};
+
+/// All that the daemon is told: the settings of its stages, and what is around them.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The directory of the outbox; it may not exist yet.
+    pub state_dir: PathBuf,
+    pub listen: Listen,
+    pub ingest: ingest::Settings,
+    pub outbox: outbox::Settings,
+    pub lambda: aws::Settings,
+    pub sqs: aws::Settings,
+    /// Inherited variables that are not followed because they name our own listener: worth a line in the log.
+    pub ignored_endpoints: Vec<&'static str>,
+    pub dispatch: dispatch::Settings,
+    pub dead_letter: deadletter::Settings,
+    /// How long a stop waits for what is in flight.
+    pub grace: Duration,
+    pub log: Log,
+}
+
+/// Where to listen. Port 0 is any free port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    pub ingest: SocketAddr,
+    pub admin: SocketAddr,
+    pub unix: Option<PathBuf>,
+}
+
+/// How to log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// A directive of `tracing_subscriber::EnvFilter`, known to be valid.
+    pub level: String,
+    /// `NO_COLOR` is set.
+    pub no_color: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// What the command line says.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// The configuration file; none reads no file.
+    pub file: Option<PathBuf>,
+    pub state_dir: Option<String>,
+    /// `key=value`, in order.
+    pub set: Vec<String>,
+}
+
+/// The variables of the environment.
+#[derive(Debug, Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    /// This process's own. Bytes that are not Unicode are replaced, so that a check sees them and refuses.
+    pub fn inherited() -> Self {
+        let text = |value: std::ffi::OsString| value.to_string_lossy().into_owned();
+        Self(std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect())
+    }
+
+    pub fn from_pairs(pairs: &[(&str, &str)]) -> Self {
+        Self(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect())
+    }
+
+    /// The value of a variable; an empty one counts as not set.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+/// A config, and what every key of it says and why.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub config: Config,
+    /// In the order of `config/sendoff.toml`; then the keys of `[functions]`.
+    pub entries: Vec<Entry>,
+}
+
+/// Reads the file, if one is named, lays the layers over each other, and checks the whole.
+pub fn load(flags: &Flags, environment: &Environment) -> Result<Loaded, Problems> {
+    let Some(path) = &flags.file else { return check_layers(None, environment, flags) };
+    let name = path.to_string_lossy();
+    match read(path) {
+        Ok(text) => check_layers(Some(raw::Document { name: &name, text: &text }), environment, flags),
+        Err(error) => Err(Problems::new(vec![Problem {
+            origin: Origin::Flag("--config"),
+            subject: Some(name.into_owned()),
+            why: format!("cannot be read: {error}"),
+            hint: None,
+        }])),
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    /// Hundreds of functions fit in; what is larger is some other file.
+    const BYTES_MAX: u64 = 1 << 20;
+    let mut text = String::new();
+    let read = File::open(path)?.take(BYTES_MAX + 1).read_to_string(&mut text)?;
+    if read as u64 > BYTES_MAX { Err(std::io::Error::other("larger than 1 MiB")) } else { Ok(text) }
+}
+
+fn check_layers(file: Option<raw::Document<'_>>, environment: &Environment, flags: &Flags) -> Result<Loaded, Problems> {
+    let (values, mut problems) = raw::layered(file, environment, flags);
+    let (config, values, found) = check::check(values, environment);
+    problems.extend(found);
+    match config {
+        Some(config) if problems.is_empty() => Ok(Loaded { config, entries: values.entries().to_vec() }),
+        Some(_) | None => Err(Problems::new(problems)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOME: (&str, &str) = ("HOME", "/home/me");
+
+    const GOLDEN: &str = r#"the configuration has 15 problems:
+
+  s.toml:2: state_dri: unknown key
+      did you mean `state_dir`?
+  s.toml:5: listen.ingest = "0.0.0.0:9477": not a loopback address
+      callers are not authenticated: whoever reaches the port uses sendoff's own rights; if the network around is trusted, set listen.allow_unauthenticated_remote = true
+  s.toml:6: listen.header_timeout = "30": not a duration
+      write it like "500ms", "30s", "5m" or "6h"
+  s.toml:9: outbox.bytes_max = "10 gigs": not a size
+      write it like "64KiB", "512MiB" or "10GiB"
+  s.toml:10: outbox.store = "rocks": must be "sled"
+  s.toml:13: delivery.concurrency_max = 64 is above lambda.in_flight_max = 8
+      the one is for a function, the other for all
+  s.toml:14: lambda.endpoint_url = "http://localhost:9477/": sendoff's own address: it would deliver to itself
+      leave it empty for AWS's own
+  s.toml:17: delivery.attempts_max = 0: not in 1 to 1000000
+  s.toml:18: delivery.backoff_base = "2m" is above delivery.backoff_cap = "60s"
+  s.toml:21: functions."*".mode = "confirm": not supported by this version
+      write "event"
+  s.toml:24: [functions."orders-*"]: never counts: "*" comes earlier and takes all of "orders-*"
+      put the narrow pattern before the wide one
+  s.toml:24: functions."orders-*".queue_url = "": empty
+      leave it out to use dead_letter.queue_url
+  s.toml:25: functions."orders-*".attempt_max: unknown key
+      did you mean `functions."orders-*".attempts_max`?
+  $SENDOFF_LISTEN__ADMIN: listen.admin = "9478": not an address and a port
+      write it like "127.0.0.1:9477" or "[::1]:9477"
+  $SENDOFF_OUTBOX_CACHE: unknown variable
+      did you mean `SENDOFF_OUTBOX__CACHE`?"#;
+
+    fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Loaded, Problems> {
+        let environment = Environment::from_pairs(&[&[HOME], variables].concat());
+        check_layers(Some(raw::Document { name: "s.toml", text }), &environment, &Flags::default())
+    }
+
+    #[test]
+    fn the_defaults_are_the_contract() {
+        let Loaded { config, entries } = load_text("", &[]).unwrap();
+        assert_eq!(config.state_dir, PathBuf::from("/home/me/.local/state/sendoff"));
+        assert_eq!(config.listen.ingest.to_string(), "127.0.0.1:9477");
+        assert_eq!(config.listen.admin.to_string(), "127.0.0.1:9478");
+        assert_eq!(config.listen.unix, None);
+        assert_eq!(config.outbox.bytes_max, 10 << 30);
+        assert_eq!(config.outbox.dedupe_window, Duration::from_secs(24 * 3600));
+        assert_eq!(config.outbox.sdk_window, Duration::from_secs(3600));
+        assert_eq!(config.outbox.cache, 64 << 20);
+        assert_eq!(config.lambda.region, None);
+        assert_eq!(config.dispatch.in_flight_max, 256);
+        assert_eq!(config.dispatch.policy.attempts_max, 12);
+        assert_eq!(config.dispatch.policy.age_max, Duration::from_secs(6 * 3600));
+        assert_eq!(config.dispatch.policy.backoff_base, Duration::from_millis(500));
+        assert_eq!(config.dispatch.policy.concurrency_max, 64);
+        assert_eq!(config.dead_letter.queue_url, None);
+        assert_eq!(config.grace, Duration::from_secs(25));
+        assert_eq!(config.log, Log { format: LogFormat::Text, level: "info".to_owned(), no_color: false });
+        let state_dir = entries.iter().find(|entry| entry.key == "state_dir").unwrap();
+        assert_eq!(state_dir.origin.to_string(), "$HOME");
+    }
+
+    #[test]
+    fn a_config_file_that_is_not_there_is_a_problem() {
+        let flags = Flags { file: Some("no/such/file.toml".into()), ..Flags::default() };
+        let problems = load(&flags, &Environment::from_pairs(&[HOME])).unwrap_err().to_string();
+        assert!(
+            problems.starts_with(
+                "the configuration has a problem:\n\n  --config: no/such/file.toml: cannot be read: No such file"
+            ),
+            "{problems}"
+        );
+    }
+
+    #[test]
+    fn a_config_file_is_read_up_to_a_limit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.toml");
+        std::fs::write(&path, "state_dir = '/s'\n").unwrap();
+        let flags = Flags { file: Some(path.clone()), ..Flags::default() };
+        assert_eq!(load(&flags, &Environment::default()).unwrap().config.state_dir, PathBuf::from("/s"));
+        std::fs::write(&path, "#".repeat((1 << 20) + 1)).unwrap();
+        let problems = load(&flags, &Environment::default()).unwrap_err().to_string();
+        assert!(problems.ends_with("cannot be read: larger than 1 MiB"), "{problems}");
+    }
+
+    #[test]
+    fn all_problems_are_said_at_once_with_lines_in_order() {
+        let file = r#"
+state_dri = "/var/lib/sendoff"
+
+[listen]
+ingest = "0.0.0.0:9477"
+header_timeout = "30"
+
+[outbox]
+bytes_max = "10 gigs"
+store = "rocks"
+
+[lambda]
+in_flight_max = 8
+endpoint_url = "http://localhost:9477/"
+
+[delivery]
+attempts_max = 0
+backoff_base = "2m"
+
+[functions."*"]
+mode = "confirm"
+
+[functions."orders-*"]
+queue_url = ""
+attempt_max = 3
+"#;
+        let variables = [("SENDOFF_LISTEN__ADMIN", "9478"), ("SENDOFF_OUTBOX_CACHE", "1GiB")];
+        let said = load_text(file, &variables).unwrap_err().to_string();
+        assert_eq!(said, GOLDEN, "\n--- said:\n{said}\n---");
+    }
+}

@@ -1,1 +1,275 @@
-//! (skeleton)
+//! Builds the stages, runs them, drains them: the only file that knows them all.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{Admin, Readiness};
+use crate::aws;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::deadletter::DeadLetters;
+use crate::dispatch::Dispatch;
+use crate::http::{Limits, Server};
+use crate::ingest::server::Door;
+use crate::metrics::Metrics;
+use crate::outbox::engine::{Engine, OpenError};
+use crate::outbox::sled::SledKv;
+use crate::outbox::writer::{Handle, Writer};
+use crate::outbox::{self, Outbox};
+use crate::shutdown::{self, Stop};
+
+/// How often what is remembered for a while is swept, at most: a full pass over all keys.
+const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3_600);
+
+/// Connections of the admin listener.
+const ADMIN_CONNECTIONS_MAX: usize = 64;
+
+/// Why the daemon cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen on {address}: {source}")]
+    Bind { address: String, source: io::Error },
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error(transparent)]
+    Aws(#[from] aws::Error),
+    #[error("{doing}: {source}")]
+    System { doing: &'static str, source: io::Error },
+}
+
+/// How a daemon that ran has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything in flight was finished within the grace.
+    Drained,
+    /// The grace ran out; what was in flight is still in the outbox, uncharged.
+    CutOff,
+    /// The outbox failed; a restart recovers.
+    Poisoned,
+}
+
+/// Runs until SIGTERM or SIGINT, or until the outbox fails. A second signal ends the process at once, which is as safe as
+/// any crash.
+pub async fn run(config: Config) -> Result<Ended, Error> {
+    let clock = Clock::system();
+    let metrics = Arc::new(Metrics::new().map_err(|error| Error::System {
+        doing: "registering metrics",
+        source: io::Error::other(error.to_string()),
+    })?);
+    metrics.start_time_seconds.set(clock.now().0 as f64 / 1_000.0);
+    for variable in &config.ignored_endpoints {
+        tracing::warn!(variable, "ignored: it points at this daemon's own listener");
+    }
+
+    let ingest = bind(&config.listen.ingest.to_string()).await?;
+    let admin = bind(&config.listen.admin.to_string()).await?;
+    let unix = config.listen.unix.as_deref().map(bind_unix).transpose()?;
+    let (stop, door, stages) = (Stop::default(), TaskTracker::new(), TaskTracker::new());
+    let admin_stop = CancellationToken::new();
+    let readiness = Readiness::new(&metrics);
+    let operator = Admin::<Handle>::new(readiness.clone(), metrics.clone(), clock.clone());
+    let admin_address = address(&admin)?;
+    let admin_tasks = TaskTracker::new();
+    serve_admin(admin, &operator, &config, &clock, &admin_stop, &admin_tasks);
+
+    let (outbox, writer) = open(&config, &clock, &metrics).await?;
+    operator.outbox_is(Some(outbox.clone()));
+    let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
+    let lambda = aws::lambda::Lambda::new(&shared, &config.lambda)?;
+    let sqs = aws::sqs::Sqs::new(&shared, &config.sqs)?;
+
+    let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
+    stages.spawn(report("dispatch", dispatch.run(stop.clone())));
+    let letters = DeadLetters::new(outbox.clone(), sqs, config.dead_letter.clone(), clock.clone(), metrics.clone());
+    stages.spawn(report("dead letters", letters.run(stop.clone())));
+    stages.spawn(report("sweep", sweep(outbox.clone(), clock.clone(), config.outbox.clone(), stop.leasing.clone())));
+
+    let mut settings = config.ingest.clone();
+    settings.region = settings.region.or_else(|| shared.region().map(str::to_owned));
+    let limits = limits(&settings, settings.connections_max);
+    let service = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).service();
+    let connections = Some(metrics.ingest_connections.clone());
+    let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
+    let ingest_address = address(&ingest)?;
+    door.spawn(server.clone().serve(ingest, service.clone()));
+    if let Some(unix) = unix {
+        door.spawn(server.serve(unix, service));
+    }
+
+    readiness.ready();
+    let state_dir = config.state_dir.display().to_string();
+    tracing::info!(ingest = ingest_address, admin = admin_address, state_dir, "ready");
+    let ended = run_until_stopped(&outbox, &readiness, &stop, &door, &stages, config.grace).await?;
+
+    operator.outbox_is(None);
+    drop(outbox);
+    admin_stop.cancel();
+    admin_tasks.close();
+    admin_tasks.wait().await;
+    if let Some(path) = &config.listen.unix {
+        drop(std::fs::remove_file(path)); // the next start would remove it too
+    }
+    close(writer).await?;
+    tracing::info!(ended = ?ended, "stopped");
+    Ok(ended)
+}
+
+async fn run_until_stopped(
+    outbox: &Handle,
+    readiness: &Readiness,
+    stop: &Stop,
+    door: &TaskTracker,
+    stages: &TaskTracker,
+    grace: Duration,
+) -> Result<Ended, Error> {
+    let poisoned = tokio::select! {
+        biased;
+        signal = shutdown::requested() => {
+            let signal = signal.map_err(|source| Error::System { doing: "listening for signals", source })?;
+            readiness.not_ready("draining");
+            tracing::info!(signal, grace = ?grace, "draining: no new requests, no new attempts");
+            false
+        }
+        () = until_poisoned(outbox) => {
+            readiness.not_ready("outbox is poisoned");
+            true
+        }
+    };
+    let drained = tokio::select! {
+        biased;
+        drained = stop.drain(door, stages, grace) => drained,
+        signal = shutdown::requested() => {
+            let signal = signal.map_err(|source| Error::System { doing: "listening for signals", source })?;
+            tracing::warn!(signal, "second signal: ending at once, the outbox keeps what is left");
+            false
+        }
+    };
+    Ok(match (poisoned || outbox.poisoned().is_some(), drained) {
+        (true, _) => Ended::Poisoned,
+        (false, true) => Ended::Drained,
+        (false, false) => {
+            tracing::warn!("the grace ran out: attempts in flight are cut off, their events stay in the outbox");
+            Ended::CutOff
+        }
+    })
+}
+
+async fn until_poisoned(outbox: &Handle) {
+    loop {
+        outbox.changed(u64::MAX - 1).await;
+        if outbox.poisoned().is_some() {
+            return;
+        }
+    }
+}
+
+fn serve_admin(
+    listener: TcpListener,
+    operator: &Admin<Handle>,
+    config: &Config,
+    clock: &Clock,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) {
+    let limits = limits(&config.ingest, ADMIN_CONNECTIONS_MAX);
+    let server = Server::new(limits, None, clock.clone(), stop.clone(), tasks.clone());
+    tasks.spawn(server.serve(listener, TowerToHyperService::new(operator.router())));
+}
+
+fn limits(settings: &crate::ingest::Settings, connections_max: usize) -> Limits {
+    Limits {
+        connections_max,
+        headers_max: settings.headers_max,
+        header_bytes_max: settings.header_bytes_max,
+        header_timeout: settings.header_timeout,
+    }
+}
+
+async fn bind(address: &str) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Bind { address: address.to_owned(), source })
+}
+
+/// A socket file that a killed daemon left behind is in the way of `bind`; the store's lock, taken later, tells apart a
+/// daemon that still runs.
+fn bind_unix(path: &Path) -> Result<UnixListener, Error> {
+    let shown = |source| Error::Bind { address: path.display().to_string(), source };
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(shown(error)),
+    }
+    UnixListener::bind(path).map_err(shown)
+}
+
+fn address(listener: &TcpListener) -> Result<String, Error> {
+    let address = listener.local_addr();
+    address.map(|address| address.to_string()).map_err(|source| Error::System { doing: "reading an address", source })
+}
+
+/// Opens the store, which may take a while, and starts its writer.
+async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<(Handle, JoinHandle<()>), Error> {
+    let (dir, settings) = (config.state_dir.clone(), config.outbox.clone());
+    let (clock, metrics) = (clock.clone(), metrics.clone());
+    let shown = dir.display().to_string();
+    tracing::info!(state_dir = shown, "opening the outbox");
+    let began = clock.instant();
+    let opened = tokio::task::spawn_blocking(move || -> Result<_, OpenError> {
+        let path = dir.display().to_string();
+        let kv = SledKv::open(&dir, settings.cache)?;
+        let engine = Engine::open(kv, settings, clock.clone(), &path)?;
+        Ok(Writer::new(engine, clock, metrics))
+    });
+    let (writer, handle) = opened.await.map_err(|error| OpenError::Damaged {
+        path: shown,
+        why: format!("the engine panicked while opening it: {error}"),
+    })??;
+    let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || writer.run());
+    let thread = thread.map_err(|source| Error::System { doing: "starting the outbox's thread", source })?;
+    let census = handle.census().await.unwrap_or_default();
+    tracing::info!(events = census.events, bytes = census.bytes, functions = census.lanes.len(), took = ?began.elapsed(), "outbox is open");
+    Ok((handle, thread))
+}
+
+/// Waits until the writer has written what was asked of it and let go of the store.
+async fn close(writer: JoinHandle<()>) -> Result<(), Error> {
+    let closed = tokio::task::spawn_blocking(move || writer.join()).await;
+    match closed {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => {
+            Err(Error::System { doing: "closing the outbox", source: io::Error::other("its thread panicked") })
+        }
+    }
+}
+
+/// Forgets keys whose window is over, and lanes long empty: a full pass, in small pieces, a few times a window.
+async fn sweep(
+    outbox: Handle,
+    clock: Clock,
+    settings: outbox::Settings,
+    stop: CancellationToken,
+) -> Result<(), outbox::Error> {
+    let pause = (settings.dedupe_window.min(settings.sdk_window) / 4).clamp(Duration::from_secs(1), SWEEP_EVERY_MAX);
+    loop {
+        while outbox.sweep().await? {}
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            () = clock.sleep(pause) => {}
+        }
+    }
+}
+
+/// A stage ends early only with its outbox, which ends the daemon; the log says which stage saw it.
+async fn report(stage: &'static str, run: impl Future<Output = Result<(), outbox::Error>>) {
+    if let Err(error) = run.await {
+        tracing::error!(stage, %error, "stage has ended");
+    }
+}

@@ -12,6 +12,8 @@ pub mod message;
 
 pub mod ship;
 
+pub use ship::DeadLetters;
+
 /// What takes dead letters: SQS, or a fake in the simulation.
 pub trait Ship: Clone + Send + Sync + 'static {
     /// Sends at most ten messages; one answer per message, in order.

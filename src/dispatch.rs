@@ -14,11 +14,13 @@ use crate::event::{Carried, Function, FunctionName, IdempotencyKey};
 
 pub mod verdict;
 
-pub mod backoff;
+pub mod limiter;
 
 pub mod lane;
 
 pub mod attempt;
+
+pub use attempt::Dispatch;
 
 /// What carries an event to its function: AWS Lambda, or a fake in the simulation.
 pub trait Invoke: Clone + Send + Sync + 'static {
@@ -66,6 +68,19 @@ pub struct Failure {
     pub kind: FailureKind,
     /// The chain of causes, for the log.
     pub message: String,
+}
+
+impl Reply {
+    /// In words, for the log: code and message.
+    pub fn in_words(&self) -> String {
+        match self {
+            Self::Answer(answer) => match &answer.code {
+                Some(code) => format!("{} {code}: {}", answer.status, answer.message),
+                None => format!("{}: {}", answer.status, answer.message),
+            },
+            Self::NotSent(failure) | Self::Lost(failure) => format!("{}: {}", failure.kind.as_str(), failure.message),
+        }
+    }
 }
 
 /// The ways in which a call gets no answer.
@@ -125,40 +140,6 @@ pub struct Settings {
 impl Settings {
     /// The policy for one function.
     pub fn policy(&self, function: &FunctionName) -> &Policy {
-        self.functions
-            .iter()
-            .find(|(pattern, _)| matches_pattern(pattern, function.as_str()))
-            .map_or(&self.policy, |(_, policy)| policy)
-    }
-}
-
-/// Whether `name` fits `pattern`, in which `*` stands for any run of characters.
-pub fn matches_pattern(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((head, rest)) => name.strip_prefix(head).is_some_and(|name| {
-            (0..=name.len()).filter(|&at| name.is_char_boundary(at)).any(|at| matches_pattern(rest, &name[at..]))
-        }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_star_stands_for_any_run_of_characters() {
-        for (pattern, name, fits) in [
-            ("orders", "orders", true),
-            ("orders", "orders-eu", false),
-            ("orders-*", "orders-eu", true),
-            ("orders-*", "orders", false),
-            ("*", "anything:prod", true),
-            ("*:prod", "orders:prod", true),
-            ("*:prod", "orders:dev", false),
-            ("a*b*c", "a-b-b-c", true),
-        ] {
-            assert_eq!(matches_pattern(pattern, name), fits, "{pattern} and {name}");
-        }
+        self.functions.iter().find(|(pattern, _)| function.fits(pattern)).map_or(&self.policy, |(_, policy)| policy)
     }
 }

@@ -90,6 +90,17 @@ impl FunctionName {
         &self.0
     }
 
+    /// The region in the name; none is the daemon's own.
+    pub fn region(&self) -> Option<&str> {
+        let (first, _) = self.0.split_once('/')?;
+        first.bytes().any(|byte| !byte.is_ascii_digit()).then_some(first)
+    }
+
+    /// Whether the name fits `pattern`, in which `*` stands for any run of characters.
+    pub fn fits(&self, pattern: &str) -> bool {
+        fits(pattern, &self.0)
+    }
+
     /// Two bytes of FNV-1a: not unique, only a way to look in few places first.
     pub fn tag(&self) -> u16 {
         let hash =
@@ -107,6 +118,15 @@ impl fmt::Display for FunctionName {
 impl fmt::Debug for FunctionName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((head, rest)) => name.strip_prefix(head).is_some_and(|name| {
+            (0..=name.len()).filter(|&at| name.is_char_boundary(at)).any(|at| fits(rest, &name[at..]))
+        }),
     }
 }
 
@@ -229,6 +249,22 @@ mod tests {
     fn ids_sort_by_time_of_acceptance() {
         let orders = FunctionName::new("orders");
         assert!(EventId::mint(UnixMillis(5), u128::MAX, &orders) < EventId::mint(UnixMillis(6), 0, &orders));
+    }
+
+    #[test]
+    fn a_star_stands_for_any_run_of_characters() {
+        for (pattern, name, fits) in [
+            ("orders", "orders", true),
+            ("orders", "orders-eu", false),
+            ("orders-*", "orders-eu", true),
+            ("orders-*", "orders", false),
+            ("*", "anything:prod", true),
+            ("*:prod", "orders:prod", true),
+            ("*:prod", "orders:dev", false),
+            ("a*b*c", "a-b-b-c", true),
+        ] {
+            assert_eq!(FunctionName::new(name).fits(pattern), fits, "{pattern} and {name}");
+        }
     }
 
     #[test]

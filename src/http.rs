@@ -1,1 +1,292 @@
-//! (skeleton)
+//! The accept loop that both listeners share: HTTP/1.1 and HTTP/2 with prior knowledge, with limits on all that a peer can
+//! make us hold, and a stop that finishes what was read.
+//!
+//! What hyper answers by itself (400, 414, 431 for heads that are torn, malformed or too large) never reaches a service.
+
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use prometheus::IntGauge;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+
+/// How long to wait after an accept that failed for a reason of our own (no file descriptors, no memory): the next one
+/// would fail at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The smallest read buffer that hyper allows, in bytes.
+const BUFFER_BYTES_MIN: usize = 8 * 1024;
+
+/// Requests at once on one HTTP/2 connection.
+const H2_STREAMS_MAX: u32 = 128;
+
+/// Unread bytes that an HTTP/2 peer may send, for one request and for the whole connection.
+const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// What a peer may make us hold.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at once; further ones wait in the listen queue.
+    pub connections_max: usize,
+    /// Header lines of an HTTP/1 request; HTTP/2 counts bytes only.
+    pub headers_max: usize,
+    /// Bytes of a request's head, at least 8 KiB.
+    pub header_bytes_max: usize,
+    /// Until a request's head is complete; also how long a connection without a request is kept.
+    pub header_timeout: Duration,
+}
+
+/// What listeners share: limits, the count of connections, and the stop. Cheap to clone; a clone shares all of it, so that
+/// several listeners keep one limit.
+#[derive(Clone)]
+pub struct Server {
+    limits: Limits,
+    slots: Arc<Semaphore>,
+    open: Option<IntGauge>,
+    clock: Clock,
+    stop: CancellationToken,
+    connections: TaskTracker,
+}
+
+impl Server {
+    /// `open` shows the open connections. Once `stop` is cancelled no connection is accepted, idle ones are closed, and
+    /// requests already read are finished; `connections` is empty when all of that is done.
+    pub fn new(
+        limits: Limits,
+        open: Option<IntGauge>,
+        clock: Clock,
+        stop: CancellationToken,
+        connections: TaskTracker,
+    ) -> Self {
+        let slots = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
+        Self { limits, slots, open, clock, stop, connections }
+    }
+
+    /// Accepts connections until stopped, and serves each in a task of its own. Never fails: what goes wrong with accepting
+    /// is logged, and tried again after a pause.
+    pub async fn serve<L, S, B>(self, listener: L, service: S)
+    where
+        L: Listener,
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<Box<dyn Error + Send + Sync>>,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let mut failing = false;
+        while let Some(slot) = self.slot().await {
+            let accepted = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(io) => {
+                    failing = false;
+                    self.connections.spawn(self.clone().connection(io, service.clone(), slot));
+                }
+                Err(error) if is_of_the_peer(&error) => {
+                    tracing::debug!(%error, "connection gone before it was accepted")
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "cannot accept connections");
+                    }
+                    tokio::select! {
+                        biased;
+                        () = self.stop.cancelled() => return,
+                        () = self.clock.sleep(ACCEPT_PAUSE) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// A place for one more connection; none once stopped.
+    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => None,
+            slot = Arc::clone(&self.slots).acquire_owned() => slot.ok(),
+        }
+    }
+
+    async fn connection<I, S, B>(self, io: I, service: S, slot: OwnedSemaphorePermit)
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<Box<dyn Error + Send + Sync>>,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
+        let _slot = slot;
+        let _open = self.open.clone().map(Raised::new);
+        let (requests, in_flight) = watch::channel(0_usize);
+        let requests = Arc::new(requests);
+        let counted = service_fn(move |request| {
+            let in_flight = InFlight::new(&requests);
+            let answer = service.call(request);
+            async move {
+                let answer = answer.await;
+                drop(in_flight);
+                answer
+            }
+        });
+        let protocol = self.protocol();
+        let mut connection = pin!(protocol.serve_connection(TokioIo::new(io), counted));
+        // hyper bounds the head of an HTTP/1 request; `quiet` bounds what it does not: the bytes before the protocol is
+        // known, and HTTP/2 connections that ask for nothing.
+        let ended = tokio::select! {
+            biased;
+            result = connection.as_mut() => Some(result),
+            () = self.stop.cancelled() => None,
+            () = self.quiet(in_flight.clone()) => None,
+        };
+        let result = match ended {
+            Some(result) => result,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    biased;
+                    result = connection.as_mut() => result,
+                    // The peer neither takes its answer nor closes.
+                    () = self.quiet(in_flight) => Ok(()),
+                }
+            }
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "connection ended with an error");
+        }
+    }
+
+    fn protocol(&self) -> auto::Builder<Tracked> {
+        let Limits { headers_max, header_bytes_max, header_timeout, .. } = self.limits;
+        let mut builder = auto::Builder::new(Tracked(self.connections.clone()));
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(header_timeout)
+            .max_headers(headers_max)
+            .max_buf_size(header_bytes_max.max(BUFFER_BYTES_MIN))
+            // A client that closes its side has sent its request all the same: finish it.
+            .half_close(true);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(header_bytes_max).unwrap_or(u32::MAX))
+            .max_concurrent_streams(H2_STREAMS_MAX)
+            .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES);
+        builder
+    }
+
+    /// Returns once there was no request for `header_timeout`.
+    async fn quiet(&self, mut in_flight: watch::Receiver<usize>) {
+        loop {
+            let idle = in_flight.wait_for(|requests| *requests == 0).await.is_ok();
+            tokio::select! {
+                biased;
+                // Once the service is gone there is nothing to change, only the rest of an answer to be taken.
+                Ok(()) = in_flight.changed(), if idle => {}
+                () = self.clock.sleep(self.limits.header_timeout) => return,
+            }
+        }
+    }
+}
+
+/// What connections come from.
+pub trait Listener: Send + 'static {
+    type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Io>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Io = TcpStream;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        let (stream, _) = TcpListener::accept(self).await?;
+        // Answers are small: without this each may wait for the acknowledgement of the one before.
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+impl Listener for UnixListener {
+    type Io = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        UnixListener::accept(self).await.map(|(stream, _)| stream)
+    }
+}
+
+/// Whether an accept failed because of the connection that was to be accepted, so that the next one may well succeed.
+fn is_of_the_peer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, InvalidInput, NotConnected};
+    // InvalidInput: setting an option of a socket that its peer has reset (macOS).
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | NotConnected | Interrupted | InvalidInput)
+}
+
+/// Runs the tasks of HTTP/2 requests where they are waited for at the stop.
+#[derive(Clone)]
+struct Tracked(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tracked
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+/// One more, until dropped.
+struct Raised(IntGauge);
+
+impl Raised {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// One request of a connection that has no answer yet.
+struct InFlight(Arc<watch::Sender<usize>>);
+
+impl InFlight {
+    fn new(requests: &Arc<watch::Sender<usize>>) -> Self {
+        requests.send_modify(|requests| *requests += 1);
+        Self(Arc::clone(requests))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.send_modify(|requests| *requests -= 1);
+    }
+}

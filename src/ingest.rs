@@ -9,7 +9,15 @@ use std::time::Duration;
 
 pub mod lambda_api;
 
+pub mod name;
+
+pub mod key;
+
+pub mod refusal;
+
 pub mod admission;
+
+pub mod body;
 
 pub mod server;
 
@@ -18,7 +26,8 @@ pub mod server;
 pub struct Settings {
     /// Connections at once; further ones wait in the listen queue.
     pub connections_max: usize,
-    /// Bytes of request bodies in memory at once; beyond them a request is refused with 429.
+    /// Bytes of requests in memory at once, bodies and [`admission::SLOT_BYTES`] each; beyond them a request is refused
+    /// with 429. At least [`admission::REQUEST_BYTES_MIN`], or the largest payloads never fit.
     pub request_bytes_max: u64,
     /// Header lines of a request.
     pub headers_max: usize,

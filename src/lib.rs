@@ -8,6 +8,8 @@ pub mod event;
 
 pub mod clock;
 
+pub mod backoff;
+
 pub mod metrics;
 
 pub mod ingest;

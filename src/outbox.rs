@@ -8,8 +8,8 @@
 //! ```text
 //! append   (nothing) -> Ready, or Scheduled if it is not to be delivered yet
 //! lease    Ready, due Waiting or Scheduled -> Leased          Buried -> Shipping
-//! settle   Leased   -> gone (Delivered) | Waiting (RetryAt) | as before (Release) | Buried (Bury)
-//!          Shipping -> gone (Shipped) | as before (Release) | Buried (RetryAt: not to be shipped before) | Ready (Revive)
+//! settle   Leased   -> gone (Delivered) | Waiting (RetryAt; a Scheduled one stays so) | as before (Release) | Buried (Bury)
+//!          Shipping -> gone (Shipped) | as before (Release) | Buried (RetryAt: not to be shipped before)
 //! crash    Leased and Shipping go back: a lease lives in memory only
 //! ```
 
@@ -26,6 +26,8 @@ pub mod record;
 
 pub mod keys;
 
+pub mod kv;
+
 pub mod engine;
 
 pub mod writer;
@@ -33,6 +35,9 @@ pub mod writer;
 pub mod sled;
 
 pub mod memory;
+
+#[cfg(test)]
+mod conformance;
 
 /// One store of events. Handles are cheap to clone and all mean the same store.
 pub trait Outbox: Clone + Send + Sync + 'static {
@@ -59,9 +64,9 @@ pub trait Outbox: Clone + Send + Sync + 'static {
     /// Counts by lane and state.
     fn census(&self) -> impl Future<Output = Result<Census, Error>> + Send;
 
-    /// Waits until something may have changed since the last call. Carries no data and may wake for nothing:
-    /// whoever wakes reads the store again.
-    fn changed(&self) -> impl Future<Output = ()> + Send;
+    /// Waits until a lane has changed after `since`, a version that [`Outbox::lanes`] gave. Carries no data: whoever wakes
+    /// reads the store again. Never returns once the outbox is closed.
+    fn changed(&self, since: u64) -> impl Future<Output = ()> + Send;
 
     /// Why the outbox no longer accepts, if a sync failed; none while it is well.
     fn poisoned(&self) -> Option<String>;
@@ -127,7 +132,7 @@ pub struct LaneWant {
 pub enum Which {
     /// Those that may be attempted now, due ones first, then in the order of acceptance.
     Due,
-    /// Those accepted before this, whether due or not: they are past their age.
+    /// Those Ready or Waiting that were accepted before this, whether due or not: they are past their age.
     AcceptedBefore(UnixMillis),
     /// The dead letters that may be shipped now.
     Buried,
@@ -157,9 +162,9 @@ pub struct Lease {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
     Ready,
-    /// Attempted before, or released with a due time.
+    /// Attempted before, and due later.
     Waiting,
-    /// Never attempted, and not to be before its time.
+    /// Accepted with a `deliver_at` ahead; its age counts from there, so it is kept apart from Waiting.
     Scheduled,
     Buried,
 }
@@ -187,6 +192,8 @@ pub struct History {
     pub calls: u32,
     /// How often Lambda throttled it: what its backoff grows with, beside `attempts`.
     pub throttles: u32,
+    /// Uncharged failures in a row that were not throttles (no connection, held): what the wait for them grows with.
+    pub setbacks: u32,
     /// Not before this.
     pub due: UnixMillis,
     pub last: Option<LastOutcome>,
@@ -212,6 +219,8 @@ pub struct LastOutcome {
 pub struct Burial {
     pub reason: BuryReason,
     pub at: UnixMillis,
+    /// Why no queue can take it, in words; it then stays in the store.
+    pub unshippable: Option<String>,
 }
 
 /// Why an event is dead.
@@ -260,6 +269,8 @@ pub struct LaneNews {
     /// What to ask with next time.
     pub version: u64,
     pub lanes: Vec<LaneView>,
+    /// Lanes that are no more; their functions get a new one with their next event.
+    pub retired: Vec<LaneId>,
 }
 
 /// What dispatch and deadletter need to know of one lane.
@@ -271,7 +282,7 @@ pub struct LaneView {
     pub ready: u64,
     /// When the next Waiting or Scheduled event is due (it may be past); none if there is none.
     pub next_due: Option<UnixMillis>,
-    /// Acceptance of the oldest event that is neither buried nor delivered, leased or not.
+    /// Acceptance of the oldest event that is Ready or Waiting, leased or not.
     pub oldest: Option<UnixMillis>,
     /// Buried and not leased.
     pub buried: u64,
@@ -300,6 +311,8 @@ pub struct Census {
     pub events: u64,
     /// Bytes that the store takes on disk.
     pub disk_bytes: u64,
+    /// Bytes that its disk has free.
+    pub disk_free_bytes: u64,
 }
 
 /// One lane's counts: events and bytes by state. Leased events count where they rest.

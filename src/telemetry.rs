@@ -1,1 +1,138 @@
-//! (skeleton)
+//! Where log lines go: to stderr, as text for people or JSON for machines. Panics too.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::IsTerminal;
+use std::panic::PanicHookInfo;
+
+use tracing::Dispatch;
+use tracing::dispatcher::SetGlobalDefaultError;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::config::{Log, LogFormat};
+
+/// Why logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("log.level is no filter")]
+    Level(#[from] ParseError),
+    #[error("logging is set up already")]
+    Twice(#[from] SetGlobalDefaultError),
+}
+
+/// Sends this process's log, and its panics, to stderr. Colours only on a terminal, and not under `NO_COLOR`.
+/// Once a process.
+pub fn install(log: &Log) -> Result<(), Error> {
+    let colours = !log.no_color && std::io::stderr().is_terminal();
+    tracing::dispatcher::set_global_default(subscriber(log, colours, std::io::stderr)?)?;
+    std::panic::set_hook(Box::new(log_panic));
+    Ok(())
+}
+
+/// What writes log lines to `writer` as `log` says.
+fn subscriber<W>(log: &Log, colours: bool, writer: W) -> Result<Dispatch, ParseError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::try_new(&log.level)?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(writer);
+    Ok(match log.format {
+        LogFormat::Text => Dispatch::new(lines.finish()),
+        LogFormat::Json => Dispatch::new(lines.json().flatten_event(true).with_span_list(false).finish()),
+    })
+}
+
+/// A panic is one log line like others, so that it is found where all others are.
+fn log_panic(info: &PanicHookInfo<'_>) {
+    let location = info.location().map(ToString::to_string).unwrap_or_default();
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    let panic = info.payload_as_str().unwrap_or("a panic without a message");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        tracing::error!(panic, location, thread, %backtrace, "panicked");
+    } else {
+        tracing::error!(panic, location, thread, "panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is written while `run` runs.
+    fn written(format: LogFormat, level: &str, colours: bool, run: impl FnOnce()) -> String {
+        let lines = Lines::default();
+        let log = Log { format, level: level.to_owned(), no_color: false };
+        let shared = lines.clone();
+        let subscriber = subscriber(&log, colours, move || shared.clone()).unwrap();
+        tracing::dispatcher::with_default(&subscriber, run);
+        String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+    }
+
+    fn say() {
+        tracing::info!(function = "orders", "lane held");
+        tracing::debug!("detail");
+    }
+
+    #[test]
+    fn json_lines_have_their_fields_at_the_top() {
+        let text = written(LogFormat::Json, "info", false, say);
+        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 1, "{text}");
+        assert_eq!((&lines[0]["message"], &lines[0]["function"]), (&"lane held".into(), &"orders".into()));
+        assert_eq!(lines[0]["level"], "INFO");
+    }
+
+    #[test]
+    fn text_is_coloured_only_if_asked_for() {
+        let plain = written(LogFormat::Text, "info", false, say);
+        assert!(plain.contains("lane held function=\"orders\"") && !plain.contains('\u{1b}'), "{plain}");
+        assert!(written(LogFormat::Text, "info", true, say).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn the_level_is_a_filter_by_module() {
+        assert_eq!(written(LogFormat::Text, "info,sendoff::telemetry=warn", false, say), "");
+        assert_eq!(written(LogFormat::Text, "warn,sendoff::telemetry=debug", false, say).lines().count(), 2);
+    }
+
+    #[test]
+    fn a_panic_is_a_log_line() {
+        // Hooks are of the process: what other tests panic with goes to where it went before.
+        let here = std::thread::current().id();
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if std::thread::current().id() == here { log_panic(info) } else { before(info) }
+        }));
+        let text = written(LogFormat::Json, "error", false, || {
+            assert!(std::panic::catch_unwind(|| panic!("lost {}", "count")).is_err());
+        });
+        let line: serde_json::Value = serde_json::from_str(text.trim()).unwrap();
+        assert_eq!((&line["message"], &line["panic"]), (&"panicked".into(), &"lost count".into()));
+        assert!(line["location"].as_str().unwrap().starts_with("src/telemetry.rs:"), "{line}");
+    }
+
+    #[test]
+    fn a_level_that_is_no_filter_is_an_error() {
+        let log = Log { format: LogFormat::Text, level: "sendoff=loud".to_owned(), no_color: true };
+        assert!(subscriber(&log, false, std::io::sink).is_err());
+    }
+}

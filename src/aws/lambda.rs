@@ -1,1 +1,248 @@
-//! (skeleton)
+//! AWS Lambda as [`Invoke`].
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_sdk_lambda::client::Client;
+use aws_sdk_lambda::config::interceptors::{BeforeTransmitInterceptorContextMut, BeforeTransmitInterceptorContextRef};
+use aws_sdk_lambda::config::retry::RetryConfig;
+use aws_sdk_lambda::config::{ConfigBag, Intercept, Region, RuntimeComponents};
+use aws_sdk_lambda::error::{BoxError, SdkError};
+use aws_sdk_lambda::operation::RequestId;
+use aws_sdk_lambda::operation::invoke::InvokeError;
+use aws_sdk_lambda::types::InvocationType;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::Blob;
+use serde::Deserialize;
+
+use super::{Endpoint, Error, Place, Settings, Shared, Stage, causes, is_region, words_of};
+use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Reply};
+
+mod context;
+
+/// Clients kept for regions other than the daemon's own. Beyond it one gives way: clients are cheap, only connections
+/// start afresh.
+const REGIONS_MAX: usize = 32;
+
+/// The name of Lambda's trace header.
+const TRACE_HEADER: &str = "x-amzn-trace-id";
+
+/// Lambda, in every region that functions are addressed in.
+#[derive(Debug, Clone)]
+pub struct Lambda {
+    shared: Arc<Regions>,
+}
+
+#[derive(Debug)]
+struct Regions {
+    own: Client,
+    config: aws_sdk_lambda::config::Builder,
+    others: Mutex<BTreeMap<String, Client>>,
+}
+
+impl Lambda {
+    pub fn new(shared: &Shared, settings: &Settings) -> Result<Self, Error> {
+        Ok(Self::at(shared, shared.place("lambda", settings)?))
+    }
+
+    fn at(shared: &Shared, Place { region, endpoint, timeouts }: Place) -> Self {
+        let mut config = aws_sdk_lambda::config::Builder::from(&shared.config)
+            .region(Region::new(region))
+            .timeout_config(timeouts)
+            .retry_config(RetryConfig::disabled());
+        match endpoint {
+            Endpoint::At(url) => config.set_endpoint_url(Some(url)),
+            Endpoint::Public => config.set_endpoint_url(None),
+            Endpoint::AsConfigured => &mut config,
+        };
+        let own = Client::from_conf(config.clone().build());
+        Self { shared: Arc::new(Regions { own, config, others: Mutex::default() }) }
+    }
+
+    /// The client for a region; none if that cannot be a region's name.
+    fn client(&self, region: Option<&str>) -> Option<Client> {
+        let own = &self.shared.own;
+        let Some(region) = region.filter(|region| own.config().region().is_none_or(|own| own.as_ref() != *region))
+        else {
+            return Some(own.clone());
+        };
+        if !is_region(region) {
+            return None;
+        }
+        let mut others = self.shared.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = others.get(region) {
+            return Some(client.clone());
+        }
+        if others.len() >= REGIONS_MAX {
+            others.pop_first();
+        }
+        let config = self.shared.config.clone().region(Region::new(region.to_owned())).build();
+        let client = Client::from_conf(config);
+        others.insert(region.to_owned(), client.clone());
+        Some(client)
+    }
+}
+
+impl Invoke for Lambda {
+    async fn invoke(&self, call: Call) -> Reply {
+        let Some(client) = self.client(call.function.region.as_deref()) else {
+            let message = "the function's region cannot be a region's name".to_owned();
+            return Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message });
+        };
+        let progress = Progress::default();
+        let client_context = context::with_key(call.carried.client_context, &call.key.value);
+        let sent = client
+            .invoke()
+            .invocation_type(InvocationType::Event)
+            .function_name(call.function.address)
+            .set_qualifier(call.function.qualifier)
+            .set_client_context(Some(client_context))
+            .set_tenant_id(call.carried.tenant_id)
+            .set_durable_execution_name(call.carried.durable_execution_name)
+            .payload(Blob::from_maybe_shared(call.payload))
+            .customize()
+            .interceptor(Wire { trace_header: call.carried.trace_header, progress: progress.clone() })
+            .send()
+            .await;
+        match sent {
+            Ok(output) => Reply::Answer(Answer {
+                status: u16::try_from(output.status_code()).unwrap_or(202),
+                request_id: output.request_id().map(ToOwned::to_owned),
+                ..Answer::default()
+            }),
+            Err(error) => reply_of(&error, progress.stage()),
+        }
+    }
+}
+
+/// What one call notes on its way: how far it came.
+#[derive(Debug, Clone, Default)]
+struct Progress(Arc<AtomicU8>);
+
+impl Progress {
+    fn reached(&self, stage: Stage) {
+        self.0.store(stage as u8, Ordering::Relaxed);
+    }
+
+    fn stage(&self) -> Stage {
+        match self.0.load(Ordering::Relaxed) {
+            at if at >= Stage::Sending as u8 => Stage::Sending,
+            at if at == Stage::Signing as u8 => Stage::Signing,
+            _ => Stage::Preparing,
+        }
+    }
+}
+
+/// Adds what the model does not have, and notes how far the call comes.
+#[derive(Debug)]
+struct Wire {
+    trace_header: Option<String>,
+    progress: Progress,
+}
+
+impl Intercept for Wire {
+    fn name(&self) -> &'static str {
+        "sendoff"
+    }
+
+    fn modify_before_signing(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.progress.reached(Stage::Signing);
+        if let Some(header) = &self.trace_header {
+            context.request_mut().headers_mut().try_insert(TRACE_HEADER, header.clone())?;
+        }
+        Ok(())
+    }
+
+    fn read_before_transmit(
+        &self,
+        _context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.progress.reached(Stage::Sending);
+        Ok(())
+    }
+}
+
+/// An error of the SDK as plain data. What is not certainly unsent counts as lost.
+fn reply_of(error: &SdkError<InvokeError, HttpResponse>, stage: Stage) -> Reply {
+    if let Some(response) = error.raw_response() {
+        return Reply::Answer(answer_of(response));
+    }
+    let failure = |kind| Failure { kind, message: words_of(error) };
+    match (stage, error) {
+        (_, SdkError::ConstructionFailure(_)) | (Stage::Signing, _) => {
+            Reply::NotSent(failure(FailureKind::Unbuildable))
+        }
+        (Stage::Preparing, _) => Reply::NotSent(failure(FailureKind::Credentials)),
+        (Stage::Sending, SdkError::DispatchFailure(_)) if never_connected(error) => {
+            Reply::NotSent(failure(FailureKind::Connect))
+        }
+        (Stage::Sending, SdkError::TimeoutError(_)) => Reply::Lost(failure(FailureKind::ReadTimeout)),
+        (Stage::Sending, SdkError::DispatchFailure(dispatch)) if dispatch.is_timeout() => {
+            Reply::Lost(failure(FailureKind::ReadTimeout))
+        }
+        (Stage::Sending, _) => Reply::Lost(failure(FailureKind::Closed)),
+    }
+}
+
+/// Whether there was no connection to send on: name, TCP, TLS, or their timeout. The SDK's own note of it is private.
+fn never_connected(error: &(dyn std::error::Error + 'static)) -> bool {
+    causes(error).any(|cause| {
+        cause.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect())
+            || cause.to_string().starts_with("HTTP connect")
+    })
+}
+
+/// An answer other than success, from status, headers and body alone: what is between may answer in any form, and the
+/// SDK's own reading loses the code where a body is not JSON.
+fn answer_of(response: &HttpResponse) -> Answer {
+    let body: ErrorBody =
+        response.body().bytes().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
+    let headers = response.headers();
+    let number = |name| headers.get(name).and_then(|value| value.trim().parse::<u64>().ok());
+    let code = headers.get("x-amzn-errortype").map(ToOwned::to_owned).or(body.code).or(body.type_);
+    let message = body.message.unwrap_or_else(|| match code {
+        Some(_) => String::new(),
+        None => "not Lambda's own answer: it has no error code".to_owned(),
+    });
+    Answer {
+        status: response.status().as_u16(),
+        code: code.as_deref().map(bare_code).filter(|code| !code.is_empty()).map(ToOwned::to_owned),
+        message,
+        throttle_reason: body.reason,
+        retry_after: number("retry-after")
+            .map(Duration::from_secs)
+            .max(number("x-amz-retry-after").map(Duration::from_millis)),
+        request_id: headers.get("x-amzn-requestid").map(ToOwned::to_owned),
+    }
+}
+
+/// The fields of Lambda's error bodies; their case differs by shape.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ErrorBody {
+    code: Option<String>,
+    #[serde(rename = "__type")]
+    type_: Option<String>,
+    #[serde(alias = "Message", alias = "errorMessage")]
+    message: Option<String>,
+    #[serde(rename = "Reason")]
+    reason: Option<String>,
+}
+
+/// `ns#Code:http://...` is `Code`.
+fn bare_code(code: &str) -> &str {
+    let code = code.split_once(':').map_or(code, |(code, _)| code);
+    code.rsplit_once('#').map_or(code, |(_, code)| code).trim()
+}
+
+#[cfg(test)]
+mod tests;

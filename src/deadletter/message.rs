@@ -1,16 +1,48 @@
-//! The form of a dead letter.
+//! The form of a dead letter: as Lambda's own dead-letter queue writes it, and what a redrive needs besides. Pure.
+//!
+//! The body is the payload. `RequestID`, `ErrorCode` and `ErrorMessage` are Lambda's attributes, so that consumers of its
+//! queues read these letters too; the rest is ours. Nine attributes at most: SQS allows ten.
 
 use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::UnixMillis;
+use crate::event::{Event, EventId, IdempotencyKey, KeySource};
+use crate::outbox::History;
+
+/// The largest message, in bytes: body with the names, types and values of the attributes
+/// (SQS developer guide, "Message quotas"). A queue may be set lower.
+pub const MESSAGE_BYTES_MAX: usize = 1_048_576;
+
+/// The name of the attribute that carries [`Envelope`].
+pub const ENVELOPE: &str = "Sendoff";
+
+/// Bytes of `ErrorMessage`, as in Lambda's own dead letters.
+const ERROR_MESSAGE_BYTES_MAX: usize = 1_024;
+
+/// Characters of a FIFO queue's message group id (SQS API reference, `SendMessage`).
+const GROUP_CHARS_MAX: usize = 128;
 
 /// One SQS message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
     /// The event's id: the batch entry's id, and the deduplication id on a FIFO queue.
-    pub id: crate::event::EventId,
+    pub id: EventId,
+    /// The function, in the characters of a message group id: the group on a FIFO queue.
+    pub group: String,
     pub body: String,
     pub attributes: BTreeMap<String, Attribute>,
-    /// `AWSTraceHeader`, SQS's only system attribute.
+    /// `AWSTraceHeader`, SQS's only system attribute; none unless it is well formed, as SQS would refuse the message.
     pub trace_header: Option<String>,
+}
+
+impl Message {
+    /// What SQS counts against its limit; system attributes are free.
+    pub fn bytes(&self) -> usize {
+        let attributes = self.attributes.iter();
+        self.body.len() + attributes.map(|(name, attribute)| name.len() + attribute.bytes()).sum::<usize>()
+    }
 }
 
 /// A message attribute of SQS type String or Number.
@@ -19,3 +51,201 @@ pub enum Attribute {
     String(String),
     Number(i64),
 }
+
+impl Attribute {
+    /// SQS's word for the type.
+    pub fn data_type(&self) -> &'static str {
+        match self {
+            Self::String(_) => "String",
+            Self::Number(_) => "Number",
+        }
+    }
+
+    /// The value as SQS takes it: numbers are text too.
+    pub fn value(&self) -> String {
+        match self {
+            Self::String(text) => text.clone(),
+            Self::Number(number) => number.to_string(),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.data_type().len()
+            + match self {
+                Self::String(text) => text.len(),
+                Self::Number(number) => number.to_string().len(),
+            }
+    }
+}
+
+/// What of an event is neither body nor an attribute of its own: with the body, all that a redrive needs. One JSON
+/// attribute; fields may join it, none changes its meaning.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    pub id: EventId,
+    pub function: String,
+    pub address: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qualifier: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    pub key: String,
+    pub key_source: KeySource,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_header: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_context: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durable_execution_name: Option<String>,
+    pub accepted_at: UnixMillis,
+    #[serde(default)]
+    pub redrives: u32,
+    /// The payload was empty, which SQS cannot carry: the body is `{}`, as which Lambda would have read it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub empty_payload: bool,
+}
+
+impl Envelope {
+    fn of(event: &Event) -> Self {
+        let Event { id, function, key, carried, payload, accepted_at, deliver_at: _, expires_at: _, redrives } = event;
+        Self {
+            id: *id,
+            function: function.name.as_str().to_owned(),
+            address: function.address.clone(),
+            qualifier: function.qualifier.clone(),
+            region: function.region.clone(),
+            key: key.value.clone(),
+            key_source: key.source,
+            trace_header: carried.trace_header.clone(),
+            client_context: carried.client_context.clone(),
+            tenant_id: carried.tenant_id.clone(),
+            durable_execution_name: carried.durable_execution_name.clone(),
+            accepted_at: *accepted_at,
+            redrives: *redrives,
+            empty_payload: payload.is_empty(),
+        }
+    }
+}
+
+/// Why an event cannot be a message: it stays in the store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unshippable {
+    #[error("the message would have {bytes} bytes, SQS takes {limit}")]
+    TooLarge { bytes: usize, limit: usize },
+    #[error("the payload is not JSON text: SQS cannot carry its bytes")]
+    NotText,
+    #[error("the envelope cannot be written")]
+    Envelope,
+}
+
+/// The dead letter of an event.
+pub fn message_of(event: &Event, history: &History) -> Result<Message, Unshippable> {
+    let message = Message {
+        id: event.id,
+        group: group_of(event.function.name.as_str()),
+        body: body_of(&event.payload)?,
+        attributes: attributes_of(event, history)?,
+        trace_header: event.carried.trace_header.clone().filter(|header| is_trace_header(header)),
+    };
+    match message.bytes() {
+        bytes if bytes > MESSAGE_BYTES_MAX => Err(Unshippable::TooLarge { bytes, limit: MESSAGE_BYTES_MAX }),
+        _ => Ok(message),
+    }
+}
+
+fn body_of(payload: &[u8]) -> Result<String, Unshippable> {
+    if payload.is_empty() {
+        return Ok("{}".to_owned());
+    }
+    let text = std::str::from_utf8(payload).map_err(|_| Unshippable::NotText)?;
+    carriable_json(text).ok_or(Unshippable::NotText)
+}
+
+fn attributes_of(event: &Event, history: &History) -> Result<BTreeMap<String, Attribute>, Unshippable> {
+    let envelope = serde_json::to_string(&Envelope::of(event)).map_err(|_| Unshippable::Envelope)?;
+    let envelope = carriable_json(&envelope).ok_or(Unshippable::Envelope)?;
+    let request_id = history.last.as_ref().and_then(|last| last.request_id.as_deref()).map(carriable);
+    let request_id = request_id.filter(|id| !id.is_empty()).unwrap_or_else(|| event.id.to_string());
+    let mut attributes: Vec<(&str, Attribute)> = vec![
+        ("RequestID", Attribute::String(request_id)),
+        ("ErrorCode", Attribute::Number(history.last.as_ref().map_or(0, |last| i64::from(last.status)))),
+        ("ErrorMessage", Attribute::String(error_message(history))),
+        ("Function", Attribute::String(carriable(event.function.name.as_str()))),
+        ("Attempts", Attribute::Number(i64::from(history.attempts))),
+        ("AcceptedAt", Attribute::String(event.accepted_at.rfc3339())),
+        (ENVELOPE, Attribute::String(envelope)),
+    ];
+    if let Some(burial) = &history.burial {
+        attributes.push(("Reason", Attribute::String(burial.reason.as_str().to_owned())));
+    }
+    if let Some(key) = given_key(&event.key) {
+        attributes.push(("IdempotencyKey", Attribute::String(key)));
+    }
+    let filled = attributes.into_iter().filter(|(_, value)| *value != Attribute::String(String::new()));
+    Ok(filled.map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
+/// The key for people and consumers; the exact one is in the envelope.
+fn given_key(key: &IdempotencyKey) -> Option<String> {
+    match key.source {
+        KeySource::Minted => None,
+        KeySource::Header
+        | KeySource::DurableExecutionName
+        | KeySource::Field
+        | KeySource::ClientContext
+        | KeySource::Expression
+        | KeySource::CloudEvent
+        | KeySource::SdkInvocationId => Some(carriable(&key.value)),
+    }
+}
+
+fn error_message(history: &History) -> String {
+    let words = match &history.last {
+        None => "no attempt was made".to_owned(),
+        Some(last) if last.message.is_empty() => carriable(&last.code),
+        Some(last) => carriable(&format!("{}: {}", last.code, last.message)),
+    };
+    words[..words.floor_char_boundary(ERROR_MESSAGE_BYTES_MAX)].to_owned()
+}
+
+/// Whether SQS takes this character (SQS API reference, `SendMessage`): XML 1.0's.
+fn is_carriable(c: char) -> bool {
+    matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{fffd}' | '\u{10000}'..)
+}
+
+/// `text` with a replacement character for each that SQS refuses.
+fn carriable(text: &str) -> String {
+    text.chars().map(|c| if is_carriable(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
+}
+
+/// The same JSON in characters that SQS takes. U+FFFE and U+FFFF may stand raw in a JSON string and nowhere else in JSON,
+/// so their escapes mean the same. None if it has control characters, which no JSON has raw.
+fn carriable_json(json: &str) -> Option<String> {
+    if json.chars().all(is_carriable) {
+        return Some(json.to_owned());
+    }
+    let json = json.replace('\u{fffe}', "\\ufffe").replace('\u{ffff}', "\\uffff");
+    json.chars().all(is_carriable).then_some(json)
+}
+
+/// A group id has at most 128 letters, digits and punctuation marks of ASCII. Two functions in one group are only ordered
+/// after each other.
+fn group_of(function: &str) -> String {
+    function.chars().take(GROUP_CHARS_MAX).map(|c| if c.is_ascii_graphic() { c } else { '-' }).collect()
+}
+
+/// `Root=1-<8 hex>-<24 hex>`, alone or among other fields (X-Ray developer guide, "Tracing header").
+fn is_trace_header(header: &str) -> bool {
+    let is_hex =
+        |text: Option<&str>, len| text.is_some_and(|t| t.len() == len && t.bytes().all(|b| b.is_ascii_hexdigit()));
+    header.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+        && header.split(';').filter_map(|field| field.trim().strip_prefix("Root=")).any(|root| {
+            let mut parts = root.split('-');
+            parts.next() == Some("1") && is_hex(parts.next(), 8) && is_hex(parts.next(), 24) && parts.next().is_none()
+        })
+}
+
+#[cfg(test)]
+mod tests;

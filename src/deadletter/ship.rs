@@ -1,1 +1,218 @@
-//! (skeleton)
+//! The loop: lease what is buried, ship it, settle what SQS confirmed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::message::{MESSAGE_BYTES_MAX, Message, message_of};
+use super::{Settings, Ship, Shipment};
+use crate::backoff;
+use crate::clock::{Clock, UnixMillis};
+use crate::event::FunctionName;
+use crate::metrics::Metrics;
+use crate::outbox::{
+    Burial, Error, History, LaneId, LaneView, LaneWant, Lease, LeaseWant, Leased, Outbox, Settlement, Which,
+};
+use crate::shutdown::Stop;
+
+/// Messages of one batch (SQS, `SendMessageBatch`).
+const BATCH_MESSAGES_MAX: usize = 10;
+
+/// Letters taken at once: bounds the memory, as each may have 1 MiB.
+const LETTERS_MAX: usize = 40;
+
+/// A full reading makes up for whatever news was lost.
+const FULL_READING_EVERY: Duration = Duration::from_secs(60);
+
+/// Stage 4, ready to run.
+pub struct DeadLetters<O, S> {
+    outbox: O,
+    ship: S,
+    settings: Settings,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    /// The lanes that hold dead letters.
+    lanes: BTreeMap<LaneId, LaneView>,
+    /// The queues that did not take a letter: not before, and how often in a row.
+    pauses: BTreeMap<String, (UnixMillis, u32)>,
+}
+
+/// A letter on its way.
+struct Letter {
+    lease: Lease,
+    history: History,
+    function: FunctionName,
+    message: Message,
+}
+
+impl<O: Outbox, S: Ship> DeadLetters<O, S> {
+    pub fn new(outbox: O, ship: S, settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        Self { outbox, ship, settings, clock, metrics, lanes: BTreeMap::new(), pauses: BTreeMap::new() }
+    }
+
+    /// Works until told to stop leasing. A batch under way is finished, or given up when told to stop working: its letters
+    /// are still in the store. An error means that the outbox is lost to this process.
+    pub async fn run(mut self, stop: Stop) -> Result<(), Error> {
+        let mut seen = 0;
+        let mut next_full_reading = UnixMillis(0);
+        while !stop.leasing.is_cancelled() {
+            let now = self.clock.now();
+            let full = now >= next_full_reading;
+            let news = self.outbox.lanes(if full { 0 } else { seen }).await?;
+            if full {
+                self.lanes.clear();
+                next_full_reading = now.plus(FULL_READING_EVERY);
+            }
+            seen = news.version;
+            for view in news.lanes {
+                match view.next_ship {
+                    Some(_) => drop(self.lanes.insert(view.lane, view)),
+                    None => drop(self.lanes.remove(&view.lane)),
+                }
+            }
+            for id in news.retired {
+                self.lanes.remove(&id);
+            }
+            let next = self.next_time().min(next_full_reading);
+            if next <= self.clock.now() {
+                tokio::select! {
+                    biased;
+                    shipped = self.ship_due() => shipped?,
+                    () = stop.working.cancelled() => break,
+                }
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = stop.leasing.cancelled() => break,
+                () = self.outbox.changed(seen) => {}
+                () = self.clock.sleep_until(next) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn queue_of(&self, function: &FunctionName) -> Option<&str> {
+        let own = self.settings.functions.iter().find(|(pattern, _)| function.fits(pattern));
+        own.map(|(_, queue)| queue.as_str()).or(self.settings.queue_url.as_deref())
+    }
+
+    /// When a lane's letters may go; never, without a queue.
+    fn time_of(&self, view: &LaneView) -> UnixMillis {
+        let (Some(queue), Some(due)) = (self.queue_of(&view.function), view.next_ship) else { return UnixMillis::MAX };
+        self.pauses.get(queue).map_or(due, |&(until, _)| due.max(until))
+    }
+
+    fn next_time(&self) -> UnixMillis {
+        self.lanes.values().map(|view| self.time_of(view)).min().unwrap_or(UnixMillis::MAX)
+    }
+
+    async fn ship_due(&mut self) -> Result<(), Error> {
+        let now = self.clock.now();
+        let lanes: Vec<_> = self
+            .lanes
+            .values()
+            .filter(|view| self.time_of(view) <= now)
+            .map(|view| LaneWant { lane: view.lane, which: Which::Buried, events_max: BATCH_MESSAGES_MAX })
+            .take(LETTERS_MAX / BATCH_MESSAGES_MAX)
+            .collect();
+        let bytes_max = (LETTERS_MAX * MESSAGE_BYTES_MAX) as u64;
+        let leased = self.outbox.lease(LeaseWant { lanes, bytes_max }).await?;
+        let mut settlements = Vec::new();
+        let mut by_queue: BTreeMap<String, Vec<Letter>> = BTreeMap::new();
+        for leased in leased {
+            let queue = self.queue_of(&leased.event.function.name).map(str::to_owned);
+            match (self.letter(leased), queue) {
+                (Ok(letter), Some(queue)) => by_queue.entry(queue).or_default().push(letter),
+                (Ok(letter), None) => settlements.push((letter.lease, Settlement::Release)),
+                (Err(unshippable), _) => settlements.push(unshippable),
+            }
+        }
+        for (queue, letters) in by_queue {
+            for batch in batches(letters) {
+                settlements.extend(self.ship_batch(&queue, batch, now).await);
+            }
+        }
+        self.outbox.settle(settlements).await
+    }
+
+    fn letter(&self, leased: Leased) -> Result<Letter, (Lease, Settlement)> {
+        let Leased { lease, event, history } = leased;
+        match message_of(&event, &history) {
+            Ok(message) => Ok(Letter { lease, history, function: event.function.name, message }),
+            Err(why) => Err((lease, self.keep(&event.function.name, &event.id, history, why.to_string()))),
+        }
+    }
+
+    /// No queue can take it: it stays in the store, listed.
+    fn keep(&self, function: &FunctionName, id: &crate::event::EventId, history: History, why: String) -> Settlement {
+        tracing::error!(event_id = %id, %function, why, "dead letter cannot be shipped and stays in the store");
+        self.metrics.deadletter_ship_failures.with_label_values(&["unshippable"]).inc();
+        let burial = history.burial.clone().map(|burial| Burial { unshippable: Some(why), ..burial });
+        Settlement::RetryAt(History { due: UnixMillis::MAX, burial, ..history })
+    }
+
+    async fn ship_batch(&mut self, queue: &str, batch: Vec<Letter>, now: UnixMillis) -> Vec<(Lease, Settlement)> {
+        let messages = batch.iter().map(|letter| letter.message.clone()).collect();
+        let shipments = self.ship.ship(queue, messages).await;
+        let mut settlements = Vec::new();
+        let mut refusal = None;
+        for (letter, shipment) in batch.into_iter().zip(shipments) {
+            let Letter { lease, history, function, message } = letter;
+            let settlement = match shipment {
+                Shipment::Confirmed { message_id } => {
+                    let label = self.metrics.function_label(&function);
+                    self.metrics.deadletter_shipped.with_label_values(&[label]).inc();
+                    tracing::info!(event_id = %message.id, %function, message_id, "dead letter is in the queue");
+                    Settlement::Shipped
+                }
+                Shipment::Refused { code, message: words } => {
+                    self.keep(&function, &message.id, history, format!("{code}: {words}"))
+                }
+                Shipment::Later { code, message } => {
+                    self.metrics.deadletter_ship_failures.with_label_values(&[&code]).inc();
+                    refusal = Some((code, message));
+                    Settlement::Release
+                }
+            };
+            settlements.push((lease, settlement));
+        }
+        self.pause(queue, refusal, now);
+        settlements
+    }
+
+    /// A queue that did not take everything is left alone for a while.
+    fn pause(&mut self, queue: &str, refusal: Option<(String, String)>, now: UnixMillis) {
+        let Some((code, message)) = refusal else {
+            if self.pauses.remove(queue).is_some() {
+                tracing::info!(queue, "dead-letter queue takes letters again");
+            }
+            return;
+        };
+        let strikes = self.pauses.get(queue).map_or(0, |&(_, strikes)| strikes);
+        let Settings { backoff_base, backoff_cap, .. } = self.settings;
+        let wait = backoff::delay(strikes, backoff_base, backoff_cap, backoff_base, &self.clock);
+        self.pauses.insert(queue.to_owned(), (now.plus(wait), strikes.saturating_add(1)));
+        tracing::warn!(queue, code, message, retry_in = ?wait, "dead-letter queue does not take letters; they wait in the store");
+    }
+}
+
+/// Cuts letters into batches of at most ten messages and 1 MiB in sum.
+fn batches(letters: Vec<Letter>) -> Vec<Vec<Letter>> {
+    let mut batches: Vec<Vec<Letter>> = Vec::new();
+    let mut bytes = 0;
+    for letter in letters {
+        let size = letter.message.bytes();
+        match batches.last_mut() {
+            Some(batch) if batch.len() < BATCH_MESSAGES_MAX && bytes + size <= MESSAGE_BYTES_MAX => {
+                bytes += size;
+                batch.push(letter);
+            }
+            _ => {
+                bytes = size;
+                batches.push(vec![letter]);
+            }
+        }
+    }
+    batches
+}

@@ -1,1 +1,252 @@
-//! (skeleton)
+//! The loop: read the outbox, plan, lease, attempt, settle.
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::lane::{Change, FULL_READING_EVERY, Finished, Lanes};
+use super::verdict::{Outcome, bury, deadline, decide, outcome_of};
+use super::{Call, Invoke, Reply, Settings};
+use crate::clock::{Clock, UnixMillis};
+use crate::event::FunctionName;
+use crate::metrics::Metrics;
+use crate::outbox::{BuryReason, Error, Lease, LeaseWant, Leased, Outbox, Settlement};
+use crate::shutdown::Stop;
+
+/// Batches of settlements that may be on their way to the disk; then the loop waits for one.
+const SETTLING_MAX: usize = 8;
+
+/// Stage 3, ready to run.
+pub struct Dispatch<O, I> {
+    outbox: O,
+    invoke: I,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+    lanes: Lanes,
+    seen: u64,
+    next_full_reading: UnixMillis,
+    attempts: JoinSet<Attempted>,
+    settling: JoinSet<Result<(), Error>>,
+}
+
+/// An attempt that came back.
+struct Attempted {
+    leased: Leased,
+    reply: Reply,
+    began: Instant,
+    ended: Instant,
+}
+
+impl<O: Outbox, I: Invoke> Dispatch<O, I> {
+    pub fn new(outbox: O, invoke: I, settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        Self {
+            outbox,
+            invoke,
+            clock,
+            metrics,
+            lanes: Lanes::new(settings),
+            seen: 0,
+            next_full_reading: UnixMillis(0),
+            attempts: JoinSet::new(),
+            settling: JoinSet::new(),
+        }
+    }
+
+    /// Works until told to stop leasing; then waits for the attempts in flight, until told to stop working. What is then
+    /// still in flight stays in the outbox, uncharged. An error means that the outbox is lost to this process.
+    pub async fn run(mut self, stop: Stop) -> Result<(), Error> {
+        while !stop.leasing.is_cancelled() {
+            self.read_lanes().await?;
+            self.lease().await?;
+            tokio::select! {
+                biased;
+                () = stop.leasing.cancelled() => break,
+                Some(first) = self.attempts.join_next() => self.settle_finished(first).await?,
+                Some(settled) = self.settling.join_next() => joined(settled)?,
+                () = self.outbox.changed(self.seen) => {}
+                () = self.clock.sleep_until(self.lanes.next_time().min(self.next_full_reading)) => {}
+            }
+        }
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.working.cancelled() => break,
+                Some(first) = self.attempts.join_next() => self.settle_finished(first).await?,
+                Some(settled) = self.settling.join_next() => joined(settled)?,
+                else => break,
+            }
+        }
+        self.attempts.abort_all();
+        while let Some(settled) = self.settling.join_next().await {
+            joined(settled)?;
+        }
+        Ok(())
+    }
+
+    async fn read_lanes(&mut self) -> Result<(), Error> {
+        let now = self.clock.now();
+        if now >= self.next_full_reading {
+            let news = self.outbox.lanes(0).await?;
+            self.seen = news.version;
+            self.lanes.learn_all(news, now);
+            self.next_full_reading = now.plus(FULL_READING_EVERY);
+        } else {
+            let news = self.outbox.lanes(self.seen).await?;
+            self.seen = news.version;
+            self.lanes.learn(news, now);
+        }
+        Ok(())
+    }
+
+    /// Leases what the plan wants and begins its attempts; buries what is past its age instead.
+    async fn lease(&mut self) -> Result<(), Error> {
+        let now = self.clock.now();
+        let wants = self.lanes.plan(now);
+        if !wants.is_empty() {
+            let want = LeaseWant { lanes: wants, bytes_max: self.lanes.bytes_left() };
+            let mut dead = Vec::new();
+            for leased in self.outbox.lease(want).await? {
+                let Some(policy) = self.lanes.policy(leased.lease.lane) else { continue };
+                if now >= deadline(&leased.event, policy) {
+                    let function = self.metrics.function_label(&leased.event.function.name);
+                    let reason = BuryReason::EventAgeExceeded;
+                    self.metrics.deadletter_buried.with_label_values(&[function, reason.as_str()]).inc();
+                    tracing::warn!(event_id = %leased.event.id, function, "event is past its age and buried");
+                    dead.push((leased.lease, bury(leased.history, reason, now)));
+                } else {
+                    self.begin(leased);
+                }
+            }
+            self.write(dead).await?;
+            self.read_lanes().await?;
+        }
+        self.lanes.planned(self.clock.now());
+        Ok(())
+    }
+
+    fn begin(&mut self, leased: Leased) {
+        let event = &leased.event;
+        self.lanes.started(leased.lease.lane, event.payload.len() as u64);
+        self.show_in_flight(&event.function.name, leased.lease);
+        let call = Call {
+            function: event.function.clone(),
+            key: event.key.clone(),
+            carried: event.carried.clone(),
+            payload: event.payload.clone(),
+        };
+        let (invoke, clock) = (self.invoke.clone(), self.clock.clone());
+        self.attempts.spawn(async move {
+            let began = clock.instant();
+            let reply = invoke.invoke(call).await;
+            Attempted { leased, reply, began, ended: clock.instant() }
+        });
+    }
+
+    /// Settles every attempt that has come back, in one batch.
+    async fn settle_finished(&mut self, first: Result<Attempted, tokio::task::JoinError>) -> Result<(), Error> {
+        let mut done = Vec::new();
+        let mut next = Some(first);
+        while let Some(attempted) = next {
+            match attempted {
+                Ok(attempted) => done.extend(self.judge(attempted)),
+                // The event stays leased until restart; the slot is lost with it.
+                Err(error) => tracing::error!(%error, "an attempt panicked: please report this"),
+            }
+            next = self.attempts.try_join_next();
+        }
+        self.write(done).await
+    }
+
+    fn judge(&mut self, attempted: Attempted) -> Option<(Lease, Settlement)> {
+        let Attempted { leased, reply, began, ended } = attempted;
+        let Leased { lease, event, history } = leased;
+        let now = self.clock.now();
+        let outcome = outcome_of(&reply);
+        let policy = self.lanes.policy(lease.lane)?.clone();
+        let verdict = decide(&outcome, &reply, &event, &history, &policy, now, &self.clock);
+
+        let name = &event.function.name;
+        let function = self.metrics.function_label(name);
+        self.metrics.dispatch_attempts.with_label_values(&[function, outcome.as_str()]).inc();
+        let seconds = ended.duration_since(began).as_secs_f64();
+        self.metrics.dispatch_attempt_seconds.with_label_values(&[function]).observe(seconds);
+        self.log(&event.id, function, &outcome, &verdict.settlement, &reply);
+
+        let payload_bytes = event.payload.len() as u64;
+        let pause = verdict.pause;
+        let finished = Finished { lane: lease.lane, outcome: &outcome, pause, payload_bytes, began, ended };
+        for change in self.lanes.finished(finished, now) {
+            self.announce(function, change);
+        }
+        self.show_in_flight(name, lease);
+        Some((lease, verdict.settlement))
+    }
+
+    fn log(
+        &self,
+        event_id: &crate::event::EventId,
+        function: &str,
+        outcome: &Outcome,
+        settlement: &Settlement,
+        reply: &Reply,
+    ) {
+        match settlement {
+            Settlement::Delivered => tracing::debug!(%event_id, function, "event delivered"),
+            Settlement::RetryAt(history) => {
+                self.metrics.dispatch_retries.with_label_values(&[function]).inc();
+                let (outcome, attempts) = (outcome.as_str(), history.attempts);
+                tracing::debug!(%event_id, function, outcome, attempts, due = history.due.rfc3339(), "event will be tried again");
+            }
+            Settlement::Bury(history) => {
+                let reason = history.burial.as_ref().map_or("", |burial| burial.reason.as_str());
+                self.metrics.deadletter_buried.with_label_values(&[function, reason]).inc();
+                let (attempts, answer) = (history.attempts, reply.in_words());
+                tracing::warn!(%event_id, function, reason, attempts, answer, "event is buried");
+            }
+            Settlement::Release | Settlement::Shipped => {}
+        }
+    }
+
+    fn announce(&self, function: &str, change: Change) {
+        let held = self.metrics.dispatch_held.with_label_values(&[function]);
+        match change {
+            Change::Held { scope, kind, reason } => {
+                held.set(1);
+                tracing::warn!(function, scope = scope.as_str(), kind = kind.as_str(), reason, "lane is held");
+            }
+            Change::Recovered { scope } => {
+                held.set(0);
+                tracing::info!(function, scope = scope.as_str(), "lane is no longer held");
+            }
+        }
+    }
+
+    fn show_in_flight(&self, function: &FunctionName, lease: Lease) {
+        let label = self.metrics.function_label(function);
+        let in_flight = self.metrics.dispatch_in_flight.with_label_values(&[label]);
+        in_flight.set(i64::from(self.lanes.in_flight(lease.lane)));
+    }
+
+    /// Hands settlements to the outbox, which commits them with whatever else waits; the loop goes on meanwhile.
+    async fn write(&mut self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
+        if done.is_empty() {
+            return Ok(());
+        }
+        while self.settling.len() >= SETTLING_MAX {
+            if let Some(settled) = self.settling.join_next().await {
+                joined(settled)?;
+            }
+        }
+        let outbox = self.outbox.clone();
+        self.settling.spawn(async move { outbox.settle(done).await });
+        Ok(())
+    }
+}
+
+fn joined(settled: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {
+    settled.unwrap_or_else(|error| {
+        tracing::error!(%error, "a settlement panicked: please report this");
+        Err(Error::Closed)
+    })
+}

@@ -1,1 +1,303 @@
-//! (skeleton)
+//! What an answer means. Pure: from a reply to an outcome, from an outcome to what is written and who must pause.
+//!
+//! Two rules decide the hard cases. An event is charged for what may be its own fault, or may have delivered it; for all
+//! else it waits uncharged. And an event dies at once only of a code that is known to say so: what is not understood is
+//! charged, so that it is neither lost, nor buried at once, nor repeated for ever.
+
+use std::time::Duration;
+
+use super::{FailureKind, Policy, Reply};
+use crate::backoff;
+use crate::clock::{Clock, UnixMillis};
+use crate::event::Event;
+use crate::outbox::{Burial, BuryReason, History, LastOutcome, Settlement};
+
+mod codes;
+
+use codes::Class;
+
+/// The longest `Retry-After` that is believed.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// The longest hold between two looks whether an operator has repaired something.
+pub const HOLD_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// The longest pause of a lane whose endpoint is out of reach.
+pub const UNREACHABLE_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// Bytes of an error message that are kept (as much as Lambda's own dead letters have).
+pub const MESSAGE_BYTES_MAX: usize = 1_024;
+
+/// Bytes of a pause's reason.
+const REASON_BYTES_MAX: usize = 256;
+
+/// What an attempt came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Lambda has it: any 2xx (Lambda says 202, some emulators 200).
+    Delivered,
+    /// Too fast for the scope; not the event's fault.
+    Throttled { scope: Scope, retry_after: Option<Duration> },
+    /// Failed in a way that may pass, or that is not understood.
+    Transient,
+    /// No answer: it may have been delivered, and the repetition may be a duplicate.
+    Lost,
+    /// Certainly nobody has it.
+    NotSent,
+    /// Somebody must repair something in the scope; not the event's fault.
+    Operator { scope: Scope },
+    /// Lambda will never take it.
+    Refused,
+}
+
+impl Outcome {
+    /// The word used in metrics and logs.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Throttled { .. } => "throttled",
+            Self::Transient => "transient",
+            Self::Lost => "lost",
+            Self::NotSent => "not-sent",
+            Self::Operator { .. } => "held",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// Whom a throttle or a hold concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// The one function.
+    Lane,
+    /// Every function.
+    Account,
+}
+
+impl Scope {
+    /// The word used in logs and the operator's API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lane => "lane",
+            Self::Account => "account",
+        }
+    }
+}
+
+/// What to write, and who must pause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    pub settlement: Settlement,
+    pub pause: Option<Pause>,
+}
+
+/// No new attempts in the scope before `until`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    pub scope: Scope,
+    pub kind: PauseKind,
+    pub until: UnixMillis,
+    /// In words, for people: code and message.
+    pub reason: String,
+}
+
+/// Why a scope pauses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PauseKind {
+    Throttled,
+    Unreachable,
+    /// Waits for an operator.
+    Held,
+}
+
+impl PauseKind {
+    /// The word used in logs and the operator's API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Throttled => "throttled",
+            Self::Unreachable => "unreachable",
+            Self::Held => "held",
+        }
+    }
+}
+
+/// What a reply means, from code, status and kind of failure alone.
+pub fn outcome_of(reply: &Reply) -> Outcome {
+    let answer = match reply {
+        Reply::NotSent(failure) => return not_sent(failure.kind),
+        Reply::Lost(_) => return Outcome::Lost,
+        Reply::Answer(answer) => answer,
+    };
+    if (200..300).contains(&answer.status) {
+        return Outcome::Delivered;
+    }
+    let throttled = |scope| Outcome::Throttled { scope, retry_after: answer.retry_after };
+    match answer.code.as_deref().and_then(codes::class_of) {
+        Some(Class::Transient) => Outcome::Transient,
+        Some(Class::ThrottledLane) => throttled(Scope::Lane),
+        Some(Class::ThrottledAccount) => throttled(Scope::Account),
+        Some(Class::ThrottledByReason) => throttled(throttle_scope(answer.throttle_reason.as_deref())),
+        Some(Class::OperatorLane) => Outcome::Operator { scope: Scope::Lane },
+        Some(Class::OperatorAccount) => Outcome::Operator { scope: Scope::Account },
+        Some(Class::Refused) => Outcome::Refused,
+        // 429 says "too fast" whoever says it (RFC 6585 section 4).
+        None if answer.status == 429 => throttled(Scope::Lane),
+        // Not Lambda's words, or new ones: see the head of this file.
+        None => Outcome::Transient,
+    }
+}
+
+fn not_sent(kind: FailureKind) -> Outcome {
+    match kind {
+        FailureKind::Credentials => Outcome::Operator { scope: Scope::Account },
+        FailureKind::Unbuildable => Outcome::Operator { scope: Scope::Lane },
+        FailureKind::Connect | FailureKind::ReadTimeout | FailureKind::Closed => Outcome::NotSent,
+    }
+}
+
+/// Whom a 429 concerns, by its `Reason`. Only limits that all functions share slow all of them; the limit on creating
+/// snapshots meets only functions that start from one, so it does not.
+fn throttle_scope(reason: Option<&str>) -> Scope {
+    match reason {
+        Some("CallerRateLimitExceeded" | "ConcurrentInvocationLimitExceeded") => Scope::Account,
+        Some(_) | None => Scope::Lane,
+    }
+}
+
+/// What becomes of an event after an attempt: `history` as it was before, `now` when the attempt ended. A retry is never
+/// due beyond the event's deadline, so that it is buried in time.
+pub fn decide(
+    outcome: &Outcome,
+    reply: &Reply,
+    event: &Event,
+    history: &History,
+    policy: &Policy,
+    now: UnixMillis,
+    clock: &Clock,
+) -> Verdict {
+    let history =
+        History { calls: history.calls.saturating_add(1), last: Some(last_outcome(reply, now)), ..history.clone() };
+    let attempt = Attempt { reply, event, policy, now, clock };
+    match outcome {
+        Outcome::Delivered => Verdict { settlement: Settlement::Delivered, pause: None },
+        Outcome::Refused => Verdict { settlement: bury(charged(history), BuryReason::Refused, now), pause: None },
+        Outcome::Transient | Outcome::Lost => Verdict { settlement: attempt.charge(charged(history)), pause: None },
+        Outcome::Throttled { scope, retry_after } => attempt.throttle(history, *scope, *retry_after),
+        Outcome::NotSent => {
+            let pause = backoff::ceiling(history.setbacks, policy.backoff_base, UNREACHABLE_PAUSE_MAX);
+            attempt.set_back(history, pause, policy.backoff_cap, Scope::Lane, PauseKind::Unreachable)
+        }
+        Outcome::Operator { scope } => {
+            let pause = backoff::ceiling(history.setbacks, policy.backoff_base, HOLD_MAX);
+            attempt.set_back(history, pause, HOLD_MAX, *scope, PauseKind::Held)
+        }
+    }
+}
+
+/// When an event is buried, however it fares: `age_max` after its acceptance (or after the
+/// time that it was to be delivered at), or at its own `expires_at` if that is sooner.
+pub fn deadline(event: &Event, policy: &Policy) -> UnixMillis {
+    let by_age = event.deliver_at.unwrap_or(event.accepted_at).plus(policy.age_max);
+    event.expires_at.map_or(by_age, |expires_at| expires_at.min(by_age))
+}
+
+/// Into the dead-letter state, to be shipped at once.
+pub fn bury(history: History, reason: BuryReason, now: UnixMillis) -> Settlement {
+    Settlement::Bury(History { due: now, burial: Some(Burial { reason, at: now, unshippable: None }), ..history })
+}
+
+/// At most `bytes_max` bytes of `text`, whole characters.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}
+
+fn charged(history: History) -> History {
+    History { attempts: history.attempts.saturating_add(1), setbacks: 0, ..history }
+}
+
+/// What the decisions about one attempt share.
+struct Attempt<'a> {
+    reply: &'a Reply,
+    event: &'a Event,
+    policy: &'a Policy,
+    now: UnixMillis,
+    clock: &'a Clock,
+}
+
+impl Attempt<'_> {
+    /// `history` counts this attempt already.
+    fn charge(&self, history: History) -> Settlement {
+        if history.attempts >= self.policy.attempts_max {
+            return bury(history, BuryReason::RetriesExhausted, self.now);
+        }
+        let floor = self.retry_after().unwrap_or_default();
+        let wait = self.wait(history.attempts - 1, self.policy.backoff_cap, floor);
+        self.retry(history, wait)
+    }
+
+    fn throttle(&self, history: History, scope: Scope, retry_after: Option<Duration>) -> Verdict {
+        let floor = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+        let wait = self.wait(history.throttles, self.policy.backoff_cap, floor);
+        // Without a time from Lambda, how fast a lane may go is for its limiter to find; an account has none, so it pauses.
+        let pause = match (scope, retry_after) {
+            (Scope::Lane, None) => None,
+            (Scope::Account, None) => Some(self.policy.backoff_base.min(self.policy.backoff_cap)),
+            (Scope::Lane | Scope::Account, Some(_)) => Some(floor),
+        };
+        let history = History { throttles: history.throttles.saturating_add(1), setbacks: 0, ..history };
+        Verdict {
+            pause: pause.map(|pause| self.pause(&history, scope, PauseKind::Throttled, pause)),
+            settlement: self.retry(history, wait),
+        }
+    }
+
+    /// Uncharged; the event itself waits at least as long as its scope pauses.
+    fn set_back(&self, history: History, pause: Duration, cap: Duration, scope: Scope, kind: PauseKind) -> Verdict {
+        let pause = pause.max(self.retry_after().unwrap_or_default());
+        let wait = self.wait(history.setbacks, cap, pause);
+        let history = History { setbacks: history.setbacks.saturating_add(1), ..history };
+        Verdict { pause: Some(self.pause(&history, scope, kind, pause)), settlement: self.retry(history, wait) }
+    }
+
+    fn wait(&self, n: u32, cap: Duration, floor: Duration) -> Duration {
+        backoff::delay(n, self.policy.backoff_base, cap, floor, self.clock)
+    }
+
+    /// Tries again after `wait`, unless the event's time is over.
+    fn retry(&self, history: History, wait: Duration) -> Settlement {
+        let deadline = deadline(self.event, self.policy);
+        if self.now >= deadline {
+            return bury(history, BuryReason::EventAgeExceeded, self.now);
+        }
+        Settlement::RetryAt(History { due: self.now.plus(wait).min(deadline), ..history })
+    }
+
+    fn pause(&self, history: &History, scope: Scope, kind: PauseKind, pause: Duration) -> Pause {
+        let reason = history.last.as_ref().map(|last| format!("{}: {}", last.code, last.message)).unwrap_or_default();
+        let reason = cut(&reason, REASON_BYTES_MAX).to_owned();
+        Pause { scope, kind, until: self.now.plus(pause), reason }
+    }
+
+    /// A proxy's 503 may carry it as well as Lambda's 429.
+    fn retry_after(&self) -> Option<Duration> {
+        match self.reply {
+            Reply::Answer(answer) => answer.retry_after.map(|wait| wait.min(RETRY_AFTER_MAX)),
+            Reply::NotSent(_) | Reply::Lost(_) => None,
+        }
+    }
+}
+
+/// What is kept of a reply. An answer without a code gets its status as one: `http-502`.
+fn last_outcome(reply: &Reply, at: UnixMillis) -> LastOutcome {
+    let (status, code, message, request_id) = match reply {
+        Reply::Answer(answer) => {
+            let code = answer.code.clone().unwrap_or_else(|| format!("http-{}", answer.status));
+            (answer.status, code, &answer.message, answer.request_id.clone())
+        }
+        Reply::NotSent(failure) | Reply::Lost(failure) => (0, failure.kind.as_str().to_owned(), &failure.message, None),
+    };
+    LastOutcome { at, status, code, message: cut(message, MESSAGE_BYTES_MAX).to_owned(), request_id }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,623 @@
-//! (skeleton)
+//! Lambda's Invoke API on the wire, read from plain data: no socket, no clock, nothing to wait for.
+//!
+//! Facts are from the API model that the SDKs are generated from (botocore 1.44.5, lambda 2015-03-31) and from recorded
+//! answers of the real service.
+
+use http::header::{HeaderMap, HeaderName};
+use http::request::Parts as Head;
+use http::{Method, Uri};
+use serde::de::IgnoredAny;
+
+use crate::event::{Carried, Function, PAYLOAD_BYTES_MAX};
+use crate::ingest::Settings;
+use crate::ingest::key::{self, Offers};
+use crate::ingest::name::{
+    NAME_CHARS_MAX, NAME_PATTERN, Parts, QUALIFIER_CHARS_MAX, QUALIFIER_PATTERN, is_qualifier, percent_decode,
+};
+use crate::ingest::refusal::{Refusal, Violation};
+
+/// The largest payload of the deprecated InvokeAsync, in bytes (its API reference: 256 KB).
+pub const INVOKE_ASYNC_BYTES_MAX: usize = 262_144;
+
+const INVOCATION_TYPE: HeaderName = HeaderName::from_static("x-amz-invocation-type");
+const LOG_TYPE: HeaderName = HeaderName::from_static("x-amz-log-type");
+const CLIENT_CONTEXT: HeaderName = HeaderName::from_static("x-amz-client-context");
+const TENANT_ID: HeaderName = HeaderName::from_static("x-amz-tenant-id");
+const DURABLE_EXECUTION_NAME: HeaderName = HeaderName::from_static("x-amz-durable-execution-name");
+const TRACE_ID: HeaderName = HeaderName::from_static("x-amzn-trace-id");
+
+/// The head of an invocation, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invoke {
+    pub function: Function,
+    pub invocation_type: InvocationType,
+    /// Means something for synchronous invocations only.
+    pub log_type: LogType,
+    pub carried: Carried,
+    pub keys: Offers,
+    /// The largest payload, in bytes.
+    pub payload_max: usize,
+}
+
+/// `X-Amz-Invocation-Type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InvocationType {
+    Event,
+    RequestResponse,
+    DryRun,
+}
+
+impl InvocationType {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Event => "Event",
+            Self::RequestResponse => "RequestResponse",
+            Self::DryRun => "DryRun",
+        }
+    }
+}
+
+/// `X-Amz-Log-Type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogType {
+    None,
+    Tail,
+}
+
+/// Reads a request's head, in Lambda's order: path, method, fields, and then what they contain.
+pub fn read_head(head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
+    let route = Route::of(&head.uri).ok_or(Refusal::UnknownOperation)?;
+    if head.method != Method::POST {
+        return Err(Refusal::MethodNotAllowed);
+    }
+    match route {
+        Route::Invoke { label } => read_invoke(label, head, settings),
+        Route::InvokeAsync { label } => read_invoke_async(label, head, settings),
+        Route::ResponseStream => Err(Refusal::ModeNotSupported { mode: "response streaming" }),
+    }
+}
+
+/// Checks a payload as Lambda does before it answers, for Event too: JSON of any depth, or nothing at all.
+pub fn check_payload(payload: &[u8]) -> Result<(), Refusal> {
+    let refused = |why: String| {
+        Refusal::InvalidContent(format!(
+            "Could not parse request body into json: Could not parse payload into json: {why}"
+        ))
+    };
+    if payload.is_empty() {
+        return Ok(());
+    }
+    // serde_json skips over strings without looking at their bytes, so UTF-8 is checked first. Ignoring values takes no
+    // stack however deep they nest.
+    let text = std::str::from_utf8(payload).map_err(|error| refused(error.to_string()))?;
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| refused(error.to_string()))?;
+    Ok(())
+}
+
+/// The operations that we know, with the function's label as it stands in the path.
+enum Route<'a> {
+    Invoke { label: &'a str },
+    InvokeAsync { label: &'a str },
+    ResponseStream,
+}
+
+impl<'a> Route<'a> {
+    fn of(uri: &'a Uri) -> Option<Self> {
+        let (version, rest) = uri.path().strip_prefix('/')?.split_once("/functions/")?;
+        let (label, operation) = rest.split_once('/')?;
+        match (version, operation) {
+            ("2015-03-31", "invocations") => Some(Self::Invoke { label }),
+            // Old SDKs write the slash at the end.
+            ("2014-11-13", "invoke-async" | "invoke-async/") => Some(Self::InvokeAsync { label }),
+            ("2021-11-15", "response-streaming-invocations") => Some(Self::ResponseStream),
+            _ => None,
+        }
+    }
+}
+
+fn read_invoke(label: &str, head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
+    let mut check = Check::default();
+    let address = percent_decode(label);
+    let parts = check.name(&address);
+    let qualifier = query(&head.uri, "Qualifier");
+    check.qualifier(qualifier.as_deref());
+    let headers = &head.headers;
+    let invocation_type = check.invocation_type(headers);
+    let log_type = check.log_type(headers);
+    let tenant_id = check.text(headers, &TENANT);
+    let durable_execution_name = check.text(headers, &DURABLE_EXECUTION);
+    let Some(parts) = parts.filter(|_| check.violations.is_empty()) else {
+        return Err(Refusal::Validation(check.violations));
+    };
+    if let (Some(suffix), Some(qualifier)) = (parts.qualifier, &qualifier)
+        && suffix != qualifier
+    {
+        return Err(Refusal::QualifierMismatch);
+    }
+    let client_context = plain(headers, &CLIENT_CONTEXT).filter(|text| !text.is_empty());
+    let context = client_context.as_deref().map(key::client_context).transpose()?;
+    Ok(Invoke {
+        keys: Offers::read(headers, durable_execution_name.as_deref(), context.as_ref())?,
+        function: function(&parts, &address, qualifier, settings),
+        invocation_type,
+        log_type,
+        carried: Carried { trace_header: trace_header(headers), client_context, tenant_id, durable_execution_name },
+        payload_max: PAYLOAD_BYTES_MAX,
+    })
+}
+
+/// The deprecated form knows neither a qualifier nor any header, and is always an Event.
+fn read_invoke_async(label: &str, head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
+    let mut check = Check::default();
+    let address = percent_decode(label);
+    let Some(parts) = check.name(&address) else { return Err(Refusal::Validation(check.violations)) };
+    Ok(Invoke {
+        keys: Offers::read(&head.headers, None, None)?,
+        function: function(&parts, &address, None, settings),
+        invocation_type: InvocationType::Event,
+        log_type: LogType::None,
+        carried: Carried { trace_header: trace_header(&head.headers), ..Carried::default() },
+        payload_max: INVOKE_ASYNC_BYTES_MAX,
+    })
+}
+
+fn function(parts: &Parts<'_>, address: &str, qualifier: Option<String>, settings: &Settings) -> Function {
+    Function {
+        name: parts.canonical(qualifier.as_deref(), settings),
+        region: parts.region.filter(|region| settings.region.as_deref() != Some(region)).map(str::to_owned),
+        address: address.to_owned(),
+        qualifier,
+    }
+}
+
+/// Recursion detection needs it on every hop; one that is no text is of no use to anybody, and no reason to refuse.
+fn trace_header(headers: &HeaderMap) -> Option<String> {
+    headers.get(TRACE_ID)?.to_str().ok().filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
+/// The first value of a query parameter, decoded.
+fn query(uri: &Uri, name: &str) -> Option<String> {
+    let pairs = uri.query()?.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.into_iter().find(|(found, _)| percent_decode(found) == name).map(|(_, value)| percent_decode(value))
+}
+
+/// A header as text; what is not UTF-8 shows as U+FFFD, which no check lets pass.
+fn plain(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+}
+
+/// A header with a length and an alphabet.
+struct TextField {
+    header: HeaderName,
+    field: &'static str,
+    chars_max: usize,
+    /// Lambda's pattern, for the message; `fits` is what it means.
+    pattern: &'static str,
+    fits: fn(u8) -> bool,
+}
+
+const TENANT: TextField = TextField {
+    header: TENANT_ID,
+    field: "tenantId",
+    chars_max: 256,
+    pattern: r"[a-zA-Z0-9\._:\/=+\-@ ]+",
+    fits: |byte| byte.is_ascii_alphanumeric() || b"._:/=+-@ ".contains(&byte),
+};
+
+const DURABLE_EXECUTION: TextField = TextField {
+    header: DURABLE_EXECUTION_NAME,
+    field: "durableExecutionName",
+    chars_max: 64,
+    pattern: "[a-zA-Z0-9-_]+",
+    fits: |byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte),
+};
+
+/// Collects everything that is wrong, as Lambda reports it all at once.
+#[derive(Default)]
+struct Check {
+    violations: Vec<Violation>,
+}
+
+impl Check {
+    fn refuse(&mut self, field: &'static str, value: &str, constraint: String) {
+        self.violations.push(Violation { field, value: value.to_owned(), constraint });
+    }
+
+    fn name<'a>(&mut self, address: &'a str) -> Option<Parts<'a>> {
+        let parts = self.length("functionName", address, NAME_CHARS_MAX).then(|| Parts::parse(address))?;
+        if parts.is_none() {
+            self.refuse("functionName", address, pattern(NAME_PATTERN));
+        }
+        parts
+    }
+
+    fn qualifier(&mut self, qualifier: Option<&str>) {
+        let Some(qualifier) = qualifier else { return };
+        if self.length("qualifier", qualifier, QUALIFIER_CHARS_MAX) && !is_qualifier(qualifier) {
+            self.refuse("qualifier", qualifier, pattern(QUALIFIER_PATTERN));
+        }
+    }
+
+    fn invocation_type(&mut self, headers: &HeaderMap) -> InvocationType {
+        match plain(headers, &INVOCATION_TYPE).as_deref() {
+            Some("Event") => return InvocationType::Event,
+            Some("DryRun") => return InvocationType::DryRun,
+            Some("RequestResponse") | None => {}
+            Some(other) => self.refuse("invocationType", other, one_of("RequestResponse, Event, DryRun")),
+        }
+        InvocationType::RequestResponse
+    }
+
+    fn log_type(&mut self, headers: &HeaderMap) -> LogType {
+        match plain(headers, &LOG_TYPE).as_deref() {
+            Some("Tail") => return LogType::Tail,
+            Some("None") | None => {}
+            Some(other) => self.refuse("logType", other, one_of("None, Tail")),
+        }
+        LogType::None
+    }
+
+    fn text(&mut self, headers: &HeaderMap, rule: &TextField) -> Option<String> {
+        let text = plain(headers, &rule.header)?;
+        if self.length(rule.field, &text, rule.chars_max) && !text.bytes().all(rule.fits) {
+            self.refuse(rule.field, &text, pattern(rule.pattern));
+        }
+        Some(text)
+    }
+
+    /// Whether `text` has 1 to `chars_max` characters.
+    fn length(&mut self, field: &'static str, text: &str, chars_max: usize) -> bool {
+        let constraint = if text.is_empty() {
+            "Member must have length greater than or equal to 1".to_owned()
+        } else if text.chars().count() > chars_max {
+            format!("Member must have length less than or equal to {chars_max}")
+        } else {
+            return true;
+        };
+        self.refuse(field, text, constraint);
+        false
+    }
+}
+
+fn pattern(pattern: &str) -> String {
+    format!("Member must satisfy regular expression pattern: {pattern}")
+}
+
+fn one_of(values: &str) -> String {
+    format!("Member must satisfy enum value set: [{values}]")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use http::Request;
+
+    use super::*;
+
+    pub(crate) fn settings() -> Settings {
+        Settings {
+            connections_max: 64,
+            request_bytes_max: 64 << 20,
+            headers_max: 64,
+            header_bytes_max: 16 << 10,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(10),
+            region: Some("eu-central-1".to_owned()),
+            account_id: Some("123456789012".to_owned()),
+        }
+    }
+
+    fn head(method: &str, target: &str, headers: &[(&str, &str)]) -> Head {
+        let mut request = Request::builder().method(method).uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    fn invoke(label: &str, query: &str, headers: &[(&str, &str)]) -> Result<Invoke, Refusal> {
+        read_head(&head("POST", &format!("/2015-03-31/functions/{label}/invocations{query}"), headers), &settings())
+    }
+
+    fn refusal(label: &str, query: &str, headers: &[(&str, &str)]) -> String {
+        invoke(label, query, headers).unwrap_err().message()
+    }
+
+    #[test]
+    fn what_is_sent_on_is_what_was_written() {
+        let label = "arn%3Aaws%3Alambda%3Aus-east-1%3A123456789012%3Afunction%3Aorders";
+        let invoke = invoke(
+            label,
+            "?Qualifier=%24LATEST",
+            &[
+                ("x-amz-invocation-type", "Event"),
+                ("x-amz-tenant-id", "blue team"),
+                ("x-amz-client-context", "eyJjdXN0b20iOnt9fQ=="),
+                ("x-amzn-trace-id", "Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1;Lineage=a:0"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(
+            invoke.function,
+            Function {
+                name: crate::event::FunctionName::new("us-east-1/orders"),
+                address: "arn:aws:lambda:us-east-1:123456789012:function:orders".to_owned(),
+                qualifier: Some("$LATEST".to_owned()),
+                region: Some("us-east-1".to_owned()),
+            }
+        );
+        assert_eq!(
+            invoke.carried,
+            Carried {
+                trace_header: Some("Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1;Lineage=a:0".to_owned()),
+                client_context: Some("eyJjdXN0b20iOnt9fQ==".to_owned()),
+                tenant_id: Some("blue team".to_owned()),
+                durable_execution_name: None,
+            }
+        );
+        assert_eq!(invoke.payload_max, 1_048_576);
+    }
+
+    #[test]
+    fn an_arn_of_the_own_region_needs_no_region() {
+        let own = invoke("arn:aws:lambda:eu-central-1:123456789012:function:orders:prod", "", &[]).unwrap();
+        assert_eq!(own.function.region, None);
+        assert_eq!(own.function.name.as_str(), "orders:prod");
+    }
+
+    #[test]
+    fn the_invocation_type_is_request_response_by_default() {
+        for (headers, expected) in [
+            (&[][..], InvocationType::RequestResponse),
+            (&[("x-amz-invocation-type", "RequestResponse")], InvocationType::RequestResponse),
+            (&[("x-amz-invocation-type", "Event")], InvocationType::Event),
+            (&[("x-amz-invocation-type", "DryRun")], InvocationType::DryRun),
+        ] {
+            assert_eq!(invoke("f", "", headers).unwrap().invocation_type, expected);
+        }
+        assert_eq!(invoke("f", "", &[("x-amz-log-type", "Tail")]).unwrap().log_type, LogType::Tail);
+    }
+
+    #[test]
+    fn fields_that_do_not_fit_are_refused_in_lambdas_words() {
+        let long = "a".repeat(257);
+        let long_qualifier = format!("?Qualifier={}", "q".repeat(129));
+        let one = "1 validation error detected: ";
+        for (label, query, header, expected) in [
+            (
+                "a%20b",
+                "",
+                None,
+                format!("{one}Value 'a b' at 'functionName' failed to satisfy constraint: {}", pattern(NAME_PATTERN)),
+            ),
+            (
+                long.as_str(),
+                "",
+                None,
+                format!(
+                    "{one}Value '{}...' at 'functionName' failed to satisfy constraint: \
+                    Member must have length less than or equal to 256",
+                    "a".repeat(256)
+                ),
+            ),
+            (
+                "",
+                "",
+                None,
+                format!(
+                    "{one}Value '' at 'functionName' failed to satisfy constraint: \
+                    Member must have length greater than or equal to 1"
+                ),
+            ),
+            (
+                "f",
+                long_qualifier.as_str(),
+                None,
+                format!(
+                    "{one}Value '{}' at 'qualifier' failed to satisfy constraint: \
+                    Member must have length less than or equal to 128",
+                    "q".repeat(129)
+                ),
+            ),
+            (
+                "f",
+                "?Qualifier=a.b",
+                None,
+                format!("{one}Value 'a.b' at 'qualifier' failed to satisfy constraint: {}", pattern(QUALIFIER_PATTERN)),
+            ),
+            (
+                "f",
+                "",
+                Some(("x-amz-invocation-type", "event")),
+                format!(
+                    "{one}Value 'event' at 'invocationType' failed to satisfy constraint: \
+                    Member must satisfy enum value set: [RequestResponse, Event, DryRun]"
+                ),
+            ),
+            (
+                "f",
+                "",
+                Some(("x-amz-log-type", "All")),
+                format!(
+                    "{one}Value 'All' at 'logType' failed to satisfy constraint: \
+                    Member must satisfy enum value set: [None, Tail]"
+                ),
+            ),
+            (
+                "f",
+                "",
+                Some(("x-amz-tenant-id", "a#b")),
+                format!(
+                    "{one}Value 'a#b' at 'tenantId' failed to satisfy constraint: \
+                    Member must satisfy regular expression pattern: [a-zA-Z0-9\\._:\\/=+\\-@ ]+"
+                ),
+            ),
+            (
+                "f",
+                "",
+                Some(("x-amz-durable-execution-name", "a.b")),
+                format!(
+                    "{one}Value 'a.b' at 'durableExecutionName' failed to satisfy constraint: \
+                    Member must satisfy regular expression pattern: [a-zA-Z0-9-_]+"
+                ),
+            ),
+            (
+                "f:prod",
+                "?Qualifier=dev",
+                None,
+                "The derived qualifier from the function name does not match the specified qualifier.".to_owned(),
+            ),
+            (
+                "f",
+                "",
+                Some(("x-amz-client-context", "W10=")),
+                "Client context must be a valid Base64-encoded JSON object.".to_owned(),
+            ),
+        ] {
+            assert_eq!(refusal(label, query, header.as_slice()), expected);
+        }
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_said_at_once() {
+        let message = refusal("a%20b", "?Qualifier=a.b", &[("x-amz-invocation-type", "x"), ("x-amz-tenant-id", "#")]);
+        assert!(message.starts_with("4 validation errors detected: Value 'a b' at 'functionName'"), "{message}");
+    }
+
+    #[test]
+    fn unknown_paths_and_methods_are_told_apart() {
+        let known = "/2015-03-31/functions/f/invocations";
+        for (method, target, expected) in [
+            ("GET", known, Refusal::MethodNotAllowed),
+            ("PUT", "/2014-11-13/functions/f/invoke-async/", Refusal::MethodNotAllowed),
+            ("POST", "/", Refusal::UnknownOperation),
+            ("GET", "/favicon.ico", Refusal::UnknownOperation),
+            ("POST", "/pfx/2015-03-31/functions/f/invocations", Refusal::UnknownOperation),
+            ("POST", "/2015-03-31/functions/f/invocations/", Refusal::UnknownOperation),
+            ("POST", "/2015-03-31/functions/f", Refusal::UnknownOperation),
+            ("POST", "/2015-03-31/functions/a/b/invocations", Refusal::UnknownOperation),
+            (
+                "POST",
+                "/2021-11-15/functions/f/response-streaming-invocations",
+                Refusal::ModeNotSupported { mode: "response streaming" },
+            ),
+        ] {
+            assert_eq!(read_head(&head(method, target, &[]), &settings()), Err(expected), "{method} {target}");
+        }
+    }
+
+    #[test]
+    fn the_deprecated_form_is_an_event_of_its_own_size() {
+        for slash in ["", "/"] {
+            let target = format!("/2014-11-13/functions/orders%3Aprod/invoke-async{slash}");
+            // A header that this form does not know means nothing to it.
+            let invoke = read_head(&head("POST", &target, &[("x-amz-invocation-type", "x")]), &settings()).unwrap();
+            assert_eq!(invoke.invocation_type, InvocationType::Event);
+            assert_eq!(invoke.function.name.as_str(), "orders:prod");
+            assert_eq!(invoke.payload_max, 262_144);
+        }
+    }
+
+    #[test]
+    fn payloads_are_json_of_any_depth_or_empty() {
+        let deep = "[".repeat(500_000) + &"]".repeat(500_000);
+        for payload in ["", "{}", "null", "\"x\"", " 1e400 ", deep.as_str(), "\"\u{ffff}\""] {
+            assert_eq!(check_payload(payload.as_bytes()), Ok(()));
+        }
+        let parse = "Could not parse request body into json: Could not parse payload into json: ";
+        for (payload, why) in [
+            (&b"{"[..], "EOF while parsing an object at line 1 column 1"),
+            (b"not json", "expected ident at line 1 column 2"),
+            (b"{} {}", "trailing characters at line 1 column 4"),
+            (b" ", "EOF while parsing a value at line 1 column 1"),
+            (b"\"\xff\"", "invalid utf-8 sequence of 1 bytes from index 1"),
+            (b"{'a':1}", "key must be a string at line 1 column 2"),
+        ] {
+            assert_eq!(check_payload(payload).unwrap_err().message(), format!("{parse}{why}"));
+        }
+    }
+
+    /// The heads that real clients sent, each with what is to be read from it: the invocation type, the function and the
+    /// key; or why it is refused.
+    const WIRE: [(&str, &str); 8] = [
+        ("aws-cli-v1", include_str!("../../tests/golden/wire/aws-cli-v1.txt")),
+        ("aws-cli-v2", include_str!("../../tests/golden/wire/aws-cli-v2.txt")),
+        ("aws-cli-v2.23", include_str!("../../tests/golden/wire/aws-cli-v2.23.txt")),
+        ("boto3", include_str!("../../tests/golden/wire/boto3.txt")),
+        ("curl", include_str!("../../tests/golden/wire/curl.txt")),
+        ("go-sdk-v2", include_str!("../../tests/golden/wire/go-sdk-v2.txt")),
+        ("js-sdk-v3", include_str!("../../tests/golden/wire/js-sdk-v3.txt")),
+        ("rust-sdk", include_str!("../../tests/golden/wire/rust-sdk.txt")),
+    ];
+
+    struct Recorded {
+        title: String,
+        head: Head,
+        expected: String,
+    }
+
+    fn recorded() -> Vec<Recorded> {
+        let mut all = Vec::new();
+        for (client, text) in WIRE {
+            for block in text.split("\n\n") {
+                let mut lines = block.trim().lines();
+                let title = format!("{client}: {}", lines.next().unwrap().trim_start_matches("# "));
+                let mut start = lines.next().unwrap().split(' ');
+                let mut request = Request::builder().method(start.next().unwrap()).uri(start.next().unwrap());
+                let mut expected = None;
+                for line in lines {
+                    if let Some(outcome) = line.strip_prefix("=> ") {
+                        expected = Some(outcome.to_owned());
+                    } else {
+                        let (name, value) = line.split_once(':').unwrap();
+                        request = request.header(name, value.trim());
+                    }
+                }
+                let head = request.body(()).unwrap().into_parts().0;
+                all.push(Recorded { title, head, expected: expected.unwrap() });
+            }
+        }
+        all
+    }
+
+    fn describe(head: &Head) -> String {
+        match read_head(head, &settings()) {
+            Ok(invoke) => {
+                let key = invoke.keys.choose(b"{\"k\":\"v\"}", || 0);
+                let kind = invoke.invocation_type.as_str();
+                match key.source {
+                    crate::event::KeySource::Minted => format!("{kind} {} minted", invoke.function.name),
+                    source => format!("{kind} {} {} {}", invoke.function.name, source.as_str(), key.value),
+                }
+            }
+            Err(refusal) => format!("refused {}", refusal.reason()),
+        }
+    }
+
+    #[test]
+    fn the_requests_of_real_clients_are_understood() {
+        let recorded = recorded();
+        assert!(recorded.len() > 100, "only {} recorded requests", recorded.len());
+        for Recorded { title, head, expected } in recorded {
+            assert_eq!(describe(&head), expected, "{title}");
+        }
+    }
+
+    #[test]
+    fn an_sdks_own_retries_carry_one_key() {
+        let mut calls = BTreeMap::new();
+        for Recorded { title, head, .. } in recorded() {
+            if title.contains("retries") && head.headers.contains_key("amz-sdk-invocation-id") {
+                calls.entry(title).or_insert_with(Vec::new).push(describe(&head));
+            }
+        }
+        let retried: Vec<_> = calls.values().filter(|attempts| attempts.len() > 1).collect();
+        assert!(retried.len() >= 4, "too few recorded retries: {}", retried.len());
+        for attempts in retried {
+            assert!(attempts.iter().all(|attempt| *attempt == attempts[0]), "{attempts:?}");
+        }
+    }
+}

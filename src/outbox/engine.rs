@@ -1,1 +1,349 @@
-//! (skeleton)
+//! The outbox's rules over any [`Kv`]: which keys an append, a lease, a settlement reads and writes.
+//!
+//! Holds: it is used from one thread; all writes since the last commit stand in one batch, and one commit makes them
+//! durable together (storage.md rule 1). Every event has exactly one record, under the letter of its state. Leases live in
+//! memory only. Not async, and no clock of its own: the simulation runs this very code on a fake disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::kv::{Batch, Disk, Failed, Kv};
+use super::record::{KeyRecord, LaneRecord, Record, Unreadable, chunks, encode_body};
+use super::{Appended, Census, Count, Full, LaneCensus, LaneId, LaneNews, Place, Settings, keys};
+use crate::clock::{Clock, UnixMillis};
+use crate::event::{Event, EventId, FunctionName, KeySource};
+use lane::Lane;
+
+mod lane;
+
+mod lease;
+
+mod settle;
+
+mod sweep;
+
+/// The clock's high-water mark is written with a commit at most this often.
+const CLOCK_EVERY_MS: u64 = 1_000;
+
+/// Bytes of keys and index entries that go with a record, for the account of `bytes_max`.
+const KEYS_BYTES: u64 = 64;
+
+/// How much an append may take on disk beyond its own bytes, while the engine rewrites pages around it. The disk reserve
+/// is checked against this, so that the reserve itself stays whole for settling.
+const WRITE_AMPLIFICATION: u64 = 8;
+
+pub struct Engine<K> {
+    kv: K,
+    settings: Settings,
+    clock: Clock,
+    lanes: BTreeMap<LaneId, Lane>,
+    by_name: BTreeMap<FunctionName, LaneId>,
+    next_lane: u32,
+    totals: Count,
+    /// Remembered keys, as the last full sweep counted them and appends have added since.
+    keys: u64,
+    sweep: sweep::Progress,
+    /// Every lane under the version of its last change.
+    changes: BTreeMap<u64, LaneId>,
+    version: u64,
+    clock_stored: UnixMillis,
+    /// The writes since the last commit.
+    batch: Batch,
+    /// The lanes whose counts the batch must carry.
+    dirty: BTreeSet<LaneId>,
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path} is in use by another sendoff; stop that one first, or give this one its own --state-dir")]
+    Locked { path: String },
+    #[error("{path} was written by a newer sendoff (format {found}, this one reads up to {supported})")]
+    Newer { path: String, found: u32, supported: u32 },
+    #[error("{path} is damaged: {why}")]
+    Damaged { path: String, why: String },
+    #[error("{doing} {path}: {why}")]
+    Io { doing: &'static str, path: String, why: String },
+}
+
+/// The version of the whole layout of keys; records have versions of their own.
+const FORMAT: u32 = 1;
+
+impl<K: Kv> Engine<K> {
+    /// Reads the lanes and moves `clock` past the latest time that the store has seen.
+    pub fn open(kv: K, settings: Settings, clock: Clock, path: &str) -> Result<Self, OpenError> {
+        let damaged = |why: String| OpenError::Damaged { path: path.to_owned(), why };
+        let mut batch = Batch::default();
+        let format = read_number(&kv, keys::META_FORMAT).map_err(|e| damaged(e.to_string()))?;
+        match format {
+            None => batch.put(keys::META_FORMAT.to_vec(), u64::from(FORMAT).to_be_bytes().to_vec()),
+            Some(found) if found > u64::from(FORMAT) => {
+                let found = u32::try_from(found).unwrap_or(u32::MAX);
+                return Err(OpenError::Newer { path: path.to_owned(), found, supported: FORMAT });
+            }
+            Some(_) => {}
+        }
+        let clock_stored = read_number(&kv, keys::META_CLOCK).map_err(|e| damaged(e.to_string()))?.unwrap_or(0);
+        let behind = clock.not_before(UnixMillis(clock_stored));
+        if !behind.is_zero() {
+            tracing::warn!(
+                behind_seconds = behind.as_secs(),
+                "the clock stands before the store's last commit; going on from there"
+            );
+        }
+        let next_lane = read_number(&kv, keys::META_NEXT_LANE).map_err(|e| damaged(e.to_string()))?.unwrap_or(0);
+        let mut engine = Self {
+            settings,
+            lanes: BTreeMap::new(),
+            by_name: BTreeMap::new(),
+            next_lane: u32::try_from(next_lane).unwrap_or(u32::MAX),
+            totals: Count::default(),
+            keys: 0,
+            sweep: sweep::Progress::default(),
+            changes: BTreeMap::new(),
+            version: 0,
+            clock_stored: UnixMillis(clock_stored),
+            batch,
+            dirty: BTreeSet::new(),
+            kv,
+            clock,
+        };
+        engine.read_lanes().map_err(damaged)?;
+        engine.commit().map_err(|e| damaged(e.to_string()))?;
+        Ok(engine)
+    }
+
+    fn read_lanes(&mut self) -> Result<(), String> {
+        let (from, to) = keys::lanes();
+        let now = self.clock.now();
+        let mut found = Vec::new();
+        for pair in self.kv.scan(&from, &to) {
+            let (key, value) = pair.map_err(|e| e.to_string())?;
+            let id = keys::lane_of(&key).ok_or("key of a lane")?;
+            let record = LaneRecord::decode(&value).map_err(|e| e.to_string())?;
+            found.push((id, record));
+        }
+        for (id, record) in found {
+            for count in record.counts {
+                self.totals.add(count);
+            }
+            self.by_name.insert(record.function.clone(), id);
+            self.lanes.insert(id, Lane::new(record, now));
+            self.touch(id);
+        }
+        self.dirty.clear();
+        Ok(())
+    }
+
+    /// Adds events to the batch; they are accepted once it is committed. `disk` is the state of the disk just now.
+    pub fn append(&mut self, events: Vec<Event>, disk: Disk) -> Result<Vec<Appended>, Failed> {
+        events.into_iter().map(|event| self.append_one(&event, disk)).collect()
+    }
+
+    fn append_one(&mut self, event: &Event, disk: Disk) -> Result<Appended, Failed> {
+        let now = self.clock.now();
+        let key = keys::remembered(&event.function.name, &event.key);
+        let fingerprint = keys::fingerprint(&event.payload);
+        if let Some(key) = &key
+            && let Some(known) = self.known(key, now)?
+        {
+            let first = known.first;
+            let same = known.fingerprint == fingerprint;
+            return Ok(if same { Appended::Repeat { first } } else { Appended::Conflict { first } });
+        }
+
+        let body = encode_body(event);
+        let (place, due) = match event.deliver_at {
+            Some(at) if at > now => (Place::Scheduled, at),
+            _ => (Place::Ready, now),
+        };
+        let record = Record::new(super::History { due, ..Default::default() }, &body);
+        let encoded = record.encode();
+        let bytes = account(encoded.len(), record.body_bytes);
+        if let Some(full) = self.full(event, bytes, disk) {
+            return Ok(Appended::Full(full));
+        }
+
+        let lane = self.lane_for(&event.function.name);
+        self.batch.put(keys::event(place, lane, event.id), encoded);
+        for (index, chunk) in chunks(&body) {
+            self.batch.put(keys::chunk(event.id, index), chunk);
+        }
+        if place == Place::Scheduled {
+            self.batch.put(keys::due(keys::Due::Attempt, lane, due, event.id), vec![keys::letter(place)]);
+        }
+        if let Some(key) = key {
+            let window = match event.key.source {
+                KeySource::SdkInvocationId => self.settings.sdk_window,
+                KeySource::Header
+                | KeySource::DurableExecutionName
+                | KeySource::Field
+                | KeySource::ClientContext
+                | KeySource::Expression
+                | KeySource::CloudEvent
+                | KeySource::Minted => self.settings.dedupe_window,
+            };
+            let known = KeyRecord { first: event.id, fingerprint, expires_at: now.plus(window) };
+            self.batch.put(key, known.encode());
+            self.keys += 1;
+        }
+        let count = Count { events: 1, bytes };
+        self.totals.add(count);
+        if let Some(lane) = self.lanes.get_mut(&lane) {
+            lane.added(place, count, event.id);
+        }
+        self.touch(lane);
+        Ok(Appended::Stored)
+    }
+
+    /// What is remembered of a key within its window, in the store or in this batch.
+    fn known(&self, key: &[u8], now: UnixMillis) -> Result<Option<KeyRecord>, Failed> {
+        let stored;
+        let bytes = match self.batch.pending(key) {
+            Some(pending) => pending,
+            None => {
+                stored = self.kv.get(key)?;
+                stored.as_ref()
+            }
+        };
+        let Some(bytes) = bytes else { return Ok(None) };
+        let known = KeyRecord::decode(bytes).map_err(|e| unreadable("reading a remembered key", &e))?;
+        Ok((known.expires_at > now).then_some(known))
+    }
+
+    fn full(&self, event: &Event, bytes: u64, disk: Disk) -> Option<Full> {
+        let Settings { bytes_max, events_max, functions_max, disk_reserve, .. } = self.settings;
+        let functions = self.lanes.len() as u64;
+        if self.totals.bytes + bytes > bytes_max {
+            Some(Full::Bytes { used: self.totals.bytes, limit: bytes_max })
+        } else if self.totals.events + 1 > events_max {
+            Some(Full::Events { used: self.totals.events, limit: events_max })
+        } else if functions + 1 > functions_max && !self.by_name.contains_key(&event.function.name) {
+            Some(Full::Functions { used: functions, limit: functions_max })
+        } else if disk.free < disk_reserve.saturating_add(bytes * WRITE_AMPLIFICATION) {
+            Some(Full::Disk { free: disk.free, reserve: disk_reserve })
+        } else {
+            None
+        }
+    }
+
+    fn lane_for(&mut self, function: &FunctionName) -> LaneId {
+        if let Some(&id) = self.by_name.get(function) {
+            return id;
+        }
+        let id = LaneId(self.next_lane);
+        self.next_lane += 1;
+        self.batch.put(keys::META_NEXT_LANE.to_vec(), u64::from(self.next_lane).to_be_bytes().to_vec());
+        let record = LaneRecord { function: function.clone(), counts: [Count::default(); 4] };
+        self.by_name.insert(function.clone(), id);
+        self.lanes.insert(id, Lane::new(record, self.clock.now()));
+        id
+    }
+
+    /// Makes everything since the last commit durable; says whether there was anything. After an error the engine must not
+    /// be used again.
+    pub fn commit(&mut self) -> Result<bool, Failed> {
+        for id in std::mem::take(&mut self.dirty) {
+            if let Some(lane) = self.lanes.get(&id) {
+                self.batch.put(keys::lane(id), lane.record().encode());
+            }
+        }
+        if self.batch.is_empty() {
+            return Ok(false);
+        }
+        let now = self.clock.now();
+        if now.0 >= self.clock_stored.0 + CLOCK_EVERY_MS {
+            self.batch.put(keys::META_CLOCK.to_vec(), now.0.to_be_bytes().to_vec());
+            self.clock_stored = now;
+        }
+        self.kv.commit(&std::mem::take(&mut self.batch))?;
+        Ok(true)
+    }
+
+    /// Notes that a lane's counts have changed, and so its view.
+    fn touch(&mut self, id: LaneId) {
+        self.dirty.insert(id);
+        self.touch_view(id);
+    }
+
+    /// Notes that a lane's view has changed, but nothing that is stored.
+    fn touch_view(&mut self, id: LaneId) {
+        self.version += 1;
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            self.changes.remove(&lane.version);
+            lane.version = self.version;
+            self.changes.insert(self.version, id);
+        }
+    }
+
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub fn disk(&self) -> Disk {
+        self.kv.disk()
+    }
+
+    /// The lanes that changed after `since`.
+    pub fn lanes(&self, since: u64) -> Result<LaneNews, Failed> {
+        let mut news = LaneNews { version: self.version, ..LaneNews::default() };
+        for &id in self.changes.range(since + 1..).map(|(_, id)| id) {
+            match self.lanes.get(&id) {
+                Some(lane) => news.lanes.push(lane.view(id, &self.kv)?),
+                None => news.retired.push(id),
+            }
+        }
+        Ok(news)
+    }
+
+    pub fn census(&self) -> Result<Census, Failed> {
+        let mut lanes = BTreeMap::new();
+        for (&id, lane) in &self.lanes {
+            let by_place = Place::ALL.into_iter().map(|place| (place, lane.count(place))).collect();
+            let oldest_ready = lane.oldest(id, &self.kv)?;
+            let counted = LaneCensus { by_place, leased: lane.leased_count(), oldest_ready };
+            lanes.insert(lane.function().clone(), counted);
+        }
+        let disk = self.kv.disk();
+        Ok(Census {
+            lanes,
+            keys: self.keys,
+            bytes: self.totals.bytes,
+            events: self.totals.events,
+            disk_bytes: disk.used,
+            disk_free_bytes: disk.free,
+        })
+    }
+}
+
+impl Count {
+    fn add(&mut self, other: Self) {
+        self.events += other.events;
+        self.bytes += other.bytes;
+    }
+
+    fn subtract(&mut self, other: Self) {
+        self.events = self.events.saturating_sub(other.events);
+        self.bytes = self.bytes.saturating_sub(other.bytes);
+    }
+}
+
+/// What a record counts for against `bytes_max`.
+fn account(record_bytes: usize, body_bytes: u32) -> u64 {
+    let chunked = if super::record::chunk_count(body_bytes) == 0 { 0 } else { u64::from(body_bytes) };
+    record_bytes as u64 + chunked + KEYS_BYTES
+}
+
+fn unreadable(doing: &'static str, why: &Unreadable) -> Failed {
+    Failed { doing, why: why.to_string() }
+}
+
+fn read_number(kv: &impl Kv, key: &[u8]) -> Result<Option<u64>, Failed> {
+    let Some(bytes) = kv.get(key)? else { return Ok(None) };
+    let number = bytes[..].try_into().map(u64::from_be_bytes);
+    number.map(Some).map_err(|_| Failed { doing: "reading a number", why: "not 8 bytes".into() })
+}
+
+/// The id just before `id`.
+fn before(id: EventId) -> EventId {
+    EventId::from_bytes(u128::from_be_bytes(*id.as_bytes()).saturating_sub(1).to_be_bytes())
+}

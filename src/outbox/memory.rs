@@ -1,1 +1,81 @@
-//! (skeleton)
+//! A store in memory whose "disk" outlives it: what the simulation and the conformance suite run the engine on.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::kv::{Batch, Disk, Failed, Kv};
+
+/// A disk that keeps what was committed. Clones are the same disk, so one survives the crash of whoever wrote to it.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryDisk {
+    pairs: Arc<Mutex<BTreeMap<Vec<u8>, Bytes>>>,
+}
+
+/// The store on such a disk.
+#[derive(Debug)]
+pub struct MemoryKv {
+    disk: MemoryDisk,
+    free: u64,
+}
+
+impl MemoryDisk {
+    pub fn open(&self) -> MemoryKv {
+        MemoryKv { disk: self.clone(), free: u64::MAX }
+    }
+
+    fn pairs(&self) -> MutexGuard<'_, BTreeMap<Vec<u8>, Bytes>> {
+        self.pairs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Key-value pairs on the disk.
+    pub fn len(&self) -> usize {
+        self.pairs().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl MemoryKv {
+    /// The same store on a disk that has so many bytes free.
+    pub fn with_free(self, free: u64) -> Self {
+        Self { free, ..self }
+    }
+}
+
+impl Kv for MemoryKv {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed> {
+        Ok(self.disk.pairs().get(key).cloned())
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>> {
+        let mut next = Bound::Included(from.to_vec());
+        let to = to.to_vec();
+        std::iter::from_fn(move || {
+            let pairs = self.disk.pairs();
+            let (key, value) = pairs.range((next.clone(), Bound::Excluded(to.clone()))).next()?;
+            next = Bound::Excluded(key.clone());
+            Some(Ok((Bytes::copy_from_slice(key), value.clone())))
+        })
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
+        let mut pairs = self.disk.pairs();
+        for (key, value) in batch.writes() {
+            match value {
+                Some(value) => drop(pairs.insert(key.to_vec(), value.clone())),
+                None => drop(pairs.remove(key)),
+            }
+        }
+        Ok(())
+    }
+
+    fn disk(&self) -> Disk {
+        let used = self.disk.pairs().iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
+        Disk { used, free: self.free }
+    }
+}

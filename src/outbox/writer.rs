@@ -1,1 +1,261 @@
-//! (skeleton)
+//! The one thread that touches the store, and the handle by which everybody asks it.
+//!
+//! Holds: each turn takes everything that waits, makes one batch of its writes, commits once, and only then answers
+//! (G1; storage.md rules 1 and 5). Reads come after the commit of their turn, so they see it.
+//! Limits: [`QUEUE_MAX`] requests wait; whoever comes later waits in `send`. A turn takes up to [`TURN_BYTES_MAX`].
+//! Fails: a failed or panicking write poisons: this and every later request is answered with [`Error::Poisoned`].
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::engine::Engine;
+use super::kv::{Failed, Kv};
+use super::{Appended, Census, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+use crate::clock::Clock;
+use crate::event::{Event, EventId};
+use crate::metrics::Metrics;
+
+/// Requests that may wait for the writer.
+const QUEUE_MAX: usize = 4_096;
+
+/// Payload bytes that one turn may gather before it commits: what a crash can cost in repeats, and a sync in time.
+const TURN_BYTES_MAX: usize = 16 << 20;
+
+/// Requests of one turn.
+const TURN_REQUESTS_MAX: usize = 1_024;
+
+/// The outbox as everybody sees it. Cheap to clone; the writer ends when the last handle is dropped.
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    version: watch::Receiver<u64>,
+    poison: Arc<OnceLock<String>>,
+}
+
+enum Request {
+    Append(Vec<Event>, Answer<Vec<Appended>>),
+    Settle(Settlements, Answer<()>),
+    Sweep(Answer<bool>),
+    Lease(LeaseWant, Answer<Vec<Leased>>),
+    Lanes(u64, Answer<LaneNews>),
+    Find(EventId, Answer<Option<Found>>),
+    Census(Answer<Census>),
+}
+
+type Settlements = Vec<(Lease, Settlement)>;
+
+type Answer<T> = oneshot::Sender<Result<T, Error>>;
+
+/// The owner of the engine. Runs on a thread of its own by [`Writer::run`]; the simulation drives it turn by turn.
+pub struct Writer<K> {
+    engine: Engine<K>,
+    requests: mpsc::Receiver<Request>,
+    version: watch::Sender<u64>,
+    poison: Arc<OnceLock<String>>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+impl<K: Kv> Writer<K> {
+    pub fn new(engine: Engine<K>, clock: Clock, metrics: Arc<Metrics>) -> (Self, Handle) {
+        let (sender, requests) = mpsc::channel(QUEUE_MAX);
+        let (version, seen) = watch::channel(engine.version());
+        let poison = Arc::new(OnceLock::new());
+        let handle = Handle { requests: sender, version: seen, poison: poison.clone() };
+        (Self { engine, requests, version, poison, clock, metrics }, handle)
+    }
+
+    /// Works until the last handle is gone; blocks.
+    pub fn run(mut self) {
+        while let Some(first) = self.requests.blocking_recv() {
+            self.turn(first);
+        }
+    }
+
+    /// As [`Writer::run`], for a runtime with a virtual clock.
+    pub async fn run_async(mut self) {
+        while let Some(first) = self.requests.recv().await {
+            self.turn(first);
+        }
+    }
+
+    /// One turn. After a failure the requests are dropped unanswered: their callers then find the poison.
+    fn turn(&mut self, first: Request) {
+        let mut turn = self.gather(first);
+        if self.poison.get().is_some() {
+            return;
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.carry_out(&mut turn)));
+        let why = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(failed)) => failed.to_string(),
+            Err(panic) => format!("the engine panicked: {}", panic_text(panic.as_ref())),
+        };
+        tracing::error!(why, "outbox is poisoned: nothing is accepted or settled any more, restart to recover");
+        self.metrics.outbox_poisoned.set(1);
+        self.poison.get_or_init(|| why);
+        self.version.send_replace(u64::MAX);
+    }
+
+    /// The first request and all that wait behind it, up to a turn's limits.
+    fn gather(&mut self, first: Request) -> Turn {
+        let mut turn = Turn::default();
+        let mut next = Some(first);
+        while let Some(request) = next {
+            turn.bytes += request.payload_bytes();
+            match request {
+                Request::Append(events, answer) => turn.appends.push((events, answer)),
+                Request::Settle(done, answer) => turn.settles.push((done, answer)),
+                Request::Sweep(answer) => turn.sweeps.push(answer),
+                read @ (Request::Lease(..) | Request::Lanes(..) | Request::Find(..) | Request::Census(_)) => {
+                    turn.reads.push(read);
+                }
+            }
+            turn.requests += 1;
+            let full = turn.requests >= TURN_REQUESTS_MAX || turn.bytes >= TURN_BYTES_MAX;
+            next = if full { None } else { self.requests.try_recv().ok() };
+        }
+        turn
+    }
+
+    fn carry_out(&mut self, turn: &mut Turn) -> Result<(), Failed> {
+        let started = self.clock.instant();
+        let before = self.engine.version();
+        let mut appended = Vec::with_capacity(turn.appends.len());
+        let mut events = 0;
+        if !turn.appends.is_empty() {
+            let disk = self.engine.disk();
+            for (batch, _) in &mut turn.appends {
+                events += batch.len();
+                appended.push(self.engine.append(std::mem::take(batch), disk)?);
+            }
+        }
+        for (done, _) in &mut turn.settles {
+            events += done.len();
+            self.engine.settle(std::mem::take(done))?;
+        }
+        let mut more = false;
+        if !turn.sweeps.is_empty() {
+            more = self.engine.sweep()?;
+        }
+        if self.engine.commit()? {
+            self.metrics.outbox_flush_seconds.observe(started.elapsed().as_secs_f64());
+            self.metrics.outbox_batch_events.observe(events as f64);
+        }
+        if self.engine.version() != before {
+            self.version.send_replace(self.engine.version());
+        }
+
+        // A caller that gave up has dropped its receiver; what it asked for is done all the same.
+        for ((_, answer), appended) in turn.appends.drain(..).zip(appended) {
+            drop(answer.send(Ok(appended)));
+        }
+        turn.settles.drain(..).for_each(|(_, answer)| drop(answer.send(Ok(()))));
+        turn.sweeps.drain(..).for_each(|answer| drop(answer.send(Ok(more))));
+        turn.reads.drain(..).try_for_each(|request| self.read(request))
+    }
+
+    fn read(&mut self, request: Request) -> Result<(), Failed> {
+        match request {
+            Request::Lease(want, answer) => {
+                let leased = self.engine.lease(&want)?;
+                if let Err(Ok(leased)) = answer.send(Ok(leased)) {
+                    // Nobody is there to settle them.
+                    self.engine.settle(leased.into_iter().map(|l| (l.lease, Settlement::Release)).collect())?;
+                }
+            }
+            Request::Lanes(since, answer) => drop(answer.send(Ok(self.engine.lanes(since)?))),
+            Request::Find(id, answer) => drop(answer.send(Ok(self.engine.find(id)?))),
+            Request::Census(answer) => drop(answer.send(Ok(self.engine.census()?))),
+            Request::Append(..) | Request::Settle(..) | Request::Sweep(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// What one turn does, writes apart from reads.
+#[derive(Default)]
+struct Turn {
+    appends: Vec<(Vec<Event>, Answer<Vec<Appended>>)>,
+    settles: Vec<(Settlements, Answer<()>)>,
+    sweeps: Vec<Answer<bool>>,
+    reads: Vec<Request>,
+    requests: usize,
+    bytes: usize,
+}
+
+impl Request {
+    fn payload_bytes(&self) -> usize {
+        match self {
+            Self::Append(events, _) => events.iter().map(|event| event.payload.len()).sum(),
+            Self::Settle(..)
+            | Self::Sweep(_)
+            | Self::Lease(..)
+            | Self::Lanes(..)
+            | Self::Find(..)
+            | Self::Census(_) => 0,
+        }
+    }
+}
+
+impl Handle {
+    async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        if self.requests.send(request(answer)).await.is_err() {
+            return Err(self.why_unanswered());
+        }
+        answered.await.unwrap_or_else(|_| Err(self.why_unanswered()))
+    }
+
+    fn why_unanswered(&self) -> Error {
+        self.poison.get().map_or(Error::Closed, |why| Error::Poisoned { why: why.clone() })
+    }
+}
+
+impl Outbox for Handle {
+    async fn append(&self, batch: Vec<Event>) -> Result<Vec<Appended>, Error> {
+        self.ask(|answer| Request::Append(batch, answer)).await
+    }
+
+    async fn lease(&self, want: LeaseWant) -> Result<Vec<Leased>, Error> {
+        self.ask(|answer| Request::Lease(want, answer)).await
+    }
+
+    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
+        self.ask(|answer| Request::Settle(done, answer)).await
+    }
+
+    async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {
+        self.ask(|answer| Request::Lanes(since, answer)).await
+    }
+
+    async fn find(&self, id: EventId) -> Result<Option<Found>, Error> {
+        self.ask(|answer| Request::Find(id, answer)).await
+    }
+
+    async fn sweep(&self) -> Result<bool, Error> {
+        self.ask(Request::Sweep).await
+    }
+
+    async fn census(&self) -> Result<Census, Error> {
+        self.ask(Request::Census).await
+    }
+
+    async fn changed(&self, since: u64) {
+        let mut version = self.version.clone();
+        if version.wait_for(|&version| version > since).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn poisoned(&self) -> Option<String> {
+        self.poison.get().cloned()
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text")
+}

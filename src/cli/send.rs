@@ -1,0 +1,378 @@
+//! `sendoff send`: one Event invocation through the ingest door, as an application would make it.
+
+use std::fmt::Write as _;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+
+use super::{Exit, Failure, print};
+use crate::config::{self, Environment, Flags};
+use crate::event::PAYLOAD_BYTES_MAX;
+
+/// How long to wait for the answer; an append takes milliseconds, on a loaded disk seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of an answer that are read: a refusal is a short JSON object.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+
+/// Hand one event to the daemon
+///
+/// Prints the event's id once the event is on disk.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Function to invoke: name, name:qualifier or ARN
+    function: String,
+    /// JSON payload; @FILE reads a file, - reads stdin; without it the payload is empty
+    #[arg(value_name = "PAYLOAD|@FILE|-", allow_hyphen_values = true)]
+    payload: Option<String>,
+    /// Idempotency key: an event with the same key is accepted once
+    #[arg(long, value_parser = parse_key)]
+    key: Option<HeaderValue>,
+    /// Version or alias of the function
+    #[arg(long)]
+    qualifier: Option<String>,
+    /// Where the daemon listens, as http://HOST:PORT; by default what the configuration says
+    #[arg(long, value_name = "URL", value_parser = parse_endpoint)]
+    endpoint: Option<Uri>,
+    /// Configuration file of the daemon, to find where it listens
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON: an object with event_id and repeat
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
+    let endpoint = match &options.endpoint {
+        Some(endpoint) => endpoint.clone(),
+        None => {
+            let flags = Flags { file: options.config.clone(), ..Flags::default() };
+            endpoint_of(config::load(&flags, environment)?.config.listen.ingest)?
+        }
+    };
+    let payload = payload(options.payload.as_deref())?;
+    let request = request(&endpoint, &options, payload)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Internal, error))?;
+    let answer = runtime.block_on(exchange(&endpoint, request))?;
+    print(&said(&answer, options.json)?)
+}
+
+fn parse_endpoint(text: &str) -> Result<Uri, String> {
+    let uri: Uri = text.parse().map_err(|_| "not a URL".to_owned())?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http"), Some(host)) if !host.is_empty() => Ok(uri),
+        _ => Err("write it like http://127.0.0.1:9477".to_owned()),
+    }
+}
+
+fn parse_key(text: &str) -> Result<HeaderValue, String> {
+    HeaderValue::from_str(text).map_err(|_| "has characters that a header cannot carry".to_owned())
+}
+
+/// The URL of a listener on this machine; one that listens on any address is reached on loopback.
+fn endpoint_of(mut listener: SocketAddr) -> Result<Uri, Failure> {
+    if listener.ip().is_unspecified() {
+        listener.set_ip(match listener.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    format!("http://{listener}").parse().map_err(|error: http::uri::InvalidUri| Failure::new(Exit::Internal, error))
+}
+
+/// The payload as given, of a file, or of stdin; at most what Lambda takes.
+fn payload(written: Option<&str>) -> Result<Bytes, Failure> {
+    let (name, source): (&str, Box<dyn Read>) = match written {
+        None => return Ok(Bytes::new()),
+        Some("-") => ("stdin", Box::new(std::io::stdin())),
+        Some(text) => match text.strip_prefix('@') {
+            None => return Ok(Bytes::from(text.to_owned())),
+            Some(path) => {
+                let file = std::fs::File::open(path).map_err(|error| unreadable(path, error))?;
+                (path, Box::new(file))
+            }
+        },
+    };
+    let mut bytes = Vec::new();
+    source.take(PAYLOAD_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(|error| unreadable(name, error))?;
+    if bytes.len() > PAYLOAD_BYTES_MAX {
+        let why = format!("{name} has more than the {PAYLOAD_BYTES_MAX} bytes that Lambda takes as a payload");
+        return Err(Failure::saying(Exit::Failed, why));
+    }
+    Ok(bytes.into())
+}
+
+fn unreadable(name: &str, error: std::io::Error) -> Failure {
+    Failure::new(Exit::Failed, anyhow::Error::new(error).context(format!("cannot read the payload from {name}")))
+}
+
+fn request(endpoint: &Uri, options: &Options, payload: Bytes) -> Result<Request<Full<Bytes>>, Failure> {
+    let mut uri = format!("{}/2015-03-31/functions/{}/invocations", base(endpoint), percent(&options.function));
+    if let Some(qualifier) = &options.qualifier {
+        uri += &format!("?Qualifier={}", percent(qualifier));
+    }
+    let mut request = Request::builder()
+        .method(Method::POST)
+        .uri(uri)
+        .header("X-Amz-Invocation-Type", "Event")
+        .header(header::CONTENT_TYPE, "application/json");
+    if let Some(key) = &options.key {
+        request = request.header("Idempotency-Key", key);
+    }
+    request.body(Full::new(payload)).map_err(|error| Failure::new(Exit::Failed, error))
+}
+
+/// The endpoint's URL without a slash at its end.
+fn base(endpoint: &Uri) -> String {
+    endpoint.to_string().trim_end_matches('/').to_owned()
+}
+
+/// Percent-encodes all but the unreserved characters of RFC 3986.
+fn percent(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte.into()),
+            _ => write!(encoded, "%{byte:02X}").unwrap_or_default(),
+        }
+        encoded
+    })
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+async fn exchange(endpoint: &Uri, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
+        let response = client.request(request).await.map_err(|error| {
+            if error.is_connect() {
+                let why = format!("no daemon at {}; start it with `sendoff serve`", base(endpoint));
+                Failure::saying(Exit::Unavailable, why)
+            } else {
+                unanswered(endpoint, error)
+            }
+        })?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| {
+            let why = format!("cannot read the answer of {}", base(endpoint));
+            Failure::new(Exit::Unavailable, anyhow::anyhow!(error).context(why))
+        })?;
+        Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+    })
+    .await;
+    answered.unwrap_or_else(|elapsed| Err(unanswered(endpoint, elapsed)))
+}
+
+/// The event may have been stored all the same.
+fn unanswered(endpoint: &Uri, error: impl std::error::Error + Send + Sync + 'static) -> Failure {
+    let why = format!(
+        "no answer from {}; the event may have been accepted: repeat with the same --key to be sure of one",
+        base(endpoint)
+    );
+    Failure::new(Exit::Unavailable, anyhow::Error::new(error).context(why))
+}
+
+/// What to print about an answer; a refusal is a failure, with Lambda's own code and message.
+fn said(answer: &Answer, json: bool) -> Result<String, Failure> {
+    let header = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok());
+    if !answer.status.is_success() {
+        return Err(Failure::saying(Exit::Failed, refusal(answer)));
+    }
+    let id = header("x-sendoff-event-id").or_else(|| header("x-amzn-requestid")).unwrap_or_default();
+    let repeat = header("x-sendoff-duplicate") == Some("true");
+    Ok(match (json, repeat) {
+        (true, _) => format!("{}\n", serde_json::json!({ "event_id": id, "repeat": repeat })),
+        (false, true) => format!("{id} (repeat: this event was accepted before)\n"),
+        (false, false) => format!("{id}\n"),
+    })
+}
+
+fn refusal(answer: &Answer) -> String {
+    let status = answer.status;
+    // Some servers add a namespace before `#` and a link after `:`.
+    let code = answer.headers.get("x-amzn-errortype").and_then(|value| value.to_str().ok()).map(|code| {
+        let code = code.split(':').next().unwrap_or_default();
+        code.rsplit('#').next().unwrap_or_default()
+    });
+    let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let message = ["message", "Message"].into_iter().find_map(|name| body.get(name)?.as_str());
+    match (code, message) {
+        (Some(code), Some(message)) => format!("{code}: {message} (HTTP {status})"),
+        (Some(code), None) => format!("{code} (HTTP {status})"),
+        (None, Some(message)) => format!("{message} (HTTP {status})"),
+        (None, None) => format!("HTTP {status}; this does not look like sendoff or Lambda"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn options(line: &[&str]) -> Options {
+        Line::try_parse_from([&["send"], line].concat()).unwrap().options
+    }
+
+    /// A listener that answers its first request with `answer`; joining it gives the request.
+    fn door(answer: &'static str) -> (Uri, JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = endpoint_of(listener.local_addr().unwrap()).unwrap();
+        let served = std::thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !is_whole(&request) {
+                let mut chunk = [0; 4096];
+                let read = connection.read(&mut chunk).unwrap();
+                assert_ne!(read, 0, "the request ended early");
+                request.extend_from_slice(&chunk[..read]);
+            }
+            connection.write_all(answer.as_bytes()).unwrap();
+            String::from_utf8(request).unwrap()
+        });
+        (endpoint, served)
+    }
+
+    fn is_whole(request: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(request);
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
+        body.len() >= length.parse().unwrap()
+    }
+
+    /// Sends as the command does; what it would print, and what arrived.
+    fn send(line: &[&str], answer: &'static str) -> (Result<String, Failure>, String) {
+        let (endpoint, served) = door(answer);
+        let options = options(line);
+        let request = request(&endpoint, &options, payload(options.payload.as_deref()).unwrap()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let answer = runtime.block_on(exchange(&endpoint, request)).unwrap();
+        (said(&answer, options.json), served.join().unwrap())
+    }
+
+    const ACCEPTED: &str = "HTTP/1.1 202 Accepted\r\nx-amzn-RequestId: a\r\nx-sendoff-event-id: e1\r\n\
+                            Content-Length: 0\r\n\r\n";
+    const REPEATED: &str = "HTTP/1.1 202 Accepted\r\nx-sendoff-event-id: e1\r\nx-sendoff-duplicate: true\r\n\
+                            Content-Length: 0\r\n\r\n";
+
+    #[test]
+    fn an_event_is_posted_as_lambda_expects_it_and_its_id_printed() {
+        let line = ["arn:aws:lambda:eu-central-1:123456789012:function:f", "{\"a\":1}", "--key", "k 1"];
+        let (printed, request) = send(&[&line[..], &["--qualifier", "$LATEST"]].concat(), ACCEPTED);
+        assert_eq!(printed.unwrap(), "e1\n");
+        assert!(
+            request.starts_with(
+                "POST /2015-03-31/functions/arn%3Aaws%3Alambda%3Aeu-central-1%3A123456789012%3Afunction%3Af/invocations\
+                 ?Qualifier=%24LATEST HTTP/1.1\r\n"
+            ),
+            "{request}"
+        );
+        for header in ["x-amz-invocation-type: Event", "idempotency-key: k 1"] {
+            assert!(request.contains(&format!("\r\n{header}\r\n")), "{header} in {request}");
+        }
+        assert!(request.ends_with("\r\n\r\n{\"a\":1}"), "{request}");
+    }
+
+    #[test]
+    fn a_repeat_is_told_apart() {
+        assert_eq!(send(&["f"], REPEATED).0.unwrap(), "e1 (repeat: this event was accepted before)\n");
+        assert_eq!(send(&["f", "--json"], REPEATED).0.unwrap(), "{\"event_id\":\"e1\",\"repeat\":true}\n");
+        assert_eq!(send(&["f", "--json"], ACCEPTED).0.unwrap(), "{\"event_id\":\"e1\",\"repeat\":false}\n");
+    }
+
+    #[test]
+    fn a_refusal_is_said_in_lambdas_words() {
+        let refused = |answer| {
+            let failure = send(&["f"], answer).0.unwrap_err();
+            assert_eq!(failure.exit, Exit::Failed);
+            failure.to_string()
+        };
+        assert_eq!(
+            refused(
+                "HTTP/1.1 429 Too Many Requests\r\nx-amzn-ErrorType: TooManyRequestsException:http://x/\r\n\
+                 Content-Length: 18\r\n\r\n{\"message\":\"full\"}"
+            ),
+            "TooManyRequestsException: full (HTTP 429 Too Many Requests)"
+        );
+        assert_eq!(
+            refused("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>"),
+            "HTTP 502 Bad Gateway; this does not look like sendoff or Lambda"
+        );
+    }
+
+    #[test]
+    fn without_a_daemon_the_way_to_start_one_is_said() {
+        // Bound, so that nobody else listens there, but not listening.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let free = socket.local_addr().unwrap();
+        let line = ["f", "--endpoint", &format!("http://{free}")];
+        let failure = run(options(&line), &Environment::default()).unwrap_err();
+        assert_eq!(failure.exit, Exit::Unavailable);
+        assert_eq!(failure.to_string(), format!("no daemon at http://{free}; start it with `sendoff serve`"));
+    }
+
+    #[test]
+    fn the_payload_comes_from_the_line_or_a_file_and_is_bounded() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: usize| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, vec![b'1'; bytes]).unwrap();
+            format!("@{}", path.display())
+        };
+        assert_eq!(payload(None).unwrap(), "");
+        assert_eq!(payload(Some("-1")).unwrap(), "-1");
+        assert_eq!(payload(Some(&file("small", 3))).unwrap(), "111");
+        assert_eq!(payload(Some(&file("largest", PAYLOAD_BYTES_MAX))).unwrap().len(), PAYLOAD_BYTES_MAX);
+        let failure = payload(Some(&file("large", PAYLOAD_BYTES_MAX + 1))).unwrap_err();
+        assert_eq!(failure.exit, Exit::Failed);
+        assert!(failure.to_string().ends_with("more than the 1048576 bytes that Lambda takes as a payload"));
+        assert!(payload(Some("@no/such/file")).unwrap_err().to_string().starts_with("cannot read the payload from"));
+    }
+
+    #[test]
+    fn only_plain_http_endpoints_and_keys_that_a_header_can_carry_are_taken() {
+        assert!(parse_endpoint("http://localhost:9477").is_ok());
+        for endpoint in ["https://localhost", "localhost:9477", "http://", "nonsense"] {
+            assert!(parse_endpoint(endpoint).is_err(), "{endpoint}");
+        }
+        assert!(parse_key("order-1").is_ok());
+        assert!(parse_key("order\n1").is_err());
+    }
+
+    #[test]
+    fn a_listener_on_any_address_is_reached_on_loopback() {
+        for (listener, url) in [
+            ("0.0.0.0:9477", "http://127.0.0.1:9477/"),
+            ("[::]:9477", "http://[::1]:9477/"),
+            ("10.0.0.5:1", "http://10.0.0.5:1/"),
+        ] {
+            assert_eq!(endpoint_of(listener.parse().unwrap()).unwrap().to_string(), url);
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! `sendoff serve`: the daemon in the foreground.
+
+use clap::Args;
+
+use super::{ConfigOptions, Exit, Failure};
+use crate::config::Environment;
+use crate::daemon::{self, Ended};
+use crate::outbox::engine::OpenError;
+use crate::telemetry;
+
+/// Run the daemon in the foreground until SIGTERM or SIGINT
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    pub(super) config: ConfigOptions,
+}
+
+pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
+    let config = options.config.load(environment)?.config;
+    telemetry::install(&config.log).map_err(|error| Failure::new(Exit::Internal, error))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Unavailable, anyhow::Error::new(error).context("cannot start threads")))?;
+    match runtime.block_on(daemon::run(config)) {
+        Ok(Ended::Drained | Ended::CutOff) => Ok(()),
+        Ok(Ended::Poisoned) => {
+            Err(Failure::saying(Exit::Internal, "a write to the outbox failed; a restart recovers what was accepted"))
+        }
+        Err(error) => Err(Failure::new(exit_of(&error), error)),
+    }
+}
+
+fn exit_of(error: &daemon::Error) -> Exit {
+    match error {
+        daemon::Error::Bind { .. } => Exit::Unavailable,
+        daemon::Error::Store(OpenError::Locked { .. } | OpenError::Io { .. }) => Exit::Unavailable,
+        daemon::Error::Store(OpenError::Newer { .. } | OpenError::Damaged { .. }) => Exit::Internal,
+        daemon::Error::Aws(_) => Exit::Configuration,
+        daemon::Error::System { .. } => Exit::Internal,
+    }
+}

@@ -1,0 +1,115 @@
+//! `sendoff show-config`: what is in effect, and who said so.
+
+use std::io::IsTerminal;
+
+use clap::Args;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use super::{ConfigOptions, Exit, Failure, print};
+use crate::config::{Entry, Environment, Value};
+
+/// Show every value in effect and where it comes from
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    config: ConfigOptions,
+    /// Print JSON: an array of objects with key, value and origin
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
+    let entries = options.config.load(environment)?.entries;
+    let said = match (options.json, std::io::stdout().is_terminal()) {
+        (true, _) => json(&entries)?,
+        (false, true) => table(&entries),
+        (false, false) => aligned(&entries),
+    };
+    print(&said)
+}
+
+fn json(entries: &[Entry]) -> Result<String, Failure> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        key: &'a str,
+        value: &'a Value,
+        origin: String,
+    }
+    let lines: Vec<Line<'_>> = entries
+        .iter()
+        .map(|entry| Line { key: &entry.key, value: &entry.value, origin: entry.origin.to_string() })
+        .collect();
+    let text = serde_json::to_string_pretty(&lines).map_err(|error| Failure::new(Exit::Internal, error))?;
+    Ok(text + "\n")
+}
+
+fn cells(entry: &Entry) -> [String; 3] {
+    let value = entry.value.to_string();
+    let value = if value.is_empty() { "\"\"".to_owned() } else { value };
+    [entry.key.clone(), value, entry.origin.to_string()]
+}
+
+fn table(entries: &[Entry]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED);
+    table.set_header(["key", "value", "origin"]);
+    table.add_rows(entries.iter().map(cells));
+    format!("{table}\n")
+}
+
+/// Three columns, two spaces apart: for pipes and pagers.
+fn aligned(entries: &[Entry]) -> String {
+    let rows: Vec<[String; 3]> = entries.iter().map(cells).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let (keys, values) = (width(0), width(1));
+    rows.iter().map(|[key, value, origin]| format!("{key:keys$}  {value:values$}  {origin}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Flags, load};
+
+    fn entries() -> Vec<Entry> {
+        let flags = Flags { set: vec!["listen.headers_max=7".to_owned()], ..Flags::default() };
+        let environment =
+            Environment::from_pairs(&[("STATE_DIRECTORY", "/state"), ("SENDOFF_LAMBDA__REGION", "eu-central-1")]);
+        load(&flags, &environment).unwrap().entries
+    }
+
+    #[test]
+    fn every_value_is_shown_with_its_origin() {
+        let text = aligned(&entries());
+        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        for row in [
+            ["state_dir", "/state", "$STATE_DIRECTORY"],
+            ["listen.ingest", "127.0.0.1:9477", "default"],
+            ["listen.unix", "\"\"", "default"],
+            ["listen.headers_max", "7", "--set"],
+            ["lambda.region", "eu-central-1", "$SENDOFF_LAMBDA__REGION"],
+            ["sqs.region", "eu-central-1", "$SENDOFF_LAMBDA__REGION"],
+        ] {
+            assert!(rows.contains(&row.to_vec()), "{row:?} in\n{text}");
+        }
+        let columns: Vec<usize> = text.lines().filter_map(|line| line.find("default")).collect();
+        assert!(columns.windows(2).all(|pair| pair[0] == pair[1]), "{text}");
+    }
+
+    #[test]
+    fn json_keeps_types() {
+        let lines: Vec<serde_json::Value> = serde_json::from_str(&json(&entries()).unwrap()).unwrap();
+        let find = |key: &str| lines.iter().find(|line| line["key"] == key).unwrap();
+        assert_eq!(find("listen.headers_max")["value"], 7);
+        assert_eq!(find("listen.allow_unauthenticated_remote")["value"], false);
+        assert_eq!(find("outbox.bytes_max")["value"], "10GiB");
+        assert_eq!(find("outbox.bytes_max")["origin"], "default");
+    }
+
+    #[test]
+    fn the_table_has_a_row_for_every_key() {
+        let entries = entries();
+        let table = table(&entries);
+        assert!(entries.iter().all(|entry| table.contains(&entry.key)), "{table}");
+    }
+}

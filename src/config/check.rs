@@ -1,0 +1,624 @@
+//! From the layers to a [`Config`]: what each key means, and what must hold between keys.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tracing_subscriber::EnvFilter;
+
+use super::endpoint;
+use super::problem::{Origin, Problem};
+use super::raw::Values;
+use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
+use super::{Config, Environment, Listen, Log, LogFormat};
+use crate::dispatch::Policy;
+use crate::event::{FunctionName, PAYLOAD_BYTES_MAX};
+use crate::{aws, deadletter, dispatch, ingest, outbox};
+
+/// Below this, the largest payload that Lambda takes would never get through.
+const ONE_PAYLOAD: u64 = PAYLOAD_BYTES_MAX as u64;
+
+/// The config, if there is no problem; the values as they are in effect; the problems.
+pub fn check(values: Values, environment: &Environment) -> (Option<Config>, Values, Vec<Problem>) {
+    let mut reader = Reader::new(values);
+    let config = config(&mut reader, environment);
+    let (values, problems, _) = reader.finish();
+    (config.filter(|_| problems.is_empty()), values, problems)
+}
+
+/// Reads every key, also after a problem; none if one of them is missing in the end.
+fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
+    let state_dir = state_dir(r, environment);
+    let listen = listen(r);
+    let own = own_addresses(r);
+
+    let region = region(r, "lambda.region", environment);
+    if let (Some(Some(region)), Some(None)) = (&region, r.optional("sqs.region")) {
+        r.fill("sqs.region", region, r.origin("lambda.region"));
+    }
+    let lambda = service(r, "lambda", region.clone(), &own, environment);
+    let sqs_region = self::region(r, "sqs.region", environment);
+    let sqs = service(r, "sqs", sqs_region, &own, environment);
+
+    let ingest = ingest(r, region);
+    let outbox = outbox(r);
+    let dispatch = dispatch(r);
+    let dead_letter = dead_letter(r);
+    let grace = r.duration("shutdown.grace", Zero::Allowed);
+    let log = log(r, environment);
+
+    let (lambda, mut ignored_endpoints) = lambda?;
+    let (sqs, ignored_for_sqs) = sqs?;
+    ignored_endpoints.extend(ignored_for_sqs);
+    ignored_endpoints.dedup();
+    Some(Config {
+        state_dir: state_dir?,
+        listen: listen?,
+        ingest: ingest?,
+        outbox: outbox?,
+        lambda,
+        sqs,
+        ignored_endpoints,
+        dispatch: dispatch?,
+        dead_letter: dead_letter?,
+        grace: grace?,
+        log: log?,
+    })
+}
+
+/// The directory as written, or where the conventions of systemd or XDG put it.
+fn state_dir(r: &mut Reader, environment: &Environment) -> Option<PathBuf> {
+    const KEY: &str = "state_dir";
+    if let Some(written) = r.optional(KEY)? {
+        return Some(written.into());
+    }
+    // systemd lists several directories with colons; the first is ours.
+    let of_systemd = environment.get("STATE_DIRECTORY").and_then(|list| list.split(':').next()).map(PathBuf::from);
+    // The XDG Base Directory Specification says to ignore relative paths.
+    let of_user = |variable, below: &str| {
+        environment.get(variable).map(PathBuf::from).filter(|base| base.is_absolute()).map(|base| base.join(below))
+    };
+    let found = [
+        ("STATE_DIRECTORY", of_systemd),
+        ("XDG_STATE_HOME", of_user("XDG_STATE_HOME", "sendoff")),
+        ("HOME", of_user("HOME", ".local/state/sendoff")),
+    ];
+    let Some((variable, Some(path))) = found.into_iter().find(|(_, path)| path.is_some()) else {
+        let hint = "set it, or one of $STATE_DIRECTORY, $XDG_STATE_HOME, $HOME";
+        return r.refuse(KEY, "there is no directory to keep events in", Some(hint));
+    };
+    r.fill(KEY, &path.to_string_lossy(), Origin::Environment(variable.to_owned()));
+    Some(path)
+}
+
+fn listen(r: &mut Reader) -> Option<Listen> {
+    let ingest = r.address("listen.ingest");
+    let admin = r.address("listen.admin");
+    let unix = unix(r);
+    let remote_allowed = r.boolean("listen.allow_unauthenticated_remote")?;
+    for (key, address) in [("listen.ingest", ingest), ("listen.admin", admin)] {
+        if address.is_some_and(|address| !address.ip().to_canonical().is_loopback()) && !remote_allowed {
+            let hint = "callers are not authenticated: whoever reaches the port uses sendoff's own rights; if the network \
+                        around is trusted, set listen.allow_unauthenticated_remote = true";
+            r.refuse::<()>(key, "not a loopback address", Some(hint));
+        }
+    }
+    let (ingest, admin) = (ingest?, admin?);
+    let any = |address: SocketAddr| address.ip().is_unspecified();
+    if ingest.port() != 0 && ingest.port() == admin.port() && (ingest.ip() == admin.ip() || any(ingest) || any(admin)) {
+        r.contradiction("listen.admin", "is the same address as", "listen.ingest", Some("give it another port"));
+    }
+    Some(Listen { ingest, admin, unix: unix? })
+}
+
+/// The addresses of our own listeners, as far as they are valid.
+fn own_addresses(r: &Reader) -> Vec<SocketAddr> {
+    let address = |key| r.values().find(key).and_then(|entry| entry.value.to_string().parse().ok());
+    ["listen.ingest", "listen.admin"].into_iter().filter_map(address).collect()
+}
+
+fn unix(r: &mut Reader) -> Option<Option<PathBuf>> {
+    /// `sun_path` has 108 bytes, the last of which is zero (unix(7)).
+    const PATH_BYTES_MAX: usize = 107;
+    let path = r.optional("listen.unix")?;
+    if path.as_ref().is_some_and(|path| path.len() > PATH_BYTES_MAX) {
+        return r.refuse("listen.unix", "longer than the 107 bytes of a socket's path", None);
+    }
+    Some(path.map(PathBuf::from))
+}
+
+/// A region as written; for Lambda else the one that the SDK would find in the environment, so that ingest knows it too.
+fn region(r: &mut Reader, key: &str, environment: &Environment) -> Option<Option<String>> {
+    if r.optional(key)?.is_none() {
+        let inherited =
+            ["AWS_REGION", "AWS_DEFAULT_REGION"].into_iter().find_map(|name| Some((name, environment.get(name)?)));
+        if let Some((variable, region)) = inherited {
+            r.fill(key, region, Origin::Environment(variable.to_owned()));
+        }
+    }
+    let region = r.optional(key)?;
+    let is_valid = |region: &String| region.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if region.as_ref().is_some_and(|region| !is_valid(region)) {
+        return r.refuse(key, "not an AWS region", Some("write it like \"eu-central-1\""));
+    }
+    Some(region)
+}
+
+/// How to reach Lambda or SQS, and which variables are not followed because they name `own`.
+fn service(
+    r: &mut Reader,
+    table: &str,
+    region: Option<Option<String>>,
+    own: &[SocketAddr],
+    environment: &Environment,
+) -> Option<(aws::Settings, Vec<&'static str>)> {
+    let variables: &[&str] = match table {
+        "lambda" => &["AWS_ENDPOINT_URL_LAMBDA", "AWS_ENDPOINT_URL"],
+        _ => &["AWS_ENDPOINT_URL_SQS", "AWS_ENDPOINT_URL"],
+    };
+    let key = format!("{table}.endpoint_url");
+    let mut endpoint_url = r.endpoint(&key);
+    let mut ignored = Vec::new();
+    if endpoint_url == Some(None) {
+        let inherited = endpoint::inherited(environment, variables, own);
+        ignored = inherited.ignored;
+        if let Some((variable, url)) = inherited.endpoint {
+            r.fill(&key, &url, Origin::Environment(variable.to_owned()));
+            endpoint_url = r.endpoint(&key);
+        }
+    }
+    if let Some(Some(url)) = &endpoint_url
+        && own.iter().any(|own| endpoint::points_at(url, *own))
+    {
+        r.refuse::<()>(&key, "sendoff's own address: it would deliver to itself", Some("leave it empty for AWS's own"));
+    }
+    let connect_timeout = r.duration(&format!("{table}.connect_timeout"), Zero::Refused);
+    let read_timeout = r.duration(&format!("{table}.read_timeout"), Zero::Refused);
+    let settings = aws::Settings {
+        region: region?,
+        endpoint_url: endpoint_url?,
+        ignore_configured_endpoint_urls: !ignored.is_empty(),
+        connect_timeout: connect_timeout?,
+        read_timeout: read_timeout?,
+    };
+    Some((settings, ignored))
+}
+
+fn ingest(r: &mut Reader, region: Option<Option<String>>) -> Option<ingest::Settings> {
+    /// hyper refuses to read with a smaller buffer (hyper 1, `http1::Builder::max_buf_size`).
+    const HEADER_BYTES_MIN: u64 = 8 << 10;
+    const HEADER_BYTES_MAX: u64 = 1 << 20;
+    let connections_max = r.number("listen.connections_max", 1..=1_000_000);
+    let request_bytes_max = r.size("listen.request_bytes_max", ONE_PAYLOAD..=MEMORY_MAX);
+    let headers_max = r.number("listen.headers_max", 1..=1_000);
+    let header_bytes_max = r.size("listen.header_bytes_max", HEADER_BYTES_MIN..=HEADER_BYTES_MAX);
+    let header_timeout = r.duration("listen.header_timeout", Zero::Refused);
+    let body_timeout = r.duration("listen.body_timeout", Zero::Refused);
+    let account_id = account_id(r);
+    Some(ingest::Settings {
+        connections_max: connections_max? as usize,
+        request_bytes_max: request_bytes_max?,
+        headers_max: headers_max? as usize,
+        header_bytes_max: usize::try_from(header_bytes_max?).ok()?,
+        header_timeout: header_timeout?,
+        body_timeout: body_timeout?,
+        region: region?,
+        account_id: account_id?,
+    })
+}
+
+fn account_id(r: &mut Reader) -> Option<Option<String>> {
+    let account_id = r.optional("lambda.account_id")?;
+    let is_valid = |id: &String| id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_digit());
+    if account_id.as_ref().is_some_and(|id| !is_valid(id)) {
+        return r.refuse("lambda.account_id", "not the 12 digits of an AWS account", None);
+    }
+    Some(account_id)
+}
+
+fn outbox(r: &mut Reader) -> Option<outbox::Settings> {
+    /// Room for the pages that one commit touches.
+    const CACHE_MIN: u64 = 1 << 20;
+    r.word("outbox.store", &[("sled", ())]);
+    let bytes_max = r.size("outbox.bytes_max", ONE_PAYLOAD..=DISK_MAX);
+    let events_max = r.number("outbox.events_max", 1..=u32::MAX);
+    let functions_max = r.number("outbox.functions_max", 1..=1_000_000);
+    let dedupe_window = r.duration("outbox.dedupe_window", Zero::Refused);
+    let sdk_window = r.duration("outbox.sdk_retry_window", Zero::Refused);
+    let disk_reserve = r.size("outbox.disk_reserve", 0..=DISK_MAX);
+    let cache = r.size("outbox.cache", CACHE_MIN..=MEMORY_MAX);
+    Some(outbox::Settings {
+        bytes_max: bytes_max?,
+        events_max: events_max?.into(),
+        functions_max: functions_max?.into(),
+        dedupe_window: dedupe_window?,
+        sdk_window: sdk_window?,
+        disk_reserve: disk_reserve?,
+        cache: cache?,
+    })
+}
+
+fn dispatch(r: &mut Reader) -> Option<dispatch::Settings> {
+    let in_flight_max = r.number("lambda.in_flight_max", 1..=100_000);
+    let in_flight_bytes_max = r.size("lambda.in_flight_bytes_max", ONE_PAYLOAD..=MEMORY_MAX);
+    let default = policy(r, None, in_flight_max);
+    let tables = r.values().functions().to_vec();
+    let functions: Vec<Option<(String, Policy)>> = tables
+        .iter()
+        .enumerate()
+        .map(|(at, (pattern, table))| {
+            check_pattern(r, pattern, table, &tables[..at]);
+            Some((pattern.clone(), policy(r, Some(table), in_flight_max)?))
+        })
+        .collect();
+    Some(dispatch::Settings {
+        in_flight_max: in_flight_max?,
+        in_flight_bytes_max: in_flight_bytes_max?,
+        policy: default?,
+        functions: functions.into_iter().collect::<Option<_>>()?,
+    })
+}
+
+/// Refuses a pattern that no function can have, or that an earlier one takes all functions from.
+fn check_pattern(r: &mut Reader, pattern: &str, table: &str, earlier: &[(String, String)]) {
+    let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':' | '/' | '$' | '*');
+    if pattern.is_empty() || !pattern.chars().all(is_valid) {
+        let hint = "a pattern is a function's name, `[region/][account/]name[:qualifier]`, with `*` for any characters";
+        r.refuse_table(table, "no function has such a name", hint);
+    }
+    // To the earlier pattern, a `*` of this one is a character like others: it fits only if all that it stands for does.
+    if let Some((wider, _)) = earlier.iter().find(|(wider, _)| FunctionName::new(pattern).fits(wider)) {
+        let why = format!("never counts: {wider:?} comes earlier and takes all of {pattern:?}");
+        r.refuse_table(table, &why, "put the narrow pattern before the wide one");
+    }
+}
+
+/// The policy of `[delivery]`, with the keys of one table of `[functions]` over it.
+fn policy(r: &mut Reader, table: Option<&str>, in_flight_max: Option<u32>) -> Option<Policy> {
+    let key = |r: &Reader, name: &str| {
+        table
+            .map(|table| format!("{table}.{name}"))
+            .filter(|key| r.values().find(key).is_some())
+            .unwrap_or_else(|| format!("delivery.{name}"))
+    };
+    let [mode, attempts, age, base, cap, concurrency] =
+        ["mode", "attempts_max", "age_max", "backoff_base", "backoff_cap", "concurrency_max"].map(|name| key(r, name));
+    match r.text(&mode).as_deref() {
+        Some("confirm") => r.refuse(&mode, "not supported by this version", Some("write \"event\"")),
+        Some(_) => r.word(&mode, &[("event", ())]),
+        None => None,
+    };
+    let attempts_max = r.number(&attempts, 1..=1_000_000);
+    let age_max = r.duration(&age, Zero::Refused);
+    let backoff_base = r.duration(&base, Zero::Refused);
+    let backoff_cap = r.duration(&cap, Zero::Refused);
+    let concurrency_max = r.number(&concurrency, 1..=100_000);
+    if let (Some(low), Some(high)) = (backoff_base, backoff_cap)
+        && low > high
+    {
+        r.contradiction(&base, "is above", &cap, None);
+    }
+    if let (Some(low), Some(high)) = (backoff_cap, age_max)
+        && low > high
+    {
+        r.contradiction(&cap, "is above", &age, Some("an event would be buried before its next attempt"));
+    }
+    if let (Some(low), Some(high)) = (concurrency_max, in_flight_max)
+        && low > high
+    {
+        r.contradiction(
+            &concurrency,
+            "is above",
+            "lambda.in_flight_max",
+            Some("the one is for a function, the other for all"),
+        );
+    }
+    Some(Policy {
+        attempts_max: attempts_max?,
+        age_max: age_max?,
+        backoff_base: backoff_base?,
+        backoff_cap: backoff_cap?,
+        concurrency_max: concurrency_max?,
+    })
+}
+
+fn dead_letter(r: &mut Reader) -> Option<deadletter::Settings> {
+    let queue_url = queue_url(r, "dead_letter.queue_url");
+    let mut functions = Vec::new();
+    for (pattern, table) in r.values().functions().to_vec() {
+        let key = format!("{table}.queue_url");
+        if r.values().find(&key).is_none() {
+            continue;
+        }
+        match self::queue_url(r, &key) {
+            Some(Some(url)) => functions.push((pattern, url)),
+            Some(None) => {
+                r.refuse::<()>(&key, "empty", Some("leave it out to use dead_letter.queue_url"));
+            }
+            None => {}
+        }
+    }
+    let backoff_base = r.duration("dead_letter.backoff_base", Zero::Refused);
+    let backoff_cap = r.duration("dead_letter.backoff_cap", Zero::Refused);
+    if let (Some(low), Some(high)) = (backoff_base, backoff_cap)
+        && low > high
+    {
+        r.contradiction("dead_letter.backoff_base", "is above", "dead_letter.backoff_cap", None);
+    }
+    Some(deadletter::Settings {
+        queue_url: queue_url?,
+        functions,
+        backoff_base: backoff_base?,
+        backoff_cap: backoff_cap?,
+    })
+}
+
+/// The URL of a queue: an endpoint with a path.
+fn queue_url(r: &mut Reader, key: &str) -> Option<Option<String>> {
+    let url = r.endpoint(key)?;
+    let has_path = |url: &String| url.parse::<http::Uri>().is_ok_and(|uri| uri.path().len() > 1);
+    if url.as_ref().is_some_and(|url| !has_path(url)) {
+        let hint = "write it like \"https://sqs.eu-central-1.amazonaws.com/123456789012/orders-dlq\"";
+        return r.refuse(key, "not the URL of a queue", Some(hint));
+    }
+    Some(url)
+}
+
+fn log(r: &mut Reader, environment: &Environment) -> Option<Log> {
+    let format = r.word("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+    let level = level(r);
+    // https://no-color.org: present and not empty, whatever it says.
+    Some(Log { format: format?, level: level?, no_color: environment.get("NO_COLOR").is_some() })
+}
+
+fn level(r: &mut Reader) -> Option<String> {
+    const KEY: &str = "log.level";
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    const HINT: &str = "write it like \"info\" or \"info,sendoff::dispatch=debug\"";
+    let text = r.text(KEY)?;
+    // A filter takes a word that is no level for a module, and then shows nothing else: a typo would silence the log.
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    match text.split(',').map(str::trim).find(|directive| !directive.contains('=') && !is_level(directive)) {
+        Some("") => r.refuse(KEY, "has an empty part", Some(HINT)),
+        Some(word) => r.refuse(KEY, &format!("{word:?} is not a level"), Some(HINT)),
+        None => match EnvFilter::try_new(&text) {
+            Ok(_) => Some(text),
+            Err(error) => r.refuse(KEY, &format!("not a filter: {error}"), Some(HINT)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::raw::{self, Document};
+    use crate::config::{Flags, Loaded, Problems};
+
+    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Loaded, Problems> {
+        let environment = Environment::from_pairs(&[&[("HOME", "/home/me")], variables].concat());
+        crate::config::check_layers(Some(Document { name: "s.toml", text }), &environment, &Flags::default())
+    }
+
+    fn config_of(text: &str, variables: &[(&str, &str)]) -> Config {
+        load(text, variables).unwrap().config
+    }
+
+    #[track_caller]
+    fn assert_refused(text: &str, variables: &[(&str, &str)], said: &[&str]) {
+        let problems = load(text, variables).unwrap_err();
+        let lines: Vec<String> = problems.as_slice().iter().map(ToString::to_string).collect();
+        let first_lines: Vec<&str> = lines.iter().filter_map(|problem| problem.lines().next()).collect();
+        assert_eq!(first_lines, said);
+    }
+
+    #[test]
+    fn the_defaults_file_has_exactly_the_keys_that_are_read() {
+        let environment = Environment::from_pairs(&[("HOME", "/home/me")]);
+        let (values, problems) = raw::layered(None, &environment, &Flags::default());
+        assert_eq!(problems, []);
+        let written: BTreeSet<String> = values.entries().iter().map(|entry| entry.key.clone()).collect();
+        let mut reader = Reader::new(values);
+        assert!(config(&mut reader, &environment).is_some());
+        let (_, problems, asked) = reader.finish();
+        assert_eq!(problems, []);
+        assert_eq!(written, asked);
+    }
+
+    #[test]
+    fn the_state_directory_follows_systemd_then_xdg_then_home() {
+        let state_dir = |variables: &[(&str, &str)]| config_of("", variables).state_dir;
+        let xdg = ("XDG_STATE_HOME", "/xdg");
+        assert_eq!(state_dir(&[("STATE_DIRECTORY", "/var/lib/a:/var/lib/b"), xdg]), PathBuf::from("/var/lib/a"));
+        assert_eq!(state_dir(&[xdg]), PathBuf::from("/xdg/sendoff"));
+        assert_eq!(state_dir(&[("XDG_STATE_HOME", "not/absolute")]), PathBuf::from("/home/me/.local/state/sendoff"));
+        assert_eq!(config_of("state_dir = 'here'", &[xdg]).state_dir, PathBuf::from("here"));
+        assert_refused("", &[("HOME", "")], &["default: state_dir = \"\": there is no directory to keep events in"]);
+    }
+
+    #[test]
+    fn listeners_that_others_can_reach_need_to_be_allowed() {
+        assert_refused(
+            "listen.ingest = '[::]:1'\nlisten.admin = '10.0.0.1:2'",
+            &[],
+            &[
+                "s.toml:1: listen.ingest = \"[::]:1\": not a loopback address",
+                "s.toml:2: listen.admin = \"10.0.0.1:2\": not a loopback address",
+            ],
+        );
+        let allowed = "listen.ingest = '0.0.0.0:1'\nlisten.allow_unauthenticated_remote = true";
+        assert_eq!(config_of(allowed, &[]).listen.ingest.port(), 1);
+        assert_eq!(config_of("listen.ingest = '[::1]:1'\nlisten.admin = '127.0.0.2:2'", &[]).listen.admin.port(), 2);
+    }
+
+    #[test]
+    fn two_listeners_need_two_addresses() {
+        assert_refused(
+            "listen.ingest = '127.0.0.1:9478'",
+            &[],
+            &["s.toml:1: listen.admin = \"127.0.0.1:9478\" is the same address as listen.ingest = \"127.0.0.1:9478\""],
+        );
+        let any_port = config_of("listen.ingest = '127.0.0.1:0'\nlisten.admin = '127.0.0.1:0'", &[]);
+        assert_eq!(any_port.listen.ingest, any_port.listen.admin);
+    }
+
+    #[test]
+    fn a_socket_path_fits_into_the_address_of_a_socket() {
+        assert_eq!(config_of("listen.unix = '/run/s.sock'", &[]).listen.unix, Some(PathBuf::from("/run/s.sock")));
+        let long = format!("/{}", "x".repeat(107));
+        let problems = load(&format!("listen.unix = '{long}'"), &[]).unwrap_err().to_string();
+        assert!(problems.contains("longer than the 107 bytes of a socket's path"), "{problems}");
+    }
+
+    #[test]
+    fn the_region_of_the_environment_serves_ingest_lambda_and_sqs() {
+        let config = config_of("", &[("AWS_REGION", "eu-central-1"), ("AWS_DEFAULT_REGION", "us-east-1")]);
+        let eu = Some("eu-central-1".to_owned());
+        assert_eq!((config.ingest.region, config.lambda.region, config.sqs.region), (eu.clone(), eu.clone(), eu));
+        let config = config_of("lambda.region = 'us-east-2'", &[("AWS_REGION", "eu-central-1")]);
+        assert_eq!(config.sqs.region.as_deref(), Some("us-east-2"));
+        assert_refused(
+            "",
+            &[("AWS_REGION", "EU")],
+            &[
+                "$AWS_REGION: lambda.region = \"EU\": not an AWS region",
+                "$AWS_REGION: sqs.region = \"EU\": not an AWS region",
+            ],
+        );
+    }
+
+    #[test]
+    fn an_inherited_endpoint_is_used_unless_it_is_our_own() {
+        let own = ("AWS_ENDPOINT_URL_LAMBDA", "http://localhost:9477");
+        let config = config_of("", &[own]);
+        assert_eq!(config.ignored_endpoints, ["AWS_ENDPOINT_URL_LAMBDA"]);
+        assert_eq!((config.lambda.endpoint_url, config.lambda.ignore_configured_endpoint_urls), (None, true));
+        assert!(!config.sqs.ignore_configured_endpoint_urls);
+
+        let config = config_of("", &[own, ("AWS_ENDPOINT_URL", "http://127.0.0.1:4566")]);
+        assert_eq!(config.lambda.endpoint_url.as_deref(), Some("http://127.0.0.1:4566"));
+        assert_eq!(config.sqs.endpoint_url.as_deref(), Some("http://127.0.0.1:4566"));
+
+        let config = config_of("lambda.endpoint_url = 'http://127.0.0.1:9001'", &[own]);
+        assert_eq!(config.lambda.endpoint_url.as_deref(), Some("http://127.0.0.1:9001"));
+        assert_eq!(config.ignored_endpoints, Vec::<&str>::new());
+
+        let config = config_of("", &[("AWS_ENDPOINT_URL", "http://127.0.0.1:9477")]);
+        assert_eq!(config.ignored_endpoints, ["AWS_ENDPOINT_URL"]);
+        assert!(config.lambda.ignore_configured_endpoint_urls && config.sqs.ignore_configured_endpoint_urls);
+    }
+
+    #[test]
+    fn an_endpoint_that_is_written_must_be_valid_and_not_our_own() {
+        assert_refused(
+            "lambda.endpoint_url = 'http://127.0.0.1:9477'\nsqs.endpoint_url = 'ftp://host'",
+            &[],
+            &[
+                "s.toml:1: lambda.endpoint_url = \"http://127.0.0.1:9477\": sendoff's own address: it would deliver to itself",
+                "s.toml:2: sqs.endpoint_url: not an http:// or https:// URL",
+            ],
+        );
+        assert_refused(
+            "",
+            &[("AWS_ENDPOINT_URL_SQS", "localhost")],
+            &["$AWS_ENDPOINT_URL_SQS: sqs.endpoint_url: not an http:// or https:// URL"],
+        );
+    }
+
+    #[test]
+    fn limits_that_cannot_work_are_refused() {
+        assert_refused(
+            "listen.request_bytes_max = '1MB'\nlisten.header_bytes_max = '4KiB'\nlambda.account_id = '1234'\nlog.format = 'xml'",
+            &[],
+            &[
+                "s.toml:1: listen.request_bytes_max = \"1MB\": less than 1.0 MiB, the least that works",
+                "s.toml:2: listen.header_bytes_max = \"4KiB\": less than 8.0 KiB, the least that works",
+                "s.toml:3: lambda.account_id = \"1234\": not the 12 digits of an AWS account",
+                "s.toml:4: log.format = \"xml\": must be \"text\" or \"json\"",
+            ],
+        );
+    }
+
+    #[test]
+    fn waits_grow_and_end_before_the_event_does() {
+        assert_refused(
+            "[delivery]\nbackoff_base = '2m'\nage_max = '30s'\n[dead_letter]\nbackoff_base = '6m'",
+            &[],
+            &[
+                "s.toml:2: delivery.backoff_base = \"2m\" is above delivery.backoff_cap = \"60s\"",
+                "s.toml:3: delivery.backoff_cap = \"60s\" is above delivery.age_max = \"30s\"",
+                "s.toml:5: dead_letter.backoff_base = \"6m\" is above dead_letter.backoff_cap = \"5m\"",
+            ],
+        );
+        assert_refused(
+            "",
+            &[("SENDOFF_LAMBDA__IN_FLIGHT_MAX", "8")],
+            &["$SENDOFF_LAMBDA__IN_FLIGHT_MAX: delivery.concurrency_max = 64 is above lambda.in_flight_max = 8"],
+        );
+    }
+
+    #[test]
+    fn functions_override_what_they_write_and_keep_the_rest() {
+        let file = r#"
+delivery.attempts_max = 5
+dead_letter.queue_url = "https://sqs/1/default"
+[functions."orders-eu-*"]
+age_max = "24h"
+[functions."orders-*"]
+concurrency_max = 2
+queue_url = "https://sqs/1/orders"
+"#;
+        let config = config_of(file, &[]);
+        let [(narrow, eu), (wide, orders)] = config.dispatch.functions.as_slice() else { panic!("two tables") };
+        assert_eq!((narrow.as_str(), wide.as_str()), ("orders-eu-*", "orders-*"));
+        assert_eq!((eu.attempts_max, eu.age_max.as_secs(), eu.concurrency_max), (5, 24 * 3600, 64));
+        assert_eq!((orders.attempts_max, orders.age_max.as_secs(), orders.concurrency_max), (5, 6 * 3600, 2));
+        assert_eq!(config.dead_letter.queue_url.as_deref(), Some("https://sqs/1/default"));
+        assert_eq!(config.dead_letter.functions, [("orders-*".to_owned(), "https://sqs/1/orders".to_owned())]);
+    }
+
+    #[test]
+    fn functions_are_checked_like_delivery_and_their_patterns_too() {
+        assert_refused(
+            r#"
+[functions."*"]
+mode = "confirm"
+concurrency_max = 300
+[functions."late"]
+queue_url = ""
+[functions."a b"]
+queue_url = "https://sqs"
+"#,
+            &[],
+            &[
+                "s.toml:3: functions.\"*\".mode = \"confirm\": not supported by this version",
+                "s.toml:4: functions.\"*\".concurrency_max = 300 is above lambda.in_flight_max = 256",
+                "s.toml:6: [functions.late]: never counts: \"*\" comes earlier and takes all of \"late\"",
+                "s.toml:6: functions.late.queue_url = \"\": empty",
+                "s.toml:8: [functions.\"a b\"]: never counts: \"*\" comes earlier and takes all of \"a b\"",
+                "s.toml:8: [functions.\"a b\"]: no function has such a name",
+                "s.toml:8: functions.\"a b\".queue_url = \"https://sqs\": not the URL of a queue",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_log_level_that_would_silence_the_log_is_refused() {
+        for level in ["info", "WARN", "off", "info,sendoff::dispatch=debug", "warn,sendoff=trace"] {
+            assert_eq!(config_of(&format!("log.level = '{level}'"), &[]).log.level, level);
+        }
+        const LOUD: &str = "not a filter: error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \
+                            \"debug\", \"trace\", or a number 0-5";
+        for (level, why) in [
+            ("inof", "\"inof\" is not a level"),
+            ("", "has an empty part"),
+            ("sendoff::dispatch", "\"sendoff::dispatch\" is not a level"),
+            ("sendoff=loud", LOUD),
+        ] {
+            let said = format!("s.toml:1: log.level = \"{level}\": {why}");
+            assert_refused(&format!("log.level = '{level}'"), &[], &[&said]);
+        }
+        assert!(config_of("", &[("NO_COLOR", "1")]).log.no_color);
+        assert!(!config_of("", &[("NO_COLOR", "")]).log.no_color);
+    }
+}

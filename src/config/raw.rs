@@ -1,0 +1,499 @@
+//! The layers of a configuration, laid over each other: what every key says, and where that comes from.
+//!
+//! `config/sendoff.toml` is the bottom layer and the list of keys that there are, with their types. Nothing here knows
+//! what a key means; `check` does.
+
+use std::fmt;
+use std::ops::Range;
+
+use serde::Serialize;
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Origin, Problem};
+use super::{Environment, Flags};
+
+/// Every key with its default.
+pub const DEFAULTS: &str = include_str!("../../config/sendoff.toml");
+
+/// What the variables of the environment begin with.
+const PREFIX: &str = "SENDOFF_";
+
+/// A file's name, for messages, and its text.
+#[derive(Debug, Clone, Copy)]
+pub struct Document<'a> {
+    pub name: &'a str,
+    pub text: &'a str,
+}
+
+/// What was written for a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Value {
+    Text(String),
+    Integer(i64),
+    Boolean(bool),
+    /// Something that no key takes, by its name.
+    Other(&'static str),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Integer(integer) => integer.fmt(f),
+            Self::Boolean(boolean) => boolean.fmt(f),
+            Self::Other(name) => f.write_str(name),
+        }
+    }
+}
+
+/// One key, what it says, and who said so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The path with dots, as in TOML: `listen.ingest`, `functions."orders-*".attempts_max`.
+    pub key: String,
+    pub value: Value,
+    pub origin: Origin,
+}
+
+/// All keys in effect, in the order of the defaults file; then those of `[functions]` in the order of the file.
+#[derive(Debug, Clone, Default)]
+pub struct Values {
+    entries: Vec<Entry>,
+    /// The patterns of `[functions]`, in order, each with its table's key.
+    functions: Vec<(String, String)>,
+}
+
+impl Values {
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The patterns of `[functions]` in file order, each with its table's key: `orders-*` and `functions."orders-*"`.
+    pub fn functions(&self) -> &[(String, String)] {
+        &self.functions
+    }
+
+    pub fn find(&self, key: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.key == key)
+    }
+
+    /// Puts in what is in effect where nothing was written.
+    pub fn fill(&mut self, key: &str, text: &str, origin: Origin) {
+        self.set(key.to_owned(), Value::Text(text.to_owned()), origin);
+    }
+
+    fn set(&mut self, key: String, value: Value, origin: Origin) {
+        match self.entries.iter_mut().find(|entry| entry.key == key) {
+            Some(entry) => (entry.value, entry.origin) = (value, origin),
+            None => self.entries.push(Entry { key, value, origin }),
+        }
+    }
+
+    /// Lays one written key over what is there.
+    fn lay(&mut self, path: &[String], written: Written, origin: Origin) -> Result<(), Problem> {
+        let key = dotted(path);
+        if written.is_empty_table() && self.is_table(path) {
+            return Ok(());
+        }
+        let Some(kind) = self.kind(path) else { return Err(self.unknown(path, key, origin)) };
+        let value = written.typed_as(kind);
+        if let [functions, pattern, _] = path {
+            let table = dotted(&[functions.clone(), pattern.clone()]);
+            if !self.functions.iter().any(|(_, known)| *known == table) {
+                self.functions.push((pattern.clone(), table));
+            }
+        }
+        self.set(key, value, origin);
+        Ok(())
+    }
+
+    /// The default of a key, which shows its type; none if there is no such key.
+    fn kind(&self, path: &[String]) -> Option<&Value> {
+        let model = match path {
+            [functions, _, name] if functions == "functions" => overridable(name),
+            _ => dotted(path),
+        };
+        self.find(&model).map(|entry| &entry.value)
+    }
+
+    fn is_table(&self, path: &[String]) -> bool {
+        match path {
+            [functions] | [functions, _] if functions == "functions" => true,
+            _ => {
+                let table = format!("{}.", dotted(path));
+                self.entries.iter().any(|entry| entry.key.starts_with(&table))
+            }
+        }
+    }
+
+    fn unknown(&self, path: &[String], key: String, origin: Origin) -> Problem {
+        if self.is_table(path) {
+            let hint = Some(format!("write its keys below a line [{key}]"));
+            return Problem { origin, subject: Some(key), why: "is a table, not a key".to_owned(), hint };
+        }
+        let near = match path {
+            [functions, pattern, name] if functions == "functions" => near_miss(name, self.overridables())
+                .map(|near| dotted(&[functions.clone(), pattern.clone(), near.to_owned()])),
+            _ => near_miss(&key, self.entries.iter().map(|entry| entry.key.as_str())).map(str::to_owned),
+        };
+        Problem {
+            origin,
+            subject: Some(key),
+            why: "unknown key".to_owned(),
+            hint: near.map(|near| format!("did you mean `{near}`?")),
+        }
+    }
+
+    /// The names of the keys that a table of `[functions]` may have.
+    fn overridables(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().filter_map(|entry| entry.key.strip_prefix("delivery.")).chain(["queue_url"])
+    }
+}
+
+/// The key that one of `[functions."pattern"]` overrides.
+pub fn overridable(name: &str) -> String {
+    match name {
+        "queue_url" => "dead_letter.queue_url".to_owned(),
+        _ => format!("delivery.{name}"),
+    }
+}
+
+/// A value on its way in.
+#[derive(Debug, Clone)]
+enum Written {
+    /// Of a file: it has its type.
+    Typed(Value),
+    /// Of the environment or a flag: its key's type is to be read from it.
+    Untyped(String),
+    EmptyTable,
+}
+
+impl Written {
+    fn is_empty_table(&self) -> bool {
+        matches!(self, Self::EmptyTable)
+    }
+
+    /// What it says for a key of the type of `kind`. Text that does not fit stays text, for `check` to refuse.
+    fn typed_as(self, kind: &Value) -> Value {
+        match self {
+            Self::Typed(value) => value,
+            Self::EmptyTable => Value::Other("a table"),
+            Self::Untyped(text) => {
+                let typed = match kind {
+                    Value::Integer(_) => text.replace('_', "").parse().ok().map(Value::Integer),
+                    Value::Boolean(_) => text.parse().ok().map(Value::Boolean),
+                    Value::Text(_) | Value::Other(_) => None,
+                };
+                typed.unwrap_or(Value::Text(text))
+            }
+        }
+    }
+}
+
+/// Lays `file`, `environment` and `flags` over the defaults. What cannot be laid is a problem, and is left out.
+pub fn layered(file: Option<Document<'_>>, environment: &Environment, flags: &Flags) -> (Values, Vec<Problem>) {
+    let mut values = Values::default();
+    let mut problems = Vec::new();
+    let (defaults, errors) = leaves(Document { name: "config/sendoff.toml", text: DEFAULTS });
+    problems.extend(errors);
+    for leaf in defaults {
+        values.set(dotted(&leaf.path), leaf.written.typed_as(&Value::Other("a key")), Origin::Default);
+    }
+    if let Some(file) = file {
+        let (leaves, errors) = leaves(file);
+        problems.extend(errors);
+        for leaf in leaves {
+            let origin = Origin::File { name: file.name.to_owned(), line: leaf.line };
+            problems.extend(values.lay(&leaf.path, leaf.written, origin).err());
+        }
+    }
+    lay_environment(&mut values, environment, &mut problems);
+    for text in &flags.set {
+        problems.extend(lay_set(&mut values, text).err());
+    }
+    if let Some(state_dir) = &flags.state_dir {
+        values.fill("state_dir", state_dir, Origin::Flag("--state-dir"));
+    }
+    (values, problems)
+}
+
+fn lay_environment(values: &mut Values, environment: &Environment, problems: &mut Vec<Problem>) {
+    // Patterns do not fit into the names of variables.
+    let keys = values.entries.iter().map(|entry| &entry.key).filter(|key| !key.starts_with("functions."));
+    let variables: Vec<(String, String)> = keys.map(|key| (variable(key), key.clone())).collect();
+    for (name, value) in environment.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
+        let origin = Origin::Environment(name.to_owned());
+        if let Some((_, key)) = variables.iter().find(|(variable, _)| variable == name) {
+            let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+            problems.extend(values.lay(&path, Written::Untyped(value.to_owned()), origin).err());
+        } else if !is_service_link(name) {
+            let meant = name[PREFIX.len()..].to_lowercase().replace("__", ".");
+            let near = near_miss(&meant, variables.iter().map(|(_, key)| key.as_str()));
+            problems.push(Problem {
+                origin,
+                subject: None,
+                why: "unknown variable".to_owned(),
+                hint: near.map(|key| format!("did you mean `{}`?", variable(key))),
+            });
+        }
+    }
+}
+
+/// The variable of a key: `SENDOFF_LISTEN__INGEST`.
+fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"))
+}
+
+/// Whether Kubernetes may have set this variable, as it does in every pod for a service that is called `sendoff` or
+/// `sendoff-...` (Kubernetes documentation, "Service": environment variables). It is no key of ours then.
+fn is_service_link(name: &str) -> bool {
+    let of_port = |rest: &str| {
+        rest.is_empty() || rest.strip_prefix('_').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    !name.contains("__")
+        && (name.ends_with("_SERVICE_HOST")
+            || name.contains("_SERVICE_PORT")
+            || name.match_indices("_PORT").any(|(at, port)| of_port(&name[at + port.len()..])))
+}
+
+/// Lays one `--set key=value`, the key as in TOML, the value as in the environment.
+fn lay_set(values: &mut Values, text: &str) -> Result<(), Problem> {
+    let origin = Origin::Flag("--set");
+    let malformed = || Problem {
+        origin: origin.clone(),
+        subject: None,
+        why: format!("{text:?} is not key=value"),
+        hint: Some("write it like --set outbox.bytes_max=20GiB".to_owned()),
+    };
+    let (key, value) = text.split_once('=').ok_or_else(malformed)?;
+    let line = format!("{key} = 0");
+    let (leaves, errors) = leaves(Document { name: "", text: &line });
+    match (leaves.as_slice(), errors.as_slice()) {
+        ([leaf], []) => values.lay(&leaf.path, Written::Untyped(value.to_owned()), origin),
+        _ => Err(malformed()),
+    }
+}
+
+/// One key of a document.
+#[derive(Debug)]
+struct Leaf {
+    path: Vec<String>,
+    written: Written,
+    /// Where the key begins, in bytes; gives the order.
+    at: usize,
+    line: usize,
+}
+
+/// All keys of a document in file order, and what is no TOML in it.
+fn leaves(document: Document<'_>) -> (Vec<Leaf>, Vec<Problem>) {
+    let (table, errors) = DeTable::parse_recoverable(document.text);
+    let problems = errors.iter().map(|error| {
+        let line = line_of(document.text, &error.span().unwrap_or_default());
+        let origin = Origin::File { name: document.name.to_owned(), line };
+        Problem { origin, subject: None, why: format!("not TOML: {}", error.message().replace('\n', ", ")), hint: None }
+    });
+    let mut leaves = Vec::new();
+    collect(table.get_ref(), &[], document.text, &mut leaves);
+    leaves.sort_by_key(|leaf| leaf.at);
+    (leaves, problems.collect())
+}
+
+/// Goes down the tables; the parser bounds their depth.
+fn collect(table: &DeTable<'_>, above: &[String], text: &str, leaves: &mut Vec<Leaf>) {
+    for (key, value) in table {
+        let path = [above, &[key.get_ref().clone().into_owned()]].concat();
+        let written = match value.get_ref() {
+            DeValue::Table(table) if !table.is_empty() => {
+                collect(table, &path, text, leaves);
+                continue;
+            }
+            DeValue::Table(_) => Written::EmptyTable,
+            DeValue::String(string) => Written::Typed(Value::Text(string.clone().into_owned())),
+            DeValue::Boolean(boolean) => Written::Typed(Value::Boolean(*boolean)),
+            DeValue::Integer(integer) => Written::Typed(
+                i64::from_str_radix(integer.as_str(), integer.radix())
+                    .map_or(Value::Other("a number beyond 64 bits"), Value::Integer),
+            ),
+            DeValue::Float(_) => Written::Typed(Value::Other("a fraction")),
+            DeValue::Datetime(_) => Written::Typed(Value::Other("a date")),
+            DeValue::Array(_) => Written::Typed(Value::Other("an array")),
+        };
+        leaves.push(Leaf { path, written, at: key.span().start, line: line_of(text, &key.span()) });
+    }
+}
+
+fn line_of(text: &str, span: &Range<usize>) -> usize {
+    text.bytes().take(span.start).filter(|&byte| byte == b'\n').count() + 1
+}
+
+/// A path as TOML writes it: parts that are not bare words are quoted.
+fn dotted(path: &[String]) -> String {
+    let is_bare =
+        |part: &String| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
+    let parts: Vec<String> =
+        path.iter().map(|part| if is_bare(part) { part.clone() } else { format!("{part:?}") }).collect();
+    parts.join(".")
+}
+
+/// The known key that is most like `wanted`: some letters apart, or the same name in another table.
+fn near_miss<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// Below this, the guess is more likely to mislead.
+    const LIKENESS_MIN: f64 = 0.75;
+    let name = |key: &str| key.rsplit_once('.').map_or(key.to_owned(), |(_, name)| name.to_owned());
+    let likeness = |key: &str| {
+        let letters = strsim::normalized_damerau_levenshtein(wanted, key);
+        if name(key) == name(wanted) { letters.max(LIKENESS_MIN) } else { letters }
+    };
+    known
+        .map(|key| (likeness(key), key))
+        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, key)| key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lay(text: &str, environment: &[(&str, &str)], set: &[&str]) -> (Values, Vec<String>) {
+        let flags = Flags { set: set.iter().map(|&text| text.to_owned()).collect(), ..Flags::default() };
+        let file = Document { name: "s.toml", text };
+        let (values, problems) = layered(Some(file), &Environment::from_pairs(environment), &flags);
+        (values, problems.iter().map(ToString::to_string).collect())
+    }
+
+    fn problems(text: &str) -> Vec<String> {
+        lay(text, &[], &[]).1
+    }
+
+    #[track_caller]
+    fn assert_says(values: &Values, key: &str, value: Value, origin: &str) {
+        let entry = values.find(key).unwrap();
+        assert_eq!((&entry.value, entry.origin.to_string()), (&value, origin.to_owned()), "{key}");
+    }
+
+    #[test]
+    fn the_defaults_file_is_toml_without_tables_in_arrays_or_unusual_types() {
+        let (values, problems) = layered(None, &Environment::default(), &Flags::default());
+        assert_eq!(problems, []);
+        assert!(values.entries().iter().all(|entry| !matches!(entry.value, Value::Other(_))), "{values:?}");
+        assert!(values.entries().len() > 40);
+        assert_eq!(values.functions(), []);
+    }
+
+    #[test]
+    fn each_layer_wins_over_those_below_it() {
+        let file = "[outbox]\nevents_max = 1\nfunctions_max = 2\nstore = 'file'\n\n[log]\nlevel = 'a'\n";
+        let variables = [("SENDOFF_OUTBOX__EVENTS_MAX", "3_000"), ("SENDOFF_LOG__LEVEL", "b"), ("PATH", "/bin")];
+        let (values, problems) = lay(file, &variables, &["log.level=c=d"]);
+        assert_eq!(problems, Vec::<String>::new());
+        assert_says(&values, "outbox.cache", Value::Text("64MiB".to_owned()), "default");
+        assert_says(&values, "outbox.functions_max", Value::Integer(2), "s.toml:3");
+        assert_says(&values, "outbox.store", Value::Text("file".to_owned()), "s.toml:4");
+        assert_says(&values, "outbox.events_max", Value::Integer(3_000), "$SENDOFF_OUTBOX__EVENTS_MAX");
+        assert_says(&values, "log.level", Value::Text("c=d".to_owned()), "--set");
+    }
+
+    #[test]
+    fn the_flag_of_the_state_directory_wins_over_all() {
+        let flags =
+            Flags { state_dir: Some("/flag".to_owned()), set: vec!["state_dir=/set".to_owned()], ..Flags::default() };
+        let (values, problems) = layered(None, &Environment::from_pairs(&[("SENDOFF_STATE_DIR", "/env")]), &flags);
+        assert_eq!(problems, []);
+        assert_says(&values, "state_dir", Value::Text("/flag".to_owned()), "--state-dir");
+    }
+
+    #[test]
+    fn numbers_may_be_written_in_all_of_tomls_ways() {
+        let (values, _) = lay("[outbox]\nevents_max = 20_000\nfunctions_max = 0x10\n", &[], &[]);
+        assert_says(&values, "outbox.events_max", Value::Integer(20_000), "s.toml:2");
+        assert_says(&values, "outbox.functions_max", Value::Integer(16), "s.toml:3");
+    }
+
+    #[test]
+    fn unknown_keys_name_the_near_miss() {
+        assert_eq!(
+            problems("stat_dir = ''\n[lamda]\nregion = ''\n[outbox]\nbyte_max = 1\ngrace = '1s'\nzzz = 1\n"),
+            [
+                "s.toml:1: stat_dir: unknown key\n      did you mean `state_dir`?",
+                "s.toml:3: lamda.region: unknown key\n      did you mean `lambda.region`?",
+                "s.toml:5: outbox.byte_max: unknown key\n      did you mean `outbox.bytes_max`?",
+                "s.toml:6: outbox.grace: unknown key\n      did you mean `shutdown.grace`?",
+                "s.toml:7: outbox.zzz: unknown key",
+            ]
+        );
+    }
+
+    #[test]
+    fn tables_and_keys_are_not_taken_for_each_other() {
+        assert_eq!(
+            problems("listen = 'x'\nfunctions = 1\n[lambda]\n[nothing]\n"),
+            [
+                "s.toml:1: listen: is a table, not a key\n      write its keys below a line [listen]",
+                "s.toml:2: functions: is a table, not a key\n      write its keys below a line [functions]",
+                "s.toml:4: nothing: unknown key",
+            ]
+        );
+        assert_eq!(
+            problems("[state_dir]\nx = 1\n"),
+            ["s.toml:2: state_dir.x: unknown key\n      did you mean `state_dir`?"]
+        );
+        assert_eq!(problems("[[outbox]]\nstore = 'sled'\n").len(), 1);
+    }
+
+    #[test]
+    fn functions_keep_the_order_of_the_file_and_take_the_keys_of_delivery() {
+        let file =
+            "[functions.\"z-*\"]\nage_max = '1h'\n[functions.a]\nqueue_url = 'q'\nattempt_max = 3\n[functions.e]\n";
+        let (values, problems) = lay(file, &[], &["functions.\"m.*\".attempts_max=7"]);
+        assert_eq!(
+            problems,
+            ["s.toml:5: functions.a.attempt_max: unknown key\n      did you mean `functions.a.attempts_max`?"]
+        );
+        let tables: Vec<&str> = values.functions().iter().map(|(_, table)| table.as_str()).collect();
+        assert_eq!(tables, ["functions.\"z-*\"", "functions.a", "functions.\"m.*\""]);
+        assert_says(&values, "functions.\"m.*\".attempts_max", Value::Integer(7), "--set");
+    }
+
+    #[test]
+    fn unknown_variables_are_refused_unless_kubernetes_sets_them() {
+        let (_, problems) = lay(
+            "",
+            &[
+                ("SENDOFF_LISTEN_INGEST", "127.0.0.1:1"),
+                ("SENDOFF_LOG", "debug"),
+                ("SENDOFF_PORT", "tcp://10.0.0.1:9477"),
+                ("SENDOFF_PORT_9477_TCP_ADDR", "10.0.0.1"),
+                ("SENDOFF_SERVICE_HOST", "10.0.0.1"),
+                ("SENDOFF_SERVICE_PORT_HTTP", "9477"),
+                ("SENDOFF_ADMIN_PORT_9478_TCP", "tcp://10.0.0.1:9478"),
+            ],
+            &[],
+        );
+        assert_eq!(
+            problems,
+            [
+                "$SENDOFF_LISTEN_INGEST: unknown variable\n      did you mean `SENDOFF_LISTEN__INGEST`?",
+                "$SENDOFF_LOG: unknown variable",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_toml_is_named_with_its_lines_and_what_is_not_key_and_value_whole() {
+        let found = problems("state_dir = '/a'\n[outbox\nstore = \n");
+        assert!(!found.is_empty());
+        assert!(found[0].starts_with("s.toml:2: not TOML: "), "{found:?}");
+        let (_, found) = lay("", &[], &["grace", "a.=1", "shutdown.grac=1s", "x=1\ny"]);
+        assert_eq!(
+            found,
+            [
+                "--set: \"grace\" is not key=value\n      write it like --set outbox.bytes_max=20GiB",
+                "--set: \"a.=1\" is not key=value\n      write it like --set outbox.bytes_max=20GiB",
+                "--set: shutdown.grac: unknown key\n      did you mean `shutdown.grace`?",
+                "--set: x: unknown key",
+            ]
+        );
+    }
+}

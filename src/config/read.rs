@@ -1,0 +1,307 @@
+//! Typed readers: what a key's value must look like. A reader that refuses notes the problem and answers none, so that
+//! one pass finds all problems.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use super::endpoint;
+use super::problem::{Origin, Problem};
+use super::raw::{Entry, Value, Values};
+
+/// The longest duration that makes sense anywhere here; far below where adding durations could overflow.
+const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
+/// The largest size on disk: what a signed file offset can express, 8 EiB less one byte.
+pub const DISK_MAX: u64 = i64::MAX.cast_unsigned();
+
+/// The largest size in memory, 1 TiB: far below what semaphores and buffers can count.
+pub const MEMORY_MAX: u64 = 1 << 40;
+
+/// The values, the problems met so far, and which keys were asked for.
+#[derive(Debug)]
+pub struct Reader {
+    values: Values,
+    problems: Vec<Problem>,
+    asked: BTreeSet<String>,
+}
+
+impl Reader {
+    pub fn new(values: Values) -> Self {
+        Self { values, problems: Vec::new(), asked: BTreeSet::new() }
+    }
+
+    /// The values as they are in effect, the problems, and the keys that were asked for.
+    pub fn finish(self) -> (Values, Vec<Problem>, BTreeSet<String>) {
+        (self.values, self.problems, self.asked)
+    }
+
+    pub fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// See [`Values::fill`].
+    pub fn fill(&mut self, key: &str, text: &str, origin: Origin) {
+        self.values.fill(key, text, origin);
+    }
+
+    pub fn origin(&self, key: &str) -> Origin {
+        self.values.find(key).map_or(Origin::Default, |entry| entry.origin.clone())
+    }
+
+    /// Any text, empty too.
+    pub fn text(&mut self, key: &str) -> Option<String> {
+        let entry = self.ask(key)?;
+        match entry.value {
+            Value::Text(text) => Some(text),
+            Value::Integer(_) | Value::Boolean(_) | Value::Other(_) => {
+                self.refuse(key, "not text", Some("write it in quotes"))
+            }
+        }
+    }
+
+    /// Text, where the empty one means that there is none.
+    pub fn optional(&mut self, key: &str) -> Option<Option<String>> {
+        Some(Some(self.text(key)?).filter(|text| !text.is_empty()))
+    }
+
+    /// A whole number in `range`.
+    pub fn number(&mut self, key: &str, range: RangeInclusive<u32>) -> Option<u32> {
+        let number = match self.ask(key)?.value {
+            Value::Integer(number) => u32::try_from(number).ok(),
+            Value::Text(_) | Value::Boolean(_) | Value::Other(_) => {
+                return self.refuse(key, "not a whole number", None);
+            }
+        };
+        let why = format!("not in {} to {}", range.start(), range.end());
+        number.filter(|number| range.contains(number)).or_else(|| self.refuse(key, &why, None))
+    }
+
+    pub fn boolean(&mut self, key: &str) -> Option<bool> {
+        match self.ask(key)?.value {
+            Value::Boolean(boolean) => Some(boolean),
+            Value::Text(_) | Value::Integer(_) | Value::Other(_) => self.refuse(key, "neither true nor false", None),
+        }
+    }
+
+    /// A number of bytes in `range`.
+    pub fn size(&mut self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        let bytes = match self.ask(key)?.value {
+            Value::Text(text) => text.parse().ok().map(|ByteSize(bytes)| bytes),
+            Value::Integer(bytes) => u64::try_from(bytes).ok(),
+            Value::Boolean(_) | Value::Other(_) => None,
+        };
+        match bytes {
+            None => self.refuse(key, "not a size", Some("write it like \"64KiB\", \"512MiB\" or \"10GiB\"")),
+            Some(bytes) if bytes < *range.start() => {
+                self.refuse(key, &format!("less than {}, the least that works", ByteSize(*range.start())), None)
+            }
+            Some(bytes) if bytes > *range.end() => {
+                self.refuse(key, &format!("more than {}, the most that works", ByteSize(*range.end())), None)
+            }
+            Some(bytes) => Some(bytes),
+        }
+    }
+
+    /// A duration; not zero unless `zero` allows that.
+    pub fn duration(&mut self, key: &str, zero: Zero) -> Option<Duration> {
+        let duration = match self.ask(key)?.value {
+            Value::Text(text) => humantime::parse_duration(&text).ok(),
+            Value::Integer(_) | Value::Boolean(_) | Value::Other(_) => None,
+        };
+        match duration {
+            None => self.refuse(key, "not a duration", Some("write it like \"500ms\", \"30s\", \"5m\" or \"6h\"")),
+            Some(Duration::ZERO) if zero == Zero::Refused => self.refuse(key, "must not be zero", None),
+            Some(duration) if duration > DURATION_MAX => self.refuse(key, "more than ten years", None),
+            Some(duration) => Some(duration),
+        }
+    }
+
+    /// One of `words`.
+    pub fn word<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> Option<T> {
+        let written = self.text(key)?;
+        let known: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
+        let found = words.iter().find(|(word, _)| *word == written).map(|&(_, meaning)| meaning);
+        found.or_else(|| self.refuse(key, &format!("must be {}", known.join(" or ")), None))
+    }
+
+    /// An address and a port to listen on.
+    pub fn address(&mut self, key: &str) -> Option<SocketAddr> {
+        let text = self.text(key)?;
+        let hint = "write it like \"127.0.0.1:9477\" or \"[::1]:9477\"";
+        text.parse().ok().or_else(|| self.refuse(key, "not an address and a port", Some(hint)))
+    }
+
+    /// The URL of an endpoint, where the empty one means that there is none.
+    pub fn endpoint(&mut self, key: &str) -> Option<Option<String>> {
+        let url = self.optional(key)?;
+        match url.as_deref().map_or(Ok(()), endpoint::check) {
+            Ok(()) => Some(url),
+            Err(why) => {
+                let hint = Some("write it like \"http://127.0.0.1:9001\"".to_owned());
+                // Without the value: it may have a password in it.
+                let subject = Some(key.to_owned());
+                self.problem(Problem { origin: self.origin(key), subject, why: why.to_owned(), hint });
+                None
+            }
+        }
+    }
+
+    /// Notes that the value of `key` does not do; answers none, to be handed on.
+    pub fn refuse<T>(&mut self, key: &str, why: &str, hint: Option<&str>) -> Option<T> {
+        self.problem(Problem {
+            origin: self.origin(key),
+            subject: Some(self.written(key)),
+            why: why.to_owned(),
+            hint: hint.map(str::to_owned),
+        });
+        None
+    }
+
+    /// Notes that a table does not do, at its first key.
+    pub fn refuse_table(&mut self, table: &str, why: &str, hint: &str) {
+        let below = format!("{table}.");
+        let first = self.values.entries().iter().find(|entry| entry.key.starts_with(&below));
+        self.problem(Problem {
+            origin: first.map_or(Origin::Default, |entry| entry.origin.clone()),
+            subject: Some(format!("[{table}]")),
+            why: why.to_owned(),
+            hint: Some(hint.to_owned()),
+        });
+    }
+
+    /// Notes that two keys contradict each other, at the one that was written by the user.
+    pub fn contradiction(&mut self, one: &str, relation: &str, other: &str, hint: Option<&str>) {
+        let at = if self.origin(one) == Origin::Default { other } else { one };
+        self.problem(Problem {
+            origin: self.origin(at),
+            subject: None,
+            why: format!("{} {relation} {}", self.written(one), self.written(other)),
+            hint: hint.map(str::to_owned),
+        });
+    }
+
+    /// A key with its value, for messages.
+    fn written(&self, key: &str) -> String {
+        /// Enough to recognise a value, and little enough to read.
+        const CHARS_MAX: usize = 80;
+        match self.values.find(key).map(|entry| &entry.value) {
+            Some(Value::Text(text)) => {
+                let shown: String = text.chars().take(CHARS_MAX).collect();
+                let more = if shown.len() < text.len() { "..." } else { "" };
+                format!("{key} = {shown:?}{more}")
+            }
+            Some(value) => format!("{key} = {value}"),
+            None => key.to_owned(),
+        }
+    }
+
+    fn ask(&mut self, key: &str) -> Option<Entry> {
+        self.asked.insert(key.to_owned());
+        self.values.find(key).cloned()
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+}
+
+/// Whether a duration may be zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zero {
+    Allowed,
+    Refused,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::raw::{Document, layered};
+    use crate::config::{Environment, Flags};
+
+    fn reader(file: &str) -> Reader {
+        let file = Document { name: "s.toml", text: file };
+        let (values, problems) = layered(Some(file), &Environment::default(), &Flags::default());
+        assert_eq!(problems, []);
+        Reader::new(values)
+    }
+
+    #[track_caller]
+    fn refused<T: std::fmt::Debug>(file: &str, read: impl FnOnce(&mut Reader) -> Option<T>, said: &str) {
+        let mut reader = reader(file);
+        let read = read(&mut reader);
+        assert!(read.is_none(), "{read:?}");
+        let problems: Vec<String> = reader.finish().1.iter().map(ToString::to_string).collect();
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].lines().next(), Some(said));
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_people_s_units() {
+        for (written, bytes) in [("'64KiB'", 65_536), ("'10 GiB'", 10 << 30), ("'1.5MB'", 1_500_000), ("4096", 4096)] {
+            assert_eq!(
+                reader(&format!("outbox.cache = {written}")).size("outbox.cache", 0..=DISK_MAX),
+                Some(bytes),
+                "{written}"
+            );
+        }
+        let size = |reader: &mut Reader| reader.size("outbox.cache", 1024..=MEMORY_MAX);
+        refused("outbox.cache = '10 parsecs'", size, "s.toml:1: outbox.cache = \"10 parsecs\": not a size");
+        refused("outbox.cache = -1", size, "s.toml:1: outbox.cache = -1: not a size");
+        refused("outbox.cache = ''", size, "s.toml:1: outbox.cache = \"\": not a size");
+        refused("outbox.cache = 3", size, "s.toml:1: outbox.cache = 3: less than 1.0 KiB, the least that works");
+        refused(
+            "outbox.cache = '9EiB'",
+            size,
+            "s.toml:1: outbox.cache = \"9EiB\": more than 1.0 TiB, the most that works",
+        );
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        let grace = |reader: &mut Reader| reader.duration("shutdown.grace", Zero::Refused);
+        assert_eq!(grace(&mut reader("shutdown.grace = '1m 30s'")), Some(Duration::from_secs(90)));
+        assert_eq!(reader("shutdown.grace = '0s'").duration("shutdown.grace", Zero::Allowed), Some(Duration::ZERO));
+        refused("shutdown.grace = 25", grace, "s.toml:1: shutdown.grace = 25: not a duration");
+        refused("shutdown.grace = '25'", grace, "s.toml:1: shutdown.grace = \"25\": not a duration");
+        refused("shutdown.grace = '0s'", grace, "s.toml:1: shutdown.grace = \"0s\": must not be zero");
+        refused("shutdown.grace = '11y'", grace, "s.toml:1: shutdown.grace = \"11y\": more than ten years");
+    }
+
+    #[test]
+    fn numbers_words_and_addresses_say_what_is_allowed() {
+        let number = |reader: &mut Reader| reader.number("listen.headers_max", 1..=9);
+        refused("listen.headers_max = 10", number, "s.toml:1: listen.headers_max = 10: not in 1 to 9");
+        refused("listen.headers_max = -1", number, "s.toml:1: listen.headers_max = -1: not in 1 to 9");
+        refused("listen.headers_max = '5'", number, "s.toml:1: listen.headers_max = \"5\": not a whole number");
+        refused("listen.headers_max = 5.0", number, "s.toml:1: listen.headers_max = a fraction: not a whole number");
+        refused(
+            "log.format = 'yaml'",
+            |reader| reader.word("log.format", &[("text", 1), ("json", 2)]),
+            "s.toml:1: log.format = \"yaml\": must be \"text\" or \"json\"",
+        );
+        refused(
+            "listen.admin = 'localhost:1'",
+            |reader| reader.address("listen.admin"),
+            "s.toml:1: listen.admin = \"localhost:1\": not an address and a port",
+        );
+        refused(
+            "listen.allow_unauthenticated_remote = 'yes'",
+            |reader| reader.boolean("listen.allow_unauthenticated_remote"),
+            "s.toml:1: listen.allow_unauthenticated_remote = \"yes\": neither true nor false",
+        );
+        refused("log.level = 3", |reader| reader.text("log.level"), "s.toml:1: log.level = 3: not text");
+    }
+
+    #[test]
+    fn a_password_in_a_url_is_not_repeated() {
+        refused(
+            "sqs.endpoint_url = 'http://me:secret@host'",
+            |reader| reader.endpoint("sqs.endpoint_url"),
+            "s.toml:1: sqs.endpoint_url: a URL with credentials in it",
+        );
+    }
+}

@@ -1,0 +1,319 @@
+//! The key of an event: what makes two requests the same one. Sources are asked in the order of [`KeySource`].
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, HeaderName};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::event::{IdempotencyKey, KEY_CHARS_MAX, KeySource};
+use crate::ingest::refusal::Refusal;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const SDK_INVOCATION_ID: HeaderName = HeaderName::from_static("amz-sdk-invocation-id");
+
+/// The longest client context, in bytes of base64 (Lambda's API model).
+pub const CLIENT_CONTEXT_BYTES_MAX: usize = 3_583;
+
+/// Standard base64, with or without padding: SDKs write it with, people by hand often without.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The keys that the head of a request offers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Offers {
+    /// Named by the client on purpose.
+    explicit: Option<IdempotencyKey>,
+    /// There in any case: counts only if the payload offers nothing better.
+    sdk: Option<IdempotencyKey>,
+}
+
+impl Offers {
+    /// Reads the head; `client_context` is the decoded header. Refuses a key that was meant but is not valid, because
+    /// going on without it would store repeats.
+    pub fn read(
+        headers: &HeaderMap,
+        durable_execution_name: Option<&str>,
+        client_context: Option<&Map<String, Value>>,
+    ) -> Result<Self, Refusal> {
+        let explicit = match (idempotency_key(headers)?, durable_execution_name, client_context) {
+            (Some(value), ..) => Some(IdempotencyKey { value, source: KeySource::Header }),
+            (None, Some(name), _) => {
+                Some(IdempotencyKey { value: name.to_owned(), source: KeySource::DurableExecutionName })
+            }
+            (None, None, Some(context)) => context_key(context)?,
+            (None, None, None) => None,
+        };
+        Ok(Self { explicit, sdk: sdk_invocation_id(headers) })
+    }
+
+    /// Decides, with the payload at hand; `random_bits` make the key if nobody gave one.
+    pub fn choose(self, payload: &[u8], random_bits: impl FnOnce() -> u128) -> IdempotencyKey {
+        self.explicit.or_else(|| cloud_event(payload)).or(self.sdk).unwrap_or_else(|| mint(random_bits()))
+    }
+}
+
+/// A key that no other event has.
+pub fn mint(random_bits: u128) -> IdempotencyKey {
+    let value = uuid::Builder::from_random_bytes(random_bits.to_be_bytes()).into_uuid().to_string();
+    IdempotencyKey { value, source: KeySource::Minted }
+}
+
+/// Decodes `X-Amz-Client-Context`: base64 of a JSON object.
+pub fn client_context(text: &str) -> Result<Map<String, Value>, Refusal> {
+    if text.len() > CLIENT_CONTEXT_BYTES_MAX {
+        return Err(Refusal::InvalidContent(format!(
+            "Client context must be no more than {CLIENT_CONTEXT_BYTES_MAX} bytes when base64-encoded."
+        )));
+    }
+    BASE64
+        .decode(text)
+        .ok()
+        .and_then(|json| serde_json::from_slice(&json).ok())
+        .ok_or_else(|| Refusal::InvalidContent("Client context must be a valid Base64-encoded JSON object.".to_owned()))
+}
+
+/// The `Idempotency-Key` header (draft-ietf-httpapi-idempotency-key-header-07): a string of RFC 8941 in quotes, or bare as
+/// most clients write it.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let refused = |why: &str| Err(Refusal::InvalidContent(format!("Idempotency-Key {why}")));
+    let mut given = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = given.next() else { return Ok(None) };
+    if given.next().is_some() {
+        return refused("must be given once");
+    }
+    let Some(text) = value.to_str().ok().filter(|text| is_printable(text)) else {
+        return refused("must be printable ASCII");
+    };
+    let key = if text.starts_with('"') {
+        let Some(key) = quoted(text) else { return refused("has quotes that do not match") };
+        key
+    } else {
+        text.to_owned()
+    };
+    if !(1..=KEY_CHARS_MAX).contains(&key.chars().count()) {
+        return refused(&format!("must have 1 to {KEY_CHARS_MAX} characters"));
+    }
+    Ok(Some(key))
+}
+
+/// The value of a quoted string (RFC 8941 section 3.3.3); parameters after it are allowed and mean nothing here.
+fn quoted(text: &str) -> Option<String> {
+    let mut value = String::new();
+    let mut rest = text.strip_prefix('"')?.chars();
+    loop {
+        match rest.next()? {
+            '"' => break,
+            '\\' => value.push(rest.next().filter(|escaped| matches!(escaped, '"' | '\\'))?),
+            plain => value.push(plain),
+        }
+    }
+    let after = rest.as_str().trim_start();
+    (after.is_empty() || after.starts_with(';')).then_some(value)
+}
+
+/// `custom.idempotency_key`: the one place where a caller of the AWS CLI can put a key.
+fn context_key(context: &Map<String, Value>) -> Result<Option<IdempotencyKey>, Refusal> {
+    let Some(given) = context.get("custom").and_then(|custom| custom.get("idempotency_key")) else { return Ok(None) };
+    match given.as_str().filter(|value| (1..=KEY_CHARS_MAX).contains(&value.chars().count())) {
+        Some(value) => Ok(Some(IdempotencyKey { value: value.to_owned(), source: KeySource::ClientContext })),
+        None => Err(Refusal::InvalidContent(format!(
+            "custom.idempotency_key of the client context must be a string of 1 to {KEY_CHARS_MAX} characters"
+        ))),
+    }
+}
+
+/// The same on every retry that an SDK makes of one call. Scoped to the access key, as only one caller's ids are unique;
+/// an id that is not printable or too long is no key, as nobody chose it on purpose.
+fn sdk_invocation_id(headers: &HeaderMap) -> Option<IdempotencyKey> {
+    let id = headers.get(SDK_INVOCATION_ID)?.to_str().ok().filter(|id| !id.is_empty() && is_printable(id))?;
+    let access_key = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(access_key);
+    let value = format!("{}/{id}", access_key.unwrap_or("-"));
+    (value.len() <= KEY_CHARS_MAX).then_some(IdempotencyKey { value, source: KeySource::SdkInvocationId })
+}
+
+/// The access key id in the `Credential` of a signature of version 4.
+fn access_key(authorization: &str) -> Option<&str> {
+    let (_, credential) = authorization.split_once("Credential=")?;
+    let (access_key, _) = credential.split_once('/')?;
+    (!access_key.is_empty()).then_some(access_key)
+}
+
+/// What makes a JSON object a CloudEvent (CloudEvents 1.0.2 section 3.1); `source` and `id` together are unique.
+#[derive(Deserialize)]
+struct CloudEvent<'a> {
+    #[serde(borrow)]
+    specversion: Cow<'a, str>,
+    #[serde(borrow)]
+    source: Cow<'a, str>,
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+}
+
+fn cloud_event(payload: &[u8]) -> Option<IdempotencyKey> {
+    // The text is looked for first: it is not there in most payloads, and then no second parse is needed.
+    let text = std::str::from_utf8(payload).ok()?;
+    if !text.trim_start().starts_with('{') || !text.contains("\"specversion\"") {
+        return None;
+    }
+    let CloudEvent { specversion, source, id } = serde_json::from_str(text).ok()?;
+    if specversion.is_empty() || source.is_empty() || id.is_empty() {
+        return None;
+    }
+    // Written as a JSON array, as no separator is safe: two events must never share a key.
+    let pair = serde_json::to_string(&(source, id)).ok()?;
+    let value = if pair.chars().count() <= KEY_CHARS_MAX { pair } else { sha256_hex(pair.as_bytes()) };
+    Some(IdempotencyKey { value, source: KeySource::CloudEvent })
+}
+
+fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn is_printable(text: &str) -> bool {
+    text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
+            .collect()
+    }
+
+    fn header_key(value: &str) -> Result<String, String> {
+        let offers = Offers::read(&headers(&[("idempotency-key", value)]), None, None);
+        offers.map(|offers| offers.choose(b"", || 0).value).map_err(|refusal| refusal.message())
+    }
+
+    #[test]
+    fn a_header_key_is_quoted_or_bare() {
+        let long = "k".repeat(KEY_CHARS_MAX);
+        for (header, key) in [
+            ("order-1", "order-1"),
+            ("\"order-1\"", "order-1"),
+            ("\"a \\\"b\\\" \\\\c\"", "a \"b\" \\c"),
+            ("\"k\"; p=1", "k"),
+            ("a b", "a b"),
+            (&long, &long),
+        ] {
+            assert_eq!(header_key(header).as_deref(), Ok(key), "{header}");
+        }
+    }
+
+    #[test]
+    fn a_header_key_that_is_not_valid_is_refused() {
+        let too_long = "k".repeat(KEY_CHARS_MAX + 1);
+        for (header, why) in [
+            ("", "must have 1 to 255 characters"),
+            ("\"\"", "must have 1 to 255 characters"),
+            (too_long.as_str(), "must have 1 to 255 characters"),
+            ("\"open", "has quotes that do not match"),
+            ("\"", "has quotes that do not match"),
+            ("\"a\"b", "has quotes that do not match"),
+            ("\"a\\b\"", "has quotes that do not match"),
+            ("a\tb", "must be printable ASCII"),
+        ] {
+            assert_eq!(header_key(header), Err(format!("Idempotency-Key {why}")), "{header}");
+        }
+        let mut twice = headers(&[("idempotency-key", "a")]);
+        twice.append(IDEMPOTENCY_KEY, HeaderValue::from_static("a"));
+        assert!(Offers::read(&twice, None, None).is_err());
+        let mut latin = HeaderMap::new();
+        latin.insert(IDEMPOTENCY_KEY, HeaderValue::from_bytes(b"caf\xe9").unwrap());
+        assert!(Offers::read(&latin, None, None).is_err());
+    }
+
+    #[test]
+    fn the_best_source_counts() {
+        let all = headers(&[
+            ("idempotency-key", "k"),
+            ("amz-sdk-invocation-id", "5f2c"),
+            ("authorization", "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20261123/eu-central-1/lambda/aws4_request"),
+        ]);
+        let sdk_only = headers(&[("amz-sdk-invocation-id", "5f2c"), ("authorization", "AWS4 Credential=AKID/x")]);
+        let unsigned = headers(&[("amz-sdk-invocation-id", "5f2c")]);
+        let none = HeaderMap::new();
+        let context: Map<String, Value> = serde_json::from_str(r#"{"custom":{"idempotency_key":"c"}}"#).unwrap();
+        let plain: Map<String, Value> = serde_json::from_str(r#"{"custom":{"other":1}}"#).unwrap();
+        let cloud = br#"{"specversion":"1.0","id":"7","source":"/orders","data":{}}"#;
+        for (headers, durable, context, payload, value, source) in [
+            (&all, Some("d"), Some(&context), &cloud[..], "k", KeySource::Header),
+            (&sdk_only, Some("d"), Some(&context), cloud, "d", KeySource::DurableExecutionName),
+            (&sdk_only, None, Some(&context), cloud, "c", KeySource::ClientContext),
+            (&sdk_only, None, Some(&plain), cloud, r#"["/orders","7"]"#, KeySource::CloudEvent),
+            (&sdk_only, None, None, b"{}", "AKID/5f2c", KeySource::SdkInvocationId),
+            (&unsigned, None, None, b"{}", "-/5f2c", KeySource::SdkInvocationId),
+            (&none, None, None, b"{}", "00000000-0000-4000-8000-000000000001", KeySource::Minted),
+        ] {
+            let key = Offers::read(headers, durable, context).unwrap().choose(payload, || 1);
+            assert_eq!((key.value.as_str(), key.source), (value, source));
+        }
+    }
+
+    #[test]
+    fn a_key_in_the_client_context_that_is_not_valid_is_refused() {
+        for json in [r#"{"custom":{"idempotency_key":7}}"#, r#"{"custom":{"idempotency_key":""}}"#] {
+            let context: Map<String, Value> = serde_json::from_str(json).unwrap();
+            assert!(Offers::read(&HeaderMap::new(), None, Some(&context)).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn only_a_whole_cloud_event_offers_a_key() {
+        for payload in [
+            r#"[{"specversion":"1.0","id":"7","source":"s"}]"#,
+            r#"["specversion","s","7"]"#,
+            r#"{"specversion":"1.0","id":7,"source":"s"}"#,
+            r#"{"specversion":"1.0","id":"","source":"s"}"#,
+            r#"{"specversion":"1.0","source":"s"}"#,
+            r#"{"data":{"specversion":"1.0","id":"7","source":"s"}}"#,
+            r#""specversion""#,
+            "",
+        ] {
+            assert_eq!(cloud_event(payload.as_bytes()), None, "{payload}");
+        }
+    }
+
+    #[test]
+    fn two_cloud_events_never_share_a_key() {
+        let key = |source: &str, id: &str| {
+            let payload = serde_json::json!({ "specversion": "1.0", "source": source, "id": id }).to_string();
+            cloud_event(payload.as_bytes()).unwrap().value
+        };
+        assert_ne!(key("a/b", "c"), key("a", "b/c"));
+        assert_ne!(key("a\",\"b", "c"), key("a", "b\",\"c"));
+        let long = "s".repeat(400);
+        assert_eq!(key(&long, "1").len(), 64);
+        assert_ne!(key(&long, "1"), key(&long, "2"));
+    }
+
+    #[test]
+    fn client_contexts_are_base64_of_a_json_object() {
+        for text in ["eyJjdXN0b20iOnt9fQ==", "eyJjdXN0b20iOnt9fQ"] {
+            assert!(client_context(text).unwrap().contains_key("custom"), "{text}");
+        }
+        for text in ["", "%%%", "W10=", "bm90IGpzb24=", "eyJ"] {
+            assert_eq!(
+                client_context(text).unwrap_err().message(),
+                "Client context must be a valid Base64-encoded JSON object.",
+                "{text}"
+            );
+        }
+        let over = "A".repeat(CLIENT_CONTEXT_BYTES_MAX + 1);
+        assert!(client_context(&over).unwrap_err().message().contains("3583"));
+    }
+}

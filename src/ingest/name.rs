@@ -1,0 +1,192 @@
+//! Function names in all the forms that Lambda accepts, and the one canonical form of each.
+
+use std::sync::LazyLock;
+
+use regex_lite::Regex;
+
+use crate::event::FunctionName;
+use crate::ingest::Settings;
+
+/// The longest `FunctionName`, in characters (Lambda's API model).
+pub const NAME_CHARS_MAX: usize = 256;
+
+/// The longest `Qualifier`, in characters (Lambda's API model).
+pub const QUALIFIER_CHARS_MAX: usize = 128;
+
+/// Lambda's own pattern of a `FunctionName`, as its API model has it and its refusals quote it.
+pub const NAME_PATTERN: &str = r"(arn:(aws[a-zA-Z-]*)?:lambda:)?((eusc-)?[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\d{1}:)?(\d{12}:)?(function:)?([a-zA-Z0-9-_\.]+)(:(\$LATEST(\.PUBLISHED)?|[a-zA-Z0-9-_]+))?";
+
+/// Lambda's own pattern of a `Qualifier`.
+pub const QUALIFIER_PATTERN: &str = r"\$(LATEST(\.PUBLISHED)?)|[a-zA-Z0-9-_$]+";
+
+/// The qualifier that means the same as none.
+const LATEST: &str = "$LATEST";
+
+static NAME: LazyLock<Regex> = LazyLock::new(|| full_match(NAME_PATTERN));
+
+static QUALIFIER: LazyLock<Regex> = LazyLock::new(|| full_match(QUALIFIER_PATTERN));
+
+#[expect(clippy::expect_used, reason = "constant patterns, both compiled by the tests below")]
+fn full_match(pattern: &str) -> Regex {
+    Regex::new(&format!("^(?:{pattern})$")).expect("a constant pattern")
+}
+
+/// The parts of a `FunctionName`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts<'a> {
+    pub region: Option<&'a str>,
+    pub account_id: Option<&'a str>,
+    pub name: &'a str,
+    pub qualifier: Option<&'a str>,
+}
+
+impl<'a> Parts<'a> {
+    /// Takes a percent-decoded `FunctionName` apart; none if it does not fit [`NAME_PATTERN`].
+    pub fn parse(text: &'a str) -> Option<Self> {
+        // Without a colon only the name group can match: the usual case, and no regex.
+        if !text.contains(':') {
+            let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+            return fits.then_some(Self { region: None, account_id: None, name: text, qualifier: None });
+        }
+        let found = NAME.captures(text)?;
+        let group = |index: usize| found.get(index).map(|part| part.as_str().trim_end_matches(':'));
+        Some(Self { region: group(3), account_id: group(9), name: group(11)?, qualifier: group(13) })
+    }
+
+    /// `[region/][account/]name[:qualifier]`, without what is the daemon's own anyway.
+    pub fn canonical(&self, qualifier: Option<&str>, settings: &Settings) -> FunctionName {
+        let mut text = String::new();
+        for (given, own) in [(self.region, &settings.region), (self.account_id, &settings.account_id)] {
+            if let Some(given) = given.filter(|given| own.as_deref() != Some(given)) {
+                text.push_str(given);
+                text.push('/');
+            }
+        }
+        text.push_str(self.name);
+        if let Some(qualifier) = self.qualifier.or(qualifier).filter(|qualifier| *qualifier != LATEST) {
+            text.push(':');
+            text.push_str(qualifier);
+        }
+        FunctionName::new(&text)
+    }
+}
+
+/// Whether `text` fits [`QUALIFIER_PATTERN`].
+pub fn is_qualifier(text: &str) -> bool {
+    QUALIFIER.is_match(text)
+}
+
+/// Percent-decodes one part of a URI. What is not a valid escape stays as it is, what is not UTF-8 becomes U+FFFD: neither
+/// fits any of Lambda's patterns, so it is refused later with Lambda's words.
+pub fn percent_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let escaped = if byte == b'%' { hex_pair(bytes.get(at + 1), bytes.get(at + 2)) } else { None };
+        decoded.push(escaped.unwrap_or(byte));
+        at += if escaped.is_some() { 3 } else { 1 };
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+fn hex_pair(high: Option<&u8>, low: Option<&u8>) -> Option<u8> {
+    let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
+    u8::try_from(digit(high)? * 16 + digit(low)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ingest::lambda_api::tests::settings;
+
+    fn canonical(text: &str, qualifier: Option<&str>) -> Option<String> {
+        Parts::parse(text).map(|parts| parts.canonical(qualifier, &settings()).as_str().to_owned())
+    }
+
+    #[test]
+    fn every_form_of_one_function_leads_to_one_name() {
+        for (text, qualifier, expected) in [
+            ("orders", None, "orders"),
+            ("function:orders", None, "orders"),
+            ("123456789012:function:orders", None, "orders"),
+            ("123456789012:orders", None, "orders"),
+            ("eu-central-1:123456789012:function:orders", None, "orders"),
+            ("arn:aws:lambda:eu-central-1:123456789012:function:orders", None, "orders"),
+            ("arn:aws:lambda:eu-central-1:123456789012:function:orders:$LATEST", None, "orders"),
+            ("orders", Some("$LATEST"), "orders"),
+            ("orders:$LATEST", Some("$LATEST"), "orders"),
+            ("orders:prod", None, "orders:prod"),
+            ("orders", Some("prod"), "orders:prod"),
+            ("orders:prod", Some("prod"), "orders:prod"),
+            ("orders:7", None, "orders:7"),
+            ("arn:aws:lambda:eu-central-1:123456789012:function:orders:prod", None, "orders:prod"),
+            ("orders:$LATEST.PUBLISHED", None, "orders:$LATEST.PUBLISHED"),
+            ("210987654321:function:orders", None, "210987654321/orders"),
+            ("arn:aws:lambda:us-east-1:123456789012:function:orders", None, "us-east-1/orders"),
+            ("arn:aws-cn:lambda:cn-north-1:210987654321:function:orders:1", None, "cn-north-1/210987654321/orders:1"),
+            ("arn:aws-us-gov:lambda:us-gov-west-1:210987654321:function:o", None, "us-gov-west-1/210987654321/o"),
+            ("arn:aws-iso-b:lambda:us-isob-east-1:210987654321:function:o", None, "us-isob-east-1/210987654321/o"),
+            ("function:prod", None, "prod"),
+            ("a.b_c-D", None, "a.b_c-D"),
+        ] {
+            assert_eq!(canonical(text, qualifier).as_deref(), Some(expected), "{text} with {qualifier:?}");
+        }
+    }
+
+    #[test]
+    fn what_lambda_refuses_is_not_a_name() {
+        for text in [
+            "",
+            ":",
+            "a:",
+            ":a",
+            "a b",
+            "a/b",
+            "a:b:c",
+            "ä",
+            "a\n",
+            "arn:aws:s3:::bucket",
+            "arn:aws:lambda:eu-central-1:123:function:orders",
+            "orders:$LATESTS",
+            "orders:$OTHER",
+            "%3A",
+        ] {
+            assert_eq!(Parts::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn qualifiers_are_versions_aliases_or_latest() {
+        for text in ["1", "prod", "$LATEST", "$LATEST.PUBLISHED", "a-b_C", "$a"] {
+            assert!(is_qualifier(text), "{text}");
+        }
+        for text in ["", "a.b", "$LATEST.X", "a b", "a:b", "prod\n"] {
+            assert!(!is_qualifier(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn escapes_are_decoded_and_nonsense_is_kept() {
+        for (text, expected) in [
+            ("arn%3Aaws%3alambda", "arn:aws:lambda"),
+            ("%24LATEST", "$LATEST"),
+            ("a%2Fb", "a/b"),
+            ("100%", "100%"),
+            ("%zz%4", "%zz%4"),
+            ("a+b", "a+b"),
+            ("%ff", "\u{fffd}"),
+        ] {
+            assert_eq!(percent_decode(text), expected, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_short_way_and_lambdas_pattern_agree(text in "[a-zA-Z0-9._:$-]{0,20}|\\PC{0,20}") {
+            prop_assert_eq!(Parts::parse(&text).is_some(), NAME.is_match(&text));
+        }
+    }
+}

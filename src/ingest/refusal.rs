@@ -1,0 +1,338 @@
+//! What is not accepted, and how that is said: in Lambda's own error shape, so that every SDK understands it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+use serde_json::json;
+
+use crate::event::{EventId, KeySource};
+use crate::ingest::admission::Crowded;
+
+pub const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+
+/// When to come back, in milliseconds: the header that boto3 and the Rust SDK obey. `Retry-After` is the one for all others.
+pub const RETRY_AFTER_MILLIS: HeaderName = HeaderName::from_static("x-amz-retry-after");
+
+/// How much of a client's own value an error message repeats, in characters.
+const ECHO_CHARS_MAX: usize = 256;
+
+/// Why a request is not accepted. Nothing of it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    UnknownOperation,
+    MethodNotAllowed,
+    /// Fields that do not fit Lambda's API model; at least one.
+    Validation(Vec<Violation>),
+    QualifierMismatch,
+    /// A header or the payload is not what it must be; the text says why.
+    InvalidContent(String),
+    /// `bytes` is the payload's length, where it is known.
+    PayloadTooLarge {
+        bytes: Option<u64>,
+        limit: u64,
+    },
+    /// Not an Event invocation; `mode` is what was asked for.
+    ModeNotSupported {
+        mode: &'static str,
+    },
+    Crowded {
+        crowded: Crowded,
+        retry_after: Duration,
+    },
+    /// The body did not come in time.
+    BodyTimeout,
+    /// The connection ended within the body.
+    BodyTorn,
+    /// The key is another event's.
+    Conflict {
+        first: EventId,
+        source: KeySource,
+    },
+    /// No room in the outbox; the text names the limit.
+    Full {
+        why: String,
+        retry_after: Duration,
+    },
+    /// The outbox cannot store anything now.
+    Unavailable {
+        why: String,
+        retry_after: Duration,
+    },
+}
+
+/// One field that does not fit Lambda's API model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Lambda's name of the field, `functionName` for example.
+    pub field: &'static str,
+    pub value: String,
+    /// What is required, in Lambda's words.
+    pub constraint: String,
+}
+
+/// The fixed part of a refusal.
+struct Shape {
+    status: StatusCode,
+    code: &'static str,
+    /// `Type` of the body; Lambda's ValidationException has none.
+    fault: Option<&'static str>,
+    /// Lambda writes the text as `message` in some errors and as `Message` in others.
+    text_field: &'static str,
+    /// The label in metrics.
+    reason: &'static str,
+}
+
+impl Refusal {
+    /// The label in `sendoff_ingest_refused_total` and in the log: one of few words.
+    pub fn reason(&self) -> &'static str {
+        self.shape().reason
+    }
+
+    /// Whether the rest of the body may still come, so that reading it lets the client see the answer.
+    pub fn leaves_body(&self) -> bool {
+        !matches!(self, Self::BodyTimeout | Self::BodyTorn)
+    }
+
+    /// The answer.
+    pub fn response(&self, request_id: &str) -> Response<Full<Bytes>> {
+        let shape = self.shape();
+        let mut body = json!({ shape.text_field: self.message() });
+        if let Some(fault) = shape.fault {
+            body["Type"] = fault.into();
+        }
+        if matches!(self, Self::Crowded { .. }) {
+            body["Reason"] = "CallerRateLimitExceeded".into();
+        }
+        let mut response = Response::new(Full::from(body.to_string()));
+        *response.status_mut() = shape.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(ERROR_TYPE, HeaderValue::from_static(shape.code));
+        headers.insert(REQUEST_ID, header_value(request_id));
+        if let Some(delay) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(delay)));
+            headers.insert(RETRY_AFTER_MILLIS, header_value(&delay.as_millis().to_string()));
+        }
+        if matches!(self, Self::MethodNotAllowed) {
+            headers.insert(ALLOW, HeaderValue::from_static("POST"));
+        }
+        response
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Crowded { retry_after, .. }
+            | Self::Full { retry_after, .. }
+            | Self::Unavailable { retry_after, .. } => Some(*retry_after),
+            Self::UnknownOperation
+            | Self::MethodNotAllowed
+            | Self::Validation(_)
+            | Self::QualifierMismatch
+            | Self::InvalidContent(_)
+            | Self::PayloadTooLarge { .. }
+            | Self::ModeNotSupported { .. }
+            | Self::BodyTimeout
+            | Self::BodyTorn
+            | Self::Conflict { .. } => None,
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        let user = |status, code, reason| Shape { status, code, fault: Some("User"), text_field: "message", reason };
+        let service = |reason| Shape {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            code: "ServiceException",
+            fault: Some("Service"),
+            text_field: "Message",
+            reason,
+        };
+        match self {
+            Self::UnknownOperation => user(StatusCode::NOT_FOUND, "UnknownOperationException", "unknown-operation"),
+            Self::MethodNotAllowed => {
+                user(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowedException", "method-not-allowed")
+            }
+            Self::Validation(_) => {
+                Shape { fault: None, ..user(StatusCode::BAD_REQUEST, "ValidationException", "validation") }
+            }
+            Self::QualifierMismatch => {
+                user(StatusCode::BAD_REQUEST, "InvalidParameterValueException", "qualifier-mismatch")
+            }
+            Self::InvalidContent(_) => {
+                user(StatusCode::BAD_REQUEST, "InvalidRequestContentException", "invalid-content")
+            }
+            Self::PayloadTooLarge { .. } => {
+                user(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLargeException", "payload-too-large")
+            }
+            Self::ModeNotSupported { .. } => {
+                user(StatusCode::BAD_REQUEST, "ModeNotSupportedException", "mode-not-supported")
+            }
+            Self::Crowded { .. } => user(StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsException", "crowded"),
+            Self::BodyTimeout => user(StatusCode::REQUEST_TIMEOUT, "RequestTimeoutException", "body-timeout"),
+            Self::BodyTorn => user(StatusCode::BAD_REQUEST, "RequestAbortedException", "body-torn"),
+            // Lambda's own answer where the key is a durable execution's name; it has no word for the other sources.
+            Self::Conflict { source: KeySource::DurableExecutionName, .. } => Shape {
+                text_field: "Message",
+                ..user(StatusCode::CONFLICT, "DurableExecutionAlreadyStartedException", "conflict")
+            },
+            Self::Conflict { .. } => user(StatusCode::CONFLICT, "IdempotencyConflictException", "conflict"),
+            Self::Full { .. } => service("full"),
+            Self::Unavailable { .. } => service("unavailable"),
+        }
+    }
+
+    /// The text for people.
+    pub fn message(&self) -> String {
+        match self {
+            Self::UnknownOperation => "sendoff serves Lambda's Invoke and InvokeAsync: \
+                POST /2015-03-31/functions/{FunctionName}/invocations"
+                .to_owned(),
+            Self::MethodNotAllowed => "this path takes POST only".to_owned(),
+            Self::Validation(violations) => {
+                let plural = if violations.len() == 1 { "" } else { "s" };
+                let all: Vec<_> = violations.iter().map(Violation::to_string).collect();
+                format!("{} validation error{plural} detected: {}", all.len(), all.join("; "))
+            }
+            Self::QualifierMismatch => {
+                "The derived qualifier from the function name does not match the specified qualifier.".to_owned()
+            }
+            Self::InvalidContent(why) => why.clone(),
+            Self::PayloadTooLarge { bytes, limit } => {
+                let size = bytes.map(|bytes| format!("{bytes} byte ")).unwrap_or_default();
+                format!("{size}payload is too large for the Event invocation type (limit {limit} bytes)")
+            }
+            Self::ModeNotSupported { mode } => format!(
+                "This sendoff accepts Event invocations only, not {mode}: set the invocation type to Event, \
+                or call Lambda itself"
+            ),
+            Self::Crowded { crowded: Crowded { used, limit }, .. } => {
+                format!("Rate Exceeded. Requests in progress hold {used} bytes of at most {limit} (request_bytes_max)")
+            }
+            Self::BodyTimeout => "the request body did not arrive in time".to_owned(),
+            Self::BodyTorn => "the connection ended within the request body".to_owned(),
+            Self::Conflict { first, source } => format!(
+                "the idempotency key ({}) was used before with another payload, by event {first}; nothing was stored",
+                source.as_str()
+            ),
+            Self::Full { why, .. } | Self::Unavailable { why, .. } => why.clone(),
+        }
+    }
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { field, value, constraint } = self;
+        let echo: String = value.chars().take(ECHO_CHARS_MAX).collect();
+        let more = if echo.len() < value.len() { "..." } else { "" };
+        write!(f, "Value '{echo}{more}' at '{field}' failed to satisfy constraint: {constraint}")
+    }
+}
+
+/// A header value of text that we wrote ourselves: ids, numbers and words. What cannot be a header value becomes empty,
+/// rather than a panic.
+pub fn header_value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Rounded up, and never 0: a client that comes back early is refused again.
+fn whole_seconds(delay: Duration) -> u64 {
+    (delay.as_secs() + u64::from(delay.subsec_nanos() > 0)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::clock::UnixMillis;
+    use crate::event::FunctionName;
+
+    async fn parts(refusal: &Refusal) -> (u16, String, String) {
+        let (head, body) = refusal.response("req-1").into_parts();
+        assert_eq!(head.headers[REQUEST_ID], "req-1");
+        assert_eq!(head.headers[CONTENT_TYPE], "application/json");
+        let body = body.collect().await.unwrap().to_bytes();
+        let code = head.headers[ERROR_TYPE].to_str().unwrap().to_owned();
+        (head.status.as_u16(), code, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn each_refusal_has_lambdas_shape_to_the_byte() {
+        let first = EventId::mint(UnixMillis(1), 0, &FunctionName::new("f"));
+        let wait = Duration::from_millis(1_500);
+        let violation =
+            |field| Violation { field, value: "a b".into(), constraint: "Member must satisfy something".into() };
+        let conflict = |source| Refusal::Conflict { first, source };
+        let known = [
+            (
+                Refusal::Validation(vec![violation("functionName"), violation("qualifier")]),
+                400,
+                "ValidationException",
+                r#"{"message":"2 validation errors detected: Value 'a b' at 'functionName' failed to satisfy constraint: Member must satisfy something; Value 'a b' at 'qualifier' failed to satisfy constraint: Member must satisfy something"}"#.to_owned(),
+            ),
+            (
+                Refusal::QualifierMismatch,
+                400,
+                "InvalidParameterValueException",
+                r#"{"Type":"User","message":"The derived qualifier from the function name does not match the specified qualifier."}"#.to_owned(),
+            ),
+            (
+                Refusal::PayloadTooLarge { bytes: Some(1_048_577), limit: 1_048_576 },
+                413,
+                "RequestEntityTooLargeException",
+                r#"{"Type":"User","message":"1048577 byte payload is too large for the Event invocation type (limit 1048576 bytes)"}"#.to_owned(),
+            ),
+            (
+                Refusal::PayloadTooLarge { bytes: None, limit: 1_048_576 },
+                413,
+                "RequestEntityTooLargeException",
+                r#"{"Type":"User","message":"payload is too large for the Event invocation type (limit 1048576 bytes)"}"#.to_owned(),
+            ),
+            (
+                Refusal::Crowded { crowded: Crowded { used: 9, limit: 10 }, retry_after: wait },
+                429,
+                "TooManyRequestsException",
+                r#"{"Reason":"CallerRateLimitExceeded","Type":"User","message":"Rate Exceeded. Requests in progress hold 9 bytes of at most 10 (request_bytes_max)"}"#.to_owned(),
+            ),
+            (
+                Refusal::Full { why: "the outbox is full".into(), retry_after: wait },
+                503,
+                "ServiceException",
+                r#"{"Message":"the outbox is full","Type":"Service"}"#.to_owned(),
+            ),
+            (
+                conflict(KeySource::Header),
+                409,
+                "IdempotencyConflictException",
+                format!(r#"{{"Type":"User","message":"the idempotency key (header) was used before with another payload, by event {first}; nothing was stored"}}"#),
+            ),
+            (
+                conflict(KeySource::DurableExecutionName),
+                409,
+                "DurableExecutionAlreadyStartedException",
+                format!(r#"{{"Message":"the idempotency key (durable-execution-name) was used before with another payload, by event {first}; nothing was stored","Type":"User"}}"#),
+            ),
+        ];
+        for (refusal, status, code, body) in known {
+            assert_eq!(parts(&refusal).await, (status, code.to_owned(), body));
+        }
+    }
+
+    #[test]
+    fn whoever_must_wait_is_told_in_both_headers() {
+        let refusal = Refusal::Full { why: String::new(), retry_after: Duration::from_millis(1_500) };
+        let response = refusal.response("r");
+        assert_eq!(response.headers()[RETRY_AFTER], "2");
+        assert_eq!(response.headers()[RETRY_AFTER_MILLIS], "1500");
+        assert!(!Refusal::BodyTorn.response("r").headers().contains_key(RETRY_AFTER));
+    }
+
+    #[test]
+    fn a_long_value_is_repeated_in_part_only() {
+        let violation = Violation { field: "functionName", value: "é".repeat(10_000), constraint: "c".into() };
+        assert!(violation.to_string().len() < 1_000);
+    }
+}

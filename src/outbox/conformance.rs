@@ -1,0 +1,461 @@
+//! What every outbox must do, as sentences that run on every engine.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::engine::Engine;
+use super::memory::MemoryDisk;
+use super::sled::SledKv;
+use super::writer::{Handle, Writer};
+use super::*;
+use crate::clock::Clock;
+use crate::event::{Carried, Function, IdempotencyKey, KeySource};
+use crate::metrics::Metrics;
+
+const START: UnixMillis = UnixMillis(1_790_000_000_000);
+
+/// The writer's thread sees the test's paused clock only from within its runtime.
+fn spawn<K: super::kv::Kv>(writer: Writer<K>) -> JoinHandle<()> {
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::spawn(move || {
+        let _inside = runtime.enter();
+        writer.run();
+    })
+}
+
+enum Disk {
+    Memory(MemoryDisk),
+    Sled(tempfile::TempDir),
+}
+
+/// A store that can be closed and opened again.
+struct Bench {
+    disk: Disk,
+    settings: Settings,
+    clock: Clock,
+    open: Option<(Handle, JoinHandle<()>)>,
+}
+
+impl Bench {
+    fn new(disk: Disk) -> Self {
+        let settings = Settings {
+            bytes_max: 10 << 20,
+            events_max: 1_000,
+            functions_max: 100,
+            dedupe_window: Duration::from_secs(3_600),
+            sdk_window: Duration::from_secs(60),
+            disk_reserve: 0,
+            cache: 8 << 20,
+        };
+        let mut bench = Self { disk, settings, clock: Clock::seeded(START, 1), open: None };
+        bench.reopen();
+        bench
+    }
+
+    fn store(&self) -> &Handle {
+        &self.open.as_ref().unwrap().0
+    }
+
+    /// Closes the store, whatever is leased, and opens it again.
+    fn reopen(&mut self) {
+        if let Some((handle, thread)) = self.open.take() {
+            drop(handle);
+            thread.join().unwrap();
+        }
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let (settings, clock) = (self.settings.clone(), self.clock.clone());
+        self.open = Some(match &self.disk {
+            Disk::Memory(disk) => {
+                let engine = Engine::open(disk.open(), settings, clock.clone(), "memory").unwrap();
+                let (writer, handle) = Writer::new(engine, clock, metrics);
+                (handle, spawn(writer))
+            }
+            Disk::Sled(dir) => {
+                let kv = SledKv::open(dir.path(), 8 << 20).unwrap();
+                let engine = Engine::open(kv, settings, clock.clone(), "sled").unwrap();
+                let (writer, handle) = Writer::new(engine, clock, metrics);
+                (handle, spawn(writer))
+            }
+        });
+    }
+
+    fn event(&self, function: &str, payload: &str) -> Event {
+        let name = FunctionName::new(function);
+        let accepted_at = self.clock.now();
+        Event {
+            id: EventId::mint(accepted_at, self.clock.random_bits(), &name),
+            function: Function { name, address: function.into(), qualifier: None, region: None },
+            key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
+            carried: Carried::default(),
+            payload: payload.to_owned().into(),
+            accepted_at,
+            deliver_at: None,
+            expires_at: None,
+            redrives: 0,
+        }
+    }
+
+    fn keyed(&self, function: &str, payload: &str, key: &str, source: KeySource) -> Event {
+        let key = IdempotencyKey { value: key.into(), source };
+        Event { key, ..self.event(function, payload) }
+    }
+
+    async fn append(&self, event: Event) -> Appended {
+        self.store().append(vec![event]).await.unwrap().remove(0)
+    }
+
+    async fn view(&self, function: &str) -> LaneView {
+        let news = self.store().lanes(0).await.unwrap();
+        news.lanes.into_iter().find(|lane| lane.function.as_str() == function).unwrap()
+    }
+
+    async fn lease(&self, function: &str, which: Which, events_max: usize) -> Vec<Leased> {
+        let lane = self.view(function).await.lane;
+        let want = LeaseWant { lanes: vec![LaneWant { lane, which, events_max }], bytes_max: u64::MAX };
+        self.store().lease(want).await.unwrap()
+    }
+
+    async fn settle(&self, leased: &Leased, settlement: Settlement) {
+        self.store().settle(vec![(leased.lease, settlement)]).await.unwrap();
+    }
+
+    async fn find(&self, id: EventId) -> Option<Found> {
+        self.store().find(id).await.unwrap()
+    }
+}
+
+async fn on_every_engine<F: Future<Output = ()>>(sentence: impl Fn(Bench) -> F) {
+    sentence(Bench::new(Disk::Memory(MemoryDisk::default()))).await;
+    sentence(Bench::new(Disk::Sled(tempfile::tempdir().unwrap()))).await;
+}
+
+fn retry_at(due: UnixMillis) -> History {
+    History { attempts: 1, calls: 1, due, ..History::default() }
+}
+
+fn burial(due: UnixMillis) -> History {
+    History { burial: Some(Burial { reason: BuryReason::Refused, at: due, unshippable: None }), ..retry_at(due) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_appended_is_leased_whole_also_after_reopening() {
+    on_every_engine(|mut bench| async move {
+        for bytes in [0, 1, 1_400, 1_536, 4_096, 20_000, 1_048_576] {
+            let event = bench.event("orders", &"x".repeat(bytes));
+            assert_eq!(bench.append(event.clone()).await, Appended::Stored);
+            bench.reopen();
+            let leased = bench.lease("orders", Which::Due, 10).await;
+            assert_eq!(leased.len(), 1, "{bytes} bytes");
+            assert_eq!(leased[0].event, event);
+            bench.settle(&leased[0], Settlement::Delivered).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leased_event_is_nobody_elses_until_the_store_is_reopened() {
+    on_every_engine(|mut bench| async move {
+        bench.append(bench.event("orders", "{}")).await;
+        assert_eq!(bench.lease("orders", Which::Due, 10).await.len(), 1);
+        assert_eq!(bench.lease("orders", Which::Due, 10).await.len(), 0);
+        assert_eq!(bench.view("orders").await.ready, 0);
+        bench.reopen();
+        assert_eq!(bench.lease("orders", Which::Due, 10).await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivered_event_is_gone_for_good() {
+    on_every_engine(|mut bench| async move {
+        let event = bench.event("orders", &"x".repeat(9_000));
+        bench.append(event.clone()).await;
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        bench.settle(&leased[0], Settlement::Delivered).await;
+        assert!(bench.find(event.id).await.is_none());
+        bench.reopen();
+        assert!(bench.find(event.id).await.is_none());
+        let census = bench.store().census().await.unwrap();
+        assert_eq!((census.events, census.bytes), (0, 0));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_waits_for_its_due_time_and_keeps_its_history_over_reopening() {
+    on_every_engine(|mut bench| async move {
+        let event = bench.event("orders", "{}");
+        bench.append(event.clone()).await;
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        let due = bench.clock.now().plus(Duration::from_secs(10));
+        bench.settle(&leased[0], Settlement::RetryAt(retry_at(due))).await;
+        bench.reopen();
+        assert_eq!(bench.view("orders").await.next_due, Some(due));
+        assert!(bench.lease("orders", Which::Due, 1).await.is_empty());
+        bench.clock.sleep(Duration::from_secs(10)).await;
+        let again = bench.lease("orders", Which::Due, 1).await;
+        assert_eq!(again[0].event, event);
+        assert_eq!(again[0].history, retry_at(due));
+        bench.settle(&again[0], Settlement::Delivered).await;
+        assert!(bench.find(event.id).await.is_none());
+        assert_eq!(bench.view("orders").await.next_due, None);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_released_event_is_leased_again_unchanged() {
+    on_every_engine(|bench| async move {
+        for payload in ["1", "2", "3"] {
+            bench.append(bench.event("orders", payload)).await;
+            bench.clock.sleep(Duration::from_millis(1)).await;
+        }
+        let leased = bench.lease("orders", Which::Due, 3).await;
+        bench.settle(&leased[1], Settlement::Release).await;
+        let again = bench.lease("orders", Which::Due, 3).await;
+        assert_eq!(again.len(), 1);
+        assert_eq!((&again[0].event, &again[0].history), (&leased[1].event, &leased[1].history));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_committed_late_with_an_earlier_id_is_not_passed_over() {
+    on_every_engine(|bench| async move {
+        let early = bench.event("orders", "early");
+        bench.clock.sleep(Duration::from_millis(5)).await;
+        bench.append(bench.event("orders", "late")).await;
+        assert_eq!(bench.lease("orders", Which::Due, 5).await.len(), 1);
+        bench.append(early.clone()).await;
+        let leased = bench.lease("orders", Which::Due, 5).await;
+        assert_eq!(leased.iter().map(|l| &l.event).collect::<Vec<_>>(), [&early]);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scheduled_event_is_not_due_before_its_time() {
+    on_every_engine(|mut bench| async move {
+        let at = bench.clock.now().plus(Duration::from_secs(86_400));
+        bench.append(Event { deliver_at: Some(at), ..bench.event("orders", "{}") }).await;
+        bench.reopen();
+        let view = bench.view("orders").await;
+        assert_eq!((view.ready, view.next_due, view.oldest), (0, Some(at), None));
+        assert!(bench.lease("orders", Which::Due, 1).await.is_empty());
+        bench.clock.sleep(Duration::from_secs(86_400)).await;
+        assert_eq!(bench.lease("orders", Which::Due, 1).await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_a_repeat_within_its_window_and_a_new_event_after_it() {
+    on_every_engine(|mut bench| async move {
+        let first = bench.keyed("orders", "{}", "k1", KeySource::Header);
+        assert_eq!(bench.append(first.clone()).await, Appended::Stored);
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        bench.settle(&leased[0], Settlement::Delivered).await;
+        bench.reopen();
+        let repeat = bench.keyed("orders", "{}", "k1", KeySource::Field);
+        assert_eq!(bench.append(repeat).await, Appended::Repeat { first: first.id });
+        let other = bench.keyed("orders", "[]", "k1", KeySource::Header);
+        assert_eq!(bench.append(other).await, Appended::Conflict { first: first.id });
+        let elsewhere = bench.keyed("invoices", "{}", "k1", KeySource::Header);
+        assert_eq!(bench.append(elsewhere).await, Appended::Stored);
+        bench.clock.sleep(Duration::from_secs(3_600)).await;
+        assert_eq!(bench.append(bench.keyed("orders", "{}", "k1", KeySource::Header)).await, Appended::Stored);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_repeats_in_one_batch_make_one_event() {
+    on_every_engine(|bench| async move {
+        let a = bench.keyed("orders", "{}", "k", KeySource::Header);
+        let b = bench.keyed("orders", "{}", "k", KeySource::Header);
+        let answers = bench.store().append(vec![a.clone(), b]).await.unwrap();
+        assert_eq!(answers, [Appended::Stored, Appended::Repeat { first: a.id }]);
+        assert_eq!(bench.store().census().await.unwrap().events, 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_forgets_keys_whose_window_is_over_and_no_other() {
+    on_every_engine(|mut bench| async move {
+        for n in 0..1_500 {
+            let source = if n < 1_200 { KeySource::SdkInvocationId } else { KeySource::Header };
+            let event = bench.keyed("orders", "{}", &format!("k{n}"), source);
+            bench.append(event).await;
+            let leased = bench.lease("orders", Which::Due, 1).await;
+            bench.settle(&leased[0], Settlement::Delivered).await;
+        }
+        assert_eq!(bench.store().census().await.unwrap().keys, 1_500);
+        bench.clock.sleep(Duration::from_secs(60)).await;
+        while bench.store().sweep().await.unwrap() {}
+        assert_eq!(bench.store().census().await.unwrap().keys, 300);
+        bench.reopen();
+        while bench.store().sweep().await.unwrap() {}
+        assert_eq!(bench.store().census().await.unwrap().keys, 300);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_held_nothing_for_long_is_retired_and_comes_back_with_its_next_event() {
+    on_every_engine(|mut bench| async move {
+        bench.append(bench.event("orders", "{}")).await;
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        let before = bench.store().lanes(0).await.unwrap();
+        bench.settle(&leased[0], Settlement::Delivered).await;
+        bench.clock.sleep(Duration::from_secs(600)).await;
+        while bench.store().sweep().await.unwrap() {}
+        let news = bench.store().lanes(before.version).await.unwrap();
+        assert_eq!(news.retired, [leased[0].lease.lane]);
+        bench.reopen();
+        assert!(bench.store().lanes(0).await.unwrap().lanes.is_empty());
+        bench.append(bench.event("orders", "{}")).await;
+        assert_ne!(bench.view("orders").await.lane, leased[0].lease.lane);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_buried_event_is_leased_for_shipping_only_and_gone_once_shipped() {
+    on_every_engine(|mut bench| async move {
+        let event = bench.event("orders", &"x".repeat(5_000));
+        bench.append(event.clone()).await;
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        let now = bench.clock.now();
+        bench.settle(&leased[0], Settlement::Bury(burial(now))).await;
+        bench.reopen();
+        assert!(bench.lease("orders", Which::Due, 1).await.is_empty());
+        let view = bench.view("orders").await;
+        assert_eq!((view.buried, view.next_ship, view.oldest), (1, Some(now), None));
+        let buried = bench.lease("orders", Which::Buried, 1).await;
+        assert_eq!((&buried[0].event, &buried[0].history), (&event, &burial(now)));
+        let later = now.plus(Duration::from_secs(5));
+        bench.settle(&buried[0], Settlement::RetryAt(burial(later))).await;
+        assert!(bench.lease("orders", Which::Buried, 1).await.is_empty());
+        assert_eq!(bench.find(event.id).await.unwrap().place, Place::Buried);
+        bench.clock.sleep(Duration::from_secs(5)).await;
+        let buried = bench.lease("orders", Which::Buried, 1).await;
+        bench.settle(&buried[0], Settlement::Shipped).await;
+        assert!(bench.find(event.id).await.is_none());
+        assert_eq!(bench.store().census().await.unwrap().bytes, 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_past_their_age_are_leased_whether_due_or_not() {
+    on_every_engine(|bench| async move {
+        bench.append(bench.event("orders", "waits")).await;
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        let due = bench.clock.now().plus(Duration::from_secs(3_600));
+        bench.settle(&leased[0], Settlement::RetryAt(retry_at(due))).await;
+        bench.append(bench.event("orders", "ready")).await;
+        bench.clock.sleep(Duration::from_secs(60)).await;
+        let cutoff = bench.clock.now();
+        bench.append(bench.event("orders", "young")).await;
+        let old = bench.lease("orders", Which::AcceptedBefore(cutoff), 10).await;
+        assert_eq!(old.iter().map(|l| &l.event.payload[..]).collect::<Vec<_>>(), [&b"ready"[..], b"waits"]);
+        for leased in &old {
+            bench.settle(leased, Settlement::Bury(burial(cutoff))).await;
+        }
+        let view = bench.view("orders").await;
+        assert_eq!((view.ready, view.next_due, view.buried), (1, None, 2));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_refuse_what_is_beyond_them_and_keep_what_is_there() {
+    on_every_engine(|mut bench| async move {
+        bench.settings.bytes_max = 10_000;
+        bench.reopen();
+        assert_eq!(bench.append(bench.event("orders", &"x".repeat(9_000))).await, Appended::Stored);
+        assert!(matches!(
+            bench.append(bench.event("orders", &"x".repeat(900))).await,
+            Appended::Full(Full::Bytes { .. })
+        ));
+        bench.settings.events_max = 1;
+        bench.settings.bytes_max = 1 << 20;
+        bench.reopen();
+        assert!(matches!(bench.append(bench.event("orders", "{}")).await, Appended::Full(Full::Events { .. })));
+        bench.settings.events_max = 100;
+        bench.settings.functions_max = 1;
+        bench.reopen();
+        assert!(matches!(bench.append(bench.event("new", "{}")).await, Appended::Full(Full::Functions { .. })));
+        bench.settings.disk_reserve = u64::MAX;
+        bench.reopen();
+        assert!(matches!(
+            bench.append(bench.event("orders", "{}")).await,
+            Appended::Full(Full::Disk { .. }) | Appended::Stored
+        ));
+        assert_eq!(bench.lease("orders", Which::Due, 10).await[0].event.payload.len(), 9_000);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn counts_by_state_survive_reopening() {
+    on_every_engine(|mut bench| async move {
+        for _ in 0..4 {
+            bench.append(bench.event("orders", "{}")).await;
+        }
+        let leased = bench.lease("orders", Which::Due, 3).await;
+        let now = bench.clock.now();
+        bench.settle(&leased[0], Settlement::RetryAt(retry_at(now))).await;
+        bench.settle(&leased[1], Settlement::Bury(burial(now))).await;
+        bench.settle(&leased[2], Settlement::Delivered).await;
+        let before = bench.store().census().await.unwrap();
+        bench.reopen();
+        let after = bench.store().census().await.unwrap();
+        for census in [&before, &after] {
+            let events = |place| census.lanes[&FunctionName::new("orders")].by_place[&place].events;
+            assert_eq!(Place::ALL.map(events), [1, 1, 0, 1]);
+        }
+        assert_eq!(before.bytes, after.bytes);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn settling_twice_changes_nothing() {
+    on_every_engine(|bench| async move {
+        bench.append(bench.event("orders", "{}")).await;
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        bench.settle(&leased[0], Settlement::Delivered).await;
+        bench.settle(&leased[0], Settlement::Bury(burial(START))).await;
+        let census = bench.store().census().await.unwrap();
+        assert_eq!((census.events, census.bytes), (0, 0));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_clock_never_stands_before_what_the_store_has_seen() {
+    on_every_engine(|mut bench| async move {
+        bench.clock.sleep(Duration::from_secs(7_200)).await;
+        bench.append(bench.event("orders", "{}")).await;
+        bench.clock = Clock::seeded(START, 2);
+        bench.reopen();
+        assert!(bench.clock.now() >= START.plus(Duration::from_secs(7_200)));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_store_on_the_same_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path: PathBuf = dir.path().join("state");
+    let first = SledKv::open(&path, 8 << 20).unwrap();
+    let second = SledKv::open(&path, 8 << 20).err().unwrap().to_string();
+    assert!(second.contains("in use by another sendoff"), "{second}");
+    drop(first);
+}

@@ -1,0 +1,109 @@
+//! Writing what became of leased events.
+
+use super::lane::Held;
+use super::{Engine, account, unreadable};
+use crate::event::EventId;
+use crate::outbox::keys::{self, Due};
+use crate::outbox::kv::{Failed, Kv};
+use crate::outbox::record::{Record, chunk_count};
+use crate::outbox::{Count, History, LaneId, Lease, Place, Settlement};
+
+impl<K: Kv> Engine<K> {
+    /// Adds settlements to the batch. A lease that is not held (any more) is passed over: the first settlement decided.
+    pub fn settle(&mut self, done: Vec<(Lease, Settlement)>) -> Result<(), Failed> {
+        done.into_iter().try_for_each(|(lease, settlement)| self.settle_one(lease, settlement))
+    }
+
+    fn settle_one(&mut self, lease: Lease, settlement: Settlement) -> Result<(), Failed> {
+        let Lease { lane: lane_id, id, .. } = lease;
+        let Some(lane) = self.lanes.get_mut(&lane_id) else { return Ok(()) };
+        let Some(held) = lane.give_back(id) else { return Ok(()) };
+        match settlement {
+            Settlement::Release => {
+                if held.place == Place::Ready {
+                    lane.rewind(id);
+                }
+                self.touch_view(lane_id);
+            }
+            Settlement::Delivered | Settlement::Shipped => self.remove(lane_id, id, held),
+            Settlement::RetryAt(history) => {
+                let place = match held.place {
+                    Place::Ready | Place::Waiting => Place::Waiting,
+                    Place::Scheduled => Place::Scheduled,
+                    Place::Buried => Place::Buried,
+                };
+                self.rewrite(lane_id, id, held, place, history)?;
+            }
+            Settlement::Bury(history) => self.rewrite(lane_id, id, held, Place::Buried, history)?,
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, lane_id: LaneId, id: EventId, held: Held) {
+        self.unindex(lane_id, id, held);
+        self.batch.remove(keys::event(held.place, lane_id, id));
+        for index in 0..chunk_count(held.body_bytes) {
+            self.batch.remove(keys::chunk(id, index));
+        }
+        let count = Count { events: 1, bytes: held.bytes };
+        self.totals.subtract(count);
+        let now = self.clock.now();
+        if let Some(lane) = self.lanes.get_mut(&lane_id) {
+            lane.removed(held.place, count, now);
+        }
+        self.touch(lane_id);
+    }
+
+    /// Moves an event to `place` with a new history; its chunks stay where they are.
+    fn rewrite(
+        &mut self,
+        lane_id: LaneId,
+        id: EventId,
+        held: Held,
+        place: Place,
+        history: History,
+    ) -> Result<(), Failed> {
+        let key = keys::event(held.place, lane_id, id);
+        let missing = || Failed { doing: "settling an event", why: "its record is missing".into() };
+        let bytes = self.kv.get(&key)?.ok_or_else(missing)?;
+        let mut record = Record::decode(&bytes).map_err(|e| unreadable("settling an event", &e))?;
+        record.history = history;
+        let encoded = record.encode();
+
+        self.unindex(lane_id, id, held);
+        if place != held.place {
+            self.batch.remove(key);
+        }
+        let (index, due) = (index_of(place), record.history.due);
+        if let Some(index) = index {
+            self.batch.put(keys::due(index, lane_id, due, id), vec![keys::letter(place)]);
+        }
+        let old = Count { events: 1, bytes: held.bytes };
+        let new = Count { events: 1, bytes: account(encoded.len(), record.body_bytes) };
+        self.batch.put(keys::event(place, lane_id, id), encoded);
+        self.totals.subtract(old);
+        self.totals.add(new);
+        let now = self.clock.now();
+        if let Some(lane) = self.lanes.get_mut(&lane_id) {
+            lane.removed(held.place, old, now);
+            lane.added(place, new, id);
+        }
+        self.touch(lane_id);
+        Ok(())
+    }
+
+    fn unindex(&mut self, lane: LaneId, id: EventId, held: Held) {
+        if let (Some(index), Some(due)) = (index_of(held.place), held.due) {
+            self.batch.remove(keys::due(index, lane, due, id));
+        }
+    }
+}
+
+/// The due index in which events of a state stand.
+fn index_of(place: Place) -> Option<Due> {
+    match place {
+        Place::Ready => None,
+        Place::Waiting | Place::Scheduled => Some(Due::Attempt),
+        Place::Buried => Some(Due::Ship),
+    }
+}
