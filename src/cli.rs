@@ -11,6 +11,8 @@ use crate::config::{self, Environment, Flags, Loaded, Problems};
 
 pub mod serve;
 
+pub mod demo;
+
 pub mod check_config;
 
 pub mod show_config;
@@ -40,6 +42,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Options),
+    Demo(demo::DemoArgs),
     Send(send::Options),
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
     let environment = Environment::inherited();
     let done = match cli.command {
         Command::Serve(options) => serve::run(options, &environment),
+        Command::Demo(options) => run_demo(options),
         Command::Send(options) => send::run(options, &environment),
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),
@@ -82,6 +86,16 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+fn run_demo(options: demo::DemoArgs) -> Result<(), Failure> {
+    let done = runtime()?.block_on(demo::run(options)).map_err(|error| Failure::new(Exit::Failed, error))?;
+    if done { Ok(()) } else { Err(Failure::saying(Exit::Failed, "the ledgers do not agree")) }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| Failure::new(Exit::Unavailable, anyhow::Error::new(error).context("cannot start threads")))
 }
 
 /// What a command that did not do its work ends with; the numbers are of sysexits.h, where it has one.

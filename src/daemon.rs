@@ -92,16 +92,19 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     stages.spawn(report("dead letters", letters.run(stop.clone())));
     stages.spawn(report("sweep", sweep(outbox.clone(), clock.clone(), config.outbox.clone(), stop.leasing.clone())));
 
+    let ingest_address = address(&ingest)?;
     let mut settings = config.ingest.clone();
     settings.region = settings.region.or_else(|| shared.region().map(str::to_owned));
     let limits = limits(&settings, settings.connections_max);
-    let service = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).service();
     let connections = Some(metrics.ingest_connections.clone());
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
-    let ingest_address = address(&ingest)?;
-    door.spawn(server.clone().serve(ingest, service.clone()));
-    if let Some(unix) = unix {
-        door.spawn(server.serve(unix, service));
+    {
+        // The tasks alone hold the door, so that the outbox closes with the last of them.
+        let service = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).service();
+        if let Some(unix) = unix {
+            door.spawn(server.clone().serve(unix, service.clone()));
+        }
+        door.spawn(server.serve(ingest, service));
     }
 
     readiness.ready();

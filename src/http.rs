@@ -290,3 +290,125 @@ impl Drop for InFlight {
         self.0.send_modify(|requests| *requests -= 1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use hyper_util::service::TowerToHyperService;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+    use crate::clock::UnixMillis;
+
+    const GET: &[u8] = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n";
+
+    fn server() -> Server {
+        let limits = Limits {
+            connections_max: 8,
+            headers_max: 16,
+            header_bytes_max: 8 * 1024,
+            header_timeout: Duration::from_secs(10),
+        };
+        Server::new(limits, None, Clock::seeded(UnixMillis(0), 1), CancellationToken::new(), TaskTracker::new())
+    }
+
+    fn router(answer: String) -> TowerToHyperService<axum::Router> {
+        let hello = axum::routing::get(move || std::future::ready(answer.clone()));
+        TowerToHyperService::new(axum::Router::new().route("/hello", hello))
+    }
+
+    async fn stopped(server: Server) {
+        server.stop.cancel();
+        server.connections.close();
+        server.connections.wait().await;
+    }
+
+    async fn answer(io: &mut (impl AsyncRead + Unpin), end: &str) -> String {
+        let mut text = Vec::new();
+        while !text.ends_with(end.as_bytes()) {
+            text.push(io.read_u8().await.unwrap());
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    /// Gives out what it holds, then waits for ever.
+    struct Script(Mutex<Vec<io::Result<DuplexStream>>>);
+
+    impl Script {
+        fn new(mut accepts: Vec<io::Result<DuplexStream>>) -> Self {
+            accepts.reverse();
+            Self(Mutex::new(accepts))
+        }
+    }
+
+    impl Listener for Script {
+        type Io = DuplexStream;
+
+        async fn accept(&self) -> io::Result<DuplexStream> {
+            let next = self.0.lock().unwrap().pop();
+            match next {
+                Some(next) => next,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_router_is_served_over_a_unix_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let server = server();
+        server.connections.spawn(server.clone().serve(UnixListener::bind(&path).unwrap(), router("hi".to_owned())));
+        let mut stream = UnixStream::connect(&path).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        assert!(answer(&mut stream, "hi").await.starts_with("HTTP/1.1 200 OK"));
+        stopped(server).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn accepting_goes_on_after_errors_and_waits_only_for_our_own() {
+        let out_of_descriptors = || Err(io::Error::from_raw_os_error(24));
+        let gone = || Err(io::Error::from(io::ErrorKind::ConnectionAborted));
+        let (ours, mut theirs) = duplex(1024);
+        let script = Script::new(vec![out_of_descriptors(), gone(), gone(), out_of_descriptors(), Ok(ours)]);
+        let server = server();
+        let started = server.clock.now();
+        server.connections.spawn(server.clone().serve(script, router("hi".to_owned())));
+        theirs.write_all(GET).await.unwrap();
+        answer(&mut theirs, "hi").await;
+        assert_eq!(server.clock.now().since(started), ACCEPT_PAUSE * 2);
+        stopped(server).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_take_its_answer_is_dropped() {
+        let (ours, mut theirs) = duplex(64);
+        let server = server();
+        let long = "x".repeat(100_000);
+        server.connections.spawn(server.clone().serve(Script::new(vec![Ok(ours)]), router(long)));
+        theirs.write_all(GET).await.unwrap();
+        theirs.read_u8().await.unwrap();
+        // From here nobody reads: only a limit can end the connection, and time passes by itself.
+        while server.connections.len() > 1 {
+            server.clock.sleep(Duration::from_secs(1)).await;
+            assert!(server.clock.now() < UnixMillis(30_000), "kept for ever");
+        }
+        stopped(server).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_in_hand_is_not_idle_however_long_it_takes() {
+        let (ours, mut theirs) = duplex(1024);
+        let server = server();
+        let slow = axum::routing::get(|| async {
+            tokio::time::sleep(Duration::from_secs(120)).await;
+            "done"
+        });
+        let router = TowerToHyperService::new(axum::Router::new().route("/hello", slow));
+        server.connections.spawn(server.clone().serve(Script::new(vec![Ok(ours)]), router));
+        theirs.write_all(GET).await.unwrap();
+        assert!(answer(&mut theirs, "done").await.starts_with("HTTP/1.1 200 OK"));
+        stopped(server).await;
+    }
+}

@@ -18,11 +18,7 @@ pub struct Options {
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let config = options.config.load(environment)?.config;
     telemetry::install(&config.log).map_err(|error| Failure::new(Exit::Internal, error))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(Exit::Unavailable, anyhow::Error::new(error).context("cannot start threads")))?;
-    match runtime.block_on(daemon::run(config)) {
+    match super::runtime()?.block_on(daemon::run(config)) {
         Ok(Ended::Drained | Ended::CutOff) => Ok(()),
         Ok(Ended::Poisoned) => {
             Err(Failure::saying(Exit::Internal, "a write to the outbox failed; a restart recovers what was accepted"))

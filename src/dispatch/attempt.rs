@@ -68,13 +68,12 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 () = self.clock.sleep_until(self.lanes.next_time().min(self.next_full_reading)) => {}
             }
         }
-        loop {
+        while !(self.attempts.is_empty() && self.settling.is_empty()) {
             tokio::select! {
                 biased;
                 () = stop.working.cancelled() => break,
                 Some(first) = self.attempts.join_next() => self.settle_finished(first).await?,
                 Some(settled) = self.settling.join_next() => joined(settled)?,
-                else => break,
             }
         }
         self.attempts.abort_all();
