@@ -21,6 +21,8 @@ pub mod passthrough;
 
 pub mod sqs;
 
+pub mod placed;
+
 #[cfg(test)]
 mod testing;
 

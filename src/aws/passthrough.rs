@@ -23,6 +23,7 @@ use http::{HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt;
 use tokio::sync::Mutex;
 
+use super::placed::Placed;
 use super::{CREDENTIALS_TIMEOUT, Endpoint, Error, IDLE_TIMEOUT, Place, Settings, Shared, is_region, words_of};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::Function;
@@ -98,6 +99,15 @@ impl Passthrough for LambdaPassthrough {
         })?;
         let response = response.try_into_http1x().map_err(|error| Failed::Lost(words_of(&error)))?;
         Ok(response.map(BodyExt::boxed_unsync))
+    }
+}
+
+impl Passthrough for Placed<LambdaPassthrough> {
+    async fn call(&self, call: Call) -> Result<Response<AnswerBody>, Failed> {
+        match self {
+            Self::At(passthrough) => passthrough.call(call).await,
+            Self::Nowhere(error) => Err(Failed::NotSent(error.to_string())),
+        }
     }
 }
 
