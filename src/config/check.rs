@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 
 use super::endpoint;
-use super::passthrough;
 use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Listen, Log, LogFormat};
+use super::{passthrough, rules};
 use crate::dispatch::Policy;
 use crate::event::{FunctionName, PAYLOAD_BYTES_MAX};
 use crate::{aws, deadletter, dispatch, ingest, outbox};
@@ -42,6 +42,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
 
     let ingest = ingest(r, region);
     let passthrough = passthrough::read(r);
+    let rules = rules::read(r);
     let outbox = outbox(r);
     let dispatch = dispatch(r);
     let dead_letter = dead_letter(r);
@@ -57,6 +58,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         listen: listen?,
         ingest: ingest?,
         passthrough: passthrough?,
+        rules: rules?,
         outbox: outbox?,
         lambda,
         sqs,
