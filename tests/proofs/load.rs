@@ -84,10 +84,21 @@ impl Load {
         pause: Duration,
         on_ack: impl Fn(&Ack) + Send + Sync + 'static,
     ) -> Self {
+        Self::start_from(0, to, clients, pause, on_ack)
+    }
+
+    /// The same, with events numbered from `first`.
+    pub fn start_from(
+        first: u64,
+        to: SocketAddr,
+        clients: usize,
+        pause: Duration,
+        on_ack: impl Fn(&Ack) + Send + Sync + 'static,
+    ) -> Self {
         let shared = Arc::new(Shared {
             to,
             stop: AtomicBool::new(false),
-            next: AtomicU64::new(0),
+            next: AtomicU64::new(first),
             acks: Mutex::default(),
             violations: Mutex::default(),
             on_ack: Box::new(on_ack),
