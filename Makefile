@@ -25,6 +25,10 @@ test: $(VENV)/.made ## run every test, with the real parts in .venv
 demo: ## see sendoff lose nothing: no AWS account, nothing but the binary
 	$(CARGO) run --locked --quiet -- demo
 
+.PHONY: bench
+bench: ## measure, each system beside a simpler one: tables here, JSON in target/bench (docs/performance.md)
+	$(CARGO) bench --locked --bench bench
+
 .PHONY: lint
 lint: fmt clippy doc deny ## every gate that is not a test
 
@@ -36,9 +40,10 @@ fmt: ## fail on what `cargo fmt` would change
 clippy: ## fail on any compiler or clippy warning
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
+# Private items are documented too, for those who work on sendoff, so links to them lead somewhere.
 .PHONY: doc
 doc: ## fail on any warning of the documentation
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --no-deps --document-private-items
 
 .PHONY: deny
 deny: $(TOOLS)/.made ## fail on a dependency, licence or source that deny.toml does not allow

@@ -17,7 +17,11 @@ use aws_smithy_types::timeout::TimeoutConfig;
 
 pub mod lambda;
 
+pub mod passthrough;
+
 pub mod sqs;
+
+pub mod placed;
 
 #[cfg(test)]
 mod testing;

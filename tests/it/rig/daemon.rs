@@ -55,9 +55,14 @@ impl Setup {
         self
     }
 
+    /// Starts it and waits for nothing.
+    pub fn spawn(&self) -> Process {
+        Process::spawn("sendoff", &mut self.command())
+    }
+
     /// Starts it and waits until it is ready.
     pub fn start(&self) -> Daemon {
-        let process = Process::spawn("sendoff", &mut self.command());
+        let process = self.spawn();
         let ready = process.line(PATIENCE, |line| log_fields(line).filter(|fields| fields["message"] == "ready"));
         let Some(ready) = ready else { panic!("sendoff ended before it was ready: {:?}", process.lines()) };
         let bound = |field: &str| -> SocketAddr {
@@ -127,11 +132,6 @@ impl Daemon {
         eventually("the store is empty", || (self.stored() == 0.0).then_some(()));
     }
 
-    /// The fields of every log record so far.
-    pub fn log(&self) -> Vec<Value> {
-        self.process.lines().iter().filter_map(|line| log_fields(line)).collect()
-    }
-
     /// Waits for a log record that `fits`.
     pub fn wait_for_log(&self, fits: impl Fn(&Value) -> bool) -> Value {
         self.process
@@ -150,10 +150,6 @@ impl Daemon {
     /// How it ended, once it has.
     pub fn wait(mut self) -> ExitStatus {
         self.process.wait(PATIENCE)
-    }
-
-    pub fn runs(&mut self) -> bool {
-        self.process.runs()
     }
 }
 
