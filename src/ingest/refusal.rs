@@ -24,6 +24,8 @@ const ECHO_CHARS_MAX: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     UnknownOperation,
+    /// Sent by a web page.
+    FromBrowser,
     MethodNotAllowed {
         allow: &'static str,
     },
@@ -168,6 +170,7 @@ impl Refusal {
             | Self::Full { retry_after, .. }
             | Self::Unavailable { retry_after, .. } => Some(*retry_after),
             Self::UnknownOperation
+            | Self::FromBrowser
             | Self::MethodNotAllowed { .. }
             | Self::BatchTooLarge { .. }
             | Self::EventUnknown { .. }
@@ -196,6 +199,10 @@ impl Refusal {
         };
         match self {
             Self::UnknownOperation => user(StatusCode::NOT_FOUND, "UnknownOperationException", "unknown-operation"),
+            Self::FromBrowser => Shape {
+                text_field: "Message",
+                ..user(StatusCode::FORBIDDEN, "AccessDeniedException", "from-browser")
+            },
             Self::EventUnknown { .. } => Shape {
                 text_field: "Message",
                 ..user(StatusCode::NOT_FOUND, "ResourceNotFoundException", "event-unknown")
@@ -247,6 +254,9 @@ impl Refusal {
         match self {
             Self::UnknownOperation => "sendoff serves Lambda's Invoke and InvokeAsync: \
                 POST /2015-03-31/functions/{FunctionName}/invocations, and POST /v1/events"
+                .to_owned(),
+            Self::FromBrowser => "requests with an Origin are refused: a web page must not invoke functions with the \
+                rights of the machine that shows it"
                 .to_owned(),
             Self::MethodNotAllowed { allow } => format!("this path takes {allow} only"),
             Self::BatchTooLarge { limit } => format!("a batch is at most {limit}: send it in parts"),

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{EXPECT, HeaderName, HeaderValue};
+use http::header::{EXPECT, HeaderName, HeaderValue, ORIGIN};
 use http::request::Parts as Head;
 use http::{Request, Response, StatusCode};
 use http_body_util::{Either, Full};
@@ -118,8 +118,14 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let (head, body) = request.into_parts();
         let mut body = pin!(body);
         let native = head.uri.path().starts_with("/v1/");
-        let answer =
-            if native { self.native(&head, body.as_mut()).await } else { self.lambda(&head, body.as_mut()).await };
+        // Callers are not authenticated, and any page in a browser on this machine reaches loopback; only browsers send it.
+        let answer = if head.headers.contains_key(ORIGIN) {
+            Err(Refusal::FromBrowser)
+        } else if native {
+            self.native(&head, body.as_mut()).await
+        } else {
+            self.lambda(&head, body.as_mut()).await
+        };
         match answer {
             Ok(answer) => answer,
             Err(refusal) => {
@@ -271,6 +277,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
                 tracing::warn!(why, "refusing events: the outbox cannot store");
             }
             Refusal::UnknownOperation
+            | Refusal::FromBrowser
             | Refusal::MethodNotAllowed { .. }
             | Refusal::BatchTooLarge { .. }
             | Refusal::EventUnknown { .. }

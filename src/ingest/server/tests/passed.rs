@@ -84,6 +84,18 @@ async fn what_cannot_be_passed_through_is_said_in_lambdas_shape() {
 }
 
 #[tokio::test]
+async fn a_web_page_invokes_nothing() {
+    let (door, fake) = open_door(CALLS);
+    let origin = ("origin", "https://evil.example");
+    for target in [INVOKE, "/v1/events"] {
+        let headers = [origin, ("content-type", "text/plain")];
+        let reply = pass(&door, target, &headers, "{\"function\":\"orders\"}").await;
+        assert_eq!((reply.status, reply.header("x-amzn-errortype")), (403, "AccessDeniedException"));
+    }
+    assert!(fake.calls.lock().unwrap().is_empty() && door.outbox.is_empty());
+}
+
+#[tokio::test]
 async fn calls_in_flight_are_limited_and_events_are_not_touched() {
     let (door, _fake) = open_door(CALLS);
     let mut held: Vec<_> = (0..2).map(|_| Box::pin(door.handle(post(INVOKE, &[], "{}")))).collect();
