@@ -13,6 +13,8 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::outbox::{Census, Outbox, Place};
 
+pub mod status;
+
 /// Whether the daemon can keep its promises, and if not, why. Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
 pub struct Readiness {

@@ -11,19 +11,23 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::activation::Inherited;
+use crate::admin::status::Status;
 use crate::admin::{Admin, Readiness};
 use crate::aws;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Listen};
 use crate::deadletter::DeadLetters;
 use crate::dispatch::Dispatch;
 use crate::http::{Limits, Server};
 use crate::ingest::server::Door;
 use crate::metrics::Metrics;
+use crate::notify;
 use crate::outbox::engine::{Engine, OpenError};
 use crate::outbox::sled::SledKv;
 use crate::outbox::writer::{Handle, Writer};
 use crate::outbox::{self, Outbox};
+use crate::reload::Reload;
 use crate::shutdown::{self, Stop};
 
 /// How often what is remembered for a while is swept, at most: a full pass over all keys.
@@ -58,7 +62,7 @@ pub enum Ended {
 
 /// Runs until SIGTERM or SIGINT, or until the outbox fails. A second signal ends the process at once, which is as safe as
 /// any crash.
-pub async fn run(config: Config) -> Result<Ended, Error> {
+pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let clock = Clock::system();
     let metrics = Arc::new(Metrics::new().map_err(|error| Error::System {
         doing: "registering metrics",
@@ -69,16 +73,19 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
         tracing::warn!(variable, "ignored: it points at this daemon's own listener");
     }
 
-    let ingest = bind(&config.listen.ingest.to_string()).await?;
-    let admin = bind(&config.listen.admin.to_string()).await?;
-    let unix = config.listen.unix.as_deref().map(bind_unix).transpose()?;
+    let Listeners { ingest, unix, admin } = Listeners::open(&config.listen).await?;
     let (stop, door, stages) = (Stop::default(), TaskTracker::new(), TaskTracker::new());
     let admin_stop = CancellationToken::new();
     let readiness = Readiness::new(&metrics);
     let operator = Admin::<Handle>::new(readiness.clone(), metrics.clone(), clock.clone());
     let admin_address = address(&admin)?;
     let admin_tasks = TaskTracker::new();
-    serve_admin(admin, &operator, &config, &clock, &admin_stop, &admin_tasks);
+    let status = Status::new(operator.clone(), reload.level().clone());
+    serve_admin(admin, operator.router().merge(status.router()), &config, &clock, &admin_stop, &admin_tasks);
+    admin_tasks.spawn(notify::pulse(status, clock.clone(), admin_stop.clone()));
+    let policies = reload.dispatch();
+    let hangup = Reload::signal().map_err(|source| Error::System { doing: "listening for signals", source })?;
+    admin_tasks.spawn(reload.run(hangup, admin_stop.clone()));
 
     let (outbox, writer) = open(&config, &clock, &metrics).await?;
     operator.outbox_is(Some(outbox.clone()));
@@ -87,12 +94,12 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let sqs = aws::sqs::Sqs::new(&shared, &config.sqs)?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
-    stages.spawn(report("dispatch", dispatch.run(stop.clone())));
+    stages.spawn(report("dispatch", dispatch.following(policies).run(stop.clone())));
     let letters = DeadLetters::new(outbox.clone(), sqs, config.dead_letter.clone(), clock.clone(), metrics.clone());
     stages.spawn(report("dead letters", letters.run(stop.clone())));
     stages.spawn(report("sweep", sweep(outbox.clone(), clock.clone(), config.outbox.clone(), stop.leasing.clone())));
 
-    let ingest_address = address(&ingest)?;
+    let ingest_address = ingest.first().map(address).transpose()?.unwrap_or_default();
     let mut settings = config.ingest.clone();
     settings.region = settings.region.or_else(|| shared.region().map(str::to_owned));
     let limits = limits(&settings, settings.connections_max);
@@ -101,15 +108,18 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
         let service = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).service();
-        if let Some(unix) = unix {
+        for unix in unix {
             door.spawn(server.clone().serve(unix, service.clone()));
         }
-        door.spawn(server.serve(ingest, service));
+        for ingest in ingest {
+            door.spawn(server.clone().serve(ingest, service.clone()));
+        }
     }
 
     readiness.ready();
     let state_dir = config.state_dir.display().to_string();
     tracing::info!(ingest = ingest_address, admin = admin_address, state_dir, "ready");
+    notify::ready();
     let ended = run_until_stopped(&outbox, &readiness, &stop, &door, &stages, config.grace).await?;
 
     operator.outbox_is(None);
@@ -138,11 +148,13 @@ async fn run_until_stopped(
         signal = shutdown::requested() => {
             let signal = signal.map_err(|source| Error::System { doing: "listening for signals", source })?;
             readiness.not_ready("draining");
+            notify::stopping(signal);
             tracing::info!(signal, grace = ?grace, "draining: no new requests, no new attempts");
             false
         }
         () = until_poisoned(outbox) => {
             readiness.not_ready("outbox is poisoned");
+            notify::stopping("outbox is poisoned");
             true
         }
     };
@@ -176,7 +188,7 @@ async fn until_poisoned(outbox: &Handle) {
 
 fn serve_admin(
     listener: TcpListener,
-    operator: &Admin<Handle>,
+    router: axum::Router,
     config: &Config,
     clock: &Clock,
     stop: &CancellationToken,
@@ -184,7 +196,7 @@ fn serve_admin(
 ) {
     let limits = limits(&config.ingest, ADMIN_CONNECTIONS_MAX);
     let server = Server::new(limits, None, clock.clone(), stop.clone(), tasks.clone());
-    tasks.spawn(server.serve(listener, TowerToHyperService::new(operator.router())));
+    tasks.spawn(server.serve(listener, TowerToHyperService::new(router)));
 }
 
 fn limits(settings: &crate::ingest::Settings, connections_max: usize) -> Limits {
@@ -193,6 +205,35 @@ fn limits(settings: &crate::ingest::Settings, connections_max: usize) -> Limits 
         headers_max: settings.headers_max,
         header_bytes_max: settings.header_bytes_max,
         header_timeout: settings.header_timeout,
+    }
+}
+
+/// Where requests come from.
+struct Listeners {
+    ingest: Vec<TcpListener>,
+    unix: Vec<UnixListener>,
+    admin: TcpListener,
+}
+
+impl Listeners {
+    /// Those that a service manager opened for us; of each kind that it did not, those of the configuration.
+    async fn open(listen: &Listen) -> Result<Self, Error> {
+        let system = |source| Error::System { doing: "taking over sockets", source };
+        let inherited = Inherited::take().map_err(system)?;
+        let ingest = inherited.ingest.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>();
+        let unix = inherited.unix.into_iter().map(UnixListener::from_std).collect::<io::Result<Vec<_>>>();
+        let (mut ingest, mut unix) = (ingest.map_err(system)?, unix.map_err(system)?);
+        if ingest.is_empty() {
+            ingest.push(bind(&listen.ingest.to_string()).await?);
+        }
+        if unix.is_empty() {
+            unix.extend(listen.unix.as_deref().map(bind_unix).transpose()?);
+        }
+        let admin = match inherited.admin {
+            Some(admin) => TcpListener::from_std(admin).map_err(system)?,
+            None => bind(&listen.admin.to_string()).await?,
+        };
+        Ok(Self { ingest, unix, admin })
     }
 }
 
