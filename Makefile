@@ -36,9 +36,10 @@ fmt: ## fail on what `cargo fmt` would change
 clippy: ## fail on any compiler or clippy warning
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
+# Private items are documented too, for those who work on sendoff, so links to them lead somewhere.
 .PHONY: doc
 doc: ## fail on any warning of the documentation
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --no-deps --document-private-items
 
 .PHONY: deny
 deny: $(TOOLS)/.made ## fail on a dependency, licence or source that deny.toml does not allow

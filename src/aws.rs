@@ -19,6 +19,8 @@ pub mod lambda;
 
 pub mod sqs;
 
+pub mod placed;
+
 #[cfg(test)]
 mod testing;
 

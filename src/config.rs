@@ -22,6 +22,8 @@ pub mod endpoint;
 
 pub mod check;
 
+pub mod level;
+
 pub use problem::{Origin, Problem, Problems};
 pub use raw::{Entry, Value};
 

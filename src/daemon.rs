@@ -1,22 +1,21 @@
 //! Builds the stages, runs them, drains them: the only file that knows them all.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::activation::Inherited;
 use crate::admin::status::Status;
 use crate::admin::{Admin, Readiness};
 use crate::aws;
+use crate::aws::placed::Placed;
 use crate::clock::Clock;
-use crate::config::{Config, Listen};
+use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::dispatch::Dispatch;
 use crate::http::{Limits, Server};
@@ -29,6 +28,10 @@ use crate::outbox::writer::{Handle, Writer};
 use crate::outbox::{self, Outbox};
 use crate::reload::Reload;
 use crate::shutdown::{self, Stop};
+
+mod listeners;
+
+use listeners::Listeners;
 
 /// How often what is remembered for a while is swept, at most: a full pass over all keys.
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3_600);
@@ -56,6 +59,8 @@ pub enum Ended {
     Drained,
     /// The grace ran out; what was in flight is still in the outbox, uncharged.
     CutOff,
+    /// A second signal came; as after a crash, all that was accepted is in the outbox.
+    AtOnce,
     /// The outbox failed; a restart recovers.
     Poisoned,
 }
@@ -73,7 +78,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
         tracing::warn!(variable, "ignored: it points at this daemon's own listener");
     }
 
-    let Listeners { ingest, unix, admin } = Listeners::open(&config.listen).await?;
+    let Listeners { ingest, admin, unix } = Listeners::open(&config.listen).await?;
     let (stop, door, stages) = (Stop::default(), TaskTracker::new(), TaskTracker::new());
     let admin_stop = CancellationToken::new();
     let readiness = Readiness::new(&metrics);
@@ -88,10 +93,12 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     admin_tasks.spawn(reload.run(hangup, admin_stop.clone()));
 
     let (outbox, writer) = open(&config, &clock, &metrics).await?;
+    // Only now: the store's lock tells that no other daemon listens on the socket file that is replaced here.
+    let unix = unix.open()?;
     operator.outbox_is(Some(outbox.clone()));
     let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
-    let lambda = aws::lambda::Lambda::new(&shared, &config.lambda)?;
-    let sqs = aws::sqs::Sqs::new(&shared, &config.sqs)?;
+    let lambda = Placed::of(aws::lambda::Lambda::new(&shared, &config.lambda))?;
+    let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
     stages.spawn(report("dispatch", dispatch.following(policies).run(stop.clone())));
@@ -108,7 +115,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
         let service = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).service();
-        for unix in unix {
+        for unix in unix.listeners {
             door.spawn(server.clone().serve(unix, service.clone()));
         }
         for ingest in ingest {
@@ -121,13 +128,16 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     tracing::info!(ingest = ingest_address, admin = admin_address, state_dir, "ready");
     notify::ready();
     let ended = run_until_stopped(&outbox, &readiness, &stop, &door, &stages, config.grace).await?;
+    if ended == Ended::AtOnce {
+        return Ok(ended);
+    }
 
     operator.outbox_is(None);
     drop(outbox);
     admin_stop.cancel();
     admin_tasks.close();
     admin_tasks.wait().await;
-    if let Some(path) = &config.listen.unix {
+    if let Some(path) = &unix.own_path {
         drop(std::fs::remove_file(path)); // the next start would remove it too
     }
     close(writer).await?;
@@ -164,7 +174,7 @@ async fn run_until_stopped(
         signal = shutdown::requested() => {
             let signal = signal.map_err(|source| Error::System { doing: "listening for signals", source })?;
             tracing::warn!(signal, "second signal: ending at once, the outbox keeps what is left");
-            false
+            return Ok(Ended::AtOnce);
         }
     };
     Ok(match (poisoned || outbox.poisoned().is_some(), drained) {
@@ -206,51 +216,6 @@ fn limits(settings: &crate::ingest::Settings, connections_max: usize) -> Limits 
         header_bytes_max: settings.header_bytes_max,
         header_timeout: settings.header_timeout,
     }
-}
-
-/// Where requests come from.
-struct Listeners {
-    ingest: Vec<TcpListener>,
-    unix: Vec<UnixListener>,
-    admin: TcpListener,
-}
-
-impl Listeners {
-    /// Those that a service manager opened for us; of each kind that it did not, those of the configuration.
-    async fn open(listen: &Listen) -> Result<Self, Error> {
-        let system = |source| Error::System { doing: "taking over sockets", source };
-        let inherited = Inherited::take().map_err(system)?;
-        let ingest = inherited.ingest.into_iter().map(TcpListener::from_std).collect::<io::Result<Vec<_>>>();
-        let unix = inherited.unix.into_iter().map(UnixListener::from_std).collect::<io::Result<Vec<_>>>();
-        let (mut ingest, mut unix) = (ingest.map_err(system)?, unix.map_err(system)?);
-        if ingest.is_empty() {
-            ingest.push(bind(&listen.ingest.to_string()).await?);
-        }
-        if unix.is_empty() {
-            unix.extend(listen.unix.as_deref().map(bind_unix).transpose()?);
-        }
-        let admin = match inherited.admin {
-            Some(admin) => TcpListener::from_std(admin).map_err(system)?,
-            None => bind(&listen.admin.to_string()).await?,
-        };
-        Ok(Self { ingest, unix, admin })
-    }
-}
-
-async fn bind(address: &str) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Bind { address: address.to_owned(), source })
-}
-
-/// A socket file that a killed daemon left behind is in the way of `bind`; the store's lock, taken later, tells apart a
-/// daemon that still runs.
-fn bind_unix(path: &Path) -> Result<UnixListener, Error> {
-    let shown = |source| Error::Bind { address: path.display().to_string(), source };
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(shown(error)),
-    }
-    UnixListener::bind(path).map_err(shown)
 }
 
 fn address(listener: &TcpListener) -> Result<String, Error> {

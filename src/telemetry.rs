@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::config::level::{LevelError, parse};
 use crate::config::{Log, LogFormat};
 
 /// Why logging could not be set up.
@@ -21,15 +22,6 @@ pub enum Error {
     Level(#[from] ParseError),
     #[error("logging is set up already")]
     Twice(#[from] SetGlobalDefaultError),
-}
-
-/// Why a level was not taken over.
-#[derive(Debug, thiserror::Error)]
-pub enum LevelError {
-    #[error("{why}")]
-    NoFilter { why: String },
-    #[error("the log has ended")]
-    Gone,
 }
 
 /// Sends this process's log, and its panics, to stderr. Colours only on a terminal, and not under `NO_COLOR`.
@@ -59,7 +51,7 @@ impl LogLevel {
 
     /// Takes over another filter, or leaves the present one if `text` is none.
     pub fn set(&self, text: &str) -> Result<(), LevelError> {
-        let filter = parse_level(text)?;
+        let filter = parse(text)?;
         // One change at a time, so that text and filter stay together.
         let mut present = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         (self.set)(filter)?;
@@ -71,20 +63,6 @@ impl LogLevel {
 impl fmt::Debug for LogLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "log level {}", self.get())
-    }
-}
-
-/// The filter that `text` is. Stricter than the filter's own reading, which takes a mistyped level for a module's name
-/// and then shows nothing at all.
-pub fn parse_level(text: &str) -> Result<EnvFilter, LevelError> {
-    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    match text.split(',').map(str::trim).find(|directive| !directive.contains('=') && !is_level(directive)) {
-        Some("") => Err(LevelError::NoFilter { why: "has an empty part".to_owned() }),
-        Some(word) => Err(LevelError::NoFilter { why: format!("{word:?} is not a level") }),
-        None => {
-            EnvFilter::try_new(text).map_err(|error| LevelError::NoFilter { why: format!("not a filter: {error}") })
-        }
     }
 }
 

@@ -22,7 +22,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let environment = environment.clone();
     let reload = Reload::new(&loaded, level, move || options.config.clone().load(&environment));
     match super::runtime()?.block_on(daemon::run(loaded.config, reload)) {
-        Ok(Ended::Drained | Ended::CutOff) => Ok(()),
+        Ok(Ended::Drained | Ended::CutOff | Ended::AtOnce) => Ok(()),
         Ok(Ended::Poisoned) => {
             Err(Failure::saying(Exit::Internal, "a write to the outbox failed; a restart recovers what was accepted"))
         }

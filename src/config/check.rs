@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::endpoint;
 use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Listen, Log, LogFormat};
+use super::{endpoint, level};
 use crate::dispatch::Policy;
 use crate::event::{FunctionName, PAYLOAD_BYTES_MAX};
-use crate::{aws, deadletter, dispatch, ingest, outbox, telemetry};
+use crate::{aws, deadletter, dispatch, ingest, outbox};
 
 /// Below this, the largest payload that Lambda takes would never get through.
 const ONE_PAYLOAD: u64 = PAYLOAD_BYTES_MAX as u64;
@@ -371,7 +371,7 @@ fn log(r: &mut Reader, environment: &Environment) -> Option<Log> {
 fn level(r: &mut Reader) -> Option<String> {
     const KEY: &str = "log.level";
     let text = r.text(KEY)?;
-    match telemetry::parse_level(&text) {
+    match level::parse(&text) {
         Ok(_) => Some(text),
         Err(error) => {
             let hint = "write it like \"info\" or \"info,sendoff::dispatch=debug\"";

@@ -2,9 +2,11 @@
 
 use serde_json::json;
 
+use crate::rig::lambda::Lambda;
 use crate::rig::ministack::MiniStack;
+use crate::rig::sender::Sender;
 use crate::rig::sqs::Sqs;
-use crate::rig::{eventually, python};
+use crate::rig::{eventually, lossy, python};
 
 #[test]
 fn the_aws_cli_is_there() {
@@ -42,4 +44,29 @@ fn ministack_runs_a_function_that_the_cli_made() {
             .arg(scratch.path().join("answer")),
     );
     eventually("the function has run", || scratch.path().join("alone").exists().then_some(()));
+}
+
+#[test]
+fn boto3_calls_again_when_its_answer_is_swallowed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let lambda = Lambda::start();
+    let proxy = lossy::proxy(lambda.endpoint_url().strip_prefix("http://").unwrap().parse().unwrap(), 1);
+    let job = [("orders".to_owned(), "twice".to_owned())];
+    let accepted = Sender::start(&format!("http://{proxy}"), 1, scratch.path(), &job).finish();
+    assert_eq!(accepted.keys().collect::<Vec<_>>(), ["twice"]);
+    assert_eq!(lambda.taken().get("twice"), Some(&2));
+}
+
+#[test]
+fn the_stand_in_throttles_until_told_otherwise() {
+    let scratch = tempfile::tempdir().unwrap();
+    let lambda = Lambda::start();
+    lambda.throttle_all();
+    let jobs: Vec<_> = (0..8).map(|n| (format!("orders-{n}"), format!("id-{n}"))).collect();
+    let sender = Sender::start(&lambda.endpoint_url(), 4, scratch.path(), &jobs);
+    eventually("boto3 is throttled", || (lambda.requests() > 8).then_some(()));
+    assert!(lambda.taken().is_empty());
+    lambda.take_all();
+    assert_eq!(sender.finish().len(), jobs.len());
+    assert!(lambda.taken().values().all(|&times| times == 1));
 }

@@ -127,11 +127,6 @@ impl Daemon {
         eventually("the store is empty", || (self.stored() == 0.0).then_some(()));
     }
 
-    /// The fields of every log record so far.
-    pub fn log(&self) -> Vec<Value> {
-        self.process.lines().iter().filter_map(|line| log_fields(line)).collect()
-    }
-
     /// Waits for a log record that `fits`.
     pub fn wait_for_log(&self, fits: impl Fn(&Value) -> bool) -> Value {
         self.process
@@ -150,10 +145,6 @@ impl Daemon {
     /// How it ended, once it has.
     pub fn wait(mut self) -> ExitStatus {
         self.process.wait(PATIENCE)
-    }
-
-    pub fn runs(&mut self) -> bool {
-        self.process.runs()
     }
 }
 

@@ -76,8 +76,9 @@ impl Process {
 
     /// SIGKILL to it and all its children; returns once it is gone.
     pub fn kill9(&mut self) {
-        // Fails only if nothing of the group is left.
-        drop(rustix::process::kill_process_group(self.pid(), Signal::KILL));
+        if let Err(why) = rustix::process::kill_process_group(self.pid(), Signal::KILL) {
+            assert_eq!(why, rustix::io::Errno::SRCH, "nothing of the group is left");
+        }
         self.child.wait().expect("reap our own child");
     }
 
@@ -91,10 +92,6 @@ impl Process {
             assert!(begun.elapsed() < patience, "{} still runs after {patience:?}", self.name);
             std::thread::sleep(Duration::from_millis(10));
         }
-    }
-
-    pub fn runs(&mut self) -> bool {
-        self.child.try_wait().expect("ask after our own child").is_none()
     }
 
     fn pid(&self) -> Pid {

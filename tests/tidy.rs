@@ -1,0 +1,407 @@
+//! The rules of the house that no compiler checks (CONTRIBUTING.md has the reasons). A scan of text, and a table a rule.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Which modules of ours a module may name, itself aside. The longest path that fits counts.
+const MAY_KNOW: &[(&str, &[&str])] = &[
+    ("main", &["sendoff"]),
+    ("lib", &[]),
+    // the values that flow
+    ("clock", &[]),
+    ("event", &["clock"]),
+    ("metrics", &["event"]),
+    // the stages: never each other, they meet in the outbox
+    ("outbox", &["event", "clock", "metrics"]),
+    ("ingest", &["event", "clock", "metrics", "outbox", "http", "shutdown"]),
+    ("dispatch", &["event", "clock", "metrics", "outbox", "shutdown", "backoff"]),
+    ("deadletter", &["event", "clock", "metrics", "outbox", "shutdown", "backoff"]),
+    // what serves a stage knows that stage
+    ("aws", &["event", "clock"]),
+    ("aws::lambda", &["event", "clock", "dispatch"]),
+    ("aws::sqs", &["event", "clock", "deadletter"]),
+    // around them
+    ("backoff", &["clock"]),
+    ("http", &["clock"]),
+    ("shutdown", &[]),
+    ("telemetry", &["config"]),
+    ("activation", &[]),
+    ("notify", &["admin", "clock", "outbox"]),
+    ("reload", &["config", "dispatch", "notify", "telemetry"]),
+    ("admin", &["event", "clock", "metrics", "outbox", "http", "shutdown", "telemetry"]),
+    ("config", &["event", "clock", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown"]),
+    ("standin", &["event", "clock", "http"]),
+    // the only ones that know them all
+    (
+        "daemon",
+        &[
+            "event",
+            "clock",
+            "metrics",
+            "ingest",
+            "outbox",
+            "dispatch",
+            "deadletter",
+            "aws",
+            "admin",
+            "http",
+            "config",
+            "shutdown",
+            "telemetry",
+            "activation",
+            "notify",
+            "reload",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "event",
+            "clock",
+            "config",
+            "daemon",
+            "http",
+            "outbox",
+            "shutdown",
+            "standin",
+            "telemetry",
+            "admin",
+            "aws",
+            "reload",
+        ],
+    ),
+];
+
+/// Words that code may use in some files only: (word, where, why). `where` is a path prefix below src.
+const ONLY_IN: &[(&str, &[&str], &str)] = &[
+    ("aws_config", &["aws"], "only aws/ names the SDK"),
+    ("aws_sdk_lambda", &["aws"], "only aws/ names the SDK"),
+    ("aws_sdk_sqs", &["aws"], "only aws/ names the SDK"),
+    ("aws_smithy_http_client", &["aws"], "only aws/ names the SDK"),
+    ("aws_smithy_runtime_api", &["aws"], "only aws/ names the SDK"),
+    ("aws_smithy_types", &["aws"], "only aws/ names the SDK"),
+    ("sled::", &["outbox/sled"], "only outbox/sled names the engine, so that it can be replaced in one place"),
+    ("SystemTime", &["clock.rs"], "only the clock knows the time, or the simulation is none"),
+    ("fastrand::", &["clock.rs"], "only the clock draws random numbers, or a seed does not repeat a run"),
+    ("env::var", &["config"], "only config/ reads the environment"),
+    ("env::vars", &["config"], "only config/ reads the environment"),
+    ("env::var_os", &["config"], "only config/ reads the environment"),
+    ("env::vars_os", &["config"], "only config/ reads the environment"),
+];
+
+/// Words that stand for work left undone.
+const UNDONE: &[&str] = &["TO\x44O", "FIX\x4dE", "X\x58X", "todo\x21", "unimplemented\x21"];
+
+/// Lines of a file at most, tests included: beyond them there is an idea that splits it.
+const LINES_MAX: usize = 700;
+
+/// Files that may be longer, and why.
+const LONG: &[(&str, &str)] = &[];
+
+/// Folders and files whose metric names must exist.
+const TELL_OF_METRICS: &[&str] = &["README.md", "ARCHITECTURE.md", "docs", "config", "deploy"];
+
+/// Names that look like metrics there and are none.
+const NO_METRICS: &[&str] = &[];
+
+#[test]
+fn modules_know_only_whom_they_may() {
+    assert_none(sources().iter().flat_map(|(path, text)| forbidden_acquaintances(path, text)));
+}
+
+#[test]
+fn words_stand_only_where_they_may() {
+    assert_none(sources().iter().flat_map(|(path, text)| misplaced_words(path, text)));
+}
+
+#[test]
+fn nothing_is_left_undone_and_no_file_is_too_long() {
+    let files = ["src", "tests", "benches"].iter().flat_map(|folder| files_below(folder, &["rs", "py"]));
+    assert_none(files.flat_map(|(path, text)| undone(&path, &text).into_iter().chain(too_long(&path, &text))));
+}
+
+#[test]
+fn metrics_that_are_written_about_exist() {
+    let known = metric_names(&read("src/metrics.rs"));
+    assert!(known.len() > 10, "the names are no longer found in src/metrics.rs: {known:?}");
+    let texts =
+        TELL_OF_METRICS.iter().flat_map(|path| files_below(path, &["md", "toml", "yaml", "yml", "json", "rules"]));
+    assert_none(texts.flat_map(|(path, text)| unknown_metrics(&path, &text, &known)));
+}
+
+#[test]
+fn every_broken_rule_is_found() {
+    // Who may know whom: groups, tests aside, comments and strings aside, and modules that the table does not have.
+    let found = |path: &str, text: &str| forbidden_acquaintances(path, text).len();
+    assert_eq!(found("dispatch/lane.rs", "use crate::event::Event;\nuse crate::dispatch::Policy;"), 0);
+    assert_eq!(found("dispatch/lane.rs", "use crate::ingest::server;"), 1);
+    assert_eq!(found("dispatch.rs", "use crate::{event, deadletter::{Ship, ship}, config};"), 2);
+    assert_eq!(found("dispatch.rs", "fn f() -> crate::aws::Settings {}"), 1);
+    assert_eq!(
+        found("dispatch.rs", "// crate::aws\nconst S: &str = \"crate::aws\"; const R: &str = r#\"\"crate::aws\"#;"),
+        0
+    );
+    assert_eq!(found("dispatch.rs", "#[cfg(test)]\nmod tests {\n use crate::aws::lambda;\n}"), 0);
+    assert_eq!(found("dispatch/tests.rs", "use crate::aws::lambda;"), 0);
+    assert_eq!(found("aws/lambda.rs", "use crate::dispatch::Invoke;"), 0);
+    assert_eq!(found("aws/sqs.rs", "use crate::dispatch::Invoke;"), 1);
+    assert_eq!(found("metrics.rs", "use super::daemon;"), 1, "the long way round");
+    assert_eq!(found("unheard_of.rs", ""), 1, "a module without a row");
+
+    let found = |path: &str, text: &str| misplaced_words(path, text).len();
+    assert_eq!(found("aws/lambda.rs", "use aws_sdk_lambda::Client;"), 0);
+    assert_eq!(found("daemon.rs", "use aws_sdk_lambda::Client;"), 1);
+    assert_eq!(found("outbox/sled.rs", "let db = sled::open(path);"), 0);
+    assert_eq!(found("outbox/engine.rs", "let db = sled::open(path);"), 1);
+    assert_eq!(found("daemon.rs", "use crate::outbox::sled::Sled;"), 0, "our own module");
+    assert_eq!(found("cli/demo.rs", "std::env::current_exe()"), 0);
+    assert_eq!(found("cli/demo.rs", "std::env::var(name)"), 1);
+    assert_eq!(found("cli/demo.rs", "let c = '\"'; std::env::var(\"X\")"), 1, "a quote as a character opens no string");
+    assert_eq!(found("outbox.rs", "// SystemTime is not ours"), 0);
+    assert_eq!(found("outbox.rs", "fn f<'a>(t: &'a SystemTime) {}"), 1);
+
+    assert_eq!(undone("a.rs", &format!("// {}: later", UNDONE[0])).len(), 1);
+    assert_eq!(undone("a.rs", &format!("{}()", UNDONE[3])).len(), 1);
+    assert_eq!(undone("a.rs", "autodo"), [""; 0]);
+    assert!(too_long("a.rs", &"\n".repeat(LINES_MAX)).is_none());
+    assert!(too_long("a.rs", &"\n".repeat(LINES_MAX + 1)).is_some());
+
+    let known = metric_names(r#"f(r, "sendoff_ingest_seconds"); f(r, "sendoff_ingest_total")"#);
+    let found = |text: &str| unknown_metrics("a.md", text, &known).len();
+    assert_eq!(found("sendoff_ingest_seconds_bucket{le=\"1\"} and sendoff_ingest_total and sendoff_ingest_*"), 0);
+    assert_eq!(found("rate(sendoff_ingest_second[5m]) sendoff_egress_*"), 2);
+}
+
+/// `crate::X` where the module may not know X.
+fn forbidden_acquaintances(path: &str, text: &str) -> Vec<String> {
+    let module = path.trim_end_matches(".rs").replace('/', "::");
+    if is_test(path) {
+        return Vec::new();
+    }
+    let row = MAY_KNOW.iter().filter(|(name, _)| is_within(&module, name)).max_by_key(|(name, _)| name.len());
+    let Some((_, allowed)) = row else { return vec![format!("{path}: MAY_KNOW has no row for it")] };
+    let own = module.split("::").next().unwrap();
+    let code = without_tests(&code_only(text));
+    let mut named = roots_after(&code, "crate::");
+    // From a top-level file `super` is the crate.
+    if !module.contains("::") {
+        named.extend(roots_after(&code, "super::"));
+    }
+    named
+        .into_iter()
+        .filter(|name| name != own && !allowed.contains(&name.as_str()))
+        .map(|name| format!("{path} names {name}, but `{own}` may only know {allowed:?}"))
+        .collect()
+}
+
+fn misplaced_words(path: &str, text: &str) -> Vec<String> {
+    if is_test(path) {
+        return Vec::new();
+    }
+    let code = without_tests(&code_only(text));
+    let misplaced = ONLY_IN.iter().filter(|(word, places, _)| {
+        !places.iter().any(|place| path.starts_with(place)) && words(&code, word).next().is_some()
+    });
+    misplaced.map(|(word, places, why)| format!("{path} uses `{word}`, which is for {places:?}: {why}")).collect()
+}
+
+fn undone(path: &str, text: &str) -> Vec<String> {
+    let lines = text.lines().enumerate();
+    lines
+        .flat_map(|(n, line)| UNDONE.iter().filter(move |word| words(line, word).next().is_some()).map(move |_| n + 1))
+        .map(|line| format!("{path}:{line} leaves something undone: do it, or file an issue"))
+        .collect()
+}
+
+fn too_long(path: &str, text: &str) -> Option<String> {
+    let lines = text.lines().count();
+    let allowed = LONG.iter().any(|(long, _)| *long == path);
+    (lines > LINES_MAX && !allowed)
+        .then(|| format!("{path} has {lines} lines of at most {LINES_MAX}: find the idea that splits it"))
+}
+
+/// Names in a text that begin like ours and are no metrics of `known`. `sendoff_ingest_*` means all that begin so.
+fn unknown_metrics(path: &str, text: &str, known: &BTreeSet<String>) -> Vec<String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    words(text, "sendoff_")
+        .map(|at| text[at..].split(|c| !is_part(c)).next().unwrap())
+        .filter(|name| {
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+            let is_known = known.contains(*name) || base.is_some_and(|base| known.contains(base));
+            let is_prefix = name.ends_with('_') && known.iter().any(|metric| metric.starts_with(*name));
+            !is_known && !is_prefix && !NO_METRICS.contains(name)
+        })
+        .map(|name| format!("{path} names {name}, which src/metrics.rs does not have"))
+        .collect()
+}
+
+fn metric_names(metrics_source: &str) -> BTreeSet<String> {
+    metrics_source
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .filter(|text| text.starts_with("sendoff_"))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn is_within(module: &str, of: &str) -> bool {
+    module.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+}
+
+fn is_test(path: &str) -> bool {
+    path.split('/').any(|part| part == "tests.rs" || part == "tests")
+}
+
+/// The code before the tests at a file's end.
+fn without_tests(code: &str) -> String {
+    let mut lines = code.lines().peekable();
+    let mut kept = String::new();
+    while let Some(line) = lines.next() {
+        if line.trim() == "#[cfg(test)]" && lines.peek().is_some_and(|next| next.trim_start().starts_with("mod ")) {
+            break;
+        }
+        kept.push_str(line);
+        kept.push('\n');
+    }
+    kept
+}
+
+/// The names that directly follow `prefix`, those of a group in braces one by one.
+fn roots_after(code: &str, prefix: &str) -> BTreeSet<String> {
+    words(code, prefix).flat_map(|at| roots(code[at + prefix.len()..].trim_start())).collect()
+}
+
+fn roots(rest: &str) -> Vec<String> {
+    let Some(group) = rest.strip_prefix('{') else { return vec![identifier(rest)] };
+    let (mut depth, mut begins, mut names) = (0, true, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            ',' if depth == 0 => begins = true,
+            c if begins && !c.is_whitespace() => {
+                names.push(identifier(&group[at..]));
+                begins = false;
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+fn identifier(text: &str) -> String {
+    text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
+}
+
+/// Where `word` stands in `text` as a word of its own: not as a part of a longer one, nor as a part of a path.
+fn words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let ends_open = word.ends_with([':', '!', '_']);
+    text.match_indices(word).map(|(at, _)| at).filter(move |&at| {
+        let (before, after) = (&text[..at], &text[at + word.len()..]);
+        let in_path = word.ends_with("::") && word != "crate::" && word != "super::" && before.ends_with("::");
+        !before.ends_with(is_part) && !in_path && (ends_open || !after.starts_with(is_part))
+    })
+}
+
+/// The text with comments, strings and characters blanked out, line for line.
+fn code_only(text: &str) -> String {
+    let mut code = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let blank = blank_len(rest, code.ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_'));
+        if blank == 0 {
+            code.push(first);
+            rest = &rest[first.len_utf8()..];
+        } else {
+            code.extend(rest[..blank].chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
+            rest = &rest[blank..];
+        }
+    }
+    code
+}
+
+/// How many bytes at the start of `rest` are a comment, string or character.
+fn blank_len(rest: &str, within_word: bool) -> usize {
+    let through = |from: usize, end: &str| rest[from..].find(end).map_or(rest.len(), |at| from + at + end.len());
+    if rest.starts_with("//") {
+        return rest.find('\n').unwrap_or(rest.len());
+    }
+    if rest.starts_with("/*") {
+        return through(2, "*/");
+    }
+    let raw = rest.strip_prefix('b').unwrap_or(rest);
+    if !within_word && let Some(raw) = raw.strip_prefix('r') {
+        let hashes = raw.len() - raw.trim_start_matches('#').len();
+        if raw[hashes..].starts_with('"') {
+            let opened = rest.len() - raw.len() + hashes + 1;
+            return through(opened, &format!("\"{}", "#".repeat(hashes)));
+        }
+    }
+    let mut chars = rest.char_indices();
+    match chars.next() {
+        Some((_, '"')) => quoted_len(rest, '"'),
+        // A lifetime has no closing quote after its first character.
+        Some((_, '\'')) => match (chars.next(), chars.next()) {
+            (Some((_, '\\')), _) => quoted_len(rest, '\''),
+            (Some(_), Some((at, '\''))) => at + 1,
+            _ => 0,
+        },
+        _ => 0,
+    }
+}
+
+/// The length of a literal with escapes, its quotes included.
+fn quoted_len(rest: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, c) in rest.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return at + 1,
+            _ => {}
+        }
+    }
+    rest.len()
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|why| panic!("{path}: {why}"))
+}
+
+/// Every Rust file of src, by its path below src.
+fn sources() -> BTreeMap<String, String> {
+    let files = files_below("src", &["rs"]);
+    files.into_iter().map(|(path, text)| (path.strip_prefix("src/").unwrap().to_owned(), text)).collect()
+}
+
+/// The files of these endings below a folder (or the file itself), by path; none if it is not there.
+fn files_below(start: &str, endings: &[&str]) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut left = vec![root().join(start)];
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(path.read_dir().unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|ending| endings.iter().any(|known| ending == *known)) && path.is_file()
+        {
+            found.insert(relative(&path), std::fs::read_to_string(&path).unwrap());
+        }
+    }
+    found
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned()
+}
+
+fn assert_none(problems: impl Iterator<Item = String>) {
+    let problems: Vec<_> = problems.collect();
+    assert!(problems.is_empty(), "{} broken rules:\n{}", problems.len(), problems.join("\n"));
+}
