@@ -26,6 +26,8 @@ pub mod rules;
 
 pub mod check;
 
+pub mod level;
+
 pub use problem::{Origin, Problem, Problems};
 pub use raw::{Entry, Value};
 

@@ -199,10 +199,9 @@ impl Refusal {
         };
         match self {
             Self::UnknownOperation => user(StatusCode::NOT_FOUND, "UnknownOperationException", "unknown-operation"),
-            Self::FromBrowser => Shape {
-                text_field: "Message",
-                ..user(StatusCode::FORBIDDEN, "AccessDeniedException", "from-browser")
-            },
+            Self::FromBrowser => {
+                Shape { text_field: "Message", ..user(StatusCode::FORBIDDEN, "AccessDeniedException", "from-browser") }
+            }
             Self::EventUnknown { .. } => Shape {
                 text_field: "Message",
                 ..user(StatusCode::NOT_FOUND, "ResourceNotFoundException", "event-unknown")
