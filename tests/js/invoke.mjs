@@ -8,7 +8,7 @@ import * as lambda from "@aws-sdk/client-lambda";
 
 const client = new lambda.LambdaClient({ endpoint: process.argv[2] });
 
-const text = (bytes) => (bytes === undefined ? undefined : Buffer.from(bytes).toString());
+const text = (bytes) => (bytes ? Buffer.from(bytes).toString() : bytes);
 
 async function call(operation, args) {
   if (typeof args.Payload === "number") args.Payload = `"${"x".repeat(args.Payload - 2)}"`;
