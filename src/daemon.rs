@@ -101,6 +101,8 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let ingest_address = address(&ingest)?;
     let mut settings = config.ingest.clone();
     settings.region = settings.region.or_else(|| shared.region().map(str::to_owned));
+    let redrives_max = config.dead_letter.redrives_max;
+    operator.rules_are(crate::admin::dead_letters::Rules { names: settings.clone(), redrives_max });
     let limits = limits(&settings, settings.connections_max);
     let connections = Some(metrics.ingest_connections.clone());
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());

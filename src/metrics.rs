@@ -69,6 +69,16 @@ pub struct Metrics {
     pub deadletter_shipped: IntCounterVec,
     /// by code
     pub deadletter_ship_failures: IntCounterVec,
+    /// by function
+    pub deadletter_unshippable: IntCounterVec,
+    /// by queue
+    pub deadletter_queue_messages: IntGaugeVec,
+    /// by queue
+    pub deadletter_queue_retention_seconds: GaugeVec,
+    /// by source
+    pub deadletter_redriven: IntCounterVec,
+    /// by result
+    pub deadletter_redrive_refused: IntCounterVec,
     pub ready: IntGauge,
     pub start_time_seconds: Gauge,
 }
@@ -207,6 +217,36 @@ impl Metrics {
                 "sendoff_deadletter_ship_failures_total",
                 "Dead letters that SQS did not take, by error code; they stay in the store.",
                 &["code"],
+            )?,
+            deadletter_unshippable: counter_vec(
+                r,
+                "sendoff_deadletter_unshippable_total",
+                "Dead letters that no queue can take; they stay in the store, listed.",
+                &["function"],
+            )?,
+            deadletter_queue_messages: int_gauge_vec(
+                r,
+                "sendoff_deadletter_queue_messages",
+                "Messages in a dead-letter queue, about, as SQS last said.",
+                &["queue"],
+            )?,
+            deadletter_queue_retention_seconds: gauge_vec(
+                r,
+                "sendoff_deadletter_queue_retention_seconds",
+                "After this a dead-letter queue deletes a message, read or not.",
+                &["queue"],
+            )?,
+            deadletter_redriven: counter_vec(
+                r,
+                "sendoff_deadletter_redriven_total",
+                "Dead letters accepted again, from a queue or from the store.",
+                &["source"],
+            )?,
+            deadletter_redrive_refused: counter_vec(
+                r,
+                "sendoff_deadletter_redrive_refused_total",
+                "Dead letters that were to be redriven and were not: repeats, those at the ceiling, and others.",
+                &["result"],
             )?,
             ready: int_gauge(r, "sendoff_ready", "1 while the daemon can keep its promises.")?,
             start_time_seconds: register(
