@@ -10,7 +10,7 @@ use http::{StatusCode, header};
 use serde_json::json;
 
 use crate::clock::Clock;
-use crate::dispatch::status::{self, Status};
+use crate::dispatch::status::{self as lanes, Status};
 use crate::metrics::Metrics;
 use crate::outbox::dead::Graveyard;
 use crate::outbox::operator::Operator;
@@ -21,6 +21,8 @@ pub mod dead_letters;
 pub mod functions;
 
 pub mod events;
+
+pub mod status;
 
 /// Whether the daemon can keep its promises, and if not, why. Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
@@ -91,11 +93,11 @@ impl<O: Outbox> Admin<O> {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
     }
 
-    async fn lane_status(&self) -> status::Lanes {
+    async fn lane_status(&self) -> lanes::Lanes {
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match status {
             Some(status) => status.lanes().await,
-            None => status::Lanes::new(),
+            None => lanes::Lanes::new(),
         }
     }
 

@@ -35,6 +35,18 @@ pub mod resume;
 
 pub mod purge;
 
+pub mod operator;
+
+pub mod status;
+
+pub mod healthcheck;
+
+pub mod drain;
+
+pub mod completions;
+
+pub mod man;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
@@ -69,10 +81,15 @@ enum Command {
     Purge(purge::Options),
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
+    Status(status::Options),
+    Healthcheck(healthcheck::Options),
+    Drain(drain::Options),
+    Completions(completions::Options),
+    Man(man::Options),
 }
 
 /// Which configuration to use.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct ConfigOptions {
     /// Configuration file (TOML); without one, defaults and SENDOFF_ variables count
     #[arg(long, value_name = "FILE")]
@@ -108,6 +125,11 @@ pub fn main() -> ExitCode {
         Command::Purge(options) => purge::run(options, &environment),
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),
+        Command::Status(options) => status::run(options, &environment),
+        Command::Healthcheck(options) => healthcheck::run(options, &environment),
+        Command::Drain(options) => drain::run(options, &environment),
+        Command::Completions(options) => completions::run(options),
+        Command::Man(options) => man::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

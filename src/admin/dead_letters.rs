@@ -6,7 +6,6 @@
 use std::sync::PoisonError;
 
 use axum::extract::{Path, Query, State};
-use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
@@ -24,7 +23,7 @@ use crate::ingest;
 use crate::ingest::name::{Parts, is_qualifier};
 use crate::metrics::Metrics;
 use crate::outbox::dead::{BuriedWant, Change, Changed, Filter, Graveyard, Redriven};
-use crate::outbox::{self, BuryReason, History, Place};
+use crate::outbox::{BuryReason, History, Place};
 
 /// Letters of one page, and of one request.
 pub const LETTERS_MAX: usize = 1_000;

@@ -113,7 +113,7 @@ fn collect(asker: &Asker, function: Option<&str>, state: Option<&str>, limit: us
 
 fn table(events: &[Value]) -> Table {
     let mut table = Table::new();
-    table.load_preset(NOTHING);
+    table.load_style(NOTHING);
     table.set_header(["EVENT", "FUNCTION", "STATE", "ACCEPTED", "DUE", "ATTEMPTS", "LAST"]);
     for event in events {
         let cell = |name: &str| text(&event[name]);

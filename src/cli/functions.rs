@@ -31,7 +31,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
 
 fn table(functions: &[Value]) -> Table {
     let mut table = Table::new();
-    table.load_preset(NOTHING);
+    table.load_style(NOTHING);
     table.set_header(["FUNCTION", "DEPTH", "OLDEST", "IN FLIGHT", "LIMIT", "BURIED", "STATE"]);
     for function in functions {
         let age = function["oldest_age_seconds"].as_f64().map_or_else(|| "-".to_owned(), |age| format!("{age:.0}s"));

@@ -5,8 +5,10 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::lane::{Change, FULL_READING_EVERY, Finished, Lanes, Ticket};
 use super::status::{Questions, Status};
@@ -28,6 +30,7 @@ pub struct Dispatch<O, I> {
     clock: Clock,
     metrics: Arc<Metrics>,
     lanes: Lanes,
+    changes: watch::Receiver<Settings>,
     seen: u64,
     next_full_reading: UnixMillis,
     attempts: JoinSet<Attempted>,
@@ -48,6 +51,7 @@ struct Attempted {
 impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     pub fn new(outbox: O, invoke: I, settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let (status, questions) = Status::new();
+        let (_, changes) = watch::channel(settings.clone());
         Self {
             status,
             questions,
@@ -56,6 +60,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             clock,
             metrics,
             lanes: Lanes::new(settings),
+            changes,
             seen: 0,
             next_full_reading: UnixMillis(0),
             attempts: JoinSet::new(),
@@ -66,6 +71,11 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     /// Whom to ask what this dispatch is doing.
     pub fn status(&self) -> Status {
         self.status.clone()
+    }
+
+    /// Takes over settings as they change, without a restart.
+    pub fn following(self, changes: watch::Receiver<Settings>) -> Self {
+        Self { changes, ..self }
     }
 
     /// Works until told to stop leasing; then waits for the attempts in flight, until told to stop working. What is then
@@ -80,6 +90,10 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 () = stop.leasing.cancelled() => break,
                 Some(first) = self.attempts.join_next() => self.settle_finished(first).await?,
                 Some(settled) = self.settling.join_next() => joined(settled)?,
+                Ok(()) = self.changes.changed() => {
+                    let settings = self.changes.borrow_and_update().clone();
+                    self.lanes.reconfigure(settings, self.clock.now());
+                }
                 () = self.outbox.changed(self.seen) => {}
                 Some(question) = self.questions.recv() => self.answer(question),
                 () = self.clock.sleep_until(next) => {}
@@ -181,14 +195,16 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             payload: event.payload.clone(),
             mode: self.lanes.policy(name).mode,
         };
+        let span = tracing::info_span!("attempt", event_id = %event.id, call = leased.history.calls + 1);
         let (invoke, clock) = (self.invoke.clone(), self.clock.clone());
-        self.attempts.spawn(async move {
+        let attempt = async move {
             let began = clock.instant();
             // A panic is a bug; its event must still be settled, and its slot given back.
             let reply = AssertUnwindSafe(async { invoke.invoke(call).await }).catch_unwind().await;
             let reply = reply.unwrap_or_else(|panic| panicked(panic.as_ref()));
             Attempted { leased, ticket, reply, began, ended: clock.instant() }
-        });
+        };
+        self.attempts.spawn(attempt.instrument(span));
     }
 
     /// Settles every attempt that has come back, in one batch.

@@ -166,6 +166,28 @@ impl Lanes {
         self.learn(news, now);
     }
 
+    /// Takes over other settings, for attempts that begin from now on.
+    pub fn reconfigure(&mut self, settings: Settings, now: UnixMillis) {
+        self.rate = Rate::per_second(settings.rate);
+        self.settings = settings;
+        let in_flight_max = self.settings.in_flight_max;
+        self.accounts.values_mut().for_each(|account| account.limiter.set_max(in_flight_max));
+        let ids: Vec<_> = self.lanes.keys().copied().collect();
+        for id in ids {
+            if let Some(lane) = self.lanes.get_mut(&id) {
+                lane.policy = self.settings.policy(&lane.view.function).clone();
+                lane.limiter.set_max(lane.policy.concurrency_max);
+                lane.rate = Rate::per_second(lane.policy.rate);
+                // The hour's count goes on under another ceiling.
+                lane.spend = lane.spend.take().map_or_else(
+                    || SpendGuard::per_hour(lane.policy.invocations_per_hour_max),
+                    |spend| spend.with_max(lane.policy.invocations_per_hour_max),
+                );
+            }
+            self.reschedule(id, now);
+        }
+    }
+
     /// When there will be something to lease; never, if only the end of an attempt can change anything.
     pub fn next_time(&self, now: UnixMillis) -> UnixMillis {
         let expiry = self.expiry.first().map_or(UnixMillis::MAX, |&(time, _)| time);

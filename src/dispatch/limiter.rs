@@ -135,6 +135,12 @@ impl Limiter {
         }
     }
 
+    /// From now on never above `max`, which is at least 1.
+    pub fn set_max(&mut self, max: u32) {
+        self.max = f64::from(max.max(1));
+        self.limit = self.limit.min(self.max);
+    }
+
     /// Attempts that may be in flight; at least 1, at most the maximum.
     pub fn limit(&self) -> u32 {
         self.limit as u32
@@ -211,7 +217,7 @@ impl Limiter {
 
     /// Goes back to the limit of before the useless cuts.
     fn bear(&mut self, now: Instant) {
-        self.limit = self.streak.limit.max(self.borne);
+        self.limit = self.streak.limit.max(self.borne).min(self.max);
         self.step = 1.0;
         self.ceiling = f64::INFINITY;
         self.debt = 0.0;

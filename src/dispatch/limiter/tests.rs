@@ -61,6 +61,17 @@ fn throttles_of_one_round_trip_cut_once() {
 }
 
 #[test]
+fn another_maximum_binds_at_once() {
+    let now = begin();
+    let mut limiter = Limiter::new(64);
+    limiter.set_max(2);
+    assert_eq!(limiter.limit(), 2);
+    limiter.set_max(3);
+    limiter.succeeded(2, None, now);
+    assert_eq!(limiter.limit(), 3);
+}
+
+#[test]
 fn a_limit_that_does_not_bind_does_not_grow() {
     let now = begin();
     let mut limiter = Limiter::new(64);
