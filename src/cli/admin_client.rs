@@ -7,7 +7,6 @@ use super::dead_letters::client::AdminClient;
 use super::send::percent;
 use super::{Exit, Failure};
 use crate::config::Environment;
-use crate::deadletter::Trouble;
 
 /// One request of the operator's API.
 pub(super) enum Ask {
@@ -37,15 +36,15 @@ impl Asker {
                 Ask::Delete(path) => self.client.delete(path).await,
             }
         });
-        answered.map_err(|trouble| failure(&trouble))
+        answered.map_err(|trouble| failure(&trouble.code, &trouble.message))
     }
 }
 
-fn failure(trouble: &Trouble) -> Failure {
-    if trouble.code == "unreachable" {
-        return Failure::saying(Exit::Unavailable, format!("{}; start it with `sendoff serve`", trouble.message));
+fn failure(code: &str, message: &str) -> Failure {
+    if code == "unreachable" {
+        return Failure::saying(Exit::Unavailable, format!("{message}; start it with `sendoff serve`"));
     }
-    Failure::saying(Exit::Failed, &trouble.message)
+    Failure::saying(Exit::Failed, message)
 }
 
 /// The path of something that a function's lane can do.

@@ -267,4 +267,4 @@ impl Limiter {
 }
 
 #[cfg(test)]
-pub mod tests;
+mod tests;
