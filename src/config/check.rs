@@ -3,12 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::passthrough;
 use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Listen, Log, LogFormat};
-use super::{endpoint, level};
+use super::{endpoint, level, passthrough, rules};
 use crate::dispatch::{Mode, Policy};
 use crate::event::{FunctionName, PAYLOAD_BYTES_MAX};
 use crate::{aws, deadletter, dispatch, ingest, outbox};
@@ -40,6 +39,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
 
     let ingest = ingest(r, region);
     let passthrough = passthrough::read(r);
+    let rules = rules::read(r);
     let outbox = outbox(r);
     let dispatch = dispatch(r);
     let dead_letter = dead_letter(r);
@@ -55,6 +55,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         listen: listen?,
         ingest: ingest?,
         passthrough: passthrough?,
+        rules: rules?,
         outbox: outbox?,
         lambda,
         sqs,
@@ -610,7 +611,6 @@ queue_url = "https://sqs"
 "#,
             &[],
             &[
-                "s.toml:3: functions.\"*\".mode = \"confirm\": not supported by this version",
                 "s.toml:4: functions.\"*\".concurrency_max = 300 is above lambda.in_flight_max = 256",
                 "s.toml:6: [functions.late]: never counts: \"*\" comes earlier and takes all of \"late\"",
                 "s.toml:6: functions.late.queue_url = \"\": empty",

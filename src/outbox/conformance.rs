@@ -366,7 +366,7 @@ async fn events_past_their_age_are_leased_whether_due_or_not() {
         let cutoff = bench.clock.now();
         bench.append(bench.event("orders", "young")).await;
         let old = bench.lease("orders", Which::AcceptedBefore(cutoff), 10).await;
-        assert_eq!(old.iter().map(|l| &l.event.payload[..]).collect::<Vec<_>>(), [&b"ready"[..], b"waits"]);
+        assert_eq!(old.iter().map(|l| &l.event.payload[..]).collect::<Vec<_>>(), [&b"waits"[..], b"ready"]);
         for leased in &old {
             bench.settle(leased, Settlement::Bury(burial(cutoff))).await;
         }
