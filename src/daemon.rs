@@ -103,6 +103,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
+    operator.dispatch_is(dispatch.status());
     stages.spawn(report("dispatch", dispatch.following(policies).run(stop.clone())));
     let letters = DeadLetters::new(outbox.clone(), sqs, config.dead_letter.clone(), clock.clone(), metrics.clone());
     stages.spawn(report("dead letters", letters.run(stop.clone())));

@@ -30,7 +30,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("activation", &[]),
     ("notify", &["admin", "clock", "outbox"]),
     ("reload", &["config", "dispatch", "notify", "telemetry"]),
-    ("admin", &["event", "clock", "metrics", "outbox", "http", "shutdown", "telemetry"]),
+    // of dispatch only its status: what it is doing, for the operator
+    ("admin", &["event", "clock", "metrics", "outbox", "dispatch", "http", "shutdown", "telemetry"]),
     ("config", &["event", "clock", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown"]),
     ("standin", &["event", "clock", "http"]),
     // the only ones that know them all
