@@ -27,6 +27,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("shutdown", &[]),
     ("telemetry", &["config"]),
     ("admin", &["event", "clock", "metrics", "outbox", "http", "shutdown"]),
+    // it is the door of a redrive, and names functions as ingest does
+    ("admin::dead_letters", &["event", "clock", "metrics", "outbox", "ingest", "deadletter", "admin"]),
     ("config", &["event", "clock", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown"]),
     ("standin", &["event", "clock", "http"]),
     // the only ones that know them all
@@ -49,6 +51,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("cli", &["event", "clock", "config", "daemon", "http", "outbox", "shutdown", "standin", "telemetry"]),
+    ("cli::dead_letters", &["cli", "clock", "config", "deadletter", "outbox"]),
+    ("cli::redrive", &["cli", "clock", "config", "deadletter", "outbox", "aws", "shutdown"]),
 ];
 
 /// Words that code may use in some files only: (word, where, why). `where` is a path prefix below src.

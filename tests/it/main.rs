@@ -24,3 +24,5 @@ mod strace;
 mod emulator;
 
 mod operate;
+
+mod dead_letters;
