@@ -16,6 +16,8 @@ use crate::outbox::{Census, Outbox, Place};
 
 pub mod dead_letters;
 
+pub mod status;
+
 /// Whether the daemon can keep its promises, and if not, why. Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
 pub struct Readiness {

@@ -22,7 +22,11 @@ pub mod endpoint;
 
 pub mod passthrough;
 
+pub mod rules;
+
 pub mod check;
+
+pub mod level;
 
 pub use problem::{Origin, Problem, Problems};
 pub use raw::{Entry, Value};
@@ -36,6 +40,7 @@ pub struct Config {
     pub ingest: ingest::Settings,
     /// What calls that are not Events may take; none if they are refused.
     pub passthrough: Option<ingest::passthrough::Limits>,
+    pub rules: ingest::rules::Rules,
     pub outbox: outbox::Settings,
     pub lambda: aws::Settings,
     pub sqs: aws::Settings,

@@ -3,14 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use tracing_subscriber::EnvFilter;
-
-use super::endpoint;
-use super::passthrough;
 use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Listen, Log, LogFormat};
+use super::{endpoint, level, passthrough, rules};
 use crate::dispatch::Policy;
 use crate::event::{FunctionName, PAYLOAD_BYTES_MAX};
 use crate::{aws, deadletter, dispatch, ingest, outbox};
@@ -42,6 +39,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
 
     let ingest = ingest(r, region);
     let passthrough = passthrough::read(r);
+    let rules = rules::read(r);
     let outbox = outbox(r);
     let dispatch = dispatch(r);
     let dead_letter = dead_letter(r);
@@ -57,6 +55,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         listen: listen?,
         ingest: ingest?,
         passthrough: passthrough?,
+        rules: rules?,
         outbox: outbox?,
         lambda,
         sqs,
@@ -387,18 +386,13 @@ fn log(r: &mut Reader, environment: &Environment) -> Option<Log> {
 
 fn level(r: &mut Reader) -> Option<String> {
     const KEY: &str = "log.level";
-    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-    const HINT: &str = "write it like \"info\" or \"info,sendoff::dispatch=debug\"";
     let text = r.text(KEY)?;
-    // A filter takes a word that is no level for a module, and then shows nothing else: a typo would silence the log.
-    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    match text.split(',').map(str::trim).find(|directive| !directive.contains('=') && !is_level(directive)) {
-        Some("") => r.refuse(KEY, "has an empty part", Some(HINT)),
-        Some(word) => r.refuse(KEY, &format!("{word:?} is not a level"), Some(HINT)),
-        None => match EnvFilter::try_new(&text) {
-            Ok(_) => Some(text),
-            Err(error) => r.refuse(KEY, &format!("not a filter: {error}"), Some(HINT)),
-        },
+    match level::parse(&text) {
+        Ok(_) => Some(text),
+        Err(error) => {
+            let hint = "write it like \"info\" or \"info,sendoff::dispatch=debug\"";
+            r.refuse(KEY, &error.to_string(), Some(hint))
+        }
     }
 }
 

@@ -26,3 +26,7 @@ mod emulator;
 mod operate;
 
 mod dead_letters;
+
+mod clients;
+
+mod native;
