@@ -135,8 +135,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             payload: event.payload.clone(),
         };
         let (invoke, clock) = (self.invoke.clone(), self.clock.clone());
+        let began = clock.instant();
         self.attempts.spawn(async move {
-            let began = clock.instant();
             let reply = invoke.invoke(call).await;
             Attempted { leased, reply, began, ended: clock.instant() }
         });
@@ -174,6 +174,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
 
         let payload_bytes = event.payload.len() as u64;
         let pause = verdict.pause;
+        // What began before this reply was read, began without knowing of it, and is no probe of what it brings.
+        let ended = self.clock.instant();
         let finished = Finished { lane: lease.lane, outcome: &outcome, pause, payload_bytes, began, ended };
         for change in self.lanes.finished(finished, now) {
             self.announce(function, change);
