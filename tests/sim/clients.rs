@@ -12,6 +12,7 @@ use sendoff::outbox::{Appended, Outbox};
 use tokio::sync::oneshot;
 
 use crate::ledger::{Answered, Fate, Order};
+use crate::scenario::STEADY;
 use crate::world::{Front, World};
 
 /// How often an SDK sends one call, at most.
@@ -148,6 +149,13 @@ fn note_answer(world: &World, front: &Front, serial: u64, response: &Response<Fu
     let window =
         if source == KeySource::SdkInvocationId { world.scenario.sdk_window } else { world.scenario.dedupe_window };
     let answered = Answered { id, source, duplicate: header(DUPLICATE).is_some() };
+    {
+        let mut ledger = world.ledger();
+        // Where whole accounts fail, everybody waits.
+        if ledger.orders[&serial].function == STEADY && !world.scenario.account_faults {
+            ledger.waits(id, world.now());
+        }
+    }
     let found = world.ledger().answered(serial, &answered, window, front.clock.now());
     if let Some((promise, what)) = found {
         world.violated(promise, what);

@@ -9,6 +9,9 @@ use sendoff::dispatch::Call;
 use sendoff::event::{Carried, Event, EventId, KeySource};
 use sendoff::outbox::{Leased, Settlement};
 
+/// The longest that an event of the healthy function may wait for its turn.
+const DELAY_MAX: Duration = Duration::from_secs(5);
+
 /// A promise, and how it was broken.
 pub type Violation = (&'static str, String);
 
@@ -37,6 +40,10 @@ pub struct Ledger {
     in_flight: BTreeMap<String, u32>,
     /// No calls between these times, as the function asked in this life.
     pauses: BTreeMap<String, (u32, UnixMillis, UnixMillis)>,
+    /// When events of the steady function were accepted, until their first call; by the world's clock.
+    waiting: BTreeMap<EventId, UnixMillis>,
+    /// When the present life began, by the world's clock.
+    pub life_began: UnixMillis,
     pub calls: u64,
     pub repeats: u64,
 }
@@ -113,6 +120,19 @@ impl Ledger {
     }
 
     // --- the outbox ---
+
+    /// An event of the healthy function waits for its first attempt since `now`, by the world's clock.
+    pub fn waits(&mut self, id: EventId, now: UnixMillis) {
+        if !self.seen.contains_key(&id) {
+            self.waiting.entry(id).or_insert(now);
+        }
+    }
+
+    /// Whether an event of the healthy function had to wait too long for its first lease (G5).
+    pub fn delayed(&mut self, id: EventId, now: UnixMillis) -> Option<Violation> {
+        let waited = now.since(self.waiting.remove(&id)?.max(self.life_began));
+        (waited > DELAY_MAX).then(|| ("G5", format!("{id} of the healthy function waited {waited:?} for others")))
+    }
 
     /// An event was leased at `now` by the daemon's clock (G4, G5, G6).
     pub fn leased(&mut self, leased: &Leased, now: UnixMillis) -> Vec<Violation> {

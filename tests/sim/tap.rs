@@ -36,7 +36,8 @@ impl Outbox for Tap {
         for leased in &leased {
             self.world.note(|| format!("lease {} calls={}", leased.event.id, leased.history.calls));
             let found = self.world.ledger().leased(leased, now);
-            for (promise, what) in found {
+            let delayed = self.world.ledger().delayed(leased.event.id, self.world.now());
+            for (promise, what) in found.into_iter().chain(delayed) {
                 self.world.violated(promise, what);
             }
         }
