@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use sendoff::outbox::kv::{Batch, Disk, Failed, Kv};
+use sendoff::outbox::record::VALUE_BYTES_MAX;
 
 use crate::sabotage::Bug;
 use crate::world::World;
@@ -118,6 +119,9 @@ impl Kv for FakeKv {
 
     fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
         let failed = |why: &str| Err(Failed { doing: "syncing", why: why.into() });
+        if let Some(value) = batch.writes().filter_map(|(_, value)| value).find(|value| value.len() > VALUE_BYTES_MAX) {
+            self.world.violated("G2", format!("a value of {} bytes would poison the real store", value.len()));
+        }
         if self.world.step(self.life, "before a commit") {
             return failed("no power");
         }
