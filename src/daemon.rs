@@ -53,6 +53,8 @@ pub enum Ended {
     Drained,
     /// The grace ran out; what was in flight is still in the outbox, uncharged.
     CutOff,
+    /// A second signal came; as after a crash, all that was accepted is in the outbox.
+    AtOnce,
     /// The outbox failed; a restart recovers.
     Poisoned,
 }
@@ -72,7 +74,6 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
 
     let ingest = bind(&config.listen.ingest.to_string()).await?;
     let admin = bind(&config.listen.admin.to_string()).await?;
-    let unix = config.listen.unix.as_deref().map(bind_unix).transpose()?;
     let (stop, door, stages) = (Stop::default(), TaskTracker::new(), TaskTracker::new());
     let admin_stop = CancellationToken::new();
     let readiness = Readiness::new(&metrics);
@@ -82,9 +83,13 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     serve_admin(admin, &operator, &config, &clock, &admin_stop, &admin_tasks);
 
     let (outbox, writer) = open(&config, &clock, &metrics).await?;
+    // Only now: the store's lock tells that no other daemon listens on the socket file that is replaced here.
+    let unix = config.listen.unix.as_deref().map(bind_unix).transpose()?;
     operator.outbox_is(Some(outbox.clone()));
     let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
     let lambda = Placed::of(aws::lambda::Lambda::new(&shared, &config.lambda))?;
+    let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
+    let passthrough = Placed::of(passthrough)?;
     let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
@@ -101,7 +106,9 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
     {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
-        let service = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).service();
+        let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings);
+        let opened = closed.passing(passthrough, config.passthrough.clone());
+        let service = opened.service();
         if let Some(unix) = unix {
             door.spawn(server.clone().serve(unix, service.clone()));
         }
@@ -112,6 +119,9 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let state_dir = config.state_dir.display().to_string();
     tracing::info!(ingest = ingest_address, admin = admin_address, state_dir, "ready");
     let ended = run_until_stopped(&outbox, &readiness, &stop, &door, &stages, config.grace).await?;
+    if ended == Ended::AtOnce {
+        return Ok(ended);
+    }
 
     operator.outbox_is(None);
     drop(outbox);
@@ -153,7 +163,7 @@ async fn run_until_stopped(
         signal = shutdown::requested() => {
             let signal = signal.map_err(|source| Error::System { doing: "listening for signals", source })?;
             tracing::warn!(signal, "second signal: ending at once, the outbox keeps what is left");
-            false
+            return Ok(Ended::AtOnce);
         }
     };
     Ok(match (poisoned || outbox.poisoned().is_some(), drained) {
@@ -201,8 +211,7 @@ async fn bind(address: &str) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|source| Error::Bind { address: address.to_owned(), source })
 }
 
-/// A socket file that a killed daemon left behind is in the way of `bind`; the store's lock, taken later, tells apart a
-/// daemon that still runs.
+/// Replaces the socket file that a killed daemon left behind, which would be in the way of `bind`.
 fn bind_unix(path: &Path) -> Result<UnixListener, Error> {
     let shown = |source| Error::Bind { address: path.display().to_string(), source };
     match std::fs::remove_file(path) {

@@ -34,6 +34,8 @@ pub struct Metrics {
     /// by function and key source
     pub ingest_repeats: IntCounterVec,
     pub ingest_connections: IntGauge,
+    /// by class of the status
+    pub ingest_passed: IntCounterVec,
     /// From the complete request to the durable commit.
     pub outbox_append_seconds: Histogram,
     /// One write + sync.
@@ -94,6 +96,12 @@ impl Metrics {
                 "sendoff_ingest_repeats_total",
                 "Requests recognised as repeats of a stored event.",
                 &["function", "key_source"],
+            )?,
+            ingest_passed: counter_vec(
+                r,
+                "sendoff_ingest_passed_total",
+                "Calls passed through to Lambda and answered by it, by class of the status.",
+                &["status"],
             )?,
             ingest_connections: int_gauge(
                 r,

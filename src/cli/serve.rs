@@ -19,7 +19,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let config = options.config.load(environment)?.config;
     telemetry::install(&config.log).map_err(|error| Failure::new(Exit::Internal, error))?;
     match super::runtime()?.block_on(daemon::run(config)) {
-        Ok(Ended::Drained | Ended::CutOff) => Ok(()),
+        Ok(Ended::Drained | Ended::CutOff | Ended::AtOnce) => Ok(()),
         Ok(Ended::Poisoned) => {
             Err(Failure::saying(Exit::Internal, "a write to the outbox failed; a restart recovers what was accepted"))
         }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 
 use super::endpoint;
+use super::passthrough;
 use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
@@ -40,6 +41,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let sqs = service(r, "sqs", sqs_region, &own, environment);
 
     let ingest = ingest(r, region);
+    let passthrough = passthrough::read(r);
     let outbox = outbox(r);
     let dispatch = dispatch(r);
     let dead_letter = dead_letter(r);
@@ -54,6 +56,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         state_dir: state_dir?,
         listen: listen?,
         ingest: ingest?,
+        passthrough: passthrough?,
         outbox: outbox?,
         lambda,
         sqs,

@@ -15,6 +15,8 @@ use crate::clock::Clock;
 use crate::event::{Carried, Function, IdempotencyKey, KeySource};
 use crate::metrics::Metrics;
 
+mod dead;
+
 mod keys_and_windows;
 
 mod leases;

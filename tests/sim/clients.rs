@@ -132,7 +132,7 @@ fn request(order: &Order) -> Request<Full<Bytes>> {
 }
 
 /// What goes out is what counts, whether anybody hears it or not.
-fn note_answer(world: &World, front: &Front, serial: u64, response: &Response<Full<Bytes>>) {
+fn note_answer<B>(world: &World, front: &Front, serial: u64, response: &Response<B>) {
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
     world.note(|| format!("answer order {serial}: {} {}", response.status(), header(EVENT_ID).unwrap_or("-")));
     if response.status() != 202 {

@@ -13,7 +13,7 @@ const ROOM: Room = Room { used: 0, free: u64::MAX };
 #[derive(Debug, Clone)]
 enum Call {
     Append { function: usize, key: Option<(u8, bool)>, payload: u8, bytes: usize, delay_ms: Option<u64> },
-    Lease { function: usize, which: u8, events_max: usize },
+    Lease { function: usize, buried: bool, events_max: usize },
     Settle { nth: usize, how: u8, delay_ms: u64 },
     Sleep { ms: u64 },
     Sweep,
@@ -27,7 +27,8 @@ fn any_call() -> impl Strategy<Value = Call> {
     prop_oneof![
         4 => (function.clone(), key, 0..2_u8, bytes, proptest::option::weighted(0.2, 0..5_000_u64))
             .prop_map(|(function, key, payload, bytes, delay_ms)| Call::Append { function, key, payload, bytes, delay_ms }),
-        3 => (function, 0..4_u8, 0..6_usize).prop_map(|(function, which, events_max)| Call::Lease { function, which, events_max }),
+        3 => (function, proptest::bool::weighted(0.3), 0..6_usize)
+            .prop_map(|(function, buried, events_max)| Call::Lease { function, buried, events_max }),
         4 => (any::<usize>(), 0..5_u8, 0..3_000_u64).prop_map(|(nth, how, delay_ms)| Call::Settle { nth, how, delay_ms }),
         2 => (0..40_000_u64).prop_map(|ms| Call::Sleep { ms }),
         1 => Just(Call::Sweep),
@@ -91,12 +92,6 @@ impl Model {
                         (0, kept.history.due, id)
                     }
                     (Which::Due, Place::Ready) => (1, UnixMillis(0), id),
-                    (Which::AcceptedBefore(cutoff), Place::Ready) if id.accepted_at() < cutoff => {
-                        (0, UnixMillis(0), id)
-                    }
-                    (Which::AcceptedBefore(cutoff), Place::Waiting) if id.accepted_at() < cutoff => {
-                        (1, UnixMillis(0), id)
-                    }
                     (Which::Buried, Place::Buried) if kept.history.due <= now => (0, kept.history.due, id),
                     (Which::Due | Which::AcceptedBefore(_) | Which::Buried, _) => return None,
                 };
@@ -165,12 +160,8 @@ async fn agree<K: Kv>(calls: Vec<Call>, open: impl Fn() -> K) {
                 assert_eq!(store.append(vec![event], ROOM).unwrap(), [expected], "{call:?}");
                 store.commit().unwrap();
             }
-            Call::Lease { function, which, events_max } => {
-                let which = match which {
-                    0 | 1 => Which::Due,
-                    2 => Which::AcceptedBefore(UnixMillis(now.0 - 5_000)),
-                    _ => Which::Buried,
-                };
+            Call::Lease { function, buried, events_max } => {
+                let which = if buried { Which::Buried } else { Which::Due };
                 let news = store.lanes(0).unwrap();
                 let lane = news.lanes.iter().find(|lane| lane.function.as_str() == FUNCTIONS[function]);
                 let lanes = lane.map(|lane| LaneWant { lane: lane.lane, which, events_max }).into_iter().collect();
