@@ -24,6 +24,8 @@ pub mod passthrough;
 
 pub mod check;
 
+pub mod level;
+
 pub use problem::{Origin, Problem, Problems};
 pub use raw::{Entry, Value};
 

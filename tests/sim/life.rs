@@ -220,6 +220,9 @@ fn letter_settings(world: &World) -> deadletter::Settings {
         functions: Vec::new(),
         backoff_base: Duration::from_millis(500),
         backoff_cap: Duration::from_secs(60),
+        retention_min: Duration::ZERO,
+        format: deadletter::Format::DeadLetterQueue,
+        redrives_max: 3,
     }
 }
 

@@ -156,7 +156,6 @@ impl<K: Kv> Engine<K> {
     }
 
     /// A dead letter that nobody has leased, and what removing it takes.
-    #[expect(clippy::type_complexity, reason = "two callers, just above")]
     fn at_rest(&self, id: EventId) -> Result<Result<(LaneId, Held, Event), Changed>, Failed> {
         let tagged = |function: &FunctionName| function.tag() == id.function_tag();
         for (&lane_id, lane) in self.lanes.iter().filter(|(_, lane)| tagged(lane.function())) {
