@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use sendoff::dispatch::Policy;
+use sendoff::dispatch::{Mode, Policy};
 
 use crate::sabotage::Bug;
 
@@ -65,6 +65,9 @@ impl Scenario {
             backoff_base: Duration::from_millis(rng.u64(50..1_000)),
             backoff_cap: Duration::from_secs(rng.u64(2..60)),
             concurrency_max: rng.u32(1..17),
+            rate: 0,
+            invocations_per_hour_max: 0,
+            mode: Mode::Event,
         };
         Self {
             seed,
