@@ -22,6 +22,10 @@ test: $(VENV)/.made $(JS)/.made ## run every test, with the real parts in .venv
 	  $(CARGO) test --locked --no-fail-fast; \
 	fi
 
+.PHONY: sim
+sim: ## simulate SEEDS=50000 worlds with faults and crashes (docs/simulation.md)
+	SEEDS=$(or $(SEEDS),50000) $(CARGO) test --locked --test sim promises -- --nocapture
+
 .PHONY: demo
 demo: ## see sendoff lose nothing: no AWS account, nothing but the binary
 	$(CARGO) run --locked --quiet -- demo

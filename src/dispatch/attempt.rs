@@ -197,8 +197,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         };
         let span = tracing::info_span!("attempt", event_id = %event.id, call = leased.history.calls + 1);
         let (invoke, clock) = (self.invoke.clone(), self.clock.clone());
+        let began = clock.instant();
         let attempt = async move {
-            let began = clock.instant();
             // A panic is a bug; its event must still be settled, and its slot given back.
             let reply = AssertUnwindSafe(async { invoke.invoke(call).await }).catch_unwind().await;
             let reply = reply.unwrap_or_else(|panic| panicked(panic.as_ref()));

@@ -18,6 +18,14 @@ use crate::metrics::Metrics;
 
 mod dead;
 
+mod keys_and_windows;
+
+mod leases;
+
+mod model;
+
+mod poison;
+
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
 
 /// The writer's thread sees the test's paused clock only from within its runtime.

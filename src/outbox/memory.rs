@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::kv::{Batch, Disk, Failed, Kv};
+use super::record::VALUE_BYTES_MAX;
 
 /// A disk that keeps what was committed. Clones are the same disk, so one survives the crash of whoever wrote to it.
 #[derive(Debug, Clone, Default)]
@@ -64,6 +65,11 @@ impl Kv for MemoryKv {
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
+        // As strict as the real engine, so that what passes here passes there.
+        if let Some(value) = batch.writes().filter_map(|(_, value)| value).find(|value| value.len() > VALUE_BYTES_MAX) {
+            let why = format!("a value of {} bytes; at most {VALUE_BYTES_MAX} are safe", value.len());
+            return Err(Failed { doing: "writing", why });
+        }
         let mut pairs = self.disk.pairs();
         for (key, value) in batch.writes() {
             match value {

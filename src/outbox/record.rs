@@ -22,6 +22,13 @@ pub const VALUE_BYTES_MAX: usize = 4096;
 /// Bodies up to this many bytes stand in the record, where a retry rewrites them with the history.
 pub const INLINE_BYTES_MAX: usize = 1536;
 
+/// Bytes that are kept of what others say in a history: error messages (as much as Lambda's own dead letters have), the
+/// reason why no queue takes a letter, codes and request ids. With an inline body they stay below [`VALUE_BYTES_MAX`],
+/// whatever Lambda, SQS or a proxy answers: a larger record could not be written, and a failed write poisons the outbox.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+const UNSHIPPABLE_BYTES_MAX: usize = 512;
+const WORD_BYTES_MAX: usize = 128;
+
 /// Why stored bytes could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
@@ -54,7 +61,7 @@ impl Record {
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        let state = StateV1 { history: self.history.clone(), body_bytes: self.body_bytes };
+        let state = StateV1 { history: bounded(self.history.clone()), body_bytes: self.body_bytes };
         let mut bytes = versioned(&state);
         bytes.extend_from_slice(&self.inline);
         bytes
@@ -69,6 +76,19 @@ impl Record {
         }
         Ok(Self { history: state.history, body_bytes: state.body_bytes, inline })
     }
+}
+
+fn bounded(mut history: History) -> History {
+    let cut = |text: &mut String, bytes_max: usize| text.truncate(text.floor_char_boundary(bytes_max));
+    if let Some(last) = &mut history.last {
+        cut(&mut last.code, WORD_BYTES_MAX);
+        cut(&mut last.message, MESSAGE_BYTES_MAX);
+        last.request_id.iter_mut().for_each(|id| cut(id, WORD_BYTES_MAX));
+    }
+    if let Some(why) = history.burial.as_mut().and_then(|burial| burial.unshippable.as_mut()) {
+        cut(why, UNSHIPPABLE_BYTES_MAX);
+    }
+    history
 }
 
 /// How many chunks a body of so many bytes has; none if it stands in the record.

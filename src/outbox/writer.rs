@@ -7,6 +7,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -88,9 +89,11 @@ impl<K: Kv> Writer<K> {
         }
     }
 
-    /// As [`Writer::run`], for a runtime with a virtual clock.
-    pub async fn run_async(mut self) {
+    /// As [`Writer::run`], for a runtime with a virtual clock: a turn begins `latency` after its first request, as if the
+    /// sync before it still ran, and so gathers what comes meanwhile.
+    pub async fn run_async(mut self, mut latency: impl FnMut() -> Duration) {
         while let Some(first) = self.requests.recv().await {
+            self.clock.sleep(latency()).await;
             self.turn(first);
         }
     }

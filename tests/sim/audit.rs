@@ -1,0 +1,76 @@
+//! Reads the fake disk as an inspector would: are all events there, and does what is there fit together?
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sendoff::event::EventId;
+use sendoff::outbox::keys::{self, Due};
+use sendoff::outbox::record::{LaneRecord, Record, chunk_count};
+use sendoff::outbox::{LaneId, Place};
+
+use crate::world::World;
+
+/// Checks what the disk would have if the power went now.
+pub fn audit(world: &Arc<World>) {
+    let pairs = world.disk.synced();
+    let stored = match fits_together(&pairs) {
+        Ok(stored) => stored,
+        Err(why) => return world.violated("G2", format!("the store does not fit together: {why}")),
+    };
+    let nowhere = world.ledger().nowhere(&stored);
+    for id in nowhere {
+        world.violated("G2", format!("{id} was answered with 202 and is nowhere"));
+    }
+}
+
+/// The events of a store, if every index, count and chunk belongs to a record and every record has its own.
+pub fn fits_together(pairs: &BTreeMap<Vec<u8>, Bytes>) -> Result<BTreeSet<EventId>, String> {
+    let mut counts: BTreeMap<(LaneId, u8), u64> = BTreeMap::new();
+    let mut expected: BTreeSet<Vec<u8>> = BTreeSet::new();
+    let mut stored = BTreeSet::new();
+    for (key, value) in pairs {
+        let Some(place) = keys::place(key[0]) else { continue };
+        let (Some(lane), Some(id)) = (keys::lane_of(key), keys::id_of(key)) else {
+            return Err("a record's key is short".into());
+        };
+        let record = Record::decode(value).map_err(|error| error.to_string())?;
+        if !stored.insert(id) {
+            return Err(format!("{id} has two records"));
+        }
+        *counts.entry((lane, key[0])).or_default() += 1;
+        expected.extend((0..chunk_count(record.body_bytes)).map(|index| keys::chunk(id, index)));
+        match place {
+            Place::Ready => {}
+            Place::Waiting | Place::Scheduled => {
+                expected.insert(keys::due(Due::Attempt, lane, record.history.due, id));
+            }
+            Place::Buried => {
+                expected.insert(keys::due(Due::Ship, lane, record.history.due, id));
+            }
+        }
+    }
+    for key in pairs.keys().filter(|key| matches!(key[0], b'p' | b't' | b'u')) {
+        if !expected.remove(key) {
+            return Err(format!("{} {:02x?} belongs to no event", key[0] as char, key));
+        }
+    }
+    if let Some(key) = expected.first() {
+        return Err(format!("{} {key:02x?} is missing", key[0] as char));
+    }
+    let (from, to) = keys::lanes();
+    for (key, value) in pairs.range(from..to) {
+        let lane = keys::lane_of(key).ok_or("a lane's key is short")?;
+        let record = LaneRecord::decode(value).map_err(|error| error.to_string())?;
+        for (place, count) in Place::ALL.into_iter().zip(record.counts) {
+            let real = counts.remove(&(lane, keys::letter(place))).unwrap_or(0);
+            if real != count.events {
+                return Err(format!("{} counts {} {}, has {real}", record.function, count.events, place.as_str()));
+            }
+        }
+    }
+    if let Some(((lane, _), _)) = counts.first_key_value() {
+        return Err(format!("lane {} has events and no record", lane.0));
+    }
+    Ok(stored)
+}

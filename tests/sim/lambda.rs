@@ -1,0 +1,170 @@
+//! A Lambda with weather: throttles, fails, loses replies, is slow, out of reach or misconfigured, for a while each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sendoff::clock::Clock;
+use sendoff::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Reply};
+
+use crate::ledger::serial_of;
+use crate::scenario::{STEADY, Weather};
+use crate::world::World;
+
+#[derive(Clone)]
+pub struct FlakyLambda {
+    pub world: Arc<World>,
+    pub life: u32,
+    pub clock: Clock,
+}
+
+/// What Lambda does with one call.
+struct Plan {
+    /// It takes the event.
+    takes: bool,
+    /// It counts as an attempt.
+    charged: bool,
+    reply: Reply,
+}
+
+/// One call in flight, counted until it ends or is dropped.
+struct Slot {
+    world: Arc<World>,
+    function: String,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.world.ledger().left(&self.function);
+    }
+}
+
+impl Invoke for FlakyLambda {
+    async fn invoke(&self, call: Call) -> Reply {
+        let world = &self.world;
+        world.point(self.life, "before a call").await;
+        let function = call.function.name.as_str().to_owned();
+        let limit = world.scenario.policy.concurrency_max;
+        let found = world.ledger().called(&call, self.life, limit, world.now(), self.clock.now());
+        let slot = Slot { world: world.clone(), function: function.clone() };
+        for (promise, what) in found {
+            world.violated(promise, what);
+        }
+        let serial = serial_of(&call.payload).unwrap_or(0);
+        world.note(|| format!("call {function} order {serial}"));
+        world.pass(20).await;
+        world.point(self.life, "a call arrives").await;
+
+        let weather = self.weather(&function);
+        if weather == Weather::Slow {
+            world.pass(40_000).await;
+        }
+        let Plan { takes, charged, reply } = self.plan(&function, serial, weather);
+        if takes {
+            world.ledger().fate(serial).taken += 1;
+        }
+        world.pass(20).await;
+        world.point(self.life, "a reply arrives").await;
+        {
+            let mut ledger = world.ledger();
+            let fate = ledger.fate(serial);
+            fate.replies += 1;
+            fate.charged += u32::from(charged);
+            if let Reply::Answer(answer) = &reply {
+                fate.confirmed += u32::from(answer.status < 300);
+                if let Some(wait) = answer.retry_after {
+                    // The lane cannot know before the reply is read; leases asked for until then still go.
+                    let from = world.now().plus(self.slack());
+                    ledger.pause(&function, self.life, from, world.now().plus(wait));
+                }
+            }
+        }
+        world.note(|| format!("reply {function} order {serial} {}", reply.in_words()));
+        drop(slot);
+        reply
+    }
+}
+
+impl FlakyLambda {
+    fn weather(&self, function: &str) -> Weather {
+        let world = &self.world;
+        if world.scenario.account_faults && matches!(world.weather("account"), Weather::Operator | Weather::Throttled) {
+            return Weather::Operator;
+        }
+        if function == STEADY { Weather::Fair } else { world.weather(function) }
+    }
+
+    /// How long a lease may be under way.
+    fn slack(&self) -> Duration {
+        Duration::from_millis(3 * self.world.scenario.commit_ms_max + 50)
+    }
+
+    fn plan(&self, function: &str, serial: u64, weather: Weather) -> Plan {
+        let world = &self.world;
+        let steady = function == STEADY;
+        let often = !steady && world.fault(60);
+        let rarely = !steady && world.fault(3);
+        if world.ledger().orders[&serial].refused {
+            return charged(400, "InvalidRequestContentException");
+        }
+        let capacity = world.scenario.policy.concurrency_max / 2 + 1;
+        if !steady && !world.is_calm() && world.ledger().in_flight(function) > capacity {
+            return self.throttle("ReservedFunctionConcurrentInvocationLimitExceeded", false);
+        }
+        match weather {
+            Weather::Throttled if often => self.throttle("ReservedFunctionConcurrentInvocationLimitExceeded", true),
+            Weather::Errors if often && world.fault(50) => charged(500, "ServiceException"),
+            Weather::Errors if often => charged(502, ""),
+            Weather::Lossy if often => {
+                let takes = world.fault(50);
+                let kind = if takes { FailureKind::ReadTimeout } else { FailureKind::Closed };
+                Plan { takes, charged: true, reply: Reply::Lost(failure(kind)) }
+            }
+            Weather::Away => {
+                Plan { takes: false, charged: false, reply: Reply::NotSent(failure(FailureKind::Connect)) }
+            }
+            Weather::Operator if world.scenario.account_faults => {
+                if world.fault(50) {
+                    self.throttle("CallerRateLimitExceeded", true)
+                } else {
+                    uncharged(403, "ExpiredTokenException")
+                }
+            }
+            Weather::Operator => uncharged(403, "AccessDeniedException"),
+            Weather::Fair | Weather::Throttled | Weather::Errors | Weather::Lossy | Weather::Slow if rarely => {
+                Plan { takes: true, charged: true, reply: Reply::Lost(failure(FailureKind::Closed)) }
+            }
+            Weather::Fair | Weather::Throttled | Weather::Errors | Weather::Lossy | Weather::Slow => {
+                let answer = Answer { status: 202, ..Answer::default() };
+                Plan { takes: true, charged: false, reply: Reply::Answer(answer) }
+            }
+        }
+    }
+
+    fn throttle(&self, reason: &str, may_say_when: bool) -> Plan {
+        let says_when = may_say_when && self.world.fault(50);
+        let seconds = self.world.draw(|rng| if rng.u8(0..10) == 0 { rng.u64(1..300) } else { rng.u64(1..20) });
+        let retry_after = says_when.then(|| Duration::from_secs(seconds));
+        let answer = Answer {
+            status: 429,
+            code: Some("TooManyRequestsException".into()),
+            throttle_reason: Some(reason.into()),
+            retry_after,
+            ..Answer::default()
+        };
+        Plan { takes: false, charged: false, reply: Reply::Answer(answer) }
+    }
+}
+
+fn charged(status: u16, code: &str) -> Plan {
+    Plan { charged: true, ..uncharged(status, code) }
+}
+
+fn uncharged(status: u16, code: &str) -> Plan {
+    let code = (!code.is_empty()).then(|| code.to_owned());
+    let answer = Answer { status, code, message: "no".into(), request_id: Some("r".into()), ..Answer::default() };
+    Plan { takes: false, charged: false, reply: Reply::Answer(answer) }
+}
+
+fn failure(kind: FailureKind) -> Failure {
+    Failure { kind, message: "the weather".into() }
+}

@@ -1,0 +1,287 @@
+//! What everybody was told, and what follows from it: the promises of docs/guarantees.md, G1 to G6, as checks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sendoff::clock::UnixMillis;
+use sendoff::dispatch::Call;
+use sendoff::event::{Carried, Event, EventId, KeySource};
+use sendoff::outbox::{Leased, Settlement};
+
+/// The longest that an event of the healthy function may wait for its turn.
+const DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// A promise, and how it was broken.
+pub type Violation = (&'static str, String);
+
+#[derive(Default)]
+pub struct Ledger {
+    pub violations: Vec<String>,
+    /// What clients asked for, by the serial number in its payload.
+    pub orders: BTreeMap<u64, Order>,
+    /// What was answered with 202.
+    pub accepted: BTreeMap<EventId, u64>,
+    /// The first event of a key, and until when (by the daemon's clock) it must be named.
+    keys: BTreeMap<(String, String), (EventId, UnixMillis)>,
+    /// Every event as it was first leased.
+    seen: BTreeMap<EventId, Event>,
+    by_serial: BTreeMap<u64, BTreeSet<EventId>>,
+    /// When a settlement said that an event is to be attempted, or shipped, again.
+    due: BTreeMap<EventId, UnixMillis>,
+    /// Events that were leased before they were due, which is for burying only.
+    early: BTreeSet<EventId>,
+    /// What SQS has.
+    pub in_queue: BTreeSet<EventId>,
+    /// What SQS confirmed.
+    confirmed: BTreeSet<EventId>,
+    /// What SQS will never take.
+    pub unshippable: BTreeSet<EventId>,
+    in_flight: BTreeMap<String, u32>,
+    /// No calls between these times, as the function asked in this life.
+    pauses: BTreeMap<String, (u32, UnixMillis, UnixMillis)>,
+    /// When events of the steady function were accepted, until their first call; by the world's clock.
+    waiting: BTreeMap<EventId, UnixMillis>,
+    /// When the present life began, by the world's clock.
+    pub life_began: UnixMillis,
+    pub calls: u64,
+    pub repeats: u64,
+}
+
+/// One logical request, however often it is sent.
+#[derive(Debug, Clone)]
+pub struct Order {
+    pub serial: u64,
+    pub function: String,
+    pub payload: Bytes,
+    pub carried: Carried,
+    /// The given key, if there is one.
+    pub key: Option<String>,
+    pub sdk_id: String,
+    pub not_before: Option<UnixMillis>,
+    /// Lambda will never take it.
+    pub refused: bool,
+    pub fate: Fate,
+}
+
+/// What Lambda did with an order.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fate {
+    /// It took the event.
+    pub taken: u32,
+    /// It said so, and the daemon heard it.
+    pub confirmed: u32,
+    /// Replies that the daemon heard.
+    pub replies: u32,
+    /// Those of them that count as attempts.
+    pub charged: u32,
+}
+
+/// What a 202 said.
+pub struct Answered {
+    pub id: EventId,
+    pub source: KeySource,
+    pub duplicate: bool,
+}
+
+impl Ledger {
+    // --- clients ---
+
+    /// A 202 went out, at `now` by the daemon's clock (G3).
+    pub fn answered(&mut self, serial: u64, answer: &Answered, window: Duration, now: UnixMillis) -> Option<Violation> {
+        let Answered { id, source, duplicate } = *answer;
+        let order = &self.orders[&serial];
+        let key = match source {
+            KeySource::SdkInvocationId => Some(format!("sdk/{}", order.sdk_id)),
+            KeySource::Minted => None,
+            _ => order.key.clone(),
+        };
+        self.repeats += u64::from(duplicate);
+        if let Some(&first) = self.accepted.get(&id) {
+            if first != serial {
+                return Some(("G3", format!("order {serial} was answered with the id of order {first}: {id}")));
+            }
+            if !duplicate {
+                return Some(("G3", format!("{id} was accepted twice and not called a duplicate")));
+            }
+        }
+        self.accepted.insert(id, serial);
+        let scope = (order.function.clone(), key?);
+        match self.keys.get(&scope) {
+            Some(&(first, until)) if now < until && first != id => {
+                Some(("G3", format!("a repeat of {first} within its window was accepted as {id}")))
+            }
+            Some(&(first, _)) if first == id => None,
+            Some(_) | None => {
+                self.keys.insert(scope, (id, id.accepted_at().plus(window)));
+                None
+            }
+        }
+    }
+
+    // --- the outbox ---
+
+    /// An event of the healthy function waits for its first attempt since `now`, by the world's clock.
+    pub fn waits(&mut self, id: EventId, now: UnixMillis) {
+        if !self.seen.contains_key(&id) {
+            self.waiting.entry(id).or_insert(now);
+        }
+    }
+
+    /// Whether an event of the healthy function had to wait too long for its first lease (G5).
+    pub fn delayed(&mut self, id: EventId, now: UnixMillis) -> Option<Violation> {
+        let waited = now.since(self.waiting.remove(&id)?.max(self.life_began));
+        (waited > DELAY_MAX).then(|| ("G5", format!("{id} of the healthy function waited {waited:?} for others")))
+    }
+
+    /// An event was leased at `now` by the daemon's clock (G4, G5, G6).
+    pub fn leased(&mut self, leased: &Leased, now: UnixMillis) -> Vec<Violation> {
+        let Leased { event, history, .. } = leased;
+        let id = event.id;
+        let mut found = Vec::new();
+        let Some(order) = serial_of(&event.payload).and_then(|serial| self.orders.get(&serial)) else {
+            return vec![("G4", format!("{id} has a payload that nobody sent"))];
+        };
+        if event.payload != order.payload || event.carried != order.carried {
+            found.push(("G4", format!("{id} is not as it was sent")));
+        }
+        if self.seen.entry(id).or_insert_with(|| event.clone()) != event {
+            found.push(("G4", format!("{id} has changed since it was leased first")));
+        }
+        self.by_serial.entry(order.serial).or_default().insert(id);
+        if history.burial.is_none() {
+            // An event past its age is leased early, but only to be buried: an attempt would be seen as too early below.
+            if history.calls > order.fate.replies {
+                found.push(("G6", format!("{id} counts {} calls, had {} replies", history.calls, order.fate.replies)));
+            }
+            if history.attempts > order.fate.charged {
+                found.push(("G6", format!("{id} is charged {}, owes {}", history.attempts, order.fate.charged)));
+            }
+            let due = self.due.get(&id).copied().unwrap_or_default();
+            if due > now {
+                self.early.insert(id);
+            } else {
+                self.early.remove(&id);
+            }
+        }
+        found
+    }
+
+    /// A settlement is on the disk.
+    pub fn settled(&mut self, id: EventId, settlement: &Settlement) {
+        if let Settlement::RetryAt(history) = settlement {
+            self.due.insert(id, history.due);
+        }
+    }
+
+    /// A settlement is handed over (G2).
+    pub fn settling(&self, id: EventId, settlement: &Settlement) -> Option<Violation> {
+        let serial = self.seen.get(&id).and_then(|event| serial_of(&event.payload))?;
+        match settlement {
+            Settlement::Delivered if self.orders[&serial].fate.confirmed == 0 => {
+                Some(("G2", format!("{id} is settled as delivered, but Lambda never said so")))
+            }
+            Settlement::Shipped if !self.confirmed.contains(&id) => {
+                Some(("G2", format!("{id} is settled as shipped, but SQS never said so")))
+            }
+            _ => None,
+        }
+    }
+
+    // --- Lambda ---
+
+    /// A call began, at `now` by the world and at `daemon_now` by the daemon's clock (G4, G5).
+    pub fn called(
+        &mut self,
+        call: &Call,
+        life: u32,
+        limit: u32,
+        now: UnixMillis,
+        daemon_now: UnixMillis,
+    ) -> Vec<Violation> {
+        self.calls += 1;
+        let function = call.function.name.as_str().to_owned();
+        let mut found = Vec::new();
+        let in_flight = self.in_flight.entry(function.clone()).or_default();
+        *in_flight += 1;
+        if *in_flight > limit {
+            found.push(("G5", format!("{in_flight} calls of {function} at once, at most {limit} are allowed")));
+        }
+        if let Some(&(paused_in, from, until)) = self.pauses.get(&function)
+            && paused_in == life
+            && from < now
+            && now < until
+        {
+            found.push(("G5", format!("{function} is called {:?} before its Retry-After is over", until.since(now))));
+        }
+        let Some(order) = serial_of(&call.payload).and_then(|serial| self.orders.get(&serial)) else {
+            found.push(("G4", format!("{function} got a payload that nobody sent")));
+            return found;
+        };
+        let events = self.by_serial.get(&order.serial).into_iter().flatten();
+        let same_key = events.clone().any(|id| self.seen[id].key == call.key);
+        if call.payload != order.payload
+            || call.carried != order.carried
+            || call.function.address != order.function
+            || !same_key
+        {
+            found.push(("G4", format!("order {} reached {function} changed", order.serial)));
+        }
+        if events.clone().all(|id| self.early.contains(id)) || order.not_before.is_some_and(|at| daemon_now < at) {
+            found.push(("G5", format!("order {} is attempted before it is due", order.serial)));
+        }
+        found
+    }
+
+    /// A call is over, however.
+    pub fn left(&mut self, function: &str) -> u32 {
+        let in_flight = self.in_flight.entry(function.to_owned()).or_default();
+        *in_flight -= 1;
+        *in_flight
+    }
+
+    pub fn in_flight(&self, function: &str) -> u32 {
+        self.in_flight.get(function).copied().unwrap_or(0)
+    }
+
+    pub fn pause(&mut self, function: &str, life: u32, from: UnixMillis, until: UnixMillis) {
+        let known = self.pauses.get(function).filter(|pause| pause.0 == life && pause.2 >= until);
+        if known.is_none() {
+            self.pauses.insert(function.to_owned(), (life, from, until));
+        }
+    }
+
+    pub fn fate(&mut self, serial: u64) -> &mut Fate {
+        &mut self.orders.get_mut(&serial).unwrap().fate
+    }
+
+    // --- SQS ---
+
+    pub fn queued(&mut self, id: EventId, body: &str) -> Option<Violation> {
+        let sent = serial_of(body.as_bytes()).and_then(|serial| self.orders.get(&serial));
+        self.in_queue.insert(id);
+        match sent {
+            Some(order) if order.payload == body.as_bytes() => None,
+            _ => Some(("G4", format!("dead letter {id} is not what was sent"))),
+        }
+    }
+
+    pub fn confirmed(&mut self, id: EventId) {
+        self.confirmed.insert(id);
+    }
+
+    // --- all of it ---
+
+    /// Accepted events that are nowhere: not in `stored`, not with Lambda, not in the queue (G1, G2).
+    pub fn nowhere(&self, stored: &BTreeSet<EventId>) -> Vec<EventId> {
+        let missing = self.accepted.iter().filter(|(id, serial)| {
+            !stored.contains(id) && !self.in_queue.contains(id) && self.orders[serial].fate.taken == 0
+        });
+        missing.map(|(&id, _)| id).collect()
+    }
+}
+
+pub fn serial_of(payload: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(payload).ok()?;
+    text.strip_prefix("{\"n\":")?.split([',', '}']).next()?.parse().ok()
+}

@@ -1,0 +1,149 @@
+//! The promises G1 to G6 under random faults: the real stages on a virtual clock, a fake disk, a flaky Lambda and SQS, and
+//! power that may go at any step. All chance comes from one seed, so whatever fails is repeated by its seed alone.
+//! docs/simulation.md says how to use it.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+#![expect(clippy::wildcard_enum_match_arm, reason = "a fake need not know every case")]
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use run::{Report, run};
+use sabotage::Bug;
+use scenario::Scenario;
+use world::Trail;
+
+mod audit;
+mod clients;
+mod disk;
+mod lambda;
+mod ledger;
+mod life;
+mod queue;
+mod run;
+mod sabotage;
+mod scenario;
+mod tap;
+mod world;
+
+/// Seeds of a run in CI; `SEEDS=n` asks for more.
+const SEEDS: u64 = 500;
+
+/// Seeds within which a planted bug must be caught.
+const SEEDS_TO_CATCH: u64 = 60;
+
+fn number_of(variable: &str) -> Option<u64> {
+    #[expect(clippy::disallowed_methods, reason = "how a person asks for a seed")]
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().expect("a number"))
+}
+
+/// Runs the seeds on all cores; the reports of those that broke a promise, and the sums of all.
+fn run_all(seeds: std::ops::Range<u64>, bug: Option<Bug>) -> (BTreeMap<u64, Report>, Report) {
+    let next = AtomicU64::new(seeds.start);
+    let (broken, sums) = (Mutex::new(BTreeMap::new()), Mutex::new(Report::default()));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let report = run(Scenario::new(seed, bug), Trail::None);
+                    sums.lock().unwrap().add(&report);
+                    if !report.violations.is_empty() {
+                        broken.lock().unwrap().insert(seed, report);
+                    }
+                }
+            });
+        }
+    });
+    (broken.into_inner().unwrap(), sums.into_inner().unwrap())
+}
+
+#[test]
+fn the_promises_hold_under_random_faults() {
+    let from = number_of("FROM").unwrap_or(0);
+    let seeds = number_of("SEEDS").unwrap_or(SEEDS);
+    let (broken, sums) = run_all(from..from + seeds, None);
+    println!("{seeds} seeds: {sums}");
+    let shown: Vec<_> =
+        broken.iter().take(10).map(|(seed, report)| format!("SEED={seed}: {}", report.violations[0])).collect();
+    assert!(
+        broken.is_empty(),
+        "{} of {seeds} seeds break a promise; replay one with SEED=n cargo test --test sim replay -- --nocapture\n{}",
+        broken.len(),
+        shown.join("\n")
+    );
+}
+
+#[test]
+fn replay() {
+    let Some(seed) = number_of("SEED") else { return };
+    tracing_subscriber::fmt().without_time().with_max_level(tracing::Level::DEBUG).init();
+    let scenario = Scenario::new(seed, None);
+    println!("{scenario:#?}");
+    let report = run(scenario, Trail::Printed);
+    println!("{report}");
+    assert!(report.violations.is_empty(), "{:#?}", report.violations);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in 0..8 {
+        let trace = |()| run(Scenario::new(seed, None), Trail::Kept).trace;
+        let (first, second) = (trace(()), trace(()));
+        let differs = first.lines().zip(second.lines()).find(|(a, b)| a != b);
+        assert!(first == second, "seed {seed} differs at {differs:?}");
+        assert!(first.lines().count() > 50, "seed {seed} does next to nothing");
+    }
+}
+
+fn must_be_caught(bug: Bug, promises: &[&str]) {
+    let (broken, _) = run_all(0..SEEDS_TO_CATCH, Some(bug));
+    let violations: Vec<_> = broken.values().flat_map(|report| &report.violations).collect();
+    let caught = violations.iter().filter(|v| promises.iter().any(|promise| v.starts_with(promise))).count();
+    println!(
+        "{bug:?}: {} of {SEEDS_TO_CATCH} seeds, {caught} of {} violations by name",
+        broken.len(),
+        violations.len()
+    );
+    assert!(caught > 0, "{bug:?} was not caught in {SEEDS_TO_CATCH} seeds: {violations:?}");
+}
+
+#[test]
+fn a_202_before_the_sync_is_caught() {
+    must_be_caught(Bug::AckBeforeSync, &["G2"]);
+}
+
+#[test]
+fn deleting_on_lease_is_caught() {
+    must_be_caught(Bug::DeleteOnLease, &["G2"]);
+}
+
+#[test]
+fn dropping_instead_of_burying_is_caught() {
+    must_be_caught(Bug::DropInsteadOfBury, &["G2"]);
+}
+
+#[test]
+fn forgetting_keys_is_caught() {
+    must_be_caught(Bug::ForgetKeys, &["G3"]);
+}
+
+#[test]
+fn a_redelivery_without_its_trace_header_is_caught() {
+    must_be_caught(Bug::LoseTraceHeader, &["G4"]);
+}
+
+#[test]
+fn attempting_before_the_due_time_is_caught() {
+    must_be_caught(Bug::IgnoreDueTimes, &["G5"]);
+}
+
+#[test]
+fn charging_for_a_drain_is_caught() {
+    must_be_caught(Bug::ChargeForDrain, &["G6"]);
+}

@@ -1,0 +1,149 @@
+//! One seed from begin to end: lives with faults, then one without, in which everything must come to rest.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sendoff::outbox::{Census, Outbox};
+use tokio_util::task::TaskTracker;
+
+use crate::audit::{audit, fits_together};
+use crate::clients::client;
+use crate::life::{Ending, live};
+use crate::scenario::Scenario;
+use crate::world::{Trail, World};
+
+/// With the faults off, all is delivered or shipped within this time of the world.
+const LIVELY_WITHIN: Duration = Duration::from_secs(40 * 60);
+
+/// What a seed came to.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub violations: Vec<String>,
+    pub trace: String,
+    pub accepted: u64,
+    pub repeats: u64,
+    pub calls: u64,
+    pub shipped: u64,
+    pub crashes: u64,
+    pub commits: u64,
+    pub virtual_seconds: u64,
+}
+
+impl Report {
+    /// Adds another seed's numbers; its words are left out.
+    pub fn add(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        self.repeats += other.repeats;
+        self.calls += other.calls;
+        self.shipped += other.shipped;
+        self.crashes += other.crashes;
+        self.commits += other.commits;
+        self.virtual_seconds += other.virtual_seconds;
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} events accepted, {} repeats recognised, {} calls, {} dead letters in the queue, {} crashes, {} commits, {} virtual seconds",
+            self.accepted, self.repeats, self.calls, self.shipped, self.crashes, self.commits, self.virtual_seconds
+        )
+    }
+}
+
+pub fn run(scenario: Scenario, trail: Trail) -> Report {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let world = World::new(scenario, trail);
+        story(&world).await;
+        let ledger = world.ledger();
+        Report {
+            violations: ledger.violations.clone(),
+            trace: world.trace(),
+            accepted: ledger.accepted.len() as u64,
+            repeats: ledger.repeats,
+            calls: ledger.calls,
+            shipped: ledger.in_queue.len() as u64,
+            crashes: world.crashes(),
+            commits: world.disk.commits(),
+            virtual_seconds: world.now().since(crate::world::START).as_secs(),
+        }
+    })
+}
+
+async fn story(world: &Arc<World>) {
+    let scenario = world.scenario.clone();
+    let clients = TaskTracker::new();
+    for number in 1..=scenario.clients {
+        clients.spawn(client(world.clone(), number));
+    }
+    clients.close();
+    let mut offset_ms = 0;
+    let mut life = 0;
+    while life < scenario.lives || !clients.is_empty() {
+        life += 1;
+        let after = Duration::from_millis(world.draw(|rng| rng.u64(1..scenario.life_ms_max)));
+        let ending = if world.draw(|rng| rng.u8(0..3)) == 0 { Ending::Drain(after) } else { Ending::Crash(after) };
+        let steps = world.draw(|rng| rng.bool().then(|| rng.u64(1..scenario.steps_max)));
+        if life > scenario.lives {
+            // The clients must come to an end, too.
+            live(world, life, offset_ms, None, Ending::Drain(Duration::from_secs(60))).await;
+        } else {
+            live(world, life, offset_ms, steps, ending).await;
+        }
+        audit(world);
+        if !world.ledger().violations.is_empty() {
+            return;
+        }
+        world.pass(3_000).await;
+        if scenario.clock_jumps && world.draw(|rng| rng.u8(0..3)) == 0 {
+            offset_ms = world.draw(|rng| rng.i64(-100_000..100_000));
+        }
+    }
+    clients.wait().await;
+    world.calm_down();
+    let before = world.now();
+    rest(world, life + 1, offset_ms).await;
+    audit(world);
+    let took = world.now().since(before);
+    world.note(|| format!("at rest after {took:?}"));
+}
+
+/// The last life: no faults, no new orders. Everything must be delivered or in the queue in time.
+async fn rest(world: &Arc<World>, life: u32, offset_ms: i64) {
+    let watching = async {
+        let began = world.now();
+        let left = loop {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let Some(front) = world.front() else { continue };
+            let Ok(census) = front.outbox.census().await else { break "the outbox is lost".to_owned() };
+            if is_at_rest(world, &census) {
+                return;
+            }
+            if world.now().since(began) > LIVELY_WITHIN {
+                break format!("{} events are left: {:?}", census.events, census.lanes);
+            }
+        };
+        world.violated("liveness", format!("not at rest within {LIVELY_WITHIN:?}: {left}"));
+    };
+    tokio::select! {
+        biased;
+        () = watching => {}
+        () = live(world, life, offset_ms, None, Ending::Drain(LIVELY_WITHIN * 2)) => {
+            world.violated("liveness", "the last life ended by itself".into());
+        }
+    }
+    if let Err(why) = fits_together(&world.disk.synced()) {
+        world.violated("liveness", format!("at rest, but {why}"));
+    }
+}
+
+/// Nothing is left but what no queue takes, or what has no queue to go to.
+fn is_at_rest(world: &World, census: &Census) -> bool {
+    let buried: u64 = census.lanes.values().map(|lane| lane.by_place[&sendoff::outbox::Place::Buried].events).sum();
+    let leased: u64 = census.lanes.values().map(|lane| lane.leased).sum();
+    let kept = if world.scenario.queue { world.ledger().unshippable.len() as u64 } else { buried };
+    census.events == buried && buried == kept && leased == 0
+}

@@ -1,0 +1,94 @@
+//! Bugs planted on purpose, one for each promise: the checks must catch every one, or they prove nothing.
+
+use sendoff::clock::UnixMillis;
+use sendoff::event::{Event, EventId, KeySource};
+use sendoff::outbox::writer::Handle;
+use sendoff::outbox::{
+    Appended, Census, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,
+};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// G1: the store answers before it has synced (in `disk.rs`).
+    AckBeforeSync,
+    /// G2: an event leaves the store when it is leased.
+    DeleteOnLease,
+    /// G2: an event that ran out of attempts is dropped.
+    DropInsteadOfBury,
+    /// G3: a repeat is taken for a new event.
+    ForgetKeys,
+    /// G4: a redelivery has lost its trace header.
+    LoseTraceHeader,
+    /// G5: what was to wait goes at once.
+    IgnoreDueTimes,
+    /// G6: an attempt that a drain cut off is charged (in `life.rs`).
+    ChargeForDrain,
+}
+
+/// The store, with a bug or without.
+#[derive(Clone)]
+pub struct Sabotaged {
+    pub handle: Handle,
+    pub bug: Option<Bug>,
+}
+
+impl Sabotaged {
+    fn spoil(&self, (lease, settlement): (Lease, Settlement)) -> (Lease, Settlement) {
+        let spoilt = match (self.bug, settlement) {
+            (Some(Bug::DropInsteadOfBury), Settlement::Bury(_)) => Settlement::Delivered,
+            (Some(Bug::IgnoreDueTimes), Settlement::RetryAt(history)) => {
+                Settlement::RetryAt(History { due: UnixMillis(0), ..history })
+            }
+            (_, settlement) => settlement,
+        };
+        (lease, spoilt)
+    }
+}
+
+impl Outbox for Sabotaged {
+    async fn append(&self, mut batch: Vec<Event>) -> Result<Vec<Appended>, Error> {
+        if self.bug == Some(Bug::ForgetKeys) {
+            batch.iter_mut().for_each(|event| event.key.source = KeySource::Minted);
+        }
+        self.handle.append(batch).await
+    }
+
+    async fn lease(&self, want: LeaseWant) -> Result<Vec<Leased>, Error> {
+        let mut leased = self.handle.lease(want).await?;
+        if self.bug == Some(Bug::DeleteOnLease) {
+            self.handle.settle(leased.iter().map(|l| (l.lease, Settlement::Delivered)).collect()).await?;
+        }
+        if self.bug == Some(Bug::LoseTraceHeader) {
+            leased.iter_mut().filter(|l| l.history.calls > 0).for_each(|l| l.event.carried.trace_header = None);
+        }
+        Ok(leased)
+    }
+
+    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
+        self.handle.settle(done.into_iter().map(|settled| self.spoil(settled)).collect()).await
+    }
+
+    async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {
+        self.handle.lanes(since).await
+    }
+
+    async fn find(&self, id: EventId) -> Result<Option<Found>, Error> {
+        self.handle.find(id).await
+    }
+
+    async fn sweep(&self) -> Result<bool, Error> {
+        self.handle.sweep().await
+    }
+
+    async fn census(&self) -> Result<Census, Error> {
+        self.handle.census().await
+    }
+
+    async fn changed(&self, since: u64) {
+        self.handle.changed(since).await;
+    }
+
+    fn poisoned(&self) -> Option<String> {
+        self.handle.poisoned()
+    }
+}

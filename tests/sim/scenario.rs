@@ -1,0 +1,113 @@
+//! What one seed stands for: the shape of a world and its weather. The rest of the chance is drawn while it runs.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use sendoff::dispatch::{Mode, Policy};
+
+use crate::sabotage::Bug;
+
+/// The function that is never ill: a bad neighbour must not delay it.
+pub const STEADY: &str = "steady";
+
+/// How long one kind of weather lasts.
+const SLICE_MS: u64 = 20_000;
+
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    pub seed: u64,
+    pub bug: Option<Bug>,
+    pub functions: Vec<String>,
+    pub policy: Policy,
+    pub clients: u64,
+    pub orders_per_client: u64,
+    pub client_gap_ms: u64,
+    /// Lives of the daemon before the faults end.
+    pub lives: u32,
+    pub life_ms_max: u64,
+    /// How many steps a life may take before its power goes, at most; crashes at any instruction that matters.
+    pub steps_max: u64,
+    pub commit_ms_max: u64,
+    pub dedupe_window: Duration,
+    pub sdk_window: Duration,
+    pub bytes_max: u64,
+    pub grace: Duration,
+    /// Whole accounts fail too, and then every function waits.
+    pub account_faults: bool,
+    pub sync_failures: bool,
+    pub full_disks: bool,
+    pub clock_jumps: bool,
+    pub refusals: bool,
+    /// Whether there is a queue at all.
+    pub queue: bool,
+}
+
+/// How a function (or the queue) fares for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weather {
+    Fair,
+    Throttled,
+    Errors,
+    Lossy,
+    Slow,
+    Away,
+    /// Somebody must repair something.
+    Operator,
+}
+
+impl Scenario {
+    pub fn new(seed: u64, bug: Option<Bug>) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let functions = (0..rng.u32(1..5)).map(|n| format!("f{n}")).chain([STEADY.to_owned()]).collect();
+        let policy = Policy {
+            attempts_max: rng.u32(2..9),
+            age_max: Duration::from_secs([60, 600, 21_600][rng.usize(0..3)]),
+            backoff_base: Duration::from_millis(rng.u64(50..1_000)),
+            backoff_cap: Duration::from_secs(rng.u64(2..60)),
+            concurrency_max: rng.u32(1..17),
+            rate: 0,
+            invocations_per_hour_max: 0,
+            mode: Mode::Event,
+        };
+        Self {
+            seed,
+            bug,
+            functions,
+            policy,
+            clients: rng.u64(1..6),
+            orders_per_client: rng.u64(5..30),
+            client_gap_ms: [20, 300, 3_000][rng.usize(0..3)],
+            lives: rng.u32(2..8),
+            life_ms_max: [500, 5_000, 60_000][rng.usize(0..3)],
+            steps_max: [20, 100, 1_000][rng.usize(0..3)],
+            commit_ms_max: [1, 8, 60][rng.usize(0..3)],
+            dedupe_window: Duration::from_secs([30, 300, 86_400][rng.usize(0..3)]),
+            sdk_window: Duration::from_secs([20, 300][rng.usize(0..2)]),
+            bytes_max: if rng.u8(0..8) == 0 { 20_000 } else { 1 << 30 },
+            grace: Duration::from_millis([0, 200, 5_000, 25_000][rng.usize(0..4)]),
+            account_faults: rng.u8(0..4) == 0,
+            sync_failures: rng.u8(0..4) == 0,
+            full_disks: rng.u8(0..4) == 0,
+            clock_jumps: rng.bool(),
+            refusals: rng.bool(),
+            queue: rng.u8(0..8) > 0,
+        }
+    }
+
+    /// The weather at a place and time: the same whoever asks, and however often.
+    pub fn weather(&self, place: &str, now_ms: u64) -> Weather {
+        let place = place
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        let slice = (now_ms / SLICE_MS).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        match Rng::with_seed(self.seed ^ place ^ slice).u8(0..12) {
+            0..5 => Weather::Fair,
+            5 | 6 => Weather::Throttled,
+            7 => Weather::Errors,
+            8 => Weather::Lossy,
+            9 => Weather::Slow,
+            10 => Weather::Away,
+            _ => Weather::Operator,
+        }
+    }
+}

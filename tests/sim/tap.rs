@@ -1,0 +1,104 @@
+//! The outbox as the stages see it: takes its time, may lose the power at every call, and checks what goes through.
+
+use std::sync::Arc;
+
+use sendoff::clock::Clock;
+use sendoff::event::{Event, EventId};
+use sendoff::outbox::{Appended, Census, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+
+use crate::sabotage::Sabotaged;
+use crate::world::World;
+
+/// How long a call may take beside the commit, in milliseconds.
+pub const CALL_MS_MAX: u64 = 3;
+
+#[derive(Clone)]
+pub struct Tap {
+    pub inner: Sabotaged,
+    pub world: Arc<World>,
+    pub life: u32,
+    pub clock: Clock,
+}
+
+impl Outbox for Tap {
+    async fn append(&self, batch: Vec<Event>) -> Result<Vec<Appended>, Error> {
+        self.world.point(self.life, "before an append").await;
+        self.world.pass(CALL_MS_MAX).await;
+        let appended = self.inner.append(batch).await;
+        self.world.point(self.life, "after an append").await;
+        appended
+    }
+
+    async fn lease(&self, want: LeaseWant) -> Result<Vec<Leased>, Error> {
+        self.world.point(self.life, "before a lease").await;
+        let leased = self.inner.lease(want).await?;
+        let now = self.clock.now();
+        for leased in &leased {
+            self.world.note(|| format!("lease {} calls={}", leased.event.id, leased.history.calls));
+            let found = self.world.ledger().leased(leased, now);
+            let delayed = self.world.ledger().delayed(leased.event.id, self.world.now());
+            for (promise, what) in found.into_iter().chain(delayed) {
+                self.world.violated(promise, what);
+            }
+        }
+        self.world.point(self.life, "after a lease").await;
+        Ok(leased)
+    }
+
+    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
+        self.world.point(self.life, "before a settlement").await;
+        for (lease, settlement) in &done {
+            self.world.note(|| format!("settle {} {}", lease.id, in_a_word(settlement)));
+            let found = self.world.ledger().settling(lease.id, settlement);
+            if let Some((promise, what)) = found {
+                self.world.violated(promise, what);
+            }
+        }
+        let settled = self.inner.settle(done.clone()).await;
+        if settled.is_ok() {
+            let mut ledger = self.world.ledger();
+            done.iter().for_each(|(lease, settlement)| ledger.settled(lease.id, settlement));
+        }
+        self.world.point(self.life, "after a settlement").await;
+        settled
+    }
+
+    async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {
+        self.inner.lanes(since).await
+    }
+
+    async fn find(&self, id: EventId) -> Result<Option<Found>, Error> {
+        self.inner.find(id).await
+    }
+
+    async fn sweep(&self) -> Result<bool, Error> {
+        self.world.point(self.life, "before a sweep").await;
+        let swept = self.inner.sweep().await;
+        self.world.point(self.life, "after a sweep").await;
+        swept
+    }
+
+    async fn census(&self) -> Result<Census, Error> {
+        self.inner.census().await
+    }
+
+    async fn changed(&self, since: u64) {
+        self.inner.changed(since).await;
+    }
+
+    fn poisoned(&self) -> Option<String> {
+        self.inner.poisoned()
+    }
+}
+
+fn in_a_word(settlement: &Settlement) -> String {
+    match settlement {
+        Settlement::Delivered => "delivered".into(),
+        Settlement::RetryAt(history) => format!("retry at {} after {} attempts", history.due.0, history.attempts),
+        Settlement::Release => "release".into(),
+        Settlement::Bury(history) => {
+            format!("bury {}", history.burial.as_ref().map_or("", |burial| burial.reason.as_str()))
+        }
+        Settlement::Shipped => "shipped".into(),
+    }
+}
