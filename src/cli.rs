@@ -19,6 +19,8 @@ pub mod show_config;
 
 pub mod send;
 
+pub mod fsck;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
@@ -44,6 +46,7 @@ enum Command {
     Serve(serve::Options),
     Demo(demo::DemoArgs),
     Send(send::Options),
+    Fsck(fsck::Options),
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
 }
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Serve(options) => serve::run(options, &environment),
         Command::Demo(options) => run_demo(options),
         Command::Send(options) => send::run(options, &environment),
+        Command::Fsck(options) => fsck::run(options, &environment),
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),
     };

@@ -74,7 +74,7 @@ impl<K: Kv> Engine<K> {
         if place != held.place {
             self.batch.remove(key);
         }
-        let (index, due) = (index_of(place), record.history.due);
+        let (index, due) = (Due::of(place), record.history.due);
         if let Some(index) = index {
             self.batch.put(keys::due(index, lane_id, due, id), vec![keys::letter(place)]);
         }
@@ -93,17 +93,8 @@ impl<K: Kv> Engine<K> {
     }
 
     fn unindex(&mut self, lane: LaneId, id: EventId, held: Held) {
-        if let (Some(index), Some(due)) = (index_of(held.place), held.due) {
+        if let (Some(index), Some(due)) = (Due::of(held.place), held.due) {
             self.batch.remove(keys::due(index, lane, due, id));
         }
-    }
-}
-
-/// The due index in which events of a state stand.
-fn index_of(place: Place) -> Option<Due> {
-    match place {
-        Place::Ready => None,
-        Place::Waiting | Place::Scheduled => Some(Due::Attempt),
-        Place::Buried => Some(Due::Ship),
     }
 }
