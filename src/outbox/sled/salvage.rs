@@ -28,6 +28,9 @@ const DAMAGED: &str = "sled.damaged-";
 /// That the engine met damage while it ran: the next start looks closely.
 const SUSPECT: &str = "suspect";
 
+/// sled's unit of the data file, by default.
+const SEGMENT_BYTES: u64 = 512 << 10;
+
 /// What was done about a damaged store.
 #[derive(Debug, Clone)]
 pub struct Salvage {
@@ -66,12 +69,12 @@ pub(super) fn replace(state_dir: &Path, cache: u64, seen: Option<UnixMillis>) ->
         path: store.display().to_string(),
         why: format!("{doing}: {error}; it was left as it is (docs/power-loss.md says what can be done)"),
     };
+    let salvaged = state_dir.join(SALVAGED);
+    let mut target = create(&salvaged, cache)?;
     let source = readable_copy(state_dir, cache).map_err(|e| failed("copying it to read from", &e))?;
     if let Some(newer) = source.as_ref().and_then(|source| newer(source, &store)) {
         return Err(newer);
     }
-    let salvaged = state_dir.join(SALVAGED);
-    let mut target = create(&salvaged, cache)?;
     let report = match &source {
         Some(source) => repair::rebuild(source, &mut target),
         None => repair::rebuild(&crate::outbox::memory::MemoryDisk::default().open(), &mut target)
@@ -122,6 +125,12 @@ fn open_copy(state_dir: &Path, cache: u64, how: How) -> io::Result<Option<SledKv
         fs::remove_dir_all(&copy)?;
     }
     copy_dir(&store, &copy)?;
+    // Every store of ours has the same configuration, so a damaged one is no loss; and a file that was cut off must still
+    // end where a segment does.
+    fs::copy(state_dir.join(SALVAGED).join("conf"), copy.join("conf"))?;
+    let data = fs::File::options().create(true).truncate(false).write(true).open(copy.join("db"))?;
+    data.set_len(data.metadata()?.len().next_multiple_of(SEGMENT_BYTES))?;
+    drop(data);
     remove_unfinished_snapshots(&copy)?;
     if how == How::WithoutSnapshots {
         for entry in fs::read_dir(&copy)? {
