@@ -21,6 +21,22 @@ pub mod send;
 
 pub mod fsck;
 
+pub mod dead_letters;
+
+pub mod redrive;
+
+pub mod operator;
+
+pub mod status;
+
+pub mod healthcheck;
+
+pub mod drain;
+
+pub mod completions;
+
+pub mod man;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
@@ -47,12 +63,19 @@ enum Command {
     Demo(demo::DemoArgs),
     Send(send::Options),
     Fsck(fsck::Options),
+    DeadLetters(dead_letters::Options),
+    Redrive(redrive::Options),
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
+    Status(status::Options),
+    Healthcheck(healthcheck::Options),
+    Drain(drain::Options),
+    Completions(completions::Options),
+    Man(man::Options),
 }
 
 /// Which configuration to use.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct ConfigOptions {
     /// Configuration file (TOML); without one, defaults and SENDOFF_ variables count
     #[arg(long, value_name = "FILE")]
@@ -80,8 +103,15 @@ pub fn main() -> ExitCode {
         Command::Demo(options) => run_demo(options),
         Command::Send(options) => send::run(options, &environment),
         Command::Fsck(options) => fsck::run(options, &environment),
+        Command::DeadLetters(options) => dead_letters::run(options, &environment),
+        Command::Redrive(options) => redrive::run(options, &environment),
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),
+        Command::Status(options) => status::run(options, &environment),
+        Command::Healthcheck(options) => healthcheck::run(options, &environment),
+        Command::Drain(options) => drain::run(options, &environment),
+        Command::Completions(options) => completions::run(options),
+        Command::Man(options) => man::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

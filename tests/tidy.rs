@@ -26,7 +26,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("http", &["clock"]),
     ("shutdown", &[]),
     ("telemetry", &["config"]),
-    ("admin", &["event", "clock", "metrics", "outbox", "http", "shutdown"]),
+    ("activation", &[]),
+    ("notify", &["admin", "clock", "outbox"]),
+    ("reload", &["config", "dispatch", "notify", "telemetry"]),
+    ("admin", &["event", "clock", "metrics", "outbox", "http", "shutdown", "telemetry"]),
     ("config", &["event", "clock", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown"]),
     ("standin", &["event", "clock", "http"]),
     // the only ones that know them all
@@ -46,9 +49,28 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "config",
             "shutdown",
             "telemetry",
+            "activation",
+            "notify",
+            "reload",
         ],
     ),
-    ("cli", &["event", "clock", "config", "daemon", "http", "outbox", "shutdown", "standin", "telemetry"]),
+    (
+        "cli",
+        &[
+            "event",
+            "clock",
+            "config",
+            "daemon",
+            "http",
+            "outbox",
+            "shutdown",
+            "standin",
+            "telemetry",
+            "admin",
+            "aws",
+            "reload",
+        ],
+    ),
 ];
 
 /// Words that code may use in some files only: (word, where, why). `where` is a path prefix below src.

@@ -39,7 +39,7 @@ impl<K: Kv> Engine<K> {
         Ok(())
     }
 
-    fn remove(&mut self, lane_id: LaneId, id: EventId, held: Held) {
+    pub(super) fn remove(&mut self, lane_id: LaneId, id: EventId, held: Held) {
         self.unindex(lane_id, id, held);
         self.batch.remove(keys::event(held.place, lane_id, id));
         for index in 0..chunk_count(held.body_bytes) {
