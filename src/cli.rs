@@ -19,6 +19,8 @@ pub mod show_config;
 
 pub mod send;
 
+pub mod fsck;
+
 pub mod dead_letters;
 
 pub mod redrive;
@@ -72,6 +74,7 @@ enum Command {
     Serve(serve::Options),
     Demo(demo::DemoArgs),
     Send(send::Options),
+    Fsck(fsck::Options),
     DeadLetters(dead_letters::Options),
     Redrive(redrive::Options),
     Functions(functions::Options),
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Serve(options) => serve::run(options, &environment),
         Command::Demo(options) => run_demo(options),
         Command::Send(options) => send::run(options, &environment),
+        Command::Fsck(options) => fsck::run(options, &environment),
         Command::DeadLetters(options) => dead_letters::run(options, &environment),
         Command::Redrive(options) => redrive::run(options, &environment),
         Command::Functions(options) => functions::run(options, &environment),
