@@ -25,6 +25,10 @@ test: $(VENV)/.made ## run every test, with the real parts in .venv
 demo: ## see sendoff lose nothing: no AWS account, nothing but the binary
 	$(CARGO) run --locked --quiet -- demo
 
+.PHONY: bench
+bench: ## measure, each system beside a simpler one: tables here, JSON in target/bench (docs/performance.md)
+	$(CARGO) bench --locked --bench bench
+
 .PHONY: lint
 lint: fmt clippy doc deny ## every gate that is not a test
 

@@ -17,6 +17,8 @@ use aws_smithy_types::timeout::TimeoutConfig;
 
 pub mod lambda;
 
+pub mod passthrough;
+
 pub mod sqs;
 
 pub mod placed;

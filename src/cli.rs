@@ -19,6 +19,10 @@ pub mod show_config;
 
 pub mod send;
 
+pub mod dead_letters;
+
+pub mod redrive;
+
 pub mod operator;
 
 pub mod status;
@@ -56,6 +60,8 @@ enum Command {
     Serve(serve::Options),
     Demo(demo::DemoArgs),
     Send(send::Options),
+    DeadLetters(dead_letters::Options),
+    Redrive(redrive::Options),
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
     Status(status::Options),
@@ -93,6 +99,8 @@ pub fn main() -> ExitCode {
         Command::Serve(options) => serve::run(options, &environment),
         Command::Demo(options) => run_demo(options),
         Command::Send(options) => send::run(options, &environment),
+        Command::DeadLetters(options) => dead_letters::run(options, &environment),
+        Command::Redrive(options) => redrive::run(options, &environment),
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),
         Command::Status(options) => status::run(options, &environment),

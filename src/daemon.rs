@@ -98,6 +98,8 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     operator.outbox_is(Some(outbox.clone()));
     let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
     let lambda = Placed::of(aws::lambda::Lambda::new(&shared, &config.lambda))?;
+    let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
+    let passthrough = Placed::of(passthrough)?;
     let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
@@ -109,12 +111,16 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let ingest_address = ingest.first().map(address).transpose()?.unwrap_or_default();
     let mut settings = config.ingest.clone();
     settings.region = settings.region.or_else(|| shared.region().map(str::to_owned));
+    let redrives_max = config.dead_letter.redrives_max;
+    operator.rules_are(crate::admin::dead_letters::Rules { names: settings.clone(), redrives_max });
     let limits = limits(&settings, settings.connections_max);
     let connections = Some(metrics.ingest_connections.clone());
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
     {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
-        let service = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).service();
+        let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings);
+        let opened = closed.passing(passthrough, config.passthrough.clone());
+        let service = opened.service();
         for unix in unix.listeners {
             door.spawn(server.clone().serve(unix, service.clone()));
         }

@@ -40,6 +40,8 @@ pub struct Metrics {
     /// by function and key source
     pub ingest_repeats: IntCounterVec,
     pub ingest_connections: IntGauge,
+    /// by class of the status
+    pub ingest_passed: IntCounterVec,
     /// From the complete request to the durable commit.
     pub outbox_append_seconds: Histogram,
     /// One write + sync.
@@ -71,6 +73,16 @@ pub struct Metrics {
     pub deadletter_shipped: IntCounterVec,
     /// by code
     pub deadletter_ship_failures: IntCounterVec,
+    /// by function
+    pub deadletter_unshippable: IntCounterVec,
+    /// by queue
+    pub deadletter_queue_messages: IntGaugeVec,
+    /// by queue
+    pub deadletter_queue_retention_seconds: GaugeVec,
+    /// by source
+    pub deadletter_redriven: IntCounterVec,
+    /// by result
+    pub deadletter_redrive_refused: IntCounterVec,
     pub ready: IntGauge,
     pub start_time_seconds: Gauge,
 }
@@ -100,6 +112,12 @@ impl Metrics {
                 "sendoff_ingest_repeats_total",
                 "Requests recognised as repeats of a stored event.",
                 &["function", "key_source"],
+            )?,
+            ingest_passed: counter_vec(
+                r,
+                "sendoff_ingest_passed_total",
+                "Calls passed through to Lambda and answered by it, by class of the status.",
+                &["status"],
             )?,
             ingest_connections: int_gauge(
                 r,
@@ -197,6 +215,36 @@ impl Metrics {
                 "sendoff_deadletter_ship_failures_total",
                 "Dead letters that SQS did not take, by error code; they stay in the store.",
                 &["code"],
+            )?,
+            deadletter_unshippable: counter_vec(
+                r,
+                "sendoff_deadletter_unshippable_total",
+                "Dead letters that no queue can take; they stay in the store, listed.",
+                &["function"],
+            )?,
+            deadletter_queue_messages: int_gauge_vec(
+                r,
+                "sendoff_deadletter_queue_messages",
+                "Messages in a dead-letter queue, about, as SQS last said.",
+                &["queue"],
+            )?,
+            deadletter_queue_retention_seconds: gauge_vec(
+                r,
+                "sendoff_deadletter_queue_retention_seconds",
+                "After this a dead-letter queue deletes a message, read or not.",
+                &["queue"],
+            )?,
+            deadletter_redriven: counter_vec(
+                r,
+                "sendoff_deadletter_redriven_total",
+                "Dead letters accepted again, from a queue or from the store.",
+                &["source"],
+            )?,
+            deadletter_redrive_refused: counter_vec(
+                r,
+                "sendoff_deadletter_redrive_refused_total",
+                "Dead letters that were to be redriven and were not: repeats, those at the ceiling, and others.",
+                &["result"],
             )?,
             ready: int_gauge(r, "sendoff_ready", "1 while the daemon can keep its promises.")?,
             start_time_seconds: register(

@@ -194,7 +194,7 @@ fn reply_of(error: &SdkError<InvokeError, HttpResponse>, stage: Stage) -> Reply 
 }
 
 /// Whether there was no connection to send on: name, TCP, TLS, or their timeout. The SDK's own note of it is private.
-fn never_connected(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(super) fn never_connected(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|cause| {
         cause.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect())
             || cause.to_string().starts_with("HTTP connect")

@@ -1,0 +1,97 @@
+//! What docs/performance.md is made of: `make bench`, or `cargo bench --bench bench -- NAME --help`.
+//!
+//! Every figure stands beside one of something simpler, measured in the same round on the same machine, and what counts is
+//! the ratio: machines are shared and noisy, and absolute figures of two runs cannot be compared.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod accept;
+
+mod backlog;
+
+mod call;
+
+mod client;
+
+mod daemon;
+
+mod lag;
+
+mod micro;
+
+mod process;
+
+mod report;
+
+mod road;
+
+mod roles;
+
+/// Benches of sendoff
+#[derive(Debug, Parser)]
+struct Options {
+    /// What cargo calls a bench with
+    #[arg(long, hide = true, global = true)]
+    bench: bool,
+    /// Rounds, in each of which every system is measured once; the median counts
+    #[arg(long, default_value_t = 3, global = true)]
+    rounds: usize,
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// From the request to the durable 202, beside a door that stores nothing and a bare append + fdatasync
+    Accept(accept::Options),
+    /// From the first request to the last arrival, beside bare aws-sdk-lambda calls and hand-signed ones
+    Road(road::Options),
+    /// From the request to the first attempt on an idle daemon, beside a bare fdatasync and SDK call
+    Lag(lag::Options),
+    /// Start, memory and drain rate with a large backlog, beside a small one
+    Backlog(backlog::Options),
+    /// The steps of one event, each alone
+    Micro(micro::Options),
+    /// A process of a bench
+    #[command(hide = true, subcommand)]
+    Role(roles::Role),
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let ran = match options.what {
+        Some(What::Role(role)) => roles::run(role),
+        Some(What::Micro(micro)) => micro::run(&micro, options.rounds),
+        what => run(what, options.rounds),
+    };
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(what: Option<What>, rounds: usize) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match what {
+            Some(What::Accept(options)) => accept::run(&options, rounds).await,
+            Some(What::Road(options)) => road::run(&options, rounds).await,
+            Some(What::Lag(options)) => lag::run(&options, rounds).await,
+            Some(What::Backlog(options)) => backlog::run(&options, rounds).await,
+            Some(What::Micro(_) | What::Role(_)) => Ok(()),
+            None => {
+                micro::run(&micro::Options::default(), rounds)?;
+                accept::run(&accept::Options::default(), rounds).await?;
+                road::run(&road::Options::default(), rounds).await?;
+                lag::run(&lag::Options::default(), rounds).await?;
+                backlog::run(&backlog::Options::default(), 1).await
+            }
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! What runs in processes of its own, so that its cost can be told from the bench's.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Subcommand;
+use sendoff::clock::Clock;
+use sendoff::event::{Event, EventId};
+use sendoff::http::{Limits, Server};
+use sendoff::ingest::{Settings, server::Door};
+use sendoff::metrics::Metrics;
+use sendoff::outbox::{Appended, Census, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::{call, process};
+
+#[derive(Debug, Subcommand)]
+pub enum Role {
+    /// The door in front of a store that does nothing; says its address
+    Door,
+    /// Calls a stand-in as a service without sendoff would; says what it cost
+    Call(call::Options),
+}
+
+pub fn run(role: Role) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match role {
+            Role::Door => door().await,
+            Role::Call(options) => {
+                let called = call::run(&options).await?;
+                let cpu = process::cpu(std::process::id())?;
+                let seconds = called.took.as_secs_f64();
+                say(&json!({ "seconds": seconds, "cpu_seconds": (cpu - called.cpu_before).as_secs_f64() }).to_string())
+            }
+        }
+    })
+}
+
+fn say(line: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+async fn door() -> anyhow::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    say(&listener.local_addr()?.to_string())?;
+    let settings = Settings {
+        connections_max: 1_024,
+        request_bytes_max: 64 << 20,
+        headers_max: 100,
+        header_bytes_max: 64 << 10,
+        header_timeout: Duration::from_secs(30),
+        body_timeout: Duration::from_secs(30),
+        region: None,
+        account_id: None,
+    };
+    let limits = Limits {
+        connections_max: settings.connections_max,
+        headers_max: settings.headers_max,
+        header_bytes_max: settings.header_bytes_max,
+        header_timeout: settings.header_timeout,
+    };
+    let (clock, metrics) = (Clock::system(), Arc::new(Metrics::new()?));
+    let server = Server::new(limits, None, clock.clone(), CancellationToken::new(), TaskTracker::new());
+    server.serve(listener, Door::new(Nothing, clock, metrics, settings).service()).await;
+    Ok(())
+}
+
+/// A store that says yes.
+#[derive(Clone)]
+struct Nothing;
+
+impl Outbox for Nothing {
+    async fn append(&self, batch: Vec<Event>) -> Result<Vec<Appended>, Error> {
+        Ok(batch.into_iter().map(|_| Appended::Stored).collect())
+    }
+
+    async fn lease(&self, _: LeaseWant) -> Result<Vec<Leased>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn settle(&self, _: Vec<(Lease, Settlement)>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn lanes(&self, _: u64) -> Result<LaneNews, Error> {
+        Ok(LaneNews::default())
+    }
+
+    async fn find(&self, _: EventId) -> Result<Option<Found>, Error> {
+        Ok(None)
+    }
+
+    async fn sweep(&self) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    async fn census(&self) -> Result<Census, Error> {
+        Ok(Census::default())
+    }
+
+    async fn changed(&self, _: u64) {
+        std::future::pending().await
+    }
+
+    fn poisoned(&self) -> Option<String> {
+        None
+    }
+}
