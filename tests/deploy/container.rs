@@ -76,11 +76,12 @@ fn the_image_is_built_from_scratch_and_runs_as_nobody() {
         assert!(config.contains(part), "{part} is not in the image's configuration");
     }
     let container = buildah(&["from", "localhost/sendoff:test"]).lines().last().unwrap().to_owned();
-    let run = |words: &[&str]| buildah(&[&["run", "--isolation", "chroot", &container, "--"], words].concat());
+    // The image has no /tmp, which the demo would take for its scratch directory.
+    let options = ["run", "--isolation", "chroot", "--env", "TMPDIR=/var/lib/sendoff", &container, "--"];
+    let run = |words: &[&str]| buildah(&[&options[..], words].concat());
     assert!(run(&["/sendoff", "--version"]).starts_with("sendoff "));
     assert!(run(&["/sendoff", "check-config"]).contains("no problems"));
-    // The whole of it: it locks a store as uid 65532, accepts, throttled and killed by its own demo, and loses nothing.
-    let said = run(&["/sendoff", "demo", "--events", "200"]);
-    assert!(said.contains("200"), "{said}");
+    // All of it, as uid 65532: a store, a listener, a SIGKILL half way. The demo fails if anything is lost.
+    run(&["/sendoff", "demo", "--events", "200"]);
     buildah(&["rm", &container]);
 }

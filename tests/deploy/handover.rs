@@ -29,7 +29,7 @@ fn start(socket: &TcpListener, admin: u16, state: &Path) -> Given {
         "--set",
         "lambda.endpoint_url=http://127.0.0.1:9",
     ]);
-    crate::rig::python::aws_environment(&mut command);
+    crate::tools::clean(&mut command);
     command.stdin(Stdio::from(OwnedFd::from(socket.try_clone().unwrap()))).stdout(Stdio::null()).stderr(Stdio::null());
     let given = Given(command.spawn().unwrap());
     let admin = format!("127.0.0.1:{admin}").parse().unwrap();

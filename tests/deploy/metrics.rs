@@ -86,15 +86,6 @@ fn the_dashboard_and_the_alerts_name_only_metrics_and_labels_that_exist() {
         let Some(allowed) = known.get(metric) else { panic!("{metric} does not exist") };
         assert!(labels.iter().all(|label| allowed.contains(label)), "{metric} has no such labels: {labels:?}");
     }
-    // And the other way round: what there is can be seen.
-    let shown: BTreeSet<&str> = named.iter().map(|(metric, _)| metric.as_str()).collect();
-    for metric in Metrics::new().unwrap().catalog() {
-        assert!(
-            metric.series().iter().any(|series| shown.contains(series.as_str())),
-            "{} is in no panel and no alert",
-            metric.name
-        );
-    }
 }
 
 #[test]

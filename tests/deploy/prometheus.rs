@@ -21,11 +21,11 @@ fn every_query_of_the_dashboard_has_an_answer_from_a_real_run() {
     let (lambda, sqs) = (Lambda::start(), Sqs::start());
     lambda.script("slow", Script::always(throttle()));
     lambda.script("refused", Script::always(Trouble::error(413, "RequestTooLargeException", "too large")));
-    lambda.script("stuck", Script::always(Trouble::error(413, "RequestTooLargeException", "too large")));
     let daemon = Setup::new(&state)
-        .env("SENDOFF_DEAD_LETTER__QUEUE_URL", &sqs.create_queue("dead"))
+        .set("dead_letter.queue_url", &format!("{}/123456789012/dead", sqs.endpoint_url()))
+        .set("dead_letter.backoff_base", "100ms")
+        .set("dead_letter.backoff_cap", "500ms")
         .set("sqs.endpoint_url", &sqs.endpoint_url())
-        .set("functions.stuck.queue_url", &format!("{}/123456789012/missing", sqs.endpoint_url()))
         .set("lambda.endpoint_url", &lambda.endpoint_url())
         .start();
 
@@ -53,7 +53,11 @@ fn every_query_of_the_dashboard_has_an_answer_from_a_real_run() {
     let mut missing = Vec::new();
     eventually("Prometheus answers every query with data", || {
         asked += 1;
-        for function in ["orders", "slow", "refused", "stuck"] {
+        // Until now SQS has not taken a letter, which is a metric, too.
+        if asked == 10 {
+            sqs.create_queue("dead");
+        }
+        for function in ["orders", "slow", "refused"] {
             let key = format!("\"{function}-{}\"", asked / 3);
             let response = daemon.invoke(function, &[("Idempotency-Key", &key)], &payload(&key));
             assert_eq!(response.status, 202, "{response:?}");

@@ -9,8 +9,14 @@ pub fn root() -> &'static Path {
 
 pub fn sendoff() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
-    crate::rig::python::aws_environment(&mut command);
+    clean(&mut command);
     command
+}
+
+/// An environment without the caller's own variables: sendoff refuses those of its name that it does not know.
+pub fn clean(command: &mut Command) {
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", "/nonexistent");
+    crate::rig::python::aws_environment(command);
 }
 
 /// A program on the path; none, said loudly, if it is missing and nobody demands it.
