@@ -6,6 +6,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
+VALIDATORS := $(CURDIR)/.venv-deploy
 TOOLS := $(CURDIR)/.tools
 JS := $(CURDIR)/tests/js/node_modules
 export SENDOFF_TEST_VENV := $(VENV)
@@ -15,7 +16,7 @@ help: ## say what can be made (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: $(VENV)/.made $(JS)/.made ## run every test, with the real parts in .venv
+test: $(VENV)/.made $(VALIDATORS)/.made $(JS)/.made ## run every test, with the real parts in .venv
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  $(CARGO) nextest run --locked; \
 	else \
@@ -93,6 +94,13 @@ $(JS)/.made: tests/js/package-lock.json
 	else \
 	  echo "npm is not installed: the AWS SDK for JavaScript will not be tested" >&2; mkdir -p $(JS); \
 	fi
+	touch $@
+
+$(VALIDATORS)/.made: tests/deploy/requirements.txt
+	rm -rf $(VALIDATORS)
+	$(PYTHON) -m venv $(VALIDATORS)
+	$(VALIDATORS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/deploy/requirements.txt
+	$(VALIDATORS)/bin/python -m pip check --disable-pip-version-check
 	touch $@
 
 $(TOOLS)/.made: .ci/requirements.txt
