@@ -15,6 +15,7 @@ use super::keys::{self, Due};
 use super::kv::{Batch, Failed, Kv};
 use super::record::{KeyRecord, LaneRecord, Record, chunk_count, chunks, decode_body};
 use super::{Count, LaneId, Place};
+use crate::clock::UnixMillis;
 use crate::event::{EventId, FunctionName};
 
 /// Bytes that a repair gathers for one commit.
@@ -98,7 +99,7 @@ fn put<T: Kv>(sink: &mut Sink<'_, T>, key: Vec<u8>, value: impl Into<Bytes>) -> 
 struct Survey<'a, S> {
     source: &'a S,
     report: Report,
-    lanes: BTreeMap<LaneId, (FunctionName, [Count; 4], [Count; 4])>,
+    lanes: BTreeMap<LaneId, (LaneRecord, [Count; 4])>,
     bodies: BTreeSet<EventId>,
 }
 
@@ -116,13 +117,14 @@ impl<'a, S: Kv> Survey<'a, S> {
         }
         self.strays(Due::Attempt);
         self.strays(Due::Ship);
+        self.stray_expiries();
         self.stray_bodies();
         let mut next_lane = 0;
-        for (id, (function, stored, counted)) in std::mem::take(&mut self.lanes) {
+        for (id, (stored, counts)) in std::mem::take(&mut self.lanes) {
             self.report.functions += 1;
-            self.report.wrong_counts += u64::from(stored != counted);
+            self.report.wrong_counts += u64::from(stored.counts != counts);
             next_lane = id.0.saturating_add(1);
-            put(sink, keys::lane(id), LaneRecord { function, counts: counted }.encode())?;
+            put(sink, keys::lane(id), LaneRecord { counts, ..stored }.encode())?;
         }
         put(sink, keys::META_NEXT_LANE.to_vec(), u64::from(next_lane).to_be_bytes().to_vec())?;
         put(sink, keys::META_FORMAT.to_vec(), u64::from(FORMAT).to_be_bytes().to_vec())?;
@@ -156,8 +158,8 @@ impl<'a, S: Kv> Survey<'a, S> {
         })
         .unwrap_or_default();
         self.report.unreadable_records += bad;
-        for (id, LaneRecord { function, counts }) in found {
-            self.lanes.insert(id, (function, counts, [Count::default(); 4]));
+        for (id, record) in found {
+            self.lanes.insert(id, (record, [Count::default(); 4]));
         }
     }
 
@@ -186,8 +188,8 @@ impl<'a, S: Kv> Survey<'a, S> {
                 self.report.unreadable_records += 1;
                 return Ok(());
             };
-            match whole(source, self.lanes.get(&lane).map(|(function, ..)| function), id, &value) {
-                Some((record, body)) => self.good(place, lane, id, &value, &record, &body, sink),
+            match whole(source, self.lanes.get(&lane).map(|(record, _)| &record.function), id, &value) {
+                Some(event) => self.good(place, lane, id, &value, &event, sink),
                 None => {
                     self.report.name_unreadable(id);
                     Ok(())
@@ -198,27 +200,31 @@ impl<'a, S: Kv> Survey<'a, S> {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one event, in its parts")]
     fn good<T: Kv>(
         &mut self,
         place: Place,
         lane: LaneId,
         id: EventId,
         encoded: &Bytes,
-        record: &Record,
-        body: &Bytes,
+        whole: &Whole,
         sink: &mut Sink<'_, T>,
     ) -> Result<(), Failed> {
+        let Whole { record, body, expires_at } = whole;
         let count = Count { events: 1, bytes: account(encoded.len(), record.body_bytes) };
         self.report.events += 1;
         self.report.bytes += count.bytes;
-        if let Some((_, _, counted)) = self.lanes.get_mut(&lane) {
+        if let Some((_, counted)) = self.lanes.get_mut(&lane) {
             counted[place as usize].add(count);
         }
         if let Some(index) = Due::of(place) {
             let key = keys::due(index, lane, record.history.due, id);
             self.report.index_missing += u64::from(!matches!(self.source.get(&key), Ok(Some(_))));
             put(sink, key, vec![keys::letter(place)])?;
+        }
+        if let Some(expires_at) = expires_at.filter(|_| place != Place::Buried) {
+            let key = keys::due(Due::Expiry, lane, expires_at, id);
+            self.report.index_missing += u64::from(!matches!(self.source.get(&key), Ok(Some(_))));
+            put(sink, key, Vec::new())?;
         }
         put(sink, keys::event(place, lane, id), encoded.clone())?;
         for (index, chunk) in chunks(body) {
@@ -235,7 +241,7 @@ impl<'a, S: Kv> Survey<'a, S> {
         let gaps = walk(source, from, &to, |key, letter| {
             let place = match index {
                 Due::Ship => Some(Place::Buried),
-                Due::Attempt => letter.first().and_then(|&letter| keys::place(letter)),
+                Due::Attempt | Due::Expiry => letter.first().and_then(|&letter| keys::place(letter)),
             };
             let record = match (place, keys::lane_of(key), keys::id_of(key)) {
                 (Some(place), Some(lane), Some(id)) => source.get(&keys::event(place, lane, id)).ok().flatten(),
@@ -243,6 +249,22 @@ impl<'a, S: Kv> Survey<'a, S> {
             };
             let due = record.and_then(|record| Record::decode(&record).ok()).map(|record| record.history.due);
             stray += u64::from(due.is_none() || due != keys::due_of(key));
+            Ok(())
+        });
+        self.report.unreadable_ranges += gaps.unwrap_or_default();
+        self.report.index_stray += stray;
+    }
+
+    fn stray_expiries(&mut self) {
+        let (from, to) = keys::all_due(Due::Expiry);
+        let (source, mut stray) = (self.source, 0);
+        let gaps = walk(source, from, &to, |key, _| {
+            let live = keys::lane_of(key).zip(keys::id_of(key)).is_some_and(|(lane, id)| {
+                [Place::Ready, Place::Waiting, Place::Scheduled]
+                    .into_iter()
+                    .any(|place| matches!(source.get(&keys::event(place, lane, id)), Ok(Some(_))))
+            });
+            stray += u64::from(!live);
             Ok(())
         });
         self.report.unreadable_ranges += gaps.unwrap_or_default();
@@ -266,8 +288,15 @@ impl<'a, S: Kv> Survey<'a, S> {
     }
 }
 
+/// An event of which every byte could be read.
+struct Whole {
+    record: Record,
+    body: Bytes,
+    expires_at: Option<UnixMillis>,
+}
+
 /// An event's record and body, if all of it can be read.
-fn whole<S: Kv>(source: &S, function: Option<&FunctionName>, id: EventId, value: &Bytes) -> Option<(Record, Bytes)> {
+fn whole<S: Kv>(source: &S, function: Option<&FunctionName>, id: EventId, value: &Bytes) -> Option<Whole> {
     let record = Record::decode(value).ok()?;
     let body = match chunk_count(record.body_bytes) {
         0 => record.inline.clone(),
@@ -282,8 +311,8 @@ fn whole<S: Kv>(source: &S, function: Option<&FunctionName>, id: EventId, value:
     if body.len() != record.body_bytes as usize {
         return None;
     }
-    decode_body(id, function?, &body).ok()?;
-    Some((record, body))
+    let expires_at = decode_body(id, function?, &body).ok()?.expires_at;
+    Some(Whole { record, body, expires_at })
 }
 
 /// Visits every readable pair and steps over what cannot be read; says how many gaps there were.

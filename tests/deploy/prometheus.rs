@@ -21,6 +21,7 @@ fn every_query_of_the_dashboard_has_an_answer_from_a_real_run() {
     let (lambda, sqs) = (Lambda::start(), Sqs::start());
     lambda.script("slow", Script::always(throttle()));
     lambda.script("refused", Script::always(Trouble::error(413, "RequestTooLargeException", "too large")));
+    lambda.script("denied", Script::always(Trouble::error(403, "AccessDeniedException", "not authorized")));
     let daemon = Setup::new(&state)
         .set("dead_letter.queue_url", &format!("{}/123456789012/dead", sqs.endpoint_url()))
         .set("dead_letter.backoff_base", "100ms")
@@ -57,7 +58,7 @@ fn every_query_of_the_dashboard_has_an_answer_from_a_real_run() {
         if asked == 10 {
             sqs.create_queue("dead");
         }
-        for function in ["orders", "slow", "refused"] {
+        for function in ["orders", "slow", "refused", "denied"] {
             let key = format!("\"{function}-{}\"", asked / 3);
             let response = daemon.invoke(function, &[("Idempotency-Key", &key)], &payload(&key));
             assert_eq!(response.status, 202, "{response:?}");

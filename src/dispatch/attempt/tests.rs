@@ -67,7 +67,7 @@ impl Bench {
             Fake { says: Arc::new(says), clock: clock.clone(), calls: Arc::default(), delivered: Arc::default() };
         let dispatch = Dispatch::new(outbox.clone(), fake.clone(), settings, clock.clone(), metrics);
         let (status, stop, mut tasks) = (dispatch.status(), Stop::default(), JoinSet::new());
-        tasks.spawn(writer.run_async());
+        tasks.spawn(writer.run_async(|| std::time::Duration::ZERO));
         let run = dispatch.run(stop.clone());
         tasks.spawn(async move { run.await.unwrap() });
         Self { outbox, fake, clock, status, stop, tasks }

@@ -146,7 +146,7 @@ fn wrong_counts_and_indexes_are_seen_and_made_anew() {
     let entry = kv.scan(&from, &to).next().unwrap().unwrap().0;
     batch.remove(entry.to_vec());
     batch.put(keys::due(Due::Attempt, LaneId(0), NOW, EventId::from_bytes([3; 16])), vec![b'w']);
-    let lane = LaneRecord { function: FunctionName::new("orders"), counts: [Count::default(); 4] };
+    let lane = LaneRecord { function: FunctionName::new("orders"), counts: [Count::default(); 4], paused: false };
     batch.put(keys::lane(LaneId(0)), lane.encode());
     kv.commit(&batch).unwrap();
     let report = check(&kv);
