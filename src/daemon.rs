@@ -87,7 +87,8 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let unix = config.listen.unix.as_deref().map(bind_unix).transpose()?;
     operator.outbox_is(Some(outbox.clone()));
     let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
-    let lambda = Placed::of(aws::lambda::Lambda::new(&shared, &config.lambda))?;
+    let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
+    let lambda = Placed::of(lambda)?;
     let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());

@@ -20,14 +20,14 @@ use serde::Deserialize;
 use super::{Endpoint, Error, Place, Settings, Shared, Stage, causes, is_region, words_of};
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Reply};
 
-mod context;
+pub(super) mod context;
 
 /// Clients kept for regions other than the daemon's own. Beyond it one gives way: clients are cheap, only connections
 /// start afresh.
 const REGIONS_MAX: usize = 32;
 
 /// The name of Lambda's trace header.
-const TRACE_HEADER: &str = "x-amzn-trace-id";
+pub(super) const TRACE_HEADER: &str = "x-amzn-trace-id";
 
 /// Lambda, in every region that functions are addressed in.
 #[derive(Debug, Clone)]
@@ -194,7 +194,7 @@ fn reply_of(error: &SdkError<InvokeError, HttpResponse>, stage: Stage) -> Reply 
 }
 
 /// Whether there was no connection to send on: name, TCP, TLS, or their timeout. The SDK's own note of it is private.
-fn never_connected(error: &(dyn std::error::Error + 'static)) -> bool {
+pub(super) fn never_connected(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|cause| {
         cause.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect())
             || cause.to_string().starts_with("HTTP connect")
@@ -203,7 +203,7 @@ fn never_connected(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// An answer other than success, from status, headers and body alone: what is between may answer in any form, and the
 /// SDK's own reading loses the code where a body is not JSON.
-fn answer_of(response: &HttpResponse) -> Answer {
+pub(super) fn answer_of(response: &HttpResponse) -> Answer {
     let body: ErrorBody =
         response.body().bytes().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
     let headers = response.headers();

@@ -10,6 +10,7 @@ use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Listen, Log, LogFormat};
+use crate::aws::direct::Transport;
 use crate::dispatch::Policy;
 use crate::event::{FunctionName, PAYLOAD_BYTES_MAX};
 use crate::{aws, deadletter, dispatch, ingest, outbox};
@@ -36,6 +37,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         r.fill("sqs.region", region, r.origin("lambda.region"));
     }
     let lambda = service(r, "lambda", region.clone(), &own, environment);
+    let transport = r.word("lambda.transport", &[("direct", Transport::Direct), ("sdk", Transport::Sdk)]);
     let sqs_region = self::region(r, "sqs.region", environment);
     let sqs = service(r, "sqs", sqs_region, &own, environment);
 
@@ -56,6 +58,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         ingest: ingest?,
         outbox: outbox?,
         lambda,
+        transport: transport?,
         sqs,
         ignored_endpoints,
         dispatch: dispatch?,

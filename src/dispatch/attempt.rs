@@ -11,7 +11,7 @@ use super::{Call, Invoke, Reply, Settings};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::FunctionName;
 use crate::metrics::Metrics;
-use crate::outbox::{BuryReason, Error, Lease, LeaseWant, Leased, Outbox, Settlement};
+use crate::outbox::{BuryReason, Error, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
 use crate::shutdown::Stop;
 
 /// Batches of settlements that may be on their way to the disk; then the loop waits for one.
@@ -83,6 +83,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         Ok(())
     }
 
+    /// Asks for news, unless what is known is enough to lease by: every lease brings news too, and each question waits for
+    /// the commit under way.
     async fn read_lanes(&mut self) -> Result<(), Error> {
         let now = self.clock.now();
         if now >= self.next_full_reading {
@@ -90,12 +92,16 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             self.seen = news.version;
             self.lanes.learn_all(news, now);
             self.next_full_reading = now.plus(FULL_READING_EVERY);
-        } else {
+        } else if self.lanes.next_time() > now {
             let news = self.outbox.lanes(self.seen).await?;
-            self.seen = news.version;
-            self.lanes.learn(news, now);
+            self.learn(news);
         }
         Ok(())
+    }
+
+    fn learn(&mut self, news: LaneNews) {
+        self.seen = news.version;
+        self.lanes.learn(news, self.clock.now());
     }
 
     /// Leases what the plan wants and begins its attempts; buries what is past its age instead.
@@ -105,7 +111,10 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         if !wants.is_empty() {
             let want = LeaseWant { lanes: wants, bytes_max: self.lanes.bytes_left() };
             let mut dead = Vec::new();
-            for leased in self.outbox.lease(want).await? {
+            // Asked together, both are answered in one turn of the outbox, the lease first.
+            let (leased, news) =
+                futures_util::future::try_join(self.outbox.lease(want), self.outbox.lanes(self.seen)).await?;
+            for leased in leased {
                 let Some(policy) = self.lanes.policy(leased.lease.lane) else { continue };
                 if now >= deadline(&leased.event, policy) {
                     let function = self.metrics.function_label(&leased.event.function.name);
@@ -118,7 +127,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 }
             }
             self.write(dead).await?;
-            self.read_lanes().await?;
+            self.learn(news);
         }
         self.lanes.planned(self.clock.now());
         Ok(())
