@@ -11,7 +11,12 @@ use serde_json::json;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
+use crate::outbox::dead::Graveyard;
 use crate::outbox::{Census, Outbox, Place};
+
+pub mod dead_letters;
+
+pub mod status;
 
 /// Whether the daemon can keep its promises, and if not, why. Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
@@ -51,11 +56,12 @@ pub struct Admin<O> {
     metrics: Arc<Metrics>,
     clock: Clock,
     outbox: Arc<Mutex<Option<O>>>,
+    rules: Arc<Mutex<Option<dead_letters::Rules>>>,
 }
 
-impl<O: Outbox> Admin<O> {
+impl<O: Graveyard> Admin<O> {
     pub fn new(readiness: Readiness, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        Self { readiness, metrics, clock, outbox: Arc::default() }
+        Self { readiness, metrics, clock, outbox: Arc::default(), rules: Arc::default() }
     }
 
     pub fn outbox_is(&self, outbox: Option<O>) {
@@ -67,9 +73,12 @@ impl<O: Outbox> Admin<O> {
             .route("/livez", get(|| async { "live\n" }))
             .route("/readyz", get(readyz::<O>))
             .route("/metrics", get(metrics::<O>))
+            .merge(dead_letters::router())
             .with_state(self.clone())
     }
+}
 
+impl<O: Outbox> Admin<O> {
     fn outbox(&self) -> Option<O> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -21,6 +21,8 @@ pub mod direct;
 
 mod sign;
 
+pub mod passthrough;
+
 pub mod sqs;
 
 pub mod placed;

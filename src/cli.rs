@@ -19,6 +19,22 @@ pub mod show_config;
 
 pub mod send;
 
+pub mod dead_letters;
+
+pub mod redrive;
+
+pub mod operator;
+
+pub mod status;
+
+pub mod healthcheck;
+
+pub mod drain;
+
+pub mod completions;
+
+pub mod man;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
@@ -44,12 +60,19 @@ enum Command {
     Serve(serve::Options),
     Demo(demo::DemoArgs),
     Send(send::Options),
+    DeadLetters(dead_letters::Options),
+    Redrive(redrive::Options),
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
+    Status(status::Options),
+    Healthcheck(healthcheck::Options),
+    Drain(drain::Options),
+    Completions(completions::Options),
+    Man(man::Options),
 }
 
 /// Which configuration to use.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct ConfigOptions {
     /// Configuration file (TOML); without one, defaults and SENDOFF_ variables count
     #[arg(long, value_name = "FILE")]
@@ -76,8 +99,15 @@ pub fn main() -> ExitCode {
         Command::Serve(options) => serve::run(options, &environment),
         Command::Demo(options) => run_demo(options),
         Command::Send(options) => send::run(options, &environment),
+        Command::DeadLetters(options) => dead_letters::run(options, &environment),
+        Command::Redrive(options) => redrive::run(options, &environment),
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),
+        Command::Status(options) => status::run(options, &environment),
+        Command::Healthcheck(options) => healthcheck::run(options, &environment),
+        Command::Drain(options) => drain::run(options, &environment),
+        Command::Completions(options) => completions::run(options),
+        Command::Man(options) => man::run(options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -20,7 +20,11 @@ pub mod read;
 
 pub mod endpoint;
 
+pub mod passthrough;
+
 pub mod check;
+
+pub mod level;
 
 pub use problem::{Origin, Problem, Problems};
 pub use raw::{Entry, Value};
@@ -32,6 +36,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub listen: Listen,
     pub ingest: ingest::Settings,
+    /// What calls that are not Events may take; none if they are refused.
+    pub passthrough: Option<ingest::passthrough::Limits>,
     pub outbox: outbox::Settings,
     pub lambda: aws::Settings,
     pub transport: aws::direct::Transport,

@@ -1,16 +1,16 @@
 //! Builds the stages, runs them, drains them: the only file that knows them all.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::status::Status;
 use crate::admin::{Admin, Readiness};
 use crate::aws;
 use crate::aws::placed::Placed;
@@ -21,11 +21,17 @@ use crate::dispatch::Dispatch;
 use crate::http::{Limits, Server};
 use crate::ingest::server::Door;
 use crate::metrics::Metrics;
+use crate::notify;
 use crate::outbox::engine::{Engine, OpenError};
 use crate::outbox::sled::SledKv;
 use crate::outbox::writer::{Handle, Writer};
 use crate::outbox::{self, Outbox};
+use crate::reload::Reload;
 use crate::shutdown::{self, Stop};
+
+mod listeners;
+
+use listeners::Listeners;
 
 /// How often what is remembered for a while is swept, at most: a full pass over all keys.
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3_600);
@@ -61,7 +67,7 @@ pub enum Ended {
 
 /// Runs until SIGTERM or SIGINT, or until the outbox fails. A second signal ends the process at once, which is as safe as
 /// any crash.
-pub async fn run(config: Config) -> Result<Ended, Error> {
+pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let clock = Clock::system();
     let metrics = Arc::new(Metrics::new().map_err(|error| Error::System {
         doing: "registering metrics",
@@ -72,49 +78,62 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
         tracing::warn!(variable, "ignored: it points at this daemon's own listener");
     }
 
-    let ingest = bind(&config.listen.ingest.to_string()).await?;
-    let admin = bind(&config.listen.admin.to_string()).await?;
+    let Listeners { ingest, admin, unix } = Listeners::open(&config.listen).await?;
     let (stop, door, stages) = (Stop::default(), TaskTracker::new(), TaskTracker::new());
     let admin_stop = CancellationToken::new();
     let readiness = Readiness::new(&metrics);
     let operator = Admin::<Handle>::new(readiness.clone(), metrics.clone(), clock.clone());
     let admin_address = address(&admin)?;
     let admin_tasks = TaskTracker::new();
-    serve_admin(admin, &operator, &config, &clock, &admin_stop, &admin_tasks);
+    let status = Status::new(operator.clone(), reload.level().clone());
+    serve_admin(admin, operator.router().merge(status.router()), &config, &clock, &admin_stop, &admin_tasks);
+    admin_tasks.spawn(notify::pulse(status, clock.clone(), admin_stop.clone()));
+    let policies = reload.dispatch();
+    let hangup = Reload::signal().map_err(|source| Error::System { doing: "listening for signals", source })?;
+    admin_tasks.spawn(reload.run(hangup, admin_stop.clone()));
 
     let (outbox, writer) = open(&config, &clock, &metrics).await?;
     // Only now: the store's lock tells that no other daemon listens on the socket file that is replaced here.
-    let unix = config.listen.unix.as_deref().map(bind_unix).transpose()?;
+    let unix = unix.open()?;
     operator.outbox_is(Some(outbox.clone()));
     let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
     let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
     let lambda = Placed::of(lambda)?;
+    let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
+    let passthrough = Placed::of(passthrough)?;
     let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
-    stages.spawn(report("dispatch", dispatch.run(stop.clone())));
+    stages.spawn(report("dispatch", dispatch.following(policies).run(stop.clone())));
     let letters = DeadLetters::new(outbox.clone(), sqs, config.dead_letter.clone(), clock.clone(), metrics.clone());
     stages.spawn(report("dead letters", letters.run(stop.clone())));
     stages.spawn(report("sweep", sweep(outbox.clone(), clock.clone(), config.outbox.clone(), stop.leasing.clone())));
 
-    let ingest_address = address(&ingest)?;
+    let ingest_address = ingest.first().map(address).transpose()?.unwrap_or_default();
     let mut settings = config.ingest.clone();
     settings.region = settings.region.or_else(|| shared.region().map(str::to_owned));
+    let redrives_max = config.dead_letter.redrives_max;
+    operator.rules_are(crate::admin::dead_letters::Rules { names: settings.clone(), redrives_max });
     let limits = limits(&settings, settings.connections_max);
     let connections = Some(metrics.ingest_connections.clone());
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
     {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
-        let service = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).service();
-        if let Some(unix) = unix {
+        let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings);
+        let opened = closed.passing(passthrough, config.passthrough.clone());
+        let service = opened.service();
+        for unix in unix.listeners {
             door.spawn(server.clone().serve(unix, service.clone()));
         }
-        door.spawn(server.serve(ingest, service));
+        for ingest in ingest {
+            door.spawn(server.clone().serve(ingest, service.clone()));
+        }
     }
 
     readiness.ready();
     let state_dir = config.state_dir.display().to_string();
     tracing::info!(ingest = ingest_address, admin = admin_address, state_dir, "ready");
+    notify::ready();
     let ended = run_until_stopped(&outbox, &readiness, &stop, &door, &stages, config.grace).await?;
     if ended == Ended::AtOnce {
         return Ok(ended);
@@ -125,7 +144,7 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     admin_stop.cancel();
     admin_tasks.close();
     admin_tasks.wait().await;
-    if let Some(path) = &config.listen.unix {
+    if let Some(path) = &unix.own_path {
         drop(std::fs::remove_file(path)); // the next start would remove it too
     }
     close(writer).await?;
@@ -146,11 +165,13 @@ async fn run_until_stopped(
         signal = shutdown::requested() => {
             let signal = signal.map_err(|source| Error::System { doing: "listening for signals", source })?;
             readiness.not_ready("draining");
+            notify::stopping(signal);
             tracing::info!(signal, grace = ?grace, "draining: no new requests, no new attempts");
             false
         }
         () = until_poisoned(outbox) => {
             readiness.not_ready("outbox is poisoned");
+            notify::stopping("outbox is poisoned");
             true
         }
     };
@@ -184,7 +205,7 @@ async fn until_poisoned(outbox: &Handle) {
 
 fn serve_admin(
     listener: TcpListener,
-    operator: &Admin<Handle>,
+    router: axum::Router,
     config: &Config,
     clock: &Clock,
     stop: &CancellationToken,
@@ -192,7 +213,7 @@ fn serve_admin(
 ) {
     let limits = limits(&config.ingest, ADMIN_CONNECTIONS_MAX);
     let server = Server::new(limits, None, clock.clone(), stop.clone(), tasks.clone());
-    tasks.spawn(server.serve(listener, TowerToHyperService::new(operator.router())));
+    tasks.spawn(server.serve(listener, TowerToHyperService::new(router)));
 }
 
 fn limits(settings: &crate::ingest::Settings, connections_max: usize) -> Limits {
@@ -202,21 +223,6 @@ fn limits(settings: &crate::ingest::Settings, connections_max: usize) -> Limits 
         header_bytes_max: settings.header_bytes_max,
         header_timeout: settings.header_timeout,
     }
-}
-
-async fn bind(address: &str) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Bind { address: address.to_owned(), source })
-}
-
-/// Replaces the socket file that a killed daemon left behind, which would be in the way of `bind`.
-fn bind_unix(path: &Path) -> Result<UnixListener, Error> {
-    let shown = |source| Error::Bind { address: path.display().to_string(), source };
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(shown(error)),
-    }
-    UnixListener::bind(path).map_err(shown)
 }
 
 fn address(listener: &TcpListener) -> Result<String, Error> {

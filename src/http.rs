@@ -6,8 +6,9 @@
 use std::error::Error;
 use std::future::Future;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -23,6 +24,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
+
+pub mod peer;
+
+use peer::{Peek, Peer, Watched};
 
 /// How long to wait after an accept that failed for a reason of our own (no file descriptors, no memory): the next one
 /// would fail at once.
@@ -85,7 +90,7 @@ impl Server {
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
         S::Future: Send + 'static,
         S::Error: Into<Box<dyn Error + Send + Sync>>,
-        B: Body + Send + 'static,
+        B: Body + Send + Unpin + 'static,
         B::Data: Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
@@ -129,11 +134,11 @@ impl Server {
 
     async fn connection<I, S, B>(self, io: I, service: S, slot: OwnedSemaphorePermit)
     where
-        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        I: AsyncRead + AsyncWrite + Peek + Send + Unpin + 'static,
         S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
         S::Future: Send + 'static,
         S::Error: Into<Box<dyn Error + Send + Sync>>,
-        B: Body + Send + 'static,
+        B: Body + Send + Unpin + 'static,
         B::Data: Send,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
@@ -141,14 +146,13 @@ impl Server {
         let _open = self.open.clone().map(Raised::new);
         let (requests, in_flight) = watch::channel(0_usize);
         let requests = Arc::new(requests);
-        let counted = service_fn(move |request| {
+        let peer = Peer::default();
+        let io = Watched::new(io, peer.clone());
+        let counted = service_fn(move |mut request: Request<Incoming>| {
             let in_flight = InFlight::new(&requests);
+            request.extensions_mut().insert(peer.clone());
             let answer = service.call(request);
-            async move {
-                let answer = answer.await;
-                drop(in_flight);
-                answer
-            }
+            async move { answer.await.map(|answer| answer.map(|body| Answering { body, in_flight })) }
         });
         let protocol = self.protocol();
         let mut connection = pin!(protocol.serve_connection(TokioIo::new(io), counted));
@@ -214,7 +218,7 @@ impl Server {
 
 /// What connections come from.
 pub trait Listener: Send + 'static {
-    type Io: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+    type Io: AsyncRead + AsyncWrite + Peek + Send + Unpin + 'static;
 
     fn accept(&self) -> impl Future<Output = io::Result<Self::Io>> + Send;
 }
@@ -275,7 +279,35 @@ impl Drop for Raised {
     }
 }
 
-/// One request of a connection that has no answer yet.
+/// A body on its way out: its request is in flight until hyper has taken the end of it, so that an answer that is streamed
+/// does not count as silence.
+struct Answering<B> {
+    body: B,
+    #[expect(dead_code, reason = "held for its drop")]
+    in_flight: InFlight,
+}
+
+impl<B: Body + Unpin> Body for Answering<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// One request of a connection whose answer is not complete.
 struct InFlight(Arc<watch::Sender<usize>>);
 
 impl InFlight {

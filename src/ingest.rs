@@ -19,6 +19,8 @@ pub mod admission;
 
 pub mod body;
 
+pub mod passthrough;
+
 pub mod server;
 
 /// What the door allows.

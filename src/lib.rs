@@ -32,6 +32,12 @@ pub mod shutdown;
 
 pub mod telemetry;
 
+pub mod activation;
+
+pub mod notify;
+
+pub mod reload;
+
 pub mod daemon;
 
 pub mod cli;

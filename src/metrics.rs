@@ -1,5 +1,6 @@
 //! Every metric, by name. Passed down as an argument; there is no global registry, so that two daemons fit in one test.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
@@ -10,6 +11,10 @@ use prometheus::{
 };
 
 use crate::event::FunctionName;
+
+pub mod catalog;
+
+use catalog::Described;
 
 /// Functions that get a label of their own; all later ones share [`OTHER`].
 const FUNCTION_LABELS_MAX: usize = 200;
@@ -26,6 +31,7 @@ const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.
 /// All metrics of one daemon.
 pub struct Metrics {
     registry: Registry,
+    catalog: Vec<Described>,
     labels: Mutex<BTreeSet<FunctionName>>,
     /// by function
     pub ingest_accepted: IntCounterVec,
@@ -34,6 +40,8 @@ pub struct Metrics {
     /// by function and key source
     pub ingest_repeats: IntCounterVec,
     pub ingest_connections: IntGauge,
+    /// by class of the status
+    pub ingest_passed: IntCounterVec,
     /// From the complete request to the durable commit.
     pub outbox_append_seconds: Histogram,
     /// One write + sync.
@@ -65,6 +73,16 @@ pub struct Metrics {
     pub deadletter_shipped: IntCounterVec,
     /// by code
     pub deadletter_ship_failures: IntCounterVec,
+    /// by function
+    pub deadletter_unshippable: IntCounterVec,
+    /// by queue
+    pub deadletter_queue_messages: IntGaugeVec,
+    /// by queue
+    pub deadletter_queue_retention_seconds: GaugeVec,
+    /// by source
+    pub deadletter_redriven: IntCounterVec,
+    /// by result
+    pub deadletter_redrive_refused: IntCounterVec,
     pub ready: IntGauge,
     pub start_time_seconds: Gauge,
 }
@@ -72,8 +90,8 @@ pub struct Metrics {
 impl Metrics {
     #[expect(clippy::too_many_lines, reason = "a table: one line or two a metric")]
     pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let r = &registry;
+        let table = Table::default();
+        let r = &table;
         let build_info = int_gauge_vec(r, "sendoff_build_info", "Always 1; the version is the label.", &["version"])?;
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
@@ -94,6 +112,12 @@ impl Metrics {
                 "sendoff_ingest_repeats_total",
                 "Requests recognised as repeats of a stored event.",
                 &["function", "key_source"],
+            )?,
+            ingest_passed: counter_vec(
+                r,
+                "sendoff_ingest_passed_total",
+                "Calls passed through to Lambda and answered by it, by class of the status.",
+                &["status"],
             )?,
             ingest_connections: int_gauge(
                 r,
@@ -192,14 +216,50 @@ impl Metrics {
                 "Dead letters that SQS did not take, by error code; they stay in the store.",
                 &["code"],
             )?,
+            deadletter_unshippable: counter_vec(
+                r,
+                "sendoff_deadletter_unshippable_total",
+                "Dead letters that no queue can take; they stay in the store, listed.",
+                &["function"],
+            )?,
+            deadletter_queue_messages: int_gauge_vec(
+                r,
+                "sendoff_deadletter_queue_messages",
+                "Messages in a dead-letter queue, about, as SQS last said.",
+                &["queue"],
+            )?,
+            deadletter_queue_retention_seconds: gauge_vec(
+                r,
+                "sendoff_deadletter_queue_retention_seconds",
+                "After this a dead-letter queue deletes a message, read or not.",
+                &["queue"],
+            )?,
+            deadletter_redriven: counter_vec(
+                r,
+                "sendoff_deadletter_redriven_total",
+                "Dead letters accepted again, from a queue or from the store.",
+                &["source"],
+            )?,
+            deadletter_redrive_refused: counter_vec(
+                r,
+                "sendoff_deadletter_redrive_refused_total",
+                "Dead letters that were to be redriven and were not: repeats, those at the ceiling, and others.",
+                &["result"],
+            )?,
             ready: int_gauge(r, "sendoff_ready", "1 while the daemon can keep its promises.")?,
             start_time_seconds: register(
                 r,
                 Gauge::with_opts(Opts::new("sendoff_start_time_seconds", "Start of the daemon, Unix time."))?,
             )?,
             labels: Mutex::new(BTreeSet::new()),
-            registry,
+            catalog: table.catalog.into_inner(),
+            registry: table.registry,
         })
+    }
+
+    /// Every metric that there can be, in the order of this file.
+    pub fn catalog(&self) -> &[Described] {
+        &self.catalog
     }
 
     /// The label of a function: its name, or [`OTHER`] once the cap is reached. A caller cannot grow the metrics without
@@ -224,33 +284,41 @@ impl Metrics {
     }
 }
 
-fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> Result<C, prometheus::Error> {
-    registry.register(Box::new(collector.clone()))?;
+/// What is registered, and its description beside it: a family without a series yet is in no scrape.
+#[derive(Default)]
+struct Table {
+    registry: Registry,
+    catalog: RefCell<Vec<Described>>,
+}
+
+fn register<C: Collector + Clone + 'static>(table: &Table, collector: C) -> Result<C, prometheus::Error> {
+    table.registry.register(Box::new(collector.clone()))?;
+    table.catalog.borrow_mut().extend(catalog::describe(&collector));
     Ok(collector)
 }
 
-fn counter_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+fn counter_vec(r: &Table, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
     register(r, IntCounterVec::new(Opts::new(name, help), labels)?)
 }
 
-fn int_gauge(r: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+fn int_gauge(r: &Table, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
     register(r, IntGauge::with_opts(Opts::new(name, help))?)
 }
 
-fn int_gauge_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+fn int_gauge_vec(r: &Table, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
     register(r, IntGaugeVec::new(Opts::new(name, help), labels)?)
 }
 
-fn gauge_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
+fn gauge_vec(r: &Table, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
     register(r, GaugeVec::new(Opts::new(name, help), labels)?)
 }
 
-fn histogram(r: &Registry, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
+fn histogram(r: &Table, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
     register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
 }
 
 fn histogram_vec(
-    r: &Registry,
+    r: &Table,
     name: &str,
     help: &str,
     buckets: &[f64],

@@ -22,6 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, FunctionName};
 
+pub mod dead;
+
 pub mod record;
 
 pub mod keys;

@@ -1,8 +1,10 @@
 //! Where log lines go: to stderr, as text for people or JSON for machines. Panics too.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt;
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::Dispatch;
 use tracing::dispatcher::SetGlobalDefaultError;
@@ -10,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::config::level::{LevelError, parse};
 use crate::config::{Log, LogFormat};
 
 /// Why logging could not be set up.
@@ -23,24 +26,66 @@ pub enum Error {
 
 /// Sends this process's log, and its panics, to stderr. Colours only on a terminal, and not under `NO_COLOR`.
 /// Once a process.
-pub fn install(log: &Log) -> Result<(), Error> {
+pub fn install(log: &Log) -> Result<LogLevel, Error> {
     let colours = !log.no_color && std::io::stderr().is_terminal();
-    tracing::dispatcher::set_global_default(subscriber(log, colours, std::io::stderr)?)?;
+    let (subscriber, level) = subscriber(log, colours, std::io::stderr)?;
+    tracing::dispatcher::set_global_default(subscriber)?;
     std::panic::set_hook(Box::new(log_panic));
-    Ok(())
+    Ok(level)
+}
+
+type Set = dyn Fn(EnvFilter) -> Result<(), LevelError> + Send + Sync;
+
+/// What is logged, changeable while running. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct LogLevel {
+    text: Arc<Mutex<String>>,
+    set: Arc<Set>,
+}
+
+impl LogLevel {
+    /// As `log.level` of the configuration is written.
+    pub fn get(&self) -> String {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes over another filter, or leaves the present one if `text` is none.
+    pub fn set(&self, text: &str) -> Result<(), LevelError> {
+        let filter = parse(text)?;
+        // One change at a time, so that text and filter stay together.
+        let mut present = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.set)(filter)?;
+        *present = text.to_owned();
+        Ok(())
+    }
+}
+
+impl fmt::Debug for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "log level {}", self.get())
+    }
 }
 
 /// What writes log lines to `writer` as `log` says.
-fn subscriber<W>(log: &Log, colours: bool, writer: W) -> Result<Dispatch, ParseError>
+fn subscriber<W>(log: &Log, colours: bool, writer: W) -> Result<(Dispatch, LogLevel), ParseError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let filter = EnvFilter::try_new(&log.level)?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(writer);
-    Ok(match log.format {
-        LogFormat::Text => Dispatch::new(lines.finish()),
-        LogFormat::Json => Dispatch::new(lines.json().flatten_event(true).with_span_list(false).finish()),
-    })
+    let (dispatch, set): (Dispatch, Arc<Set>) = match log.format {
+        LogFormat::Text => {
+            let lines = lines.with_filter_reloading();
+            let handle = lines.reload_handle();
+            (Dispatch::new(lines.finish()), Arc::new(move |filter| handle.reload(filter).map_err(|_| LevelError::Gone)))
+        }
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_span_list(false).with_filter_reloading();
+            let handle = lines.reload_handle();
+            (Dispatch::new(lines.finish()), Arc::new(move |filter| handle.reload(filter).map_err(|_| LevelError::Gone)))
+        }
+    };
+    Ok((dispatch, LogLevel { text: Arc::new(Mutex::new(log.level.clone())), set }))
 }
 
 /// A panic is one log line like others, so that it is found where all others are.
@@ -82,7 +127,7 @@ mod tests {
         let lines = Lines::default();
         let log = Log { format, level: level.to_owned(), no_color: false };
         let shared = lines.clone();
-        let subscriber = subscriber(&log, colours, move || shared.clone()).unwrap();
+        let (subscriber, _) = subscriber(&log, colours, move || shared.clone()).unwrap();
         tracing::dispatcher::with_default(&subscriber, run);
         String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
     }
@@ -112,6 +157,27 @@ mod tests {
     fn the_level_is_a_filter_by_module() {
         assert_eq!(written(LogFormat::Text, "info,sendoff::telemetry=warn", false, say), "");
         assert_eq!(written(LogFormat::Text, "warn,sendoff::telemetry=debug", false, say).lines().count(), 2);
+    }
+
+    #[test]
+    fn the_level_changes_while_running_and_keeps_what_it_was_on_nonsense() {
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let lines = Lines::default();
+            let shared = lines.clone();
+            let log = Log { format, level: "info".to_owned(), no_color: true };
+            let (subscriber, level) = subscriber(&log, false, move || shared.clone()).unwrap();
+            tracing::dispatcher::with_default(&subscriber, || {
+                level.set("warn").unwrap();
+                say();
+                assert!(level.set("inof").is_err() && level.set("a=b=c").is_err());
+                assert_eq!(level.get(), "warn");
+                say();
+                assert_eq!(lines.0.lock().unwrap().len(), 0);
+                level.set("debug").unwrap();
+                say();
+            });
+            assert_eq!(String::from_utf8(lines.0.lock().unwrap().clone()).unwrap().lines().count(), 2);
+        }
     }
 
     #[test]

@@ -15,13 +15,13 @@ use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorSettings}
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
-use aws_types::service_config::ServiceConfigKey;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderName, HeaderValue, Request};
 use http_body_util::{BodyExt, Limited};
 
 use super::lambda::{Lambda, TRACE_HEADER, answer_of, context, never_connected};
+use super::passthrough::configured_endpoint;
 use super::sign::{Cached, percent_encode, signed};
 use super::{Endpoint, Error, IDLE_TIMEOUT, Place, Settings, Shared, words_of};
 use crate::clock::Clock;
@@ -116,7 +116,7 @@ async fn resolve(shared: &Shared, region: &str, endpoint: Endpoint) -> Result<St
     let configured = match endpoint {
         Endpoint::At(url) => Some(url),
         Endpoint::Public => None,
-        Endpoint::AsConfigured => of_the_environment(shared),
+        Endpoint::AsConfigured => configured_endpoint(shared),
     };
     let unusable = |url: String| Error::EndpointUrl { service: "lambda", url };
     let params = Params::builder()
@@ -129,13 +129,6 @@ async fn resolve(shared: &Shared, region: &str, endpoint: Endpoint) -> Result<St
     let found = DefaultResolver::new().resolve_endpoint(&params).await;
     let found = found.map_err(|error| unusable(configured.unwrap_or_else(|| words_of(&*error))))?;
     Ok(found.url().trim_end_matches('/').to_owned())
-}
-
-/// What environment and profile say for Lambda, else for all services.
-fn of_the_environment(shared: &Shared) -> Option<String> {
-    let key = ServiceConfigKey::builder().service_id("Lambda").env("AWS_ENDPOINT_URL").profile("endpoint_url");
-    let of_lambda = shared.config.service_config().zip(key.build().ok()).and_then(|(all, key)| all.load_config(key));
-    of_lambda.or_else(|| shared.config.endpoint_url().map(str::to_owned))
 }
 
 impl Invoke for Direct {

@@ -1,6 +1,8 @@
 //! Amazon SQS as [`Ship`].
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use aws_sdk_sqs::client::Client;
 use aws_sdk_sqs::config::Region;
@@ -8,12 +10,20 @@ use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::error::{BuildError, ProvideErrorMetadata};
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue,
-    SendMessageBatchRequestEntry,
+    QueueAttributeName, SendMessageBatchRequestEntry,
 };
 
 use super::{Endpoint, Error, Place, Settings, Shared, words_of};
 use crate::deadletter::message::{Attribute, Message};
-use crate::deadletter::{Ship, Shipment};
+use crate::deadletter::{QueueFacts, Ship, Shipment, Trouble};
+use address::Address;
+
+mod address;
+
+mod queue;
+
+pub use address::is_queue_arn;
+pub use queue::SqsQueue;
 
 /// Codes that blame the message itself; all others may pass, or an operator can repair them. Sorted.
 const MESSAGE_FAULTS: &[&str] = &[
@@ -33,45 +43,111 @@ const ADVICE: &[(&str, &str)] = &[
     ("InvalidAddress", "correct dead_letter.queue_url"),
     ("InvalidSecurity", "the queue's policy demands https: correct sqs.endpoint_url"),
     ("KMS.Throttling", "the queue's key is throttled; it is tried again"),
+    ("KmsThrottled", "the queue's key is throttled; it is tried again"),
+    ("Kms", "allow kms:GenerateDataKey and kms:Decrypt on the queue's key, and see that it is enabled"),
     ("KMS", "allow kms:GenerateDataKey and kms:Decrypt on the queue's key, and see that it is enabled"),
     ("Throttl", "it is tried again, more slowly"),
-    ("AccessDenied", "allow sqs:SendMessage on the queue"),
+    ("AccessDenied", "allow the call in the role's policy and in the queue's"),
     ("InvalidClientTokenId", "correct the credentials"),
     ("ExpiredToken", "renew the credentials"),
     ("Signature", "correct the credentials or the clock"),
 ];
 
-/// SQS in one region. A queue's region is the client's: that of its url is not read.
+/// Codes, by what they contain, of troubles that somebody must repair; all others may pass by themselves.
+const LASTING: &[&str] = &[
+    "NonExistentQueue",
+    "QueueDoesNotExist",
+    "InvalidAddress",
+    "InvalidSecurity",
+    "UnsupportedOperation",
+    "AccessDenied",
+    "InvalidClientTokenId",
+    "UnrecognizedClient",
+    "ExpiredToken",
+    "Signature",
+    "InvalidParameter",
+    "ReceiptHandleIsInvalid",
+    "InvalidIdFormat",
+    "KMS.Disabled",
+    "KMS.InvalidState",
+    "KMS.NotFound",
+    "KMS.OptInRequired",
+    "KMS.InvalidKeyUsage",
+    "KmsDisabled",
+    "KmsInvalidState",
+    "KmsNotFound",
+    "KmsOptInRequired",
+    "KmsInvalidKeyUsage",
+];
+
+/// SQS, in the region of each queue as far as its URL or ARN tells, else in the configured one. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Sqs {
+    shared: Shared,
+    settings: Settings,
     client: Client,
+    /// Clients for other regions, made when they are first needed.
+    elsewhere: Arc<Mutex<BTreeMap<String, Client>>>,
 }
 
 impl Sqs {
     pub fn new(shared: &Shared, settings: &Settings) -> Result<Self, Error> {
-        let Place { region, endpoint, timeouts } = shared.place("sqs", settings)?;
-        let mut config = aws_sdk_sqs::config::Builder::from(&shared.config)
-            .region(Region::new(region))
-            .timeout_config(timeouts)
-            .retry_config(RetryConfig::disabled());
-        match endpoint {
-            Endpoint::At(url) => config.set_endpoint_url(Some(url)),
-            Endpoint::Public => config.set_endpoint_url(None),
-            Endpoint::AsConfigured => &mut config,
+        let client = client(shared, settings)?;
+        Ok(Self { shared: shared.clone(), settings: settings.clone(), client, elsewhere: Arc::default() })
+    }
+
+    /// A queue to redrive from, by its URL or ARN; received messages are hidden from others for `visibility`.
+    pub fn queue(&self, queue: &str, visibility: Duration) -> SqsQueue {
+        let (client, url) = self.reach(queue);
+        SqsQueue { client, url, visibility }
+    }
+
+    /// What a queue is set to.
+    pub async fn facts_of(&self, queue: &str) -> Result<QueueFacts, Trouble> {
+        let (client, url) = self.reach(queue);
+        let wanted = [
+            QueueAttributeName::MaximumMessageSize,
+            QueueAttributeName::MessageRetentionPeriod,
+            QueueAttributeName::ApproximateNumberOfMessages,
+        ];
+        let call = client.get_queue_attributes().queue_url(url).set_attribute_names(Some(wanted.to_vec()));
+        let output = call.send().await.map_err(|error| Failed::of(&error).trouble())?;
+        let number = |name: QueueAttributeName| output.attributes()?.get(&name)?.parse::<u64>().ok();
+        let widest = QueueFacts::default();
+        Ok(QueueFacts {
+            message_bytes_max: number(QueueAttributeName::MaximumMessageSize)
+                .and_then(|bytes| usize::try_from(bytes).ok())
+                .unwrap_or(widest.message_bytes_max),
+            retention: number(QueueAttributeName::MessageRetentionPeriod).map_or(widest.retention, Duration::from_secs),
+            messages: number(QueueAttributeName::ApproximateNumberOfMessages).unwrap_or_default(),
+        })
+    }
+
+    /// The client of a queue's region, and its URL.
+    fn reach(&self, queue: &str) -> (Client, String) {
+        let Address { url, region } = Address::of(queue, self.settings.endpoint_url.as_deref());
+        let Some(region) = region.filter(|region| self.settings.region.as_ref() != Some(region)) else {
+            return (self.client.clone(), url);
         };
-        Ok(Self { client: Client::from_conf(config.build()) })
+        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = elsewhere.get(&region) {
+            return (client.clone(), url);
+        }
+        let settings = Settings { region: Some(region.clone()), ..self.settings.clone() };
+        // The region was checked when it was read, and the rest when the first client was made.
+        let client = client(&self.shared, &settings).unwrap_or_else(|_| self.client.clone());
+        elsewhere.insert(region, client.clone());
+        (client, url)
     }
 
     /// One `SendMessageBatch`.
     async fn send(&self, queue_url: &str, batch: &[Message]) -> Result<Vec<Shipment>, Failed> {
+        let (client, queue_url) = self.reach(queue_url);
         let fifo = queue_url.ends_with(".fifo");
         let entries: Result<Vec<_>, _> = batch.iter().map(|message| entry_of(message, fifo)).collect();
         let entries = entries.map_err(|error| Failed { code: "unbuildable".into(), message: words_of(&error) })?;
-        let sent = self.client.send_message_batch().queue_url(queue_url).set_entries(Some(entries)).send().await;
-        let output = sent.map_err(|error| Failed {
-            code: error.code().unwrap_or("unreachable").to_owned(),
-            message: error.message().map_or_else(|| words_of(&error), ToOwned::to_owned),
-        })?;
+        let sent = client.send_message_batch().queue_url(queue_url).set_entries(Some(entries)).send().await;
+        let output = sent.map_err(|error| Failed::of(&error))?;
         let confirmed = output
             .successful()
             .iter()
@@ -103,6 +179,24 @@ impl Ship for Sqs {
         }
         shipments
     }
+
+    async fn facts(&self, queue_url: &str) -> Result<QueueFacts, Trouble> {
+        self.facts_of(queue_url).await
+    }
+}
+
+fn client(shared: &Shared, settings: &Settings) -> Result<Client, Error> {
+    let Place { region, endpoint, timeouts } = shared.place("sqs", settings)?;
+    let mut config = aws_sdk_sqs::config::Builder::from(&shared.config)
+        .region(Region::new(region))
+        .timeout_config(timeouts)
+        .retry_config(RetryConfig::disabled());
+    match endpoint {
+        Endpoint::At(url) => config.set_endpoint_url(Some(url)),
+        Endpoint::Public => config.set_endpoint_url(None),
+        Endpoint::AsConfigured => &mut config,
+    };
+    Ok(Client::from_conf(config.build()))
 }
 
 /// Why a whole call failed.
@@ -112,6 +206,17 @@ struct Failed {
 }
 
 impl Failed {
+    fn of(error: &(impl ProvideErrorMetadata + std::error::Error + 'static)) -> Self {
+        Self {
+            code: error.code().unwrap_or("unreachable").to_owned(),
+            message: error.message().map_or_else(|| words_of(error), ToOwned::to_owned),
+        }
+    }
+
+    fn trouble(self) -> Trouble {
+        trouble_of(&self.code, &self.message)
+    }
+
     fn blames_a_message(&self) -> bool {
         MESSAGE_FAULTS.binary_search(&self.code.as_str()).is_ok()
     }
@@ -147,14 +252,22 @@ fn failed_entry(entry: &BatchResultErrorEntry) -> Shipment {
 }
 
 fn shipment_of(code: &str, message: &str, refused: bool) -> Shipment {
-    let (code, message) = (code.to_owned(), message.to_owned());
     if refused {
-        return Shipment::Refused { code, message };
+        return Shipment::Refused { code: code.to_owned(), message: message.to_owned() };
     }
+    Shipment::Later { code: code.to_owned(), message: with_advice(code, message) }
+}
+
+fn trouble_of(code: &str, message: &str) -> Trouble {
+    let transient = !LASTING.iter().any(|part| code.contains(part));
+    Trouble { code: code.to_owned(), message: with_advice(code, message), transient }
+}
+
+fn with_advice(code: &str, message: &str) -> String {
     match ADVICE.iter().find(|(part, _)| code.contains(part)) {
-        Some((_, advice)) if message.is_empty() => Shipment::Later { code, message: (*advice).to_owned() },
-        Some((_, advice)) => Shipment::Later { code, message: format!("{message} ({advice})") },
-        None => Shipment::Later { code, message },
+        Some((_, advice)) if message.is_empty() => (*advice).to_owned(),
+        Some((_, advice)) => format!("{message} ({advice})"),
+        None => message.to_owned(),
     }
 }
 

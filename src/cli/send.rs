@@ -68,7 +68,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     print(&said(&answer, options.json)?)
 }
 
-fn parse_endpoint(text: &str) -> Result<Uri, String> {
+pub(super) fn parse_endpoint(text: &str) -> Result<Uri, String> {
     let uri: Uri = text.parse().map_err(|_| "not a URL".to_owned())?;
     match (uri.scheme_str(), uri.host()) {
         (Some("http"), Some(host)) if !host.is_empty() => Ok(uri),
@@ -81,7 +81,7 @@ fn parse_key(text: &str) -> Result<HeaderValue, String> {
 }
 
 /// The URL of a listener on this machine; one that listens on any address is reached on loopback.
-fn endpoint_of(mut listener: SocketAddr) -> Result<Uri, Failure> {
+pub(super) fn endpoint_of(mut listener: SocketAddr) -> Result<Uri, Failure> {
     if listener.ip().is_unspecified() {
         listener.set_ip(match listener.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -134,12 +134,12 @@ fn request(endpoint: &Uri, options: &Options, payload: Bytes) -> Result<Request<
 }
 
 /// The endpoint's URL without a slash at its end.
-fn base(endpoint: &Uri) -> String {
+pub(super) fn base(endpoint: &Uri) -> String {
     endpoint.to_string().trim_end_matches('/').to_owned()
 }
 
 /// Percent-encodes all but the unreserved characters of RFC 3986.
-fn percent(text: &str) -> String {
+pub(super) fn percent(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte.into()),

@@ -6,6 +6,7 @@ use super::{ConfigOptions, Exit, Failure};
 use crate::config::Environment;
 use crate::daemon::{self, Ended};
 use crate::outbox::engine::OpenError;
+use crate::reload::Reload;
 use crate::telemetry;
 
 /// Run the daemon in the foreground until SIGTERM or SIGINT
@@ -16,9 +17,11 @@ pub struct Options {
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let config = options.config.load(environment)?.config;
-    telemetry::install(&config.log).map_err(|error| Failure::new(Exit::Internal, error))?;
-    match super::runtime()?.block_on(daemon::run(config)) {
+    let loaded = options.config.clone().load(environment)?;
+    let level = telemetry::install(&loaded.config.log).map_err(|error| Failure::new(Exit::Internal, error))?;
+    let environment = environment.clone();
+    let reload = Reload::new(&loaded, level, move || options.config.clone().load(&environment));
+    match super::runtime()?.block_on(daemon::run(loaded.config, reload)) {
         Ok(Ended::Drained | Ended::CutOff | Ended::AtOnce) => Ok(()),
         Ok(Ended::Poisoned) => {
             Err(Failure::saying(Exit::Internal, "a write to the outbox failed; a restart recovers what was accepted"))

@@ -3,13 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use tracing_subscriber::EnvFilter;
-
-use super::endpoint;
+use super::passthrough;
 use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Listen, Log, LogFormat};
+use super::{endpoint, level};
 use crate::aws::direct::Transport;
 use crate::dispatch::Policy;
 use crate::event::{FunctionName, PAYLOAD_BYTES_MAX};
@@ -42,6 +41,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let sqs = service(r, "sqs", sqs_region, &own, environment);
 
     let ingest = ingest(r, region);
+    let passthrough = passthrough::read(r);
     let outbox = outbox(r);
     let dispatch = dispatch(r);
     let dead_letter = dead_letter(r);
@@ -56,6 +56,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         state_dir: state_dir?,
         listen: listen?,
         ingest: ingest?,
+        passthrough: passthrough?,
         outbox: outbox?,
         lambda,
         transport: transport?,
@@ -347,16 +348,28 @@ fn dead_letter(r: &mut Reader) -> Option<deadletter::Settings> {
     {
         r.contradiction("dead_letter.backoff_base", "is above", "dead_letter.backoff_cap", None);
     }
+    let retention_min = r.duration("dead_letter.retention_min", Zero::Allowed);
+    let formats = [("dlq", deadletter::Format::DeadLetterQueue), ("destination", deadletter::Format::Destination)];
+    let format = r.word("dead_letter.format", &formats);
+    let redrives_max = r.number("dead_letter.redrives_max", 1..=1_000);
     Some(deadletter::Settings {
         queue_url: queue_url?,
         functions,
         backoff_base: backoff_base?,
         backoff_cap: backoff_cap?,
+        retention_min: retention_min?,
+        format: format?,
+        redrives_max: redrives_max?,
     })
 }
 
-/// The URL of a queue: an endpoint with a path.
+/// The URL of a queue, which is an endpoint with a path, or its ARN.
 fn queue_url(r: &mut Reader, key: &str) -> Option<Option<String>> {
+    if let Some(arn) = r.optional(key)?.filter(|written| written.starts_with("arn:")) {
+        let why = "not the ARN of a queue";
+        let hint = "write it like \"arn:aws:sqs:eu-central-1:123456789012:orders-dlq\"";
+        return if aws::sqs::is_queue_arn(&arn) { Some(Some(arn)) } else { r.refuse(key, why, Some(hint)) };
+    }
     let url = r.endpoint(key)?;
     let has_path = |url: &String| url.parse::<http::Uri>().is_ok_and(|uri| uri.path().len() > 1);
     if url.as_ref().is_some_and(|url| !has_path(url)) {
@@ -375,18 +388,13 @@ fn log(r: &mut Reader, environment: &Environment) -> Option<Log> {
 
 fn level(r: &mut Reader) -> Option<String> {
     const KEY: &str = "log.level";
-    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-    const HINT: &str = "write it like \"info\" or \"info,sendoff::dispatch=debug\"";
     let text = r.text(KEY)?;
-    // A filter takes a word that is no level for a module, and then shows nothing else: a typo would silence the log.
-    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    match text.split(',').map(str::trim).find(|directive| !directive.contains('=') && !is_level(directive)) {
-        Some("") => r.refuse(KEY, "has an empty part", Some(HINT)),
-        Some(word) => r.refuse(KEY, &format!("{word:?} is not a level"), Some(HINT)),
-        None => match EnvFilter::try_new(&text) {
-            Ok(_) => Some(text),
-            Err(error) => r.refuse(KEY, &format!("not a filter: {error}"), Some(HINT)),
-        },
+    match level::parse(&text) {
+        Ok(_) => Some(text),
+        Err(error) => {
+            let hint = "write it like \"info\" or \"info,sendoff::dispatch=debug\"";
+            r.refuse(KEY, &error.to_string(), Some(hint))
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Format, destination};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, IdempotencyKey, KeySource};
 use crate::outbox::History;
@@ -105,10 +106,16 @@ pub struct Envelope {
     /// The payload was empty, which SQS cannot carry: the body is `{}`, as which Lambda would have read it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub empty_payload: bool,
+    /// The body is a destination record, with the payload in it, ...
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_record: bool,
+    /// ... as a JSON string, because it is not JSON itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub text_payload: bool,
 }
 
 impl Envelope {
-    fn of(event: &Event) -> Self {
+    pub fn of(event: &Event) -> Self {
         let Event { id, function, key, carried, payload, accepted_at, deliver_at: _, expires_at: _, redrives } = event;
         Self {
             id: *id,
@@ -125,6 +132,8 @@ impl Envelope {
             accepted_at: *accepted_at,
             redrives: *redrives,
             empty_payload: payload.is_empty(),
+            in_record: false,
+            text_payload: false,
         }
     }
 }
@@ -132,7 +141,7 @@ impl Envelope {
 /// Why an event cannot be a message: it stays in the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unshippable {
-    #[error("the message would have {bytes} bytes, SQS takes {limit}")]
+    #[error("the message would have {bytes} bytes, the queue takes {limit}")]
     TooLarge { bytes: usize, limit: usize },
     #[error("the payload is not JSON text: SQS cannot carry its bytes")]
     NotText,
@@ -140,17 +149,27 @@ pub enum Unshippable {
     Envelope,
 }
 
-/// The dead letter of an event.
-pub fn message_of(event: &Event, history: &History) -> Result<Message, Unshippable> {
+/// The dead letter of an event, for a queue that takes messages of up to `bytes_max`.
+pub fn message_of(event: &Event, history: &History, format: Format, bytes_max: usize) -> Result<Message, Unshippable> {
+    let mut envelope = Envelope::of(event);
+    let body = match format {
+        Format::DeadLetterQueue => body_of(&event.payload)?,
+        Format::Destination => {
+            let (body, text_payload) = destination::body_of(event, history).ok_or(Unshippable::NotText)?;
+            envelope.in_record = true;
+            envelope.text_payload = text_payload;
+            carriable_json(&body).ok_or(Unshippable::NotText)?
+        }
+    };
     let message = Message {
         id: event.id,
         group: group_of(event.function.name.as_str()),
-        body: body_of(&event.payload)?,
-        attributes: attributes_of(event, history)?,
+        body,
+        attributes: attributes_of(event, history, &envelope)?,
         trace_header: event.carried.trace_header.clone().filter(|header| is_trace_header(header)),
     };
     match message.bytes() {
-        bytes if bytes > MESSAGE_BYTES_MAX => Err(Unshippable::TooLarge { bytes, limit: MESSAGE_BYTES_MAX }),
+        bytes if bytes > bytes_max => Err(Unshippable::TooLarge { bytes, limit: bytes_max }),
         _ => Ok(message),
     }
 }
@@ -163,8 +182,12 @@ fn body_of(payload: &[u8]) -> Result<String, Unshippable> {
     carriable_json(text).ok_or(Unshippable::NotText)
 }
 
-fn attributes_of(event: &Event, history: &History) -> Result<BTreeMap<String, Attribute>, Unshippable> {
-    let envelope = serde_json::to_string(&Envelope::of(event)).map_err(|_| Unshippable::Envelope)?;
+fn attributes_of(
+    event: &Event,
+    history: &History,
+    envelope: &Envelope,
+) -> Result<BTreeMap<String, Attribute>, Unshippable> {
+    let envelope = serde_json::to_string(envelope).map_err(|_| Unshippable::Envelope)?;
     let envelope = carriable_json(&envelope).ok_or(Unshippable::Envelope)?;
     let request_id = history.last.as_ref().and_then(|last| last.request_id.as_deref()).map(carriable);
     let request_id = request_id.filter(|id| !id.is_empty()).unwrap_or_else(|| event.id.to_string());

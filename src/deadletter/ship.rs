@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use super::message::{MESSAGE_BYTES_MAX, Message, message_of};
-use super::{Settings, Ship, Shipment};
+use super::{QueueFacts, Settings, Ship, Shipment, Trouble};
 use crate::backoff;
 use crate::clock::{Clock, UnixMillis};
 use crate::event::FunctionName;
@@ -24,6 +26,9 @@ const LETTERS_MAX: usize = 40;
 /// A full reading makes up for whatever news was lost.
 const FULL_READING_EVERY: Duration = Duration::from_secs(60);
 
+/// How often the queues are asked for their settings and sizes.
+const FACTS_EVERY: Duration = Duration::from_secs(300);
+
 /// Stage 4, ready to run.
 pub struct DeadLetters<O, S> {
     outbox: O,
@@ -35,6 +40,8 @@ pub struct DeadLetters<O, S> {
     lanes: BTreeMap<LaneId, LaneView>,
     /// The queues that did not take a letter: not before, and how often in a row.
     pauses: BTreeMap<String, (UnixMillis, u32)>,
+    /// What the queues said of themselves, as far as they did.
+    facts: BTreeMap<String, QueueFacts>,
 }
 
 /// A letter on its way.
@@ -47,7 +54,8 @@ struct Letter {
 
 impl<O: Outbox, S: Ship> DeadLetters<O, S> {
     pub fn new(outbox: O, ship: S, settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        Self { outbox, ship, settings, clock, metrics, lanes: BTreeMap::new(), pauses: BTreeMap::new() }
+        let (lanes, pauses, facts) = Default::default();
+        Self { outbox, ship, settings, clock, metrics, lanes, pauses, facts }
     }
 
     /// Works until told to stop leasing. A batch under way is finished, or given up when told to stop working: its letters
@@ -55,7 +63,16 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
     pub async fn run(mut self, stop: Stop) -> Result<(), Error> {
         let mut seen = 0;
         let mut next_full_reading = UnixMillis(0);
+        let mut next_facts = UnixMillis(0);
         while !stop.leasing.is_cancelled() {
+            if self.clock.now() >= next_facts {
+                tokio::select! {
+                    biased;
+                    () = stop.leasing.cancelled() => break,
+                    () = self.ask_queues() => {}
+                }
+                next_facts = self.clock.now().plus(FACTS_EVERY);
+            }
             let now = self.clock.now();
             let full = now >= next_full_reading;
             let news = self.outbox.lanes(if full { 0 } else { seen }).await?;
@@ -73,8 +90,8 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
             for id in news.retired {
                 self.lanes.remove(&id);
             }
-            let next = self.next_time().min(next_full_reading);
-            if next <= self.clock.now() {
+            let next = self.next_time().min(next_full_reading).min(next_facts);
+            if self.next_time() <= self.clock.now() {
                 tokio::select! {
                     biased;
                     shipped = self.ship_due() => shipped?,
@@ -90,6 +107,36 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
             }
         }
         Ok(())
+    }
+
+    /// Asks every queue what it is set to. One that does not say keeps its last answer, or counts as one of SQS's own limits:
+    /// then SQS refuses what is too large.
+    async fn ask_queues(&mut self) {
+        let queues: std::collections::BTreeSet<String> =
+            self.settings.functions.iter().map(|(_, queue)| queue).chain(&self.settings.queue_url).cloned().collect();
+        let asked = join_all(queues.iter().map(|queue| self.ship.facts(queue))).await;
+        for (queue, facts) in queues.into_iter().zip(asked) {
+            match facts {
+                Ok(facts) => self.learn(queue, facts),
+                Err(Trouble { code, message, .. }) => {
+                    tracing::warn!(queue, code, message, "dead-letter queue does not tell its settings");
+                }
+            }
+        }
+    }
+
+    fn learn(&mut self, queue: String, facts: QueueFacts) {
+        let label = queue.rsplit(['/', ':']).next().unwrap_or_default();
+        let retention = facts.retention;
+        self.metrics.deadletter_queue_retention_seconds.with_label_values(&[label]).set(retention.as_secs_f64());
+        let messages = i64::try_from(facts.messages).unwrap_or(i64::MAX);
+        self.metrics.deadletter_queue_messages.with_label_values(&[label]).set(messages);
+        let known = self.facts.insert(queue.clone(), facts);
+        if retention < self.settings.retention_min && known.is_none_or(|known| known.retention != retention) {
+            let (retention, floor) = (humantime::format_duration(retention), self.settings.retention_min);
+            let floor = humantime::format_duration(floor);
+            tracing::warn!(queue, %retention, %floor, "dead-letter queue forgets its messages early; raise its MessageRetentionPeriod");
+        }
     }
 
     fn queue_of(&self, function: &FunctionName) -> Option<&str> {
@@ -121,11 +168,17 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         let mut settlements = Vec::new();
         let mut by_queue: BTreeMap<String, Vec<Letter>> = BTreeMap::new();
         for leased in leased {
-            let queue = self.queue_of(&leased.event.function.name).map(str::to_owned);
-            match (self.letter(leased), queue) {
-                (Ok(letter), Some(queue)) => by_queue.entry(queue).or_default().push(letter),
-                (Ok(letter), None) => settlements.push((letter.lease, Settlement::Release)),
-                (Err(unshippable), _) => settlements.push(unshippable),
+            // Only lanes with a queue are leased from.
+            let Some(queue) = self.queue_of(&leased.event.function.name).map(str::to_owned) else {
+                settlements.push((leased.lease, Settlement::Release));
+                continue;
+            };
+            let Leased { lease, event, history } = leased;
+            let function = event.function.name.clone();
+            let bytes_max = self.facts.get(&queue).copied().unwrap_or_default().message_bytes_max;
+            match message_of(&event, &history, self.settings.format, bytes_max) {
+                Ok(message) => by_queue.entry(queue).or_default().push(Letter { lease, history, function, message }),
+                Err(why) => settlements.push((lease, self.keep(&function, &event.id, history, why.to_string()))),
             }
         }
         for (queue, letters) in by_queue {
@@ -136,18 +189,12 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         self.outbox.settle(settlements).await
     }
 
-    fn letter(&self, leased: Leased) -> Result<Letter, (Lease, Settlement)> {
-        let Leased { lease, event, history } = leased;
-        match message_of(&event, &history) {
-            Ok(message) => Ok(Letter { lease, history, function: event.function.name, message }),
-            Err(why) => Err((lease, self.keep(&event.function.name, &event.id, history, why.to_string()))),
-        }
-    }
-
     /// No queue can take it: it stays in the store, listed.
     fn keep(&self, function: &FunctionName, id: &crate::event::EventId, history: History, why: String) -> Settlement {
         tracing::error!(event_id = %id, %function, why, "dead letter cannot be shipped and stays in the store");
         self.metrics.deadletter_ship_failures.with_label_values(&["unshippable"]).inc();
+        let label = self.metrics.function_label(function);
+        self.metrics.deadletter_unshippable.with_label_values(&[label]).inc();
         let burial = history.burial.clone().map(|burial| Burial { unshippable: Some(why), ..burial });
         Settlement::RetryAt(History { due: UnixMillis::MAX, burial, ..history })
     }
@@ -216,3 +263,6 @@ fn batches(letters: Vec<Letter>) -> Vec<Vec<Letter>> {
     }
     batches
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::lane::{Change, FULL_READING_EVERY, Finished, Lanes};
 use super::verdict::{Outcome, bury, deadline, decide, outcome_of};
@@ -24,6 +26,7 @@ pub struct Dispatch<O, I> {
     clock: Clock,
     metrics: Arc<Metrics>,
     lanes: Lanes,
+    changes: watch::Receiver<Settings>,
     seen: u64,
     next_full_reading: UnixMillis,
     attempts: JoinSet<Attempted>,
@@ -40,17 +43,24 @@ struct Attempted {
 
 impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     pub fn new(outbox: O, invoke: I, settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Self {
+        let (_, changes) = watch::channel(settings.clone());
         Self {
             outbox,
             invoke,
             clock,
             metrics,
             lanes: Lanes::new(settings),
+            changes,
             seen: 0,
             next_full_reading: UnixMillis(0),
             attempts: JoinSet::new(),
             settling: JoinSet::new(),
         }
+    }
+
+    /// Takes over settings as they change, without a restart.
+    pub fn following(self, changes: watch::Receiver<Settings>) -> Self {
+        Self { changes, ..self }
     }
 
     /// Works until told to stop leasing; then waits for the attempts in flight, until told to stop working. What is then
@@ -64,6 +74,10 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 () = stop.leasing.cancelled() => break,
                 Some(first) = self.attempts.join_next() => self.settle_finished(first).await?,
                 Some(settled) = self.settling.join_next() => joined(settled)?,
+                Ok(()) = self.changes.changed() => {
+                    let settings = self.changes.borrow_and_update().clone();
+                    self.lanes.reconfigure(settings, self.clock.now());
+                }
                 () = self.outbox.changed(self.seen) => {}
                 () = self.clock.sleep_until(self.lanes.next_time().min(self.next_full_reading)) => {}
             }
@@ -143,12 +157,14 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             carried: event.carried.clone(),
             payload: event.payload.clone(),
         };
+        let span = tracing::info_span!("attempt", event_id = %event.id, call = leased.history.calls + 1);
         let (invoke, clock) = (self.invoke.clone(), self.clock.clone());
-        self.attempts.spawn(async move {
+        let attempt = async move {
             let began = clock.instant();
             let reply = invoke.invoke(call).await;
             Attempted { leased, reply, began, ended: clock.instant() }
-        });
+        };
+        self.attempts.spawn(attempt.instrument(span));
     }
 
     /// Settles every attempt that has come back, in one batch.

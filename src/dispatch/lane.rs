@@ -119,6 +119,19 @@ impl Lanes {
         self.learn(news, now);
     }
 
+    /// Takes over other settings, for attempts that begin from now on.
+    pub fn reconfigure(&mut self, settings: Settings, now: UnixMillis) {
+        self.settings = settings;
+        let ids: Vec<_> = self.lanes.keys().copied().collect();
+        for id in ids {
+            if let Some(lane) = self.lanes.get_mut(&id) {
+                lane.policy = self.settings.policy(&lane.view.function).clone();
+                lane.limiter.set_max(lane.policy.concurrency_max);
+            }
+            self.reschedule(id, now);
+        }
+    }
+
     /// When there will be something to lease; never, if only the end of an attempt can change anything.
     pub fn next_time(&self) -> UnixMillis {
         match self.agenda.first() {

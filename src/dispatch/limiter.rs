@@ -27,6 +27,12 @@ impl Limiter {
         Self { limit: START.min(max), max, slow_start: true, cut_at: None }
     }
 
+    /// From now on never above `max`, which is at least 1.
+    pub fn set_max(&mut self, max: u32) {
+        self.max = f64::from(max.max(1));
+        self.limit = self.limit.min(self.max);
+    }
+
     /// Attempts that may be in flight; at least 1, at most the maximum.
     pub fn limit(&self) -> u32 {
         self.limit as u32
@@ -86,6 +92,16 @@ mod tests {
         assert_eq!(limiter.limit(), once);
         limiter.throttled(later, later);
         assert!(limiter.limit() < once);
+    }
+
+    #[test]
+    fn another_maximum_binds_at_once() {
+        let mut limiter = Limiter::new(64);
+        limiter.set_max(2);
+        assert_eq!(limiter.limit(), 2);
+        limiter.set_max(3);
+        limiter.succeeded(2);
+        assert_eq!(limiter.limit(), 3);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::ingest::key::{self, Offers};
 use crate::ingest::name::{
     NAME_CHARS_MAX, NAME_PATTERN, Parts, QUALIFIER_CHARS_MAX, QUALIFIER_PATTERN, is_qualifier, percent_decode,
 };
+use crate::ingest::passthrough::{CALL_BYTES_MAX, Operation};
 use crate::ingest::refusal::{Refusal, Violation};
 
 /// The largest payload of the deprecated InvokeAsync, in bytes (its API reference: 256 KB).
@@ -29,6 +30,7 @@ const TRACE_ID: HeaderName = HeaderName::from_static("x-amzn-trace-id");
 /// The head of an invocation, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invoke {
+    pub operation: Operation,
     pub function: Function,
     pub invocation_type: InvocationType,
     /// Means something for synchronous invocations only.
@@ -72,9 +74,9 @@ pub fn read_head(head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
         return Err(Refusal::MethodNotAllowed);
     }
     match route {
-        Route::Invoke { label } => read_invoke(label, head, settings),
+        Route::Invoke { label } => read_invoke(Operation::Invoke, label, head, settings),
         Route::InvokeAsync { label } => read_invoke_async(label, head, settings),
-        Route::ResponseStream => Err(Refusal::ModeNotSupported { mode: "response streaming" }),
+        Route::ResponseStream { label } => read_invoke(Operation::InvokeWithResponseStream, label, head, settings),
     }
 }
 
@@ -99,7 +101,7 @@ pub fn check_payload(payload: &[u8]) -> Result<(), Refusal> {
 enum Route<'a> {
     Invoke { label: &'a str },
     InvokeAsync { label: &'a str },
-    ResponseStream,
+    ResponseStream { label: &'a str },
 }
 
 impl<'a> Route<'a> {
@@ -110,20 +112,20 @@ impl<'a> Route<'a> {
             ("2015-03-31", "invocations") => Some(Self::Invoke { label }),
             // Old SDKs write the slash at the end.
             ("2014-11-13", "invoke-async" | "invoke-async/") => Some(Self::InvokeAsync { label }),
-            ("2021-11-15", "response-streaming-invocations") => Some(Self::ResponseStream),
+            ("2021-11-15", "response-streaming-invocations") => Some(Self::ResponseStream { label }),
             _ => None,
         }
     }
 }
 
-fn read_invoke(label: &str, head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
+fn read_invoke(operation: Operation, label: &str, head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
     let mut check = Check::default();
     let address = percent_decode(label);
     let parts = check.name(&address);
     let qualifier = query(&head.uri, "Qualifier");
     check.qualifier(qualifier.as_deref());
     let headers = &head.headers;
-    let invocation_type = check.invocation_type(headers);
+    let invocation_type = check.invocation_type(headers, operation);
     let log_type = check.log_type(headers);
     let tenant_id = check.text(headers, &TENANT);
     let durable_execution_name = check.text(headers, &DURABLE_EXECUTION);
@@ -136,14 +138,21 @@ fn read_invoke(label: &str, head: &Head, settings: &Settings) -> Result<Invoke, 
         return Err(Refusal::QualifierMismatch);
     }
     let client_context = plain(headers, &CLIENT_CONTEXT).filter(|text| !text.is_empty());
-    let context = client_context.as_deref().map(key::client_context).transpose()?;
+    // A call that is passed through is Lambda's to judge; only what is stored here is checked here.
+    let (keys, payload_max) = if invocation_type == InvocationType::Event {
+        let context = client_context.as_deref().map(key::client_context).transpose()?;
+        (Offers::read(headers, durable_execution_name.as_deref(), context.as_ref())?, PAYLOAD_BYTES_MAX)
+    } else {
+        (Offers::default(), CALL_BYTES_MAX)
+    };
     Ok(Invoke {
-        keys: Offers::read(headers, durable_execution_name.as_deref(), context.as_ref())?,
+        operation,
+        keys,
         function: function(&parts, &address, qualifier, settings),
         invocation_type,
         log_type,
         carried: Carried { trace_header: trace_header(headers), client_context, tenant_id, durable_execution_name },
-        payload_max: PAYLOAD_BYTES_MAX,
+        payload_max,
     })
 }
 
@@ -153,6 +162,7 @@ fn read_invoke_async(label: &str, head: &Head, settings: &Settings) -> Result<In
     let address = percent_decode(label);
     let Some(parts) = check.name(&address) else { return Err(Refusal::Validation(check.violations)) };
     Ok(Invoke {
+        operation: Operation::Invoke,
         keys: Offers::read(&head.headers, None, None)?,
         function: function(&parts, &address, None, settings),
         invocation_type: InvocationType::Event,
@@ -239,12 +249,16 @@ impl Check {
         }
     }
 
-    fn invocation_type(&mut self, headers: &HeaderMap) -> InvocationType {
+    fn invocation_type(&mut self, headers: &HeaderMap, operation: Operation) -> InvocationType {
+        let (events, known) = match operation {
+            Operation::Invoke => (true, "RequestResponse, Event, DryRun"),
+            Operation::InvokeWithResponseStream => (false, "RequestResponse, DryRun"),
+        };
         match plain(headers, &INVOCATION_TYPE).as_deref() {
-            Some("Event") => return InvocationType::Event,
+            Some("Event") if events => return InvocationType::Event,
             Some("DryRun") => return InvocationType::DryRun,
             Some("RequestResponse") | None => {}
-            Some(other) => self.refuse("invocationType", other, one_of("RequestResponse, Event, DryRun")),
+            Some(other) => self.refuse("invocationType", other, one_of(known)),
         }
         InvocationType::RequestResponse
     }
@@ -426,7 +440,7 @@ pub(crate) mod tests {
     fn fields_that_contradict_or_hold_nonsense_are_refused() {
         assert_eq!(invoke("f:prod", "?Qualifier=dev", &[]), Err(Refusal::QualifierMismatch));
         assert_eq!(
-            refusal("f", "", &[("x-amz-client-context", "W10=")]),
+            refusal("f", "", &[("x-amz-invocation-type", "Event"), ("x-amz-client-context", "W10=")]),
             "Client context must be a valid Base64-encoded JSON object."
         );
     }
@@ -449,11 +463,7 @@ pub(crate) mod tests {
             ("POST", "/2015-03-31/functions/f/invocations/", Refusal::UnknownOperation),
             ("POST", "/2015-03-31/functions/f", Refusal::UnknownOperation),
             ("POST", "/2015-03-31/functions/a/b/invocations", Refusal::UnknownOperation),
-            (
-                "POST",
-                "/2021-11-15/functions/f/response-streaming-invocations",
-                Refusal::ModeNotSupported { mode: "response streaming" },
-            ),
+            ("GET", "/2021-11-15/functions/f/response-streaming-invocations", Refusal::MethodNotAllowed),
         ] {
             assert_eq!(read_head(&head(method, target, &[]), &settings()), Err(expected), "{method} {target}");
         }
@@ -535,6 +545,11 @@ pub(crate) mod tests {
 
     fn describe(head: &Head) -> String {
         match read_head(head, &settings()) {
+            Ok(invoke) if invoke.invocation_type != InvocationType::Event => {
+                let streaming = matches!(invoke.operation, Operation::InvokeWithResponseStream);
+                let streamed = if streaming { " streamed" } else { "" };
+                format!("{} {}{streamed}", invoke.invocation_type.as_str(), invoke.function.name)
+            }
             Ok(invoke) => {
                 let key = invoke.keys.choose(b"{\"k\":\"v\"}", || 0);
                 let kind = invoke.invocation_type.as_str();

@@ -35,6 +35,10 @@ pub enum Refusal {
         bytes: Option<u64>,
         limit: u64,
     },
+    /// The same for a call that is passed through.
+    CallTooLarge {
+        limit: u64,
+    },
     /// Not an Event invocation; `mode` is what was asked for.
     ModeNotSupported {
         mode: &'static str,
@@ -43,6 +47,22 @@ pub enum Refusal {
         crowded: Crowded,
         retry_after: Duration,
     },
+    /// As many calls are passed through as may be at once.
+    CallsInFlight {
+        limit: usize,
+        retry_after: Duration,
+    },
+    /// A call could not be passed through: nobody has it.
+    NotPassed {
+        why: String,
+        retry_after: Duration,
+    },
+    /// A call was passed through, and no answer came: it may have run.
+    AnswerLost {
+        why: String,
+    },
+    /// The caller did not wait for the answer.
+    CallerGone,
     /// The body did not come in time.
     BodyTimeout,
     /// The connection ended within the body.
@@ -104,7 +124,7 @@ impl Refusal {
         if let Some(fault) = shape.fault {
             body["Type"] = fault.into();
         }
-        if matches!(self, Self::Crowded { .. }) {
+        if matches!(self, Self::Crowded { .. } | Self::CallsInFlight { .. }) {
             body["Reason"] = "CallerRateLimitExceeded".into();
         }
         let mut response = Response::new(Full::from(body.to_string()));
@@ -126,6 +146,8 @@ impl Refusal {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Crowded { retry_after, .. }
+            | Self::CallsInFlight { retry_after, .. }
+            | Self::NotPassed { retry_after, .. }
             | Self::Full { retry_after, .. }
             | Self::Unavailable { retry_after, .. } => Some(*retry_after),
             Self::UnknownOperation
@@ -134,7 +156,10 @@ impl Refusal {
             | Self::QualifierMismatch
             | Self::InvalidContent(_)
             | Self::PayloadTooLarge { .. }
+            | Self::CallTooLarge { .. }
             | Self::ModeNotSupported { .. }
+            | Self::AnswerLost { .. }
+            | Self::CallerGone
             | Self::BodyTimeout
             | Self::BodyTorn
             | Self::Conflict { .. } => None,
@@ -143,8 +168,8 @@ impl Refusal {
 
     fn shape(&self) -> Shape {
         let user = |status, code, reason| Shape { status, code, fault: Some("User"), text_field: "message", reason };
-        let service = |reason| Shape {
-            status: StatusCode::SERVICE_UNAVAILABLE,
+        let service = |status, reason| Shape {
+            status,
             code: "ServiceException",
             fault: Some("Service"),
             text_field: "Message",
@@ -164,7 +189,7 @@ impl Refusal {
             Self::InvalidContent(_) => {
                 user(StatusCode::BAD_REQUEST, "InvalidRequestContentException", "invalid-content")
             }
-            Self::PayloadTooLarge { .. } => {
+            Self::PayloadTooLarge { .. } | Self::CallTooLarge { .. } => {
                 user(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLargeException", "payload-too-large")
             }
             Self::ModeNotSupported { .. } => {
@@ -179,8 +204,15 @@ impl Refusal {
                 ..user(StatusCode::CONFLICT, "DurableExecutionAlreadyStartedException", "conflict")
             },
             Self::Conflict { .. } => user(StatusCode::CONFLICT, "IdempotencyConflictException", "conflict"),
-            Self::Full { .. } => service("full"),
-            Self::Unavailable { .. } => service("unavailable"),
+            Self::CallsInFlight { .. } => {
+                user(StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsException", "calls-in-flight")
+            }
+            // Either way an SDK calls again, as it would after an error of Lambda's own.
+            Self::NotPassed { .. } => service(StatusCode::SERVICE_UNAVAILABLE, "not-passed"),
+            Self::AnswerLost { .. } => service(StatusCode::BAD_GATEWAY, "answer-lost"),
+            Self::CallerGone => user(StatusCode::BAD_REQUEST, "RequestAbortedException", "caller-gone"),
+            Self::Full { .. } => service(StatusCode::SERVICE_UNAVAILABLE, "full"),
+            Self::Unavailable { .. } => service(StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
         }
     }
 
@@ -204,10 +236,21 @@ impl Refusal {
                 let size = bytes.map(|bytes| format!("{bytes} byte ")).unwrap_or_default();
                 format!("{size}payload is too large for the Event invocation type (limit {limit} bytes)")
             }
+            Self::CallTooLarge { limit } => {
+                format!("Request must be smaller than {limit} bytes for the InvokeFunction operation")
+            }
             Self::ModeNotSupported { mode } => format!(
                 "This sendoff accepts Event invocations only, not {mode}: set the invocation type to Event, \
                 or call Lambda itself"
             ),
+            Self::CallsInFlight { limit, .. } => {
+                format!("Rate Exceeded. {limit} calls are being passed through to Lambda (lambda.passthrough_max)")
+            }
+            Self::NotPassed { why, .. } => format!("sendoff could not pass the call through to Lambda: {why}"),
+            Self::AnswerLost { why } => {
+                format!("sendoff passed the call through to Lambda and got no answer; it may have run: {why}")
+            }
+            Self::CallerGone => "the caller closed its connection, so the call was cancelled".to_owned(),
             Self::Crowded { crowded: Crowded { used, limit }, .. } => {
                 format!("Rate Exceeded. Requests in progress hold {used} bytes of at most {limit} (request_bytes_max)")
             }

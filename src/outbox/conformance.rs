@@ -15,6 +15,8 @@ use crate::clock::Clock;
 use crate::event::{Carried, Function, IdempotencyKey, KeySource};
 use crate::metrics::Metrics;
 
+mod dead;
+
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
 
 /// The writer's thread sees the test's paused clock only from within its runtime.

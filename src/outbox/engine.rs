@@ -5,6 +5,9 @@
 //! memory only. Not async, and no clock of its own: the simulation runs this very code on a fake disk.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::kv::{Batch, Disk, Failed, Kv};
 use super::record::{KeyRecord, LaneRecord, Record, Unreadable, chunks, encode_body};
@@ -12,6 +15,8 @@ use super::{Appended, Census, Count, Full, LaneCensus, LaneId, LaneNews, Place, 
 use crate::clock::{Clock, UnixMillis};
 use crate::event::{Event, EventId, FunctionName, KeySource};
 use lane::Lane;
+
+mod dead;
 
 mod lane;
 
@@ -140,10 +145,30 @@ impl<K: Kv> Engine<K> {
     }
 
     fn append_one(&mut self, event: &Event, disk: Disk) -> Result<Appended, Failed> {
-        let now = self.clock.now();
+        let window = match event.key.source {
+            KeySource::SdkInvocationId => self.settings.sdk_window,
+            KeySource::Header
+            | KeySource::DurableExecutionName
+            | KeySource::Field
+            | KeySource::ClientContext
+            | KeySource::Expression
+            | KeySource::CloudEvent
+            | KeySource::Minted => self.settings.dedupe_window,
+        };
         let key = keys::remembered(&event.function.name, &event.key);
+        self.append_keyed(event, key.map(|key| (key, window)), disk)
+    }
+
+    /// As [`Engine::append_one`], for an event that is remembered under a key, and for how long.
+    fn append_keyed(
+        &mut self,
+        event: &Event,
+        key: Option<(Vec<u8>, Duration)>,
+        disk: Disk,
+    ) -> Result<Appended, Failed> {
+        let now = self.clock.now();
         let fingerprint = keys::fingerprint(&event.payload);
-        if let Some(key) = &key
+        if let Some((key, _)) = &key
             && let Some(known) = self.known(key, now)?
         {
             let first = known.first;
@@ -164,35 +189,40 @@ impl<K: Kv> Engine<K> {
         }
 
         let lane = self.lane_for(&event.function.name);
-        self.batch.put(keys::event(place, lane, event.id), encoded);
-        for (index, chunk) in chunks(&body) {
-            self.batch.put(keys::chunk(event.id, index), chunk);
-        }
-        if place == Place::Scheduled {
-            self.batch.put(keys::due(keys::Due::Attempt, lane, due, event.id), vec![keys::letter(place)]);
-        }
-        if let Some(key) = key {
-            let window = match event.key.source {
-                KeySource::SdkInvocationId => self.settings.sdk_window,
-                KeySource::Header
-                | KeySource::DurableExecutionName
-                | KeySource::Field
-                | KeySource::ClientContext
-                | KeySource::Expression
-                | KeySource::CloudEvent
-                | KeySource::Minted => self.settings.dedupe_window,
-            };
+        self.put_event(lane, event.id, place, due, encoded, &body, bytes);
+        if let Some((key, window)) = key {
             let known = KeyRecord { first: event.id, fingerprint, expires_at: now.plus(window) };
             self.batch.put(key, known.encode());
             self.keys += 1;
         }
+        Ok(Appended::Stored)
+    }
+
+    /// Adds a new event's record, chunks and index entry to the batch, and counts it.
+    #[expect(clippy::too_many_arguments, reason = "what its callers have at hand, each already computed")]
+    fn put_event(
+        &mut self,
+        lane_id: LaneId,
+        id: EventId,
+        place: Place,
+        due: UnixMillis,
+        encoded: Vec<u8>,
+        body: &Bytes,
+        bytes: u64,
+    ) {
+        self.batch.put(keys::event(place, lane_id, id), encoded);
+        for (index, chunk) in chunks(body) {
+            self.batch.put(keys::chunk(id, index), chunk);
+        }
+        if let Some(index) = settle::index_of(place) {
+            self.batch.put(keys::due(index, lane_id, due, id), vec![keys::letter(place)]);
+        }
         let count = Count { events: 1, bytes };
         self.totals.add(count);
-        if let Some(lane) = self.lanes.get_mut(&lane) {
-            lane.added(place, count, event.id);
+        if let Some(lane) = self.lanes.get_mut(&lane_id) {
+            lane.added(place, count, id);
         }
-        self.touch(lane);
-        Ok(Appended::Stored)
+        self.touch(lane_id);
     }
 
     /// What is remembered of a key within its window, in the store or in this batch.
@@ -211,7 +241,7 @@ impl<K: Kv> Engine<K> {
     }
 
     fn full(&self, event: &Event, bytes: u64, disk: Disk) -> Option<Full> {
-        let Settings { bytes_max, events_max, functions_max, disk_reserve, .. } = self.settings;
+        let Settings { bytes_max, events_max, functions_max, .. } = self.settings;
         let functions = self.lanes.len() as u64;
         if self.totals.bytes + bytes > bytes_max {
             Some(Full::Bytes { used: self.totals.bytes, limit: bytes_max })
@@ -219,11 +249,15 @@ impl<K: Kv> Engine<K> {
             Some(Full::Events { used: self.totals.events, limit: events_max })
         } else if functions + 1 > functions_max && !self.by_name.contains_key(&event.function.name) {
             Some(Full::Functions { used: functions, limit: functions_max })
-        } else if disk.free < disk_reserve.saturating_add(bytes * WRITE_AMPLIFICATION) {
-            Some(Full::Disk { free: disk.free, reserve: disk_reserve })
         } else {
-            None
+            self.no_disk(bytes, disk)
         }
+    }
+
+    fn no_disk(&self, bytes: u64, disk: Disk) -> Option<Full> {
+        let reserve = self.settings.disk_reserve;
+        let full = disk.free < reserve.saturating_add(bytes * WRITE_AMPLIFICATION);
+        full.then_some(Full::Disk { free: disk.free, reserve })
     }
 
     fn lane_for(&mut self, function: &FunctionName) -> LaneId {

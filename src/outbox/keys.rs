@@ -8,7 +8,7 @@
 //! | `p` id chunk | a chunk of the body |
 //! | `t` lane due id | index of Waiting and Scheduled events by due time; value: the state's letter |
 //! | `u` lane due id | index of Buried events by the time they may be shipped |
-//! | `k` `j` digest | [`KeyRecord`](super::record::KeyRecord) of a given key, of an SDK's invocation id |
+//! | `k` `j` `i` digest | [`KeyRecord`](super::record::KeyRecord) of a given key, of an SDK's invocation id, of a redriven event |
 //!
 //! Numbers are big-endian, so that keys sort as numbers do; ids sort by time of acceptance.
 
@@ -24,7 +24,8 @@ pub const META_NEXT_LANE: &[u8] = b"mlane";
 
 const LANES: u8 = b'l';
 
-/// Neighbours, so that one scan sweeps both.
+/// Neighbours, so that one scan sweeps them all.
+const REDRIVEN: u8 = b'i';
 const SDK_KEYS: u8 = b'j';
 const GIVEN_KEYS: u8 = b'k';
 
@@ -101,7 +102,7 @@ pub fn lanes() -> (Vec<u8>, Vec<u8>) {
 
 /// All remembered keys.
 pub fn all_remembered() -> (Vec<u8>, Vec<u8>) {
-    (vec![SDK_KEYS], vec![GIVEN_KEYS + 1])
+    (vec![REDRIVEN], vec![GIVEN_KEYS + 1])
 }
 
 /// The first key after `key`.
@@ -132,11 +133,21 @@ pub fn remembered(function: &FunctionName, key: &IdempotencyKey) -> Option<Vec<u
         | KeySource::Expression
         | KeySource::CloudEvent => GIVEN_KEYS,
     };
+    Some(scoped(prefix, function, key.value.as_bytes()))
+}
+
+/// Where it is remembered that a dead letter came back, by what names it and and the number of the redrive: apart from all
+/// given keys, so that it is never taken for a repeat of the event that died.
+pub fn redriven(function: &FunctionName, origin: &str, redrives: u32) -> Vec<u8> {
+    scoped(REDRIVEN, function, &[&redrives.to_be_bytes(), origin.as_bytes()].concat())
+}
+
+fn scoped(prefix: u8, function: &FunctionName, value: &[u8]) -> Vec<u8> {
     let mut digest = Sha256::new();
     digest.update(function.as_str());
     digest.update([0]); // no function name contains it, so no two pairs run together
-    digest.update(&key.value);
-    Some([&[prefix][..], &digest.finalize()[..16]].concat())
+    digest.update(value);
+    [&[prefix][..], &digest.finalize()[..16]].concat()
 }
 
 /// What tells two payloads of one key apart: the first 16 bytes of SHA-256.

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::dead::{BuriedPage, BuriedWant, Change, Changed, Graveyard};
 use super::engine::Engine;
 use super::kv::{Failed, Kv};
 use super::{Appended, Census, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
@@ -42,6 +43,8 @@ enum Request {
     Lanes(u64, Answer<LaneNews>),
     Find(EventId, Answer<Option<Found>>),
     Census(Answer<Census>),
+    Buried(BuriedWant, Answer<BuriedPage>),
+    Change(Change, Answer<Vec<Changed>>),
 }
 
 type Settlements = Vec<(Lease, Settlement)>;
@@ -109,9 +112,12 @@ impl<K: Kv> Writer<K> {
                 Request::Append(events, answer) => turn.appends.push((events, answer)),
                 Request::Settle(done, answer) => turn.settles.push((done, answer)),
                 Request::Sweep(answer) => turn.sweeps.push(answer),
-                read @ (Request::Lease(..) | Request::Lanes(..) | Request::Find(..) | Request::Census(_)) => {
-                    turn.reads.push(read);
-                }
+                Request::Change(change, answer) => turn.changes.push((Some(change), answer)),
+                read @ (Request::Lease(..)
+                | Request::Lanes(..)
+                | Request::Find(..)
+                | Request::Census(_)
+                | Request::Buried(..)) => turn.reads.push(read),
             }
             turn.requests += 1;
             let full = turn.requests >= TURN_REQUESTS_MAX || turn.bytes >= TURN_BYTES_MAX;
@@ -140,6 +146,12 @@ impl<K: Kv> Writer<K> {
         if !turn.sweeps.is_empty() {
             more = self.engine.sweep()?;
         }
+        let mut changed = Vec::with_capacity(turn.changes.len());
+        for change in turn.changes.iter_mut().filter_map(|(change, _)| change.take()) {
+            // A change reads what it moves, so all before it must be committed.
+            self.engine.commit()?;
+            changed.push(self.engine.change(change, self.engine.disk())?);
+        }
         if self.engine.commit()? {
             self.metrics.outbox_flush_seconds.observe(started.elapsed().as_secs_f64());
             self.metrics.outbox_batch_events.observe(events as f64);
@@ -154,6 +166,9 @@ impl<K: Kv> Writer<K> {
         }
         turn.settles.drain(..).for_each(|(_, answer)| drop(answer.send(Ok(()))));
         turn.sweeps.drain(..).for_each(|answer| drop(answer.send(Ok(more))));
+        for ((_, answer), changed) in turn.changes.drain(..).zip(changed) {
+            drop(answer.send(Ok(changed)));
+        }
         turn.reads.drain(..).try_for_each(|request| self.read(request))
     }
 
@@ -169,7 +184,8 @@ impl<K: Kv> Writer<K> {
             Request::Lanes(since, answer) => drop(answer.send(Ok(self.engine.lanes(since)?))),
             Request::Find(id, answer) => drop(answer.send(Ok(self.engine.find(id)?))),
             Request::Census(answer) => drop(answer.send(Ok(self.engine.census()?))),
-            Request::Append(..) | Request::Settle(..) | Request::Sweep(_) => {}
+            Request::Buried(want, answer) => drop(answer.send(Ok(self.engine.buried(&want)?))),
+            Request::Append(..) | Request::Settle(..) | Request::Sweep(_) | Request::Change(..) => {}
         }
         Ok(())
     }
@@ -181,6 +197,8 @@ struct Turn {
     appends: Vec<(Vec<Event>, Answer<Vec<Appended>>)>,
     settles: Vec<(Settlements, Answer<()>)>,
     sweeps: Vec<Answer<bool>>,
+    /// Each is taken out when it is carried out.
+    changes: Vec<(Option<Change>, Answer<Vec<Changed>>)>,
     reads: Vec<Request>,
     requests: usize,
     bytes: usize,
@@ -195,7 +213,9 @@ impl Request {
             | Self::Lease(..)
             | Self::Lanes(..)
             | Self::Find(..)
-            | Self::Census(_) => 0,
+            | Self::Census(_)
+            | Self::Buried(..) => 0,
+            Self::Change(change, _) => change.payload_bytes(),
         }
     }
 }
@@ -252,6 +272,16 @@ impl Outbox for Handle {
 
     fn poisoned(&self) -> Option<String> {
         self.poison.get().cloned()
+    }
+}
+
+impl Graveyard for Handle {
+    async fn buried(&self, want: BuriedWant) -> Result<BuriedPage, Error> {
+        self.ask(|answer| Request::Buried(want, answer)).await
+    }
+
+    async fn change(&self, change: Change) -> Result<Vec<Changed>, Error> {
+        self.ask(|answer| Request::Change(change, answer)).await
     }
 }
 

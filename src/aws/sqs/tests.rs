@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::aws::testing::{Act, Server, refusing_address, say, settings, shared};
+use crate::deadletter::redrive::Queue as _;
 use crate::event::EventId;
 
 const QUEUE: &str = "https://sqs.eu-central-1.amazonaws.com/123456789012/orders-dlq";
@@ -124,7 +125,7 @@ async fn a_queue_that_is_missing_or_denied_keeps_the_whole_batch_with_advice() {
     for (code, advice) in [
         ("AWS.SimpleQueueService.NonExistentQueue", "create the queue or correct dead_letter.queue_url"),
         ("QueueDoesNotExist", "create the queue or correct dead_letter.queue_url"),
-        ("AccessDeniedException", "allow sqs:SendMessage on the queue"),
+        ("AccessDeniedException", "allow the call in the role's policy and in the queue's"),
         ("ThrottlingException", "it is tried again, more slowly"),
     ] {
         let server = Server::start([error(code)]).await;
@@ -168,4 +169,113 @@ async fn a_proxys_page_is_tried_later() {
     let server = Server::start([say("503 Service Unavailable", &[("content-type", "text/html")], "<html>")]).await;
     let shipments = ship(&server, QUEUE, vec![message(1)]).await;
     assert!(matches!(&shipments[0], Shipment::Later { .. }), "{shipments:?}");
+}
+
+#[tokio::test]
+async fn every_documented_failure_of_sending_is_handled_as_its_class_says() {
+    // lambda.md section 4: what blames the message is refused; what an operator repairs and what passes waits.
+    for (code, is_refused) in [
+        ("InvalidMessageContents", true),
+        ("InvalidParameterValue", true),
+        ("AWS.SimpleQueueService.BatchRequestTooLong", true),
+        ("QueueDoesNotExist", false),
+        ("InvalidAddress", false),
+        ("InvalidSecurity", false),
+        ("UnsupportedOperation", false),
+        ("KmsAccessDenied", false),
+        ("KmsDisabled", false),
+        ("KmsInvalidState", false),
+        ("KmsNotFound", false),
+        ("KmsOptInRequired", false),
+        ("KmsInvalidKeyUsage", false),
+        ("RequestThrottled", false),
+        ("KmsThrottled", false),
+        ("InternalFailure", false),
+        ("ServiceUnavailable", false),
+    ] {
+        let server = Server::start([error(code)]).await;
+        let shipments = ship(&server, QUEUE, vec![message(1)]).await;
+        assert_eq!(matches!(shipments[0], Shipment::Refused { .. }), is_refused, "{code}: {shipments:?}");
+    }
+}
+
+#[test]
+fn only_what_somebody_must_repair_ends_a_redrive() {
+    for (code, transient) in [
+        ("QueueDoesNotExist", false),
+        ("AWS.SimpleQueueService.NonExistentQueue", false),
+        ("InvalidAddress", false),
+        ("InvalidSecurity", false),
+        ("UnsupportedOperation", false),
+        ("AccessDeniedException", false),
+        ("KmsAccessDenied", false),
+        ("KmsDisabled", false),
+        ("KMS.NotFoundException", false),
+        ("KmsInvalidKeyUsage", false),
+        ("KmsThrottled", true),
+        ("RequestThrottled", true),
+        ("OverLimit", true),
+        ("InternalError", true),
+        ("unreachable", true),
+    ] {
+        assert_eq!(trouble_of(code, "why").transient, transient, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn the_facts_of_a_queue_are_read() {
+    let attributes = json!({ "MaximumMessageSize": "262144", "MessageRetentionPeriod": "345600", "ApproximateNumberOfMessages": "7" });
+    let server = Server::start([say("200 OK", &[], &json!({ "Attributes": attributes }).to_string())]).await;
+    let facts = Sqs::new(&shared().await, &server.settings()).unwrap().facts_of(QUEUE).await.unwrap();
+    let expected =
+        QueueFacts { message_bytes_max: 262_144, retention: Duration::from_secs(4 * 24 * 3_600), messages: 7 };
+    assert_eq!(facts, expected);
+    let server = Server::start([error("AccessDenied")]).await;
+    let trouble = Sqs::new(&shared().await, &server.settings()).unwrap().facts_of(QUEUE).await.unwrap_err();
+    assert_eq!((trouble.code.as_str(), trouble.transient), ("AccessDenied", false));
+}
+
+#[tokio::test]
+async fn a_queue_elsewhere_is_called_in_its_own_region() {
+    let server = Server::start([entries(&[ok(1)], &[]), entries(&[ok(1)], &[])]).await;
+    let sqs = Sqs::new(&shared().await, &server.settings()).unwrap();
+    let arn = "arn:aws:sqs:us-west-2:210987654321:orders-dlq.fifo";
+    sqs.ship(arn, vec![message(1)]).await;
+    sqs.ship("https://sqs.ap-south-1.amazonaws.com/210987654321/q", vec![message(1)]).await;
+    let seen = server.seen();
+    for (seen, region) in seen.iter().zip(["us-west-2", "ap-south-1"]) {
+        let authorization = seen.header("authorization").unwrap_or_default();
+        assert!(authorization.contains(&format!("/{region}/sqs/")), "{authorization}");
+    }
+    let sent: Value = serde_json::from_slice(&seen[0].body).unwrap();
+    assert_eq!(sent["QueueUrl"], format!("{}/210987654321/orders-dlq.fifo", server.url));
+    assert_eq!(sent["Entries"][0]["MessageGroupId"], "orders");
+}
+
+#[tokio::test]
+async fn messages_are_received_with_their_attributes_and_deleted_one_by_one() {
+    let message = json!({
+        "MessageId": "m-1", "ReceiptHandle": "r-1", "Body": "{}", "Attributes": { "SentTimestamp": "1573841765568" },
+        "MessageAttributes": {
+            "ErrorCode": { "DataType": "Number", "StringValue": "500" },
+            "Blob": { "DataType": "Binary", "BinaryValue": "AAAA" },
+        },
+    });
+    let deleted = json!({ "Successful": [{ "Id": "1" }],
+                          "Failed": [{ "Id": "0", "Code": "ReceiptHandleIsInvalid", "SenderFault": true }] });
+    let server = Server::start([
+        say("200 OK", &[], &json!({ "Messages": [message] }).to_string()),
+        say("200 OK", &[], &deleted.to_string()),
+    ])
+    .await;
+    let queue = Sqs::new(&shared().await, &server.settings()).unwrap().queue(QUEUE, Duration::from_secs(60));
+    let received = queue.receive().await.unwrap();
+    assert_eq!((received.len(), received[0].receipt.as_str()), (1, "r-1"));
+    assert_eq!(received[0].attributes, [("ErrorCode".to_owned(), "500".to_owned())].into());
+    assert_eq!(received[0].sent_at, Some(crate::clock::UnixMillis(1_573_841_765_568)));
+    let answers = queue.delete(&["r-1".to_owned(), "r-2".to_owned(), "r-3".to_owned()]).await;
+    let codes: Vec<_> = answers.iter().map(|answer| answer.clone().map_err(|trouble| trouble.code)).collect();
+    assert_eq!(codes, [Err("ReceiptHandleIsInvalid".to_owned()), Ok(()), Err("unanswered".to_owned())]);
+    let asked: Value = serde_json::from_slice(&server.seen()[0].body).unwrap();
+    assert_eq!((&asked["VisibilityTimeout"], &asked["MaxNumberOfMessages"]), (&json!(60), &json!(10)));
 }

@@ -7,6 +7,11 @@ use crate::outbox::{Burial, BuryReason, LastOutcome};
 
 const TRACE: &str = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1;Lineage=a:1";
 
+/// As on a queue of SQS's own limits.
+fn message_of(event: &Event, history: &History) -> Result<Message, Unshippable> {
+    super::message_of(event, history, Format::DeadLetterQueue, MESSAGE_BYTES_MAX)
+}
+
 fn event() -> Event {
     Event {
         id: "01900000-0000-7000-8000-00000000abcd".parse().unwrap(),

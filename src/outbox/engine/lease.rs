@@ -137,7 +137,7 @@ impl<K: Kv> Engine<K> {
     }
 
     /// The event of a record, with its body from the record or from its chunks.
-    fn read(&self, lane: LaneId, id: EventId, bytes: &Bytes) -> Result<(usize, Record, Event), Failed> {
+    pub(super) fn read(&self, lane: LaneId, id: EventId, bytes: &Bytes) -> Result<(usize, Record, Event), Failed> {
         let damaged = |why: &str| Failed { doing: "reading an event", why: why.to_owned() };
         let record = Record::decode(bytes).map_err(|e| unreadable("reading an event record", &e))?;
         let body = match chunk_count(record.body_bytes) {

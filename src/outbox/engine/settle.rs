@@ -39,7 +39,7 @@ impl<K: Kv> Engine<K> {
         Ok(())
     }
 
-    fn remove(&mut self, lane_id: LaneId, id: EventId, held: Held) {
+    pub(super) fn remove(&mut self, lane_id: LaneId, id: EventId, held: Held) {
         self.unindex(lane_id, id, held);
         self.batch.remove(keys::event(held.place, lane_id, id));
         for index in 0..chunk_count(held.body_bytes) {
@@ -100,7 +100,7 @@ impl<K: Kv> Engine<K> {
 }
 
 /// The due index in which events of a state stand.
-fn index_of(place: Place) -> Option<Due> {
+pub(super) fn index_of(place: Place) -> Option<Due> {
     match place {
         Place::Ready => None,
         Place::Waiting | Place::Scheduled => Some(Due::Attempt),

@@ -55,9 +55,14 @@ impl Setup {
         self
     }
 
+    /// Starts it and waits for nothing.
+    pub fn spawn(&self) -> Process {
+        Process::spawn("sendoff", &mut self.command())
+    }
+
     /// Starts it and waits until it is ready.
     pub fn start(&self) -> Daemon {
-        let process = Process::spawn("sendoff", &mut self.command());
+        let process = self.spawn();
         let ready = process.line(PATIENCE, |line| log_fields(line).filter(|fields| fields["message"] == "ready"));
         let Some(ready) = ready else { panic!("sendoff ended before it was ready: {:?}", process.lines()) };
         let bound = |field: &str| -> SocketAddr {

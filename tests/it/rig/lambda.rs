@@ -51,6 +51,11 @@ impl Lambda {
         self.standin.ledger().read(|book| book.taken_ids().clone())
     }
 
+    /// Every request that gave a function an event.
+    pub fn taken_entries(&self) -> Vec<std::sync::Arc<sendoff::standin::Entry>> {
+        self.standin.ledger().read(|book| book.taken().cloned().collect())
+    }
+
     /// Waits until all of `ids` were taken.
     pub fn wait_for(&self, ids: &[String]) {
         eventually("Lambda has taken every event", || {

@@ -1,0 +1,91 @@
+//! Sockets that were opened for us before we began: systemd's socket activation (`sd_listen_fds(3)`).
+//!
+//! Whoever opened them keeps them over a restart, so that clients who connect meanwhile wait instead of being refused.
+
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+
+/// The `FileDescriptorName=` of a socket for the admin listener; all others are for ingest.
+const ADMIN: &str = "admin";
+
+/// Listeners that were handed over.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    pub ingest: Vec<TcpListener>,
+    pub unix: Vec<UnixListener>,
+    pub admin: Option<TcpListener>,
+}
+
+impl Inherited {
+    /// Takes over what `LISTEN_FDS` and `LISTEN_PID` say is ours; nothing if they do not.
+    pub fn take() -> io::Result<Self> {
+        let mut inherited = Self::default();
+        for (number, name) in sd_notify::listen_fds_with_names()? {
+            inherited.add(duplicate(number)?, &name)?;
+        }
+        Ok(inherited)
+    }
+
+    fn add(&mut self, socket: OwnedFd, name: &str) -> io::Result<()> {
+        let unix = UnixListener::from(socket.try_clone()?);
+        if unix.local_addr().is_ok() {
+            unix.set_nonblocking(true)?;
+            self.unix.push(unix);
+            return Ok(());
+        }
+        let tcp = TcpListener::from(socket);
+        tcp.local_addr()?; // neither TCP nor Unix: say so now
+        tcp.set_nonblocking(true)?;
+        if name == ADMIN {
+            self.admin = Some(tcp)
+        } else {
+            self.ingest.push(tcp)
+        }
+        Ok(())
+    }
+}
+
+/// A descriptor of our own for an inherited number. Asking the kernel by way of our own pidfd is what needs no `unsafe`:
+/// it checks the number, where taking it for granted could close a stranger's file. Needs Linux 5.6.
+fn duplicate(number: i32) -> io::Result<OwnedFd> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    Ok(pidfd_getfd(own, number, PidfdGetfdFlags::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn sockets_are_told_apart_by_kind_and_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut inherited = Inherited::default();
+        let tcp = || TcpListener::bind("127.0.0.1:0").unwrap();
+        inherited.add(tcp().into(), "ingest").unwrap();
+        inherited.add(tcp().into(), "admin").unwrap();
+        inherited.add(tcp().into(), "unknown").unwrap();
+        let unix = UnixListener::bind(directory.path().join("s")).unwrap();
+        inherited.add(unix.into(), "ingest").unwrap();
+        assert_eq!((inherited.ingest.len(), inherited.unix.len(), inherited.admin.is_some()), (2, 1, true));
+    }
+
+    #[test]
+    fn what_is_no_socket_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(Inherited::default().add(file.into(), "ingest").is_err());
+    }
+
+    #[test]
+    fn a_number_becomes_a_descriptor_of_the_same_socket() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let copy = TcpListener::from(duplicate(listener.as_raw_fd()).unwrap());
+        assert_eq!(copy.local_addr().unwrap(), listener.local_addr().unwrap());
+        assert!(duplicate(1_000_000).is_err());
+    }
+}

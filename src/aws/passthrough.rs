@@ -1,0 +1,155 @@
+//! AWS Lambda as [`Passthrough`]: the same endpoint and credentials as for Events, but the answer as it comes.
+//!
+//! The SDK's client reads every answer whole before it gives it, so the request is made here and signed with the SDK's
+//! signer (docs/adr/0010).
+
+use std::sync::Arc;
+
+use aws_sdk_lambda::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorSettings};
+use aws_smithy_types::body::SdkBody;
+use aws_types::service_config::ServiceConfigKey;
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, USER_AGENT};
+use http::{HeaderValue, Method, Request, Response, Uri};
+use http_body_util::BodyExt;
+
+use super::placed::Placed;
+use super::sign::{Cached, percent_encode, signed};
+use super::{Endpoint, Error, IDLE_TIMEOUT, Place, Settings, Shared, is_region, words_of};
+use crate::clock::Clock;
+use crate::event::Function;
+use crate::ingest::passthrough::{AnswerBody, Call, Failed, Operation, Passthrough};
+
+/// What we call ourselves, as every client of AWS does.
+const PRODUCT: &str = concat!("sendoff/", env!("CARGO_PKG_VERSION"));
+
+/// The way through to Lambda, in every region that functions are addressed in.
+#[derive(Debug, Clone)]
+pub struct LambdaPassthrough {
+    shared: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// The daemon's own region.
+    region: String,
+    /// None: each region's public endpoint.
+    endpoint_url: Option<String>,
+    use_fips: Option<bool>,
+    use_dual_stack: Option<bool>,
+    resolver: DefaultResolver,
+    credentials: Cached,
+    connector: Connector,
+    clock: Clock,
+}
+
+impl LambdaPassthrough {
+    pub fn new(shared: &Shared, settings: &Settings, clock: Clock) -> Result<Self, Error> {
+        let Place { region, endpoint, timeouts } = shared.place("lambda", settings)?;
+        let endpoint_url = match endpoint {
+            Endpoint::At(url) => Some(url),
+            Endpoint::Public => None,
+            Endpoint::AsConfigured => configured_endpoint(shared),
+        };
+        let mut connecting = HttpConnectorSettings::builder();
+        connecting.set_connect_timeout(timeouts.connect_timeout());
+        let connector = Connector::builder()
+            .connector_settings(connecting.build())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .build();
+        let credentials = Cached::new(shared.config.credentials_provider());
+        let (use_fips, use_dual_stack) = (shared.config.use_fips(), shared.config.use_dual_stack());
+        let resolver = DefaultResolver::new();
+        let inner = Inner { region, endpoint_url, use_fips, use_dual_stack, resolver, credentials, connector, clock };
+        Ok(Self { shared: Arc::new(inner) })
+    }
+}
+
+/// What environment and profile say for Lambda, else for all services: as the SDK's own client reads it.
+pub(super) fn configured_endpoint(shared: &Shared) -> Option<String> {
+    let key = ServiceConfigKey::builder().service_id("Lambda").env("AWS_ENDPOINT_URL").profile("endpoint_url");
+    let of_lambda = shared.config.service_config().zip(key.build().ok()).and_then(|(all, key)| all.load_config(key));
+    of_lambda.or_else(|| shared.config.endpoint_url().map(str::to_owned))
+}
+
+impl Passthrough for LambdaPassthrough {
+    async fn call(&self, call: Call) -> Result<Response<AnswerBody>, Failed> {
+        let request = self.shared.request(call).await.map_err(Failed::NotSent)?;
+        let request = aws_smithy_runtime_api::http::Request::try_from(request.map(SdkBody::from))
+            .map_err(|error| Failed::NotSent(words_of(&error)))?;
+        let response = self.shared.connector.call(request).await.map_err(|error| {
+            let words = words_of(&error);
+            if super::lambda::never_connected(&error) { Failed::NotSent(words) } else { Failed::Lost(words) }
+        })?;
+        let response = response.try_into_http1x().map_err(|error| Failed::Lost(words_of(&error)))?;
+        Ok(response.map(BodyExt::boxed_unsync))
+    }
+}
+
+impl Passthrough for Placed<LambdaPassthrough> {
+    async fn call(&self, call: Call) -> Result<Response<AnswerBody>, Failed> {
+        match self {
+            Self::At(passthrough) => passthrough.call(call).await,
+            Self::Nowhere(error) => Err(Failed::NotSent(error.to_string())),
+        }
+    }
+}
+
+impl Inner {
+    /// The call as a signed request, or in words why there can be none.
+    async fn request(&self, call: Call) -> Result<Request<Bytes>, String> {
+        let region = call.function.region.as_deref().unwrap_or(&self.region);
+        if !is_region(region) {
+            return Err("the function's region cannot be a region's name".to_owned());
+        }
+        let endpoint = self.endpoint(region).await?;
+        let uri: Uri = format!("{}{}", endpoint.trim_end_matches('/'), path(call.operation, &call.function))
+            .parse()
+            .map_err(|error| format!("the endpoint {endpoint:?} cannot be called: {error}"))?;
+        let mut request = Request::new(call.payload);
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = call.headers;
+        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
+        let credentials = self.credentials.get(&self.clock).await?;
+        signed(&mut request, credentials, region, self.clock.wall())?;
+        let length = HeaderValue::from(request.body().len());
+        request.headers_mut().insert(CONTENT_LENGTH, length);
+        Ok(request)
+    }
+
+    async fn endpoint(&self, region: &str) -> Result<String, String> {
+        let params = Params::builder()
+            .region(region)
+            .set_endpoint(self.endpoint_url.clone())
+            .set_use_fips(self.use_fips)
+            .set_use_dual_stack(self.use_dual_stack)
+            .build()
+            .map_err(|error| words_of(&error))?;
+        let endpoint = self.resolver.resolve_endpoint(&params).await.map_err(|error| words_of(&*error))?;
+        Ok(endpoint.url().to_owned())
+    }
+}
+
+/// Path and query, each label encoded once; signing encodes the path once more.
+fn path(operation: Operation, function: &Function) -> String {
+    let name = percent_encode(&function.address);
+    let path = match operation {
+        Operation::Invoke => format!("/2015-03-31/functions/{name}/invocations"),
+        Operation::InvokeWithResponseStream => {
+            format!("/2021-11-15/functions/{name}/response-streaming-invocations")
+        }
+    };
+    match &function.qualifier {
+        Some(qualifier) => format!("{path}?Qualifier={}", percent_encode(qualifier)),
+        None => path,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! How far it is: a bar with rate and time left on a terminal, else a line now and then.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::Shown;
+use crate::clock::{Clock, UnixMillis};
+
+/// Between two lines.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+pub(super) enum Progress {
+    Bar(ProgressBar),
+    Lines { clock: Clock, began: UnixMillis, next: UnixMillis, expected: Option<u64>, last: u64 },
+    None,
+}
+
+impl Progress {
+    pub(super) fn start(shown: Shown, expected: Option<u64>, clock: &Clock) -> Self {
+        let bar = || {
+            let bar = ProgressBar::with_draw_target(expected, ProgressDrawTarget::stderr_with_hz(10));
+            let template = "{bar:32} {pos}/{len} letters  {per_sec}  {eta} left";
+            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            Self::Bar(bar.with_style(style))
+        };
+        let began = clock.now();
+        let lines = || Self::Lines { clock: clock.clone(), began, next: began.plus(LINE_EVERY), expected, last: 0 };
+        match shown {
+            Shown::Auto if std::io::stderr().is_terminal() => bar(),
+            Shown::Auto | Shown::Lines => lines(),
+            Shown::Bar => bar(),
+            Shown::None => Self::None,
+        }
+    }
+
+    /// How many there are likely to be.
+    pub(super) fn expect(&mut self, count: u64) {
+        match self {
+            Self::Bar(bar) => bar.set_length(count),
+            Self::Lines { expected, .. } => *expected = Some(count),
+            Self::None => {}
+        }
+    }
+
+    pub(super) fn at(&mut self, count: u64) {
+        match self {
+            Self::Bar(bar) => {
+                // What SQS says of its size is about right at best.
+                if bar.length().is_some_and(|length| length < count) {
+                    bar.set_length(count);
+                }
+                bar.set_position(count);
+            }
+            Self::Lines { clock, began, next, expected, last } => {
+                *last = count;
+                let now = clock.now();
+                if now >= *next {
+                    *next = now.plus(LINE_EVERY);
+                    eprintln!("{}", line(count, *expected, now.since(*began)));
+                }
+            }
+            Self::None => {}
+        }
+    }
+
+    pub(super) fn finish(self) {
+        match self {
+            Self::Bar(bar) => bar.abandon(),
+            Self::Lines { clock, began, expected, last, .. } => {
+                eprintln!("{}", line(last, expected, clock.now().since(began)));
+            }
+            Self::None => {}
+        }
+    }
+}
+
+fn line(count: u64, expected: Option<u64>, took: Duration) -> String {
+    let rate = count as f64 / took.as_secs_f64().max(0.001);
+    let of = expected.map(|expected| format!(" of about {}", expected.max(count))).unwrap_or_default();
+    format!("{count}{of} letters, {rate:.0}/s")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_tells_count_total_and_rate() {
+        assert_eq!(line(50, Some(200), Duration::from_secs(10)), "50 of about 200 letters, 5/s");
+        assert_eq!(line(50, Some(20), Duration::from_secs(10)), "50 of about 50 letters, 5/s");
+        assert_eq!(line(0, None, Duration::ZERO), "0 letters, 0/s");
+    }
+}

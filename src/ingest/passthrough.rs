@@ -1,0 +1,217 @@
+//! Calls that are not Events: passed through to Lambda while their caller waits, and never stored.
+//!
+//! Holds: what Lambda answers is what the caller sees, status, headers and body; only what belongs to one connection
+//! alone is left out. The caller's own limits are Lambda's; ours keep the calls from starving Events.
+//! Limits: [`Limits`]; [`CALL_TIME_MAX`] for one call with its answer.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderValue, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::event::Function;
+use crate::ingest::admission::Admission;
+
+/// The largest payload of a call that is passed through, in bytes (AWS, "Lambda quotas": 6 MB synchronous).
+pub const CALL_BYTES_MAX: usize = 6_291_456;
+
+/// How long one call may take, its answer included: Lambda's longest function timeout, and a minute for the way.
+pub const CALL_TIME_MAX: Duration = Duration::from_secs(16 * 60);
+
+/// The headers of a request that are Lambda's own, beside `Content-Length`, which follows from the payload. All others
+/// stay here: they are the connection's, the caller's signature's, or mean nothing to Lambda.
+const FORWARDED: [HeaderName; 7] = [
+    CONTENT_TYPE,
+    HeaderName::from_static("x-amz-invocation-type"),
+    HeaderName::from_static("x-amz-log-type"),
+    HeaderName::from_static("x-amz-client-context"),
+    HeaderName::from_static("x-amz-tenant-id"),
+    HeaderName::from_static("x-amz-durable-execution-name"),
+    HeaderName::from_static("x-amzn-trace-id"),
+];
+
+/// The headers that belong to one connection (RFC 9110 section 7.6.1), beside those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-authenticate"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// What calls Lambda for a caller who waits.
+pub trait Passthrough: Clone + Send + Sync + 'static {
+    /// One call, once: no retries inside. Dropping the future, or the answer's body, cancels it.
+    fn call(&self, call: Call) -> impl Future<Output = Result<Response<AnswerBody>, Failed>> + Send;
+}
+
+/// A body that is streamed.
+pub type AnswerBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Nothing is passed through.
+#[derive(Debug, Clone)]
+pub enum Off {}
+
+impl Passthrough for Off {
+    async fn call(&self, _call: Call) -> Result<Response<AnswerBody>, Failed> {
+        match *self {}
+    }
+}
+
+/// One call as it is to be made.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub operation: Operation,
+    pub function: Function,
+    /// Lambda's own headers alone, each with one value of printable text.
+    pub headers: HeaderMap,
+    /// At most [`CALL_BYTES_MAX`].
+    pub payload: Bytes,
+}
+
+/// The operations that are passed through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Invoke,
+    InvokeWithResponseStream,
+}
+
+/// Why there is no answer, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failed {
+    /// Certainly nobody has the call: no connection, no credentials.
+    NotSent(String),
+    /// It was sent, and may have run.
+    Lost(String),
+}
+
+/// What calls may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Calls at once.
+    pub calls_max: usize,
+    /// Bytes of their payloads in memory at once; at least one of [`CALL_BYTES_MAX`].
+    pub bytes_max: u64,
+}
+
+/// The way through, with its own limits. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Gate<P> {
+    pub(super) passthrough: P,
+    pub(super) limits: Limits,
+    pub(super) slots: Arc<Semaphore>,
+    pub(super) admission: Admission,
+}
+
+impl<P> Gate<P> {
+    pub(super) fn new(passthrough: P, limits: Limits) -> Self {
+        let slots = Arc::new(Semaphore::new(limits.calls_max.min(Semaphore::MAX_PERMITS)));
+        let admission = Admission::new(limits.bytes_max);
+        Self { passthrough, limits, slots, admission }
+    }
+}
+
+/// Lambda's own headers of a request. A value that is not text is left out, as no field of Lambda's may have one.
+pub(super) fn forwarded(headers: &HeaderMap) -> HeaderMap {
+    let names = FORWARDED;
+    let known = names.iter().filter_map(|name| Some((name, headers.get(name)?)));
+    known.filter(|(_, value)| value.to_str().is_ok()).map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// Takes out of an answer what belongs to the connection that it came on.
+pub(super) fn without_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| HeaderValue::to_str(value).ok())
+        .flat_map(|names| names.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// A body on its way back, which holds its call's slot and ends with its time.
+pub struct Passed {
+    pub(super) body: AnswerBody,
+    pub(super) time_is_up: Pin<Box<dyn Future<Output = ()> + Send>>,
+    pub(super) _slot: OwnedSemaphorePermit,
+}
+
+impl Body for Passed {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        if this.time_is_up.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err("the call took longer than Lambda lets any take".into())));
+        }
+        Pin::new(&mut this.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn only_lambdas_own_headers_are_forwarded() {
+        let all = headers(&[
+            ("x-amz-log-type", "Tail"),
+            ("x-amz-tenant-id", "blue team"),
+            ("authorization", "AWS4-HMAC-SHA256 Credential=AKID/x"),
+            ("x-amz-security-token", "secret"),
+            ("x-amz-date", "20261123T072741Z"),
+            ("host", "127.0.0.1:9477"),
+            ("cookie", "c"),
+            ("connection", "keep-alive"),
+            ("amz-sdk-invocation-id", "5f2c"),
+        ]);
+        assert_eq!(forwarded(&all), headers(&[("x-amz-log-type", "Tail"), ("x-amz-tenant-id", "blue team")]));
+        let mut binary = HeaderMap::new();
+        binary.insert("x-amz-tenant-id", HeaderValue::from_bytes(b"\xff").unwrap());
+        assert_eq!(forwarded(&binary), HeaderMap::new());
+    }
+
+    #[test]
+    fn what_belongs_to_one_connection_is_taken_out_of_an_answer() {
+        let mut answer = headers(&[
+            ("connection", "x-mine, keep-alive"),
+            ("x-mine", "1"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("x-amzn-requestid", "r"),
+            ("x-amz-function-error", "Unhandled"),
+        ]);
+        without_hop_by_hop(&mut answer);
+        assert_eq!(answer, headers(&[("x-amzn-requestid", "r"), ("x-amz-function-error", "Unhandled")]));
+    }
+}

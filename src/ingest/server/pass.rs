@@ -1,0 +1,92 @@
+//! A call that is passed through, from its head to its answer's.
+
+use std::pin::Pin;
+
+use http::request::Parts as Head;
+use http_body_util::Either;
+use hyper::body::Body;
+
+use super::{Answer, CROWDED_RETRY, Door, UNAVAILABLE_RETRY};
+use crate::http::peer::Peer;
+use crate::ingest::body;
+use crate::ingest::lambda_api::Invoke;
+use crate::ingest::passthrough::{
+    CALL_TIME_MAX, Call, Failed, Operation, Passed, Passthrough, forwarded, without_hop_by_hop,
+};
+use crate::ingest::refusal::Refusal;
+use crate::outbox::Outbox;
+
+impl<O: Outbox, P: Passthrough> Door<O, P> {
+    /// Passes the call through, and answers with what comes back: the head as soon as it is there, the body as it comes.
+    pub(super) async fn pass<B: Body>(
+        &self,
+        head: &Head,
+        invoke: Invoke,
+        body: Pin<&mut B>,
+    ) -> Result<Answer, Refusal> {
+        let Some(gate) = &self.gate else { return Err(Refusal::ModeNotSupported { mode: invoke.mode() }) };
+        let slot = gate.slots.clone().try_acquire_owned().map_err(|_none_left| Refusal::CallsInFlight {
+            limit: gate.limits.calls_max,
+            retry_after: self.retry_after(CROWDED_RETRY),
+        })?;
+        let limit = invoke.payload_max as u64;
+        let expected = body.size_hint().exact().unwrap_or(limit);
+        if expected > limit {
+            return Err(Refusal::CallTooLarge { limit });
+        }
+        // Held until the call is answered: until then its payload is in memory.
+        let _permit = gate
+            .admission
+            .admit(expected)
+            .map_err(|crowded| Refusal::Crowded { crowded, retry_after: self.retry_after(CROWDED_RETRY) })?;
+        let payload = body::read(body, invoke.payload_max, self.shared.settings.body_timeout).await;
+        let payload = payload.map_err(|refusal| {
+            let too_large = matches!(refusal, Refusal::PayloadTooLarge { .. });
+            if too_large { Refusal::CallTooLarge { limit } } else { refusal }
+        })?;
+        let mut time_is_up = Box::pin(self.shared.clock.sleep(CALL_TIME_MAX));
+        let call =
+            Call { operation: invoke.operation, function: invoke.function, headers: forwarded(&head.headers), payload };
+        let answer = tokio::select! {
+            biased;
+            () = gone(head) => Err(Refusal::CallerGone),
+            answer = gate.passthrough.call(call) => answer.map_err(|failed| match failed {
+                Failed::NotSent(why) => Refusal::NotPassed { why, retry_after: self.retry_after(UNAVAILABLE_RETRY) },
+                Failed::Lost(why) => Refusal::AnswerLost { why },
+            }),
+            () = time_is_up.as_mut() => Err(Refusal::AnswerLost { why: format!("none within {CALL_TIME_MAX:?}") }),
+        };
+        let (mut head, body) = answer?.into_parts();
+        without_hop_by_hop(&mut head.headers);
+        self.shared.metrics.ingest_passed.with_label_values(&[class(head.status)]).inc();
+        Ok(Answer::from_parts(head, Either::Right(Passed { body, time_is_up, _slot: slot })))
+    }
+}
+
+/// Returns once the caller has gone; never where that cannot be seen, as on HTTP/2, where the whole future is dropped.
+async fn gone(head: &Head) {
+    match head.extensions.get::<Peer>() {
+        Some(peer) => peer.gone().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The label of an answer in metrics.
+fn class(status: http::StatusCode) -> &'static str {
+    match status.as_u16() {
+        200..300 => "2xx",
+        400..500 => "4xx",
+        500..600 => "5xx",
+        _ => "other",
+    }
+}
+
+impl Invoke {
+    /// What was asked for, in a word for people.
+    fn mode(&self) -> &'static str {
+        match self.operation {
+            Operation::Invoke => self.invocation_type.as_str(),
+            Operation::InvokeWithResponseStream => "response streaming",
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What metrics there are, as data: docs/metrics.md is written from it, and dashboards and alert rules are checked by it.
+
+use std::fmt::Write as _;
+
+use prometheus::core::Collector;
+use prometheus::proto::MetricType;
+
+/// One metric.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    pub name: String,
+    pub kind: Kind,
+    pub help: String,
+    /// In the order in which values are given.
+    pub labels: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// What each label says, and what bounds its values.
+const LABELS: &[(&str, &str)] = &[
+    ("code", "error code of SQS, or `unshippable`, `unreachable`, `unanswered`"),
+    (
+        "function",
+        "canonical name of the function; the first 200 functions have their own, all later ones share `other`",
+    ),
+    ("key_source", "where the idempotency key came from"),
+    ("outcome", "`delivered`, `throttled`, `transient`, `lost`, `not-sent`, `held`, `refused`"),
+    ("reason", "why: a fixed word per cause"),
+    ("state", "`ready`, `waiting`, `scheduled`, `buried`; an event that is being attempted counts where it rests"),
+    ("version", "version of the binary"),
+];
+
+impl Described {
+    /// The names of its series: a histogram has three.
+    pub fn series(&self) -> Vec<String> {
+        match self.kind {
+            Kind::Counter | Kind::Gauge => vec![self.name.clone()],
+            Kind::Histogram => ["_bucket", "_sum", "_count"].map(|end| format!("{}{end}", self.name)).to_vec(),
+        }
+    }
+}
+
+/// The metrics of one collector.
+pub(super) fn describe(collector: &impl Collector) -> Vec<Described> {
+    let families = collector.collect();
+    let descs = collector.desc();
+    families
+        .iter()
+        .zip(descs)
+        .map(|(family, desc)| Described {
+            name: desc.fq_name.clone(),
+            kind: match family.get_field_type() {
+                MetricType::COUNTER => Kind::Counter,
+                MetricType::HISTOGRAM => Kind::Histogram,
+                MetricType::GAUGE | MetricType::SUMMARY | MetricType::UNTYPED => Kind::Gauge,
+            },
+            help: desc.help.clone(),
+            labels: desc.variable_labels.clone(),
+        })
+        .collect()
+}
+
+/// The page docs/metrics.md.
+pub fn page(catalog: &[Described]) -> String {
+    let mut page = "# Metrics\n\n\
+        <!-- Written from src/metrics.rs: SENDOFF_BLESS=1 cargo test --test deploy metrics -->\n\n\
+        `GET /metrics` on the admin listener (default `127.0.0.1:9478`), Prometheus text format 0.0.4.\n\
+        Names are `sendoff_<stage>_<noun>_<unit>[_total]`; times are seconds, sizes bytes. All counters begin at 0 with the\n\
+        process. Gauges of the outbox are counted in the store when it is scraped, so they are right from the first scrape\n\
+        after a restart.\n\n\
+        The one to alert on is `sendoff_outbox_oldest_ready_age_seconds`: whatever goes wrong between sendoff and a function,\n\
+        it grows. Alert rules with tests: `deploy/prometheus/`; a dashboard: `deploy/grafana/sendoff.json`.\n\n\
+        | name | type | labels | what it says |\n| --- | --- | --- | --- |\n"
+        .to_owned();
+    for Described { name, kind, help, labels } in catalog {
+        let labels = labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
+        // Writing into a string does not fail.
+        writeln!(page, "| `{name}` | {} | {labels} | {help} |", kind.as_str()).unwrap_or_default();
+    }
+    page += "\n## Labels\n\nNo label takes its values from payloads or keys, and each has a bounded number of them.\n\n\
+        | label | values |\n| --- | --- |\n";
+    for (label, values) in LABELS {
+        writeln!(page, "| `{label}` | {values} |").unwrap_or_default();
+    }
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn every_label_is_explained_and_no_other() {
+        let metrics = Metrics::new().unwrap();
+        let used: BTreeSet<&str> =
+            metrics.catalog().iter().flat_map(|metric| metric.labels.iter().map(String::as_str)).collect();
+        let explained: BTreeSet<&str> = LABELS.iter().map(|&(label, _)| label).collect();
+        assert_eq!(used, explained);
+    }
+
+    #[test]
+    fn families_without_a_series_are_described_too() {
+        let metrics = Metrics::new().unwrap();
+        let find = |name: &str| metrics.catalog().iter().find(|metric| metric.name == name).unwrap();
+        let attempts = find("sendoff_dispatch_attempts_total");
+        assert_eq!((attempts.kind, attempts.labels.join(" ").as_str()), (Kind::Counter, "function outcome"));
+        let seconds = find("sendoff_dispatch_attempt_seconds");
+        assert_eq!(seconds.kind, Kind::Histogram);
+        assert_eq!(seconds.series()[0], "sendoff_dispatch_attempt_seconds_bucket");
+        assert_eq!(find("sendoff_ready").kind, Kind::Gauge);
+    }
+
+    #[test]
+    fn names_and_units_follow_one_rule() {
+        for metric in Metrics::new().unwrap().catalog() {
+            assert!(metric.name.starts_with("sendoff_"), "{}", metric.name);
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+            assert!(metric.help.ends_with('.') && !metric.help.contains('|'), "{}: {}", metric.name, metric.help);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What a service manager hears of us (`sd_notify(3)`): readiness, status lines, the watchdog. Without one, nothing
+//! happens. And the daemon's pulse, which drives status lines, watchdog and rates.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::status::{Status, Summary};
+use crate::clock::{Clock, UnixMillis};
+use crate::outbox::Outbox;
+
+/// Between two beats: rates are sampled each time.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// Between two status lines.
+const STATUS_EVERY: Duration = Duration::from_secs(5);
+
+/// While the outbox is opened, systemd is asked for so much more time with each beat: a large store takes a while.
+const START_EXTENSION: Duration = Duration::from_secs(30);
+
+/// The daemon accepts events.
+pub fn ready() {
+    tell(&[NotifyState::Ready, NotifyState::Status("accepting events")]);
+}
+
+/// The daemon drains.
+pub fn stopping(why: &str) {
+    tell(&[NotifyState::Stopping, NotifyState::Status(&format!("draining: {why}"))]);
+}
+
+/// The configuration is being read again.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
+/// It is read, or refused.
+pub fn reloaded() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// A manager that cannot be told is no reason to stop: it notices by itself what it has to know.
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "service manager cannot be told");
+    }
+}
+
+/// Beats until told to stop. The watchdog is fed only while the outbox answers: a daemon that can no longer store or
+/// settle is better killed, which loses nothing.
+pub async fn pulse<O: Outbox>(status: Status<O>, clock: Clock, stop: CancellationToken) {
+    let feed_every = sd_notify::watchdog_enabled().map(|patience| patience / 3);
+    let (mut next_feed, mut next_status) = (UnixMillis(0), UnixMillis(0));
+    loop {
+        let now = clock.now();
+        status.sample();
+        if status.is_starting() {
+            let extension = u32::try_from(START_EXTENSION.as_micros()).unwrap_or(u32::MAX);
+            tell(&[NotifyState::ExtendTimeoutUsec(extension)]);
+        } else {
+            if let Some(every) = feed_every
+                && now >= next_feed
+                && status.outbox_answers(every).await
+            {
+                tell(&[NotifyState::Watchdog]);
+                next_feed = now.plus(every);
+            }
+            if now >= next_status
+                && let Some(summary) = status.summary().await
+            {
+                tell(&[NotifyState::Status(&line(&summary))]);
+                next_status = now.plus(STATUS_EVERY);
+            }
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = clock.sleep(BEAT) => {}
+        }
+    }
+}
+
+/// The line in `systemctl status`.
+fn line(summary: &Summary) -> String {
+    let Summary { state, outbox, rates, held, .. } = summary;
+    let mut line = format!(
+        "{state}: {} events stored ({} ready, {} waiting, {} buried), oldest ready {:.0} s; {:.1}/s in, {:.1}/s out",
+        outbox.events,
+        outbox.ready,
+        outbox.waiting,
+        outbox.buried,
+        outbox.oldest_ready_age_seconds,
+        rates.accepted_per_second,
+        rates.delivered_per_second,
+    );
+    if !held.is_empty() {
+        line += &format!("; held: {}", held.join(", "));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::status::{OutboxCounts, Rates};
+
+    #[test]
+    fn the_status_line_names_what_an_operator_asks_first() {
+        let summary = Summary {
+            state: "ready".to_owned(),
+            outbox: OutboxCounts { events: 5, ready: 3, waiting: 1, buried: 1, ..OutboxCounts::default() },
+            rates: Rates { accepted_per_second: 2.5, ..Rates::default() },
+            held: vec!["orders".to_owned()],
+            ..Summary::default()
+        };
+        assert_eq!(
+            line(&summary),
+            "ready: 5 events stored (3 ready, 1 waiting, 1 buried), oldest ready 0 s; 2.5/s in, 0.0/s out; held: orders"
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! Dead letters: listing, coming back, being removed.
+
+use super::*;
+use crate::outbox::dead::{BuriedPage, BuriedWant, Change, Changed, Filter, Graveyard, Redriven};
+
+impl Bench {
+    /// Appends an event and buries it.
+    async fn bury(&self, function: &str, payload: &str, redrives: u32) -> Event {
+        self.clock.sleep(Duration::from_millis(1)).await;
+        let event = Event { redrives, ..self.event(function, payload) };
+        self.append(event.clone()).await;
+        let leased = self.lease(function, Which::Due, 1).await;
+        self.settle(&leased[0], Settlement::Bury(burial(self.clock.now()))).await;
+        event
+    }
+
+    async fn page(&self, want: BuriedWant) -> BuriedPage {
+        self.store().buried(want).await.unwrap()
+    }
+
+    async fn change(&self, change: Change) -> Vec<Changed> {
+        self.store().change(change).await.unwrap()
+    }
+
+    async fn totals(&self) -> (u64, u64) {
+        let census = self.store().census().await.unwrap();
+        (census.events, census.bytes)
+    }
+}
+
+fn all(letters_max: usize) -> BuriedWant {
+    BuriedWant { letters_max, payloads: true, ..BuriedWant::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_are_listed_page_by_page_each_once() {
+    on_every_engine(|bench| async move {
+        let mut buried = Vec::new();
+        for n in 0..7 {
+            buried.push(bench.bury(if n % 2 == 0 { "orders" } else { "invoices" }, &n.to_string(), 0).await);
+        }
+        bench.append(bench.event("orders", "alive")).await;
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page = bench.page(BuriedWant { after, ..all(2) }).await;
+            assert!(page.letters.len() <= 2);
+            seen.extend(page.letters.into_iter().map(|letter| letter.event));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        seen.sort_by_key(|event| event.id);
+        assert_eq!(seen, buried);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_page_without_payloads_tells_only_their_size() {
+    on_every_engine(|bench| async move {
+        bench.bury("orders", &"x".repeat(9_000), 0).await;
+        let filter = Filter { function: Some("ord*".into()), ..Filter::default() };
+        let page = bench.page(BuriedWant { filter, letters_max: 5, ..BuriedWant::default() }).await;
+        assert_eq!((page.letters[0].event.payload.len(), page.letters[0].payload_bytes), (0, 9_000));
+        let filter = Filter { function: Some("invoices".into()), ..Filter::default() };
+        assert!(bench.page(BuriedWant { filter, ..all(5) }).await.letters.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revived_letter_is_a_new_event_of_now_and_the_dead_one_is_gone_also_after_reopening() {
+    on_every_engine(|mut bench| async move {
+        let dead = bench.bury("orders", &"x".repeat(9_000), 0).await;
+        bench.clock.sleep(Duration::from_secs(3_600)).await;
+        let revived = bench.change(Change::Revive { ids: vec![dead.id, dead.id], redrives_max: 3 }).await;
+        let [Changed::Stored { id }, Changed::NotFound] = revived[..] else { panic!("{revived:?}") };
+        bench.reopen();
+        assert!(bench.find(dead.id).await.is_none());
+        let leased = bench.lease("orders", Which::Due, 5).await;
+        let now = bench.clock.now();
+        let expected = Event { id, accepted_at: now, redrives: 1, ..dead };
+        assert_eq!(leased.iter().map(|leased| &leased.event).collect::<Vec<_>>(), [&expected]);
+        assert_eq!(leased[0].history.attempts, 0);
+        bench.settle(&leased[0], Settlement::Delivered).await;
+        assert_eq!(bench.totals().await, (0, 0));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_being_shipped_or_came_back_too_often_stays_dead() {
+    on_every_engine(|bench| async move {
+        let shipping = bench.bury("orders", "1", 0).await;
+        assert_eq!(bench.lease("orders", Which::Buried, 1).await.len(), 1);
+        let often = bench.bury("orders", "2", 3).await;
+        let unknown = bench.event("orders", "3").id;
+        let ids = vec![shipping.id, often.id, unknown];
+        let answers = bench.change(Change::Revive { ids, redrives_max: 3 }).await;
+        assert_eq!(answers, [Changed::Leased, Changed::Ceiling { redrives: 3 }, Changed::NotFound]);
+        assert_eq!(bench.page(all(5)).await.letters.len(), 2);
+        let answers = bench.change(Change::Purge(vec![shipping.id, often.id, often.id])).await;
+        assert_eq!(answers, [Changed::Leased, Changed::Purged, Changed::NotFound]);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_letter_from_a_queue_is_no_repeat_of_its_original_but_of_its_own_copies() {
+    on_every_engine(|mut bench| async move {
+        let original = bench.keyed("orders", "{}", "k1", KeySource::Header);
+        bench.append(original.clone()).await;
+        let redriven = |bench: &Bench, redrives| {
+            let event = Event { redrives, ..bench.keyed("orders", "{}", "k1", KeySource::Header) };
+            vec![Redriven { event, origin: original.id.to_string() }]
+        };
+        let first = redriven(&bench, 1);
+        let id = first[0].event.id;
+        assert_eq!(bench.change(Change::Redrive(first)).await, [Changed::Stored { id }]);
+        bench.reopen();
+        assert_eq!(bench.change(Change::Redrive(redriven(&bench, 1))).await, [Changed::Repeat { first: id }]);
+        let again = redriven(&bench, 2);
+        let second = again[0].event.id;
+        assert_eq!(bench.change(Change::Redrive(again)).await, [Changed::Stored { id: second }]);
+        let mut other = redriven(&bench, 2);
+        other[0].event.payload = "other".into();
+        assert_eq!(bench.change(Change::Redrive(other)).await, [Changed::Conflict { first: second }]);
+        let repeat = bench.append(bench.keyed("orders", "{}", "k1", KeySource::Header)).await;
+        assert_eq!(repeat, Appended::Repeat { first: original.id }, "the client's own key still means the original");
+
+        bench.clock.sleep(bench.settings.dedupe_window).await;
+        while bench.store().sweep().await.unwrap() {}
+        assert_eq!(bench.store().census().await.unwrap().keys, 0, "redriven keys are swept too");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn exported_letters_come_in_once_under_their_own_ids() {
+    on_every_engine(|mut bench| async move {
+        let dead = bench.bury("orders", &"x".repeat(5_000), 1).await;
+        let exported = bench.page(all(1)).await.letters.remove(0);
+        let before = bench.totals().await;
+        bench.change(Change::Purge(vec![dead.id])).await;
+        let letter = (exported.event, exported.history);
+        let answers = bench.change(Change::Bury(vec![letter.clone(), letter.clone()])).await;
+        assert_eq!(answers, [Changed::Stored { id: dead.id }, Changed::Repeat { first: dead.id }]);
+        bench.reopen();
+        assert_eq!(bench.change(Change::Bury(vec![letter])).await, [Changed::Repeat { first: dead.id }]);
+        assert_eq!(bench.totals().await, before);
+        let leased = bench.lease("orders", Which::Buried, 1).await;
+        assert_eq!(leased[0].event, dead);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn letters_that_do_not_fit_are_refused() {
+    on_every_engine(|mut bench| async move {
+        bench.settings.bytes_max = 2_000;
+        bench.reopen();
+        let event = bench.event("orders", &"x".repeat(3_000));
+        let redriven = vec![Redriven { event: event.clone(), origin: "o".into() }];
+        assert!(matches!(bench.change(Change::Redrive(redriven)).await[..], [Changed::Full(Full::Bytes { .. })]));
+        let letter = (event, burial(bench.clock.now()));
+        assert!(matches!(bench.change(Change::Bury(vec![letter])).await[..], [Changed::Full(Full::Bytes { .. })]));
+        assert_eq!(bench.totals().await, (0, 0));
+    })
+    .await;
+}

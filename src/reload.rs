@@ -1,0 +1,154 @@
+//! SIGHUP: reads the configuration again and applies what can be applied.
+//!
+//! Holds: a configuration with problems changes nothing. What needs a restart is named, and stays as it was.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, Entry, Loaded, Problems};
+use crate::dispatch;
+use crate::notify;
+use crate::telemetry::LogLevel;
+
+/// Keys that take effect while running, beside those of functions.
+const APPLIED: &[&str] = &["log.level", "lambda.in_flight_max", "lambda.in_flight_bytes_max"];
+
+type Load = dyn Fn() -> Result<Loaded, Problems> + Send + Sync;
+
+/// The running configuration and how to read it again.
+pub struct Reload {
+    load: Box<Load>,
+    /// What was read last. A key that needs a restart is named once a change.
+    entries: Mutex<Vec<Entry>>,
+    level: LogLevel,
+    dispatch: watch::Sender<dispatch::Settings>,
+}
+
+/// What a reading changed, by key.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    pub applied: Vec<String>,
+    pub needs_restart: Vec<String>,
+}
+
+impl Reload {
+    /// `load` reads the configuration as it was read at the start, from which `loaded` is.
+    pub fn new(
+        loaded: &Loaded,
+        level: LogLevel,
+        load: impl Fn() -> Result<Loaded, Problems> + Send + Sync + 'static,
+    ) -> Self {
+        let (dispatch, _) = watch::channel(loaded.config.dispatch.clone());
+        Self { load: Box::new(load), entries: Mutex::new(loaded.entries.clone()), level, dispatch }
+    }
+
+    pub fn level(&self) -> &LogLevel {
+        &self.level
+    }
+
+    /// The settings of dispatch, as they change.
+    pub fn dispatch(&self) -> watch::Receiver<dispatch::Settings> {
+        self.dispatch.subscribe()
+    }
+
+    /// Takes the signal over, so that it no longer ends the process.
+    pub fn signal() -> std::io::Result<Signal> {
+        signal(SignalKind::hangup())
+    }
+
+    /// Reloads at each signal, until told to stop.
+    pub async fn run(self, mut hangup: Signal, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                Some(()) = hangup.recv() => self.reload(),
+            }
+        }
+    }
+
+    fn reload(&self) {
+        notify::reloading();
+        match (self.load)() {
+            Ok(loaded) => self.apply(loaded),
+            Err(problems) => tracing::error!(%problems, "configuration is not reloaded: the running one stays"),
+        }
+        notify::reloaded();
+    }
+
+    fn apply(&self, Loaded { config, entries }: Loaded) {
+        let Config { log, dispatch, .. } = config;
+        let mut present = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changes = changes(&present, &entries);
+        // A level set through the admin listener gives way to the file only where the file says another one than before.
+        if changes.applied.iter().any(|key| key == "log.level")
+            && let Err(error) = self.level.set(&log.level)
+        {
+            tracing::error!(%error, "log level is not changed");
+            changes.applied.retain(|key| key != "log.level");
+        }
+        self.dispatch.send_replace(dispatch);
+        *present = entries;
+        let (applied, needs_restart) = (changes.applied.join(", "), changes.needs_restart.join(", "));
+        tracing::info!(applied, "configuration is reloaded");
+        if !needs_restart.is_empty() {
+            tracing::warn!(needs_restart, "changed keys that take effect with a restart only");
+        }
+    }
+}
+
+/// The keys in which two configurations differ.
+fn changes(before: &[Entry], after: &[Entry]) -> Changes {
+    let keys: BTreeSet<&str> = before.iter().chain(after).map(|entry| entry.key.as_str()).collect();
+    let mut changes = Changes::default();
+    for key in keys {
+        let value = |entries: &[Entry]| entries.iter().find(|entry| entry.key == key).map(|entry| entry.value.clone());
+        if value(before) == value(after) {
+            continue;
+        }
+        let list = if is_applied(key) { &mut changes.applied } else { &mut changes.needs_restart };
+        list.push(key.to_owned());
+    }
+    changes
+}
+
+fn is_applied(key: &str) -> bool {
+    const POLICY: [&str; 5] = ["attempts_max", "age_max", "backoff_base", "backoff_cap", "concurrency_max"];
+    let table = key.starts_with("delivery.") || key.starts_with("functions.");
+    APPLIED.contains(&key) || (table && POLICY.iter().any(|name| key.ends_with(&format!(".{name}"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Flags, load};
+
+    fn entries(set: &[&str]) -> Vec<Entry> {
+        let flags = Flags { set: set.iter().map(|&pair| pair.to_owned()).collect(), ..Flags::default() };
+        load(&flags, &Environment::from_pairs(&[("HOME", "/h")])).unwrap().entries
+    }
+
+    #[test]
+    fn what_changed_is_told_apart_by_whether_it_takes_effect() {
+        let before = entries(&["log.level=info", "delivery.age_max=1h"]);
+        let after =
+            entries(&["log.level=debug", "delivery.age_max=2h", "listen.ingest=127.0.0.1:1", "log.format=json"]);
+        let found = changes(&before, &after);
+        assert_eq!(found.applied, ["delivery.age_max", "log.level"]);
+        assert_eq!(found.needs_restart, ["listen.ingest", "log.format"]);
+        assert_eq!(changes(&after, &after), Changes::default());
+    }
+
+    #[test]
+    fn keys_of_functions_take_effect_where_they_are_policies() {
+        assert!(is_applied("functions.\"orders-*\".attempts_max"));
+        assert!(!is_applied("functions.\"orders-*\".queue_url"));
+        assert!(!is_applied("dead_letter.backoff_cap"));
+        assert!(is_applied("lambda.in_flight_max"));
+        assert!(!is_applied("lambda.region"));
+    }
+}

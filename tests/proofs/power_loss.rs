@@ -1,0 +1,267 @@
+//! The power fails at any moment of the real binary's work: from a record of all its writes, the disks that may be left are
+//! built, and every accepted event must be on each of them (docs/power-loss.md).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use sendoff::standin::Script;
+
+use crate::disk_model::{Disk, Variant};
+use crate::it::rig::daemon::Setup;
+use crate::it::rig::lambda::{Lambda, throttle};
+use crate::it::rig::{eventually, lasting_port};
+use crate::load::{self, Ack, KEPT, Load};
+use crate::recording::{Op, Recorder, Step};
+use crate::{seed, size, store};
+
+/// A recording, the disk that it began with, and when Lambda had taken which event.
+struct Recorded {
+    before: Disk,
+    steps: Vec<Step>,
+    taken: BTreeMap<String, u64>,
+}
+
+/// What became of the images of one recording.
+#[derive(Debug, Default)]
+struct Outcome {
+    images: u64,
+    failures: Vec<String>,
+}
+
+#[test]
+fn no_power_cut_at_any_moment_loses_an_accepted_event() {
+    let images = size("IMAGES", 300);
+    let mut rng = fastrand::Rng::with_seed(seed());
+    let recorded = record(&[Duration::from_millis(2_500), Duration::from_millis(1_500)]);
+    let points = crash_points(&recorded.steps, images / Variant::ALL.len() as u64, &mut rng);
+    let outcome = recorded.cut(&points, &Variant::ALL, &mut rng);
+    let marks = recorded.steps.iter().filter(|step| matches!(step.op, Op::Mark(_))).count();
+    eprintln!(
+        "{} operations, {marks} acknowledgements, {} crash points, {} images, {} bad",
+        recorded.steps.len(),
+        points.len(),
+        outcome.images,
+        outcome.failures.len()
+    );
+    assert!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
+}
+
+#[test]
+fn no_power_cut_while_the_store_is_made_leaves_one_that_does_not_open() {
+    let mut rng = fastrand::Rng::with_seed(seed());
+    let recorded = record(&[Duration::from_millis(300)]);
+    let first = recorded.steps.iter().position(|step| matches!(step.op, Op::Mark(_))).unwrap();
+    let points: Vec<_> = (0..=first).collect();
+    let outcome = recorded.cut(&points, &[Variant::Drop, Variant::Bare, Variant::Random, Variant::Hole], &mut rng);
+    assert!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
+}
+
+#[test]
+fn a_second_power_cut_during_the_recovery_from_the_first_loses_nothing() {
+    let firsts = size("SECOND_CUTS", 3);
+    let mut rng = fastrand::Rng::with_seed(seed());
+    let recorded = record(&[Duration::from_millis(2_000)]);
+    for first in crash_points(&recorded.steps, firsts, &mut rng) {
+        let scratch = store::scratch();
+        let state = scratch.path().join("state");
+        let (disk, acks) = recorded.at(first);
+        let variant = Variant::ALL[rng.usize(..Variant::ALL.len())];
+        disk.image(&state, variant, &mut rng);
+        let again = record_on(scratch.path(), &state, &[Duration::from_millis(300)], 1 << 32);
+        let points = crash_points(&again.steps, size("IMAGES", 300) / 40, &mut rng);
+        let first_ms = recorded.steps[first].unix_ms;
+        for point in points {
+            let (disk, later) = again.at(point);
+            let acks: Vec<_> = acks.iter().chain(&later).cloned().collect();
+            let unix_ms = again.steps[point].unix_ms;
+            for variant in Variant::ALL {
+                let taken = |ack: &Ack| recorded.had_taken(ack, first_ms) || again.had_taken(ack, unix_ms);
+                let checked = check(&disk, variant, &acks, &mut rng, taken);
+                assert!(checked.is_ok(), "cut at {first}, then at {point}, {variant:?}: {checked:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_model_catches_an_engine_that_does_not_sync_its_data() {
+    without(|step| matches!(&step.op, Op::Sync { path, .. } if path.ends_with("db")));
+}
+
+#[test]
+fn the_model_catches_an_engine_that_does_not_sync_its_directories() {
+    without(
+        |step| matches!(&step.op, Op::Sync { path, .. } if path.as_os_str().is_empty() || path == Path::new("sled")),
+    );
+}
+
+#[test]
+fn the_model_catches_an_answer_before_the_sync() {
+    let mut rng = fastrand::Rng::with_seed(seed());
+    let mut recorded = record(&[Duration::from_millis(1_500)]);
+    // Each mark moves to just before the sync that it waited for.
+    let mut sync = None;
+    for at in 0..recorded.steps.len() {
+        match &recorded.steps[at].op {
+            Op::Sync { path, .. } if path.ends_with("db") => sync = Some(at),
+            Op::Mark(_) => {
+                if let Some(to) = sync {
+                    recorded.steps[to..=at].rotate_right(1);
+                    sync = Some(to + 1);
+                }
+            }
+            _ => {}
+        }
+    }
+    let points: Vec<_> = recorded
+        .steps
+        .windows(2)
+        .enumerate()
+        .filter(|(_, pair)| matches!((&pair[0].op, &pair[1].op), (Op::Mark(_), Op::Sync { .. })))
+        .map(|(at, _)| at)
+        .take(20)
+        .collect();
+    let outcome = recorded.cut(&points, &[Variant::Drop], &mut rng);
+    assert!(!outcome.failures.is_empty(), "{} images and none bad", outcome.images);
+}
+
+/// The recording with some of its syncs taken out must leave bad images.
+fn without(planted: impl Fn(&Step) -> bool) {
+    let mut rng = fastrand::Rng::with_seed(seed());
+    let mut recorded = record(&[Duration::from_millis(1_500)]);
+    recorded.steps.retain(|step| !planted(step));
+    let points = crash_points(&recorded.steps, 8, &mut rng);
+    let outcome = recorded.cut(&points, &[Variant::Drop, Variant::Random], &mut rng);
+    assert!(!outcome.failures.is_empty(), "{} images and none bad", outcome.images);
+}
+
+#[test]
+fn each_commit_is_one_sync_and_there_is_no_other() {
+    let scratch = store::scratch();
+    let state = scratch.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let recorder = Recorder::new(&state, scratch.path());
+    let lambda = Lambda::start();
+    let daemon = recorder.watch(Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url())).start();
+    let syncs = || {
+        let steps = recorder.read();
+        let syncs =
+            steps.iter().filter(|step| matches!(&step.op, Op::Sync { path, .. } if path == Path::new("sled/db")));
+        syncs.count() as f64
+    };
+    let commits = || daemon.scrape().sum("sendoff_outbox_flush_seconds_count", &[]);
+    let (syncs_before, commits_before) = (syncs(), commits());
+    for n in 0..20 {
+        daemon.accept("orders", &[], &load::payload(n));
+    }
+    daemon.wait_until_empty();
+    // More than twice the time after which sled's own flusher would have synced: it must be off (rule 5).
+    std::thread::sleep(Duration::from_millis(1_200));
+    let made = commits() - commits_before;
+    assert!(made >= 21.0, "{made} commits");
+    assert_eq!(syncs() - syncs_before, made);
+}
+
+fn record(lives: &[Duration]) -> Recorded {
+    let scratch = store::scratch();
+    let state = scratch.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    record_on(scratch.path(), &state, lives, 0)
+}
+
+/// Runs the daemon on `state` under load, with a kill between lives; events are numbered from `first`.
+fn record_on(scratch: &Path, state: &Path, lives: &[Duration], first: u64) -> Recorded {
+    let before = Disk::of(state);
+    let recorder = Recorder::new(state, scratch);
+    let lambda = Lambda::start();
+    lambda.default_script(Script::default().chance(0.2, throttle()));
+    lambda.script(KEPT, Script::always(throttle()));
+    let address = format!("127.0.0.1:{}", lasting_port());
+    let setup = Setup::new(state).set("lambda.endpoint_url", &lambda.endpoint_url()).set("listen.ingest", &address);
+    let setup = recorder.watch(setup);
+    let load = Load::start_from(first, address.parse().unwrap(), 4, Duration::from_millis(8), recorder.marker());
+    for &life in lives {
+        let accepted = load.acks().len();
+        let daemon = setup.start();
+        eventually("events are accepted", || (load.acks().len() > accepted + 20).then_some(()));
+        std::thread::sleep(life);
+        daemon.kill9();
+    }
+    load.stop();
+    let mut taken = BTreeMap::new();
+    for entry in lambda.taken_entries() {
+        if let Some(id) = &entry.id {
+            taken.entry(id.clone()).or_insert(entry.at.0);
+        }
+    }
+    Recorded { before, steps: recorder.read(), taken }
+}
+
+/// Random moments, and as many just before and just after a sync.
+fn crash_points(steps: &[Step], count: u64, rng: &mut fastrand::Rng) -> Vec<usize> {
+    let syncs: Vec<_> =
+        steps.iter().enumerate().filter(|(_, step)| matches!(step.op, Op::Sync { .. })).map(|(at, _)| at).collect();
+    let mut points: Vec<_> = (0..count)
+        .map(|n| match n % 3 {
+            0 if !syncs.is_empty() => syncs[rng.usize(..syncs.len())],
+            1 if !syncs.is_empty() => syncs[rng.usize(..syncs.len())].saturating_sub(1),
+            _ => rng.usize(..steps.len()),
+        })
+        .collect();
+    points.sort_unstable();
+    points.dedup();
+    points
+}
+
+impl Recorded {
+    /// The disk just after a step, and what was acknowledged by then.
+    fn at(&self, point: usize) -> (Disk, Vec<Ack>) {
+        let (mut disk, mut acks) = (self.before.clone(), Vec::new());
+        self.steps[..=point].iter().for_each(|step| advance(&mut disk, &mut acks, step));
+        (disk, acks)
+    }
+
+    fn had_taken(&self, ack: &Ack, by_unix_ms: u64) -> bool {
+        self.taken.get(&load::payload_id(ack.n)).is_some_and(|&at| at <= by_unix_ms)
+    }
+
+    /// Cuts the power after each of the steps (sorted), once for each variant.
+    fn cut(&self, points: &[usize], variants: &[Variant], rng: &mut fastrand::Rng) -> Outcome {
+        let (mut disk, mut acks, mut outcome) = (self.before.clone(), Vec::new(), Outcome::default());
+        let mut next = 0;
+        for &point in points {
+            self.steps[next..=point].iter().for_each(|step| advance(&mut disk, &mut acks, step));
+            next = point + 1;
+            let step = &self.steps[point];
+            for &variant in variants {
+                outcome.images += 1;
+                let taken = |ack: &Ack| self.had_taken(ack, step.unix_ms);
+                if let Err(why) = check(&disk, variant, &acks, rng, taken) {
+                    outcome.failures.push(format!("after step {point}, {variant:?}: {why}"));
+                }
+            }
+        }
+        outcome
+    }
+}
+
+fn advance(disk: &mut Disk, acks: &mut Vec<Ack>, step: &Step) {
+    disk.apply(step);
+    if let Op::Mark(ack) = &step.op {
+        acks.push(ack.clone());
+    }
+}
+
+fn check(
+    disk: &Disk,
+    variant: Variant,
+    acks: &[Ack],
+    rng: &mut fastrand::Rng,
+    taken: impl Fn(&Ack) -> bool,
+) -> Result<store::Found, String> {
+    let scratch = store::scratch();
+    let image = scratch.path().join("image");
+    disk.image(&image, variant, rng);
+    store::check(&image, acks, taken)
+}

@@ -1,0 +1,136 @@
+//! Looking into a store that a crash left behind: is every accepted event there, whole, and its key known?
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sendoff::clock::Clock;
+use sendoff::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+use sendoff::outbox::engine::Engine;
+use sendoff::outbox::sled::SledKv;
+use sendoff::outbox::{Appended, Settings};
+
+use crate::load::{self, Ack};
+
+/// An open that takes longer hangs.
+const OPEN_LIMIT: Duration = Duration::from_secs(60);
+
+const MIB: u64 = 1 << 20;
+
+pub fn settings() -> Settings {
+    Settings {
+        bytes_max: 1 << 40,
+        events_max: u64::MAX,
+        functions_max: 10_000,
+        dedupe_window: Duration::from_secs(86_400),
+        sdk_window: Duration::from_secs(3_600),
+        disk_reserve: 0,
+        cache: 64 * MIB,
+    }
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Found {
+    pub stored: u64,
+    pub gone: u64,
+}
+
+pub fn open(state: &Path) -> Result<Engine<SledKv>, String> {
+    wait_until_let_go(state);
+    let kv = SledKv::open(state, 16 * MIB).map_err(|error| error.to_string())?;
+    Engine::open(kv, settings(), Clock::system(), "the store").map_err(|error| error.to_string())
+}
+
+/// Opens the store in a thread that may panic or hang, and looks for every acknowledged event; `taken` says which ones
+/// Lambda had by then. Then writes to the store, opens it again, and looks again.
+pub fn check(state: &Path, acks: &[Ack], taken: impl Fn(&Ack) -> bool) -> Result<Found, String> {
+    let acks: Vec<_> = acks.iter().map(|ack| (ack.clone(), taken(ack))).collect();
+    let (state, (report, reported)) = (state.to_owned(), mpsc::channel());
+    std::thread::spawn(move || {
+        let outcome = std::panic::catch_unwind(|| {
+            let found = check_once(&state, &acks)?;
+            write_one(&state)?;
+            check_once(&state, &acks).map_err(|why| format!("after a write: {why}"))?;
+            Ok(found)
+        });
+        drop(report.send(outcome.unwrap_or_else(|_| Err("it panicked".to_owned()))));
+    });
+    reported.recv_timeout(OPEN_LIMIT).unwrap_or_else(|_| Err("it hangs".to_owned()))
+}
+
+fn check_once(state: &Path, acks: &[(Ack, bool)]) -> Result<Found, String> {
+    let mut engine = open(state)?;
+    let mut found = Found::default();
+    for (ack, taken) in acks {
+        let event = event(ack.n);
+        let disk = engine.disk();
+        let appended = engine.append(vec![event.clone()], disk).map_err(|why| why.to_string())?;
+        if appended != [Appended::Repeat { first: ack.id }] {
+            return Err(format!("the key of {ack:?} is not known: {appended:?}"));
+        }
+        match engine.find(ack.id).map_err(|why| format!("{ack:?}: {why}"))? {
+            Some(stored) if stored.event.payload != event.payload => {
+                return Err(format!("{ack:?} has another payload"));
+            }
+            Some(_) => found.stored += 1,
+            None if *taken => found.gone += 1,
+            None => return Err(format!("{ack:?} for {} is lost", load::function(ack.n))),
+        }
+    }
+    Ok(found)
+}
+
+fn write_one(state: &Path) -> Result<(), String> {
+    let mut engine = open(state)?;
+    let disk = engine.disk();
+    engine.append(vec![event(fastrand::u64(1 << 40..))], disk).map_err(|why| why.to_string())?;
+    engine.commit().map(drop).map_err(|why| why.to_string())
+}
+
+/// The n-th event as ingest would make it, under a new id.
+pub fn event(n: u64) -> Event {
+    let clock = Clock::system();
+    let name = FunctionName::new(load::function(n));
+    let now = clock.now();
+    Event {
+        id: EventId::mint(now, clock.random_bits(), &name),
+        function: Function { address: name.as_str().to_owned(), name, qualifier: None, region: None },
+        key: IdempotencyKey { value: load::key(n), source: KeySource::Header },
+        carried: Carried::default(),
+        payload: Bytes::from(load::payload(n)),
+        accepted_at: now,
+        deliver_at: None,
+        expires_at: None,
+        redrives: 0,
+    }
+}
+
+/// sled's threads hold the data file for some time after the store was dropped.
+fn wait_until_let_go(state: &Path) {
+    if let Ok(data) = File::open(state.join("sled/db")) {
+        crate::it::rig::eventually("the store is let go", || data.try_lock().is_ok().then_some(()));
+    }
+}
+
+/// Copies a directory with all that is in it.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// A scratch directory in memory where there is one: images are made and thrown away by the hundred.
+pub fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
