@@ -7,6 +7,7 @@ CARGO ?= cargo
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
 TOOLS := $(CURDIR)/.tools
+JS := $(CURDIR)/tests/js/node_modules
 export SENDOFF_TEST_VENV := $(VENV)
 
 .PHONY: help
@@ -14,7 +15,7 @@ help: ## say what can be made (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: $(VENV)/.made ## run every test, with the real parts in .venv
+test: $(VENV)/.made $(JS)/.made ## run every test, with the real parts in .venv
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  $(CARGO) nextest run --locked; \
 	else \
@@ -59,6 +60,15 @@ $(VENV)/.made: tests/requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements.txt
 	$(VENV)/bin/python -m pip check --disable-pip-version-check
+	touch $@
+
+# Without npm the tests of the AWS SDK for JavaScript say that they are skipped.
+$(JS)/.made: tests/js/package-lock.json
+	if command -v npm >/dev/null; then \
+	  cd tests/js && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error; \
+	else \
+	  echo "npm is not installed: the AWS SDK for JavaScript will not be tested" >&2; mkdir -p $(JS); \
+	fi
 	touch $@
 
 $(TOOLS)/.made: .ci/requirements.txt

@@ -22,6 +22,8 @@ pub mod endpoint;
 
 pub mod passthrough;
 
+pub mod rules;
+
 pub mod check;
 
 pub mod level;
@@ -38,6 +40,7 @@ pub struct Config {
     pub ingest: ingest::Settings,
     /// What calls that are not Events may take; none if they are refused.
     pub passthrough: Option<ingest::passthrough::Limits>,
+    pub rules: ingest::rules::Rules,
     pub outbox: outbox::Settings,
     pub lambda: aws::Settings,
     pub transport: aws::direct::Transport,
@@ -174,8 +177,7 @@ mod tests {
       leave it empty for AWS's own
   s.toml:17: delivery.attempts_max = 0: not in 1 to 1000000
   s.toml:18: delivery.backoff_base = "2m" is above delivery.backoff_cap = "60s"
-  s.toml:21: functions."*".mode = "confirm": not supported by this version
-      write "event"
+  s.toml:21: functions."*".mode = "sure": must be "event" or "confirm"
   s.toml:24: [functions."orders-*"]: never counts: "*" comes earlier and takes all of "orders-*"
       put the narrow pattern before the wide one
   s.toml:24: functions."orders-*".queue_url = "": empty
@@ -262,7 +264,7 @@ attempts_max = 0
 backoff_base = "2m"
 
 [functions."*"]
-mode = "confirm"
+mode = "sure"
 
 [functions."orders-*"]
 queue_url = ""

@@ -119,7 +119,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
     {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
-        let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings);
+        let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).ruled(config.rules.clone());
         let opened = closed.passing(passthrough, config.passthrough.clone());
         let service = opened.service();
         for unix in unix.listeners {

@@ -2,7 +2,7 @@
 //!
 //! In: leases from the outbox. Out: attempts through [`Invoke`], settlements to the outbox.
 //! Holds: every attempt of an event is the same (G4); a lane never exceeds its limits (G5).
-//! Limits: `in_flight_max` over all, `concurrency_max` a lane.
+//! Limits: `in_flight_max` and `rate` over all; `concurrency_max`, `rate` and `invocations_per_hour_max` a lane.
 //! Fails: never by itself; what goes wrong with an attempt is an outcome, and a verdict says what it means.
 
 use std::future::Future;
@@ -20,6 +20,10 @@ pub mod lane;
 
 pub mod attempt;
 
+pub mod rate;
+
+pub mod status;
+
 pub use attempt::Dispatch;
 
 /// What carries an event to its function: AWS Lambda, or a fake in the simulation.
@@ -35,6 +39,17 @@ pub struct Call {
     pub key: IdempotencyKey,
     pub carried: Carried,
     pub payload: Bytes,
+    pub mode: Mode,
+}
+
+/// How a function is invoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// `Event`: Lambda queues it and answers at once; what the function makes of it is Lambda's to retry.
+    #[default]
+    Event,
+    /// `RequestResponse`, with so long a wait for the answer: the function's own error is seen and retried here.
+    Confirm { timeout: Duration },
 }
 
 /// What came back, as plain data: an attempt does not fail, it reports.
@@ -61,6 +76,8 @@ pub struct Answer {
     pub retry_after: Option<Duration>,
     /// `x-amzn-RequestId`.
     pub request_id: Option<String>,
+    /// `X-Amz-Function-Error`: the function ran and failed; its own words are in `message`.
+    pub function_error: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +91,7 @@ impl Reply {
     /// In words, for the log: code and message.
     pub fn in_words(&self) -> String {
         match self {
-            Self::Answer(answer) => match &answer.code {
+            Self::Answer(answer) => match answer.code.as_ref().or(answer.function_error.as_ref()) {
                 Some(code) => format!("{} {code}: {}", answer.status, answer.message),
                 None => format!("{}: {}", answer.status, answer.message),
             },
@@ -96,6 +113,8 @@ pub enum FailureKind {
     ReadTimeout,
     /// Connected, and the connection ended before an answer.
     Closed,
+    /// Our own code panicked during the call.
+    Panicked,
 }
 
 impl FailureKind {
@@ -107,6 +126,7 @@ impl FailureKind {
             Self::Unbuildable => "unbuildable",
             Self::ReadTimeout => "read-timeout",
             Self::Closed => "closed",
+            Self::Panicked => "panicked",
         }
     }
 }
@@ -122,6 +142,11 @@ pub struct Policy {
     pub backoff_cap: Duration,
     /// Attempts in flight for one lane.
     pub concurrency_max: u32,
+    /// Attempts a second of one lane; 0: as the limiter finds.
+    pub rate: u32,
+    /// Attempts of one lane in each hour of the clock; 0: no ceiling.
+    pub invocations_per_hour_max: u32,
+    pub mode: Mode,
 }
 
 /// What dispatch may do.
@@ -129,6 +154,8 @@ pub struct Policy {
 pub struct Settings {
     /// Attempts in flight over all lanes.
     pub in_flight_max: u32,
+    /// Attempts a second over all lanes; 0: no limit.
+    pub rate: u32,
     /// Payload bytes in memory over all attempts in flight.
     pub in_flight_bytes_max: u64,
     /// The policy where no pattern matches.

@@ -13,11 +13,17 @@ pub mod name;
 
 pub mod key;
 
+pub mod rules;
+
 pub mod refusal;
 
 pub mod admission;
 
 pub mod body;
+
+pub mod events_api;
+
+pub mod openapi;
 
 pub mod passthrough;
 

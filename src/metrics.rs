@@ -64,6 +64,8 @@ pub struct Metrics {
     /// by function
     pub dispatch_in_flight: IntGaugeVec,
     /// by function
+    pub dispatch_limit: IntGaugeVec,
+    /// by function
     pub dispatch_retries: IntCounterVec,
     /// by function; 1 while a lane is held
     pub dispatch_held: IntGaugeVec,
@@ -186,6 +188,12 @@ impl Metrics {
                 &["function"],
             )?,
             dispatch_in_flight: int_gauge_vec(r, "sendoff_dispatch_in_flight", "Attempts in flight.", &["function"])?,
+            dispatch_limit: int_gauge_vec(
+                r,
+                "sendoff_dispatch_limit",
+                "Attempts that may be in flight: what the limiter has found.",
+                &["function"],
+            )?,
             dispatch_retries: counter_vec(
                 r,
                 "sendoff_dispatch_retries_total",

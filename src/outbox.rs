@@ -34,6 +34,8 @@ pub mod engine;
 
 pub mod writer;
 
+pub mod operator;
+
 pub mod sled;
 
 pub mod memory;
@@ -134,7 +136,8 @@ pub struct LaneWant {
 pub enum Which {
     /// Those that may be attempted now, due ones first, then in the order of acceptance.
     Due,
-    /// Those Ready or Waiting that were accepted before this, whether due or not: they are past their age.
+    /// Those past their time, whether due or not: Ready or Waiting and accepted before this, due before this and not yet
+    /// attempted, or past an `expires_at` of their own.
     AcceptedBefore(UnixMillis),
     /// The dead letters that may be shipped now.
     Buried,
@@ -290,6 +293,10 @@ pub struct LaneView {
     pub buried: u64,
     /// When the next buried event may be shipped (it may be past).
     pub next_ship: Option<UnixMillis>,
+    /// When the next event that has an `expires_at` of its own is past it.
+    pub next_expiry: Option<UnixMillis>,
+    /// An operator wants nothing of it attempted.
+    pub paused: bool,
 }
 
 /// Where an event is.

@@ -21,6 +21,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("aws", &["event", "clock"]),
     ("aws::lambda", &["event", "clock", "dispatch"]),
     ("aws::direct", &["event", "clock", "dispatch"]),
+    ("aws::passthrough", &["event", "clock", "ingest"]),
     ("aws::sqs", &["event", "clock", "deadletter"]),
     // around them
     ("backoff", &["clock"]),
@@ -132,6 +133,15 @@ fn metrics_that_are_written_about_exist() {
 }
 
 #[test]
+fn every_row_of_the_doors_names_tests_that_exist() {
+    let sources = ["src", "tests"].iter().flat_map(|folder| files_below(folder, &["rs"]));
+    let code: String = sources.map(|(_, text)| text).collect();
+    let tables = read("docs/lambda-api.md");
+    assert_none(rows_without_tests(&tables, &code).into_iter());
+    assert!(tables.matches("\n| ").count() > 30, "the tables are no longer found");
+}
+
+#[test]
 fn every_broken_rule_is_found() {
     // Who may know whom: groups, tests aside, comments and strings aside, and modules that the table does not have.
     let found = |path: &str, text: &str| forbidden_acquaintances(path, text).len();
@@ -167,6 +177,10 @@ fn every_broken_rule_is_found() {
     assert_eq!(undone("a.rs", "autodo"), [""; 0]);
     assert!(too_long("a.rs", &"\n".repeat(LINES_MAX)).is_none());
     assert!(too_long("a.rs", &"\n".repeat(LINES_MAX + 1)).is_some());
+
+    let found = |row: &str| rows_without_tests(row, "fn it_works() {}").len();
+    assert_eq!(found("| Option | Tests |\n|---|---|\n| a | `it_works` |"), 0);
+    assert_eq!(found("| a | `it_works`, `it_flies` |\n| b | |"), 2);
 
     let known = metric_names(r#"f(r, "sendoff_ingest_seconds"); f(r, "sendoff_ingest_total")"#);
     let found = |text: &str| unknown_metrics("a.md", text, &known).len();
@@ -245,6 +259,19 @@ fn metric_names(metrics_source: &str) -> BTreeSet<String> {
         .filter(|text| text.starts_with("sendoff_"))
         .map(str::to_owned)
         .collect()
+}
+
+/// Rows of a document's tables whose last cell names no test, or one that no code has.
+fn rows_without_tests(document: &str, code: &str) -> Vec<String> {
+    let rows = document.lines().filter(|line| line.starts_with("| ") && !line.ends_with("| Tests |"));
+    rows.flat_map(|row| {
+        let cell = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
+        let names: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        let missing = names.iter().filter(|name| !code.contains(&format!("fn {name}(")));
+        let missing: Vec<String> = missing.map(|name| format!("no test is called {name}: {row:.60}")).collect();
+        if names.is_empty() { vec![format!("a row without a test: {row:.60}")] } else { missing }
+    })
+    .collect()
 }
 
 fn is_within(module: &str, of: &str) -> bool {

@@ -2,7 +2,7 @@
 //! connector but without its orchestrator, which takes most of the time of a call (docs/adr/0005, docs/performance.md).
 //!
 //! Holds: what is on the wire is what [`Lambda`] would send, but for the SDK's notes about itself; what comes back means
-//! the same. Calls that are not to the daemon's own region are the SDK's.
+//! the same. Calls to other regions, and those that wait for the function's own answer, are the SDK's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use super::passthrough::configured_endpoint;
 use super::sign::{Cached, percent_encode, signed};
 use super::{Endpoint, Error, IDLE_TIMEOUT, Place, Settings, Shared, words_of};
 use crate::clock::Clock;
-use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Reply};
+use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
 
 /// How much of an answer's body is read, in bytes: Lambda's errors are short, and a proxy's page says nothing.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
@@ -134,7 +134,8 @@ async fn resolve(shared: &Shared, region: &str, endpoint: Endpoint) -> Result<St
 impl Invoke for Direct {
     async fn invoke(&self, call: Call) -> Reply {
         let inner = &*self.shared;
-        if call.function.region.as_ref().is_some_and(|region| *region != inner.region) {
+        let elsewhere = call.function.region.as_ref().is_some_and(|region| *region != inner.region);
+        if elsewhere || call.mode != Mode::Event {
             return inner.sdk.invoke(call).await;
         }
         tokio::time::timeout(inner.whole, inner.invoke(call)).await.unwrap_or_else(|_elapsed| {
@@ -174,7 +175,7 @@ impl Inner {
 
 /// The call as a request that lacks only its signature, or in words why there can be none.
 fn request(endpoint: &str, call: Call) -> Result<Request<Bytes>, String> {
-    let Call { function, key, carried, payload } = call;
+    let Call { function, key, carried, payload, mode: _ } = call;
     if function.address.is_empty() {
         return Err("the function's name is empty".to_owned());
     }

@@ -15,16 +15,20 @@ use aws_sdk_lambda::operation::invoke::InvokeError;
 use aws_sdk_lambda::types::InvocationType;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::Blob;
+use aws_smithy_types::timeout::TimeoutConfig;
 use serde::Deserialize;
 
 use super::{Endpoint, Error, Place, Settings, Shared, Stage, causes, is_region, words_of};
-use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Reply};
+use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
 
 pub(super) mod context;
 
 /// Clients kept for regions other than the daemon's own. Beyond it one gives way: clients are cheap, only connections
 /// start afresh.
 const REGIONS_MAX: usize = 32;
+
+/// Bytes of a function's answer that are read as its error where it is not the usual object.
+const FUNCTION_ERROR_BYTES_MAX: usize = 4_096;
 
 /// The name of Lambda's trace header.
 pub(super) const TRACE_HEADER: &str = "x-amzn-trace-id";
@@ -93,9 +97,13 @@ impl Invoke for Lambda {
         };
         let progress = Progress::default();
         let client_context = context::with_key(call.carried.client_context, &call.key.value);
-        let sent = client
+        let (invocation_type, timeouts) = match call.mode {
+            Mode::Event => (InvocationType::Event, None),
+            Mode::Confirm { timeout } => (InvocationType::RequestResponse, Some(confirm_timeouts(&client, timeout))),
+        };
+        let mut operation = client
             .invoke()
-            .invocation_type(InvocationType::Event)
+            .invocation_type(invocation_type)
             .function_name(call.function.address)
             .set_qualifier(call.function.qualifier)
             .set_client_context(Some(client_context))
@@ -103,17 +111,45 @@ impl Invoke for Lambda {
             .set_durable_execution_name(call.carried.durable_execution_name)
             .payload(Blob::from_maybe_shared(call.payload))
             .customize()
-            .interceptor(Wire { trace_header: call.carried.trace_header, progress: progress.clone() })
-            .send()
-            .await;
-        match sent {
+            .interceptor(Wire { trace_header: call.carried.trace_header, progress: progress.clone() });
+        if let Some(timeouts) = timeouts {
+            operation = operation.config_override(aws_sdk_lambda::config::Builder::new().timeout_config(timeouts));
+        }
+        match operation.send().await {
             Ok(output) => Reply::Answer(Answer {
                 status: u16::try_from(output.status_code()).unwrap_or(202),
                 request_id: output.request_id().map(ToOwned::to_owned),
+                message: match (output.function_error(), output.payload()) {
+                    (Some(_), Some(payload)) => words_of_function(payload.as_ref()),
+                    (Some(_) | None, _) => String::new(),
+                },
+                function_error: output.function_error().map(ToOwned::to_owned),
                 ..Answer::default()
             }),
             Err(error) => reply_of(&error, progress.stage()),
         }
+    }
+}
+
+/// The client's timeouts, with as long a wait for the answer as a function may run.
+fn confirm_timeouts(client: &Client, wait: Duration) -> TimeoutConfig {
+    let usual = client.config().timeout_config().cloned().unwrap_or_else(TimeoutConfig::disabled);
+    let whole = usual.operation_attempt_timeout().unwrap_or_default().saturating_add(wait);
+    usual.to_builder().read_timeout(wait).operation_attempt_timeout(whole).build()
+}
+
+/// The error that a function returned: `errorType: errorMessage` where its runtime wrote it so, else its bytes.
+fn words_of_function(payload: &[u8]) -> String {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct FunctionError {
+        error_type: Option<String>,
+        error_message: String,
+    }
+    match serde_json::from_slice(payload) {
+        Ok(FunctionError { error_type: Some(kind), error_message }) => format!("{kind}: {error_message}"),
+        Ok(FunctionError { error_type: None, error_message }) => error_message,
+        Err(_) => String::from_utf8_lossy(&payload[..payload.len().min(FUNCTION_ERROR_BYTES_MAX)]).into_owned(),
     }
 }
 
@@ -217,6 +253,7 @@ pub(super) fn answer_of(response: &HttpResponse) -> Answer {
         status: response.status().as_u16(),
         code: code.as_deref().map(bare_code).filter(|code| !code.is_empty()).map(ToOwned::to_owned),
         message,
+        function_error: None,
         throttle_reason: body.reason,
         retry_after: number("retry-after")
             .map(Duration::from_secs)

@@ -3,14 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::passthrough;
 use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Listen, Log, LogFormat};
-use super::{endpoint, level};
+use super::{endpoint, level, passthrough, rules};
 use crate::aws::direct::Transport;
-use crate::dispatch::Policy;
+use crate::dispatch::{Mode, Policy};
 use crate::event::{FunctionName, PAYLOAD_BYTES_MAX};
 use crate::{aws, deadletter, dispatch, ingest, outbox};
 
@@ -42,6 +41,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
 
     let ingest = ingest(r, region);
     let passthrough = passthrough::read(r);
+    let rules = rules::read(r);
     let outbox = outbox(r);
     let dispatch = dispatch(r);
     let dead_letter = dead_letter(r);
@@ -57,6 +57,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         listen: listen?,
         ingest: ingest?,
         passthrough: passthrough?,
+        rules: rules?,
         outbox: outbox?,
         lambda,
         transport: transport?,
@@ -241,6 +242,9 @@ fn outbox(r: &mut Reader) -> Option<outbox::Settings> {
     })
 }
 
+/// The highest rate that means anything, in attempts a second.
+const RATE_MAX: u32 = 1_000_000;
+
 fn dispatch(r: &mut Reader) -> Option<dispatch::Settings> {
     let in_flight_max = r.number("lambda.in_flight_max", 1..=100_000);
     let in_flight_bytes_max = r.size("lambda.in_flight_bytes_max", ONE_PAYLOAD..=MEMORY_MAX);
@@ -254,7 +258,9 @@ fn dispatch(r: &mut Reader) -> Option<dispatch::Settings> {
             Some((pattern.clone(), policy(r, Some(table), in_flight_max)?))
         })
         .collect();
+    let rate = r.number("lambda.rate", 0..=RATE_MAX);
     Some(dispatch::Settings {
+        rate: rate?,
         in_flight_max: in_flight_max?,
         in_flight_bytes_max: in_flight_bytes_max?,
         policy: default?,
@@ -286,11 +292,13 @@ fn policy(r: &mut Reader, table: Option<&str>, in_flight_max: Option<u32>) -> Op
     };
     let [mode, attempts, age, base, cap, concurrency] =
         ["mode", "attempts_max", "age_max", "backoff_base", "backoff_cap", "concurrency_max"].map(|name| key(r, name));
-    match r.text(&mode).as_deref() {
-        Some("confirm") => r.refuse(&mode, "not supported by this version", Some("write \"event\"")),
-        Some(_) => r.word(&mode, &[("event", ())]),
-        None => None,
-    };
+    let [confirm_timeout, rate, per_hour] =
+        ["confirm_timeout", "rate", "invocations_per_hour_max"].map(|name| key(r, name));
+    let timeout = r.duration(&confirm_timeout, Zero::Refused);
+    let timeout_or_none = timeout.unwrap_or_default();
+    let mode = r.word(&mode, &[("event", Mode::Event), ("confirm", Mode::Confirm { timeout: timeout_or_none })]);
+    let rate = r.number(&rate, 0..=RATE_MAX);
+    let invocations_per_hour_max = r.number(&per_hour, 0..=u32::MAX);
     let attempts_max = r.number(&attempts, 1..=1_000_000);
     let age_max = r.duration(&age, Zero::Refused);
     let backoff_base = r.duration(&base, Zero::Refused);
@@ -316,7 +324,11 @@ fn policy(r: &mut Reader, table: Option<&str>, in_flight_max: Option<u32>) -> Op
             Some("the one is for a function, the other for all"),
         );
     }
+    timeout?;
     Some(Policy {
+        mode: mode?,
+        rate: rate?,
+        invocations_per_hour_max: invocations_per_hour_max?,
         attempts_max: attempts_max?,
         age_max: age_max?,
         backoff_base: backoff_base?,

@@ -1,19 +1,23 @@
 //! The loop: read the outbox, plan, lease, attempt, settle.
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::lane::{Change, FULL_READING_EVERY, Finished, Lanes};
+use super::lane::{Change, FULL_READING_EVERY, Finished, Lanes, Ticket};
+use super::status::{Questions, Status};
 use super::verdict::{Outcome, bury, deadline, decide, outcome_of};
-use super::{Call, Invoke, Reply, Settings};
+use super::{Call, Failure, FailureKind, Invoke, Reply, Settings};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::FunctionName;
 use crate::metrics::Metrics;
-use crate::outbox::{BuryReason, Error, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+use crate::outbox::{BuryReason, Error, LaneId, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
 use crate::shutdown::Stop;
 
 /// Batches of settlements that may be on their way to the disk; then the loop waits for one.
@@ -31,11 +35,14 @@ pub struct Dispatch<O, I> {
     next_full_reading: UnixMillis,
     attempts: JoinSet<Attempted>,
     settling: JoinSet<Result<(), Error>>,
+    status: Status,
+    questions: Questions,
 }
 
 /// An attempt that came back.
 struct Attempted {
     leased: Leased,
+    ticket: Ticket,
     reply: Reply,
     began: Instant,
     ended: Instant,
@@ -44,7 +51,10 @@ struct Attempted {
 impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     pub fn new(outbox: O, invoke: I, settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let (_, changes) = watch::channel(settings.clone());
+        let (status, questions) = Status::new();
         Self {
+            status,
+            questions,
             outbox,
             invoke,
             clock,
@@ -63,12 +73,18 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         Self { changes, ..self }
     }
 
+    /// Whom to ask what this dispatch is doing.
+    pub fn status(&self) -> Status {
+        self.status.clone()
+    }
+
     /// Works until told to stop leasing; then waits for the attempts in flight, until told to stop working. What is then
     /// still in flight stays in the outbox, uncharged. An error means that the outbox is lost to this process.
     pub async fn run(mut self, stop: Stop) -> Result<(), Error> {
         while !stop.leasing.is_cancelled() {
             self.read_lanes().await?;
             self.lease().await?;
+            let next = self.lanes.next_time(self.clock.now()).min(self.next_full_reading);
             tokio::select! {
                 biased;
                 () = stop.leasing.cancelled() => break,
@@ -79,7 +95,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                     self.lanes.reconfigure(settings, self.clock.now());
                 }
                 () = self.outbox.changed(self.seen) => {}
-                () = self.clock.sleep_until(self.lanes.next_time().min(self.next_full_reading)) => {}
+                Some(question) = self.questions.recv() => self.answer(question),
+                () = self.clock.sleep_until(next) => {}
             }
         }
         while !(self.attempts.is_empty() && self.settling.is_empty()) {
@@ -97,8 +114,6 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         Ok(())
     }
 
-    /// Asks for news, unless what is known is enough to lease by: every lease brings news too, and each question waits for
-    /// the commit under way.
     async fn read_lanes(&mut self) -> Result<(), Error> {
         let now = self.clock.now();
         if now >= self.next_full_reading {
@@ -106,7 +121,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             self.seen = news.version;
             self.lanes.learn_all(news, now);
             self.next_full_reading = now.plus(FULL_READING_EVERY);
-        } else if self.lanes.next_time() > now {
+        } else {
             let news = self.outbox.lanes(self.seen).await?;
             self.learn(news);
         }
@@ -118,9 +133,27 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         self.lanes.learn(news, self.clock.now());
     }
 
-    /// Leases what the plan wants and begins its attempts; buries what is past its age instead.
+    /// Whoever asked may have gone.
+    fn answer(&self, question: tokio::sync::oneshot::Sender<super::status::Lanes>) {
+        drop(question.send(self.lanes.status(self.clock.now())));
+    }
+
+    /// Buries what is past its time, leases what the plan wants and begins its attempts.
     async fn lease(&mut self) -> Result<(), Error> {
         let now = self.clock.now();
+        let expired = self.lanes.expired(now);
+        if !expired.is_empty() {
+            let want = LeaseWant { lanes: expired, bytes_max: self.lanes.bytes_left() };
+            // What turns out not to be past its time has no slot: it goes back.
+            let leased = self.outbox.lease(want).await?;
+            let settlements = leased.into_iter().map(|leased| {
+                let lease = leased.lease;
+                (lease, self.bury_expired(leased, now).unwrap_or(Settlement::Release))
+            });
+            let settlements = settlements.collect();
+            self.write(settlements).await?;
+            self.read_lanes().await?;
+        }
         let wants = self.lanes.plan(now);
         if !wants.is_empty() {
             let want = LeaseWant { lanes: wants, bytes_max: self.lanes.bytes_left() };
@@ -129,15 +162,11 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             let (leased, news) =
                 futures_util::future::try_join(self.outbox.lease(want), self.outbox.lanes(self.seen)).await?;
             for leased in leased {
-                let Some(policy) = self.lanes.policy(leased.lease.lane) else { continue };
-                if now >= deadline(&leased.event, policy) {
-                    let function = self.metrics.function_label(&leased.event.function.name);
-                    let reason = BuryReason::EventAgeExceeded;
-                    self.metrics.deadletter_buried.with_label_values(&[function, reason.as_str()]).inc();
-                    tracing::warn!(event_id = %leased.event.id, function, "event is past its age and buried");
-                    dead.push((leased.lease, bury(leased.history, reason, now)));
-                } else {
+                let lease = leased.lease;
+                if now < deadline(&leased.event, self.lanes.policy(&leased.event.function.name)) {
                     self.begin(leased);
+                } else {
+                    dead.extend(self.bury_expired(leased, now).map(|settlement| (lease, settlement)));
                 }
             }
             self.write(dead).await?;
@@ -147,22 +176,40 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         Ok(())
     }
 
+    /// The burial of an event that is past its time; none if it is not.
+    fn bury_expired(&self, leased: Leased, now: UnixMillis) -> Option<Settlement> {
+        let name = &leased.event.function.name;
+        if now < deadline(&leased.event, self.lanes.policy(name)) {
+            return None;
+        }
+        let function = self.metrics.function_label(name);
+        let reason = BuryReason::EventAgeExceeded;
+        self.metrics.deadletter_buried.with_label_values(&[function, reason.as_str()]).inc();
+        tracing::warn!(event_id = %leased.event.id, function, "event is past its age and buried");
+        Some(bury(leased.history, reason, now))
+    }
+
     fn begin(&mut self, leased: Leased) {
         let event = &leased.event;
-        self.lanes.started(leased.lease.lane, event.payload.len() as u64);
-        self.show_in_flight(&event.function.name, leased.lease);
+        let name = &event.function.name;
+        let (ticket, changes) = self.lanes.started(leased.lease.lane, event.payload.len() as u64, self.clock.now());
+        changes.into_iter().for_each(|change| self.announce(self.metrics.function_label(name), change));
+        self.show(name, leased.lease.lane);
         let call = Call {
             function: event.function.clone(),
             key: event.key.clone(),
             carried: event.carried.clone(),
             payload: event.payload.clone(),
+            mode: self.lanes.policy(name).mode,
         };
         let span = tracing::info_span!("attempt", event_id = %event.id, call = leased.history.calls + 1);
         let (invoke, clock) = (self.invoke.clone(), self.clock.clone());
         let attempt = async move {
             let began = clock.instant();
-            let reply = invoke.invoke(call).await;
-            Attempted { leased, reply, began, ended: clock.instant() }
+            // A panic is a bug; its event must still be settled, and its slot given back.
+            let reply = AssertUnwindSafe(async { invoke.invoke(call).await }).catch_unwind().await;
+            let reply = reply.unwrap_or_else(|panic| panicked(panic.as_ref()));
+            Attempted { leased, ticket, reply, began, ended: clock.instant() }
         };
         self.attempts.spawn(attempt.instrument(span));
     }
@@ -173,24 +220,24 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let mut next = Some(first);
         while let Some(attempted) = next {
             match attempted {
-                Ok(attempted) => done.extend(self.judge(attempted)),
-                // The event stays leased until restart; the slot is lost with it.
-                Err(error) => tracing::error!(%error, "an attempt panicked: please report this"),
+                Ok(attempted) => done.push(self.judge(attempted)),
+                // Attempts catch their panics, so this is the end of the runtime.
+                Err(error) => tracing::error!(%error, "an attempt was lost; its event stays leased until restart"),
             }
             next = self.attempts.try_join_next();
         }
         self.write(done).await
     }
 
-    fn judge(&mut self, attempted: Attempted) -> Option<(Lease, Settlement)> {
-        let Attempted { leased, reply, began, ended } = attempted;
+    fn judge(&mut self, attempted: Attempted) -> (Lease, Settlement) {
+        let Attempted { leased, ticket, reply, began, ended } = attempted;
         let Leased { lease, event, history } = leased;
         let now = self.clock.now();
         let outcome = outcome_of(&reply);
-        let policy = self.lanes.policy(lease.lane)?.clone();
-        let verdict = decide(&outcome, &reply, &event, &history, &policy, now, &self.clock);
-
         let name = &event.function.name;
+        let policy = self.lanes.policy(name);
+        let verdict = decide(&outcome, &reply, &event, &history, policy, now, &self.clock);
+
         let function = self.metrics.function_label(name);
         self.metrics.dispatch_attempts.with_label_values(&[function, outcome.as_str()]).inc();
         let seconds = ended.duration_since(began).as_secs_f64();
@@ -199,12 +246,13 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
 
         let payload_bytes = event.payload.len() as u64;
         let pause = verdict.pause;
-        let finished = Finished { lane: lease.lane, outcome: &outcome, pause, payload_bytes, began, ended };
+        let (lane, outcome) = (lease.lane, &outcome);
+        let finished = Finished { lane, function: name, ticket, outcome, pause, payload_bytes, began, ended };
         for change in self.lanes.finished(finished, now) {
             self.announce(function, change);
         }
-        self.show_in_flight(name, lease);
-        Some((lease, verdict.settlement))
+        self.show(name, lane);
+        (lease, verdict.settlement)
     }
 
     fn log(
@@ -246,10 +294,10 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
-    fn show_in_flight(&self, function: &FunctionName, lease: Lease) {
+    fn show(&self, function: &FunctionName, lane: LaneId) {
         let label = self.metrics.function_label(function);
-        let in_flight = self.metrics.dispatch_in_flight.with_label_values(&[label]);
-        in_flight.set(i64::from(self.lanes.in_flight(lease.lane)));
+        self.metrics.dispatch_in_flight.with_label_values(&[label]).set(i64::from(self.lanes.in_flight(lane)));
+        self.metrics.dispatch_limit.with_label_values(&[label]).set(i64::from(self.lanes.limit(lane)));
     }
 
     /// Hands settlements to the outbox, which commits them with whatever else waits; the loop goes on meanwhile.
@@ -274,3 +322,14 @@ fn joined(settled: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<
         Err(Error::Closed)
     })
 }
+
+/// What is said of an attempt that panicked: it may have been sent.
+fn panicked(panic: &(dyn Any + Send)) -> Reply {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let message = format!("the attempt panicked: {}", text.unwrap_or("no text"));
+    tracing::error!(message, "a bug of sendoff: please report this");
+    Reply::Lost(Failure { kind: FailureKind::Panicked, message })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,9 @@
 //! Who may go now. Pure: from what the outbox said of its lanes, and what attempts brought, to what to lease.
 //!
-//! Every lane that could do something stands on the agenda at the time when it could. A lane that is served goes back to the
-//! end of those that are due, so a lane with a million events does not delay one with three; a lane whose own slots are
-//! all taken is off the agenda until one is free.
+//! Every lane that could do something stands on its account's agenda at the time when it could. A lane that is served goes
+//! back to the end of those that are due, so a lane with a million events does not delay one with three; a lane whose own
+//! slots are all taken is off the agenda until one is free, and no lane takes the last of the slots that all share.
+//! Burying what is past its time needs no slot: for that there is an agenda of its own, which no hold stops.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,20 +11,32 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::limiter::Limiter;
-use super::verdict::{HOLD_MAX, Outcome, Pause, PauseKind, Scope, UNREACHABLE_PAUSE_MAX};
-use super::{Policy, Settings};
-use crate::backoff;
+use super::rate::{Rate, SpendGuard};
+use super::status::{Held, LaneStatus};
+use super::verdict::{Outcome, Pause, PauseKind, Scope};
+use super::{Mode, Policy, Settings};
 use crate::clock::UnixMillis;
+use crate::event::FunctionName;
 use crate::outbox::{LaneId, LaneNews, LaneView, LaneWant, Which};
+use hold::{Ended, Hold};
+
+mod hold;
 
 /// Events that a lane may take before the next lane's turn.
 const QUANTUM: u32 = 16;
+
+/// A lane takes no further slot once it has so many times the slots that are left: of those that want all they can get,
+/// each ends with an equal part, and a little is always left for whoever comes next, however long attempts take.
+const SHARE: u32 = 8;
 
 /// Events past their age that are taken at once; they need no slot.
 const EXPIRED_MAX: usize = 64;
 
 /// How often a lane is searched for events past their age, at most.
 const EXPIRY_EVERY: Duration = Duration::from_secs(1);
+
+/// When a lane is asked again that had nothing after all.
+const IDLE: Duration = Duration::from_millis(100);
 
 /// A full reading of the outbox makes up for whatever news was lost.
 pub const FULL_READING_EVERY: Duration = Duration::from_secs(60);
@@ -32,15 +45,31 @@ pub const FULL_READING_EVERY: Duration = Duration::from_secs(60);
 pub struct Lanes {
     settings: Settings,
     lanes: BTreeMap<LaneId, Lane>,
-    /// When each lane could do something; the number keeps those due at once in the order in which they came.
-    agenda: BTreeSet<(UnixMillis, u64, LaneId)>,
+    /// By region; the empty one is the daemon's own.
+    accounts: BTreeMap<String, Account>,
+    /// When each lane may hold events that are past their time.
+    expiry: BTreeSet<(UnixMillis, LaneId)>,
     turn: u64,
+    holds: u64,
     /// The lanes that the present plan took off the agenda.
     planned: Vec<LaneId>,
+    /// The lanes that have their share of the slots already.
+    parked: BTreeSet<LaneId>,
     in_flight: u32,
     bytes_in_flight: u64,
-    /// Pauses of all functions of a region (none: the daemon's own).
-    accounts: BTreeMap<Option<String>, Hold>,
+    rate: Option<Rate>,
+}
+
+/// What all functions of a region share.
+struct Account {
+    /// When each lane could do something; the number keeps those due at once in the order in which they came.
+    agenda: BTreeSet<(UnixMillis, u64, LaneId)>,
+    limiter: Limiter,
+    in_flight: u32,
+    /// Slots that the present plan has given away.
+    planned: u32,
+    hold: Option<Hold>,
+    lanes: u32,
 }
 
 struct Lane {
@@ -49,25 +78,33 @@ struct Lane {
     limiter: Limiter,
     in_flight: u32,
     hold: Option<Hold>,
+    rate: Option<Rate>,
+    spend: Option<SpendGuard>,
+    /// The hour's ceiling is reached, and people have heard of it.
+    spent: bool,
     /// Not to be searched for events past their age before.
     next_expiry: UnixMillis,
+    /// Not to be asked before: it had nothing.
+    idle_until: UnixMillis,
+    /// Attempts that the present plan has brought.
+    started: u32,
     on_agenda: Option<(UnixMillis, u64)>,
+    expires: Option<UnixMillis>,
 }
 
-/// A pause; after it one attempt goes alone, and its outcome decides.
-struct Hold {
-    pause: Pause,
-    /// Attempts that began before this have no say.
-    since: Instant,
-    /// Failed probes in a row: what the pauses grow with.
-    strikes: u32,
-    probes: u32,
+/// The right to one attempt: which holds it probes. [`Lanes::finished`] takes it back.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ticket {
+    lane_hold: Option<u64>,
+    account_hold: Option<u64>,
 }
 
 /// An attempt that ended.
 #[derive(Debug)]
 pub struct Finished<'a> {
     pub lane: LaneId,
+    pub function: &'a FunctionName,
+    pub ticket: Ticket,
     pub outcome: &'a Outcome,
     pub pause: Option<Pause>,
     pub payload_bytes: u64,
@@ -76,7 +113,7 @@ pub struct Finished<'a> {
 }
 
 /// What people should hear of.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     Held { scope: Scope, kind: PauseKind, reason: String },
     Recovered { scope: Scope },
@@ -85,28 +122,38 @@ pub enum Change {
 impl Lanes {
     pub fn new(settings: Settings) -> Self {
         Self {
+            rate: Rate::per_second(settings.rate),
             settings,
             lanes: BTreeMap::new(),
-            agenda: BTreeSet::new(),
+            accounts: BTreeMap::new(),
+            expiry: BTreeSet::new(),
             turn: 0,
+            holds: 0,
             planned: Vec::new(),
+            parked: BTreeSet::new(),
             in_flight: 0,
             bytes_in_flight: 0,
-            accounts: BTreeMap::new(),
         }
     }
 
     /// Takes in what the outbox says of the lanes that changed.
     pub fn learn(&mut self, news: LaneNews, now: UnixMillis) {
         for id in news.retired {
-            self.off_agenda(id);
-            self.lanes.remove(&id);
+            self.retire(id);
         }
         for view in news.lanes {
             let id = view.lane;
             match self.lanes.get_mut(&id) {
-                Some(lane) => lane.view = view,
-                None => drop(self.lanes.insert(id, Lane::new(view, &self.settings))),
+                Some(lane) if lane.view == view => {}
+                Some(lane) => (lane.view, lane.idle_until) = (view, UnixMillis(0)),
+                None => {
+                    let in_flight_max = self.settings.in_flight_max;
+                    self.accounts
+                        .entry(region(&view.function).to_owned())
+                        .or_insert_with(|| Account::new(in_flight_max))
+                        .lanes += 1;
+                    self.lanes.insert(id, Lane::new(view, &self.settings));
+                }
             }
             self.reschedule(id, now);
         }
@@ -119,25 +166,32 @@ impl Lanes {
         self.learn(news, now);
     }
 
-    /// Takes over other settings, for attempts that begin from now on.
+    /// Takes over other settings, for attempts that begin from now on. Rates and ceilings that changed count anew.
     pub fn reconfigure(&mut self, settings: Settings, now: UnixMillis) {
+        if settings.rate != self.settings.rate {
+            self.rate = Rate::per_second(settings.rate);
+        }
         self.settings = settings;
+        for account in self.accounts.values_mut() {
+            account.limiter.set_max(self.settings.in_flight_max);
+        }
         let ids: Vec<_> = self.lanes.keys().copied().collect();
         for id in ids {
             if let Some(lane) = self.lanes.get_mut(&id) {
-                lane.policy = self.settings.policy(&lane.view.function).clone();
-                lane.limiter.set_max(lane.policy.concurrency_max);
+                lane.obey(self.settings.policy(&lane.view.function).clone());
             }
             self.reschedule(id, now);
         }
     }
 
     /// When there will be something to lease; never, if only the end of an attempt can change anything.
-    pub fn next_time(&self) -> UnixMillis {
-        match self.agenda.first() {
-            Some(&(time, ..)) if self.slots_left() > 0 => time,
-            _ => UnixMillis::MAX,
+    pub fn next_time(&self, now: UnixMillis) -> UnixMillis {
+        let expiry = self.expiry.first().map_or(UnixMillis::MAX, |&(time, _)| time);
+        if self.slots_left() == 0 {
+            return expiry;
         }
+        let work = self.accounts.values().map(Account::next_time).min().unwrap_or(UnixMillis::MAX);
+        expiry.min(self.rate.as_ref().map_or(work, |rate| work.max(rate.next(now))))
     }
 
     /// Payload bytes that may still be taken into memory.
@@ -149,93 +203,119 @@ impl Lanes {
     pub fn plan(&mut self, now: UnixMillis) -> Vec<LaneWant> {
         let mut wants = Vec::new();
         let mut slots = self.slots_left();
-        let mut probed = BTreeSet::new();
-        while let Some(&(time, _, id)) = self.agenda.first() {
-            if time > now || slots == 0 {
-                break;
-            }
+        if let Some(rate) = &self.rate {
+            slots = slots.min(rate.free(now));
+        }
+        while slots > 0 {
+            let due = self.accounts.values().filter(|account| account.next_time() <= now);
+            let Some((_, _, id)) = due.filter_map(|account| account.agenda.first().copied()).min() else { break };
             self.off_agenda(id);
-            self.planned.push(id);
-            let Some(lane) = self.lanes.get_mut(&id) else { continue };
-            if lane.expiry_time() <= now {
-                lane.next_expiry = now.plus(EXPIRY_EVERY);
-                let cutoff = UnixMillis(now.0.saturating_sub(millis(lane.policy.age_max)) + 1);
-                wants.push(LaneWant { lane: id, which: Which::AcceptedBefore(cutoff), events_max: EXPIRED_MAX });
-            }
-            let region = lane.view.function.region().map(str::to_owned);
-            let account = self.accounts.get(&region);
-            let mut events = lane.free_slots().min(slots).min(QUANTUM);
-            if lane.work_time(account, now) > now || (account.is_some() && probed.contains(&region)) {
-                events = 0;
-            } else if lane.hold.is_some() || account.is_some() {
+            let Some(lane) = self.lanes.get(&id) else { continue };
+            let Some(account) = self.accounts.get_mut(region(&lane.view.function)) else { continue };
+            let mut events = lane.free(now).min(lane.there(now)).min(slots).min(QUANTUM).min(account.free());
+            if lane.hold.is_some() || account.hold.is_some() {
                 events = events.min(1);
             }
-            if events > 0 {
-                if account.is_some() {
-                    probed.insert(region);
-                }
+            let share = (SHARE * slots).saturating_sub(lane.in_flight).div_ceil(SHARE + 1);
+            if lane.work_time(now) <= now && share == 0 {
+                self.parked.insert(id);
+                continue;
+            }
+            self.planned.push(id);
+            events = events.min(share);
+            if events > 0 && lane.work_time(now) <= now {
                 slots -= events;
+                account.planned += events;
                 wants.push(LaneWant { lane: id, which: Which::Due, events_max: events as usize });
             }
         }
         wants
     }
 
+    /// What to lease only to bury it: the lanes that may hold events past their time.
+    pub fn expired(&mut self, now: UnixMillis) -> Vec<LaneWant> {
+        let mut wants = Vec::new();
+        while let Some(&(time, id)) = self.expiry.first().filter(|(time, _)| *time <= now) {
+            self.expiry.remove(&(time, id));
+            let Some(lane) = self.lanes.get_mut(&id) else { continue };
+            lane.expires = None;
+            lane.next_expiry = now.plus(EXPIRY_EVERY);
+            let cutoff = UnixMillis(now.0.saturating_sub(millis(lane.policy.age_max)) + 1);
+            wants.push(LaneWant { lane: id, which: Which::AcceptedBefore(cutoff), events_max: EXPIRED_MAX });
+            self.schedule_expiry(id, now);
+        }
+        wants
+    }
+
     /// An attempt of a leased event begins.
-    pub fn started(&mut self, id: LaneId, payload_bytes: u64) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
-        lane.in_flight += 1;
+    pub fn started(&mut self, id: LaneId, payload_bytes: u64, now: UnixMillis) -> (Ticket, Vec<Change>) {
         self.in_flight += 1;
         self.bytes_in_flight += payload_bytes;
-        if let Some(hold) = &mut lane.hold {
-            hold.probes += 1;
+        if let Some(rate) = &mut self.rate {
+            rate.take(now);
         }
-        if let Some(hold) = self.accounts.get_mut(&lane.region()) {
-            hold.probes += 1;
+        let Some(lane) = self.lanes.get_mut(&id) else { return Default::default() };
+        lane.in_flight += 1;
+        lane.started += 1;
+        if let Some(rate) = &mut lane.rate {
+            rate.take(now);
         }
+        let mut ticket = Ticket { lane_hold: lane.hold.as_mut().map(Hold::probe), account_hold: None };
+        if let Some(account) = self.accounts.get_mut(region(&lane.view.function)) {
+            account.in_flight += 1;
+            ticket.account_hold = account.hold.as_mut().map(Hold::probe);
+        }
+        (ticket, lane.spend(now))
     }
 
     /// The leases of a plan have been asked for, and the attempts begun.
     pub fn planned(&mut self, now: UnixMillis) {
+        self.accounts.values_mut().for_each(|account| account.planned = 0);
         for id in std::mem::take(&mut self.planned) {
+            if let Some(lane) = self.lanes.get_mut(&id)
+                && std::mem::take(&mut lane.started) == 0
+            {
+                lane.idle_until = now.plus(IDLE);
+            }
             self.reschedule(id, now);
         }
     }
 
     /// An attempt ended; says what people should hear of.
     pub fn finished(&mut self, finished: Finished<'_>, now: UnixMillis) -> Vec<Change> {
-        let Finished { lane: id, outcome, pause, payload_bytes, began, ended } = finished;
+        let Finished { lane: id, function, ticket, outcome, pause, payload_bytes, began, ended } = finished;
         self.in_flight = self.in_flight.saturating_sub(1);
         self.bytes_in_flight = self.bytes_in_flight.saturating_sub(payload_bytes);
-        let Some(lane) = self.lanes.get_mut(&id) else { return Vec::new() };
-        match outcome {
-            Outcome::Delivered | Outcome::Refused => lane.limiter.succeeded(lane.in_flight),
-            Outcome::Throttled { .. } | Outcome::Lost => lane.limiter.throttled(began, ended),
-            Outcome::Transient | Outcome::NotSent | Outcome::Operator { .. } => {}
-        }
-        lane.in_flight = lane.in_flight.saturating_sub(1);
-        let base = lane.policy.backoff_base;
+        self.holds += 1;
+        let number = self.holds;
         let (for_lane, for_account) = match pause {
             Some(pause) if pause.scope == Scope::Account => (None, Some(pause)),
             pause => (pause, None),
         };
-        let region = lane.region();
+        let base = self.settings.policy(function).backoff_base;
         let mut changes = Vec::new();
-        changes.extend(Hold::judge(&mut lane.hold, for_lane, Scope::Lane, base, began, ended, now));
-        let mut account = self.accounts.remove(&region);
-        let was_held = account.is_some();
-        let change = Hold::judge(&mut account, for_account, Scope::Account, base, began, ended, now);
-        let is_held = account.is_some();
-        if let Some(hold) = account {
-            self.accounts.insert(region, hold);
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            lane.learn(outcome, began, ended);
+            let ended = Ended { probe: ticket.lane_hold, base, now, number };
+            let change = Hold::judge(&mut lane.hold, for_lane, Scope::Lane, ended);
+            if let Some(Change::Recovered { .. }) = change {
+                lane.limiter.restart();
+            }
+            changes.extend(change);
         }
-        changes.extend(change);
-        if was_held || is_held {
-            let ids: Vec<_> = self.lanes.keys().copied().collect();
-            ids.into_iter().for_each(|id| self.reschedule(id, now));
-        } else {
+        if let Some(account) = self.accounts.get_mut(region(function)) {
+            account.learn(outcome, began, ended);
+            let ended = Ended { probe: ticket.account_hold, base, now, number };
+            let change = Hold::judge(&mut account.hold, for_account, Scope::Account, ended);
+            if let Some(Change::Recovered { .. }) = change {
+                account.limiter.restart();
+            }
+            changes.extend(change);
+        }
+        for id in std::mem::take(&mut self.parked) {
             self.reschedule(id, now);
         }
+        self.reschedule(id, now);
         changes
     }
 
@@ -244,35 +324,146 @@ impl Lanes {
         self.lanes.get(&id).map_or(0, |lane| lane.in_flight)
     }
 
-    pub fn policy(&self, id: LaneId) -> Option<&Policy> {
-        self.lanes.get(&id).map(|lane| &lane.policy)
+    /// Attempts of one lane that may be in flight.
+    pub fn limit(&self, id: LaneId) -> u32 {
+        self.lanes.get(&id).map_or(0, |lane| lane.limiter.limit())
+    }
+
+    pub fn policy(&self, function: &FunctionName) -> &Policy {
+        self.settings.policy(function)
+    }
+
+    /// What the operator sees of each lane.
+    pub fn status(&self, now: UnixMillis) -> BTreeMap<FunctionName, LaneStatus> {
+        let status = |lane: &Lane| {
+            let account = self.accounts.get(region(&lane.view.function));
+            let held = |scope, hold: &Hold| Held {
+                scope,
+                kind: hold.pause.kind,
+                reason: hold.pause.reason.clone(),
+                until: hold.pause.until,
+            };
+            let spent = lane.spend.as_ref().filter(|spend| spend.free(now) == 0).map(|spend| Held {
+                scope: Scope::Lane,
+                kind: PauseKind::Spent,
+                reason: lane.spent_reason(),
+                until: spend.next(now),
+            });
+            let of_account = account.and_then(|account| account.hold.as_ref());
+            LaneStatus {
+                in_flight: lane.in_flight,
+                limit: lane.limiter.limit(),
+                account_limit: account.map_or(0, |account| account.limiter.limit()),
+                held: of_account
+                    .map(|hold| held(Scope::Account, hold))
+                    .or(lane.hold.as_ref().map(|hold| held(Scope::Lane, hold)))
+                    .or(spent),
+            }
+        };
+        self.lanes.values().map(|lane| (lane.view.function.clone(), status(lane))).collect()
     }
 
     fn slots_left(&self) -> u32 {
         if self.bytes_left() == 0 { 0 } else { self.settings.in_flight_max.saturating_sub(self.in_flight) }
     }
 
-    fn off_agenda(&mut self, id: LaneId) {
-        if let Some((time, turn)) = self.lanes.get_mut(&id).and_then(|lane| lane.on_agenda.take()) {
-            self.agenda.remove(&(time, turn, id));
+    fn retire(&mut self, id: LaneId) {
+        self.off_agenda(id);
+        let Some(lane) = self.lanes.remove(&id) else { return };
+        if let Some(time) = lane.expires {
+            self.expiry.remove(&(time, id));
+        }
+        let region = region(&lane.view.function);
+        if let Some(account) = self.accounts.get_mut(region) {
+            account.lanes -= 1;
+            if account.lanes == 0 && account.in_flight == 0 {
+                self.accounts.remove(region);
+            }
         }
     }
 
-    /// Puts a lane where it belongs on the agenda. One that is due already keeps its turn.
+    fn off_agenda(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        if let Some((time, turn)) = lane.on_agenda.take()
+            && let Some(account) = self.accounts.get_mut(region(&lane.view.function))
+        {
+            account.agenda.remove(&(time, turn, id));
+        }
+    }
+
+    /// Puts a lane where it belongs on the agendas. One that is due already keeps its turn.
     fn reschedule(&mut self, id: LaneId, now: UnixMillis) {
+        self.schedule_expiry(id, now);
         let Some(lane) = self.lanes.get(&id) else { return };
-        let time = lane.work_time(self.accounts.get(&lane.region()), now).min(lane.expiry_time());
+        let time = lane.work_time(now);
         if lane.on_agenda.is_some_and(|(present, _)| present <= now && time <= now) {
             return;
         }
         self.off_agenda(id);
-        if time < UnixMillis::MAX {
+        let Some(lane) = self.lanes.get_mut(&id).filter(|_| time < UnixMillis::MAX) else { return };
+        if let Some(account) = self.accounts.get_mut(region(&lane.view.function)) {
             self.turn += 1;
-            self.agenda.insert((time.max(now), self.turn, id));
-            if let Some(lane) = self.lanes.get_mut(&id) {
-                lane.on_agenda = Some((time.max(now), self.turn));
-            }
+            account.agenda.insert((time.max(now), self.turn, id));
+            lane.on_agenda = Some((time.max(now), self.turn));
         }
+    }
+
+    fn schedule_expiry(&mut self, id: LaneId, now: UnixMillis) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let time = lane.expiry_time().max(now);
+        if lane.expires == Some(time) {
+            return;
+        }
+        if let Some(present) = lane.expires.take() {
+            self.expiry.remove(&(present, id));
+        }
+        if time < UnixMillis::MAX {
+            lane.expires = Some(time);
+            self.expiry.insert((time, id));
+        }
+    }
+}
+
+impl Account {
+    fn new(in_flight_max: u32) -> Self {
+        Self {
+            agenda: BTreeSet::new(),
+            limiter: Limiter::open(in_flight_max),
+            in_flight: 0,
+            planned: 0,
+            hold: None,
+            lanes: 0,
+        }
+    }
+
+    fn free(&self) -> u32 {
+        self.limiter.limit().saturating_sub(self.in_flight + self.planned)
+    }
+
+    /// When one of its lanes may go.
+    fn next_time(&self) -> UnixMillis {
+        let Some(&(time, ..)) = self.agenda.first() else { return UnixMillis::MAX };
+        match &self.hold {
+            _ if self.free() == 0 => UnixMillis::MAX,
+            Some(_) if self.planned > 0 => UnixMillis::MAX,
+            Some(hold) => time.max(hold.ends()),
+            None => time,
+        }
+    }
+
+    fn learn(&mut self, outcome: &Outcome, began: Instant, ended: Instant) {
+        match outcome {
+            Outcome::Delivered | Outcome::FunctionFailed | Outcome::Refused => {
+                self.limiter.succeeded(self.in_flight, None, began);
+            }
+            Outcome::Throttled { scope: Scope::Account, .. } => self.limiter.throttled(began, ended),
+            Outcome::Throttled { scope: Scope::Lane, .. }
+            | Outcome::Lost
+            | Outcome::Transient
+            | Outcome::NotSent
+            | Outcome::Operator { .. } => {}
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
     }
 }
 
@@ -281,88 +472,118 @@ impl Lane {
         let policy = settings.policy(&view.function).clone();
         Self {
             limiter: Limiter::new(policy.concurrency_max),
+            rate: Rate::per_second(policy.rate),
+            spend: SpendGuard::per_hour(policy.invocations_per_hour_max),
+            spent: false,
             policy,
             view,
             in_flight: 0,
             hold: None,
             next_expiry: UnixMillis(0),
+            idle_until: UnixMillis(0),
+            started: 0,
             on_agenda: None,
+            expires: None,
         }
     }
 
-    fn region(&self) -> Option<String> {
-        self.view.function.region().map(str::to_owned)
+    /// Takes over another policy.
+    fn obey(&mut self, policy: Policy) {
+        if policy.rate != self.policy.rate {
+            self.rate = Rate::per_second(policy.rate);
+        }
+        if policy.invocations_per_hour_max != self.policy.invocations_per_hour_max {
+            self.spend = SpendGuard::per_hour(policy.invocations_per_hour_max);
+            self.spent = false;
+        }
+        self.limiter.set_max(policy.concurrency_max);
+        self.policy = policy;
     }
 
-    fn free_slots(&self) -> u32 {
-        self.limiter.limit().saturating_sub(self.in_flight)
+    /// Events that may be there to attempt.
+    fn there(&self, now: UnixMillis) -> u32 {
+        match self.view.next_due {
+            Some(due) if due <= now => u32::MAX,
+            Some(_) | None => u32::try_from(self.view.ready).unwrap_or(u32::MAX),
+        }
     }
 
-    /// When an event could be attempted, as far as is known now.
-    fn work_time(&self, account: Option<&Hold>, now: UnixMillis) -> UnixMillis {
-        let ready = if self.view.ready > 0 { now } else { self.view.next_due.unwrap_or(UnixMillis::MAX) };
-        if self.free_slots() == 0 {
+    /// Attempts that may begin now, as far as this lane goes.
+    fn free(&self, now: UnixMillis) -> u32 {
+        let slots = self.limiter.limit().saturating_sub(self.in_flight);
+        let rate = self.rate.as_ref().map_or(u32::MAX, |rate| rate.free(now));
+        let spend = self.spend.as_ref().map_or(u32::MAX, |spend| spend.free(now));
+        slots.min(rate).min(spend)
+    }
+
+    /// When an event could be attempted, as far as is known now and this lane goes.
+    fn work_time(&self, now: UnixMillis) -> UnixMillis {
+        if self.view.paused || self.in_flight >= self.limiter.limit() {
             return UnixMillis::MAX;
         }
-        [self.hold.as_ref(), account].into_iter().flatten().fold(ready, |time, hold| time.max(hold.ends()))
+        let ready = if self.view.ready > 0 { now } else { self.view.next_due.unwrap_or(UnixMillis::MAX) };
+        let hold = self.hold.as_ref().map_or(now, Hold::ends);
+        let rate = self.rate.as_ref().map_or(now, |rate| rate.next(now));
+        let spend = self.spend.as_ref().map_or(now, |spend| spend.next(now));
+        ready.max(hold).max(rate).max(spend).max(self.idle_until)
     }
 
-    /// When an event may be past its age.
+    /// When an event may be past its time.
     fn expiry_time(&self) -> UnixMillis {
-        self.view.oldest.map_or(UnixMillis::MAX, |oldest| oldest.plus(self.policy.age_max).max(self.next_expiry))
+        let by_age = [self.view.oldest, self.view.next_due].into_iter().flatten().min();
+        let by_age = by_age.map(|oldest| oldest.plus(self.policy.age_max));
+        let first = [by_age, self.view.next_expiry].into_iter().flatten().min();
+        first.map_or(UnixMillis::MAX, |first| first.max(self.next_expiry))
+    }
+
+    /// One attempt more in this hour.
+    fn spend(&mut self, now: UnixMillis) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let Some(spend) = &mut self.spend else { return changes };
+        let last = spend.take(now);
+        if std::mem::take(&mut self.spent) {
+            changes.push(Change::Recovered { scope: Scope::Lane });
+        }
+        if last {
+            self.spent = true;
+            let reason = self.spent_reason();
+            changes.push(Change::Held { scope: Scope::Lane, kind: PauseKind::Spent, reason });
+        }
+        changes
+    }
+
+    fn spent_reason(&self) -> String {
+        let max = self.policy.invocations_per_hour_max;
+        format!("all {max} invocations of this hour are used (invocations_per_hour_max)")
+    }
+
+    fn learn(&mut self, outcome: &Outcome, began: Instant, ended: Instant) {
+        // How long a confirmed call takes depends on its event.
+        let latency = match self.policy.mode {
+            Mode::Event => Some(ended.duration_since(began)),
+            Mode::Confirm { .. } => None,
+        };
+        match outcome {
+            Outcome::Delivered | Outcome::FunctionFailed | Outcome::Refused => {
+                self.limiter.succeeded(self.in_flight, latency, began);
+            }
+            Outcome::Throttled { scope: Scope::Lane, .. } | Outcome::Lost => self.limiter.throttled(began, ended),
+            Outcome::Throttled { scope: Scope::Account, .. }
+            | Outcome::Transient
+            | Outcome::NotSent
+            | Outcome::Operator { .. } => {}
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
     }
 }
 
-impl Hold {
-    /// Not before its probe has come back, if one is under way.
-    fn ends(&self) -> UnixMillis {
-        if self.probes > 0 { UnixMillis::MAX } else { self.pause.until }
-    }
-
-    /// What the end of an attempt makes of a hold.
-    fn judge(
-        hold: &mut Option<Self>,
-        pause: Option<Pause>,
-        scope: Scope,
-        base: Duration,
-        began: Instant,
-        ended: Instant,
-        now: UnixMillis,
-    ) -> Option<Change> {
-        let probed = hold.as_ref().is_some_and(|hold| hold.since <= began);
-        if let Some(hold) = hold.as_mut().filter(|_| probed) {
-            hold.probes = hold.probes.saturating_sub(1);
-        }
-        match (hold.as_mut(), pause) {
-            (None, None) => None,
-            (None, Some(pause)) => {
-                let (kind, reason) = (pause.kind, pause.reason.clone());
-                *hold = Some(Self { pause, since: ended, strikes: 0, probes: 0 });
-                Some(Change::Held { scope, kind, reason })
-            }
-            (Some(_), None) if probed => {
-                *hold = None;
-                Some(Change::Recovered { scope })
-            }
-            (Some(_), None) => None,
-            (Some(hold), Some(pause)) => {
-                if probed {
-                    hold.strikes += 1;
-                    hold.since = ended;
-                }
-                let grown = match pause.kind {
-                    PauseKind::Throttled => Duration::ZERO,
-                    PauseKind::Unreachable => backoff::ceiling(hold.strikes, base, UNREACHABLE_PAUSE_MAX),
-                    PauseKind::Held => backoff::ceiling(hold.strikes, base, HOLD_MAX),
-                };
-                let until = pause.until.max(now.plus(grown)).max(hold.pause.until);
-                hold.pause = Pause { until, ..pause };
-                None
-            }
-        }
-    }
+fn region(function: &FunctionName) -> &str {
+    function.region().unwrap_or_default()
 }
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,6 +36,8 @@ const REASON_BYTES_MAX: usize = 256;
 pub enum Outcome {
     /// Lambda has it: any 2xx (Lambda says 202, some emulators 200).
     Delivered,
+    /// The function ran and failed (seen only in confirm mode).
+    FunctionFailed,
     /// Too fast for the scope; not the event's fault.
     Throttled { scope: Scope, retry_after: Option<Duration> },
     /// Failed in a way that may pass, or that is not understood.
@@ -55,6 +57,7 @@ impl Outcome {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
+            Self::FunctionFailed => "function-failed",
             Self::Throttled { .. } => "throttled",
             Self::Transient => "transient",
             Self::Lost => "lost",
@@ -108,6 +111,8 @@ pub enum PauseKind {
     Unreachable,
     /// Waits for an operator.
     Held,
+    /// The spend guard's ceiling is reached.
+    Spent,
 }
 
 impl PauseKind {
@@ -117,6 +122,7 @@ impl PauseKind {
             Self::Throttled => "throttled",
             Self::Unreachable => "unreachable",
             Self::Held => "held",
+            Self::Spent => "spent",
         }
     }
 }
@@ -129,7 +135,7 @@ pub fn outcome_of(reply: &Reply) -> Outcome {
         Reply::Answer(answer) => answer,
     };
     if (200..300).contains(&answer.status) {
-        return Outcome::Delivered;
+        return if answer.function_error.is_some() { Outcome::FunctionFailed } else { Outcome::Delivered };
     }
     let throttled = |scope| Outcome::Throttled { scope, retry_after: answer.retry_after };
     match answer.code.as_deref().and_then(codes::class_of) {
@@ -151,7 +157,9 @@ fn not_sent(kind: FailureKind) -> Outcome {
     match kind {
         FailureKind::Credentials => Outcome::Operator { scope: Scope::Account },
         FailureKind::Unbuildable => Outcome::Operator { scope: Scope::Lane },
-        FailureKind::Connect | FailureKind::ReadTimeout | FailureKind::Closed => Outcome::NotSent,
+        FailureKind::Connect | FailureKind::ReadTimeout | FailureKind::Closed | FailureKind::Panicked => {
+            Outcome::NotSent
+        }
     }
 }
 
@@ -181,7 +189,9 @@ pub fn decide(
     match outcome {
         Outcome::Delivered => Verdict { settlement: Settlement::Delivered, pause: None },
         Outcome::Refused => Verdict { settlement: bury(charged(history), BuryReason::Refused, now), pause: None },
-        Outcome::Transient | Outcome::Lost => Verdict { settlement: attempt.charge(charged(history)), pause: None },
+        Outcome::Transient | Outcome::Lost | Outcome::FunctionFailed => {
+            Verdict { settlement: attempt.charge(charged(history)), pause: None }
+        }
         Outcome::Throttled { scope, retry_after } => attempt.throttle(history, *scope, *retry_after),
         Outcome::NotSent => {
             let pause = backoff::ceiling(history.setbacks, policy.backoff_base, UNREACHABLE_PAUSE_MAX);
@@ -238,12 +248,8 @@ impl Attempt<'_> {
     fn throttle(&self, history: History, scope: Scope, retry_after: Option<Duration>) -> Verdict {
         let floor = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
         let wait = self.wait(history.throttles, self.policy.backoff_cap, floor);
-        // Without a time from Lambda, how fast a lane may go is for its limiter to find; an account has none, so it pauses.
-        let pause = match (scope, retry_after) {
-            (Scope::Lane, None) => None,
-            (Scope::Account, None) => Some(self.policy.backoff_base.min(self.policy.backoff_cap)),
-            (Scope::Lane | Scope::Account, Some(_)) => Some(floor),
-        };
+        // Without a time from Lambda, how fast a lane or an account may go is for its limiter to find.
+        let pause = retry_after.map(|_| floor);
         let history = History { throttles: history.throttles.saturating_add(1), setbacks: 0, ..history };
         Verdict {
             pause: pause.map(|pause| self.pause(&history, scope, PauseKind::Throttled, pause)),
@@ -291,7 +297,8 @@ impl Attempt<'_> {
 fn last_outcome(reply: &Reply, at: UnixMillis) -> LastOutcome {
     let (status, code, message, request_id) = match reply {
         Reply::Answer(answer) => {
-            let code = answer.code.clone().unwrap_or_else(|| format!("http-{}", answer.status));
+            let code = answer.code.clone().or_else(|| answer.function_error.clone());
+            let code = code.unwrap_or_else(|| format!("http-{}", answer.status));
             (answer.status, code, &answer.message, answer.request_id.clone())
         }
         Reply::NotSent(failure) | Reply::Lost(failure) => (0, failure.kind.as_str().to_owned(), &failure.message, None),

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::event::{IdempotencyKey, KEY_CHARS_MAX, KeySource};
 use crate::ingest::refusal::Refusal;
+use crate::ingest::rules::KeyExpression;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const SDK_INVOCATION_ID: HeaderName = HeaderName::from_static("amz-sdk-invocation-id");
@@ -54,9 +55,34 @@ impl Offers {
         Ok(Self { explicit, sdk: sdk_invocation_id(headers) })
     }
 
-    /// Decides, with the payload at hand; `random_bits` make the key if nobody gave one.
-    pub fn choose(self, payload: &[u8], random_bits: impl FnOnce() -> u128) -> IdempotencyKey {
-        self.explicit.or_else(|| cloud_event(payload)).or(self.sdk).unwrap_or_else(|| mint(random_bits()))
+    /// The native door's: the header, which may stand for the field, else the field. An SDK's id means nothing there.
+    pub fn native(headers: Option<&HeaderMap>, field: Option<String>) -> Result<Self, Refusal> {
+        let header = headers.map(idempotency_key).transpose()?.flatten();
+        let explicit = match (header, field) {
+            (Some(value), _) => Some(IdempotencyKey { value, source: KeySource::Header }),
+            (None, Some(value)) if is_key(&value) => Some(IdempotencyKey { value, source: KeySource::Field }),
+            (None, Some(_)) => {
+                return Err(Refusal::InvalidContent(format!(
+                    "idempotency_key must have 1 to {KEY_CHARS_MAX} characters, none of them a control character"
+                )));
+            }
+            (None, None) => None,
+        };
+        Ok(Self { explicit, sdk: None })
+    }
+
+    /// Decides, with the payload and the function's expression at hand; `random_bits` make the key if nobody gave one.
+    pub fn choose(
+        self,
+        payload: &[u8],
+        expression: Option<&KeyExpression>,
+        random_bits: impl FnOnce() -> u128,
+    ) -> IdempotencyKey {
+        self.explicit
+            .or_else(|| expression.and_then(|expression| expression.key(payload)))
+            .or_else(|| cloud_event(payload))
+            .or(self.sdk)
+            .unwrap_or_else(|| mint(random_bits()))
     }
 }
 
@@ -122,10 +148,11 @@ fn quoted(text: &str) -> Option<String> {
 /// `custom.idempotency_key`: the one place where a caller of the AWS CLI can put a key.
 fn context_key(context: &Map<String, Value>) -> Result<Option<IdempotencyKey>, Refusal> {
     let Some(given) = context.get("custom").and_then(|custom| custom.get("idempotency_key")) else { return Ok(None) };
-    match given.as_str().filter(|value| (1..=KEY_CHARS_MAX).contains(&value.chars().count())) {
+    match given.as_str().filter(|value| is_key(value)) {
         Some(value) => Ok(Some(IdempotencyKey { value: value.to_owned(), source: KeySource::ClientContext })),
         None => Err(Refusal::InvalidContent(format!(
-            "custom.idempotency_key of the client context must be a string of 1 to {KEY_CHARS_MAX} characters"
+            "custom.idempotency_key of the client context must be a string of 1 to {KEY_CHARS_MAX} characters, \
+            none of them a control character"
         ))),
     }
 }
@@ -177,6 +204,11 @@ fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Whether a text can be a key: of any script, but one line of readable length.
+fn is_key(text: &str) -> bool {
+    (1..=KEY_CHARS_MAX).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+}
+
 fn is_printable(text: &str) -> bool {
     text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
 }
@@ -196,7 +228,7 @@ mod tests {
 
     fn header_key(value: &str) -> Result<String, String> {
         let offers = Offers::read(&headers(&[("idempotency-key", value)]), None, None);
-        offers.map(|offers| offers.choose(b"", || 0).value).map_err(|refusal| refusal.message())
+        offers.map(|offers| offers.choose(b"", None, || 0).value).map_err(|refusal| refusal.message())
     }
 
     #[test]
@@ -259,14 +291,49 @@ mod tests {
             (&unsigned, None, None, b"{}", "-/5f2c", KeySource::SdkInvocationId),
             (&none, None, None, b"{}", "00000000-0000-4000-8000-000000000001", KeySource::Minted),
         ] {
-            let key = Offers::read(headers, durable, context).unwrap().choose(payload, || 1);
+            let key = Offers::read(headers, durable, context).unwrap().choose(payload, None, || 1);
             assert_eq!((key.value.as_str(), key.source), (value, source));
         }
     }
 
     #[test]
+    fn an_expression_comes_after_what_the_client_names_and_before_what_happens_to_be_there() {
+        let id = KeyExpression::parse("id").unwrap();
+        let cloud = br#"{"specversion":"1.0","id":"7","source":"/orders","data":{}}"#;
+        let sdk = headers(&[("amz-sdk-invocation-id", "5f2c")]);
+        let named = headers(&[("idempotency-key", "k")]);
+        for (headers, payload, value, source) in [
+            (&named, &cloud[..], "k", KeySource::Header),
+            (&sdk, cloud, "7", KeySource::Expression),
+            (&sdk, br#"{"id":null}"#, "-/5f2c", KeySource::SdkInvocationId),
+        ] {
+            let key = Offers::read(headers, None, None).unwrap().choose(payload, Some(&id), || 1);
+            assert_eq!((key.value.as_str(), key.source), (value, source));
+        }
+    }
+
+    #[test]
+    fn the_native_doors_key_is_the_header_or_the_field() {
+        let header = headers(&[("idempotency-key", "h"), ("amz-sdk-invocation-id", "5f2c")]);
+        let choose = |headers, field: Option<&str>| {
+            let key = Offers::native(headers, field.map(str::to_owned)).unwrap().choose(b"", None, || 1);
+            (key.value, key.source)
+        };
+        assert_eq!(choose(Some(&header), Some("f")), ("h".to_owned(), KeySource::Header));
+        assert_eq!(choose(None, Some("straße 7")), ("straße 7".to_owned(), KeySource::Field));
+        assert_eq!(choose(Some(&HeaderMap::new()), None).1, KeySource::Minted);
+        for field in ["", "a\nb", &"k".repeat(256)] {
+            assert!(Offers::native(None, Some(field.to_owned())).is_err(), "{field:?}");
+        }
+    }
+
+    #[test]
     fn a_key_in_the_client_context_that_is_not_valid_is_refused() {
-        for json in [r#"{"custom":{"idempotency_key":7}}"#, r#"{"custom":{"idempotency_key":""}}"#] {
+        for json in [
+            r#"{"custom":{"idempotency_key":7}}"#,
+            r#"{"custom":{"idempotency_key":""}}"#,
+            r#"{"custom":{"idempotency_key":"a\u0000b"}}"#,
+        ] {
             let context: Map<String, Value> = serde_json::from_str(json).unwrap();
             assert!(Offers::read(&HeaderMap::new(), None, Some(&context)).is_err(), "{json}");
         }

@@ -71,13 +71,37 @@ pub enum LogType {
 pub fn read_head(head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
     let route = Route::of(&head.uri).ok_or(Refusal::UnknownOperation)?;
     if head.method != Method::POST {
-        return Err(Refusal::MethodNotAllowed);
+        return Err(Refusal::MethodNotAllowed { allow: "POST" });
     }
     match route {
         Route::Invoke { label } => read_invoke(Operation::Invoke, label, head, settings),
         Route::InvokeAsync { label } => read_invoke_async(label, head, settings),
         Route::ResponseStream { label } => read_invoke(Operation::InvokeWithResponseStream, label, head, settings),
     }
+}
+
+/// The fields of an event that come as they are, not as parts of a request to Lambda.
+#[derive(Debug)]
+pub struct Fields {
+    pub address: String,
+    pub qualifier: Option<String>,
+    pub tenant_id: Option<String>,
+}
+
+/// Checks fields as those of a request to Lambda are checked; gives the function.
+pub fn check_fields(fields: &Fields, settings: &Settings) -> Result<Function, Refusal> {
+    let Fields { address, qualifier, tenant_id } = fields;
+    let mut check = Check::default();
+    let parts = check.name(address);
+    check.qualifier(qualifier.as_deref());
+    if let Some(tenant_id) = tenant_id {
+        check.text_field(tenant_id, &TENANT);
+    }
+    let Some(parts) = parts.filter(|_| check.violations.is_empty()) else {
+        return Err(Refusal::Validation(check.violations));
+    };
+    suffix_fits(&parts, qualifier.as_deref())?;
+    Ok(function(&parts, address, qualifier.clone(), settings))
 }
 
 /// Checks a payload as Lambda does before it answers, for Event too: JSON of any depth, or nothing at all.
@@ -132,11 +156,7 @@ fn read_invoke(operation: Operation, label: &str, head: &Head, settings: &Settin
     let Some(parts) = parts.filter(|_| check.violations.is_empty()) else {
         return Err(Refusal::Validation(check.violations));
     };
-    if let (Some(suffix), Some(qualifier)) = (parts.qualifier, &qualifier)
-        && suffix != qualifier
-    {
-        return Err(Refusal::QualifierMismatch);
-    }
+    suffix_fits(&parts, qualifier.as_deref())?;
     let client_context = plain(headers, &CLIENT_CONTEXT).filter(|text| !text.is_empty());
     // A call that is passed through is Lambda's to judge; only what is stored here is checked here.
     let (keys, payload_max) = if invocation_type == InvocationType::Event {
@@ -170,6 +190,13 @@ fn read_invoke_async(label: &str, head: &Head, settings: &Settings) -> Result<In
         carried: Carried { trace_header: trace_header(&head.headers), ..Carried::default() },
         payload_max: INVOKE_ASYNC_BYTES_MAX,
     })
+}
+
+fn suffix_fits(parts: &Parts<'_>, qualifier: Option<&str>) -> Result<(), Refusal> {
+    match (parts.qualifier, qualifier) {
+        (Some(suffix), Some(qualifier)) if suffix != qualifier => Err(Refusal::QualifierMismatch),
+        (Some(_) | None, _) => Ok(()),
+    }
 }
 
 fn function(parts: &Parts<'_>, address: &str, qualifier: Option<String>, settings: &Settings) -> Function {
@@ -274,10 +301,14 @@ impl Check {
 
     fn text(&mut self, headers: &HeaderMap, rule: &TextField) -> Option<String> {
         let text = plain(headers, &rule.header)?;
-        if self.length(rule.field, &text, rule.chars_max) && !text.bytes().all(rule.fits) {
-            self.refuse(rule.field, &text, pattern(rule.pattern));
-        }
+        self.text_field(&text, rule);
         Some(text)
+    }
+
+    fn text_field(&mut self, text: &str, rule: &TextField) {
+        if self.length(rule.field, text, rule.chars_max) && !text.bytes().all(rule.fits) {
+            self.refuse(rule.field, text, pattern(rule.pattern));
+        }
     }
 
     /// Whether `text` has 1 to `chars_max` characters.
@@ -455,15 +486,19 @@ pub(crate) mod tests {
     fn unknown_paths_and_methods_are_told_apart() {
         let known = "/2015-03-31/functions/f/invocations";
         for (method, target, expected) in [
-            ("GET", known, Refusal::MethodNotAllowed),
-            ("PUT", "/2014-11-13/functions/f/invoke-async/", Refusal::MethodNotAllowed),
+            ("GET", known, Refusal::MethodNotAllowed { allow: "POST" }),
+            ("PUT", "/2014-11-13/functions/f/invoke-async/", Refusal::MethodNotAllowed { allow: "POST" }),
             ("POST", "/", Refusal::UnknownOperation),
             ("GET", "/favicon.ico", Refusal::UnknownOperation),
             ("POST", "/pfx/2015-03-31/functions/f/invocations", Refusal::UnknownOperation),
             ("POST", "/2015-03-31/functions/f/invocations/", Refusal::UnknownOperation),
             ("POST", "/2015-03-31/functions/f", Refusal::UnknownOperation),
             ("POST", "/2015-03-31/functions/a/b/invocations", Refusal::UnknownOperation),
-            ("GET", "/2021-11-15/functions/f/response-streaming-invocations", Refusal::MethodNotAllowed),
+            (
+                "GET",
+                "/2021-11-15/functions/f/response-streaming-invocations",
+                Refusal::MethodNotAllowed { allow: "POST" },
+            ),
         ] {
             assert_eq!(read_head(&head(method, target, &[]), &settings()), Err(expected), "{method} {target}");
         }
@@ -551,7 +586,7 @@ pub(crate) mod tests {
                 format!("{} {}{streamed}", invoke.invocation_type.as_str(), invoke.function.name)
             }
             Ok(invoke) => {
-                let key = invoke.keys.choose(b"{\"k\":\"v\"}", || 0);
+                let key = invoke.keys.choose(b"{\"k\":\"v\"}", None, || 0);
                 let kind = invoke.invocation_type.as_str();
                 let value = if key.source == KeySource::Minted { "" } else { &key.value };
                 format!("{kind} {} {} {value}", invoke.function.name, key.source.as_str()).trim_end().to_owned()

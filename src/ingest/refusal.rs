@@ -24,7 +24,11 @@ const ECHO_CHARS_MAX: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     UnknownOperation,
-    MethodNotAllowed,
+    /// Sent by a web page.
+    FromBrowser,
+    MethodNotAllowed {
+        allow: &'static str,
+    },
     /// Fields that do not fit Lambda's API model; at least one.
     Validation(Vec<Violation>),
     QualifierMismatch,
@@ -34,6 +38,14 @@ pub enum Refusal {
     PayloadTooLarge {
         bytes: Option<u64>,
         limit: u64,
+    },
+    /// A batch of events; `limit` in words.
+    BatchTooLarge {
+        limit: String,
+    },
+    /// Not stored, or no more.
+    EventUnknown {
+        id: EventId,
     },
     /// The same for a call that is passed through.
     CallTooLarge {
@@ -137,13 +149,20 @@ impl Refusal {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(delay)));
             headers.insert(RETRY_AFTER_MILLIS, header_value(&delay.as_millis().to_string()));
         }
-        if matches!(self, Self::MethodNotAllowed) {
-            headers.insert(ALLOW, HeaderValue::from_static("POST"));
+        if let Self::MethodNotAllowed { allow } = self {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
         response
     }
 
-    fn retry_after(&self) -> Option<Duration> {
+    /// What it is answered with, and Lambda's word for it.
+    pub fn status_and_code(&self) -> (StatusCode, &'static str) {
+        let Shape { status, code, .. } = self.shape();
+        (status, code)
+    }
+
+    /// When it may be worth coming back.
+    pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Crowded { retry_after, .. }
             | Self::CallsInFlight { retry_after, .. }
@@ -151,7 +170,10 @@ impl Refusal {
             | Self::Full { retry_after, .. }
             | Self::Unavailable { retry_after, .. } => Some(*retry_after),
             Self::UnknownOperation
-            | Self::MethodNotAllowed
+            | Self::FromBrowser
+            | Self::MethodNotAllowed { .. }
+            | Self::BatchTooLarge { .. }
+            | Self::EventUnknown { .. }
             | Self::Validation(_)
             | Self::QualifierMismatch
             | Self::InvalidContent(_)
@@ -177,7 +199,17 @@ impl Refusal {
         };
         match self {
             Self::UnknownOperation => user(StatusCode::NOT_FOUND, "UnknownOperationException", "unknown-operation"),
-            Self::MethodNotAllowed => {
+            Self::FromBrowser => {
+                Shape { text_field: "Message", ..user(StatusCode::FORBIDDEN, "AccessDeniedException", "from-browser") }
+            }
+            Self::EventUnknown { .. } => Shape {
+                text_field: "Message",
+                ..user(StatusCode::NOT_FOUND, "ResourceNotFoundException", "event-unknown")
+            },
+            Self::BatchTooLarge { .. } => {
+                user(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLargeException", "batch-too-large")
+            }
+            Self::MethodNotAllowed { .. } => {
                 user(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowedException", "method-not-allowed")
             }
             Self::Validation(_) => {
@@ -220,9 +252,16 @@ impl Refusal {
     pub fn message(&self) -> String {
         match self {
             Self::UnknownOperation => "sendoff serves Lambda's Invoke and InvokeAsync: \
-                POST /2015-03-31/functions/{FunctionName}/invocations"
+                POST /2015-03-31/functions/{FunctionName}/invocations, and POST /v1/events"
                 .to_owned(),
-            Self::MethodNotAllowed => "this path takes POST only".to_owned(),
+            Self::FromBrowser => "requests with an Origin are refused: a web page must not invoke functions with the \
+                rights of the machine that shows it"
+                .to_owned(),
+            Self::MethodNotAllowed { allow } => format!("this path takes {allow} only"),
+            Self::BatchTooLarge { limit } => format!("a batch is at most {limit}: send it in parts"),
+            Self::EventUnknown { id } => {
+                format!("event {id} is not stored: it was never accepted, or it is delivered, shipped or purged")
+            }
             Self::Validation(violations) => {
                 let plural = if violations.len() == 1 { "" } else { "s" };
                 let all: Vec<_> = violations.iter().map(Violation::to_string).collect();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{EXPECT, HeaderName, HeaderValue};
+use http::header::{EXPECT, HeaderName, HeaderValue, ORIGIN};
 use http::request::Parts as Head;
 use http::{Request, Response, StatusCode};
 use http_body_util::{Either, Full};
@@ -15,17 +15,23 @@ use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
 
 use crate::clock::{Clock, UnixMillis};
-use crate::event::{Event, EventId, FunctionName, KeySource};
+use crate::event::{Event, EventId, FunctionName, KeySource, PAYLOAD_BYTES_MAX};
 use crate::ingest::Settings;
 use crate::ingest::admission::Admission;
+use crate::ingest::events_api::{AcceptedEvent, Draft};
 use crate::ingest::lambda_api::{InvocationType, Invoke, check_payload, read_head};
 use crate::ingest::passthrough::{self, Gate, Off, Passed, Passthrough};
 use crate::ingest::refusal::{REQUEST_ID, Refusal, header_value};
+use crate::ingest::rules::Rules;
 use crate::ingest::{body, key};
 use crate::metrics::Metrics;
 use crate::outbox::{Appended, Error, Outbox};
 
+mod native;
+
 mod pass;
+
+use native::{json, native_refusal, written};
 
 pub const EVENT_ID: HeaderName = HeaderName::from_static("x-sendoff-event-id");
 pub const KEY_SOURCE: HeaderName = HeaderName::from_static("x-sendoff-key-source");
@@ -48,6 +54,7 @@ pub struct Door<O, P = Off> {
     outbox: O,
     /// None: calls other than Events are refused.
     gate: Option<Gate<P>>,
+    rules: Arc<Rules>,
     shared: Arc<Shared>,
 }
 
@@ -71,13 +78,18 @@ impl<O: Outbox> Door<O> {
     pub fn new(outbox: O, clock: Clock, metrics: Arc<Metrics>, settings: Settings) -> Self {
         let admission = Admission::new(settings.request_bytes_max);
         let shared = Shared { clock, metrics, settings, admission, health: HealthLog::default() };
-        Self { outbox, gate: None, shared: Arc::new(shared) }
+        Self { outbox, gate: None, rules: Arc::default(), shared: Arc::new(shared) }
     }
 
     /// The same door, through which calls that are not Events pass to Lambda; without limits none does.
     pub fn passing<P: Passthrough>(self, passthrough: P, limits: Option<passthrough::Limits>) -> Door<O, P> {
         let gate = limits.map(|limits| Gate::new(passthrough, limits));
-        Door { outbox: self.outbox, gate, shared: self.shared }
+        Door { outbox: self.outbox, gate, rules: self.rules, shared: self.shared }
+    }
+
+    /// The same door with rules for keys.
+    pub fn ruled(self, rules: Rules) -> Self {
+        Self { rules: Arc::new(rules), ..self }
     }
 }
 
@@ -105,7 +117,16 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     pub async fn handle<B: Body>(&self, request: Request<B>) -> Answer {
         let (head, body) = request.into_parts();
         let mut body = pin!(body);
-        match self.answer(&head, body.as_mut()).await {
+        let native = head.uri.path().starts_with("/v1/");
+        // Callers are not authenticated, and any page in a browser on this machine reaches loopback; only browsers send it.
+        let answer = if head.headers.contains_key(ORIGIN) {
+            Err(Refusal::FromBrowser)
+        } else if native {
+            self.native(&head, body.as_mut()).await
+        } else {
+            self.lambda(&head, body.as_mut()).await
+        };
+        match answer {
             Ok(answer) => answer,
             Err(refusal) => {
                 self.note(&refusal);
@@ -114,12 +135,13 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
                     body::discard(body, self.shared.settings.body_timeout).await;
                 }
                 let request_id = uuid::Builder::from_random_bytes(self.shared.clock.random_bits().to_be_bytes());
-                refusal.response(&request_id.into_uuid().to_string()).map(Either::Left)
+                let response = refusal.response(&request_id.into_uuid().to_string());
+                if native { native_refusal(&refusal, response) } else { response }.map(Either::Left)
             }
         }
     }
 
-    async fn answer<B: Body>(&self, head: &Head, body: Pin<&mut B>) -> Result<Answer, Refusal> {
+    async fn lambda<B: Body>(&self, head: &Head, body: Pin<&mut B>) -> Result<Answer, Refusal> {
         let invoke = read_head(head, &self.shared.settings)?;
         match invoke.invocation_type {
             InvocationType::Event => Ok(self.accept(invoke, body).await?.response().map(Either::Left)),
@@ -140,46 +162,72 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             .map_err(|crowded| Refusal::Crowded { crowded, retry_after: self.retry_after(CROWDED_RETRY) })?;
         let payload = body::read(body, invoke.payload_max, settings.body_timeout).await?;
         check_payload(&payload)?;
-        self.append(invoke, payload).await
+        let Invoke { function, carried, keys, payload_max, .. } = invoke;
+        self.append(Draft { function, carried, keys, payload, deliver_at: None, expires_at: None, payload_max }).await
     }
 
-    async fn append(&self, invoke: Invoke, payload: Bytes) -> Result<Accepted, Refusal> {
+    async fn append(&self, draft: Draft) -> Result<Accepted, Refusal> {
         let Shared { clock, metrics, .. } = &*self.shared;
         let started = clock.instant();
-        let accepted_at = clock.now();
-        let event = Event {
-            id: EventId::mint(accepted_at, clock.random_bits(), &invoke.function.name),
-            key: invoke.keys.choose(&payload, || clock.random_bits()),
-            function: invoke.function,
-            carried: invoke.carried,
-            payload,
-            accepted_at,
-            deliver_at: None,
-            expires_at: None,
-            redrives: 0,
-        };
-        let (id, source, function) = (event.id, event.key.source, event.function.name.clone());
+        let event = self.event(draft);
         // Some clients use one SDK invocation id for several calls. Nobody chose that id, so another payload is another event.
-        let other = (source == KeySource::SdkInvocationId)
+        let other = (event.key.source == KeySource::SdkInvocationId)
             .then(|| Event { key: key::mint(clock.random_bits()), ..event.clone() });
+        let event = self.carry(event)?;
+        let (id, mut source, function) = (event.id, event.key.source, event.function.name.clone());
         let mut appended = self.append_one(event).await?;
-        let mut accepted = Accepted { id, source, repeat: false };
         if let (Appended::Conflict { .. }, Some(other)) = (&appended, other) {
-            accepted.source = other.key.source;
-            appended = self.append_one(other).await?;
+            source = other.key.source;
+            appended = self.append_one(self.carry(other)?).await?;
         }
         metrics.outbox_append_seconds.observe(started.elapsed().as_secs_f64());
+        self.accepted(appended, id, source, &function)
+    }
+
+    /// The event that a draft becomes now, with its key.
+    fn event(&self, draft: Draft) -> Event {
+        let clock = &self.shared.clock;
+        let rule = self.rules.of(&draft.function.name);
+        let accepted_at = clock.now();
+        Event {
+            id: EventId::mint(accepted_at, clock.random_bits(), &draft.function.name),
+            key: draft.keys.choose(&draft.payload, rule.key.as_ref(), || clock.random_bits()),
+            function: draft.function,
+            carried: draft.carried,
+            payload: draft.payload,
+            accepted_at,
+            deliver_at: draft.deliver_at,
+            expires_at: draft.expires_at,
+            redrives: 0,
+        }
+    }
+
+    /// Puts the key where the function finds it.
+    fn carry(&self, mut event: Event) -> Result<Event, Refusal> {
+        self.rules.of(&event.function.name).carry(&mut event, PAYLOAD_BYTES_MAX)?;
+        Ok(event)
+    }
+
+    /// What an append means for its client.
+    fn accepted(
+        &self,
+        appended: Appended,
+        id: EventId,
+        source: KeySource,
+        function: &FunctionName,
+    ) -> Result<Accepted, Refusal> {
+        let metrics = &self.shared.metrics;
         match appended {
             Appended::Stored => {
-                self.note_stored(&function);
-                Ok(accepted)
+                self.note_stored(function);
+                Ok(Accepted { id, source, repeat: false })
             }
             Appended::Repeat { first } => {
-                let label = metrics.function_label(&function);
-                metrics.ingest_repeats.with_label_values(&[label, accepted.source.as_str()]).inc();
-                Ok(Accepted { id: first, repeat: true, ..accepted })
+                let label = metrics.function_label(function);
+                metrics.ingest_repeats.with_label_values(&[label, source.as_str()]).inc();
+                Ok(Accepted { id: first, source, repeat: true })
             }
-            Appended::Conflict { first } => Err(Refusal::Conflict { first, source: accepted.source }),
+            Appended::Conflict { first } => Err(Refusal::Conflict { first, source }),
             Appended::Full(full) => {
                 Err(Refusal::Full { why: full.to_string(), retry_after: self.retry_after(FULL_RETRY) })
             }
@@ -187,13 +235,21 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     }
 
     async fn append_one(&self, event: Event) -> Result<Appended, Refusal> {
-        let unavailable = |why| Refusal::Unavailable { why, retry_after: self.retry_after(UNAVAILABLE_RETRY) };
-        match self.outbox.append(vec![event]).await {
-            Ok(mut appended) => appended
-                .pop()
-                .ok_or_else(|| unavailable("the outbox did not say whether it stored the event".to_owned())),
-            Err(error @ (Error::Poisoned { .. } | Error::Closed)) => Err(unavailable(error.to_string())),
+        self.append_all(vec![event]).await?.pop().ok_or_else(|| Refusal::Unavailable {
+            why: "the outbox did not say whether it stored the event".to_owned(),
+            retry_after: self.retry_after(UNAVAILABLE_RETRY),
+        })
+    }
+
+    async fn append_all(&self, events: Vec<Event>) -> Result<Vec<Appended>, Refusal> {
+        if events.is_empty() {
+            return Ok(Vec::new());
         }
+        self.outbox.append(events).await.map_err(|error| match error {
+            Error::Poisoned { .. } | Error::Closed => {
+                Refusal::Unavailable { why: error.to_string(), retry_after: self.retry_after(UNAVAILABLE_RETRY) }
+            }
+        })
     }
 
     fn retry_after(&self, at_least: Duration) -> Duration {
@@ -221,7 +277,10 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
                 tracing::warn!(why, "refusing events: the outbox cannot store");
             }
             Refusal::UnknownOperation
-            | Refusal::MethodNotAllowed
+            | Refusal::FromBrowser
+            | Refusal::MethodNotAllowed { .. }
+            | Refusal::BatchTooLarge { .. }
+            | Refusal::EventUnknown { .. }
             | Refusal::Validation(_)
             | Refusal::QualifierMismatch
             | Refusal::InvalidContent(_)
@@ -255,6 +314,21 @@ impl Accepted {
             headers.insert(DUPLICATE, HeaderValue::from_static("true"));
         }
         response
+    }
+
+    /// The same with what the headers say as JSON.
+    fn native_response(self) -> Answer {
+        let (head, _) = self.response().into_parts();
+        let mut response = json(head.status, written(&AcceptedEvent::from(self)));
+        response.headers_mut().extend(head.headers);
+        response
+    }
+}
+
+impl From<Accepted> for AcceptedEvent {
+    fn from(accepted: Accepted) -> Self {
+        let Accepted { id, source, repeat } = accepted;
+        Self { status: StatusCode::ACCEPTED.as_u16(), id, duplicate: repeat, key_source: source }
     }
 }
 

@@ -26,6 +26,8 @@ mod settle;
 
 mod sweep;
 
+mod operate;
+
 /// The clock's high-water mark is written with a commit at most this often.
 const CLOCK_EVERY_MS: u64 = 1_000;
 
@@ -190,6 +192,9 @@ impl<K: Kv> Engine<K> {
 
         let lane = self.lane_for(&event.function.name);
         self.put_event(lane, event.id, place, due, encoded, &body, bytes);
+        if let Some(expires_at) = event.expires_at {
+            self.batch.put(keys::due(keys::Due::Expiry, lane, expires_at, event.id), Vec::new());
+        }
         if let Some((key, window)) = key {
             let known = KeyRecord { first: event.id, fingerprint, expires_at: now.plus(window) };
             self.batch.put(key, known.encode());
@@ -267,7 +272,7 @@ impl<K: Kv> Engine<K> {
         let id = LaneId(self.next_lane);
         self.next_lane += 1;
         self.batch.put(keys::META_NEXT_LANE.to_vec(), u64::from(self.next_lane).to_be_bytes().to_vec());
-        let record = LaneRecord { function: function.clone(), counts: [Count::default(); 4] };
+        let record = LaneRecord { function: function.clone(), counts: [Count::default(); 4], paused: false };
         self.by_name.insert(function.clone(), id);
         self.lanes.insert(id, Lane::new(record, self.clock.now()));
         id

@@ -8,6 +8,7 @@
 //! | `p` id chunk | a chunk of the body |
 //! | `t` lane due id | index of Waiting and Scheduled events by due time; value: the state's letter |
 //! | `u` lane due id | index of Buried events by the time they may be shipped |
+//! | `e` lane time id | index of events that are not Buried by their own `expires_at` |
 //! | `k` `j` `i` digest | [`KeyRecord`](super::record::KeyRecord) of a given key, of an SDK's invocation id, of a redriven event |
 //!
 //! Numbers are big-endian, so that keys sort as numbers do; ids sort by time of acceptance.
@@ -29,13 +30,15 @@ const REDRIVEN: u8 = b'i';
 const SDK_KEYS: u8 = b'j';
 const GIVEN_KEYS: u8 = b'k';
 
-/// The two indexes by due time.
+/// The indexes by time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
     /// When to attempt.
     Attempt,
     /// When to ship.
     Ship,
+    /// When to give up, where the event says so itself.
+    Expiry,
 }
 
 impl Due {
@@ -43,6 +46,7 @@ impl Due {
         match self {
             Self::Attempt => b't',
             Self::Ship => b'u',
+            Self::Expiry => b'e',
         }
     }
 }

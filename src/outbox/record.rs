@@ -156,11 +156,12 @@ pub fn decode_body(id: EventId, name: &FunctionName, body: &Bytes) -> Result<Eve
     })
 }
 
-/// A lane: its function and what it holds, by state in the order of `Place::ALL`.
+/// A lane: its function, what it holds, by state in the order of `Place::ALL`, and whether an operator has paused it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LaneRecord {
     pub function: FunctionName,
     pub counts: [Count; 4],
+    pub paused: bool,
 }
 
 impl LaneRecord {

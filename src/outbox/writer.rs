@@ -13,9 +13,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::dead::{BuriedPage, BuriedWant, Change, Changed, Graveyard};
 use super::engine::Engine;
 use super::kv::{Failed, Kv};
+use super::operator::{Cursor, ListWant, Operator, Page, Purge, Purged, Touched};
 use super::{Appended, Census, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
 use crate::clock::Clock;
-use crate::event::{Event, EventId};
+use crate::event::{Event, EventId, FunctionName};
 use crate::metrics::Metrics;
 
 /// Requests that may wait for the writer.
@@ -45,6 +46,16 @@ enum Request {
     Census(Answer<Census>),
     Buried(BuriedWant, Answer<BuriedPage>),
     Change(Change, Answer<Vec<Changed>>),
+    Operate(Operation),
+}
+
+/// What an operator asks for; each is a commit of its own.
+enum Operation {
+    Pause(FunctionName, bool, Answer<()>),
+    Purge(Purge, Option<Cursor>, Answer<(Purged, Option<Cursor>)>),
+    Cancel(EventId, Answer<Touched>),
+    AttemptNow(EventId, Answer<Touched>),
+    List(ListWant, Answer<Page>),
 }
 
 type Settlements = Vec<(Lease, Settlement)>;
@@ -112,6 +123,7 @@ impl<K: Kv> Writer<K> {
                 Request::Append(events, answer) => turn.appends.push((events, answer)),
                 Request::Settle(done, answer) => turn.settles.push((done, answer)),
                 Request::Sweep(answer) => turn.sweeps.push(answer),
+                Request::Operate(operation) => turn.operations.push(operation),
                 Request::Change(change, answer) => turn.changes.push((Some(change), answer)),
                 read @ (Request::Lease(..)
                 | Request::Lanes(..)
@@ -156,9 +168,7 @@ impl<K: Kv> Writer<K> {
             self.metrics.outbox_flush_seconds.observe(started.elapsed().as_secs_f64());
             self.metrics.outbox_batch_events.observe(events as f64);
         }
-        if self.engine.version() != before {
-            self.version.send_replace(self.engine.version());
-        }
+        self.tell(before);
 
         // A caller that gave up has dropped its receiver; what it asked for is done all the same.
         for ((_, answer), appended) in turn.appends.drain(..).zip(appended) {
@@ -169,7 +179,43 @@ impl<K: Kv> Writer<K> {
         for ((_, answer), changed) in turn.changes.drain(..).zip(changed) {
             drop(answer.send(Ok(changed)));
         }
+        turn.operations.drain(..).try_for_each(|operation| self.operate(operation))?;
         turn.reads.drain(..).try_for_each(|request| self.read(request))
+    }
+
+    fn tell(&self, before: u64) {
+        if self.engine.version() != before {
+            self.version.send_replace(self.engine.version());
+        }
+    }
+
+    fn operate(&mut self, operation: Operation) -> Result<(), Failed> {
+        let before = self.engine.version();
+        match operation {
+            Operation::Pause(function, paused, answer) => {
+                self.engine.pause(&function, paused);
+                self.engine.commit()?;
+                drop(answer.send(Ok(())));
+            }
+            Operation::Purge(purge, after, answer) => {
+                let purged = self.engine.purge_piece(&purge, after)?;
+                self.engine.commit()?;
+                drop(answer.send(Ok(purged)));
+            }
+            Operation::Cancel(id, answer) => {
+                let touched = self.engine.cancel(id)?;
+                self.engine.commit()?;
+                drop(answer.send(Ok(touched)));
+            }
+            Operation::AttemptNow(id, answer) => {
+                let touched = self.engine.attempt_now(id)?;
+                self.engine.commit()?;
+                drop(answer.send(Ok(touched)));
+            }
+            Operation::List(want, answer) => drop(answer.send(Ok(self.engine.list(&want)?))),
+        }
+        self.tell(before);
+        Ok(())
     }
 
     fn read(&mut self, request: Request) -> Result<(), Failed> {
@@ -185,7 +231,11 @@ impl<K: Kv> Writer<K> {
             Request::Find(id, answer) => drop(answer.send(Ok(self.engine.find(id)?))),
             Request::Census(answer) => drop(answer.send(Ok(self.engine.census()?))),
             Request::Buried(want, answer) => drop(answer.send(Ok(self.engine.buried(&want)?))),
-            Request::Append(..) | Request::Settle(..) | Request::Sweep(_) | Request::Change(..) => {}
+            Request::Append(..)
+            | Request::Settle(..)
+            | Request::Sweep(_)
+            | Request::Change(..)
+            | Request::Operate(_) => {}
         }
         Ok(())
     }
@@ -199,6 +249,7 @@ struct Turn {
     sweeps: Vec<Answer<bool>>,
     /// Each is taken out when it is carried out.
     changes: Vec<(Option<Change>, Answer<Vec<Changed>>)>,
+    operations: Vec<Operation>,
     reads: Vec<Request>,
     requests: usize,
     bytes: usize,
@@ -214,6 +265,7 @@ impl Request {
             | Self::Lanes(..)
             | Self::Find(..)
             | Self::Census(_)
+            | Self::Operate(_)
             | Self::Buried(..) => 0,
             Self::Change(change, _) => change.payload_bytes(),
         }
@@ -282,6 +334,39 @@ impl Graveyard for Handle {
 
     async fn change(&self, change: Change) -> Result<Vec<Changed>, Error> {
         self.ask(|answer| Request::Change(change, answer)).await
+    }
+}
+
+impl Operator for Handle {
+    async fn pause(&self, function: &FunctionName, paused: bool) -> Result<(), Error> {
+        self.ask(|answer| Request::Operate(Operation::Pause(function.clone(), paused, answer))).await
+    }
+
+    async fn purge(&self, purge: Purge) -> Result<Purged, Error> {
+        let mut total = Purged::default();
+        let mut after = None;
+        loop {
+            let ask = |answer| Request::Operate(Operation::Purge(purge.clone(), after, answer));
+            let (purged, next) = self.ask(ask).await?;
+            total.events += purged.events;
+            total.bytes += purged.bytes;
+            if next.is_none() {
+                return Ok(total);
+            }
+            after = next;
+        }
+    }
+
+    async fn cancel(&self, id: EventId) -> Result<Touched, Error> {
+        self.ask(|answer| Request::Operate(Operation::Cancel(id, answer))).await
+    }
+
+    async fn attempt_now(&self, id: EventId) -> Result<Touched, Error> {
+        self.ask(|answer| Request::Operate(Operation::AttemptNow(id, answer))).await
+    }
+
+    async fn list(&self, want: ListWant) -> Result<Page, Error> {
+        self.ask(|answer| Request::Operate(Operation::List(want, answer))).await
     }
 }
 

@@ -24,3 +24,7 @@ mod strace;
 mod emulator;
 
 mod operate;
+
+mod clients;
+
+mod native;

@@ -23,6 +23,7 @@ fn call() -> Call {
         key: IdempotencyKey { value: "order-17".into(), source: KeySource::Header },
         carried: Carried::default(),
         payload: Bytes::from_static(b"{\"order\" : 17}"),
+        mode: Mode::Event,
     }
 }
 

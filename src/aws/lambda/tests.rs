@@ -18,6 +18,7 @@ fn call() -> Call {
         key: IdempotencyKey { value: "order-17".into(), source: KeySource::Header },
         carried: Carried::default(),
         payload: Bytes::from_static(b"{\"order\" : 17}"),
+        mode: Mode::Event,
     }
 }
 
@@ -128,6 +129,7 @@ async fn a_429_tells_reason_and_the_longer_wait() {
     ] {
         let answer = answer(reply_to(say("429 Too Many Requests", &headers(extra), body)).await);
         let expected = Answer {
+            function_error: None,
             status: 429,
             code: Some("TooManyRequestsException".into()),
             message: "Rate Exceeded.".into(),

@@ -14,6 +14,9 @@ fn policy() -> Policy {
         backoff_base: Duration::from_millis(500),
         backoff_cap: Duration::from_secs(60),
         concurrency_max: 8,
+        rate: 0,
+        invocations_per_hour_max: 0,
+        mode: crate::dispatch::Mode::Event,
     }
 }
 
@@ -48,6 +51,7 @@ fn throttle(reason: Option<&str>, retry_after: Option<Duration>) -> Reply {
         throttle_reason: reason.map(Into::into),
         retry_after,
         request_id: Some("r-1".into()),
+        function_error: None,
     })
 }
 
@@ -293,11 +297,29 @@ fn an_absurd_retry_after_is_cut() {
 }
 
 #[test]
-fn a_throttle_without_a_time_pauses_an_account_for_the_base_and_leaves_a_lane_to_its_limiter() {
+fn a_throttle_without_a_time_is_left_to_the_limiter_of_its_scope() {
     let history = History { throttles: 30, ..History::default() };
     assert_eq!(judge(&throttle(None, None), &history).pause, None);
-    let pause = judge(&throttle(Some("CallerRateLimitExceeded"), None), &history).pause.unwrap();
-    assert_eq!((pause.scope, pause.until), (Scope::Account, NOW.plus(Duration::from_millis(500))));
+    assert_eq!(judge(&throttle(Some("CallerRateLimitExceeded"), None), &history).pause, None);
+}
+
+#[test]
+fn an_error_of_the_function_is_charged_and_its_words_are_kept() {
+    let failed = Reply::Answer(Answer {
+        status: 200,
+        message: "ValueError: no".into(),
+        function_error: Some("Unhandled".into()),
+        ..Answer::default()
+    });
+    assert_eq!(outcome_of(&failed), Outcome::FunctionFailed);
+    let verdict = judge(&failed, &History::default());
+    let last = retried(&verdict).last.as_ref().unwrap();
+    assert_eq!(
+        (retried(&verdict).attempts, last.code.as_str(), last.message.as_str()),
+        (1, "Unhandled", "ValueError: no")
+    );
+    let verdict = judge(&failed, &History { attempts: 2, ..History::default() });
+    assert_eq!(buried(&verdict).1, BuryReason::RetriesExhausted);
 }
 
 #[test]

@@ -13,7 +13,13 @@ use crate::event::PAYLOAD_BYTES_MAX;
 use crate::http::{Limits, Server};
 use crate::ingest::admission::{REQUEST_BYTES_MIN, SLOT_BYTES};
 use crate::ingest::lambda_api::tests::settings;
-use crate::outbox::{Census, Found, Full as OutboxFull, LaneNews, Lease, LeaseWant, Leased, Settlement};
+use crate::outbox::{
+    Census, Found, Full as OutboxFull, History, LaneNews, Lease, LeaseWant, Leased, Place, Settlement,
+};
+
+mod native;
+
+mod passed;
 
 const INVOKE: &str = "/2015-03-31/functions/orders/invocations";
 
@@ -22,6 +28,8 @@ const INVOKE: &str = "/2015-03-31/functions/orders/invocations";
 struct Kept {
     events: Arc<Mutex<Vec<Event>>>,
     trouble: Arc<Mutex<Option<Trouble>>>,
+    /// Calls of append.
+    appends: Arc<AtomicU64>,
     /// While it is locked, appends wait.
     gate: Arc<tokio::sync::Mutex<()>>,
 }
@@ -45,6 +53,7 @@ impl Kept {
 impl Outbox for Kept {
     async fn append(&self, batch: Vec<Event>) -> Result<Vec<Appended>, Error> {
         drop(self.gate.lock().await);
+        self.appends.fetch_add(1, Ordering::Relaxed);
         match *self.trouble.lock().unwrap() {
             Some(Trouble::Full) => {
                 return Ok(vec![Appended::Full(OutboxFull::Bytes { used: 7, limit: 7 }); batch.len()]);
@@ -81,8 +90,10 @@ impl Outbox for Kept {
         Ok(LaneNews::default())
     }
 
-    async fn find(&self, _: EventId) -> Result<Option<Found>, Error> {
-        Ok(None)
+    async fn find(&self, id: EventId) -> Result<Option<Found>, Error> {
+        let event = self.events.lock().unwrap().iter().find(|event| event.id == id).cloned();
+        let found = |event| Found { event, history: History::default(), place: Place::Ready, leased: false };
+        Ok(event.map(found))
     }
 
     async fn sweep(&self) -> Result<bool, Error> {
@@ -286,140 +297,6 @@ fn the_log_hears_of_a_change_once() {
     clock.not_before(UnixMillis(1_000_000).plus(HEALTH_LOG_INTERVAL * 2));
     assert!(log.changed(Health::Accepting, &clock), "what lasts is told in the end");
     assert!(!log.changed(Health::Accepting, &clock));
-}
-
-/// Answers every call as told, and notes what it was asked and whether a call was given up.
-#[derive(Clone, Default)]
-struct Fake {
-    calls: Arc<Mutex<Vec<passthrough::Call>>>,
-    answer: Arc<Mutex<Option<Result<Response<passthrough::AnswerBody>, passthrough::Failed>>>>,
-    given_up: CancellationToken,
-}
-
-impl Passthrough for Fake {
-    async fn call(&self, call: passthrough::Call) -> Result<Response<passthrough::AnswerBody>, passthrough::Failed> {
-        self.calls.lock().unwrap().push(call);
-        let answer = self.answer.lock().unwrap().take();
-        match answer {
-            Some(answer) => answer,
-            None => {
-                let _given_up = self.given_up.clone().drop_guard();
-                std::future::pending().await
-            }
-        }
-    }
-}
-
-fn body_of(text: &'static str) -> passthrough::AnswerBody {
-    Full::from(text).map_err(|never| match never {}).boxed_unsync()
-}
-
-fn open_door(limits: passthrough::Limits) -> (Door<Kept, Fake>, Fake) {
-    let fake = Fake::default();
-    (door(settings()).0.passing(fake.clone(), Some(limits)), fake)
-}
-
-const CALLS: passthrough::Limits = passthrough::Limits { calls_max: 2, bytes_max: 7 << 20 };
-
-async fn pass(door: &Door<Kept, Fake>, target: &str, headers: &[(&str, &str)], body: &str) -> Reply {
-    let (head, body) = door.handle(post(target, headers, body)).await.into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
-    Reply { status: head.status.as_u16(), headers: head.headers, body: String::from_utf8(body.to_vec()).unwrap() }
-}
-
-#[tokio::test]
-async fn a_call_that_is_no_event_passes_through_unchanged() {
-    const STREAM: &str = "/2021-11-15/functions/orders/response-streaming-invocations";
-    let (door, fake) = open_door(CALLS);
-    for (target, headers, operation) in [
-        (INVOKE, &[("x-amz-log-type", "Tail"), ("x-amz-client-context", "not base64")][..], "Invoke"),
-        (INVOKE, &[("x-amz-invocation-type", "DryRun"), ("idempotency-key", "\"open")], "Invoke"),
-        (STREAM, &[], "InvokeWithResponseStream"),
-    ] {
-        let answer = Response::builder().status(200).header("x-amz-function-error", "Unhandled");
-        let answer = answer.header("connection", "close").body(body_of("not json")).unwrap();
-        *fake.answer.lock().unwrap() = Some(Ok(answer));
-        let reply = pass(&door, target, headers, "not json either").await;
-        assert_eq!((reply.status, reply.body.as_str()), (200, "not json"));
-        assert_eq!((reply.header("x-amz-function-error"), reply.header("connection")), ("Unhandled", ""));
-        let call = fake.calls.lock().unwrap().pop().unwrap();
-        assert_eq!((format!("{:?}", call.operation).as_str(), &call.payload[..]), (operation, &b"not json either"[..]));
-        assert!(!call.headers.contains_key("idempotency-key"));
-    }
-    assert!(door.outbox.is_empty());
-}
-
-#[tokio::test]
-async fn what_cannot_be_passed_through_is_said_in_lambdas_shape() {
-    let (door, fake) = open_door(CALLS);
-    for (failed, status) in [
-        (passthrough::Failed::NotSent("refused".to_owned()), 503),
-        (passthrough::Failed::Lost("closed".to_owned()), 502),
-    ] {
-        *fake.answer.lock().unwrap() = Some(Err(failed));
-        let reply = pass(&door, INVOKE, &[], "{}").await;
-        assert_eq!((reply.status, reply.header("x-amzn-errortype")), (status, "ServiceException"));
-    }
-    let large = "1".repeat(6_291_457);
-    let reply = pass(&door, INVOKE, &[], &large).await;
-    assert_eq!((reply.status, reply.header("x-amzn-errortype")), (413, "RequestEntityTooLargeException"));
-    assert!(reply.body.contains("Request must be smaller than 6291456 bytes for the InvokeFunction operation"));
-    let event = [("x-amz-invocation-type", "Event")];
-    let reply = pass(&door, "/2021-11-15/functions/f/response-streaming-invocations", &event, "").await;
-    assert!(reply.status == 400 && reply.body.contains("[RequestResponse, DryRun]"), "{}", reply.body);
-}
-
-#[tokio::test]
-async fn calls_in_flight_are_limited_and_events_are_not_touched() {
-    let (door, _fake) = open_door(CALLS);
-    let mut held: Vec<_> = (0..2).map(|_| Box::pin(door.handle(post(INVOKE, &[], "{}")))).collect();
-    for call in &mut held {
-        assert!(futures_util::poll!(call).is_pending());
-    }
-    let reply = pass(&door, INVOKE, &[], "{}").await;
-    assert_eq!((reply.status, reply.header("x-amzn-errortype")), (429, "TooManyRequestsException"));
-    assert!(!reply.header("retry-after").is_empty() && reply.body.contains("passthrough_max"));
-    let reply = pass(&door, INVOKE, &[("x-amz-invocation-type", "Event")], "{}").await;
-    assert_eq!(reply.status, 202);
-    drop(held);
-    assert_eq!(door.gate.as_ref().unwrap().slots.available_permits(), 2);
-    assert!(door.gate.as_ref().unwrap().admission.admit(CALLS.bytes_max - SLOT_BYTES).is_ok());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_call_that_is_never_answered_ends() {
-    let (door, _fake) = open_door(CALLS);
-    let reply = pass(&door, INVOKE, &[], "{}").await;
-    assert_eq!((reply.status, reply.header("x-amzn-errortype")), (502, "ServiceException"));
-}
-
-#[tokio::test]
-async fn a_caller_who_leaves_cancels_the_call() {
-    let (door, fake) = open_door(CALLS);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-    let limits = Limits {
-        connections_max: 4,
-        headers_max: 64,
-        header_bytes_max: 16 << 10,
-        header_timeout: Duration::from_secs(30),
-    };
-    let server = Server::new(limits, None, Clock::system(), stop.clone(), tasks.clone());
-    tasks.spawn(server.serve(listener, door.service()));
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("POST {INVOKE} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    while fake.calls.lock().unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
-    assert!(!fake.given_up.is_cancelled());
-    drop(stream);
-    let given_up = tokio::time::timeout(Duration::from_secs(30), fake.given_up.cancelled()).await;
-    given_up.expect("the call is given up");
-    stop.cancel();
-    tasks.close();
-    tasks.wait().await;
 }
 
 proptest! {

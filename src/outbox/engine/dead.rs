@@ -170,6 +170,7 @@ impl<K: Kv> Engine<K> {
                         due: Some(record.history.due),
                         bytes: account(record_bytes, record.body_bytes),
                         body_bytes: record.body_bytes,
+                        expires_at: None,
                     };
                     Ok((lane_id, held, event))
                 }

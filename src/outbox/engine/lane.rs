@@ -30,6 +30,8 @@ pub(super) struct Held {
     pub due: Option<UnixMillis>,
     pub bytes: u64,
     pub body_bytes: u32,
+    /// Its time in the index of expiry, if it stands in it.
+    pub expires_at: Option<UnixMillis>,
 }
 
 impl Lane {
@@ -55,6 +57,14 @@ impl Lane {
 
     pub(super) fn count(&self, place: Place) -> Count {
         self.record.counts[place as usize]
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.record.paused
+    }
+
+    pub(super) fn set_paused(&mut self, paused: bool) {
+        self.record.paused = paused;
     }
 
     pub(super) fn leased_count(&self) -> u64 {
@@ -109,6 +119,7 @@ impl Lane {
     pub(super) fn view(&self, id: LaneId, kv: &impl Kv) -> Result<LaneView, Failed> {
         let delayed = self.count(Place::Waiting).events + self.count(Place::Scheduled).events;
         let buried = self.count(Place::Buried).events;
+        let live = delayed + self.count(Place::Ready).events;
         Ok(LaneView {
             lane: id,
             function: self.record.function.clone(),
@@ -117,6 +128,8 @@ impl Lane {
             oldest: self.oldest(id, kv)?,
             buried: self.free(Place::Buried),
             next_ship: if buried == 0 { None } else { self.next(Due::Ship, id, kv)? },
+            next_expiry: if live == 0 { None } else { self.next(Due::Expiry, id, kv)? },
+            paused: self.record.paused,
         })
     }
 

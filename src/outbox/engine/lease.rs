@@ -42,38 +42,61 @@ impl<K: Kv> Engine<K> {
         let mut found = Vec::new();
         match which {
             Which::Due => {
-                self.scan_due(Due::Attempt, lane, max, &mut found)?;
+                self.scan_due(Due::Attempt, lane, self.clock.now(), max, &mut found)?;
                 let after = self.lanes.get(&lane).and_then(super::Lane::ready_after);
                 self.scan_events(Place::Ready, lane, after, UnixMillis::MAX, max, &mut found)?;
             }
             Which::AcceptedBefore(cutoff) => {
                 self.scan_events(Place::Ready, lane, None, cutoff, max, &mut found)?;
                 self.scan_events(Place::Waiting, lane, None, cutoff, max, &mut found)?;
+                self.scan_due(Due::Attempt, lane, UnixMillis(cutoff.0.saturating_sub(1)), max, &mut found)?;
+                self.scan_due(Due::Expiry, lane, self.clock.now(), max, &mut found)?;
+                // One may be found by two of its times.
+                found.sort_by_key(|candidate| candidate.id);
+                found.dedup_by_key(|candidate| candidate.id);
             }
-            Which::Buried => self.scan_due(Due::Ship, lane, max, &mut found)?,
+            Which::Buried => self.scan_due(Due::Ship, lane, self.clock.now(), max, &mut found)?,
         }
         Ok(found)
     }
 
-    fn scan_due(&self, index: Due, lane: LaneId, max: usize, found: &mut Vec<Candidate>) -> Result<(), Failed> {
+    fn scan_due(
+        &self,
+        index: Due,
+        lane: LaneId,
+        until: UnixMillis,
+        max: usize,
+        found: &mut Vec<Candidate>,
+    ) -> Result<(), Failed> {
         let Some(leases) = self.lanes.get(&lane) else { return Ok(()) };
-        let (from, to) = keys::due_until(index, lane, self.clock.now());
+        let (from, to) = keys::due_until(index, lane, until);
         for pair in self.kv.scan(&from, &to) {
             if found.len() >= max {
                 break;
             }
             let (key, letter) = pair?;
-            let place = match index {
-                Due::Ship => Some(Place::Buried),
-                Due::Attempt => letter.first().and_then(|&letter| keys::place(letter)),
-            };
-            if let (Some(place), Some(id)) = (place, keys::id_of(&key))
-                && !leases.is_leased(id)
-            {
-                found.push(Candidate { place, id, record: None, due: keys::due_of(&key) });
+            let Some(id) = keys::id_of(&key).filter(|id| !leases.is_leased(*id)) else { continue };
+            match index {
+                Due::Ship => found.push(Candidate { place: Place::Buried, id, record: None, due: keys::due_of(&key) }),
+                Due::Attempt => {
+                    if let Some(place) = letter.first().and_then(|&letter| keys::place(letter)) {
+                        found.push(Candidate { place, id, record: None, due: keys::due_of(&key) });
+                    }
+                }
+                Due::Expiry => found.extend(self.resting(lane, id)?),
             }
         }
         Ok(())
+    }
+
+    /// An event that is not buried, wherever it rests.
+    fn resting(&self, lane: LaneId, id: EventId) -> Result<Option<Candidate>, Failed> {
+        for place in [Place::Ready, Place::Waiting, Place::Scheduled] {
+            if let Some(record) = self.kv.get(&keys::event(place, lane, id))? {
+                return Ok(Some(Candidate { place, id, record: Some(record), due: None }));
+            }
+        }
+        Ok(None)
     }
 
     fn scan_events(
@@ -112,17 +135,19 @@ impl<K: Kv> Engine<K> {
             None => self.kv.get(&keys::event(place, lane_id, id))?,
         };
         let read = record.map(|record| self.read(lane_id, id, &record));
+        // Also where it cannot be read: whoever plans by the view must not ask for it again.
+        self.touch_view(lane_id);
         let Some(lane) = self.lanes.get_mut(&lane_id) else { return Ok(None) };
         let (record_bytes, record, event) = match read {
             Some(Ok(read)) => read,
             Some(Err(failed)) => {
                 tracing::error!(event_id = %id, function = %lane.function(), error = %failed, "event cannot be read and is set aside");
-                lane.take(id, Held { place, due, bytes: 0, body_bytes: 0 });
+                lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None });
                 return Ok(None);
             }
             None => {
                 tracing::error!(event_id = %id, function = %lane.function(), "event stands in the due index but has no record");
-                lane.take(id, Held { place, due, bytes: 0, body_bytes: 0 });
+                lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None });
                 return Ok(None);
             }
         };
@@ -131,8 +156,8 @@ impl<K: Kv> Engine<K> {
             Place::Waiting | Place::Scheduled | Place::Buried => due.or(Some(record.history.due)),
         };
         let bytes = account(record_bytes, record.body_bytes);
-        lane.take(id, Held { place, due, bytes, body_bytes: record.body_bytes });
-        self.touch_view(lane_id);
+        let expires_at = event.expires_at.filter(|_| place != Place::Buried);
+        lane.take(id, Held { place, due, bytes, body_bytes: record.body_bytes, expires_at });
         Ok(Some(Leased { lease: Lease { lane: lane_id, id, place }, event, history: record.history }))
     }
 

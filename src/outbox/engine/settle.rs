@@ -41,6 +41,7 @@ impl<K: Kv> Engine<K> {
 
     pub(super) fn remove(&mut self, lane_id: LaneId, id: EventId, held: Held) {
         self.unindex(lane_id, id, held);
+        self.forget_expiry(lane_id, id, held);
         self.batch.remove(keys::event(held.place, lane_id, id));
         for index in 0..chunk_count(held.body_bytes) {
             self.batch.remove(keys::chunk(id, index));
@@ -55,7 +56,7 @@ impl<K: Kv> Engine<K> {
     }
 
     /// Moves an event to `place` with a new history; its chunks stay where they are.
-    fn rewrite(
+    pub(super) fn rewrite(
         &mut self,
         lane_id: LaneId,
         id: EventId,
@@ -74,6 +75,9 @@ impl<K: Kv> Engine<K> {
         if place != held.place {
             self.batch.remove(key);
         }
+        if place == Place::Buried {
+            self.forget_expiry(lane_id, id, held);
+        }
         let (index, due) = (index_of(place), record.history.due);
         if let Some(index) = index {
             self.batch.put(keys::due(index, lane_id, due, id), vec![keys::letter(place)]);
@@ -90,6 +94,12 @@ impl<K: Kv> Engine<K> {
         }
         self.touch(lane_id);
         Ok(())
+    }
+
+    fn forget_expiry(&mut self, lane: LaneId, id: EventId, held: Held) {
+        if let Some(expires_at) = held.expires_at {
+            self.batch.remove(keys::due(Due::Expiry, lane, expires_at, id));
+        }
     }
 
     fn unindex(&mut self, lane: LaneId, id: EventId, held: Held) {

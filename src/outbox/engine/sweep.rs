@@ -60,7 +60,7 @@ impl<K: Kv> Engine<K> {
         let retired: Vec<_> = self
             .lanes
             .iter()
-            .filter(|(_, lane)| lane.leased_count() == 0)
+            .filter(|(_, lane)| lane.leased_count() == 0 && !lane.is_paused())
             .filter(|(_, lane)| lane.empty_since.is_some_and(|since| now.since(since) >= RETIRE_AFTER))
             .map(|(&id, lane)| (id, lane.function().clone()))
             .collect();

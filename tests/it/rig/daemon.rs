@@ -44,6 +44,12 @@ impl Setup {
         self
     }
 
+    /// Reads a configuration file.
+    pub fn config(mut self, file: &Path) -> Self {
+        self.args.extend(["--config".to_owned(), file.to_str().unwrap().to_owned()]);
+        self
+    }
+
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sendoff::clock::Clock;
-use sendoff::standin::{Keep, Reason, Script, Settings, Standin, Trouble};
+use sendoff::standin::{Book, Keep, Reason, Script, Settings, Standin, Trouble};
 use tokio::runtime::Runtime;
 
 use super::eventually;
@@ -62,6 +62,11 @@ impl Lambda {
             let taken = self.taken();
             ids.iter().all(|id| taken.contains_key(id)).then_some(())
         });
+    }
+
+    /// Reads the ledger.
+    pub fn book<T>(&self, read: impl FnOnce(&Book) -> T) -> T {
+        self.standin.ledger().read(read)
     }
 
     /// Requests that it has answered or failed to.

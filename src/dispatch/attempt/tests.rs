@@ -1,0 +1,353 @@
+//! Dispatch as a whole, on the real engine with a store in memory, a fake Lambda and virtual time.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::*;
+use crate::dispatch::verdict::PauseKind;
+use crate::dispatch::{Answer, Mode, Policy};
+use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
+use crate::outbox::engine::Engine;
+use crate::outbox::memory::MemoryDisk;
+use crate::outbox::operator::{Operator, Purge, Touched};
+use crate::outbox::writer::{Handle, Writer};
+use crate::outbox::{self, Place};
+
+const START: UnixMillis = UnixMillis(1_790_000_000_000);
+
+/// What the fake says, how long it takes over it, and what it has seen: time and function of every call.
+#[derive(Clone)]
+struct Fake {
+    says: Arc<dyn Fn(&Call, UnixMillis) -> (Duration, Reply) + Send + Sync>,
+    clock: Clock,
+    calls: Arc<Mutex<Vec<(UnixMillis, String)>>>,
+    delivered: Arc<Mutex<BTreeMap<String, Vec<UnixMillis>>>>,
+}
+
+impl Invoke for Fake {
+    async fn invoke(&self, call: Call) -> Reply {
+        let name = call.function.name.as_str().to_owned();
+        self.calls.lock().unwrap().push((self.clock.now(), name.clone()));
+        let (took, reply) = (self.says)(&call, self.clock.now());
+        self.clock.sleep(took).await;
+        if matches!(&reply, Reply::Answer(answer) if answer.status < 300 && answer.function_error.is_none()) {
+            self.delivered.lock().unwrap().entry(name).or_default().push(self.clock.now());
+        }
+        reply
+    }
+}
+
+/// An outbox, a dispatch over it, and the fake.
+struct Bench {
+    outbox: Handle,
+    fake: Fake,
+    clock: Clock,
+    status: Status,
+    stop: Stop,
+    tasks: JoinSet<()>,
+}
+
+impl Bench {
+    fn new(settings: Settings, says: impl Fn(&Call, UnixMillis) -> (Duration, Reply) + Send + Sync + 'static) -> Self {
+        let clock = Clock::seeded(START, 7);
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let limits = outbox::Settings {
+            bytes_max: 1 << 30,
+            events_max: 1_000_000,
+            functions_max: 1_000,
+            dedupe_window: Duration::from_secs(3_600),
+            sdk_window: Duration::from_secs(60),
+            disk_reserve: 0,
+            cache: 8 << 20,
+        };
+        let engine = Engine::open(MemoryDisk::default().open(), limits, clock.clone(), "memory").unwrap();
+        let (writer, outbox) = Writer::new(engine, clock.clone(), metrics.clone());
+        let fake =
+            Fake { says: Arc::new(says), clock: clock.clone(), calls: Arc::default(), delivered: Arc::default() };
+        let dispatch = Dispatch::new(outbox.clone(), fake.clone(), settings, clock.clone(), metrics);
+        let (status, stop, mut tasks) = (dispatch.status(), Stop::default(), JoinSet::new());
+        tasks.spawn(writer.run_async());
+        let run = dispatch.run(stop.clone());
+        tasks.spawn(async move { run.await.unwrap() });
+        Self { outbox, fake, clock, status, stop, tasks }
+    }
+
+    fn event(&self, function: &str) -> Event {
+        let name = FunctionName::new(function);
+        let accepted_at = self.clock.now();
+        Event {
+            id: EventId::mint(accepted_at, self.clock.random_bits(), &name),
+            function: Function { name, address: function.into(), qualifier: None, region: None },
+            key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
+            carried: Carried::default(),
+            payload: "{}".into(),
+            accepted_at,
+            deliver_at: None,
+            expires_at: None,
+            redrives: 0,
+        }
+    }
+
+    async fn append(&self, events: Vec<Event>) {
+        self.outbox.append(events).await.unwrap();
+    }
+
+    async fn count(&self, place: Place) -> u64 {
+        let census = self.outbox.census().await.unwrap();
+        census.lanes.values().filter_map(|lane| lane.by_place.get(&place)).map(|count| count.events).sum()
+    }
+
+    /// Lets virtual time pass until nothing waits any more; at most so long.
+    async fn until_empty(&self, at_most: Duration) -> Duration {
+        let began = self.clock.now();
+        loop {
+            let left = self.outbox.census().await.unwrap();
+            let buried = self.count(Place::Buried).await;
+            let passed = self.clock.now().since(began);
+            if left.events == buried {
+                return passed;
+            }
+            assert!(passed < at_most, "{} events are left", left.events);
+            self.clock.sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn delivered(&self, function: &str) -> usize {
+        self.fake.delivered.lock().unwrap().get(function).map_or(0, Vec::len)
+    }
+
+    async fn end(mut self) {
+        self.stop.leasing.cancel();
+        self.stop.working.cancel();
+        drop(self.outbox);
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.unwrap();
+        }
+    }
+}
+
+fn policy() -> Policy {
+    Policy {
+        attempts_max: 12,
+        age_max: Duration::from_secs(6 * 3_600),
+        backoff_base: Duration::from_millis(500),
+        backoff_cap: Duration::from_secs(60),
+        concurrency_max: 64,
+        rate: 0,
+        invocations_per_hour_max: 0,
+        mode: Mode::Event,
+    }
+}
+
+fn settings(policy: Policy) -> Settings {
+    Settings { in_flight_max: 256, rate: 0, in_flight_bytes_max: 64 << 20, policy, functions: Vec::new() }
+}
+
+fn accepted() -> Reply {
+    Reply::Answer(Answer { status: 202, ..Answer::default() })
+}
+
+fn error(status: u16, code: &str) -> Reply {
+    Reply::Answer(Answer { status, code: Some(code.into()), message: "why".into(), ..Answer::default() })
+}
+
+const FAST: Duration = Duration::from_millis(20);
+
+#[tokio::test(start_paused = true)]
+async fn credentials_that_expire_for_ten_minutes_cost_no_event() {
+    let renewed = START.plus(Duration::from_secs(600));
+    let bench = Bench::new(settings(policy()), move |_, now| {
+        (FAST, if now < renewed { error(403, "ExpiredTokenException") } else { accepted() })
+    });
+    for lane in 0..5 {
+        let events = (0..100).map(|_| bench.event(&format!("f{lane}"))).collect();
+        bench.append(events).await;
+    }
+    bench.clock.sleep(Duration::from_secs(300)).await;
+    let status = bench.status.lanes().await;
+    assert!(status.values().all(|lane| lane.held.as_ref().is_some_and(|held| held.kind == PauseKind::Held)));
+    let took = bench.until_empty(Duration::from_secs(1_800)).await;
+    assert_eq!(bench.count(Place::Buried).await, 0);
+    assert_eq!((0..5).map(|lane| bench.delivered(&format!("f{lane}"))).sum::<usize>(), 500);
+    assert!(took < Duration::from_secs(300 + 300 + 330), "found within a probe's pause: {took:?}");
+    let tried = bench.fake.calls.lock().unwrap().iter().filter(|(at, _)| *at < renewed).count();
+    assert!(tried < 60, "{tried} calls with expired credentials");
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn ninety_lanes_deliver_as_if_the_ten_dead_ones_were_not_there() {
+    let mut times = Vec::new();
+    for dead in [0, 10] {
+        let bench = Bench::new(settings(policy()), |call, _| match call.function.name.as_str() {
+            "dead0" | "dead1" | "dead2" => (FAST, error(404, "ResourceNotFoundException")),
+            "dead3" | "dead4" | "dead5" => (FAST, error(500, "ServiceException")),
+            "dead6" | "dead7" => (FAST, error(429, "TooManyRequestsException")),
+            name if name.starts_with("dead") => (
+                Duration::from_secs(10),
+                Reply::Lost(Failure { kind: FailureKind::ReadTimeout, message: "no answer".into() }),
+            ),
+            _ => (FAST, accepted()),
+        });
+        for lane in 0..dead {
+            bench.append((0..50).map(|_| bench.event(&format!("dead{lane}"))).collect()).await;
+        }
+        // Long enough for the limiter of those that hang to have found out.
+        bench.clock.sleep(Duration::from_secs(60)).await;
+        let began = bench.clock.now();
+        for lane in 0..90 {
+            bench.append((0..200).map(|_| bench.event(&format!("live{lane}"))).collect()).await;
+        }
+        while (0..90).any(|lane| bench.delivered(&format!("live{lane}")) < 200) {
+            assert!(bench.clock.now().since(began) < Duration::from_secs(600));
+            bench.clock.sleep(Duration::from_millis(1)).await;
+        }
+        times.push(bench.clock.now().since(began).as_secs_f64());
+        bench.end().await;
+    }
+    println!("90 lanes alone {:.3} s, beside 10 dead ones {:.3} s", times[0], times[1]);
+    assert!(times[1] < times[0] * 1.05, "{times:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_throttled_events_do_not_come_back_at_once() {
+    let healed = START.plus(Duration::from_secs(60));
+    let bench = Bench::new(settings(policy()), move |_, now| {
+        (FAST, if now < healed { error(429, "TooManyRequestsException") } else { accepted() })
+    });
+    bench.append((0..10_000).map(|_| bench.event("f")).collect()).await;
+    bench.until_empty(Duration::from_secs(3_600)).await;
+    assert_eq!((bench.delivered("f"), bench.count(Place::Buried).await), (10_000, 0));
+    let calls = bench.fake.calls.lock().unwrap().clone();
+    let throttled = calls.iter().filter(|(at, _)| *at < healed).count();
+    assert!(throttled < 6_000, "{throttled} calls in a minute of throttling: one at a time");
+    let mut by_tenth: BTreeMap<u64, usize> = BTreeMap::new();
+    for (at, _) in calls.iter().filter(|(at, _)| *at >= healed) {
+        *by_tenth.entry(at.0 / 100).or_default() += 1;
+    }
+    let first = by_tenth.values().next().copied().unwrap_or_default();
+    assert!(first <= 64, "{first} at once when Lambda was back");
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_panics_gives_its_slot_back_and_is_counted() {
+    let first = Arc::new(Mutex::new(true));
+    let policy = Policy { concurrency_max: 1, ..policy() };
+    let bench = Bench::new(settings(policy), move |_, _| {
+        let panics = std::mem::take(&mut *first.lock().unwrap());
+        assert!(!panics, "on purpose");
+        (FAST, accepted())
+    });
+    bench.append((0..3).map(|_| bench.event("f")).collect()).await;
+    bench.until_empty(Duration::from_secs(60)).await;
+    assert_eq!(bench.delivered("f"), 3);
+    assert_eq!(bench.status.lanes().await[&FunctionName::new("f")].in_flight, 0);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_confirm_mode_a_functions_error_is_retried_then_buried_in_its_own_words() {
+    let timeout = Duration::from_secs(900);
+    let policy = Policy { mode: Mode::Confirm { timeout }, attempts_max: 3, ..policy() };
+    let bench = Bench::new(settings(policy), move |call, _| {
+        assert_eq!(call.mode, Mode::Confirm { timeout });
+        let failed = Answer {
+            status: 200,
+            function_error: Some("Unhandled".into()),
+            message: "ValueError: no such order".into(),
+            ..Answer::default()
+        };
+        (FAST, Reply::Answer(failed))
+    });
+    let event = bench.event("f");
+    let id = event.id;
+    bench.append(vec![event]).await;
+    bench.until_empty(Duration::from_secs(600)).await;
+    let found = bench.outbox.find(id).await.unwrap().unwrap();
+    assert_eq!((found.place, found.history.attempts), (Place::Buried, 3));
+    let last = found.history.last.unwrap();
+    assert_eq!(
+        (last.status, last.code.as_str(), last.message.as_str()),
+        (200, "Unhandled", "ValueError: no such order")
+    );
+    assert_eq!(found.history.burial.unwrap().reason, BuryReason::RetriesExhausted);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_fifteen_minutes_do_not_block_another_lane() {
+    let policy = Policy { mode: Mode::Confirm { timeout: Duration::from_secs(900) }, ..policy() };
+    let bench = Bench::new(Settings { in_flight_max: 16, ..settings(policy) }, |call, _| {
+        let took = if call.function.name.as_str() == "slow" { Duration::from_secs(890) } else { FAST };
+        (took, accepted())
+    });
+    bench.append((0..100).map(|_| bench.event("slow")).collect()).await;
+    bench.clock.sleep(Duration::from_secs(5)).await;
+    bench.append((0..100).map(|_| bench.event("quick")).collect()).await;
+    let began = bench.clock.now();
+    while bench.delivered("quick") < 100 {
+        assert!(bench.clock.now().since(began) < Duration::from_secs(10));
+        bench.clock.sleep(Duration::from_millis(10)).await;
+    }
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn schedule_and_expiry_are_kept_also_in_a_lane_that_is_held() {
+    let open = START.plus(Duration::from_secs(400));
+    let bench = Bench::new(settings(policy()), move |call, now| {
+        let held = call.function.name.as_str() == "held" && now < open;
+        (FAST, if held { error(403, "AccessDeniedException") } else { accepted() })
+    });
+    let later = |seconds| Some(bench.clock.now().plus(Duration::from_secs(seconds)));
+    bench.append(vec![bench.event("held")]).await;
+    bench.clock.sleep(Duration::from_secs(5)).await;
+    let scheduled = Event { deliver_at: later(100), ..bench.event("f") };
+    let expiring = Event { expires_at: later(30), ..bench.event("held") };
+    let scheduled_expiring = Event { deliver_at: later(60), expires_at: later(90), ..bench.event("held") };
+    let (expiring_id, scheduled_id) = (expiring.id, scheduled_expiring.id);
+    bench.append(vec![scheduled, expiring, scheduled_expiring]).await;
+    bench.clock.sleep(Duration::from_secs(32)).await;
+    assert_eq!(bench.outbox.find(expiring_id).await.unwrap().unwrap().place, Place::Buried);
+    assert_eq!(bench.outbox.find(scheduled_id).await.unwrap().unwrap().place, Place::Scheduled);
+    bench.clock.sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.outbox.find(scheduled_id).await.unwrap().unwrap().place, Place::Buried);
+    assert_eq!(bench.delivered("f"), 0, "not before its time");
+    bench.until_empty(Duration::from_secs(900)).await;
+    let at = bench.fake.delivered.lock().unwrap()["f"][0];
+    assert!((105_020..105_200).contains(&at.since(START).as_millis()), "{at:?}");
+    assert_eq!(bench.delivered("held"), 1);
+    bench.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_operators_hand_reaches_what_waits() {
+    let bench = Bench::new(settings(policy()), |_, _| (FAST, accepted()));
+    let f = FunctionName::new("f");
+    bench.outbox.pause(&f, true).await.unwrap();
+    let events: Vec<_> = (0..20).map(|_| bench.event("f")).collect();
+    let (cancelled, scheduled) = (events[3].id, bench.event("g"));
+    bench.append(events).await;
+    bench.clock.sleep(Duration::from_secs(30)).await;
+    assert_eq!(bench.fake.calls.lock().unwrap().len(), 0, "paused");
+    assert_eq!(bench.outbox.cancel(cancelled).await.unwrap(), Touched::Done);
+    assert_eq!(bench.outbox.cancel(cancelled).await.unwrap(), Touched::NotFound);
+    let purge = |dry_run| Purge { function: f.clone(), place: None, accepted_before: None, dry_run };
+    assert_eq!(bench.outbox.purge(purge(true)).await.unwrap().events, 19);
+    assert_eq!(bench.count(Place::Ready).await, 19, "only counted");
+    bench.outbox.pause(&f, false).await.unwrap();
+    bench.until_empty(Duration::from_secs(60)).await;
+    assert_eq!(bench.delivered("f"), 19);
+
+    let scheduled = Event { deliver_at: Some(bench.clock.now().plus(Duration::from_secs(3_600))), ..scheduled };
+    let id = scheduled.id;
+    bench.append(vec![scheduled]).await;
+    bench.clock.sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.delivered("g"), 0);
+    assert_eq!(bench.outbox.attempt_now(id).await.unwrap(), Touched::Done);
+    bench.clock.sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.delivered("g"), 1);
+    bench.end().await;
+}

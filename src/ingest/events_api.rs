@@ -1,0 +1,440 @@
+//! The native door on the wire, read from and written as plain data: `/v1/events` and `/v1/events/{id}`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use crate::clock::UnixMillis;
+use crate::event::{Carried, EventId, Function, KeySource, PAYLOAD_BYTES_MAX};
+use crate::ingest::Settings;
+use crate::ingest::key::Offers;
+use crate::ingest::lambda_api::{self, Fields};
+use crate::ingest::refusal::Refusal;
+use crate::outbox::{Found, LastOutcome};
+
+/// Events of one batch.
+pub const BATCH_EVENTS_MAX: usize = 1_000;
+
+/// Bytes of one batch.
+pub const BATCH_BYTES_MAX: usize = 8 << 20;
+
+/// How far ahead an event may be scheduled; what is further ahead is more likely a mistaken unit.
+const AHEAD_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+
+/// The longest trace header, in bytes; Lambda's are below 200.
+const TRACE_BYTES_MAX: usize = 1_024;
+
+/// Below this a number of milliseconds is one of seconds: it would lie before September 2001.
+const MILLIS_MIN: u64 = 1_000_000_000_000;
+
+/// An event to be stored and delivered.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewEvent<'a> {
+    /// Name, partial ARN or ARN, as in Lambda's Invoke.
+    #[schema(min_length = 1, max_length = 256)]
+    function: String,
+    /// What the function is called with, byte for byte; without it, nothing, which Lambda takes for `{}`. At most 1 MiB.
+    #[serde(borrow, default, deserialize_with = "raw")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    payload: Option<&'a RawValue>,
+    /// Version or alias.
+    #[schema(min_length = 1, max_length = 128)]
+    qualifier: Option<String>,
+    /// The same key means the same event. The header `Idempotency-Key` comes before it, for a single event.
+    #[schema(min_length = 1, max_length = 255)]
+    idempotency_key: Option<String>,
+    /// Not to be attempted before; not beside `delay`.
+    deliver_at: Option<Time>,
+    /// Not to be attempted before so much time has passed.
+    delay: Option<Delay>,
+    /// Not worth attempting after: then it becomes a dead letter.
+    expires_at: Option<Time>,
+    /// For functions with tenant isolation.
+    #[schema(min_length = 1, max_length = 256)]
+    tenant_id: Option<String>,
+    /// `X-Amzn-Trace-Id`.
+    #[schema(max_length = 1024)]
+    trace_header: Option<String>,
+}
+
+/// `null` is a payload, not the absence of one.
+fn raw<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// A point in time: milliseconds since 1970 UTC, or RFC 3339.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum Time {
+    Millis(u64),
+    #[schema(format = DateTime)]
+    Text(String),
+}
+
+/// A span of time: seconds, or as in `10m`, `1h 30m`, `500ms`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum Delay {
+    Seconds(u64),
+    Text(String),
+}
+
+/// What is to become an event; all of it checked but the key, which may be in the payload.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    pub function: Function,
+    pub carried: Carried,
+    pub keys: Offers,
+    pub payload: Bytes,
+    pub deliver_at: Option<UnixMillis>,
+    pub expires_at: Option<UnixMillis>,
+    /// In bytes.
+    pub payload_max: usize,
+}
+
+/// Reads one event. `text` is a part of `body`, so that its payload shares the body's memory.
+pub fn read_event(
+    text: &str,
+    body: &Bytes,
+    headers: Option<&http::HeaderMap>,
+    now: UnixMillis,
+    settings: &Settings,
+) -> Result<Draft, Refusal> {
+    let invalid = Refusal::InvalidContent;
+    let event: NewEvent<'_> = serde_json::from_str(text).map_err(|error| invalid(format!("not an event: {error}")))?;
+    let payload = event.payload.map_or_else(Bytes::new, |raw| body.slice_ref(raw.get().as_bytes()));
+    if payload.len() > PAYLOAD_BYTES_MAX {
+        let (bytes, limit) = (Some(payload.len() as u64), PAYLOAD_BYTES_MAX as u64);
+        return Err(Refusal::PayloadTooLarge { bytes, limit });
+    }
+    let is_header = |text: &String| text.len() <= TRACE_BYTES_MAX && text.bytes().all(|b| (0x20..=0x7e).contains(&b));
+    if event.trace_header.as_ref().is_some_and(|text| !is_header(text)) {
+        return Err(invalid(format!("trace_header must be printable ASCII of at most {TRACE_BYTES_MAX} bytes")));
+    }
+    let fields = Fields { address: event.function, qualifier: event.qualifier, tenant_id: event.tenant_id };
+    let function = lambda_api::check_fields(&fields, settings)?;
+    let deliver_at = match (event.deliver_at, event.delay) {
+        (Some(_), Some(_)) => return Err(invalid("deliver_at and delay contradict each other: give one".to_owned())),
+        (Some(time), None) => Some(time.read("deliver_at")?),
+        (None, Some(delay)) => Some(now.plus(delay.read()?)),
+        (None, None) => None,
+    };
+    let expires_at = event.expires_at.map(|time| time.read("expires_at")).transpose()?;
+    if deliver_at.is_some_and(|time| time > now.plus(AHEAD_MAX)) {
+        return Err(invalid("deliver_at is more than 366 days ahead".to_owned()));
+    }
+    if expires_at.is_some_and(|time| time <= deliver_at.unwrap_or(now).max(now)) {
+        return Err(invalid("expires_at is not after now and deliver_at".to_owned()));
+    }
+    let carried = Carried { trace_header: event.trace_header, tenant_id: fields.tenant_id, ..Carried::default() };
+    let keys = Offers::native(headers, event.idempotency_key)?;
+    let deliver_at = deliver_at.filter(|time| *time > now);
+    Ok(Draft { function, carried, keys, payload, deliver_at, expires_at, payload_max: PAYLOAD_BYTES_MAX })
+}
+
+impl Time {
+    fn read(self, field: &str) -> Result<UnixMillis, Refusal> {
+        match self {
+            Self::Millis(millis) if millis >= MILLIS_MIN => Ok(UnixMillis(millis)),
+            Self::Millis(_) => Err(Refusal::InvalidContent(format!("{field} is in milliseconds, not in seconds"))),
+            Self::Text(text) => rfc3339(&text).ok_or_else(|| {
+                Refusal::InvalidContent(format!("{field} must be like \"2026-11-23T15:00:00Z\", or milliseconds"))
+            }),
+        }
+    }
+}
+
+impl Delay {
+    fn read(self) -> Result<Duration, Refusal> {
+        let delay = match self {
+            Self::Seconds(seconds) => Some(Duration::from_secs(seconds)),
+            Self::Text(text) => humantime::parse_duration(&text).ok(),
+        };
+        delay.filter(|delay| *delay <= AHEAD_MAX).ok_or_else(|| {
+            Refusal::InvalidContent("delay must be seconds, or like \"10m\", and at most 366 days".to_owned())
+        })
+    }
+}
+
+/// A time of RFC 3339 with any offset, from 1970 on.
+fn rfc3339(text: &str) -> Option<UnixMillis> {
+    let utc = |text: &str| {
+        let time = humantime::parse_rfc3339(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+        u64::try_from(time.as_millis()).ok()
+    };
+    let text = text.to_ascii_uppercase();
+    if text.ends_with('Z') {
+        return utc(&text).map(UnixMillis);
+    }
+    let (local, offset) = text.split_at_checked(text.len().checked_sub(6)?)?;
+    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+    let is_number = |text: &str| text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let (hours, minutes) = (Some(hours).filter(|it| is_number(it))?, Some(minutes).filter(|it| is_number(it))?);
+    let (hours, minutes): (u64, u64) = (hours.parse().ok()?, minutes.parse().ok()?);
+    if hours > 23 || minutes > 59 {
+        return None;
+    }
+    let (local, offset_millis) = (utc(&format!("{local}Z"))?, (hours * 60 + minutes) * 60_000);
+    match offset.as_bytes().first()? {
+        b'+' => local.checked_sub(offset_millis),
+        b'-' => local.checked_add(offset_millis),
+        _ => None,
+    }
+    .map(UnixMillis)
+}
+
+/// The lines of a batch, or none if the body is one event: by its type if that says so, else by its first line.
+pub fn lines<'a>(content_type: Option<&str>, body: &'a str) -> Option<Vec<&'a str>> {
+    let mime = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let says_lines = ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
+    let lines = || body.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>();
+    if says_lines.contains(&mime.as_str()) {
+        return Some(lines());
+    }
+    if mime == "application/json" {
+        return None;
+    }
+    let (first, rest) = body.trim_start().split_once('\n')?;
+    let is_whole = !rest.trim().is_empty() && serde_json::from_str::<serde::de::IgnoredAny>(first).is_ok();
+    is_whole.then(lines)
+}
+
+/// What became of one event: the answer to it, or its line in the answer to a batch.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum EventAnswer {
+    Accepted(AcceptedEvent),
+    Refused(RefusedEvent),
+}
+
+impl EventAnswer {
+    pub fn is_accepted(&self) -> bool {
+        matches!(self, Self::Accepted(_))
+    }
+}
+
+/// The event is on stable storage.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct AcceptedEvent {
+    /// Always 202.
+    pub status: u16,
+    /// The event's id, or the first event's for a repeat.
+    #[schema(value_type = String, format = "uuid")]
+    pub id: EventId,
+    /// The key was known, with the same payload: nothing was stored.
+    pub duplicate: bool,
+    /// Where the key came from.
+    #[schema(value_type = String)]
+    pub key_source: KeySource,
+}
+
+/// Nothing of the event is stored.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RefusedEvent {
+    /// What the event would have been answered with alone: 400, 413, 422, 503.
+    pub status: u16,
+    /// Lambda's error code, or ours where it has none.
+    pub code: String,
+    pub message: String,
+    /// Whose key it is, if another event's.
+    #[schema(value_type = Option<String>, format = "uuid")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first: Option<EventId>,
+    /// When to come back, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+}
+
+/// A request that is refused as a whole, in Lambda's own shape. The code is in the header `x-amzn-ErrorType`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "PascalCase")]
+pub struct ErrorBody {
+    /// `User` or `Service`: whose fault it is.
+    #[serde(rename = "Type")]
+    #[schema(rename = "Type")]
+    pub fault: Option<String>,
+    /// The text, in some errors.
+    #[serde(rename = "message")]
+    #[schema(rename = "message")]
+    pub lower_message: Option<String>,
+    /// The text, in all others.
+    pub message: Option<String>,
+    /// Of a 429.
+    pub reason: Option<String>,
+}
+
+/// Where an event is. Never its payload, never its key.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EventState {
+    #[schema(value_type = String, format = "uuid")]
+    pub id: EventId,
+    /// The canonical name.
+    pub function: String,
+    /// `ready`, `waiting` for its next attempt, `scheduled` for its first, or `buried`.
+    pub state: &'static str,
+    /// It is being attempted, or shipped, right now.
+    pub in_flight: bool,
+    /// Attempts that count against `attempts_max`.
+    pub attempts: u32,
+    /// All calls of Invoke, those too that count for nothing.
+    pub calls: u32,
+    #[schema(format = DateTime)]
+    pub accepted_at: String,
+    #[schema(format = DateTime)]
+    pub deliver_at: Option<String>,
+    #[schema(format = DateTime)]
+    pub expires_at: Option<String>,
+    /// Not to be attempted before.
+    #[schema(format = DateTime)]
+    pub due: Option<String>,
+    pub last: Option<Outcome>,
+    pub burial: Option<Buried>,
+}
+
+/// What the last attempt brought.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Outcome {
+    #[schema(format = DateTime)]
+    pub at: String,
+    /// HTTP status; 0 if there was no answer.
+    pub status: u16,
+    pub code: String,
+    pub message: String,
+    /// Of Lambda: the join key to CloudWatch.
+    pub request_id: Option<String>,
+}
+
+/// Why an event was given up.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Buried {
+    #[schema(format = DateTime)]
+    pub at: String,
+    /// `retries-exhausted`, `event-age-exceeded` or `refused`.
+    pub reason: &'static str,
+}
+
+impl From<Found> for EventState {
+    fn from(found: Found) -> Self {
+        let Found { event, history, place, leased } = found;
+        let outcome = |last: LastOutcome| Outcome {
+            at: last.at.rfc3339(),
+            status: last.status,
+            code: last.code,
+            message: last.message,
+            request_id: last.request_id,
+        };
+        Self {
+            id: event.id,
+            function: event.function.name.as_str().to_owned(),
+            state: place.as_str(),
+            in_flight: leased,
+            attempts: history.attempts,
+            calls: history.calls,
+            accepted_at: event.accepted_at.rfc3339(),
+            deliver_at: event.deliver_at.map(UnixMillis::rfc3339),
+            expires_at: event.expires_at.map(UnixMillis::rfc3339),
+            due: Some(history.due).filter(|due| due.0 > 0).map(UnixMillis::rfc3339),
+            last: history.last.map(outcome),
+            burial: history.burial.map(|burial| Buried { at: burial.at.rfc3339(), reason: burial.reason.as_str() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::lambda_api::tests::settings;
+
+    const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+
+    fn read(text: &str) -> Result<Draft, String> {
+        let body = Bytes::from(text.to_owned());
+        let text = std::str::from_utf8(&body).unwrap();
+        read_event(text, &body, None, NOW, &settings()).map_err(|refusal| refusal.message())
+    }
+
+    #[test]
+    fn an_event_keeps_the_bytes_of_its_payload() {
+        for (payload, expected) in [
+            (r#","payload":{"a": 1.50,  "b":[ 1 ]}"#, r#"{"a": 1.50,  "b":[ 1 ]}"#),
+            (r#","payload":null"#, "null"),
+            (r#","payload":"\u00e4""#, r#""\u00e4""#),
+            ("", ""),
+        ] {
+            let draft = read(&format!(r#"{{"function":"orders"{payload}}}"#)).unwrap();
+            assert_eq!(draft.payload, expected);
+        }
+        let whole = read(
+            r#"{"function":"orders:prod","qualifier":"prod","tenant_id":"blue team","trace_header":"Root=1",
+                "idempotency_key":"k","delay":"10m","expires_at":1790003600000}"#,
+        )
+        .unwrap();
+        assert_eq!(whole.function.name.as_str(), "orders:prod");
+        assert_eq!(whole.carried.tenant_id.as_deref(), Some("blue team"));
+        assert_eq!(whole.carried.trace_header.as_deref(), Some("Root=1"));
+        assert_eq!(whole.deliver_at, Some(NOW.plus(Duration::from_secs(600))));
+        assert_eq!(whole.expires_at, Some(UnixMillis(1_790_003_600_000)));
+    }
+
+    #[test]
+    fn an_event_that_is_not_valid_says_why() {
+        let too_large = format!(r#""payload":"{}""#, "x".repeat(PAYLOAD_BYTES_MAX));
+        for (fields, why) in [
+            (r#""payload":{}"#, "missing field `function`"),
+            (r#""function":"f","idempotencyKey":"k""#, "unknown field `idempotencyKey`"),
+            (r#""function":"a b""#, "at 'functionName' failed to satisfy constraint"),
+            (r#""function":"f:dev","qualifier":"prod""#, "does not match the specified qualifier"),
+            (r##""function":"f","tenant_id":"#""##, "at 'tenantId' failed to satisfy constraint"),
+            (r#""function":"f","trace_header":"a\nb""#, "trace_header must be printable"),
+            (r#""function":"f","idempotency_key":"""#, "idempotency_key must have 1 to 255 characters"),
+            (r#""function":"f","deliver_at":1790003600"#, "deliver_at is in milliseconds"),
+            (r#""function":"f","deliver_at":"tomorrow""#, "deliver_at must be like"),
+            (r#""function":"f","deliver_at":"2099-01-01T00:00:00Z""#, "more than 366 days ahead"),
+            (r#""function":"f","deliver_at":1790003600000,"delay":1"#, "contradict each other"),
+            (r#""function":"f","delay":"soon""#, "delay must be seconds"),
+            (r#""function":"f","delay":-1"#, "not an event"),
+            (r#""function":"f","expires_at":1790000000000"#, "expires_at is not after now"),
+            (r#""function":"f","delay":60,"expires_at":1790000060000"#, "expires_at is not after now"),
+            (&format!(r#""function":"f",{too_large}"#), "1048578 byte payload is too large"),
+        ] {
+            let said = read(&format!("{{{fields}}}")).unwrap_err();
+            assert!(said.contains(why), "{fields:.80}: {said}");
+        }
+    }
+
+    #[test]
+    fn times_are_rfc_3339_with_any_offset() {
+        for (text, expected) in [
+            ("2026-11-23T15:00:00Z", Some(1_795_446_000_000)),
+            ("2026-11-23t15:00:00z", Some(1_795_446_000_000)),
+            ("2026-11-23T17:30:00+02:30", Some(1_795_446_000_000)),
+            ("2026-11-23T10:00:00.250-05:00", Some(1_795_446_000_250)),
+            ("2026-11-23T15:00:00", None),
+            ("2026-11-23T15:00:00+2:00", None),
+            ("2026-11-23T15:00:00+24:00", None),
+            ("2026-11-23T15:00:00*02:00", None),
+            ("1969-12-31T23:00:00Z", None),
+            ("ä+00:00", None),
+            ("", None),
+        ] {
+            assert_eq!(rfc3339(text), expected.map(UnixMillis), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_batch_is_told_by_its_type_or_by_its_first_line() {
+        let (two, pretty) = ("{\"a\":1}\n\n{\"b\":2}\n", "{\n  \"a\": 1\n}\n");
+        assert_eq!(lines(Some("application/x-ndjson; charset=utf-8"), two), Some(vec!["{\"a\":1}", "{\"b\":2}"]));
+        assert_eq!(lines(Some("application/x-ndjson"), "{\"a\":1}"), Some(vec!["{\"a\":1}"]));
+        assert_eq!(lines(None, two).map(|lines| lines.len()), Some(2));
+        assert_eq!(lines(Some("application/x-www-form-urlencoded"), two).map(|lines| lines.len()), Some(2));
+        for (content_type, body) in [(Some("application/json"), two), (None, pretty), (None, "{\"a\":1}\n"), (None, "")]
+        {
+            assert_eq!(lines(content_type, body), None, "{body}");
+        }
+    }
+}

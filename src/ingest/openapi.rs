@@ -1,0 +1,76 @@
+//! The OpenAPI document of the native door, made of the types that read and write it.
+
+use std::sync::LazyLock;
+
+use utoipa::OpenApi;
+
+use crate::ingest::events_api::{AcceptedEvent, ErrorBody, EventAnswer, EventState, NewEvent};
+
+/// The document, as JSON.
+pub fn document() -> &'static str {
+    static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
+        // A document of text and numbers cannot fail to be written.
+        Document::openapi().to_pretty_json().unwrap_or_default()
+    });
+    &DOCUMENT
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "sendoff",
+        description = "A durable outbox in front of AWS Lambda: the native door. Lambda's own Invoke is served beside it, \
+                       as AWS documents it.",
+    ),
+    paths(take_events, show_event),
+    components(schemas(EventAnswer))
+)]
+struct Document;
+
+/// Store an event, or a batch of them, and have them delivered
+///
+/// One JSON object is one event. Lines of JSON objects (NDJSON) are a batch: at most 1,000 events and 8 MiB, stored by one
+/// commit, answered by one line for each, in order. What is answered with 202 is on stable storage.
+#[utoipa::path(
+    post,
+    path = "/v1/events",
+    params(("Idempotency-Key" = Option<String>, Header, description = "The key of a single event, quoted or bare")),
+    request_body(
+        content(
+            (NewEvent = "application/json"),
+            (String = "application/x-ndjson"),
+        ),
+        description = "One event, or lines of events"
+    ),
+    responses(
+        (status = 202, description = "Stored: the event, or every event of the batch",
+         content((AcceptedEvent = "application/json"), (String = "application/x-ndjson"))),
+        (status = 207, description = "Some events of a batch are refused; each line has its own status (EventAnswer)",
+         content((String = "application/x-ndjson"))),
+        (status = 400, description = "Not an event", body = ErrorBody, content_type = "application/json"),
+        (status = 408, description = "The body did not come in time", body = ErrorBody, content_type = "application/json"),
+        (status = 413, description = "Payload or batch too large", body = ErrorBody, content_type = "application/json"),
+        (status = 422, description = "The key is another event's", body = ErrorBody, content_type = "application/json"),
+        (status = 429, description = "Too many requests in memory", body = ErrorBody, content_type = "application/json"),
+        (status = 503, description = "Full, or unable to store", body = ErrorBody, content_type = "application/json"),
+    )
+)]
+#[expect(dead_code, reason = "only its description is used")]
+fn take_events() {}
+
+/// Where an event is
+///
+/// An event that was delivered, or shipped as a dead letter, is stored no more.
+#[utoipa::path(
+    get,
+    path = "/v1/events/{id}",
+    params(("id" = String, Path, description = "The event's id", format = "uuid")),
+    responses(
+        (status = 200, description = "It is stored", body = EventState),
+        (status = 400, description = "Not the id of an event", body = ErrorBody, content_type = "application/json"),
+        (status = 404, description = "Not stored, or no more", body = ErrorBody, content_type = "application/json"),
+        (status = 503, description = "The outbox cannot say", body = ErrorBody, content_type = "application/json"),
+    )
+)]
+#[expect(dead_code, reason = "only its description is used")]
+fn show_event() {}

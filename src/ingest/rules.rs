@@ -1,0 +1,273 @@
+//! What is configured for the events of one function: where their key is, and what carries it to the function.
+//!
+//! Both are done when an event is accepted, not when it is attempted: what is stored is what is sent, so every attempt is
+//! the same though the configuration may change between two (G4), and what grows too large is refused at the door.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use jmespath::functions::{ArgumentType, CustomFunction, Signature};
+use jmespath::{Context, ErrorReason, JmespathError, Rcvar, Runtime, Variable};
+use serde::de::IgnoredAny;
+use sha2::{Digest, Sha256};
+
+use crate::event::{Event, FunctionName, IdempotencyKey, KEY_CHARS_MAX, KeySource};
+use crate::ingest::refusal::Refusal;
+
+/// The longest `X-Amz-Durable-Execution-Name`, in characters (Lambda's API model).
+const DURABLE_NAME_CHARS_MAX: usize = 64;
+
+/// The rules of all functions.
+#[derive(Debug, Clone, Default)]
+pub struct Rules {
+    /// Where no pattern matches.
+    pub default: Rule,
+    /// By name pattern (`*` stands for any run of characters); the first match in file order counts.
+    pub functions: Vec<(String, Rule)>,
+}
+
+impl Rules {
+    pub fn of(&self, function: &FunctionName) -> &Rule {
+        self.functions.iter().find(|(pattern, _)| function.fits(pattern)).map_or(&self.default, |(_, rule)| rule)
+    }
+}
+
+/// The rule of one function. The default has no key in the payload and changes nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Rule {
+    /// Where the key is in the payload.
+    pub key: Option<KeyExpression>,
+    /// Each event starts a durable execution that is named after its key, unless the client named it.
+    pub durable: bool,
+    /// The field of a JSON object payload that the key is put into.
+    pub inject: Option<String>,
+}
+
+impl Rule {
+    /// Puts the event's key where the function finds it. `payload_max` is in bytes.
+    pub fn carry(&self, event: &mut Event, payload_max: usize) -> Result<(), Refusal> {
+        if self.durable && event.carried.durable_execution_name.is_none() {
+            event.carried.durable_execution_name = Some(durable_name(&event.function.name, &event.key.value));
+        }
+        if let Some(field) = &self.inject
+            && let Some(payload) = with_field(&event.payload, field, &event.key.value)
+        {
+            if payload.len() > payload_max {
+                let (bytes, limit) = (Some(payload.len() as u64), payload_max as u64);
+                return Err(Refusal::PayloadTooLarge { bytes, limit });
+            }
+            event.payload = payload;
+        }
+        Ok(())
+    }
+}
+
+/// The name of a durable execution. A key that fits the name's pattern is the name, so that people find it; any other is
+/// hashed together with the function, as AWS's texts disagree whether names are one function's or the account's.
+fn durable_name(function: &FunctionName, key: &str) -> String {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    if (1..=DURABLE_NAME_CHARS_MAX).contains(&key.len()) && key.bytes().all(fits) {
+        return key.to_owned();
+    }
+    sha256_hex(format!("{function}\0{key}").as_bytes())
+}
+
+/// The payload with the field in front, all other bytes as they are; none if it is to stay as it is: it is no object, or
+/// has the field. Nothing at all is `{}` to Lambda, and so here.
+fn with_field(payload: &Bytes, field: &str, key: &str) -> Option<Bytes> {
+    let text = std::str::from_utf8(payload).ok()?.trim_ascii();
+    let text = if text.is_empty() { "{}" } else { text };
+    let fields: BTreeMap<String, IgnoredAny> = serde_json::from_str(text).ok()?;
+    if fields.contains_key(field) {
+        return None;
+    }
+    let rest = text.strip_prefix('{')?;
+    let comma = if fields.is_empty() { "" } else { "," };
+    let entry = format!("{}:{}", serde_json::Value::from(field), serde_json::Value::from(key));
+    Some(Bytes::from(format!("{{{entry}{comma}{rest}")))
+}
+
+/// A JMESPath expression that finds the key in a payload, with `powertools_json` and `powertools_base64` as in Powertools
+/// for AWS Lambda.
+#[derive(Clone)]
+pub struct KeyExpression {
+    text: Arc<str>,
+    ast: Arc<jmespath::ast::Ast>,
+}
+
+impl KeyExpression {
+    /// The error says what is wrong, and where, in one line.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let one_line = |error: JmespathError| error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        let ast = jmespath::parse(text).map_err(one_line)?;
+        Ok(Self { text: text.into(), ast: Arc::new(ast) })
+    }
+
+    /// The key that the payload offers. None if the expression finds nothing in it: null, an empty text, or a list or
+    /// object with nothing in it but nulls, as Powertools has it. A text is the key itself, all else its JSON.
+    pub fn key(&self, payload: &[u8]) -> Option<IdempotencyKey> {
+        let payload = std::str::from_utf8(payload).ok()?;
+        let data = Rcvar::new(Variable::from_json(payload).ok()?);
+        let mut context = Context::new(&self.text, &RUNTIME);
+        let found = jmespath::interpret(&data, &self.ast, &mut context).ok()?;
+        let value = match &*found {
+            Variable::Null | Variable::Expref(_) => return None,
+            Variable::String(text) => text.clone(),
+            Variable::Array(items) if items.iter().all(|item| item.is_null()) => return None,
+            Variable::Object(fields) if fields.values().all(|field| field.is_null()) => return None,
+            Variable::Bool(_) | Variable::Number(_) | Variable::Array(_) | Variable::Object(_) => found.to_string(),
+        };
+        let value = match value.chars().count() {
+            0 => return None,
+            1..=KEY_CHARS_MAX => value,
+            _ => sha256_hex(value.as_bytes()),
+        };
+        Some(IdempotencyKey { value, source: KeySource::Expression })
+    }
+}
+
+impl fmt::Debug for KeyExpression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.text.fmt(f)
+    }
+}
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    let mut runtime = Runtime::new();
+    runtime.register_builtin_functions();
+    let mut text_function = |name: &str, read: fn(&str) -> Result<Variable, String>| {
+        let function = move |args: &[Rcvar], context: &mut Context<'_>| {
+            let text = args.first().and_then(|arg| arg.as_string()).map_or("", String::as_str);
+            read(text).map(Rcvar::new).map_err(|why| JmespathError::from_ctx(context, ErrorReason::Parse(why)))
+        };
+        let signature = Signature::new(vec![ArgumentType::String], None);
+        runtime.register_function(name, Box::new(CustomFunction::new(signature, Box::new(function))));
+    };
+    text_function("powertools_json", Variable::from_json);
+    text_function("powertools_base64", |text| {
+        let bytes = BASE64_STANDARD.decode(text).map_err(|error| error.to_string())?;
+        String::from_utf8(bytes).map(Variable::String).map_err(|error| error.to_string())
+    });
+    runtime
+});
+
+fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::UnixMillis;
+    use crate::event::{Carried, EventId, Function};
+
+    fn key(expression: &str, payload: &str) -> Option<String> {
+        KeyExpression::parse(expression).unwrap().key(payload.as_bytes()).map(|key| key.value)
+    }
+
+    #[test]
+    fn an_expression_finds_the_key_as_powertools_writes_it() {
+        for (expression, payload, expected) in [
+            ("order_id", r#"{"order_id":"o-1"}"#, Some("o-1")),
+            ("order_id", r#"{"order_id":17}"#, Some("17")),
+            ("order_id", r#"{"order_id":true}"#, Some("true")),
+            ("[user.uid, order_id]", r#"{"user":{"uid":"u"},"order_id":"o"}"#, Some(r#"["u","o"]"#)),
+            ("{a: x, b: y}", r#"{"y":2,"x":1}"#, Some(r#"{"a":1,"b":2}"#)),
+            ("Records[0].messageId", r#"{"Records":[{"messageId":"m"}]}"#, Some("m")),
+            ("powertools_json(body).id", r#"{"body":"{\"id\":\"in\"}"}"#, Some("in")),
+            ("powertools_base64(data)", r#"{"data":"aGk="}"#, Some("hi")),
+            ("powertools_json(body).id", r#"{"body":"not json"}"#, None),
+            ("powertools_base64(data)", r#"{"data":7}"#, None),
+            ("order_id", r#"{"other":1}"#, None),
+            ("order_id", r#"{"order_id":null}"#, None),
+            ("order_id", r#"{"order_id":""}"#, None),
+            ("[user.uid, order_id]", r#"{"x":1}"#, None),
+            ("order_id", "[1]", None),
+            ("order_id", "", None),
+        ] {
+            assert_eq!(key(expression, payload).as_deref(), expected, "{expression} in {payload}");
+        }
+    }
+
+    #[test]
+    fn a_long_key_is_hashed_and_two_never_share_one() {
+        let long = |last: char| key("k", &format!(r#"{{"k":"{}{last}"}}"#, "x".repeat(255))).unwrap();
+        assert_eq!(long('a').len(), 64);
+        assert_ne!(long('a'), long('b'));
+    }
+
+    #[test]
+    fn an_expression_that_is_none_says_why_in_one_line() {
+        let why = KeyExpression::parse("a[").unwrap_err();
+        assert!(!why.is_empty() && !why.contains('\n'), "{why}");
+    }
+
+    #[test]
+    fn a_field_goes_in_front_and_no_other_byte_changes() {
+        for (payload, expected) in [
+            (r#"{"a": 1.50,  "b":[ 1 ]}"#, Some(r#"{"k":"o\"1","a": 1.50,  "b":[ 1 ]}"#)),
+            (" { } ", Some(r#"{"k":"o\"1" }"#)),
+            ("{}", Some(r#"{"k":"o\"1"}"#)),
+            ("", Some(r#"{"k":"o\"1"}"#)),
+            (r#"{"a":{"k":1}}"#, Some(r#"{"k":"o\"1","a":{"k":1}}"#)),
+            (r#"{"k":"theirs"}"#, None),
+            (r#"{"\u006b":1}"#, None),
+            ("[1]", None),
+            ("\"text\"", None),
+            ("null", None),
+        ] {
+            let changed = with_field(&Bytes::from(payload.to_owned()), "k", "o\"1");
+            assert_eq!(changed.as_deref(), expected.map(str::as_bytes), "{payload}");
+            if let Some(changed) = changed {
+                assert!(serde_json::from_slice::<serde_json::Value>(&changed).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn a_durable_execution_is_named_after_the_key_if_that_fits() {
+        let (orders, bills) = (FunctionName::new("orders"), FunctionName::new("bills"));
+        assert_eq!(durable_name(&orders, "order-1_A"), "order-1_A");
+        assert_eq!(durable_name(&orders, &"k".repeat(64)), "k".repeat(64));
+        for key in ["AKID/5f2c", "a b", "", &"k".repeat(65), "ä"] {
+            let name = durable_name(&orders, key);
+            assert_eq!(name.len(), 64, "{key}");
+            assert_eq!(name, durable_name(&orders, key), "the same on every attempt");
+            assert_ne!(name, durable_name(&bills, key), "{key}");
+        }
+    }
+
+    fn event(payload: &'static str) -> Event {
+        let name = FunctionName::new("orders");
+        Event {
+            id: EventId::mint(UnixMillis(1), 0, &name),
+            function: Function { name, address: "orders".into(), qualifier: None, region: None },
+            key: IdempotencyKey { value: "order-1".into(), source: KeySource::Header },
+            carried: Carried::default(),
+            payload: Bytes::from_static(payload.as_bytes()),
+            accepted_at: UnixMillis(1),
+            deliver_at: None,
+            expires_at: None,
+            redrives: 0,
+        }
+    }
+
+    #[test]
+    fn a_rule_carries_the_key_and_checks_the_size_that_this_makes() {
+        let rule = Rule { key: None, durable: true, inject: Some("id".into()) };
+        let mut ours = event("{}");
+        rule.carry(&mut ours, 16).unwrap();
+        assert_eq!(ours.payload, r#"{"id":"order-1"}"#);
+        assert_eq!(ours.carried.durable_execution_name.as_deref(), Some("order-1"));
+        let refused = rule.carry(&mut event("{}"), 15);
+        assert_eq!(refused, Err(Refusal::PayloadTooLarge { bytes: Some(16), limit: 15 }));
+        let mut theirs = event("{}");
+        theirs.carried.durable_execution_name = Some("theirs".into());
+        rule.carry(&mut theirs, 16).unwrap();
+        assert_eq!(theirs.carried.durable_execution_name.as_deref(), Some("theirs"));
+    }
+}

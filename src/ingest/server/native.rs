@@ -1,0 +1,190 @@
+//! The native door: events as JSON, one or many, and where an event is.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::request::Parts as Head;
+use http::{Method, Response, StatusCode};
+use http_body_util::{Either, Full};
+use hyper::body::Body;
+use serde::Serialize;
+
+use super::{Answer, CROWDED_RETRY, Door, UNAVAILABLE_RETRY};
+use crate::event::EventId;
+use crate::ingest::admission::SLOT_BYTES;
+use crate::ingest::body;
+use crate::ingest::events_api::{
+    BATCH_BYTES_MAX, BATCH_EVENTS_MAX, Draft, EventAnswer, EventState, RefusedEvent, lines, read_event,
+};
+use crate::ingest::openapi;
+use crate::ingest::passthrough::Passthrough;
+use crate::ingest::refusal::{Refusal, header_value};
+use crate::outbox::Outbox;
+
+impl<O: Outbox, P: Passthrough> Door<O, P> {
+    /// Answers a request below `/v1/`.
+    pub(super) async fn native<B: Body>(&self, head: &Head, body: Pin<&mut B>) -> Result<Answer, Refusal> {
+        let route = head.uri.path().strip_prefix("/v1/").ok_or(Refusal::UnknownOperation)?;
+        let of = |method: &Method, allow: &'static str| {
+            if head.method == *method { Ok(()) } else { Err(Refusal::MethodNotAllowed { allow }) }
+        };
+        match route.split_once('/') {
+            None if route == "events" => {
+                of(&Method::POST, "POST")?;
+                self.take_events(head, body).await
+            }
+            None if route == "openapi.json" => {
+                of(&Method::GET, "GET")?;
+                Ok(json(StatusCode::OK, Bytes::from_static(openapi::document().as_bytes())))
+            }
+            Some(("events", id)) => {
+                of(&Method::GET, "GET")?;
+                self.show_event(id).await
+            }
+            Some(_) | None => Err(Refusal::UnknownOperation),
+        }
+    }
+
+    async fn show_event(&self, id: &str) -> Result<Answer, Refusal> {
+        let id: EventId = id.parse().map_err(|_| Refusal::InvalidContent("not the id of an event".to_owned()))?;
+        match self.outbox.find(id).await {
+            Ok(Some(found)) => Ok(json(StatusCode::OK, written(&EventState::from(found)))),
+            Ok(None) => Err(Refusal::EventUnknown { id }),
+            Err(error) => {
+                Err(Refusal::Unavailable { why: error.to_string(), retry_after: self.retry_after(UNAVAILABLE_RETRY) })
+            }
+        }
+    }
+
+    async fn take_events<B: Body>(&self, head: &Head, body: Pin<&mut B>) -> Result<Answer, Refusal> {
+        let settings = &self.shared.settings;
+        // Never more than fits at all, or such a batch would be told to come back for ever.
+        let room = usize::try_from(settings.request_bytes_max.saturating_sub(SLOT_BYTES)).unwrap_or(usize::MAX);
+        let limit = BATCH_BYTES_MAX.min(room);
+        let expected = body.size_hint().exact().unwrap_or(limit as u64);
+        if expected > limit as u64 {
+            return Err(Refusal::BatchTooLarge { limit: format!("{limit} bytes") });
+        }
+        let _permit = self
+            .shared
+            .admission
+            .admit(expected)
+            .map_err(|crowded| Refusal::Crowded { crowded, retry_after: self.retry_after(CROWDED_RETRY) })?;
+        let bytes = body::read(body, limit, settings.body_timeout).await.map_err(|refusal| {
+            let too_large = matches!(refusal, Refusal::PayloadTooLarge { .. });
+            if too_large { Refusal::BatchTooLarge { limit: format!("{limit} bytes") } } else { refusal }
+        })?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| Refusal::InvalidContent(error.to_string()))?;
+        let now = self.shared.clock.now();
+        let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let Some(lines) = lines(content_type, text) else {
+            let draft = read_event(text, &bytes, Some(&head.headers), now, settings)?;
+            return Ok(self.append(draft).await?.native_response());
+        };
+        if lines.len() > BATCH_EVENTS_MAX {
+            return Err(Refusal::BatchTooLarge { limit: format!("{BATCH_EVENTS_MAX} events") });
+        }
+        if lines.is_empty() {
+            return Err(Refusal::InvalidContent("there is no event in the batch".to_owned()));
+        }
+        if head.headers.contains_key("idempotency-key") {
+            let why = "Idempotency-Key is for a single event: give idempotency_key in each line of a batch";
+            return Err(Refusal::InvalidContent(why.to_owned()));
+        }
+        let drafts = lines.iter().map(|line| read_event(line, &bytes, None, now, settings)).collect();
+        Ok(batch_response(&self.append_batch(drafts).await?))
+    }
+
+    /// Stores what is valid of a batch in one commit; an answer for each, in order. An error means that none is stored.
+    async fn append_batch(&self, drafts: Vec<Result<Draft, Refusal>>) -> Result<Vec<EventAnswer>, Refusal> {
+        let mut events = Vec::new();
+        let mut sources = Vec::new();
+        for draft in drafts {
+            let event = draft.and_then(|draft| self.carry(self.event(draft)));
+            sources.push(
+                event
+                    .as_ref()
+                    .map(|event| (event.id, event.key.source, event.function.name.clone()))
+                    .map_err(Clone::clone),
+            );
+            events.extend(event.ok());
+        }
+        let started = self.shared.clock.instant();
+        let mut appended = self.append_all(events).await?.into_iter();
+        self.shared.metrics.outbox_append_seconds.observe(started.elapsed().as_secs_f64());
+        let unsaid = || Refusal::Unavailable {
+            why: "the outbox did not say whether it stored the event".to_owned(),
+            retry_after: self.retry_after(UNAVAILABLE_RETRY),
+        };
+        let answers = sources.into_iter().map(|source| {
+            let accepted = source.and_then(|(id, source, function)| {
+                self.accepted(appended.next().ok_or_else(unsaid)?, id, source, &function)
+            });
+            match accepted {
+                Ok(accepted) => EventAnswer::Accepted(accepted.into()),
+                Err(refusal) => {
+                    self.note(&refusal);
+                    EventAnswer::Refused(RefusedEvent::from(&refusal))
+                }
+            }
+        });
+        Ok(answers.collect())
+    }
+}
+
+/// A line for each event. 202 if all were accepted; 207 says that the lines must be read.
+fn batch_response(answers: &[EventAnswer]) -> Answer {
+    let all = answers.iter().all(EventAnswer::is_accepted);
+    let mut body = Vec::new();
+    for answer in answers {
+        body.extend_from_slice(&written(answer));
+        body.push(b'\n');
+    }
+    let mut response = json(if all { StatusCode::ACCEPTED } else { StatusCode::MULTI_STATUS }, body.into());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    response
+}
+
+pub(super) fn written(value: &impl Serialize) -> Bytes {
+    // Plain structs of text and numbers cannot fail to be written.
+    Bytes::from(serde_json::to_vec(value).unwrap_or_default())
+}
+
+pub(super) fn json(status: StatusCode, body: Bytes) -> Answer {
+    let mut response = Response::new(Either::Left(Full::new(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// What the native door says otherwise than Lambda's: a conflict of keys is 422 (draft-ietf-httpapi-idempotency-key-header).
+pub(super) fn native_refusal(refusal: &Refusal, mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    *response.status_mut() = native_status(refusal, response.status());
+    if let Refusal::MethodNotAllowed { allow } = refusal {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+    }
+    if let Refusal::Conflict { first, .. } = refusal {
+        response.headers_mut().insert(super::EVENT_ID, header_value(&first.to_string()));
+    }
+    response
+}
+
+pub(super) fn native_status(refusal: &Refusal, lambdas: StatusCode) -> StatusCode {
+    if matches!(refusal, Refusal::Conflict { .. }) { StatusCode::UNPROCESSABLE_ENTITY } else { lambdas }
+}
+
+impl From<&Refusal> for RefusedEvent {
+    fn from(refusal: &Refusal) -> Self {
+        let first = if let Refusal::Conflict { first, .. } = refusal { Some(*first) } else { None };
+        let (status, code) = refusal.status_and_code();
+        let millis = |wait: std::time::Duration| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            status: native_status(refusal, status).as_u16(),
+            code: code.to_owned(),
+            message: refusal.message(),
+            first,
+            retry_after_ms: refusal.retry_after().map(millis),
+        }
+    }
+}
