@@ -211,13 +211,7 @@ fn outbox_settings(world: &World) -> outbox::Settings {
 
 fn dispatch_settings(world: &World) -> dispatch::Settings {
     let policy = world.scenario.policy.clone();
-    dispatch::Settings {
-        in_flight_max: 256,
-        rate: 0,
-        in_flight_bytes_max: 64 << 20,
-        policy,
-        functions: Vec::new(),
-    }
+    dispatch::Settings { in_flight_max: 256, rate: 0, in_flight_bytes_max: 64 << 20, policy, functions: Vec::new() }
 }
 
 fn letter_settings(world: &World) -> deadletter::Settings {
