@@ -6,6 +6,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 PYTHON ?= python3
 VENV := $(CURDIR)/.venv
+VALIDATORS := $(CURDIR)/.venv-deploy
 TOOLS := $(CURDIR)/.tools
 JS := $(CURDIR)/tests/js/node_modules
 export SENDOFF_TEST_VENV := $(VENV)
@@ -15,7 +16,7 @@ help: ## say what can be made (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: $(VENV)/.made $(JS)/.made ## run every test, with the real parts in .venv
+test: $(VENV)/.made $(VALIDATORS)/.made $(JS)/.made ## run every test, with the real parts in .venv
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  $(CARGO) nextest run --locked; \
 	else \
@@ -25,6 +26,26 @@ test: $(VENV)/.made $(JS)/.made ## run every test, with the real parts in .venv
 .PHONY: sim
 sim: ## simulate SEEDS=50000 worlds with faults and crashes (docs/simulation.md)
 	SEEDS=$(or $(SEEDS),50000) $(CARGO) test --locked --test sim promises -- --nocapture
+
+.PHONY: kill
+kill: ## kill the daemon KILLS times (1000) under load and look for every accepted event
+	KILLS=$${KILLS:-1000} $(CARGO) test --locked --test proofs -- --nocapture kill::
+
+.PHONY: powerloss
+powerloss: ## cut the power in a model of the disk: IMAGES (5000) images, every accepted event on each
+	IMAGES=$${IMAGES:-5000} SECOND_CUTS=$${SECOND_CUTS:-20} CUTS=$${CUTS:-12} $(CARGO) test --locked --test proofs -- --nocapture --test-threads 2 power_loss:: loop_mount::
+
+.PHONY: faults
+faults: ## fail the disk at many places and damage the store in many ways
+	FAULTS=$${FAULTS:-40} DAMAGES=$${DAMAGES:-180} $(CARGO) test --locked --test proofs -- --nocapture failing_disk::
+
+.PHONY: churn
+churn: ## 2 million events through the store: the file must stay bounded
+	CHURN=$${CHURN:-2000000} BACKLOG=$${BACKLOG:-100000} $(CARGO) test --locked --test proofs -- --nocapture churn backlog_leaves
+
+.PHONY: scale
+scale: ## start on 1 million waiting events, also after a kill: time and memory
+	SCALE=$${SCALE:-1000000} $(CARGO) test --locked --test proofs -- --nocapture a_large_backlog
 
 .PHONY: demo
 demo: ## see sendoff lose nothing: no AWS account, nothing but the binary
@@ -73,6 +94,13 @@ $(JS)/.made: tests/js/package-lock.json
 	else \
 	  echo "npm is not installed: the AWS SDK for JavaScript will not be tested" >&2; mkdir -p $(JS); \
 	fi
+	touch $@
+
+$(VALIDATORS)/.made: tests/deploy/requirements.txt
+	rm -rf $(VALIDATORS)
+	$(PYTHON) -m venv $(VALIDATORS)
+	$(VALIDATORS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/deploy/requirements.txt
+	$(VALIDATORS)/bin/python -m pip check --disable-pip-version-check
 	touch $@
 
 $(TOOLS)/.made: .ci/requirements.txt

@@ -10,11 +10,17 @@ use http::{StatusCode, header};
 use serde_json::json;
 
 use crate::clock::Clock;
+use crate::dispatch::status::{self as lanes, Status};
 use crate::metrics::Metrics;
 use crate::outbox::dead::Graveyard;
-use crate::outbox::{Census, Outbox, Place};
+use crate::outbox::operator::Operator;
+use crate::outbox::{self, Census, Outbox, Place};
 
 pub mod dead_letters;
+
+pub mod functions;
+
+pub mod events;
 
 pub mod status;
 
@@ -57,11 +63,12 @@ pub struct Admin<O> {
     clock: Clock,
     outbox: Arc<Mutex<Option<O>>>,
     rules: Arc<Mutex<Option<dead_letters::Rules>>>,
+    status: Arc<Mutex<Option<Status>>>,
 }
 
-impl<O: Graveyard> Admin<O> {
+impl<O: Graveyard + Operator> Admin<O> {
     pub fn new(readiness: Readiness, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        Self { readiness, metrics, clock, outbox: Arc::default(), rules: Arc::default() }
+        Self { readiness, metrics, clock, outbox: Arc::default(), rules: Arc::default(), status: Arc::default() }
     }
 
     pub fn outbox_is(&self, outbox: Option<O>) {
@@ -74,13 +81,62 @@ impl<O: Graveyard> Admin<O> {
             .route("/readyz", get(readyz::<O>))
             .route("/metrics", get(metrics::<O>))
             .merge(dead_letters::router())
+            .merge(functions::router())
+            .merge(events::router())
             .with_state(self.clone())
     }
 }
 
 impl<O: Outbox> Admin<O> {
+    /// Whom to ask what dispatch is doing.
+    pub fn dispatch_is(&self, status: Status) {
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    }
+
+    async fn lane_status(&self) -> lanes::Lanes {
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match status {
+            Some(status) => status.lanes().await,
+            None => lanes::Lanes::new(),
+        }
+    }
+
+    fn store(&self) -> Result<O, Problem> {
+        let starting = || Problem(StatusCode::SERVICE_UNAVAILABLE, "the outbox is not open".to_owned());
+        self.outbox().ok_or_else(starting)
+    }
+
     fn outbox(&self) -> Option<O> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Why a request is not answered as asked.
+struct Problem(StatusCode, String);
+
+impl Problem {
+    fn bad(message: impl Into<String>) -> Self {
+        Self(StatusCode::BAD_REQUEST, message.into())
+    }
+
+    fn not_found(message: impl Into<String>) -> Self {
+        Self(StatusCode::NOT_FOUND, message.into())
+    }
+
+    fn conflict(message: impl Into<String>) -> Self {
+        Self(StatusCode::CONFLICT, message.into())
+    }
+}
+
+impl From<outbox::Error> for Problem {
+    fn from(error: outbox::Error) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({ "message": self.1 }))).into_response()
     }
 }
 

@@ -19,9 +19,23 @@ pub mod show_config;
 
 pub mod send;
 
+pub mod fsck;
+
 pub mod dead_letters;
 
 pub mod redrive;
+
+pub mod admin_client;
+
+pub mod functions;
+
+pub mod events;
+
+pub mod pause;
+
+pub mod resume;
+
+pub mod purge;
 
 pub mod operator;
 
@@ -60,8 +74,14 @@ enum Command {
     Serve(serve::Options),
     Demo(demo::DemoArgs),
     Send(send::Options),
+    Fsck(fsck::Options),
     DeadLetters(dead_letters::Options),
     Redrive(redrive::Options),
+    Functions(functions::Options),
+    Events(events::Options),
+    Pause(pause::Options),
+    Resume(resume::Options),
+    Purge(purge::Options),
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
     Status(status::Options),
@@ -99,8 +119,14 @@ pub fn main() -> ExitCode {
         Command::Serve(options) => serve::run(options, &environment),
         Command::Demo(options) => run_demo(options),
         Command::Send(options) => send::run(options, &environment),
+        Command::Fsck(options) => fsck::run(options, &environment),
         Command::DeadLetters(options) => dead_letters::run(options, &environment),
         Command::Redrive(options) => redrive::run(options, &environment),
+        Command::Functions(options) => functions::run(options, &environment),
+        Command::Events(options) => events::run(options, &environment),
+        Command::Pause(options) => pause::run(options, &environment),
+        Command::Resume(options) => resume::run(options, &environment),
+        Command::Purge(options) => purge::run(options, &environment),
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),
         Command::Status(options) => status::run(options, &environment),

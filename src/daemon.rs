@@ -23,7 +23,7 @@ use crate::ingest::server::Door;
 use crate::metrics::Metrics;
 use crate::notify;
 use crate::outbox::engine::{Engine, OpenError};
-use crate::outbox::sled::SledKv;
+use crate::outbox::sled::{SledKv, kept};
 use crate::outbox::writer::{Handle, Writer};
 use crate::outbox::{self, Outbox};
 use crate::reload::Reload;
@@ -103,6 +103,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
+    operator.dispatch_is(dispatch.status());
     stages.spawn(report("dispatch", dispatch.following(policies).run(stop.clone())));
     let letters = DeadLetters::new(outbox.clone(), sqs, config.dead_letter.clone(), clock.clone(), metrics.clone());
     stages.spawn(report("dead letters", letters.run(stop.clone())));
@@ -239,6 +240,9 @@ async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<
     let opened = tokio::task::spawn_blocking(move || -> Result<_, OpenError> {
         let path = dir.display().to_string();
         let kv = SledKv::open(&dir, settings.cache)?;
+        let lost = kv.salvaged().map_or(0, |salvaged| salvaged.report.unreadable_events);
+        metrics.outbox_unreadable_events.set(i64::try_from(lost).unwrap_or(i64::MAX));
+        metrics.outbox_damaged_stores.set(i64::try_from(kept(&dir).len()).unwrap_or(i64::MAX));
         let engine = Engine::open(kv, settings, clock.clone(), &path)?;
         Ok(Writer::new(engine, clock, metrics))
     });

@@ -33,6 +33,10 @@ use peer::{Peek, Peer, Watched};
 /// would fail at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a stop waits for the first request of a connection that has sent none: its client connected in good faith, and
+/// may be writing just now. Closing at once would refuse what the next process, on the same socket, would have taken.
+const FIRST_REQUEST_PATIENCE: Duration = Duration::from_millis(500);
+
 /// The smallest read buffer that hyper allows, in bytes.
 const BUFFER_BYTES_MIN: usize = 8 * 1024;
 
@@ -161,7 +165,7 @@ impl Server {
         let ended = tokio::select! {
             biased;
             result = connection.as_mut() => Some(result),
-            () = self.stop.cancelled() => None,
+            () = self.stopped(in_flight.clone()) => None,
             () = self.quiet(in_flight.clone()) => None,
         };
         let result = match ended {
@@ -200,6 +204,19 @@ impl Server {
             .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
             .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES);
         builder
+    }
+
+    /// Returns once told to stop, and not before a first request has come or its time is over.
+    async fn stopped(&self, mut in_flight: watch::Receiver<usize>) {
+        self.stop.cancelled().await;
+        if in_flight.has_changed().is_ok_and(|any_request| !any_request) {
+            tokio::select! {
+                biased;
+                // An error means that the service is gone, and with it whatever there was to wait for.
+                _ = in_flight.changed() => {}
+                () = self.clock.sleep(FIRST_REQUEST_PATIENCE) => {}
+            }
+        }
     }
 
     /// Returns once there was no request for `header_timeout`.
@@ -411,6 +428,23 @@ mod tests {
         answer(&mut theirs, "hi").await;
         assert_eq!(server.clock.now().since(started), ACCEPT_PAUSE * 2);
         stopped(server).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_from_just_before_a_stop_has_its_first_request_answered() {
+        let (ours, mut theirs) = duplex(1024);
+        let server = server();
+        server.connections.spawn(server.clone().serve(Script::new(vec![Ok(ours)]), router("hi".to_owned())));
+        while server.connections.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        server.stop.cancel();
+        server.clock.sleep(FIRST_REQUEST_PATIENCE / 2).await;
+        theirs.write_all(GET).await.unwrap();
+        assert!(answer(&mut theirs, "hi").await.starts_with("HTTP/1.1 200 OK"));
+        let (_silent, started) = (theirs, server.clock.now());
+        stopped(server.clone()).await;
+        assert!(server.clock.now().since(started) < FIRST_REQUEST_PATIENCE, "it is not kept for a second one");
     }
 
     #[tokio::test(start_paused = true)]

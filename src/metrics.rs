@@ -55,6 +55,8 @@ pub struct Metrics {
     pub outbox_disk_free_bytes: IntGauge,
     pub outbox_keys: IntGauge,
     pub outbox_poisoned: IntGauge,
+    pub outbox_unreadable_events: IntGauge,
+    pub outbox_damaged_stores: IntGauge,
     /// by function
     pub outbox_oldest_ready_age_seconds: GaugeVec,
     /// by function and outcome
@@ -167,6 +169,16 @@ impl Metrics {
                 r,
                 "sendoff_outbox_poisoned",
                 "1 once a write or sync failed; a restart recovers.",
+            )?,
+            outbox_unreadable_events: int_gauge(
+                r,
+                "sendoff_outbox_unreadable_events",
+                "Stored events that cannot be read: found by dispatch since the start, or lost by a salvage at the start.",
+            )?,
+            outbox_damaged_stores: int_gauge(
+                r,
+                "sendoff_outbox_damaged_stores",
+                "Damaged stores that are kept in the state directory for the operator to look at and remove.",
             )?,
             outbox_oldest_ready_age_seconds: gauge_vec(
                 r,

@@ -40,6 +40,8 @@ pub mod sled;
 
 pub mod memory;
 
+pub mod repair;
+
 #[cfg(test)]
 mod conformance;
 

@@ -30,7 +30,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("activation", &[]),
     ("notify", &["admin", "clock", "outbox"]),
     ("reload", &["config", "dispatch", "notify", "telemetry"]),
-    ("admin", &["event", "clock", "metrics", "outbox", "http", "shutdown", "telemetry"]),
+    // of dispatch only its status: what it is doing, for the operator
+    ("admin", &["event", "clock", "metrics", "outbox", "dispatch", "http", "shutdown", "telemetry"]),
+    // it is the door of a redrive, and names functions as ingest does
+    ("admin::dead_letters", &["event", "clock", "metrics", "outbox", "ingest", "deadletter", "admin"]),
     ("config", &["event", "clock", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown"]),
     ("standin", &["event", "clock", "http"]),
     // the only ones that know them all
@@ -72,6 +75,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "reload",
         ],
     ),
+    ("cli::dead_letters", &["cli", "clock", "config", "deadletter", "outbox"]),
+    ("cli::redrive", &["cli", "clock", "config", "deadletter", "outbox", "aws", "shutdown"]),
 ];
 
 /// Words that code may use in some files only: (word, where, why). `where` is a path prefix below src.

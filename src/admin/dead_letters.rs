@@ -6,14 +6,13 @@
 use std::sync::PoisonError;
 
 use axum::extract::{Path, Query, State};
-use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::Admin;
+use super::{Admin, Problem};
 use crate::clock::{Clock, UnixMillis};
 use crate::deadletter::letter::{self, Letter, from_base64, to_base64};
 use crate::deadletter::message::Envelope;
@@ -24,7 +23,7 @@ use crate::ingest;
 use crate::ingest::name::{Parts, is_qualifier};
 use crate::metrics::Metrics;
 use crate::outbox::dead::{BuriedWant, Change, Changed, Filter, Graveyard, Redriven};
-use crate::outbox::{self, BuryReason, History, Place};
+use crate::outbox::{BuryReason, History, Place};
 
 /// Letters of one page, and of one request.
 pub const LETTERS_MAX: usize = 1_000;
@@ -59,27 +58,6 @@ impl<O: Graveyard> Admin<O> {
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let starting = || Problem(StatusCode::SERVICE_UNAVAILABLE, "the outbox is not open".to_owned());
         self.outbox().zip(rules).ok_or_else(starting)
-    }
-}
-
-/// Why a request is not answered as asked.
-struct Problem(StatusCode, String);
-
-impl Problem {
-    fn bad(message: impl Into<String>) -> Self {
-        Self(StatusCode::BAD_REQUEST, message.into())
-    }
-}
-
-impl From<outbox::Error> for Problem {
-    fn from(error: outbox::Error) -> Self {
-        Self(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        (self.0, Json(json!({ "message": self.1 }))).into_response()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::Error;
 use crate::deadletter::message::Message;
-use crate::deadletter::{Ship, Shipment};
+use crate::deadletter::{QueueFacts, Ship, Shipment, Trouble};
 use crate::dispatch::{Call, Failure, FailureKind, Invoke, Reply};
 
 #[derive(Debug, Clone)]
@@ -45,6 +45,15 @@ impl<C: Ship> Ship for Placed<C> {
             Self::Nowhere(error) => {
                 let later = Shipment::Later { code: "no-region".into(), message: error.to_string() };
                 vec![later; batch.len()]
+            }
+        }
+    }
+
+    async fn facts(&self, queue_url: &str) -> Result<QueueFacts, Trouble> {
+        match self {
+            Self::At(client) => client.facts(queue_url).await,
+            Self::Nowhere(error) => {
+                Err(Trouble { code: "no-region".into(), message: error.to_string(), transient: false })
             }
         }
     }

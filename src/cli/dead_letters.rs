@@ -98,7 +98,7 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    fn client(self, environment: &Environment) -> Result<AdminClient, Failure> {
+    pub(super) fn client(self, environment: &Environment) -> Result<AdminClient, Failure> {
         let endpoint = match self.admin {
             Some(endpoint) => endpoint,
             None => endpoint_of(self.config.load(environment)?.config.listen.admin)?,

@@ -44,7 +44,8 @@ impl OperatorOptions {
         let base = match &self.admin {
             Some(url) => url.to_string().trim_end_matches('/').to_owned(),
             None => {
-                let flags = Flags { file: self.config.clone(), ..Flags::default() };
+                // Whoever only asks has no state directory, and needs none.
+                let flags = Flags { file: self.config.clone(), state_dir: Some("/".to_owned()), ..Flags::default() };
                 format!("http://{}", reachable(config::load(&flags, environment)?.config.listen.admin))
             }
         };

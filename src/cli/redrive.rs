@@ -31,6 +31,8 @@ const LOCAL_BATCH: usize = 100;
 /// Each is accepted durably before it is deleted, so it can be interrupted, or crash, at any time: what was accepted
 /// already is recognised when it is met again. What is foreign or broken stays on the queue and is named.
 ///
+/// Messages of Lambda's own queues do not tell their function: --function does, or else the queue's tag sendoff:function.
+///
 /// With --local from the daemon's own store.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("source").required(true).args(["queue", "local"]))]
@@ -41,8 +43,6 @@ pub struct Options {
     /// The dead letters in the daemon's store
     #[arg(long)]
     local: bool,
-    /// Also names the function of messages of Lambda's own queues, which do not tell; without it the queue's tag
-    /// sendoff:function does
     #[command(flatten)]
     filter: FilterOptions,
     /// At most so many a second, as in 50/s
@@ -84,10 +84,10 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 }
 
 fn parse_visibility(text: &str) -> Result<Duration, String> {
-    // SQS takes 0 s to 12 h.
-    let range = Duration::from_secs(30)..=Duration::from_secs(12 * 3_600);
+    // SQS takes up to 12 h.
+    let range = Duration::from_secs(1)..=Duration::from_secs(12 * 3_600);
     let duration = humantime::parse_duration(text).ok().filter(|duration| range.contains(duration));
-    duration.ok_or_else(|| "write it like 10m; 30s to 12h".to_owned())
+    duration.ok_or_else(|| "write it like 10m; 1s to 12h".to_owned())
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {

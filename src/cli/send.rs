@@ -54,7 +54,8 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let endpoint = match &options.endpoint {
         Some(endpoint) => endpoint.clone(),
         None => {
-            let flags = Flags { file: options.config.clone(), ..Flags::default() };
+            // Whoever only sends has no state directory, and needs none.
+            let flags = Flags { file: options.config.clone(), state_dir: Some("/".to_owned()), ..Flags::default() };
             endpoint_of(config::load(&flags, environment)?.config.listen.ingest)?
         }
     };

@@ -611,7 +611,6 @@ queue_url = "https://sqs"
 "#,
             &[],
             &[
-                "s.toml:3: functions.\"*\".mode = \"confirm\": not supported by this version",
                 "s.toml:4: functions.\"*\".concurrency_max = 300 is above lambda.in_flight_max = 256",
                 "s.toml:6: [functions.late]: never counts: \"*\" comes earlier and takes all of \"late\"",
                 "s.toml:6: functions.late.queue_url = \"\": empty",

@@ -92,6 +92,8 @@ pub struct Read {
     pub at: Option<UnixMillis>,
     /// What the last attempt said.
     pub error: Option<String>,
+    /// When a redrive last accepted it, of our own messages.
+    pub redriven_at: Option<UnixMillis>,
     /// The canonical name, of our own messages.
     name: Option<String>,
 }
@@ -186,6 +188,7 @@ fn ours(received: &Received, envelope: &str) -> Result<Read, String> {
         reason: word.and_then(|word| reason_of(word)),
         at: received.sent_at,
         error: attribute("ErrorMessage").cloned(),
+        redriven_at: (envelope.redrives > 0).then_some(envelope.accepted_at),
         name: Some(envelope.function),
     })
 }
@@ -214,6 +217,7 @@ fn lambdas(received: &Received, wanted: &Wanted) -> Result<Read, String> {
         reason: None,
         at: received.sent_at,
         error: received.attributes.get("ErrorMessage").cloned(),
+        redriven_at: None,
         name: None,
     })
 }
@@ -233,6 +237,7 @@ fn record(received: &Received) -> Result<Read, String> {
         reason,
         at,
         error: record.error,
+        redriven_at: None,
         name: None,
     })
 }

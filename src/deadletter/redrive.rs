@@ -138,12 +138,13 @@ pub struct Redrive<'a, Q, D> {
     left: BTreeMap<String, String>,
     /// When the rate allows the next letter.
     next: UnixMillis,
+    began: UnixMillis,
 }
 
 impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
     pub fn new(queue: &'a Q, door: &'a D, plan: Plan, clock: Clock) -> Self {
-        let next = clock.now();
-        Self { queue, door, plan, clock, tally: Tally::default(), left: BTreeMap::new(), next }
+        let began = clock.now();
+        Self { queue, door, plan, clock, tally: Tally::default(), left: BTreeMap::new(), next: began, began }
     }
 
     /// Works until nothing is left, or told to stop: then the batch in hand is finished. `report` hears of every batch.
@@ -213,6 +214,14 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
             match read(&message, &self.plan.wanted) {
                 Reading::Letter(read) if !self.plan.wanted.fits(&read) => {
                     self.leave("not-selected", message, "the filters leave it out".to_owned());
+                }
+                // Else one redrive would use up all that an event has.
+                Reading::Letter(read) if read.redriven_at.is_some_and(|at| at >= self.began) => {
+                    self.leave(
+                        "died-again",
+                        message,
+                        "since this redrive began it came back, and died again".to_owned(),
+                    );
                 }
                 // Beyond the limit: not looked at, only given back.
                 Reading::Letter(_) if !room => drop(self.left.insert(message.message_id, message.receipt)),

@@ -50,8 +50,8 @@ struct Attempted {
 
 impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     pub fn new(outbox: O, invoke: I, settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        let (_, changes) = watch::channel(settings.clone());
         let (status, questions) = Status::new();
+        let (_, changes) = watch::channel(settings.clone());
         Self {
             status,
             questions,
@@ -68,14 +68,14 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
-    /// Takes over settings as they change, without a restart.
-    pub fn following(self, changes: watch::Receiver<Settings>) -> Self {
-        Self { changes, ..self }
-    }
-
     /// Whom to ask what this dispatch is doing.
     pub fn status(&self) -> Status {
         self.status.clone()
+    }
+
+    /// Takes over settings as they change, without a restart.
+    pub fn following(self, changes: watch::Receiver<Settings>) -> Self {
+        Self { changes, ..self }
     }
 
     /// Works until told to stop leasing; then waits for the attempts in flight, until told to stop working. What is then

@@ -168,17 +168,21 @@ impl Lanes {
 
     /// Takes over other settings, for attempts that begin from now on. Rates and ceilings that changed count anew.
     pub fn reconfigure(&mut self, settings: Settings, now: UnixMillis) {
-        if settings.rate != self.settings.rate {
-            self.rate = Rate::per_second(settings.rate);
-        }
+        self.rate = Rate::per_second(settings.rate);
         self.settings = settings;
-        for account in self.accounts.values_mut() {
-            account.limiter.set_max(self.settings.in_flight_max);
-        }
+        let in_flight_max = self.settings.in_flight_max;
+        self.accounts.values_mut().for_each(|account| account.limiter.set_max(in_flight_max));
         let ids: Vec<_> = self.lanes.keys().copied().collect();
         for id in ids {
             if let Some(lane) = self.lanes.get_mut(&id) {
-                lane.obey(self.settings.policy(&lane.view.function).clone());
+                lane.policy = self.settings.policy(&lane.view.function).clone();
+                lane.limiter.set_max(lane.policy.concurrency_max);
+                lane.rate = Rate::per_second(lane.policy.rate);
+                // The hour's count goes on under another ceiling.
+                lane.spend = lane.spend.take().map_or_else(
+                    || SpendGuard::per_hour(lane.policy.invocations_per_hour_max),
+                    |spend| spend.with_max(lane.policy.invocations_per_hour_max),
+                );
             }
             self.reschedule(id, now);
         }
@@ -485,19 +489,6 @@ impl Lane {
             on_agenda: None,
             expires: None,
         }
-    }
-
-    /// Takes over another policy.
-    fn obey(&mut self, policy: Policy) {
-        if policy.rate != self.policy.rate {
-            self.rate = Rate::per_second(policy.rate);
-        }
-        if policy.invocations_per_hour_max != self.policy.invocations_per_hour_max {
-            self.spend = SpendGuard::per_hour(policy.invocations_per_hour_max);
-            self.spent = false;
-        }
-        self.limiter.set_max(policy.concurrency_max);
-        self.policy = policy;
     }
 
     /// Events that may be there to attempt.

@@ -217,7 +217,7 @@ impl Limiter {
 
     /// Goes back to the limit of before the useless cuts.
     fn bear(&mut self, now: Instant) {
-        self.limit = self.streak.limit.max(self.borne);
+        self.limit = self.streak.limit.max(self.borne).min(self.max);
         self.step = 1.0;
         self.ceiling = f64::INFINITY;
         self.debt = 0.0;
@@ -267,4 +267,4 @@ impl Limiter {
 }
 
 #[cfg(test)]
-pub mod tests;
+mod tests;

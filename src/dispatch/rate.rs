@@ -88,8 +88,9 @@ impl SpendGuard {
         self.started == self.max
     }
 
-    pub fn max(&self) -> u64 {
-        self.max
+    /// The same count under another ceiling.
+    pub fn with_max(self, max: u32) -> Option<Self> {
+        (max > 0).then(|| Self { max: max.into(), ..self })
     }
 }
 

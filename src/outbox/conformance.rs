@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::engine::Engine;
 use super::memory::MemoryDisk;
+use super::operator::{ListWant, Operator, Purge, Touched};
 use super::sled::SledKv;
 use super::writer::{Handle, Writer};
 use super::*;
@@ -53,7 +54,7 @@ impl Bench {
     fn new(disk: Disk) -> Self {
         let settings = Settings {
             bytes_max: 10 << 20,
-            events_max: 1_000,
+            events_max: 2_000,
             functions_max: 100,
             dedupe_window: Duration::from_secs(3_600),
             sdk_window: Duration::from_secs(60),
@@ -373,7 +374,7 @@ async fn events_past_their_age_are_leased_whether_due_or_not() {
         let cutoff = bench.clock.now();
         bench.append(bench.event("orders", "young")).await;
         let old = bench.lease("orders", Which::AcceptedBefore(cutoff), 10).await;
-        assert_eq!(old.iter().map(|l| &l.event.payload[..]).collect::<Vec<_>>(), [&b"ready"[..], b"waits"]);
+        assert_eq!(old.iter().map(|l| &l.event.payload[..]).collect::<Vec<_>>(), [&b"waits"[..], b"ready"]);
         for leased in &old {
             bench.settle(leased, Settlement::Bury(burial(cutoff))).await;
         }
@@ -468,4 +469,134 @@ async fn a_second_store_on_the_same_directory_is_refused() {
     let second = SledKv::open(&path, 8 << 20).err().unwrap().to_string();
     assert!(second.contains("in use by another sendoff"), "{second}");
     drop(first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_outlives_a_restart_and_an_empty_lane() {
+    on_every_engine(|mut bench| async move {
+        let orders = FunctionName::new("orders");
+        bench.store().pause(&orders, true).await.unwrap();
+        bench.reopen();
+        assert!(bench.view("orders").await.paused);
+        bench.clock.sleep(Duration::from_secs(1_200)).await;
+        while bench.store().sweep().await.unwrap() {}
+        assert!(bench.view("orders").await.paused);
+        bench.store().pause(&orders, false).await.unwrap();
+        bench.reopen();
+        assert!(!bench.view("orders").await.paused);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_counts_first_and_takes_only_what_fits_and_is_not_leased() {
+    on_every_engine(|mut bench| async move {
+        let orders = FunctionName::new("orders");
+        let old = bench.event("orders", &"x".repeat(9_000));
+        let leased_one = bench.event("orders", "{}");
+        bench.append(leased_one.clone()).await;
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        bench.append(old.clone()).await;
+        bench.clock.sleep(Duration::from_secs(10)).await;
+        let middle = bench.clock.now();
+        let later = Some(middle.plus(Duration::from_secs(60)));
+        for _ in 0..700 {
+            bench.append(bench.event("orders", "{}")).await;
+        }
+        bench.append(Event { deliver_at: later, expires_at: later, ..bench.event("orders", "{}") }).await;
+        bench.append(bench.event("others", "{}")).await;
+        let purge =
+            |place, accepted_before, dry_run| Purge { function: orders.clone(), place, accepted_before, dry_run };
+        let store = bench.store().clone();
+        assert_eq!(store.purge(purge(None, None, true)).await.unwrap().events, 702);
+        assert_eq!(store.purge(purge(None, Some(middle), true)).await.unwrap().events, 1);
+        assert_eq!(store.purge(purge(Some(Place::Scheduled), None, false)).await.unwrap().events, 1);
+        assert_eq!(store.purge(purge(None, Some(middle), false)).await.unwrap().events, 1);
+        assert!(bench.find(old.id).await.is_none());
+        assert_eq!(store.purge(purge(None, None, false)).await.unwrap().events, 700);
+        bench.settle(&leased[0], Settlement::Delivered).await;
+        drop(store);
+        bench.reopen();
+        let census = bench.store().census().await.unwrap();
+        assert_eq!(census.events, 1, "the other function's");
+        assert_eq!(bench.view("orders").await.next_expiry, None);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listing_has_every_event_once_however_it_is_cut_into_pages() {
+    on_every_engine(|bench| async move {
+        let mut all = std::collections::BTreeSet::new();
+        for n in 0..25 {
+            let function = if n % 3 == 0 { "orders" } else { "mails" };
+            let deliver_at = (n % 4 == 0).then(|| bench.clock.now().plus(Duration::from_secs(60)));
+            let event = Event { deliver_at, ..bench.event(function, "{}") };
+            all.insert(event.id);
+            bench.append(event).await;
+        }
+        for max in [1, 4, 25, 100] {
+            let (mut seen, mut after) = (Vec::new(), None);
+            loop {
+                let page = bench.store().list(ListWant { after, max, ..ListWant::default() }).await.unwrap();
+                assert!(page.events.len() <= max);
+                seen.extend(page.events.iter().map(|event| event.id));
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(seen.len(), all.len());
+            assert_eq!(seen.iter().copied().collect::<std::collections::BTreeSet<_>>(), all);
+        }
+        let want =
+            ListWant { function: Some(FunctionName::new("orders")), place: Some(Place::Ready), max: 100, after: None };
+        assert_eq!(bench.store().list(want).await.unwrap().events.len(), 6);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_past_its_own_expiry_is_found_wherever_it_rests() {
+    on_every_engine(|mut bench| async move {
+        let now = bench.clock.now();
+        let at = |seconds| Some(now.plus(Duration::from_secs(seconds)));
+        let ready = Event { expires_at: at(10), ..bench.event("orders", "{}") };
+        let scheduled = Event { deliver_at: at(100), expires_at: at(20), ..bench.event("orders", "{}") };
+        bench.append(ready.clone()).await;
+        bench.append(scheduled.clone()).await;
+        bench.reopen();
+        assert_eq!(bench.view("orders").await.next_expiry, at(10));
+        assert!(bench.lease("orders", Which::AcceptedBefore(UnixMillis(0)), 10).await.is_empty());
+        bench.clock.sleep(Duration::from_secs(20)).await;
+        let leased = bench.lease("orders", Which::AcceptedBefore(UnixMillis(0)), 10).await;
+        assert_eq!(leased.len(), 2);
+        let due = bench.clock.now();
+        for leased in &leased {
+            bench.settle(leased, Settlement::Bury(burial(due))).await;
+        }
+        assert_eq!(bench.view("orders").await.next_expiry, None);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelling_and_bringing_forward_reach_only_what_waits() {
+    on_every_engine(|mut bench| async move {
+        let event = bench.event("orders", "{}");
+        bench.append(event.clone()).await;
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        assert_eq!(bench.store().cancel(event.id).await.unwrap(), Touched::InFlight);
+        let due = bench.clock.now().plus(Duration::from_secs(600));
+        bench.settle(&leased[0], Settlement::RetryAt(retry_at(due))).await;
+        assert!(bench.lease("orders", Which::Due, 1).await.is_empty());
+        assert_eq!(bench.store().attempt_now(event.id).await.unwrap(), Touched::Done);
+        bench.reopen();
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        assert_eq!(leased[0].history.attempts, 1, "its history is kept");
+        bench.settle(&leased[0], Settlement::Bury(burial(bench.clock.now()))).await;
+        assert_eq!(bench.store().cancel(event.id).await.unwrap(), Touched::Buried);
+        assert_eq!(bench.store().attempt_now(EventId::from_bytes([1; 16])).await.unwrap(), Touched::NotFound);
+    })
+    .await;
 }

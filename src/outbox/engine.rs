@@ -57,6 +57,8 @@ pub struct Engine<K> {
     batch: Batch,
     /// The lanes whose counts the batch must carry.
     dirty: BTreeSet<LaneId>,
+    /// Events that were set aside since the start because they cannot be read.
+    unreadable: u64,
 }
 
 /// Why a store could not be opened.
@@ -73,7 +75,7 @@ pub enum OpenError {
 }
 
 /// The version of the whole layout of keys; records have versions of their own.
-const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 1;
 
 impl<K: Kv> Engine<K> {
     /// Reads the lanes and moves `clock` past the latest time that the store has seen.
@@ -111,6 +113,7 @@ impl<K: Kv> Engine<K> {
             clock_stored: UnixMillis(clock_stored),
             batch,
             dirty: BTreeSet::new(),
+            unreadable: 0,
             kv,
             clock,
         };
@@ -219,7 +222,7 @@ impl<K: Kv> Engine<K> {
         for (index, chunk) in chunks(body) {
             self.batch.put(keys::chunk(id, index), chunk);
         }
-        if let Some(index) = settle::index_of(place) {
+        if let Some(index) = keys::Due::of(place) {
             self.batch.put(keys::due(index, lane_id, due, id), vec![keys::letter(place)]);
         }
         let count = Count { events: 1, bytes };
@@ -322,6 +325,11 @@ impl<K: Kv> Engine<K> {
         self.kv.disk()
     }
 
+    /// Events that leases have passed over since the start because they cannot be read: still stored, for `sendoff fsck`.
+    pub fn unreadable(&self) -> u64 {
+        self.unreadable
+    }
+
     /// The lanes that changed after `since`.
     pub fn lanes(&self, since: u64) -> Result<LaneNews, Failed> {
         let mut news = LaneNews { version: self.version, ..LaneNews::default() };
@@ -355,7 +363,7 @@ impl<K: Kv> Engine<K> {
 }
 
 impl Count {
-    fn add(&mut self, other: Self) {
+    pub(super) fn add(&mut self, other: Self) {
         self.events += other.events;
         self.bytes += other.bytes;
     }
@@ -367,7 +375,7 @@ impl Count {
 }
 
 /// What a record counts for against `bytes_max`.
-fn account(record_bytes: usize, body_bytes: u32) -> u64 {
+pub(super) fn account(record_bytes: usize, body_bytes: u32) -> u64 {
     let chunked = if super::record::chunk_count(body_bytes) == 0 { 0 } else { u64::from(body_bytes) };
     record_bytes as u64 + chunked + KEYS_BYTES
 }

@@ -25,6 +25,8 @@ pub const META_NEXT_LANE: &[u8] = b"mlane";
 
 const LANES: u8 = b'l';
 
+const CHUNKS: u8 = b'p';
+
 /// Neighbours, so that one scan sweeps them all.
 const REDRIVEN: u8 = b'i';
 const SDK_KEYS: u8 = b'j';
@@ -42,6 +44,15 @@ pub enum Due {
 }
 
 impl Due {
+    /// The index in which events of a state stand.
+    pub fn of(place: Place) -> Option<Self> {
+        match place {
+            Place::Ready => None,
+            Place::Waiting | Place::Scheduled => Some(Self::Attempt),
+            Place::Buried => Some(Self::Ship),
+        }
+    }
+
     fn prefix(self) -> u8 {
         match self {
             Self::Attempt => b't',
@@ -79,7 +90,7 @@ pub fn event(place: Place, lane: LaneId, id: EventId) -> Vec<u8> {
 }
 
 pub fn chunk(id: EventId, index: u16) -> Vec<u8> {
-    [&[b'p'][..], id.as_bytes(), &index.to_be_bytes()].concat()
+    [&[CHUNKS][..], id.as_bytes(), &index.to_be_bytes()].concat()
 }
 
 pub fn due(index: Due, lane: LaneId, due: UnixMillis, id: EventId) -> Vec<u8> {
@@ -107,6 +118,26 @@ pub fn lanes() -> (Vec<u8>, Vec<u8>) {
 /// All remembered keys.
 pub fn all_remembered() -> (Vec<u8>, Vec<u8>) {
     (vec![REDRIVEN], vec![GIVEN_KEYS + 1])
+}
+
+/// All events of one state.
+pub fn all_events(place: Place) -> (Vec<u8>, Vec<u8>) {
+    (vec![letter(place)], vec![letter(place) + 1])
+}
+
+/// All entries of one index.
+pub fn all_due(index: Due) -> (Vec<u8>, Vec<u8>) {
+    (vec![index.prefix()], vec![index.prefix() + 1])
+}
+
+/// All chunks of bodies.
+pub fn all_chunks() -> (Vec<u8>, Vec<u8>) {
+    (vec![CHUNKS], vec![CHUNKS + 1])
+}
+
+/// The event to which a chunk belongs.
+pub fn id_of_chunk(key: &[u8]) -> Option<EventId> {
+    Some(EventId::from_bytes(key.get(1..17)?.try_into().ok()?))
 }
 
 /// The first key after `key`.

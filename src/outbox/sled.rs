@@ -10,9 +10,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::engine::OpenError;
+use super::engine::{FORMAT, OpenError};
+use super::keys;
 use super::kv::{Batch, Disk, Failed, Kv};
 use super::record::VALUE_BYTES_MAX;
+use super::repair::{self, Report};
+use crate::clock::UnixMillis;
+use witness::Witness;
+
+mod salvage;
+
+mod witness;
+
+pub use salvage::{Salvage, kept};
 
 /// The store's directory below the state directory.
 const STORE: &str = "sled";
@@ -31,42 +41,201 @@ pub struct SledKv {
     data: File,
     store: PathBuf,
     blobs_seen: bool,
+    /// None for the copies that a salvage reads.
+    home: Option<Home>,
+    salvaged: Option<Salvage>,
+}
+
+/// What a store holds of its state directory.
+struct Home {
+    dir: PathBuf,
+    witness: Witness,
     _lock: File,
 }
 
 impl SledKv {
     /// Opens the store in `state_dir`, making both if need be. `cache` is sled's page cache in bytes.
+    ///
+    /// A damaged store is replaced by what can be read of it, and kept: see [`SledKv::salvaged`].
     pub fn open(state_dir: &Path, cache: u64) -> Result<Self, OpenError> {
-        let io_error = |doing: &'static str, path: &Path| {
-            let path = path.display().to_string();
-            move |error: io::Error| OpenError::Io { doing, path, why: error.to_string() }
+        let home = Home::open(state_dir)?;
+        let damage = match open_sound(&home, cache) {
+            Ok(kv) if !salvage::is_suspect(state_dir) => return Ok(kv.at_home(home)),
+            Ok(kv) => {
+                let report = repair::check(&kv);
+                if report.is_sound() {
+                    tracing::warn!("the engine met damage in its last life, and there is none to be found");
+                    salvage::clear_suspect(state_dir).map_err(io_error("tidying", state_dir))?;
+                    return Ok(kv.at_home(home));
+                }
+                drop(kv);
+                wait_until_let_go(&state_dir.join(STORE)).map_err(io_error("waiting for", state_dir))?;
+                "the engine met damage in its last life".to_owned()
+            }
+            Err(OpenError::Damaged { why, .. }) => why,
+            Err(error @ (OpenError::Locked { .. } | OpenError::Newer { .. } | OpenError::Io { .. })) => {
+                return Err(error);
+            }
         };
+        let salvaged = home.salvage(cache, &damage)?;
+        let kv = open_sound(&home, cache)?;
+        Ok(Self { salvaged: Some(salvaged), ..kv.at_home(home) })
+    }
+
+    /// What was done about damage that the opening found, if it found any.
+    pub fn salvaged(&self) -> Option<&Salvage> {
+        self.salvaged.as_ref()
+    }
+
+    fn over(db: ::sled::Db, store: PathBuf) -> io::Result<Self> {
+        let data = File::open(store.join("db"))?;
+        Ok(Self { db, data, store, blobs_seen: false, home: None, salvaged: None })
+    }
+
+    fn at_home(self, home: Home) -> Self {
+        Self { home: Some(home), ..self }
+    }
+
+    /// The time of the last commit that noted it.
+    fn clock(&self) -> Result<Option<UnixMillis>, Failed> {
+        let Some(bytes) = self.get(keys::META_CLOCK)? else { return Ok(None) };
+        let time = bytes[..].try_into().map(u64::from_be_bytes);
+        time.map(|time| Some(UnixMillis(time)))
+            .map_err(|_| Failed { doing: "reading the clock", why: "not 8 bytes".into() })
+    }
+
+    /// Asks sled. It may answer with a panic; that and corruption are damage, which the next start must look for.
+    fn ask<T>(&self, doing: &'static str, ask: impl FnOnce() -> ::sled::Result<T>) -> Result<T, Failed> {
+        let (why, damage) = match catch_unwind(AssertUnwindSafe(ask)) {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error @ (::sled::Error::Corruption { .. } | ::sled::Error::ReportableBug(_)))) => {
+                (error.to_string(), true)
+            }
+            Ok(Err(
+                error @ (::sled::Error::Io(_) | ::sled::Error::Unsupported(_) | ::sled::Error::CollectionNotFound(_)),
+            )) => (error.to_string(), false),
+            Err(_) => ("sled panicked".to_owned(), true),
+        };
+        if let (true, Some(home)) = (damage, &self.home) {
+            salvage::suspect(&home.dir);
+        }
+        Err(Failed { doing, why })
+    }
+}
+
+impl Home {
+    /// Makes the directory if need be, locks it, and finishes what a crash interrupted.
+    fn open(state_dir: &Path) -> Result<Self, OpenError> {
         make_durable_dir(state_dir).map_err(io_error("making", state_dir))?;
         let lock = lock(state_dir)?;
-        let store = state_dir.join(STORE);
-        if !store.exists() {
-            create_aside(state_dir, cache)?;
+        salvage::finish_interrupted(state_dir).map_err(io_error("tidying", state_dir))?;
+        if !state_dir.join(STORE).exists() && witness::tells_of_a_store(state_dir) {
+            let why =
+                "it is gone, though it was there before; put it back, or remove `witness` to begin with an empty one";
+            return Err(OpenError::Damaged { path: state_dir.join(STORE).display().to_string(), why: why.into() });
         }
-        remove_unfinished_snapshots(&store).map_err(io_error("tidying", &store))?;
-        // Whatever a killed process left in the page cache must not become the base of recovery before it is durable.
-        sync_all_below(&store).map_err(io_error("syncing", &store))?;
-        let db = open_unlocked(&store, cache)?;
-        sync_all_below(&store).map_err(io_error("syncing", &store))?;
-        let data = File::open(store.join("db")).map_err(io_error("opening", &store))?;
-        Ok(Self { db, data, store, blobs_seen: false, _lock: lock })
+        let witness = Witness::open(state_dir).map_err(io_error("opening the witness in", state_dir))?;
+        Ok(Self { dir: state_dir.to_owned(), witness, _lock: lock })
     }
+
+    fn salvage(&self, cache: u64, damage: &str) -> Result<Salvage, OpenError> {
+        tracing::error!(damage, "the outbox is damaged: salvaging what can be read");
+        let salvaged = salvage::replace(&self.dir, cache, self.witness.seen())?;
+        salvage::clear_suspect(&self.dir).map_err(io_error("tidying", &self.dir))?;
+        let Report { events, unreadable_events, unreadable_ranges, .. } = salvaged.report;
+        tracing::error!(
+            damage,
+            kept = %salvaged.kept.display(),
+            events,
+            unreadable_events,
+            unreadable_ranges,
+            unreadable_ids = ?salvaged.report.unreadable_ids,
+            "the outbox was damaged: what could be read goes on in a new store, the damaged one is kept; docs/power-loss.md says what to do with it"
+        );
+        Ok(salvaged)
+    }
+}
+
+/// Opens the store, which must be sound as far as that shows at once.
+fn open_sound(home: &Home, cache: u64) -> Result<SledKv, OpenError> {
+    let store = home.dir.join(STORE);
+    if !store.exists() {
+        create_aside(&home.dir, cache)?;
+    }
+    remove_unfinished_snapshots(&store).map_err(io_error("tidying", &store))?;
+    // Whatever a killed process left in the page cache must not become the base of recovery before it is durable.
+    sync_all_below(&store).map_err(io_error("syncing", &store))?;
+    let damaged = |why: String| OpenError::Damaged { path: store.display().to_string(), why };
+    if !store.join("db").exists() || !store.join("conf").exists() {
+        return Err(damaged("a file of it is missing".into())); // sled would make a new, empty one
+    }
+    let db = open_unlocked(&store, cache)?;
+    sync_all_below(&store).map_err(io_error("syncing", &store))?;
+    let kv = SledKv::over(db, store.clone()).map_err(io_error("opening", &store))?;
+    let format = kv.get(keys::META_FORMAT).map_err(|e| damaged(e.to_string()))?;
+    if format.is_none() {
+        return Err(damaged("it opens, but empty".into()));
+    }
+    let clock = kv.clock().map_err(|e| damaged(e.to_string()))?;
+    match home.witness.seen() {
+        Some(seen) if clock.is_none_or(|clock| clock < seen) => {
+            Err(damaged(format!("it opens, but without what it held at {}", seen.rfc3339())))
+        }
+        Some(_) | None => Ok(kv),
+    }
+}
+
+/// What an offline look at a store found, and did.
+#[derive(Debug)]
+pub struct Examined {
+    /// Why the store does not open, if it does not.
+    pub unusable: Option<String>,
+    /// Of the store as it was found.
+    pub report: Report,
+    /// Where the damaged store is kept, if it was replaced.
+    pub replaced: Option<PathBuf>,
+}
+
+/// Looks through the store of a daemon that does not run; with `repair`, one that is not sound is replaced by what can be read of
+/// it. None if there is no store.
+pub fn examine(state_dir: &Path, cache: u64, repair: bool) -> Result<Option<Examined>, OpenError> {
+    if !state_dir.is_dir() {
+        return Ok(None);
+    }
+    let home = Home::open(state_dir)?;
+    if !state_dir.join(STORE).exists() {
+        return Ok(None);
+    }
+    let mut examined = match open_sound(&home, cache) {
+        Ok(kv) => Examined { unusable: None, report: repair::check(&kv), replaced: None },
+        Err(OpenError::Damaged { why, .. }) => {
+            Examined { unusable: Some(why), report: Report::default(), replaced: None }
+        }
+        Err(error @ (OpenError::Locked { .. } | OpenError::Newer { .. } | OpenError::Io { .. })) => return Err(error),
+    };
+    if repair && !(examined.unusable.is_none() && examined.report.is_sound()) {
+        if state_dir.join(STORE).join("db").exists() {
+            wait_until_let_go(&state_dir.join(STORE)).map_err(io_error("waiting for", state_dir))?;
+        }
+        let damage = examined.unusable.as_deref().unwrap_or("sendoff fsck found damage");
+        let Salvage { report, kept } = home.salvage(cache, damage)?;
+        examined.report = report;
+        examined.replaced = Some(kept);
+    }
+    Ok(Some(examined))
 }
 
 impl Kv for SledKv {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed> {
-        let value = self.db.get(key).map_err(failed("reading"))?;
+        let value = self.ask("reading", || self.db.get(key))?;
         Ok(value.map(Bytes::from_owner))
     }
 
     fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>> {
-        self.db.range(from..to).map(|pair| {
-            let (key, value) = pair.map_err(failed("scanning"))?;
-            Ok((Bytes::from_owner(key), Bytes::from_owner(value)))
+        let mut pairs = self.db.range(from..to);
+        std::iter::from_fn(move || {
+            let pair = self.ask("scanning", || pairs.next().transpose()).transpose()?;
+            Some(pair.map(|(key, value)| (Bytes::from_owner(key), Bytes::from_owner(value))))
         })
     }
 
@@ -84,10 +253,17 @@ impl Kv for SledKv {
             }
         }
         // Rule 1: one batch, one flush, one fdatasync, and no other write between two of them.
-        self.db.apply_batch(writes).map_err(failed("writing"))?;
-        self.db.flush().map_err(failed("flushing"))?;
-        self.data.sync_data().map_err(|error| Failed { doing: "syncing", why: error.to_string() })?;
+        self.ask("writing", || self.db.apply_batch(writes))?;
+        self.ask("flushing", || self.db.flush())?;
+        let synced = |error: io::Error| Failed { doing: "syncing", why: error.to_string() };
+        self.data.sync_data().map_err(synced)?;
         self.watch_blobs();
+        if let Some(Some(clock)) = batch.pending(keys::META_CLOCK)
+            && let Ok(clock) = clock[..].try_into().map(u64::from_be_bytes)
+            && let Some(home) = &mut self.home
+        {
+            home.witness.committed(UnixMillis(clock)).map_err(synced)?;
+        }
         Ok(())
     }
 
@@ -128,21 +304,31 @@ fn lock(state_dir: &Path) -> Result<File, OpenError> {
 /// `conf` file would be unreadable for ever.
 fn create_aside(state_dir: &Path, cache: u64) -> Result<(), OpenError> {
     let aside = state_dir.join(ASIDE);
-    let io_error = |doing: &'static str| {
-        let path = aside.display().to_string();
-        move |error: io::Error| OpenError::Io { doing, path, why: error.to_string() }
-    };
-    if aside.exists() {
-        fs::remove_dir_all(&aside).map_err(io_error("removing"))?;
-    }
-    let db = open_unlocked(&aside, cache)?;
+    let mut kv = create(&aside, cache)?;
+    // From now on a store without it has lost its content.
+    let mut batch = Batch::default();
+    batch.put(keys::META_FORMAT.to_vec(), u64::from(FORMAT).to_be_bytes().to_vec());
     let path = aside.display().to_string();
-    db.flush().map_err(|error| OpenError::Io { doing: "flushing", path, why: error.to_string() })?;
-    drop(db);
-    wait_until_let_go(&aside).map_err(io_error("waiting for"))?;
-    sync_all_below(&aside).map_err(io_error("syncing"))?;
-    fs::rename(&aside, state_dir.join(STORE)).map_err(io_error("renaming"))?;
-    sync_dir(state_dir).map_err(io_error("syncing the parent of"))
+    kv.commit(&batch).map_err(|Failed { doing, why }| OpenError::Io { doing, path, why })?;
+    drop(kv);
+    wait_until_let_go(&aside).map_err(io_error("waiting for", &aside))?;
+    sync_all_below(&aside).map_err(io_error("syncing", &aside))?;
+    fs::rename(&aside, state_dir.join(STORE)).map_err(io_error("renaming", &aside))?;
+    sync_dir(state_dir).map_err(io_error("syncing", state_dir))
+}
+
+/// A new, empty store in place of what an interrupted attempt may have left.
+fn create(path: &Path, cache: u64) -> Result<SledKv, OpenError> {
+    if path.exists() {
+        fs::remove_dir_all(path).map_err(io_error("removing", path))?;
+    }
+    let db = open_unlocked(path, cache)?;
+    SledKv::over(db, path.to_owned()).map_err(io_error("opening", path))
+}
+
+fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.display().to_string();
+    move |error| OpenError::Io { doing, path, why: error.to_string() }
 }
 
 /// Opens with the settings of rule 5: no background flusher. A panic is sled's answer to some kinds of damage.
@@ -216,6 +402,5 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn failed(doing: &'static str) -> impl Fn(::sled::Error) -> Failed {
-    move |error| Failed { doing, why: error.to_string() }
-}
+#[cfg(test)]
+mod tests;

@@ -224,7 +224,10 @@ impl<K: Kv> Writer<K> {
     fn read(&mut self, request: Request) -> Result<(), Failed> {
         match request {
             Request::Lease(want, answer) => {
+                let before = self.engine.unreadable();
                 let leased = self.engine.lease(&want)?;
+                let unreadable = self.engine.unreadable() - before;
+                self.metrics.outbox_unreadable_events.add(i64::try_from(unreadable).unwrap_or(i64::MAX));
                 if let Err(Ok(leased)) = answer.send(Ok(leased)) {
                     // Nobody is there to settle them.
                     self.engine.settle(leased.into_iter().map(|l| (l.lease, Settlement::Release)).collect())?;

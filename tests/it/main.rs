@@ -25,6 +25,8 @@ mod emulator;
 
 mod operate;
 
+mod dead_letters;
+
 mod clients;
 
 mod native;

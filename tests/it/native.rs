@@ -144,10 +144,9 @@ fn a_configured_key_is_found_and_carried_to_the_function() {
     assert_eq!(daemon.invoke("orders", &[], payload).header("x-sendoff-duplicate"), Some("true"));
     lambda.wait_for(&["carried".to_owned()]);
     daemon.wait_until_empty();
-    let (payload, name) = lambda.book(|book| {
-        let entry = book.entries().first().expect("one entry").clone();
-        (entry.payload.clone().unwrap(), entry.headers["x-amz-durable-execution-name"].to_str().unwrap().to_owned())
-    });
+    let entry = lambda.taken_entries().pop().expect("an entry");
+    let payload = entry.payload.clone().unwrap();
+    let name = entry.headers["x-amz-durable-execution-name"].to_str().unwrap();
     assert_eq!(payload, "{\"key\":\"o-17\",\"order\":{\"id\":\"o-17\"},\"id\":\"carried\"}");
     assert_eq!(name, "o-17");
     assert_eq!(lambda.taken().get("carried"), Some(&1));

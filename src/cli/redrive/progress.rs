@@ -67,7 +67,11 @@ impl Progress {
 
     pub(super) fn finish(self) {
         match self {
-            Self::Bar(bar) => bar.abandon(),
+            Self::Bar(bar) => {
+                bar.abandon();
+                // The bar leaves the cursor on its own line.
+                eprintln!();
+            }
             Self::Lines { clock, began, expected, last, .. } => {
                 eprintln!("{}", line(last, expected, clock.now().since(began)));
             }

@@ -176,6 +176,26 @@ async fn a_dry_run_and_a_limit_leave_the_rest_where_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_died_again_during_the_redrive_is_left_for_the_next() {
+    let (queue, door) = (FakeQueue::of(1), FakeDoor::default());
+    let envelope = |accepted_at: u64| {
+        format!(
+            r#"{{"id":"01900000-0000-7000-8000-00000000abcd","function":"f","address":"f","key":"k","key_source":"field","accepted_at":{accepted_at},"redrives":1}}"#
+        )
+    };
+    let ours = |accepted_at| Received {
+        body: "{}".into(),
+        attributes: [("Sendoff".to_owned(), envelope(accepted_at))].into(),
+        ..Received::default()
+    };
+    queue.put("early", ours(1_789_999_999_999));
+    queue.put("late", ours(1_790_000_000_001));
+    let (_, tally) = redrive(&queue, &door, Plan::default()).await;
+    assert_eq!((tally.accepted, tally.left["died-again"].named[0].0.as_str()), (1, "late"));
+    assert_eq!((queue.len(), queue.hidden()), (2, 0), "the other is foreign without a function");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rate_is_kept() {
     let (queue, door) = (FakeQueue::of(100), FakeDoor::default());
     let clock = Clock::seeded(UnixMillis(0), 1);

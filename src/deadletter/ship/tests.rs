@@ -136,7 +136,7 @@ impl Bench {
         let engine = Engine::open(kv, limits, clock.clone(), "memory").unwrap();
         let (writer, store) = Writer::new(engine, clock.clone(), metrics.clone());
         let mut tasks = JoinSet::new();
-        tasks.spawn(writer.run_async());
+        tasks.spawn(writer.run_async(|| std::time::Duration::ZERO));
         let settings = Settings {
             queue_url: Some("q".into()),
             functions: Vec::new(),

@@ -62,9 +62,13 @@ fn throttles_of_one_round_trip_cut_once() {
 
 #[test]
 fn another_maximum_binds_at_once() {
+    let now = begin();
     let mut limiter = Limiter::new(64);
     limiter.set_max(2);
     assert_eq!(limiter.limit(), 2);
+    limiter.set_max(3);
+    limiter.succeeded(2, None, now);
+    assert_eq!(limiter.limit(), 3);
 }
 
 #[test]
@@ -228,4 +232,46 @@ fn it_does_better_than_any_fixed_limit_where_capacity_changes() {
     println!("{answered} of {possible} possible, {throttled} throttled");
     assert!(answered as f64 > 0.9 * possible as f64);
     assert!((throttled as f64) < 0.05 * answered as f64);
+}
+
+/// Writes docs/limiter.svg: `cargo test --lib plot_of_the_limiter -- --ignored`.
+#[test]
+#[ignore = "writes docs/limiter.svg, which is kept in the repository"]
+fn plot_of_the_limiter() {
+    const SECONDS: u64 = 60;
+    const TOP: f64 = 140.0;
+    let x = |millis: u64| 50.0 + millis as f64 / (SECONDS as f64 * 1_000.0) * 640.0;
+    let y = |limit: f64| 270.0 - limit / TOP * 240.0;
+    let capacity = |millis: u64| match millis {
+        0..20_000 => 10_u32,
+        20_000..40_000 => 100,
+        _ => 5,
+    };
+    let mut simulation = Simulation::new(1_000);
+    let (mut limits, mut slots) = (String::new(), String::new());
+    for at in (0..SECONDS * 1_000).step_by(50) {
+        limits += &format!("{:.1},{:.1} ", x(at), y(f64::from(simulation.limiter.limit())));
+        slots += &format!("{:.1},{:.1} ", x(at), y(f64::from(capacity(at))));
+        simulation.run(50, capacity(at), 0.0);
+    }
+    let mut svg = String::from(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 720 310\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"720\" height=\"310\" fill=\"white\"/>\n",
+    );
+    for tick in (0..=6).map(|n| f64::from(n) * 20.0) {
+        svg += &format!(
+            "<path d=\"M50 {0:.1}H690\" stroke=\"#ddd\"/><text x=\"15\" y=\"{0:.1}\">{tick}</text>\n",
+            y(tick)
+        );
+    }
+    for tick in (0..=6).map(|n| n * 10) {
+        svg += &format!("<text x=\"{:.0}\" y=\"288\">{tick} s</text>\n", x(tick * 1_000) - 8.0);
+    }
+    svg += &format!(
+        "<polyline points=\"{slots}\" fill=\"none\" stroke=\"#888\" stroke-dasharray=\"5 3\"/>\n\
+         <polyline points=\"{limits}\" fill=\"none\" stroke=\"#06c\" stroke-width=\"1.5\"/>\n\
+         <text x=\"60\" y=\"22\"><tspan fill=\"#888\">Lambda's slots</tspan> and the \
+         <tspan fill=\"#06c\">limit</tspan>; a call takes 50 to 150 ms, a throttle 10 ms</text>\n</svg>\n"
+    );
+    std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/limiter.svg"), svg).unwrap();
 }

@@ -143,11 +143,13 @@ impl<K: Kv> Engine<K> {
             Some(Err(failed)) => {
                 tracing::error!(event_id = %id, function = %lane.function(), error = %failed, "event cannot be read and is set aside");
                 lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None });
+                self.unreadable += 1;
                 return Ok(None);
             }
             None => {
                 tracing::error!(event_id = %id, function = %lane.function(), "event stands in the due index but has no record");
                 lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None });
+                self.unreadable += 1;
                 return Ok(None);
             }
         };

@@ -78,7 +78,7 @@ impl<K: Kv> Engine<K> {
         if place == Place::Buried {
             self.forget_expiry(lane_id, id, held);
         }
-        let (index, due) = (index_of(place), record.history.due);
+        let (index, due) = (Due::of(place), record.history.due);
         if let Some(index) = index {
             self.batch.put(keys::due(index, lane_id, due, id), vec![keys::letter(place)]);
         }
@@ -103,17 +103,8 @@ impl<K: Kv> Engine<K> {
     }
 
     fn unindex(&mut self, lane: LaneId, id: EventId, held: Held) {
-        if let (Some(index), Some(due)) = (index_of(held.place), held.due) {
+        if let (Some(index), Some(due)) = (Due::of(held.place), held.due) {
             self.batch.remove(keys::due(index, lane, due, id));
         }
-    }
-}
-
-/// The due index in which events of a state stand.
-pub(super) fn index_of(place: Place) -> Option<Due> {
-    match place {
-        Place::Ready => None,
-        Place::Waiting | Place::Scheduled => Some(Due::Attempt),
-        Place::Buried => Some(Due::Ship),
     }
 }

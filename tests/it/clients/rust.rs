@@ -3,7 +3,7 @@
 use aws_sdk_lambda::Client;
 use aws_sdk_lambda::config::retry::RetryConfig;
 use aws_sdk_lambda::config::{BehaviorVersion, Credentials, Region};
-use aws_sdk_lambda::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_lambda::error::ProvideErrorMetadata;
 use aws_sdk_lambda::operation::RequestId;
 use aws_sdk_lambda::primitives::Blob;
 use aws_sdk_lambda::types::{InvocationType, LogType};
@@ -29,9 +29,9 @@ pub(super) fn client(endpoint_url: &str, attempts_max: u32) -> Client {
 /// What the SDK shows of one case.
 async fn shown(client: &Client, args: &Value) -> Value {
     let text = |name: &str| args[name].as_str().map(str::to_owned);
-    let payload = match &args["Payload"] {
-        Value::Number(bytes) => format!("\"{}\"", "x".repeat(usize::try_from(bytes.as_u64().unwrap()).unwrap() - 2)),
-        other => other.as_str().unwrap().to_owned(),
+    let payload = match args["Payload"].as_u64() {
+        Some(bytes) => format!("\"{}\"", "x".repeat(usize::try_from(bytes).unwrap() - 2)),
+        None => args["Payload"].as_str().unwrap().to_owned(),
     };
     let answer = client
         .invoke()
@@ -55,10 +55,7 @@ async fn shown(client: &Client, args: &Value) -> Value {
             "has_request_id": answer.request_id().is_some(),
         }),
         Err(error) => json!({
-            "status": match &error {
-                SdkError::ServiceError(error) => error.raw().status().as_u16(),
-                other => panic!("{args}: {other:?}"),
-            },
+            "status": error.raw_response().unwrap_or_else(|| panic!("{args}: {error:?}")).status().as_u16(),
             "code": error.code(),
             "message": error.message(),
             "has_request_id": error.request_id().is_some(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sendoff::clock::Clock;
-use sendoff::standin::{Book, Keep, Reason, Script, Settings, Standin, Trouble};
+use sendoff::standin::{Keep, Reason, Script, Settings, Standin, Trouble};
 use tokio::runtime::Runtime;
 
 use super::eventually;
@@ -51,6 +51,7 @@ impl Lambda {
         self.standin.ledger().read(|book| book.taken_ids().clone())
     }
 
+    #[allow(dead_code, reason = "tests/proofs needs it")]
     /// Every request that gave a function an event.
     pub fn taken_entries(&self) -> Vec<std::sync::Arc<sendoff::standin::Entry>> {
         self.standin.ledger().read(|book| book.taken().cloned().collect())
@@ -62,11 +63,6 @@ impl Lambda {
             let taken = self.taken();
             ids.iter().all(|id| taken.contains_key(id)).then_some(())
         });
-    }
-
-    /// Reads the ledger.
-    pub fn book<T>(&self, read: impl FnOnce(&Book) -> T) -> T {
-        self.standin.ledger().read(read)
     }
 
     /// Requests that it has answered or failed to.

@@ -2,16 +2,18 @@
 
 use super::*;
 
+type Answered = Result<Response<passthrough::AnswerBody>, passthrough::Failed>;
+
 /// Answers every call as told, and notes what it was asked and whether a call was given up.
 #[derive(Clone, Default)]
 struct Fake {
     calls: Arc<Mutex<Vec<passthrough::Call>>>,
-    answer: Arc<Mutex<Option<Result<Response<passthrough::AnswerBody>, passthrough::Failed>>>>,
+    answer: Arc<Mutex<Option<Answered>>>,
     given_up: CancellationToken,
 }
 
 impl Passthrough for Fake {
-    async fn call(&self, call: passthrough::Call) -> Result<Response<passthrough::AnswerBody>, passthrough::Failed> {
+    async fn call(&self, call: passthrough::Call) -> Answered {
         self.calls.lock().unwrap().push(call);
         let answer = self.answer.lock().unwrap().take();
         match answer {

@@ -1,0 +1,124 @@
+//! `sendoff fsck`: looks through the outbox of a daemon that does not run, and repairs it.
+
+use clap::Args;
+use serde_json::json;
+
+use super::{ConfigOptions, Exit, Failure, print};
+use crate::config::Environment;
+use crate::outbox::engine::OpenError;
+use crate::outbox::repair::Report;
+use crate::outbox::sled::{self, Examined};
+
+/// Check the outbox while the daemon is stopped; with --repair, replace a damaged one by what can be read of it
+///
+/// Reads every event. A repair keeps the damaged store beside the new one, under a dated name. Ends with 1 if there is
+/// damage that was not repaired.
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    config: ConfigOptions,
+    /// Put a new store in the place of one that is not sound; the old one is kept
+    #[arg(long)]
+    repair: bool,
+    /// Report as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
+    let config = options.config.load(environment)?.config;
+    let examined = sled::examine(&config.state_dir, config.outbox.cache, options.repair).map_err(|error| {
+        let exit = match error {
+            OpenError::Locked { .. } | OpenError::Io { .. } => Exit::Unavailable,
+            OpenError::Newer { .. } | OpenError::Damaged { .. } => Exit::Internal,
+        };
+        Failure::new(exit, error)
+    })?;
+    let Some(examined) = examined else {
+        return Err(Failure::saying(Exit::Failed, format!("there is no outbox in {}", config.state_dir.display())));
+    };
+    let kept: Vec<_> = sled::kept(&config.state_dir).iter().map(|path| path.display().to_string()).collect();
+    print(&if options.json { as_json(&examined, &kept) } else { in_words(&examined, &kept) })?;
+    if examined.replaced.is_some() || is_sound(&examined) {
+        return Ok(());
+    }
+    Err(Failure::saying(
+        Exit::Failed,
+        "the outbox is not sound; `sendoff fsck --repair` replaces it by what can be read",
+    ))
+}
+
+fn is_sound(examined: &Examined) -> bool {
+    examined.unusable.is_none() && examined.report.is_sound()
+}
+
+fn as_json(examined: &Examined, kept: &[String]) -> String {
+    let report = json!({
+        "sound": is_sound(examined),
+        "unusable": examined.unusable,
+        "found": examined.report,
+        "replaced": examined.replaced.as_ref().map(|path| path.display().to_string()),
+        "damaged_stores": kept,
+    });
+    format!("{report}\n")
+}
+
+fn in_words(examined: &Examined, kept: &[String]) -> String {
+    let Report { functions, events, bytes, keys, .. } = examined.report;
+    let mut lines = Vec::new();
+    if let Some(why) = &examined.unusable {
+        lines.push(format!("the store cannot be used: {why}"));
+    }
+    if examined.unusable.is_none() || examined.replaced.is_some() {
+        lines.push(format!("{events} events of {functions} functions, {bytes} bytes; {keys} keys"));
+    }
+    lines.extend(troubles(&examined.report));
+    lines.extend(examined.report.unreadable_ids.iter().map(|id| format!("  cannot be read: {id}")));
+    if is_sound(examined) {
+        lines.push("sound".to_owned());
+    }
+    if let Some(path) = &examined.replaced {
+        lines.push(format!("replaced; what was there is kept as {}", path.display()));
+    }
+    lines.extend(kept.iter().map(|path| format!("a damaged store is kept: {path}")));
+    lines.join("\n") + "\n"
+}
+
+fn troubles(report: &Report) -> impl Iterator<Item = String> {
+    let counted = [
+        (report.unreadable_events, "events cannot be read"),
+        (report.unreadable_ranges, "gaps hold an unknown number of records that cannot be read"),
+        (report.unreadable_records, "keys or functions have a record that cannot be read"),
+        (report.wrong_counts, "functions have a wrong count"),
+        (report.index_missing, "events are missing from their index"),
+        (report.index_stray, "index entries lead to no event"),
+        (report.stray_bodies, "bodies have no event (this only takes space)"),
+    ];
+    counted.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_says_what_is_wrong_and_nothing_else() {
+        let sound = Examined { unusable: None, report: Report { events: 3, ..Report::default() }, replaced: None };
+        assert_eq!(in_words(&sound, &[]), "3 events of 0 functions, 0 bytes; 0 keys\nsound\n");
+        let report = Report { unreadable_events: 1, unreadable_ids: vec!["some-id".into()], ..Report::default() };
+        let examined = Examined { unusable: None, report, replaced: None };
+        let words = in_words(&examined, &["/s/sled.damaged-1".into()]);
+        assert!(words.contains("1 events cannot be read\n  cannot be read: some-id\n"), "{words}");
+        assert!(words.contains("/s/sled.damaged-1") && !words.contains("\nsound"), "{words}");
+        assert!(as_json(&examined, &[]).contains("\"sound\":false"));
+    }
+
+    #[test]
+    fn a_directory_without_an_outbox_is_no_sound_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ConfigOptions { config: None, state_dir: Some(dir.path().display().to_string()), set: Vec::new() };
+        let options = Options { config, repair: false, json: false };
+        let failure = run(options, &Environment::from_pairs(&[("HOME", "/h")])).unwrap_err();
+        assert_eq!(failure.exit, Exit::Failed);
+    }
+}

@@ -1,0 +1,82 @@
+"""What no schema says: names that must agree between rendered manifests, and the rules of hardening."""
+
+import sys
+
+import yaml
+
+name, path = sys.argv[1:]
+with open(path) as file:
+    docs = list(yaml.safe_load_all(file))
+
+
+def kind(wanted):
+    return [doc for doc in docs if doc["kind"] == wanted]
+
+
+def one(wanted):
+    found = kind(wanted)
+    assert len(found) == 1, f"{len(found)} of {wanted}"
+    return found[0]
+
+
+def fits(selector, labels):
+    return all(labels.get(key) == value for key, value in selector["matchLabels"].items())
+
+
+workload = one("StatefulSet" if name == "statefulset" else "Deployment")
+template = workload["spec"]["template"]
+pod = template["spec"]
+labels = template["metadata"]["labels"]
+assert fits(workload["spec"]["selector"], labels)
+containers = pod["containers"] + pod.get("initContainers", [])
+sendoff = next(container for container in containers if container["name"] == "sendoff")
+ports = {port["name"] for port in sendoff["ports"]}
+
+# hardened, as the restricted Pod Security Standard wants it
+context = {**pod.get("securityContext", {}), **sendoff["securityContext"]}
+assert context["runAsNonRoot"] and context["runAsUser"] == 65532
+assert context["allowPrivilegeEscalation"] is False and context["readOnlyRootFilesystem"] is True
+assert context["capabilities"] == {"drop": ["ALL"]} and context["seccompProfile"]["type"] == "RuntimeDefault"
+assert "@" in sendoff["image"] or sendoff["image"].rsplit(":", 1)[1] not in ("latest", "")
+assert sendoff["resources"]["requests"].keys() == {"cpu", "memory"} and "memory" in sendoff["resources"]["limits"]
+
+# what is mounted exists; the configuration is the one that was generated; the store is where the configuration says
+volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+volumes.update({claim["metadata"]["name"]: claim for claim in workload["spec"].get("volumeClaimTemplates", [])})
+mounts = {mount["mountPath"]: mount for mount in sendoff["volumeMounts"]}
+assert all(mount["name"] in volumes for mount in mounts.values())
+config = volumes[mounts["/etc/sendoff"]["name"]]["configMap"]["name"]
+assert config == one("ConfigMap")["metadata"]["name"]
+assert 'state_dir = "/var/lib/sendoff"' in one("ConfigMap")["data"]["sendoff.toml"]
+assert "/var/lib/sendoff" in mounts and sendoff["args"][-1] == "/etc/sendoff/sendoff.toml"
+
+# probes ask what is served, on a port that is there
+for probe, where in (("startupProbe", "/readyz"), ("livenessProbe", "/livez")):
+    get = sendoff[probe]["httpGet"]
+    assert get["path"] == where and get["port"] in ports, (probe, get)
+assert pod["terminationGracePeriodSeconds"] > 20 + 25
+
+if name == "example":
+    # a native sidecar, started before the application and pointed at by it
+    assert sendoff in pod["initContainers"] and sendoff["restartPolicy"] == "Always"
+    environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
+    assert environment["AWS_ENDPOINT_URL_LAMBDA"] == "http://127.0.0.1:9477"
+else:
+    assert sendoff["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "admin"}
+    assert sendoff["lifecycle"]["preStop"]["exec"]["command"][:2] == ["/sendoff", "drain"]
+    services = {service["metadata"]["name"]: service for service in kind("Service")}
+    assert workload["spec"]["serviceName"] in services
+    for service in services.values():
+        assert all(labels.get(key) == value for key, value in service["spec"]["selector"].items())
+        assert all(port["targetPort"] in ports for port in service["spec"]["ports"])
+    assert pod["serviceAccountName"] == one("ServiceAccount")["metadata"]["name"]
+    assert fits(one("PodDisruptionBudget")["spec"]["selector"], labels)
+    policy = one("NetworkPolicy")["spec"]
+    assert fits(policy["podSelector"], labels)
+    assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} <= ports
+    # no schema of the operator's is at hand: its fields are checked by name
+    monitor = one("PodMonitor")
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1" and fits(monitor["spec"]["selector"], labels)
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint.keys() == {"port", "path", "interval"} and endpoint["port"] in ports and endpoint["path"] == "/metrics"
+    assert {doc["metadata"].get("namespace") for doc in docs if doc["kind"] != "Namespace"} == {"sendoff"}

@@ -1,0 +1,58 @@
+//! No file in deploy/ is only there.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::tools::root;
+
+/// Each file and what tries it.
+const TRIED: &[(&str, &str)] = &[
+    ("container/Dockerfile", "container::"),
+    ("container/build.sh", "container::"),
+    ("grafana/sendoff.json", "metrics::, prometheus::"),
+    ("iam/dead-letter-kms.json", "iam::"),
+    ("iam/dead-letter.json", "iam::"),
+    ("iam/deliver.json", "iam::"),
+    ("iam/trust-irsa.json", "iam::"),
+    ("iam/trust-pod-identity.json", "iam::"),
+    ("kubernetes/example/application.yaml", "kubernetes::"),
+    ("kubernetes/example/kustomization.yaml", "kubernetes::"),
+    ("kubernetes/sidecar/kustomization.yaml", "kubernetes::"),
+    ("kubernetes/sidecar/patch.yaml", "kubernetes::"),
+    ("kubernetes/sidecar/sendoff.toml", "kubernetes::"),
+    ("kubernetes/statefulset/kustomization.yaml", "kubernetes::"),
+    ("kubernetes/statefulset/namespace.yaml", "kubernetes::"),
+    ("kubernetes/statefulset/networkpolicy.yaml", "kubernetes::"),
+    ("kubernetes/statefulset/poddisruptionbudget.yaml", "kubernetes::"),
+    ("kubernetes/statefulset/podmonitor.yaml", "kubernetes::"),
+    ("kubernetes/statefulset/sendoff.toml", "kubernetes::"),
+    ("kubernetes/statefulset/service.yaml", "kubernetes::"),
+    ("kubernetes/statefulset/serviceaccount.yaml", "kubernetes::"),
+    ("kubernetes/statefulset/statefulset.yaml", "kubernetes::"),
+    ("prometheus/alerts.yml", "metrics::, prometheus::"),
+    ("prometheus/alerts_test.yml", "metrics::"),
+    ("prometheus/scrape.yml", "metrics::, prometheus::"),
+    ("systemd/sendoff.service", "systemd::"),
+    ("systemd/sendoff.socket", "systemd::"),
+    ("systemd/sendoff.toml", "systemd::"),
+];
+
+#[test]
+fn every_file_in_deploy_is_tried_by_a_test() {
+    let mut found = BTreeSet::new();
+    list(&root().join("deploy"), "", &mut found);
+    let tried: BTreeSet<String> = TRIED.iter().map(|&(file, _)| file.to_owned()).collect();
+    assert_eq!(found, tried);
+}
+
+fn list(dir: &Path, prefix: &str, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let name = format!("{prefix}{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            list(&entry.path(), &format!("{name}/"), found);
+        } else {
+            found.insert(name);
+        }
+    }
+}

@@ -1,0 +1,53 @@
+#!/bin/bash
+# Runs as a unit of a systemd that was booted for it (tests/deploy/systemd.rs): does with sendoff.service what an operator
+# does, and writes what it sees to /out/seen, one `name value` a line.
+set -u
+sendoff=/opt/sendoff
+seen() { echo "$1 ${*:2}" >>/out/seen; }
+show() { systemctl show sendoff.service --property="$1" --value; }
+ready() { "$sendoff" healthcheck >/dev/null 2>&1; }
+until_ready() { for _ in $(seq 200); do ready && return; sleep 0.1; done; }
+
+systemctl start sendoff.socket || seen failed "sendoff.socket does not start"
+# Activated by its first client, which waits until it is there.
+"$sendoff" send orders '{"id":1}' --key first >/dev/null && seen first-event accepted
+seen active "$(show ActiveState)"
+sleep 6 # a status line comes every five seconds
+seen status "$(show StatusText)"
+seen user "$([ "$(stat -c %u "/proc/$(show MainPID)")" != 0 ] && echo not-root)"
+seen unix-socket "$(test -S /run/sendoff-ingest.sock && echo there)"
+
+# Reload: applied, and still running.
+pid=$(show MainPID)
+sed -i 's/^level = .*/level = "warn"/' /etc/sendoff/sendoff.toml
+systemctl reload sendoff.service && sleep 0.5
+seen reloaded-same-process "$([ "$pid" = "$(show MainPID)" ] && echo yes)"
+seen reloaded-level "$("$sendoff" status --json | sed -n 's/.*"log_level":"\([a-z]*\)".*/\1/p')"
+
+# Restarts under a client that never pauses: none of its events may be refused.
+(
+  n=0
+  while [ ! -e /tmp/enough ]; do
+    n=$((n + 1))
+    "$sendoff" send orders "{\"id\":\"loop-$n\"}" >/dev/null 2>>/out/refused && echo "$n" >>/tmp/accepted
+  done
+) &
+for _ in 1 2 3; do systemctl restart sendoff.service; sleep 0.3; done
+touch /tmp/enough && wait
+seen loop-accepted "$(wc -l </tmp/accepted)"
+seen loop-refused "$(grep -c . /out/refused)"
+until_ready
+seen kept "$("$sendoff" status --json | sed -n 's/.*"events":\([0-9]*\).*/\1/p')"
+
+# A daemon that hangs is killed by the watchdog and comes back.
+kill -STOP "$(show MainPID)"
+for _ in $(seq 150); do [ "$(show NRestarts)" -ge 1 ] && break; sleep 0.1; done
+until_ready
+seen watchdog-restarts "$(show NRestarts)"
+seen kept-after-kill "$("$sendoff" status --json | sed -n 's/.*"events":\([0-9]*\).*/\1/p')"
+
+# SIGTERM drains and ends well.
+systemctl stop sendoff.socket sendoff.service
+seen stopped "$(show Result)" "$(show ExecMainStatus)"
+seen done yes
+systemctl --force --force poweroff

@@ -1,0 +1,41 @@
+//! The manifests: rendered by kubectl, checked against Kubernetes' own schemas and against each other.
+
+use std::process::Command;
+
+use crate::tools::{root, sendoff, succeed, tool, validator};
+
+/// The schemas to check against: the oldest with native sidecars by default, and the newest that the validator has.
+const VERSIONS: [&str; 2] = ["1.29", "1.37"];
+
+#[test]
+fn rendered_manifests_fit_the_schemas_of_kubernetes_and_each_other() {
+    let Some(kubectl) = tool("kubectl", "kubernetes-client") else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    for name in ["statefulset", "example"] {
+        let dir = root().join("deploy/kubernetes").join(name);
+        let rendered = Command::new(&kubectl).arg("kustomize").arg(&dir).output().unwrap();
+        assert!(rendered.status.success(), "{}", crate::tools::said(&rendered));
+        let file = scratch.path().join(format!("{name}.yaml"));
+        std::fs::write(&file, &rendered.stdout).unwrap();
+        for version in VERSIONS {
+            succeed(validator("kubernetes-validate").args(["--strict", "--version", version]).arg(&file));
+        }
+        let check = root().join("tests/deploy/check_manifests.py");
+        succeed(validator("python").arg(check).arg(name).arg(&file));
+    }
+}
+
+#[test]
+fn manifests_are_yaml_as_people_write_it() {
+    let rules = "{extends: default, rules: {document-start: disable, line-length: {max: 130}, braces: disable, comments: {min-spaces-from-content: 1}}}";
+    succeed(validator("yamllint").args(["--strict", "-d", rules]).arg(root().join("deploy")));
+}
+
+#[test]
+fn the_configurations_in_the_manifests_have_no_problems() {
+    for name in ["statefulset", "sidecar"] {
+        let file = root().join("deploy/kubernetes").join(name).join("sendoff.toml");
+        let text = succeed(sendoff().args(["check-config", "--config"]).arg(&file).env_remove("HOME"));
+        assert!(text.contains("no problems"), "{text}");
+    }
+}

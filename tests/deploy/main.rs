@@ -1,0 +1,29 @@
+//! What is in deploy/, tried: every file there is run, or checked by the tool that it is for.
+//!
+//! Tools that are large or need root may be missing: the test then says `NOT RUN` and why. With SENDOFF_REQUIRE_TOOLS set it
+//! fails instead.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+#![expect(clippy::disallowed_methods, reason = "a test measures real time and reads where its parts are installed")]
+
+#[expect(dead_code, reason = "shared with tests/it, which uses the rest")]
+mod rig;
+
+mod tools;
+
+mod files;
+
+mod metrics;
+
+mod prometheus;
+
+mod systemd;
+
+mod kubernetes;
+
+mod container;
+
+mod iam;
+
+mod operate;
+
+mod handover;

@@ -1,0 +1,108 @@
+//! The units: verified, rated, and run by a systemd that is booted for it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use crate::tools::{is_root, not_run, root, said, succeed, tool};
+
+/// The unit as deployed, with the binary of this build in place of the installed one.
+fn unit(binary: &str, more: &str) -> String {
+    let unit = std::fs::read_to_string(root().join("deploy/systemd/sendoff.service")).unwrap();
+    let own = unit.replace("/usr/bin/sendoff", binary).replace("WatchdogSec=60\n", &format!("WatchdogSec=60\n{more}"));
+    assert!(own.contains(binary) && own.contains(more));
+    own
+}
+
+#[test]
+fn the_units_are_verified_and_hardened() {
+    let Some(analyze) = tool("systemd-analyze", "systemd") else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let (service, socket) = (scratch.path().join("sendoff.service"), scratch.path().join("sendoff.socket"));
+    std::fs::write(&service, unit(env!("CARGO_BIN_EXE_sendoff"), "")).unwrap();
+    std::fs::copy(root().join("deploy/systemd/sendoff.socket"), &socket).unwrap();
+    let output = Command::new(&analyze).args(["verify", "--man=no"]).args([&service, &socket]).output().unwrap();
+    // It finds fault without failing.
+    assert!(output.status.success() && said(&output).trim().is_empty(), "{}", said(&output));
+    // Tenths of the exposure level: 1.5 of 10.
+    succeed(Command::new(&analyze).args(["security", "--offline=true", "--threshold=15"]).arg(&service));
+}
+
+#[test]
+fn the_deployed_configuration_has_no_problems() {
+    let mut check = crate::tools::sendoff();
+    check.env("STATE_DIRECTORY", "/var/lib/sendoff").args(["check-config", "--config"]);
+    let text = succeed(check.arg(root().join("deploy/systemd/sendoff.toml")));
+    assert!(text.contains("no problems"), "{text}");
+}
+
+const CHECK: &str = "[Service]\nType=oneshot\nExecStart=/bin/bash /opt/in_container.sh\n\
+    StandardOutput=append:/out/log\nStandardError=append:/out/log\n";
+
+#[test]
+fn a_real_systemd_starts_reloads_restarts_and_watches_it() {
+    let Some(nspawn) = tool("systemd-nspawn", "systemd-container") else { return };
+    if !is_root() {
+        return not_run("booting a container needs root");
+    }
+    let scratch = tempfile::Builder::new().prefix("sendoff-").tempdir().unwrap();
+    let dir = scratch.path();
+    let (out, etc) = (dir.join("out"), dir.join("etc"));
+    for made in [&out, &etc] {
+        std::fs::create_dir(made).unwrap();
+    }
+    open(dir);
+    open(&etc);
+    let write = |path: std::path::PathBuf, text: &str| std::fs::write(path, text).unwrap();
+    write(dir.join("sendoff.service"), &unit("/opt/sendoff", "WatchdogSec=3\nStandardError=append:/out/daemon\n"));
+    write(dir.join("check.service"), CHECK);
+    write(
+        etc.join("sendoff.toml"),
+        "[lambda]\nregion = \"eu-central-1\"\nendpoint_url = \"http://127.0.0.1:9\"\n[log]\nlevel = \"info\"\n",
+    );
+    write(etc.join("environment"), "AWS_ACCESS_KEY_ID=x\nAWS_SECRET_ACCESS_KEY=y\nAWS_EC2_METADATA_DISABLED=true\n");
+    let bind = |from: &Path, to: &str| format!("--bind-ro={}:{to}", from.display());
+    let mut boot = Command::new("timeout");
+    boot.args(["-s", "TERM", "-k", "5", "90"]).arg(nspawn);
+    boot.args(["-D", "/", "--volatile=yes", "--boot", "--private-network", "--register=no", "--keep-unit"]);
+    boot.args(["--console=pipe", "--bind-ro=/etc/ssl", "--link-journal=no", "--system-call-filter=pidfd_getfd"])
+        .arg(format!("--machine=sendoff{}", std::process::id()));
+    boot.arg(bind(&dir.join("sendoff.service"), "/etc/systemd/system/sendoff.service"));
+    boot.arg(bind(&root().join("deploy/systemd/sendoff.socket"), "/etc/systemd/system/sendoff.socket"));
+    boot.arg(bind(&dir.join("check.service"), "/etc/systemd/system/check.service"));
+    boot.arg(bind(Path::new(env!("CARGO_BIN_EXE_sendoff")), "/opt/sendoff"));
+    boot.arg(bind(&root().join("tests/deploy/in_container.sh"), "/opt/in_container.sh"));
+    boot.arg(format!("--bind={}:/etc/sendoff", etc.display())).arg(format!("--bind={}:/out", out.display()));
+    let booted = boot.arg("systemd.unit=check.service").stdin(std::process::Stdio::null()).output().unwrap();
+
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap_or_default();
+    let all = format!("{}\n{}\n{}\n{}", read("seen"), read("log"), read("daemon"), said(&booted));
+    let text = read("seen");
+    let seen: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once(' ')).collect();
+    let saw = |name: &str| seen.get(name).copied().unwrap_or_default();
+    for (name, expected) in [
+        ("first-event", "accepted"),
+        ("active", "active"),
+        ("user", "not-root"),
+        ("unix-socket", "there"),
+        ("reloaded-same-process", "yes"),
+        ("reloaded-level", "warn"),
+        ("loop-refused", "0"),
+        ("watchdog-restarts", "1"),
+        ("stopped", "success 0"),
+        ("done", "yes"),
+    ] {
+        assert_eq!(saw(name), expected, "{name} in\n{all}");
+    }
+    assert!(saw("status").contains("events stored"), "{all}");
+    let number = |name: &str| saw(name).parse::<u64>().unwrap_or(0);
+    assert!(number("loop-accepted") >= 5, "{all}");
+    assert_eq!(number("kept"), number("loop-accepted") + 1, "{all}");
+    assert_eq!(number("kept-after-kill"), number("kept"), "{all}");
+}
+
+/// Readable to the unit's user.
+fn open(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+}

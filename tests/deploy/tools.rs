@@ -1,0 +1,66 @@
+//! Where the tools are, and what happens if they are not.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+pub fn sendoff() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
+    clean(&mut command);
+    command
+}
+
+/// An environment without the caller's own variables: sendoff refuses those of its name that it does not know.
+pub fn clean(command: &mut Command) {
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", "/nonexistent");
+    crate::rig::python::aws_environment(command);
+}
+
+/// A program on the path; none, said loudly, if it is missing and nobody demands it.
+pub fn tool(name: &str, package: &str) -> Option<PathBuf> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let places = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let found = std::env::split_paths(&paths).chain(places).map(|dir| dir.join(name)).find(|path| path.is_file());
+    if found.is_none() {
+        not_run(&format!("{name} is missing (Debian package {package})"));
+    }
+    found
+}
+
+/// Says that the test does not run; fails it where tools are demanded.
+pub fn not_run(why: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    assert!(std::env::var_os("SENDOFF_REQUIRE_TOOLS").is_none(), "{name} cannot run: {why}");
+    eprintln!("NOT RUN: {name}: {why}");
+}
+
+/// A program of .venv-deploy.
+///
+/// # Panics
+/// If it is not there: `make test` makes it.
+pub fn validator(name: &str) -> Command {
+    let path = root().join(".venv-deploy/bin").join(name);
+    assert!(path.is_file(), "{} is not there: run `make test`, which installs it", path.display());
+    Command::new(path)
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Both streams as text.
+pub fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Runs it; fails the test unless it succeeds. Gives all that it said.
+#[track_caller]
+pub fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|why| panic!("cannot start {command:?}: {why}"));
+    let text = said(&output);
+    assert!(output.status.success(), "{command:?} failed with {}:\n{text}", output.status);
+    text
+}

@@ -1,0 +1,420 @@
+//! Dead letters: out to SQS as moto and as MiniStack serve it, and back, with kills at any moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use sendoff::standin::{Script, Trouble};
+use serde_json::{Value, json};
+
+use crate::rig::daemon::{Daemon, Setup, scratch};
+use crate::rig::lambda::{Lambda, payload};
+use crate::rig::ministack::MiniStack;
+use crate::rig::process::Process;
+use crate::rig::sqs::Sqs;
+use crate::rig::{PATIENCE, eventually, http, lasting_port, python};
+
+/// A server of SQS's JSON protocol.
+struct Service {
+    address: SocketAddr,
+    /// What ends with it.
+    _server: Box<dyn std::any::Any>,
+}
+
+impl Service {
+    fn moto() -> Self {
+        let sqs = Sqs::start();
+        Self { address: address(&sqs.endpoint_url()), _server: Box::new(sqs) }
+    }
+
+    fn ministack(scratch: &Path) -> Self {
+        let stack = MiniStack::start(scratch);
+        Self { address: address(&stack.endpoint_url()), _server: Box::new(stack) }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn create_queue(&self, name: &str, attributes: &Value) -> String {
+        let created = self.call("CreateQueue", &json!({ "QueueName": name, "Attributes": attributes }));
+        created["QueueUrl"].as_str().unwrap().to_owned()
+    }
+
+    fn send(&self, queue: &str, body: &str, attributes: &[(&str, &str, &str)]) {
+        let attributes: serde_json::Map<String, Value> = attributes
+            .iter()
+            .map(|(name, kind, value)| ((*name).to_owned(), json!({ "DataType": kind, "StringValue": value })))
+            .collect();
+        self.call("SendMessage", &json!({ "QueueUrl": queue, "MessageBody": body, "MessageAttributes": attributes }));
+    }
+
+    /// Messages in the queue, hidden ones too.
+    fn count(&self, queue: &str) -> usize {
+        let names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"];
+        let asked = self.call("GetQueueAttributes", &json!({ "QueueUrl": queue, "AttributeNames": names }));
+        names.iter().map(|name| asked["Attributes"][*name].as_str().unwrap().parse::<usize>().unwrap()).sum()
+    }
+
+    fn call(&self, operation: &str, input: &Value) -> Value {
+        let scope = format!("AKIDEXAMPLE/20261123/{}/sqs/aws4_request", python::REGION);
+        let authorization = format!("AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0");
+        let target = format!("AmazonSQS.{operation}");
+        let headers = [
+            ("X-Amz-Target", target.as_str()),
+            ("Content-Type", "application/x-amz-json-1.0"),
+            ("Authorization", authorization.as_str()),
+        ];
+        let response = http::request(self.address, "POST", "/", &headers, input.to_string().as_bytes());
+        assert_eq!(response.status, 200, "{operation}: {}", response.text());
+        if response.body.is_empty() { Value::Null } else { response.json() }
+    }
+}
+
+fn address(url: &str) -> SocketAddr {
+    url.strip_prefix("http://").unwrap().parse().unwrap()
+}
+
+/// A daemon's setup: on ports that stay, with a dead-letter queue, and one attempt an event.
+fn setup(state: &Path, lambda: &Lambda, sqs: &str) -> Setup {
+    Setup::new(state)
+        .set("lambda.endpoint_url", &lambda.endpoint_url())
+        .set("sqs.endpoint_url", sqs)
+        .set("dead_letter.backoff_base", "50ms")
+        .set("dead_letter.backoff_cap", "500ms")
+        .set("delivery.attempts_max", "1")
+}
+
+fn refuse_all(lambda: &Lambda) {
+    let refusal = Trouble::error(400, "InvalidRequestContentException", "Could not parse request body into json");
+    lambda.default_script(Script::always(refusal));
+}
+
+/// `sendoff` with these arguments, between the same parts as the daemon.
+fn sendoff(admin: SocketAddr, sqs: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
+    command.args(args).args(["--admin", &format!("http://{admin}"), "--state-dir", "/nowhere"]);
+    command.args(["--set", &format!("sqs.endpoint_url={sqs}")]);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    python::aws_environment(&mut command);
+    command
+}
+
+/// Runs it to its end: its exit code and all that it wrote.
+fn run(mut command: Command) -> (i32, String) {
+    let output = command.output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    (output.status.code().unwrap(), said)
+}
+
+fn redrive(daemon: &Daemon, service: &Service, queue: &str, more: &[&str]) -> (i32, String) {
+    run(sendoff(daemon.admin, &service.url(), &[&["redrive", "--queue", queue], more].concat()))
+}
+
+fn ids(range: std::ops::Range<usize>) -> Vec<String> {
+    range.map(|n| format!("letter-{n:05}")).collect()
+}
+
+/// Sends events that all die, and waits until they are in the queue.
+fn kill_events(daemon: &Daemon, service: &Service, queue: &str, ids: &[String]) {
+    std::thread::scope(|threads| {
+        for ids in ids.chunks(ids.len().div_ceil(4)) {
+            threads.spawn(move || {
+                for (n, id) in ids.iter().enumerate() {
+                    let key = format!("key of {id}");
+                    daemon.accept(&format!("orders-{}", n % 3), &[("Idempotency-Key", &key)], &payload(id));
+                }
+            });
+        }
+    });
+    patiently("the dead letters leave the store", || (daemon.stored() == 0.0).then_some(()));
+    assert_eq!(service.count(queue), ids.len());
+}
+
+/// As `eventually`, for what takes emulators minutes, and without keeping them busy by asking.
+fn patiently<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..6_000 {
+        if let Some(answer) = probe() {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("waited ten minutes in vain: {what}");
+}
+
+fn out_and_back(service: &Service, format: &str, fifo: bool) {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    refuse_all(&lambda);
+    let (name, attributes) = if fifo { ("dead.fifo", json!({ "FifoQueue": "true" })) } else { ("dead", json!({})) };
+    let queue = service.create_queue(name, &attributes);
+    let setup =
+        setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue).set("dead_letter.format", format);
+    let daemon = setup.start();
+    let ids = ids(0..45);
+    kill_events(&daemon, service, &queue, &ids);
+    assert_eq!(daemon.scrape().sum("sendoff_deadletter_shipped_total", &[]), 45.0);
+
+    // Of a FIFO queue a dry run sees only what heads its group.
+    let (code, said) = redrive(&daemon, service, &queue, &["--dry-run"]);
+    assert_eq!((code, fifo || said.contains("45 would be redriven")), (0, true), "{said}");
+    assert_eq!(service.count(&queue), 45);
+
+    lambda.take_all();
+    let (code, said) = redrive(&daemon, service, &queue, &[]);
+    assert_eq!((code, said.contains("45 redriven, 0 repeats")), (0, true), "{said}");
+    lambda.wait_for(&ids);
+    daemon.wait_until_empty();
+    assert!(lambda.taken().values().all(|&times| times == 1), "{:?}", lambda.taken());
+    assert_eq!(service.count(&queue), 0);
+    assert_eq!(daemon.scrape().sum("sendoff_deadletter_redriven_total", &[("source", "queue")]), 45.0);
+}
+
+#[test]
+fn dead_letters_go_out_to_a_queue_of_moto_and_come_back() {
+    out_and_back(&Service::moto(), "dlq", false);
+}
+
+#[test]
+fn dead_letters_go_out_to_a_queue_of_ministack_and_come_back() {
+    let (scratch, _) = scratch();
+    out_and_back(&Service::ministack(scratch.path()), "dlq", false);
+}
+
+#[test]
+fn destination_records_go_out_to_a_fifo_queue_and_come_back() {
+    let (scratch, _) = scratch();
+    out_and_back(&Service::ministack(scratch.path()), "destination", true);
+}
+
+/// Kills daemon and redrive, each at its own moments, until the redrive says that nothing is left.
+fn redrive_under_kills(letters: usize, kills: u32) {
+    let (scratch, state) = scratch();
+    let service = Service::ministack(scratch.path());
+    let lambda = Lambda::start();
+    refuse_all(&lambda);
+    let queue = service.create_queue("dead", &json!({}));
+    let setup = setup(&state, &lambda, &service.url())
+        .set("dead_letter.queue_url", &queue)
+        .set("listen.ingest", &format!("127.0.0.1:{}", lasting_port()))
+        .set("listen.admin", &format!("127.0.0.1:{}", lasting_port()));
+    let mut daemon = setup.start();
+    let ids = ids(0..letters);
+
+    // Out, while the daemon is killed again and again: accepted events end in the queue at least once.
+    for (n, ids) in ids.chunks(letters.div_ceil(kills as usize)).enumerate() {
+        for id in ids {
+            daemon.accept("orders", &[("Idempotency-Key", id)], &payload(id));
+        }
+        std::thread::sleep(Duration::from_millis(7 * n as u64 % 60));
+        daemon.kill9();
+        daemon = setup.start();
+    }
+    patiently("the dead letters leave the store", || (daemon.stored() == 0.0).then_some(()));
+    let shipped = service.count(&queue);
+    assert!(shipped >= letters, "{shipped} messages of {letters} letters");
+
+    // And back.
+    lambda.take_all();
+    let admin = daemon.admin;
+    let start = |visibility| {
+        let args = ["redrive", "--queue", &queue, "--visibility", visibility, "--progress", "none"];
+        Process::spawn("redrive", &mut sendoff(admin, &service.url(), &args))
+    };
+    for n in 0..kills {
+        let mut process = start("2s");
+        std::thread::sleep(Duration::from_millis(u64::from(150 + 53 * n % 400)));
+        process.kill9();
+        if n % 2 == 0 {
+            daemon.kill9();
+            daemon = setup.start();
+        }
+    }
+    patiently("the last redrive finds nothing left", || {
+        let mut process = start("30s");
+        process.wait(PATIENCE * 10);
+        (service.count(&queue) == 0).then_some(())
+    });
+    patiently("all is delivered", || (daemon.stored() == 0.0).then_some(()));
+    let taken = lambda.taken();
+    let known: BTreeSet<&String> = ids.iter().collect();
+    assert_eq!(taken.keys().collect::<BTreeSet<_>>(), known, "nothing is lost, nothing is invented");
+    let twice = taken.values().filter(|&&times| times > 1).count();
+    // A copy that a killed shipment left in the queue is a repeat by its id; what remains are attempts whose answer a
+    // kill of the daemon cut off.
+    println!("{letters} letters, {shipped} messages, {kills} kills of each kind, {twice} delivered more than once");
+    assert!(twice <= 64 * kills as usize, "{twice} of {letters} delivered more than once");
+}
+
+#[test]
+fn a_thousand_letters_come_back_though_daemon_and_redrive_are_killed_again_and_again() {
+    redrive_under_kills(1_000, 8);
+}
+
+#[test]
+#[ignore = "takes minutes: cargo test --test it ten_thousand -- --ignored --nocapture"]
+fn ten_thousand_letters_come_back_though_daemon_and_redrive_are_killed_again_and_again() {
+    redrive_under_kills(10_000, 20);
+}
+
+#[test]
+fn what_lambda_itself_put_on_a_queue_is_redriven_and_what_is_foreign_is_left_and_named() {
+    let (scratch, state) = scratch();
+    let service = Service::ministack(scratch.path());
+    let lambda = Lambda::start();
+    let queue = service.create_queue("lambdas-own", &json!({}));
+    let daemon = setup(&state, &lambda, &service.url()).start();
+    let attributes = [
+        ("RequestID", "String", "e4b46cbf-b738-4a3c-8880-a18cdf61200e"),
+        ("ErrorCode", "Number", "200"),
+        ("ErrorMessage", "String", "Process exited before completing request"),
+    ];
+    service.send(&queue, r#"{"id":"of a dead-letter queue"}"#, &attributes);
+    service.send(&queue, r#"{"id":"of a dead-letter queue"}"#, &attributes);
+    let record = json!({
+        "version": "1.0", "timestamp": "2019-11-14T18:16:05.568Z",
+        "requestContext": {
+            "requestId": "b2bd7f3e-2f4a-4b0e-9d3a-5d6f8d9f0a11",
+            "functionArn": "arn:aws:lambda:eu-central-1:123456789012:function:invoices:$LATEST",
+            "condition": "RetriesExhausted", "approximateInvokeCount": 3,
+        },
+        "requestPayload": { "id": "of a destination" },
+        "responseContext": { "statusCode": 200, "executedVersion": "$LATEST", "functionError": "Unhandled" },
+        "responsePayload": { "errorMessage": "Process exited before completing request" },
+    });
+    service.send(&queue, &record.to_string(), &[]);
+    service.send(&queue, "hello", &[]);
+
+    // Nothing tells whose the first is.
+    let (code, said) = redrive(&daemon, &service, &queue, &["--dry-run"]);
+    assert_eq!((code, said.contains("3 left on the queue: foreign")), (1, true), "{said}");
+
+    service.call("TagQueue", &json!({ "QueueUrl": queue, "Tags": { "sendoff:function": "orders" } }));
+    let (code, said) = redrive(&daemon, &service, &queue, &[]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("2 redriven, 1 repeats"), "{said}");
+    assert!(said.contains("1 left on the queue: foreign"), "{said}");
+    assert_eq!(service.count(&queue), 1);
+    let expected = ["of a dead-letter queue", "of a destination"].map(str::to_owned);
+    lambda.wait_for(&expected);
+    daemon.wait_until_empty();
+    assert_eq!(lambda.taken(), expected.into_iter().map(|id| (id, 1)).collect::<BTreeMap<_, _>>());
+}
+
+#[test]
+fn an_event_that_dies_again_comes_back_until_the_ceiling_and_no_client_repeat_slips_in() {
+    let service = Service::moto();
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    refuse_all(&lambda);
+    let queue = service.create_queue("dead", &json!({}));
+    let daemon = setup(&state, &lambda, &service.url())
+        .set("dead_letter.queue_url", &queue)
+        .set("dead_letter.redrives_max", "2")
+        .start();
+    kill_events(&daemon, &service, &queue, &ids(0..1));
+    for _ in 0..2 {
+        let (_, said) = redrive(&daemon, &service, &queue, &[]);
+        assert!(said.contains("1 redriven"), "{said}");
+        eventually("it is dead again", || (service.count(&queue) == 1).then_some(()));
+    }
+    let (code, said) = redrive(&daemon, &service, &queue, &[]);
+    assert_eq!((code, said.contains("1 left on the queue: ceiling")), (1, true), "{said}");
+    assert!(said.contains("dead_letter.redrives_max is 2"), "{said}");
+    assert_eq!(service.count(&queue), 1);
+}
+
+#[test]
+fn what_is_larger_than_the_queue_takes_stays_listed_and_a_forgetful_queue_is_warned_of() {
+    let (scratch, state) = scratch();
+    let service = Service::ministack(scratch.path());
+    let lambda = Lambda::start();
+    refuse_all(&lambda);
+    let attributes = json!({ "MaximumMessageSize": "2048", "MessageRetentionPeriod": "3600" });
+    let queue = service.create_queue("small", &attributes);
+    let daemon = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue).start();
+    let warned = daemon.wait_for_log(|fields| fields["retention"] == "1h");
+    assert_eq!((&warned["level"], &warned["floor"]), (&json!("WARN"), &json!("4days")));
+    let id = daemon.accept("orders", &[], json!({ "id": "x".repeat(4_000) }).to_string().as_bytes());
+    daemon.accept("orders", &[], &payload("small"));
+    eventually("the small one is in the queue", || (service.count(&queue) == 1).then_some(()));
+    eventually("the large one is counted", || {
+        (daemon.scrape().sum("sendoff_deadletter_unshippable_total", &[("function", "orders")]) == 1.0).then_some(())
+    });
+    let listed = http::get(daemon.admin, "/v1/dead-letters?unshippable=true").json();
+    assert_eq!(listed["dead_letters"][0]["id"], id.as_str());
+    assert_eq!(daemon.scrape().sum("sendoff_deadletter_queue_retention_seconds", &[("queue", "small")]), 3_600.0);
+}
+
+#[test]
+fn without_a_queue_dead_letters_are_listed_shown_exported_imported_redriven_and_purged() {
+    let (scratch, state) = scratch();
+    let lambda = Lambda::start();
+    refuse_all(&lambda);
+    let daemon = setup(&state, &lambda, "http://127.0.0.1:9").start();
+    let accept = |n: usize| daemon.accept(if n < 12 { "orders" } else { "invoices" }, &[], &payload(&ids(n..n + 1)[0]));
+    let events: Vec<String> = (0..15).map(accept).collect();
+    let buried = || daemon.scrape().sum("sendoff_outbox_events", &[("state", "buried")]);
+    eventually("all are dead", || (buried() == 15.0).then_some(()));
+    let cli = |args: &[&str]| run(sendoff(daemon.admin, "http://127.0.0.1:9", args));
+
+    let (code, said) = cli(&["dead-letters", "list", "--function", "inv*", "--where", "reason=refused"]);
+    assert_eq!((code, said.matches("InvalidRequestContentException").count()), (0, 3), "{said}");
+    assert!(said.contains("3 shown; the store holds 3 dead letters"), "{said}");
+    let (_, said) = cli(&["dead-letters", "list", "--where", "error=no such text"]);
+    assert!(said.contains("0 shown"), "{said}");
+    let (_, said) = cli(&["dead-letters", "show", &events[0]]);
+    assert!(said.contains("\"retries-exhausted\"") || said.contains("\"refused\""), "{said}");
+    assert!(!said.contains("letter-00000"), "no payload unless asked for: {said}");
+    let (code, said) = cli(&["dead-letters", "show", &events[0], "--payload"]);
+    assert_eq!((code, said.into_bytes()), (0, payload("letter-00000")));
+
+    let file = scratch.path().join("export.ndjson");
+    let file = file.to_str().unwrap();
+    let (code, said) = cli(&["dead-letters", "export", file]);
+    assert_eq!((code, std::fs::read_to_string(file).unwrap().lines().count()), (0, 15), "{said}");
+    let (code, said) =
+        cli(&[&["dead-letters", "purge"], &events.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+    assert_eq!((code, buried()), (0, 0.0), "{said}");
+    let (code, said) = cli(&["dead-letters", "import", file]);
+    assert_eq!((code, said.contains("15 dead letters taken in, 0 were")), (0, true), "{said}");
+    let (_, said) = cli(&["dead-letters", "import", file]);
+    assert!(said.contains("0 dead letters taken in, 15 were there"), "{said}");
+
+    lambda.take_all();
+    let (code, said) = cli(&["redrive", "--local", "--limit", "4", "--function", "orders"]);
+    assert_eq!((code, said.contains("4 redriven from the store")), (0, true), "{said}");
+    let (code, said) = cli(&["redrive", "--local", "--rate", "100/s"]);
+    assert_eq!((code, said.contains("11 redriven from the store")), (0, true), "{said}");
+    lambda.wait_for(&ids(0..15));
+    daemon.wait_until_empty();
+    assert!(lambda.taken().values().all(|&times| times == 1));
+}
+
+#[test]
+fn a_redrive_that_is_interrupted_finishes_what_it_has_and_leaves_the_rest_visible() {
+    let service = Service::moto();
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    refuse_all(&lambda);
+    let queue = service.create_queue("dead", &json!({}));
+    let daemon = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue).start();
+    kill_events(&daemon, &service, &queue, &ids(0..60));
+    lambda.take_all();
+    let args = ["redrive", "--queue", &queue, "--rate", "20/s"];
+    let mut process = Process::spawn("redrive", &mut sendoff(daemon.admin, &service.url(), &args));
+    eventually("some are back", || (lambda.taken().len() > 4).then_some(()));
+    process.signal(rustix::process::Signal::INT);
+    let status = process.wait(PATIENCE);
+    process.line(PATIENCE, |_| None::<()>);
+    assert_eq!(status.code(), Some(1), "{:?}", process.lines());
+    assert!(process.lines().iter().any(|line| line.contains("interrupted")), "{:?}", process.lines());
+    daemon.wait_until_empty();
+    assert_eq!(lambda.taken().len() + service.count(&queue), 60);
+    let (code, said) = redrive(&daemon, &service, &queue, &[]);
+    assert_eq!(code, 0, "{said}");
+    lambda.wait_for(&ids(0..60));
+    assert!(lambda.taken().values().all(|&times| times == 1));
+}

@@ -1,0 +1,77 @@
+//! Power loss on a real ext4: the raw image of the file system as it is the instant a 202 arrives, mounted elsewhere.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sendoff::event::EventId;
+
+use crate::it::rig::daemon::Setup;
+use crate::it::rig::lambda::{Lambda, throttle};
+use crate::load::{self, Ack};
+use crate::{size, store};
+
+const IMAGE_BYTES: u64 = 96 << 20;
+
+#[test]
+fn what_was_accepted_is_on_a_copy_of_the_raw_disk_made_the_instant_the_202_came() {
+    let scratch = tempfile::tempdir().unwrap();
+    let image = scratch.path().join("disk");
+    File::create(&image).unwrap().set_len(IMAGE_BYTES).unwrap();
+    let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image).output();
+    if !made.is_ok_and(|output| output.status.success()) {
+        eprintln!("NOT RUN: the quick power loss needs mkfs.ext4");
+        return;
+    }
+    let Some(mounted) = Mounted::at(&image, scratch.path().join("mounted")) else { return };
+    let lambda = Lambda::start();
+    lambda.default_script(sendoff::standin::Script::always(throttle()));
+    let state = mounted.at.join("state");
+    let daemon = Setup::new(&state)
+        .set("lambda.endpoint_url", &lambda.endpoint_url())
+        .set("outbox.disk_reserve", "1MiB")
+        .start();
+    let mut acks = Vec::new();
+    for cut in 0..size("CUTS", 4) {
+        for _ in 0..=cut * 5 {
+            let n = acks.len() as u64;
+            let id = daemon.accept(load::function(n), &[("Idempotency-Key", &load::key(n))], &load::payload(n));
+            acks.push(Ack { n, id: id.parse::<EventId>().unwrap() });
+        }
+        let copy = scratch.path().join("copy");
+        fs::copy(&image, &copy).unwrap();
+        let after = Mounted::at(&copy, scratch.path().join("after")).expect("the copy mounts: its journal is whole");
+        let checked = store::check(&after.at.join("state"), &acks, |_| false);
+        assert!(checked.is_ok(), "{} events, cut {cut}: {checked:?}", acks.len());
+    }
+    daemon.kill9();
+}
+
+/// A loop mount of a disk image, unmounted when dropped.
+struct Mounted {
+    at: PathBuf,
+}
+
+impl Mounted {
+    /// None, and loudly so, if we may not mount.
+    fn at(image: &Path, at: PathBuf) -> Option<Self> {
+        fs::create_dir_all(&at).unwrap();
+        let mounted = Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(image).arg(&at).output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self { at }),
+            failed => {
+                eprintln!("NOT RUN: the quick power loss needs root and a loop device: {failed:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("--lazy").arg(&self.at).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("cannot unmount {}", self.at.display());
+        }
+    }
+}

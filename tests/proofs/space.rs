@@ -1,0 +1,134 @@
+//! Space and scale: what churn leaves on the disk, and how a large backlog starts.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use bytes::Bytes;
+use sendoff::event::{Event, IdempotencyKey, KeySource};
+use sendoff::outbox::engine::Engine;
+use sendoff::outbox::sled::SledKv;
+use sendoff::outbox::{LaneWant, LeaseWant, Settlement, Which};
+
+use crate::it::rig::daemon::Setup;
+use crate::it::rig::lambda::{Lambda, throttle};
+use crate::{size, store};
+
+const MIB: u64 = 1 << 20;
+const BATCH: u64 = 200;
+
+/// What docs/power-loss.md states: the file takes at most so many times the most that was stored at once, and so much more.
+const FILE_PER_STORED: u64 = 8;
+const FILE_BASE: u64 = 64 * MIB;
+
+#[test]
+fn steady_churn_keeps_the_file_bounded_with_large_payloads_too() {
+    let events = size("CHURN", 8_000);
+    let scratch = store::scratch();
+    let state = scratch.path().join("state");
+    let mut engine = store::open(&state).unwrap();
+    let (mut stored_most, mut file_most, mut next_shown) = (0, 0, 0);
+    let begun = Instant::now();
+    for first in (0..events).step_by(BATCH as usize) {
+        fill(&mut engine, first..first + BATCH, |n| match n % 1_000 {
+            0 => MIB as usize,
+            _ => fastrand::usize(50..4_000),
+        });
+        stored_most = engine.census().unwrap().bytes.max(stored_most);
+        drain(&mut engine);
+        file_most = engine.disk().used.max(file_most);
+        if first >= next_shown {
+            eprintln!("{first} events: file {} MiB, {:?}", engine.disk().used / MIB, begun.elapsed());
+            next_shown += events / 10;
+        }
+    }
+    assert_eq!(engine.census().unwrap().events, 0);
+    eprintln!("{events} events, at most {stored_most} bytes stored at once, file at most {file_most} bytes");
+    let bound = FILE_PER_STORED * stored_most + FILE_BASE;
+    assert!(file_most <= bound, "the file grew to {file_most}, the bound is {bound}");
+}
+
+#[test]
+fn a_drained_backlog_leaves_room_that_the_next_one_uses() {
+    let events = size("BACKLOG", 4_000);
+    let scratch = store::scratch();
+    let mut engine = store::open(&scratch.path().join("state")).unwrap();
+    let mut files = Vec::new();
+    for round in 0..3 {
+        for first in (0..events).step_by(BATCH as usize) {
+            let first = round * events + first;
+            fill(&mut engine, first..first + BATCH, |_| 3_000);
+        }
+        while engine.census().unwrap().events > 0 {
+            drain(&mut engine);
+        }
+        files.push(engine.disk().used);
+    }
+    eprintln!("the file after each of three backlogs of {events} events: {files:?}");
+    assert!(files[2] <= files[0] * 3 / 2, "a backlog's room is not used again: {files:?}");
+}
+
+#[test]
+fn a_large_backlog_is_accepting_soon_after_a_kill_and_is_not_held_in_memory() {
+    let events = size("SCALE", 20_000);
+    let scratch = store::scratch();
+    let state = scratch.path().join("state");
+    let begun = Instant::now();
+    let mut engine = store::open(&state).unwrap();
+    for first in (0..events).step_by(BATCH as usize) {
+        fill(&mut engine, first..first + BATCH, |_| 200);
+    }
+    let file = engine.disk().used;
+    drop(engine);
+    eprintln!("{events} events filled in {:?}, file {} MiB", begun.elapsed(), file / MIB);
+    let lambda = Lambda::start();
+    lambda.default_script(sendoff::standin::Script::always(throttle()));
+    let setup = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url());
+    for life in ["after a clean end", "after a kill"] {
+        let begun = Instant::now();
+        let daemon = setup.start();
+        daemon.accept("orders", &[], b"{}");
+        let took = begun.elapsed();
+        assert!(daemon.stored() >= events as f64);
+        let rss = resident(&state);
+        eprintln!("{life}: accepting after {took:?}, {} MiB resident", rss / MIB);
+        // The engine's cache (64 MiB by default) and 100 MiB, plus what a debug build is larger.
+        assert!(rss < (64 + 100 + 64) * MIB, "{} MiB resident", rss / MIB);
+        daemon.kill9();
+    }
+}
+
+fn fill(engine: &mut Engine<SledKv>, numbers: std::ops::Range<u64>, payload_bytes: impl Fn(u64) -> usize) {
+    let events: Vec<_> = numbers
+        .map(|n| Event {
+            key: IdempotencyKey { value: n.to_string(), source: KeySource::Minted },
+            payload: Bytes::from(vec![b'x'; payload_bytes(n)]),
+            ..store::event(n * 40)
+        })
+        .collect();
+    let disk = engine.disk();
+    engine.append(events, disk).unwrap();
+    engine.commit().unwrap();
+}
+
+/// Takes and delivers what is ready, up to a thousand events.
+fn drain(engine: &mut Engine<SledKv>) {
+    let lanes = engine.lanes(0).unwrap().lanes;
+    let want = |lane| LaneWant { lane, which: Which::Due, events_max: 1_000 };
+    let want = LeaseWant { lanes: lanes.iter().map(|view| want(view.lane)).collect(), bytes_max: u64::MAX };
+    let leased = engine.lease(&want).unwrap();
+    engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
+    engine.commit().unwrap();
+}
+
+/// Resident bytes of the process that was started on `state`.
+fn resident(state: &Path) -> u64 {
+    let state = state.to_str().unwrap();
+    let ours = fs::read_dir("/proc").unwrap().flatten().find(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).split('\0').any(|word| word == state)
+    });
+    let status = fs::read_to_string(ours.unwrap().path().join("status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1_024
+}
