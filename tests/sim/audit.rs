@@ -28,7 +28,7 @@ pub fn audit(world: &Arc<World>) {
 pub fn fits_together(pairs: &BTreeMap<Vec<u8>, Bytes>) -> Result<BTreeSet<EventId>, String> {
     let mut counts: BTreeMap<(LaneId, u8), u64> = BTreeMap::new();
     let mut expected: BTreeSet<Vec<u8>> = BTreeSet::new();
-    let mut stored = BTreeSet::new();
+    let (mut stored, mut buried) = (BTreeSet::new(), BTreeSet::new());
     for (key, value) in pairs {
         let Some(place) = keys::place(key[0]) else { continue };
         let (Some(lane), Some(id)) = (keys::lane_of(key), keys::id_of(key)) else {
@@ -46,6 +46,7 @@ pub fn fits_together(pairs: &BTreeMap<Vec<u8>, Bytes>) -> Result<BTreeSet<EventI
                 expected.insert(keys::due(Due::Attempt, lane, record.history.due, id));
             }
             Place::Buried => {
+                buried.insert(id);
                 expected.insert(keys::due(Due::Ship, lane, record.history.due, id));
             }
         }
@@ -53,6 +54,12 @@ pub fn fits_together(pairs: &BTreeMap<Vec<u8>, Bytes>) -> Result<BTreeSet<EventI
     for key in pairs.keys().filter(|key| matches!(key[0], b'p' | b't' | b'u')) {
         if !expected.remove(key) {
             return Err(format!("{} {:02x?} belongs to no event", key[0] as char, key));
+        }
+    }
+    // Whether an event has an `expires_at` of its own stands in its body; but no other may be in that index.
+    for key in pairs.keys().filter(|key| key[0] == b'e') {
+        if keys::id_of(key).is_none_or(|id| !stored.contains(&id) || buried.contains(&id)) {
+            return Err(format!("an expiry {key:02x?} belongs to no waiting event"));
         }
     }
     if let Some(key) = expected.first() {
