@@ -16,10 +16,13 @@ use crate::outbox::{self, Place};
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
 
+/// What a fake Lambda answers, and after how long.
+type Says = dyn Fn(&Call, UnixMillis) -> (Duration, Reply) + Send + Sync;
+
 /// What the fake says, how long it takes over it, and what it has seen: time and function of every call.
 #[derive(Clone)]
 struct Fake {
-    says: Arc<dyn Fn(&Call, UnixMillis) -> (Duration, Reply) + Send + Sync>,
+    says: Arc<Says>,
     clock: Clock,
     calls: Arc<Mutex<Vec<(UnixMillis, String)>>>,
     delivered: Arc<Mutex<BTreeMap<String, Vec<UnixMillis>>>>,
