@@ -17,6 +17,10 @@ use aws_smithy_types::timeout::TimeoutConfig;
 
 pub mod lambda;
 
+pub mod direct;
+
+mod sign;
+
 pub mod passthrough;
 
 pub mod sqs;

@@ -46,6 +46,8 @@ pub struct Clock {
 
 #[derive(Debug)]
 struct Shared {
+    /// Whether this is the machine's own clock, and not one of a test.
+    is_system: bool,
     anchor: Instant,
     anchor_millis: AtomicU64,
     random: std::sync::Mutex<fastrand::Rng>,
@@ -57,17 +59,18 @@ impl Clock {
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
         let wall = SystemTime::now();
         let since_epoch = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::starting_at(UnixMillis::default().plus(since_epoch), fastrand::Rng::new())
+        Self::starting_at(UnixMillis::default().plus(since_epoch), fastrand::Rng::new(), true)
     }
 
     /// A clock that starts at `start` and a generator with a fixed seed: for simulation and tests.
     pub fn seeded(start: UnixMillis, seed: u64) -> Self {
-        Self::starting_at(start, fastrand::Rng::with_seed(seed))
+        Self::starting_at(start, fastrand::Rng::with_seed(seed), false)
     }
 
-    fn starting_at(start: UnixMillis, random: fastrand::Rng) -> Self {
+    fn starting_at(start: UnixMillis, random: fastrand::Rng, is_system: bool) -> Self {
         Self {
             shared: Arc::new(Shared {
+                is_system,
                 #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
                 anchor: Instant::now(),
                 anchor_millis: AtomicU64::new(start.0),
@@ -80,6 +83,16 @@ impl Clock {
     pub fn now(&self) -> UnixMillis {
         let start = UnixMillis(self.shared.anchor_millis.load(Ordering::Relaxed));
         start.plus(self.shared.anchor.elapsed())
+    }
+
+    /// The time of day, for what others compare with their own clocks, as the time of a signature: it follows every step
+    /// of the wall clock, also those that [`Clock::now`] leaves out on purpose.
+    pub fn wall(&self) -> SystemTime {
+        if self.shared.is_system {
+            #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+            return SystemTime::now();
+        }
+        UNIX_EPOCH + Duration::from_millis(self.now().0)
     }
 
     /// Moves the clock forward so that it is at least `time`: what a store that has seen a later time asks for.
@@ -106,7 +119,12 @@ impl Clock {
         if time == UnixMillis::MAX {
             return std::future::pending().await;
         }
-        tokio::time::sleep(time.since(self.now())).await;
+        let left = time.since(self.now());
+        if left.is_zero() {
+            // A timer would take to the next millisecond.
+            return tokio::task::yield_now().await;
+        }
+        tokio::time::sleep(left).await;
     }
 
     /// A uniformly random duration in `0..=limit`: full jitter.

@@ -43,6 +43,7 @@ pub struct Config {
     pub rules: ingest::rules::Rules,
     pub outbox: outbox::Settings,
     pub lambda: aws::Settings,
+    pub transport: aws::direct::Transport,
     pub sqs: aws::Settings,
     /// Inherited variables that are not followed because they name our own listener: worth a line in the log.
     pub ignored_endpoints: Vec<&'static str>,

@@ -97,7 +97,8 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let unix = unix.open()?;
     operator.outbox_is(Some(outbox.clone()));
     let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
-    let lambda = Placed::of(aws::lambda::Lambda::new(&shared, &config.lambda))?;
+    let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
+    let lambda = Placed::of(lambda)?;
     let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
     let passthrough = Placed::of(passthrough)?;
     let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;

@@ -29,6 +29,10 @@ mod road;
 
 mod roles;
 
+/// The same as the program's, so that what it is measured against has it too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Benches of sendoff
 #[derive(Debug, Parser)]
 struct Options {

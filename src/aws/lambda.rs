@@ -21,7 +21,7 @@ use serde::Deserialize;
 use super::{Endpoint, Error, Place, Settings, Shared, Stage, causes, is_region, words_of};
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
 
-mod context;
+pub(super) mod context;
 
 /// Clients kept for regions other than the daemon's own. Beyond it one gives way: clients are cheap, only connections
 /// start afresh.
@@ -31,7 +31,7 @@ const REGIONS_MAX: usize = 32;
 const FUNCTION_ERROR_BYTES_MAX: usize = 4_096;
 
 /// The name of Lambda's trace header.
-const TRACE_HEADER: &str = "x-amzn-trace-id";
+pub(super) const TRACE_HEADER: &str = "x-amzn-trace-id";
 
 /// Lambda, in every region that functions are addressed in.
 #[derive(Debug, Clone)]
@@ -239,7 +239,7 @@ pub(super) fn never_connected(error: &(dyn std::error::Error + 'static)) -> bool
 
 /// An answer other than success, from status, headers and body alone: what is between may answer in any form, and the
 /// SDK's own reading loses the code where a body is not JSON.
-fn answer_of(response: &HttpResponse) -> Answer {
+pub(super) fn answer_of(response: &HttpResponse) -> Answer {
     let body: ErrorBody =
         response.body().bytes().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
     let headers = response.headers();

@@ -4,13 +4,8 @@
 //! signer (docs/adr/0010).
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
 
-use aws_credential_types::Credentials;
-use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_lambda::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
-use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
-use aws_sigv4::sign::v4;
 use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
@@ -21,19 +16,13 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt;
-use tokio::sync::Mutex;
 
 use super::placed::Placed;
-use super::{CREDENTIALS_TIMEOUT, Endpoint, Error, IDLE_TIMEOUT, Place, Settings, Shared, is_region, words_of};
-use crate::clock::{Clock, UnixMillis};
+use super::sign::{Cached, percent_encode, signed};
+use super::{Endpoint, Error, IDLE_TIMEOUT, Place, Settings, Shared, is_region, words_of};
+use crate::clock::Clock;
 use crate::event::Function;
 use crate::ingest::passthrough::{AnswerBody, Call, Failed, Operation, Passthrough};
-
-/// How long before they expire credentials are fetched anew: a signature must outlast its way.
-const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
-
-/// How long credentials are kept that do not say when they expire: as long as the SDK keeps them.
-const KEPT_WITHOUT_EXPIRY: Duration = Duration::from_secs(15 * 60);
 
 /// What we call ourselves, as every client of AWS does.
 const PRODUCT: &str = concat!("sendoff/", env!("CARGO_PKG_VERSION"));
@@ -73,7 +62,7 @@ impl LambdaPassthrough {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .tls_provider(Provider::Rustls(CryptoMode::Ring))
             .build();
-        let credentials = Cached { provider: shared.config.credentials_provider(), kept: Mutex::new(None) };
+        let credentials = Cached::new(shared.config.credentials_provider());
         let (use_fips, use_dual_stack) = (shared.config.use_fips(), shared.config.use_dual_stack());
         let resolver = DefaultResolver::new();
         let inner = Inner { region, endpoint_url, use_fips, use_dual_stack, resolver, credentials, connector, clock };
@@ -82,7 +71,7 @@ impl LambdaPassthrough {
 }
 
 /// What environment and profile say for Lambda, else for all services: as the SDK's own client reads it.
-fn configured_endpoint(shared: &Shared) -> Option<String> {
+pub(super) fn configured_endpoint(shared: &Shared) -> Option<String> {
     let key = ServiceConfigKey::builder().service_id("Lambda").env("AWS_ENDPOINT_URL").profile("endpoint_url");
     let of_lambda = shared.config.service_config().zip(key.build().ok()).and_then(|(all, key)| all.load_config(key));
     of_lambda.or_else(|| shared.config.endpoint_url().map(str::to_owned))
@@ -128,7 +117,7 @@ impl Inner {
         *request.headers_mut() = call.headers;
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
         let credentials = self.credentials.get(&self.clock).await?;
-        signed(&mut request, credentials, region, self.clock.now())?;
+        signed(&mut request, credentials, region, self.clock.wall())?;
         let length = HeaderValue::from(request.body().len());
         request.headers_mut().insert(CONTENT_LENGTH, length);
         Ok(request)
@@ -159,75 +148,6 @@ fn path(operation: Operation, function: &Function) -> String {
     match &function.qualifier {
         Some(qualifier) => format!("{path}?Qualifier={}", percent_encode(qualifier)),
         None => path,
-    }
-}
-
-/// All but RFC 3986's unreserved characters, as the signature's canonical form has it.
-fn percent_encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
-}
-
-/// Signs with version 4: path encoded twice and the payload hashed, as Lambda wants it (unsigned payloads are S3's alone).
-fn signed(request: &mut Request<Bytes>, credentials: Credentials, region: &str, now: UnixMillis) -> Result<(), String> {
-    let identity = credentials.into();
-    let params = v4::SigningParams::builder()
-        .identity(&identity)
-        .region(region)
-        .name("lambda")
-        .time(UNIX_EPOCH + Duration::from_millis(now.0))
-        .settings(SigningSettings::default())
-        .build()
-        .map_err(|error| words_of(&error))?
-        .into();
-    let uri = request.uri().to_string();
-    let headers = request.headers().iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-    let signable = SignableRequest::new("POST", &uri, headers, SignableBody::Bytes(request.body()))
-        .map_err(|error| words_of(&error))?;
-    let (instructions, _signature) = sign(signable, &params).map_err(|error| words_of(&error))?.into_parts();
-    instructions.apply_to_request_http1x(request);
-    Ok(())
-}
-
-/// Credentials and when they were fetched: the provider asks its source anew each time.
-#[derive(Debug)]
-struct Cached {
-    provider: Option<SharedCredentialsProvider>,
-    /// Locked while they are fetched, so that they are fetched once.
-    kept: Mutex<Option<Kept>>,
-}
-
-#[derive(Debug)]
-struct Kept {
-    credentials: Credentials,
-    until: UnixMillis,
-}
-
-impl Cached {
-    async fn get(&self, clock: &Clock) -> Result<Credentials, String> {
-        let provider = self.provider.as_ref().ok_or("there is no provider of credentials")?;
-        let mut kept = self.kept.lock().await;
-        if let Some(kept) = kept.as_ref().filter(|kept| clock.now().plus(EXPIRY_MARGIN) < kept.until) {
-            return Ok(kept.credentials.clone());
-        }
-        let fetched = tokio::time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await;
-        let credentials = fetched
-            .map_err(|_elapsed| format!("no credentials within {CREDENTIALS_TIMEOUT:?}"))?
-            .map_err(|error| words_of(&error))?;
-        let expires = credentials.expiry().and_then(|expiry| expiry.duration_since(UNIX_EPOCH).ok());
-        let until = match expires {
-            Some(since_epoch) => UnixMillis::default().plus(since_epoch),
-            None => clock.now().plus(KEPT_WITHOUT_EXPIRY),
-        };
-        *kept = Some(Kept { credentials: credentials.clone(), until });
-        Ok(credentials)
     }
 }
 

@@ -8,6 +8,7 @@ use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Listen, Log, LogFormat};
 use super::{endpoint, level, passthrough, rules};
+use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::{FunctionName, PAYLOAD_BYTES_MAX};
 use crate::{aws, deadletter, dispatch, ingest, outbox};
@@ -34,6 +35,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         r.fill("sqs.region", region, r.origin("lambda.region"));
     }
     let lambda = service(r, "lambda", region.clone(), &own, environment);
+    let transport = r.word("lambda.transport", &[("direct", Transport::Direct), ("sdk", Transport::Sdk)]);
     let sqs_region = self::region(r, "sqs.region", environment);
     let sqs = service(r, "sqs", sqs_region, &own, environment);
 
@@ -58,6 +60,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         rules: rules?,
         outbox: outbox?,
         lambda,
+        transport: transport?,
         sqs,
         ignored_endpoints,
         dispatch: dispatch?,

@@ -17,7 +17,7 @@ use super::{Call, Failure, FailureKind, Invoke, Reply, Settings};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::FunctionName;
 use crate::metrics::Metrics;
-use crate::outbox::{BuryReason, Error, LaneId, Lease, LeaseWant, Leased, Outbox, Settlement};
+use crate::outbox::{BuryReason, Error, LaneId, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
 use crate::shutdown::Stop;
 
 /// Batches of settlements that may be on their way to the disk; then the loop waits for one.
@@ -123,10 +123,14 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             self.next_full_reading = now.plus(FULL_READING_EVERY);
         } else {
             let news = self.outbox.lanes(self.seen).await?;
-            self.seen = news.version;
-            self.lanes.learn(news, now);
+            self.learn(news);
         }
         Ok(())
+    }
+
+    fn learn(&mut self, news: LaneNews) {
+        self.seen = news.version;
+        self.lanes.learn(news, self.clock.now());
     }
 
     /// Whoever asked may have gone.
@@ -154,7 +158,10 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         if !wants.is_empty() {
             let want = LeaseWant { lanes: wants, bytes_max: self.lanes.bytes_left() };
             let mut dead = Vec::new();
-            for leased in self.outbox.lease(want).await? {
+            // Asked together, both are answered in one turn of the outbox, the lease first.
+            let (leased, news) =
+                futures_util::future::try_join(self.outbox.lease(want), self.outbox.lanes(self.seen)).await?;
+            for leased in leased {
                 let lease = leased.lease;
                 if now < deadline(&leased.event, self.lanes.policy(&leased.event.function.name)) {
                     self.begin(leased);
@@ -163,7 +170,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 }
             }
             self.write(dead).await?;
-            self.read_lanes().await?;
+            self.learn(news);
         }
         self.lanes.planned(self.clock.now());
         Ok(())

@@ -111,7 +111,14 @@ fn the_model_catches_an_answer_before_the_sync() {
                     sync = Some(to + 1);
                 }
             }
-            _ => {}
+            Op::Create { .. }
+            | Op::Mkdir { .. }
+            | Op::Write { .. }
+            | Op::Truncate { .. }
+            | Op::Sync { .. }
+            | Op::Rename { .. }
+            | Op::Unlink { .. }
+            | Op::Rmdir { .. } => {}
         }
     }
     let points: Vec<_> = recorded

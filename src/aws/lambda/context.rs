@@ -14,7 +14,7 @@ const KEY: &str = "idempotency_key";
 
 /// The client's context with the key in it. The client's own is sent unchanged if it has a key already, is not an object
 /// that could take one, or would become too long. The same input gives the same bytes (G4).
-pub(super) fn with_key(context: Option<String>, key: &str) -> String {
+pub(in crate::aws) fn with_key(context: Option<String>, key: &str) -> String {
     match context {
         None => BASE64_STANDARD.encode(serde_json::json!({ "custom": { KEY: key } }).to_string()),
         Some(context) => merged(&context, key).filter(|merged| merged.len() <= CONTEXT_BYTES_MAX).unwrap_or(context),

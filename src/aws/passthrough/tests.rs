@@ -1,11 +1,13 @@
+use std::time::{Duration, UNIX_EPOCH};
+
 use aws_sdk_lambda::config::Region;
 use aws_sigv4::sign::v4::{calculate_signature, generate_signing_key};
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::aws::loader;
 use crate::aws::testing::{Act, Seen, Server, refusing_address, say, settings, shared};
+use crate::clock::UnixMillis;
 use crate::event::FunctionName;
 
 /// 2026-11-23T07:27:41Z.
@@ -139,21 +141,4 @@ async fn the_region_of_an_arn_decides_which_endpoint_is_called() {
     let mut call = call(Operation::Invoke, "orders", None);
     call.function.region = Some("evil.example/".to_owned());
     assert!(passthrough.shared.request(call).await.is_err());
-}
-
-#[tokio::test(start_paused = true)]
-async fn credentials_are_fetched_anew_before_they_expire() {
-    let clock = Clock::seeded(NOW, 1);
-    let expiring = |seconds| {
-        let expiry = UNIX_EPOCH + Duration::from_millis(NOW.0) + Duration::from_secs(seconds);
-        Credentials::new("AKID", "secret", None, Some(expiry), "test")
-    };
-    let config = loader().region(Region::new("eu-central-1")).credentials_provider(expiring(3_600)).load().await;
-    let cached = Cached { provider: config.credentials_provider(), kept: Mutex::new(None) };
-    cached.get(&clock).await.unwrap();
-    let until = |kept: &Option<Kept>| kept.as_ref().unwrap().until;
-    assert_eq!(until(&*cached.kept.lock().await), NOW.plus(Duration::from_secs(3_600)));
-    *cached.kept.lock().await = Some(Kept { credentials: expiring(30), until: NOW.plus(Duration::from_secs(30)) });
-    let renewed = cached.get(&clock).await.unwrap();
-    assert_eq!(renewed.expiry(), expiring(3_600).expiry());
 }

@@ -1,0 +1,235 @@
+//! AWS Lambda as [`Invoke`] for the one call that is made for every event, on the SDK's own credentials, signer and
+//! connector but without its orchestrator, which takes most of the time of a call (docs/adr/0005, docs/performance.md).
+//!
+//! Holds: what is on the wire is what [`Lambda`] would send, but for the SDK's notes about itself; what comes back means
+//! the same. Calls to other regions, and those that wait for the function's own answer, are the SDK's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_lambda::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
+use aws_smithy_http_client::Connector;
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorSettings};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
+use http::{HeaderName, HeaderValue, Request};
+use http_body_util::{BodyExt, Limited};
+
+use super::lambda::{Lambda, TRACE_HEADER, answer_of, context, never_connected};
+use super::passthrough::configured_endpoint;
+use super::sign::{Cached, percent_encode, signed};
+use super::{Endpoint, Error, IDLE_TIMEOUT, Place, Settings, Shared, words_of};
+use crate::clock::Clock;
+use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
+
+/// How much of an answer's body is read, in bytes: Lambda's errors are short, and a proxy's page says nothing.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// What we call ourselves, as every client of AWS does.
+const PRODUCT: &str = concat!("sendoff/", env!("CARGO_PKG_VERSION"));
+
+const INVOCATION_TYPE: HeaderName = HeaderName::from_static("x-amz-invocation-type");
+const CLIENT_CONTEXT: HeaderName = HeaderName::from_static("x-amz-client-context");
+const TENANT_ID: HeaderName = HeaderName::from_static("x-amz-tenant-id");
+const DURABLE_EXECUTION_NAME: HeaderName = HeaderName::from_static("x-amz-durable-execution-name");
+const TRACE_ID: HeaderName = HeaderName::from_static(TRACE_HEADER);
+
+/// How Event invocations are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transport {
+    /// By [`Direct`].
+    #[default]
+    Direct,
+    /// By [`Lambda`], aws-sdk-lambda's client.
+    Sdk,
+}
+
+/// Lambda by either transport. Cheap to clone.
+#[derive(Debug, Clone)]
+pub enum Client {
+    Direct(Direct),
+    Sdk(Lambda),
+}
+
+impl Client {
+    pub async fn new(shared: &Shared, settings: &Settings, transport: Transport, clock: Clock) -> Result<Self, Error> {
+        let sdk = Lambda::new(shared, settings)?;
+        Ok(match transport {
+            Transport::Sdk => Self::Sdk(sdk),
+            Transport::Direct => Self::Direct(Direct::new(shared, settings, sdk, clock).await?),
+        })
+    }
+}
+
+impl Invoke for Client {
+    async fn invoke(&self, call: Call) -> Reply {
+        match self {
+            Self::Direct(direct) => direct.invoke(call).await,
+            Self::Sdk(sdk) => sdk.invoke(call).await,
+        }
+    }
+}
+
+/// The direct transport. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Direct {
+    shared: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    sdk: Lambda,
+    region: String,
+    /// Without a slash at its end.
+    endpoint: String,
+    credentials: Cached,
+    connector: Connector,
+    /// The last resort, for an answer that does not end.
+    whole: Duration,
+    clock: Clock,
+}
+
+impl Direct {
+    async fn new(shared: &Shared, settings: &Settings, sdk: Lambda, clock: Clock) -> Result<Self, Error> {
+        let Place { region, endpoint, timeouts } = shared.place("lambda", settings)?;
+        let endpoint = resolve(shared, &region, endpoint).await?;
+        let mut connecting = HttpConnectorSettings::builder();
+        connecting.set_connect_timeout(timeouts.connect_timeout()).set_read_timeout(timeouts.read_timeout());
+        let connector = Connector::builder()
+            .connector_settings(connecting.build())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .build();
+        let credentials = Cached::new(shared.config.credentials_provider());
+        let whole = timeouts.operation_attempt_timeout().unwrap_or(Duration::MAX);
+        Ok(Self { shared: Arc::new(Inner { sdk, region, endpoint, credentials, connector, whole, clock }) })
+    }
+}
+
+/// The endpoint as the SDK's own client finds it, but once instead of for every call.
+async fn resolve(shared: &Shared, region: &str, endpoint: Endpoint) -> Result<String, Error> {
+    let configured = match endpoint {
+        Endpoint::At(url) => Some(url),
+        Endpoint::Public => None,
+        Endpoint::AsConfigured => configured_endpoint(shared),
+    };
+    let unusable = |url: String| Error::EndpointUrl { service: "lambda", url };
+    let params = Params::builder()
+        .region(region)
+        .set_endpoint(configured.clone())
+        .set_use_fips(shared.config.use_fips())
+        .set_use_dual_stack(shared.config.use_dual_stack())
+        .build()
+        .map_err(|error| unusable(words_of(&error)))?;
+    let found = DefaultResolver::new().resolve_endpoint(&params).await;
+    let found = found.map_err(|error| unusable(configured.unwrap_or_else(|| words_of(&*error))))?;
+    Ok(found.url().trim_end_matches('/').to_owned())
+}
+
+impl Invoke for Direct {
+    async fn invoke(&self, call: Call) -> Reply {
+        let inner = &*self.shared;
+        let elsewhere = call.function.region.as_ref().is_some_and(|region| *region != inner.region);
+        if elsewhere || call.mode != Mode::Event {
+            return inner.sdk.invoke(call).await;
+        }
+        tokio::time::timeout(inner.whole, inner.invoke(call)).await.unwrap_or_else(|_elapsed| {
+            let message = format!("no complete answer within {:?}", inner.whole);
+            Reply::Lost(Failure { kind: FailureKind::ReadTimeout, message })
+        })
+    }
+}
+
+impl Inner {
+    async fn invoke(&self, call: Call) -> Reply {
+        let not_sent = |kind, message| Reply::NotSent(Failure { kind, message });
+        let mut request = match request(&self.endpoint, call) {
+            Ok(request) => request,
+            Err(why) => return not_sent(FailureKind::Unbuildable, why),
+        };
+        let credentials = match self.credentials.get(&self.clock).await {
+            Ok(credentials) => credentials,
+            Err(why) => return not_sent(FailureKind::Credentials, why),
+        };
+        if let Err(why) = signed(&mut request, credentials, &self.region, self.clock.wall()) {
+            return not_sent(FailureKind::Unbuildable, why);
+        }
+        let request = match request.map(SdkBody::from).try_into() {
+            Ok(request) => request,
+            Err(error) => {
+                let error: aws_smithy_runtime_api::http::HttpError = error;
+                return not_sent(FailureKind::Unbuildable, words_of(&error));
+            }
+        };
+        match self.connector.call(request).await {
+            Ok(response) => Reply::Answer(read(response).await),
+            Err(error) => failed(&error),
+        }
+    }
+}
+
+/// The call as a request that lacks only its signature, or in words why there can be none.
+fn request(endpoint: &str, call: Call) -> Result<Request<Bytes>, String> {
+    let Call { function, key, carried, payload, mode: _ } = call;
+    if function.address.is_empty() {
+        return Err("the function's name is empty".to_owned());
+    }
+    let name = percent_encode(&function.address);
+    let mut uri = format!("{endpoint}/2015-03-31/functions/{name}/invocations");
+    if let Some(qualifier) = &function.qualifier {
+        uri.push_str("?Qualifier=");
+        uri.push_str(&percent_encode(qualifier));
+    }
+    let length = payload.len();
+    let context = context::with_key(carried.client_context, &key.value);
+    let mut request = Request::post(uri)
+        .header(INVOCATION_TYPE, HeaderValue::from_static("Event"))
+        .header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
+        .header(CONTENT_LENGTH, length)
+        .header(USER_AGENT, HeaderValue::from_static(PRODUCT))
+        .header(CLIENT_CONTEXT, context);
+    let rest = [
+        (TENANT_ID, carried.tenant_id),
+        (DURABLE_EXECUTION_NAME, carried.durable_execution_name),
+        (TRACE_ID, carried.trace_header),
+    ];
+    for (name, value) in rest {
+        if let Some(value) = value {
+            request = request.header(name, value);
+        }
+    }
+    request.body(payload).map_err(|error| words_of(&error))
+}
+
+/// The answer as plain data. That the status came is enough: an answer whose body breaks off is one all the same.
+async fn read(mut response: HttpResponse) -> Answer {
+    let body = Limited::new(response.take_body(), ANSWER_BYTES_MAX).collect().await;
+    if response.status().is_success() {
+        let request_id = response.headers().get("x-amzn-requestid").map(str::to_owned);
+        return Answer { status: response.status().as_u16(), request_id, ..Answer::default() };
+    }
+    *response.body_mut() = SdkBody::from(body.map(|body| body.to_bytes()).unwrap_or_default());
+    answer_of(&response)
+}
+
+/// A call without an answer. What is not certainly unsent counts as lost.
+fn failed(error: &ConnectorError) -> Reply {
+    let failure = |kind| Failure { kind, message: words_of(error) };
+    if error.is_user() {
+        Reply::NotSent(failure(FailureKind::Unbuildable))
+    } else if never_connected(error) {
+        Reply::NotSent(failure(FailureKind::Connect))
+    } else if error.is_timeout() {
+        Reply::Lost(failure(FailureKind::ReadTimeout))
+    } else {
+        Reply::Lost(failure(FailureKind::Closed))
+    }
+}
+
+#[cfg(test)]
+mod tests;
