@@ -27,7 +27,7 @@ use crate::outbox::sled::{SledKv, kept};
 use crate::outbox::writer::{Handle, Writer};
 use crate::outbox::{self, Outbox};
 use crate::reload::Reload;
-use crate::shutdown::{self, Stop};
+use crate::shutdown::{Signals, Stop};
 
 mod listeners;
 
@@ -89,6 +89,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     serve_admin(admin, operator.router().merge(status.router()), &config, &clock, &admin_stop, &admin_tasks);
     admin_tasks.spawn(notify::pulse(status, clock.clone(), admin_stop.clone()));
     let policies = reload.dispatch();
+    let signals = Signals::catch().map_err(|source| Error::System { doing: "listening for signals", source })?;
     let hangup = Reload::signal().map_err(|source| Error::System { doing: "listening for signals", source })?;
     admin_tasks.spawn(reload.run(hangup, admin_stop.clone()));
 
@@ -135,7 +136,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let state_dir = config.state_dir.display().to_string();
     tracing::info!(ingest = ingest_address, admin = admin_address, state_dir, "ready");
     notify::ready();
-    let ended = run_until_stopped(&outbox, &readiness, &stop, &door, &stages, config.grace).await?;
+    let ended = run_until_stopped(signals, &outbox, &readiness, &stop, &door, &stages, config.grace).await?;
     if ended == Ended::AtOnce {
         return Ok(ended);
     }
@@ -154,6 +155,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
 }
 
 async fn run_until_stopped(
+    mut signals: Signals,
     outbox: &Handle,
     readiness: &Readiness,
     stop: &Stop,
@@ -163,8 +165,7 @@ async fn run_until_stopped(
 ) -> Result<Ended, Error> {
     let poisoned = tokio::select! {
         biased;
-        signal = shutdown::requested() => {
-            let signal = signal.map_err(|source| Error::System { doing: "listening for signals", source })?;
+        signal = signals.next() => {
             readiness.not_ready("draining");
             notify::stopping(signal);
             tracing::info!(signal, grace = ?grace, "draining: no new requests, no new attempts");
@@ -179,8 +180,7 @@ async fn run_until_stopped(
     let drained = tokio::select! {
         biased;
         drained = stop.drain(door, stages, grace) => drained,
-        signal = shutdown::requested() => {
-            let signal = signal.map_err(|source| Error::System { doing: "listening for signals", source })?;
+        signal = signals.next() => {
             tracing::warn!(signal, "second signal: ending at once, the outbox keeps what is left");
             return Ok(Ended::AtOnce);
         }

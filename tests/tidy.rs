@@ -23,6 +23,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("aws::direct", &["event", "clock", "dispatch"]),
     ("aws::passthrough", &["event", "clock", "ingest"]),
     ("aws::sqs", &["event", "clock", "deadletter"]),
+    ("aws::placed", &["dispatch", "deadletter"]),
     // around them
     ("backoff", &["clock"]),
     ("http", &["clock"]),

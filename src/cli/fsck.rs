@@ -7,7 +7,7 @@ use super::{ConfigOptions, Exit, Failure, print};
 use crate::config::Environment;
 use crate::outbox::engine::OpenError;
 use crate::outbox::repair::Report;
-use crate::outbox::sled::{self, Examined};
+use crate::outbox::sled::{Examined, examine, kept};
 
 /// Check the outbox while the daemon is stopped; with --repair, replace a damaged one by what can be read of it
 ///
@@ -27,7 +27,7 @@ pub struct Options {
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let config = options.config.load(environment)?.config;
-    let examined = sled::examine(&config.state_dir, config.outbox.cache, options.repair).map_err(|error| {
+    let examined = examine(&config.state_dir, config.outbox.cache, options.repair).map_err(|error| {
         let exit = match error {
             OpenError::Locked { .. } | OpenError::Io { .. } => Exit::Unavailable,
             OpenError::Newer { .. } | OpenError::Damaged { .. } => Exit::Internal,
@@ -37,8 +37,8 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let Some(examined) = examined else {
         return Err(Failure::saying(Exit::Failed, format!("there is no outbox in {}", config.state_dir.display())));
     };
-    let kept: Vec<_> = sled::kept(&config.state_dir).iter().map(|path| path.display().to_string()).collect();
-    print(&if options.json { as_json(&examined, &kept) } else { in_words(&examined, &kept) })?;
+    let set_aside: Vec<_> = kept(&config.state_dir).iter().map(|path| path.display().to_string()).collect();
+    print(&if options.json { as_json(&examined, &set_aside) } else { in_words(&examined, &set_aside) })?;
     if examined.replaced.is_some() || is_sound(&examined) {
         return Ok(());
     }

@@ -41,8 +41,12 @@ const LABELS: &[(&str, &str)] = &[
     ),
     ("key_source", "where the idempotency key came from"),
     ("outcome", "`delivered`, `throttled`, `transient`, `lost`, `not-sent`, `held`, `refused`"),
+    ("queue", "URL of a configured dead-letter queue"),
     ("reason", "why: a fixed word per cause"),
+    ("result", "what a redrive made of a letter: a fixed word per case"),
+    ("source", "where a redriven letter came from: a fixed word per door"),
     ("state", "`ready`, `waiting`, `scheduled`, `buried`; an event that is being attempted counts where it rests"),
+    ("status", "class of an HTTP status: `2xx` to `5xx`"),
     ("version", "version of the binary"),
 ];
 

@@ -222,7 +222,7 @@ fn a_restart_after_a_pause_begins_low() {
 
 /// The settlement of issue 5: the adaptive limiter against fixed concurrency and Vector's published constants.
 #[test]
-fn it_does_better_than_any_fixed_limit_where_capacity_changes() {
+fn it_uses_nine_tenths_of_a_capacity_that_changes() {
     let course = [(30_000, 10), (30_000, 100), (30_000, 5)];
     let mut simulation = Simulation::new(1_000);
     let tallies: VecDeque<Tally> = course.iter().map(|&(millis, slots)| simulation.run(millis, slots, 0.0)).collect();
