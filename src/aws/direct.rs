@@ -27,6 +27,10 @@ use super::{Endpoint, Error, IDLE_TIMEOUT, Place, Settings, Shared, words_of};
 use crate::clock::Clock;
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
 
+mod skew;
+
+use skew::Skew;
+
 /// How much of an answer's body is read, in bytes: Lambda's errors are short, and a proxy's page says nothing.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
@@ -92,6 +96,7 @@ struct Inner {
     /// The last resort, for an answer that does not end.
     whole: Duration,
     clock: Clock,
+    skew: Skew,
 }
 
 impl Direct {
@@ -107,7 +112,18 @@ impl Direct {
             .build();
         let credentials = Cached::new(shared.config.credentials_provider());
         let whole = timeouts.operation_attempt_timeout().unwrap_or(Duration::MAX);
-        Ok(Self { shared: Arc::new(Inner { sdk, region, endpoint, credentials, connector, whole, clock }) })
+        Ok(Self {
+            shared: Arc::new(Inner {
+                sdk,
+                region,
+                endpoint,
+                credentials,
+                connector,
+                whole,
+                clock,
+                skew: Skew::default(),
+            }),
+        })
     }
 }
 
@@ -156,7 +172,7 @@ impl Inner {
             Ok(credentials) => credentials,
             Err(why) => return not_sent(FailureKind::Credentials, why),
         };
-        if let Err(why) = signed(&mut request, credentials, &self.region, self.clock.wall()) {
+        if let Err(why) = signed(&mut request, credentials, &self.region, self.skew.corrected(self.clock.wall())) {
             return not_sent(FailureKind::Unbuildable, why);
         }
         let request = match request.map(SdkBody::from).try_into() {
@@ -167,7 +183,12 @@ impl Inner {
             }
         };
         match self.connector.call(request).await {
-            Ok(response) => Reply::Answer(read(response).await),
+            Ok(response) => {
+                let date = response.headers().get("date").map(str::to_owned);
+                let answer = read(response).await;
+                self.skew.learn(answer.code.as_deref(), date.as_deref(), self.clock.wall());
+                Reply::Answer(answer)
+            }
             Err(error) => failed(&error),
         }
     }

@@ -220,6 +220,35 @@ async fn without_credentials_nothing_is_sent() {
     assert!(server.seen().is_empty());
 }
 
+/// The day in `x-amz-date` of each request that a server saw.
+fn days(server: &Server) -> Vec<String> {
+    server.seen().iter().map(|seen| seen.header("x-amz-date").unwrap()[..8].to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_wrong_local_clock_is_corrected_after_the_first_refusal() {
+    let date = [("date", "Tue, 15 Nov 2044 08:12:31 GMT"), ("x-amzn-ErrorType", "InvalidSignatureException")];
+    let refused = say("403 Forbidden", &date, "{\"message\":\"Signature expired\"}");
+    let server = Server::start([refused, say("202 Accepted", &[], "")]).await;
+    let client = client(&server.settings(), Transport::Direct).await;
+    client.invoke(call()).await;
+    client.invoke(call()).await;
+    let days = days(&server);
+    assert_ne!(days[0], "20441115");
+    assert_eq!(days[1], "20441115");
+}
+
+#[tokio::test]
+async fn another_refusal_says_nothing_of_the_clock() {
+    let date = [("date", "Tue, 15 Nov 2044 08:12:31 GMT"), ("x-amzn-ErrorType", "ResourceNotFoundException")];
+    let server = Server::start([say("404 Not Found", &date, "{}"), say("202 Accepted", &[], "")]).await;
+    let client = client(&server.settings(), Transport::Direct).await;
+    client.invoke(call()).await;
+    client.invoke(call()).await;
+    let days = days(&server);
+    assert!(days.iter().all(|day| day != "20441115"), "{days:?}");
+}
+
 #[tokio::test]
 async fn an_answer_that_does_not_end_is_given_up() {
     let endless = Act::SayAndHang("HTTP/1.1 500 Error\r\ncontent-length: 10\r\n\r\nabc".to_owned());
