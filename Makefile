@@ -9,7 +9,7 @@ VENV := $(CURDIR)/.venv
 VALIDATORS := $(CURDIR)/.venv-deploy
 TOOLS := $(CURDIR)/.tools
 JS := $(CURDIR)/tests/js/node_modules
-export SENDOFF_TEST_VENV := $(VENV)
+export TEST_VENV := $(VENV)
 
 .PHONY: help
 help: ## say what can be made (this)

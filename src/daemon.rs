@@ -36,6 +36,15 @@ use listeners::Listeners;
 /// How often what is remembered for a while is swept, at most: a full pass over all keys.
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3_600);
 
+/// A write that takes longer is taken for failed: disks that answer at all do so in seconds.
+const WRITE_MAX: Duration = Duration::from_secs(30);
+
+/// How often the daemon looks whether a write has failed or hangs.
+const WRITE_LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long callers have to take their 503 once the outbox is poisoned.
+const POISONED_GRACE: Duration = Duration::from_secs(2);
+
 /// Connections of the admin listener.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
 
@@ -136,8 +145,8 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let state_dir = config.state_dir.display().to_string();
     tracing::info!(ingest = ingest_address, admin = admin_address, state_dir, "ready");
     notify::ready();
-    let ended = run_until_stopped(signals, &outbox, &readiness, &stop, &door, &stages, config.grace).await?;
-    if ended == Ended::AtOnce {
+    let ended = run_until_stopped(signals, &outbox, &clock, &readiness, &stop, &door, &stages, config.grace).await?;
+    if matches!(ended, Ended::AtOnce | Ended::Poisoned) {
         return Ok(ended);
     }
 
@@ -157,26 +166,28 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
 async fn run_until_stopped(
     mut signals: Signals,
     outbox: &Handle,
+    clock: &Clock,
     readiness: &Readiness,
     stop: &Stop,
     door: &TaskTracker,
     stages: &TaskTracker,
     grace: Duration,
 ) -> Result<Ended, Error> {
-    let poisoned = tokio::select! {
+    tokio::select! {
         biased;
         signal = signals.next() => {
             readiness.not_ready("draining");
             notify::stopping(signal);
             tracing::info!(signal, grace = ?grace, "draining: no new requests, no new attempts");
-            false
         }
-        () = until_poisoned(outbox) => {
+        () = until_poisoned(outbox, clock) => {
             readiness.not_ready("outbox is poisoned");
             notify::stopping("outbox is poisoned");
-            true
+            // Callers that wait get their 503. What waits for a write that never returns is not waited for.
+            drop(tokio::time::timeout(POISONED_GRACE, stop.drain(door, stages, POISONED_GRACE)).await);
+            return Ok(Ended::Poisoned);
         }
-    };
+    }
     let drained = tokio::select! {
         biased;
         drained = stop.drain(door, stages, grace) => drained,
@@ -184,23 +195,23 @@ async fn run_until_stopped(
             tracing::warn!(signal, "second signal: ending at once, the outbox keeps what is left");
             return Ok(Ended::AtOnce);
         }
+        () = until_poisoned(outbox, clock) => return Ok(Ended::Poisoned),
     };
-    Ok(match (poisoned || outbox.poisoned().is_some(), drained) {
-        (true, _) => Ended::Poisoned,
-        (false, true) => Ended::Drained,
-        (false, false) => {
-            tracing::warn!("the grace ran out: attempts in flight are cut off, their events stay in the outbox");
-            Ended::CutOff
-        }
-    })
+    if !drained {
+        tracing::warn!("the grace ran out: attempts in flight are cut off, their events stay in the outbox");
+    }
+    Ok(if drained { Ended::Drained } else { Ended::CutOff })
 }
 
-async fn until_poisoned(outbox: &Handle) {
-    loop {
-        outbox.changed(u64::MAX - 1).await;
-        if outbox.poisoned().is_some() {
-            return;
+/// Returns once a write has failed, or has not returned for so long that the disk is taken for failed: sled's `flush` may
+/// wait for ever after an error in one of its own threads.
+async fn until_poisoned(outbox: &Handle, clock: &Clock) {
+    while outbox.poisoned().is_none() {
+        let lasts = outbox.turn_lasts(clock.now());
+        if lasts > WRITE_MAX {
+            return outbox.give_up(format!("a write has not returned for {} s", lasts.as_secs()));
         }
+        clock.sleep(WRITE_LOOK_EVERY).await;
     }
 }
 

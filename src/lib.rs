@@ -43,3 +43,6 @@ pub mod daemon;
 pub mod cli;
 
 pub mod standin;
+
+// So that a binary is the library and one file, however it is linked.
+pub use mimalloc::MiMalloc;

@@ -1,6 +1,6 @@
 /// Less time than glibc's for the small, short-lived pieces that an event is made of (docs/performance.md).
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: sendoff::MiMalloc = sendoff::MiMalloc;
 
 fn main() -> std::process::ExitCode {
     sendoff::cli::main()

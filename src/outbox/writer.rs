@@ -3,9 +3,11 @@
 //! Holds: each turn takes everything that waits, makes one batch of its writes, commits once, and only then answers
 //! (G1; storage.md rules 1 and 5). Reads come after the commit of their turn, so they see it.
 //! Limits: [`QUEUE_MAX`] requests wait; whoever comes later waits in `send`. A turn takes up to [`TURN_BYTES_MAX`].
-//! Fails: a failed or panicking write poisons: this and every later request is answered with [`Error::Poisoned`].
+//! Fails: a failed or panicking write poisons: this and every later request is answered with [`Error::Poisoned`]. A write
+//! that never returns is seen from outside ([`Handle::turn_lasts`]) and given up.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use super::engine::Engine;
 use super::kv::{Failed, Kv};
 use super::operator::{Cursor, ListWant, Operator, Page, Purge, Purged, Touched};
 use super::{Appended, Census, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMillis};
 use crate::event::{Event, EventId, FunctionName};
 use crate::metrics::Metrics;
 
@@ -35,6 +37,7 @@ pub struct Handle {
     requests: mpsc::Sender<Request>,
     version: watch::Receiver<u64>,
     poison: Arc<OnceLock<String>>,
+    turn_began: Arc<AtomicU64>,
 }
 
 enum Request {
@@ -69,6 +72,8 @@ pub struct Writer<K> {
     requests: mpsc::Receiver<Request>,
     version: watch::Sender<u64>,
     poison: Arc<OnceLock<String>>,
+    /// When the present turn began, in Unix milliseconds; 0 between turns.
+    turn_began: Arc<AtomicU64>,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -78,8 +83,9 @@ impl<K: Kv> Writer<K> {
         let (sender, requests) = mpsc::channel(QUEUE_MAX);
         let (version, seen) = watch::channel(engine.version());
         let poison = Arc::new(OnceLock::new());
-        let handle = Handle { requests: sender, version: seen, poison: poison.clone() };
-        (Self { engine, requests, version, poison, clock, metrics }, handle)
+        let turn_began = Arc::new(AtomicU64::new(0));
+        let handle = Handle { requests: sender, version: seen, poison: poison.clone(), turn_began: turn_began.clone() };
+        (Self { engine, requests, version, poison, turn_began, clock, metrics }, handle)
     }
 
     /// Works until the last handle is gone; blocks.
@@ -104,13 +110,15 @@ impl<K: Kv> Writer<K> {
         if self.poison.get().is_some() {
             return;
         }
+        self.turn_began.store(self.clock.now().0, Ordering::Relaxed);
         let outcome = catch_unwind(AssertUnwindSafe(|| self.carry_out(&mut turn)));
+        self.turn_began.store(0, Ordering::Relaxed);
         let why = match outcome {
             Ok(Ok(())) => return,
             Ok(Err(failed)) => failed.to_string(),
             Err(panic) => format!("the engine panicked: {}", panic_text(panic.as_ref())),
         };
-        tracing::error!(why, "outbox is poisoned: nothing is accepted or settled any more, restart to recover");
+        say_poisoned(&why);
         self.metrics.outbox_poisoned.set(1);
         self.poison.get_or_init(|| why);
         self.version.send_replace(u64::MAX);
@@ -279,7 +287,24 @@ impl Request {
 }
 
 impl Handle {
+    /// For how long the writer has been in its present turn.
+    pub fn turn_lasts(&self, now: UnixMillis) -> Duration {
+        match self.turn_began.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            began => now.since(UnixMillis(began)),
+        }
+    }
+
+    /// Gives the outbox up from outside, because its writer does not come back.
+    pub fn give_up(&self, why: String) {
+        say_poisoned(&why);
+        self.poison.get_or_init(|| why);
+    }
+
     async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, Error> {
+        if self.poison.get().is_some() {
+            return Err(self.why_unanswered());
+        }
         let (answer, answered) = oneshot::channel();
         if self.requests.send(request(answer)).await.is_err() {
             return Err(self.why_unanswered());
@@ -379,4 +404,8 @@ impl Operator for Handle {
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text")
+}
+
+fn say_poisoned(why: &str) {
+    tracing::error!(why, "outbox is poisoned: nothing is accepted or settled any more, restart to recover");
 }

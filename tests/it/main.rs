@@ -25,6 +25,8 @@ mod emulator;
 
 mod operate;
 
+mod operator;
+
 mod dead_letters;
 
 mod clients;

@@ -10,7 +10,7 @@ pub const REGION: &str = "eu-central-1";
 /// # Panics
 /// If it is not there: a test that needs it must not pass without it.
 pub fn program(name: &str) -> PathBuf {
-    let venv = std::env::var_os("SENDOFF_TEST_VENV")
+    let venv = std::env::var_os("TEST_VENV")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv"), PathBuf::from);
     let program = venv.join("bin").join(name);
     assert!(program.is_file(), "{} is not there: run `make test`, which installs it", program.display());
