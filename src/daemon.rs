@@ -304,3 +304,95 @@ async fn report(stage: &'static str, run: impl Future<Output = Result<(), outbox
         tracing::error!(stage, %error, "stage has ended");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::clock::UnixMillis;
+    use crate::config::{self, Environment, Flags};
+    use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+    use crate::outbox::LeaseWant;
+    use crate::outbox::kv::{Batch, Disk, Failed, Kv};
+    use crate::outbox::memory::{MemoryDisk, MemoryKv};
+
+    /// A disk whose writes after the first return only when the test lets them.
+    struct Hanging {
+        inner: MemoryKv,
+        commits: u32,
+        let_go: mpsc::Receiver<()>,
+    }
+
+    impl Kv for Hanging {
+        fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed> {
+            self.inner.get(key)
+        }
+
+        fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>> {
+            self.inner.scan(from, to)
+        }
+
+        fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
+            self.commits += 1;
+            if self.commits > 1 {
+                self.let_go.recv().unwrap_or_default();
+            }
+            self.inner.commit(batch)
+        }
+
+        fn disk(&self) -> Disk {
+            self.inner.disk()
+        }
+    }
+
+    fn event(clock: &Clock) -> Event {
+        let name = FunctionName::new("orders");
+        Event {
+            id: EventId::mint(clock.now(), clock.random_bits(), &name),
+            function: Function { name, address: "orders".into(), qualifier: None, region: None },
+            key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
+            carried: Carried::default(),
+            payload: Bytes::from_static(b"{}"),
+            accepted_at: clock.now(),
+            deliver_at: None,
+            expires_at: None,
+            redrives: 0,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_never_returns_is_given_up_and_nothing_more_is_accepted() {
+        let clock = Clock::seeded(UnixMillis(1_790_000_000_000), 1);
+        let (release, let_go) = mpsc::channel();
+        let kv = Hanging { inner: MemoryDisk::default().open(), commits: 0, let_go };
+        let config = config::load(&Flags::default(), &Environment::from_pairs(&[("HOME", "/h")]));
+        let engine = Engine::open(kv, config.unwrap().config.outbox, clock.clone(), "hanging").unwrap();
+        let (writer, handle) = Writer::new(engine, clock.clone(), Arc::new(Metrics::new().unwrap()));
+        let runtime = tokio::runtime::Handle::current();
+        let thread = std::thread::spawn(move || {
+            let _inside = runtime.enter();
+            writer.run();
+        });
+
+        let waiting = handle.clone();
+        assert!(waiting.lease(LeaseWant::default()).await.is_ok(), "reads commit nothing");
+        assert_eq!(handle.turn_lasts(clock.now()), Duration::ZERO);
+        let event = event(&clock);
+        let tasks = TaskTracker::new();
+        tasks.spawn(async move { waiting.append(vec![event]).await });
+        let began = clock.now();
+        until_poisoned(&handle, &clock).await;
+        assert!(clock.now().since(began) >= WRITE_MAX);
+        assert!(handle.poisoned().is_some_and(|why| why.contains("not returned")));
+        assert!(matches!(handle.census().await, Err(outbox::Error::Poisoned { .. })));
+
+        drop(release);
+        tasks.close();
+        tasks.wait().await;
+        drop(handle);
+        thread.join().unwrap();
+    }
+}

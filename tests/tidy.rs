@@ -90,7 +90,11 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("aws_smithy_runtime_api", &["aws"], "only aws/ names the SDK"),
     ("aws_smithy_types", &["aws"], "only aws/ names the SDK"),
     ("sled::", &["outbox/sled"], "only outbox/sled names the engine, so that it can be replaced in one place"),
-    ("SystemTime", &["clock.rs", "aws/sign.rs", "aws/direct/skew.rs"], "only the clock knows the time, or the simulation is none"),
+    (
+        "SystemTime",
+        &["clock.rs", "aws/sign.rs", "aws/direct/skew.rs"],
+        "only the clock knows the time, or the simulation is none",
+    ),
     ("fastrand::", &["clock.rs"], "only the clock draws random numbers, or a seed does not repeat a run"),
     ("env::var", &["config"], "only config/ reads the environment"),
     ("env::vars", &["config"], "only config/ reads the environment"),
