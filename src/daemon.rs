@@ -163,6 +163,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     Ok(ended)
 }
 
+#[expect(clippy::too_many_arguments, reason = "the parts of the one daemon, each named")]
 async fn run_until_stopped(
     mut signals: Signals,
     outbox: &Handle,

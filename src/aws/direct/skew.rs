@@ -36,7 +36,8 @@ impl Skew {
 
     /// Takes over what a refusal says of the time: `date` is the answer's `Date` header (RFC 9110 section 6.6.1).
     pub(super) fn learn(&self, code: Option<&str>, date: Option<&str>, wall: SystemTime) {
-        if !code.is_some_and(|code| CODES.binary_search(&code).is_ok()) {
+        let blames_the_time = code.is_some_and(|code| CODES.binary_search(&code).is_ok());
+        if !blames_the_time {
             return;
         }
         let Some(theirs) = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok()) else { return };
