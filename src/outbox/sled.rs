@@ -334,6 +334,10 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenE
 /// Opens with the settings of rule 5: no background flusher. A panic is sled's answer to some kinds of damage.
 fn open_unlocked(path: &Path, cache: u64) -> Result<::sled::Db, OpenError> {
     let shown = || path.display().to_string();
+    // Threads of a store that this process has dropped may still hold it; sled itself would not wait.
+    if path.join("db").exists() {
+        wait_until_let_go(path).map_err(io_error("waiting for", path))?;
+    }
     let config = ::sled::Config::new().path(path).cache_capacity(cache).flush_every_ms(None);
     match catch_unwind(AssertUnwindSafe(|| config.open())) {
         Ok(Ok(db)) => Ok(db),

@@ -60,6 +60,24 @@ fn rule_4_a_store_half_made_is_made_again() {
 }
 
 #[test]
+fn a_store_that_a_thread_still_holds_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    with(dir.path(), |kv| put(kv, b"pa", b"kept").unwrap()).unwrap();
+    let held = File::open(dir.path().join(STORE).join("db")).unwrap();
+    held.try_lock().unwrap();
+    let (opening, opens) = std::sync::mpsc::channel();
+    let state = dir.path().to_owned();
+    let opener = thread::spawn(move || {
+        opening.send(()).unwrap();
+        SledKv::open(&state, CACHE).map(drop)
+    });
+    opens.recv().unwrap();
+    thread::sleep(3 * UNLOCK_WAIT); // long enough for an open that does not wait to fail
+    drop(held);
+    opener.join().unwrap().unwrap();
+}
+
+#[test]
 fn a_store_that_opens_empty_or_older_than_it_was_is_found_out_and_kept() {
     for lost in ["db", "what came later"] {
         let dir = tempfile::tempdir().unwrap();
