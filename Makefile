@@ -37,11 +37,11 @@ powerloss: ## cut the power in a model of the disk: IMAGES (5000) images, every 
 
 .PHONY: faults
 faults: ## fail the disk at many places and damage the store in many ways
-	FAULTS=$${FAULTS:-40} DAMAGES=$${DAMAGES:-180} $(CARGO) test --locked --test proofs -- --nocapture failing_disk::
+	FAULTS=$${FAULTS:-40} DAMAGES=$${DAMAGES:-320} $(CARGO) test --locked --test proofs -- --nocapture failing_disk::
 
 .PHONY: churn
 churn: ## 2 million events through the store: the file must stay bounded
-	CHURN=$${CHURN:-2000000} BACKLOG=$${BACKLOG:-100000} $(CARGO) test --locked --test proofs -- --nocapture churn backlog_leaves
+	CHURN=$${CHURN:-2000000} BACKLOG=$${BACKLOG:-100000} $(CARGO) test --locked --test proofs -- --nocapture churn backlog_gives
 
 .PHONY: scale
 scale: ## start on 1 million waiting events, also after a kill: time and memory

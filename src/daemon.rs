@@ -23,7 +23,7 @@ use crate::ingest::server::Door;
 use crate::metrics::Metrics;
 use crate::notify;
 use crate::outbox::engine::{Engine, OpenError};
-use crate::outbox::sled::{SledKv, kept};
+use crate::outbox::store::{self, kept};
 use crate::outbox::writer::{Handle, Writer};
 use crate::outbox::{self, Outbox};
 use crate::reload::Reload;
@@ -252,11 +252,11 @@ async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<
     let began = clock.instant();
     let opened = tokio::task::spawn_blocking(move || -> Result<_, OpenError> {
         let path = dir.display().to_string();
-        let kv = SledKv::open(&dir, settings.cache)?;
-        let lost = kv.salvaged().map_or(0, |salvaged| salvaged.report.unreadable_events);
+        let store::Opened { store, salvaged } = store::open(&dir, &settings)?;
+        let lost = salvaged.map_or(0, |salvaged| salvaged.report.unreadable_events);
         metrics.outbox_unreadable_events.set(i64::try_from(lost).unwrap_or(i64::MAX));
         metrics.outbox_damaged_stores.set(i64::try_from(kept(&dir).len()).unwrap_or(i64::MAX));
-        let engine = Engine::open(kv, settings, clock.clone(), &path)?;
+        let engine = Engine::open(store, settings, clock.clone(), &path)?;
         Ok(Writer::new(engine, clock, metrics))
     });
     let (writer, handle) = opened.await.map_err(|error| OpenError::Damaged {

@@ -36,6 +36,12 @@ pub mod writer;
 
 pub mod operator;
 
+pub mod store;
+
+pub mod journaled;
+
+pub mod journal;
+
 pub mod sled;
 
 pub mod memory;
@@ -344,7 +350,7 @@ pub struct Count {
 /// The limits of a store.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Bytes of all event records, at most.
+    /// Bytes on disk, at most.
     pub bytes_max: u64,
     pub events_max: u64,
     pub functions_max: u64,
@@ -354,6 +360,8 @@ pub struct Settings {
     pub sdk_window: Duration,
     /// Bytes of disk that appends leave free, so that settling stays possible.
     pub disk_reserve: u64,
-    /// Bytes of memory for the engine's page cache.
+    /// Bytes of the journal's files: about what a start has to read again, and what is held in memory for the index.
+    pub segment_bytes: u64,
+    /// Bytes of memory for the index's page cache.
     pub cache: u64,
 }

@@ -17,7 +17,7 @@ use sendoff::outbox::keys::{self, META_FORMAT};
 use sendoff::outbox::kv::{Batch, Disk, Kv};
 use sendoff::outbox::memory::MemoryDisk;
 use sendoff::outbox::record::{KeyRecord, LaneRecord, Record, encode_body};
-use sendoff::outbox::sled::SledKv;
+use sendoff::outbox::store;
 use sendoff::outbox::{
     Appended, Burial, BuryReason, History, LaneWant, LastOutcome, LeaseWant, Leased, Place, Settings, Settlement, Which,
 };
@@ -50,6 +50,7 @@ fn settings() -> Settings {
         dedupe_window: Duration::from_secs(86_400 * 365),
         sdk_window: Duration::from_secs(3_600),
         disk_reserve: 0,
+        segment_bytes: 1 << 20,
         cache: CACHE,
     }
 }
@@ -124,7 +125,7 @@ fn write_store(dir: &Path) {
     if dir.exists() {
         fs::remove_dir_all(dir).unwrap();
     }
-    let kv = SledKv::open(dir, CACHE).unwrap();
+    let kv = store::open(dir, &settings()).unwrap().store;
     let mut store = Engine::open(kv, settings(), Clock::seeded(START, 1), "fixture").unwrap();
     store.append((0..5).map(event).collect(), ROOM).unwrap();
     store.commit().unwrap();
@@ -161,14 +162,14 @@ fn a_store_of_version_1_is_read_whole() {
     if writing() {
         at_a_standstill(|| write_store(&fixture));
         // What sled needs for its own sake, git does not keep.
-        fs::write(fixture.join("sled/blobs/.gitkeep"), "").unwrap();
+        fs::write(fixture.join("outbox/index/blobs/.gitkeep"), "").unwrap();
     }
     let scratch = tempfile::tempdir().unwrap();
     let state = scratch.path().join("state");
     copy(&fixture, &state);
-    fs::remove_file(state.join("sled/blobs/.gitkeep")).unwrap();
+    fs::remove_file(state.join("outbox/index/blobs/.gitkeep")).unwrap();
     at_a_standstill(|| {
-        let kv = SledKv::open(&state, CACHE).unwrap();
+        let kv = store::open(&state, &settings()).unwrap().store;
         let mut store = Engine::open(kv, settings(), Clock::seeded(START, 2), "fixture").unwrap();
         for (event, place, history) in resting().into_values() {
             let found = store.find(event.id).unwrap().expect("it is stored");
@@ -244,7 +245,7 @@ fn records_of_version_1_are_written_and_read_as_ever() {
 #[test]
 fn a_store_of_a_newer_format_is_refused_in_clear_words() {
     let scratch = tempfile::tempdir().unwrap();
-    let mut kv = SledKv::open(scratch.path(), CACHE).unwrap();
+    let mut kv = store::open(scratch.path(), &settings()).unwrap().store;
     let mut batch = Batch::default();
     batch.put(META_FORMAT.to_vec(), 7_u64.to_be_bytes().to_vec());
     batch.put(b"something new".to_vec(), b"kept".to_vec());
@@ -252,6 +253,6 @@ fn a_store_of_a_newer_format_is_refused_in_clear_words() {
     let refused = Engine::open(kv, settings(), Clock::seeded(START, 1), "/state").err().unwrap();
     assert!(matches!(refused, OpenError::Newer { found: 7, .. }));
     assert_eq!(refused.to_string(), "/state was written by a newer sendoff (format 7, this one reads up to 1)");
-    let kv = SledKv::open(scratch.path(), CACHE).unwrap();
+    let kv = store::open(scratch.path(), &settings()).unwrap().store;
     assert_eq!(&kv.get(b"something new").unwrap().unwrap()[..], b"kept");
 }

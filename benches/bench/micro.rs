@@ -12,7 +12,7 @@ use sendoff::outbox::engine::Engine;
 use sendoff::outbox::kv::Kv;
 use sendoff::outbox::memory::MemoryDisk;
 use sendoff::outbox::record::{Record, decode_body, encode_body};
-use sendoff::outbox::sled::SledKv;
+use sendoff::outbox::store;
 use sendoff::outbox::{History, LaneId, LaneWant, LeaseWant, Settings, Settlement, Which, keys};
 
 use crate::client;
@@ -110,7 +110,7 @@ impl Bench<'_> {
     fn engines(&self, report: &mut Report) -> anyhow::Result<()> {
         self.engine(report, "memory", MemoryDisk::default().open())?;
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
-        self.engine(report, "sled", SledKv::open(directory.path(), 64 << 20)?)
+        self.engine(report, "disk", store::open(directory.path(), &settings())?.store)
     }
 
     /// Append, lease and settle, in commits of `batch` events.
@@ -118,16 +118,7 @@ impl Bench<'_> {
         if !on.contains(&self.options.only) {
             return Ok(());
         }
-        let settings = Settings {
-            bytes_max: 10 << 30,
-            events_max: 20_000_000,
-            functions_max: 100,
-            dedupe_window: std::time::Duration::from_secs(86_400),
-            sdk_window: std::time::Duration::from_secs(3_600),
-            disk_reserve: 0,
-            cache: 64 << 20,
-        };
-        let mut engine = Engine::open(kv, settings, self.clock.clone(), "bench")?;
+        let mut engine = Engine::open(kv, settings(), self.clock.clone(), "bench")?;
         let (events, batch) = (self.options.events, self.options.batch);
         let disk = engine.disk();
         let per_event = |nanos: u128| Sample::from([("ns", nanos as f64 / events as f64)]);
@@ -152,5 +143,18 @@ impl Bench<'_> {
         }
         report.add(&format!("settle, {on}, {batch} a commit"), per_event(began.elapsed().as_nanos()));
         Ok(())
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        bytes_max: 10 << 30,
+        events_max: 20_000_000,
+        functions_max: 100,
+        dedupe_window: std::time::Duration::from_secs(86_400),
+        sdk_window: std::time::Duration::from_secs(3_600),
+        disk_reserve: 0,
+        segment_bytes: 16 << 20,
+        cache: 64 << 20,
     }
 }

@@ -7,7 +7,7 @@ use super::{ConfigOptions, Exit, Failure, print};
 use crate::config::Environment;
 use crate::outbox::engine::OpenError;
 use crate::outbox::repair::Report;
-use crate::outbox::sled::{Examined, examine, kept};
+use crate::outbox::store::{Examined, examine, kept};
 
 /// Check the outbox while the daemon is stopped; with --repair, replace a damaged one by what can be read of it
 ///
@@ -27,7 +27,7 @@ pub struct Options {
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let config = options.config.load(environment)?.config;
-    let examined = examine(&config.state_dir, config.outbox.cache, options.repair).map_err(|error| {
+    let examined = examine(&config.state_dir, &config.outbox, options.repair).map_err(|error| {
         let exit = match error {
             OpenError::Locked { .. } | OpenError::Io { .. } => Exit::Unavailable,
             OpenError::Newer { .. } | OpenError::Damaged { .. } => Exit::Internal,
@@ -107,9 +107,9 @@ mod tests {
         assert_eq!(in_words(&sound, &[]), "3 events of 0 functions, 0 bytes; 0 keys\nsound\n");
         let report = Report { unreadable_events: 1, unreadable_ids: vec!["some-id".into()], ..Report::default() };
         let examined = Examined { unusable: None, report, replaced: None };
-        let words = in_words(&examined, &["/s/sled.damaged-1".into()]);
+        let words = in_words(&examined, &["/s/outbox.damaged-1".into()]);
         assert!(words.contains("1 events cannot be read\n  cannot be read: some-id\n"), "{words}");
-        assert!(words.contains("/s/sled.damaged-1") && !words.contains("\nsound"), "{words}");
+        assert!(words.contains("/s/outbox.damaged-1") && !words.contains("\nsound"), "{words}");
         assert!(as_json(&examined, &[]).contains("\"sound\":false"));
     }
 

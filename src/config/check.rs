@@ -223,13 +223,19 @@ fn account_id(r: &mut Reader) -> Option<Option<String>> {
 fn outbox(r: &mut Reader) -> Option<outbox::Settings> {
     /// Room for the pages that one commit touches.
     const CACHE_MIN: u64 = 1 << 20;
+    /// Room for an empty index, a few segments, and something in them.
+    const BYTES_MIN: u64 = 64 << 20;
+    const SEGMENT_MIN: u64 = 64 << 10;
+    /// Offsets in a segment have 32 bits, and its last commit may be as large as a turn of the writer.
+    const SEGMENT_MAX: u64 = 1 << 30;
     r.word("outbox.store", &[("sled", ())]);
-    let bytes_max = r.size("outbox.bytes_max", ONE_PAYLOAD..=DISK_MAX);
+    let bytes_max = r.size("outbox.bytes_max", BYTES_MIN..=DISK_MAX);
     let events_max = r.number("outbox.events_max", 1..=u32::MAX);
     let functions_max = r.number("outbox.functions_max", 1..=1_000_000);
     let dedupe_window = r.duration("outbox.dedupe_window", Zero::Refused);
     let sdk_window = r.duration("outbox.sdk_retry_window", Zero::Refused);
     let disk_reserve = r.size("outbox.disk_reserve", 0..=DISK_MAX);
+    let segment_bytes = r.size("outbox.segment_bytes", SEGMENT_MIN..=SEGMENT_MAX);
     let cache = r.size("outbox.cache", CACHE_MIN..=MEMORY_MAX);
     Some(outbox::Settings {
         bytes_max: bytes_max?,
@@ -238,6 +244,7 @@ fn outbox(r: &mut Reader) -> Option<outbox::Settings> {
         dedupe_window: dedupe_window?,
         sdk_window: sdk_window?,
         disk_reserve: disk_reserve?,
+        segment_bytes: segment_bytes?,
         cache: cache?,
     })
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::engine::Engine;
 use super::memory::MemoryDisk;
 use super::operator::{ListWant, Operator, Purge, Touched};
-use super::sled::SledKv;
+use super::store;
 use super::writer::{Handle, Writer};
 use super::*;
 use crate::clock::Clock;
@@ -42,6 +42,19 @@ enum Disk {
     Sled(tempfile::TempDir),
 }
 
+fn settings() -> Settings {
+    Settings {
+        bytes_max: 64 << 20,
+        events_max: 2_000,
+        functions_max: 100,
+        dedupe_window: Duration::from_secs(3_600),
+        sdk_window: Duration::from_secs(60),
+        disk_reserve: 0,
+        segment_bytes: 1 << 20,
+        cache: 8 << 20,
+    }
+}
+
 /// A store that can be closed and opened again.
 struct Bench {
     disk: Disk,
@@ -52,16 +65,7 @@ struct Bench {
 
 impl Bench {
     fn new(disk: Disk) -> Self {
-        let settings = Settings {
-            bytes_max: 10 << 20,
-            events_max: 2_000,
-            functions_max: 100,
-            dedupe_window: Duration::from_secs(3_600),
-            sdk_window: Duration::from_secs(60),
-            disk_reserve: 0,
-            cache: 8 << 20,
-        };
-        let mut bench = Self { disk, settings, clock: Clock::seeded(START, 1), open: None };
+        let mut bench = Self { disk, settings: settings(), clock: Clock::seeded(START, 1), open: None };
         bench.reopen();
         bench
     }
@@ -85,7 +89,7 @@ impl Bench {
                 (handle, spawn(writer))
             }
             Disk::Sled(dir) => {
-                let kv = SledKv::open(dir.path(), 8 << 20).unwrap();
+                let kv = store::open(dir.path(), &settings).unwrap().store;
                 let engine = Engine::open(kv, settings, clock.clone(), "sled").unwrap();
                 let (writer, handle) = Writer::new(engine, clock, metrics);
                 (handle, spawn(writer))
@@ -387,15 +391,15 @@ async fn events_past_their_age_are_leased_whether_due_or_not() {
 #[tokio::test(start_paused = true)]
 async fn limits_refuse_what_is_beyond_them_and_keep_what_is_there() {
     on_every_engine(|mut bench| async move {
-        bench.settings.bytes_max = 10_000;
+        bench.settings.bytes_max = 4 << 20;
         bench.reopen();
-        assert_eq!(bench.append(bench.event("orders", &"x".repeat(9_000))).await, Appended::Stored);
+        assert_eq!(bench.append(bench.event("orders", &"x".repeat(2_000_000))).await, Appended::Stored);
         assert!(matches!(
-            bench.append(bench.event("orders", &"x".repeat(900))).await,
+            bench.append(bench.event("orders", &"x".repeat(2_000_000))).await,
             Appended::Full(Full::Bytes { .. })
         ));
         bench.settings.events_max = 1;
-        bench.settings.bytes_max = 1 << 20;
+        bench.settings.bytes_max = 64 << 20;
         bench.reopen();
         assert!(matches!(bench.append(bench.event("orders", "{}")).await, Appended::Full(Full::Events { .. })));
         bench.settings.events_max = 100;
@@ -408,7 +412,7 @@ async fn limits_refuse_what_is_beyond_them_and_keep_what_is_there() {
             bench.append(bench.event("orders", "{}")).await,
             Appended::Full(Full::Disk { .. }) | Appended::Stored
         ));
-        assert_eq!(bench.lease("orders", Which::Due, 10).await[0].event.payload.len(), 9_000);
+        assert_eq!(bench.lease("orders", Which::Due, 10).await[0].event.payload.len(), 2_000_000);
     })
     .await;
 }
@@ -465,8 +469,8 @@ async fn the_clock_never_stands_before_what_the_store_has_seen() {
 async fn a_second_store_on_the_same_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path: PathBuf = dir.path().join("state");
-    let first = SledKv::open(&path, 8 << 20).unwrap();
-    let second = SledKv::open(&path, 8 << 20).err().unwrap().to_string();
+    let first = store::open(&path, &settings()).unwrap();
+    let second = store::open(&path, &settings()).err().unwrap().to_string();
     assert!(second.contains("in use by another sendoff"), "{second}");
     drop(first);
 }

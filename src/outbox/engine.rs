@@ -18,6 +18,8 @@ use lane::Lane;
 
 mod dead;
 
+mod floors;
+
 mod lane;
 
 mod lease;
@@ -34,9 +36,12 @@ const CLOCK_EVERY_MS: u64 = 1_000;
 /// Bytes of keys and index entries that go with a record, for the account of `bytes_max`.
 const KEYS_BYTES: u64 = 64;
 
-/// How much an append may take on disk beyond its own bytes, while the engine rewrites pages around it. The disk reserve
-/// is checked against this, so that the reserve itself stays whole for settling.
-const WRITE_AMPLIFICATION: u64 = 8;
+/// How much an append may take on disk beyond its own bytes: in the journal, in the index, and once more when the journal is
+/// written anew. The disk reserve is checked against this, so that the reserve itself stays whole for settling.
+const WRITE_AMPLIFICATION: u64 = 4;
+
+/// One part in so many of `bytes_max` is kept from appends, so that settling does not break the limit.
+const SETTLING_SHARE: u64 = 16;
 
 pub struct Engine<K> {
     kv: K,
@@ -196,7 +201,7 @@ impl<K: Kv> Engine<K> {
         let lane = self.lane_for(&event.function.name);
         self.put_event(lane, event.id, place, due, encoded, &body, bytes);
         if let Some(expires_at) = event.expires_at {
-            self.batch.put(keys::due(keys::Due::Expiry, lane, expires_at, event.id), Vec::new());
+            self.batch.put_new(keys::due(keys::Due::Expiry, lane, expires_at, event.id), Vec::new());
         }
         if let Some((key, window)) = key {
             let known = KeyRecord { first: event.id, fingerprint, expires_at: now.plus(window) };
@@ -218,12 +223,12 @@ impl<K: Kv> Engine<K> {
         body: &Bytes,
         bytes: u64,
     ) {
-        self.batch.put(keys::event(place, lane_id, id), encoded);
+        self.batch.put_new(keys::event(place, lane_id, id), encoded);
         for (index, chunk) in chunks(body) {
-            self.batch.put(keys::chunk(id, index), chunk);
+            self.batch.put_new(keys::chunk(id, index), chunk);
         }
         if let Some(index) = keys::Due::of(place) {
-            self.batch.put(keys::due(index, lane_id, due, id), vec![keys::letter(place)]);
+            self.batch.put_new(keys::due(index, lane_id, due, id), vec![keys::letter(place)]);
         }
         let count = Count { events: 1, bytes };
         self.totals.add(count);
@@ -251,8 +256,10 @@ impl<K: Kv> Engine<K> {
     fn full(&self, event: &Event, bytes: u64, disk: Disk) -> Option<Full> {
         let Settings { bytes_max, events_max, functions_max, .. } = self.settings;
         let functions = self.lanes.len() as u64;
-        if self.totals.bytes + bytes > bytes_max {
-            Some(Full::Bytes { used: self.totals.bytes, limit: bytes_max })
+        // What the files take counts as much as what is in them; a part stays free, for settling what is there.
+        let used = self.totals.bytes.max(disk.used + bytes_max / SETTLING_SHARE);
+        if used + bytes > bytes_max {
+            Some(Full::Bytes { used, limit: bytes_max })
         } else if self.totals.events + 1 > events_max {
             Some(Full::Events { used: self.totals.events, limit: events_max })
         } else if functions + 1 > functions_max && !self.by_name.contains_key(&event.function.name) {
@@ -297,8 +304,19 @@ impl<K: Kv> Engine<K> {
             self.batch.put(keys::META_CLOCK.to_vec(), now.0.to_be_bytes().to_vec());
             self.clock_stored = now;
         }
-        self.kv.commit(&std::mem::take(&mut self.batch))?;
+        let batch = std::mem::take(&mut self.batch);
+        self.kv.commit(&batch)?;
+        for (key, _) in batch.writes().filter(|(_, value)| value.is_some()) {
+            if let Some(lane) = keys::lane_placed(key).and_then(|lane| self.lanes.get_mut(&lane)) {
+                lane.floors.put(key);
+            }
+        }
         Ok(true)
+    }
+
+    /// A piece of the store's own housekeeping; says whether there is more.
+    pub fn tend(&mut self) -> Result<bool, Failed> {
+        self.kv.tend()
     }
 
     /// Notes that a lane's counts have changed, and so its view.
@@ -381,13 +399,13 @@ pub(super) fn account(record_bytes: usize, body_bytes: u32) -> u64 {
 }
 
 fn unreadable(doing: &'static str, why: &Unreadable) -> Failed {
-    Failed { doing, why: why.to_string() }
+    Failed::new(doing, why)
 }
 
 fn read_number(kv: &impl Kv, key: &[u8]) -> Result<Option<u64>, Failed> {
     let Some(bytes) = kv.get(key)? else { return Ok(None) };
     let number = bytes[..].try_into().map(u64::from_be_bytes);
-    number.map(Some).map_err(|_| Failed { doing: "reading a number", why: "not 8 bytes".into() })
+    number.map(Some).map_err(|_| Failed::new("reading a number", "not 8 bytes"))
 }
 
 /// The id just before `id`.

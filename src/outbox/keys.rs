@@ -85,6 +85,13 @@ pub fn lane_of(key: &[u8]) -> Option<LaneId> {
     Some(LaneId(u32::from_be_bytes(key.get(1..5)?.try_into().ok()?)))
 }
 
+/// The lane in a key of an event or of an index by time; none of any other key.
+pub fn lane_placed(key: &[u8]) -> Option<LaneId> {
+    let is_due = |kind| [Due::Attempt, Due::Ship, Due::Expiry].into_iter().any(|index| index.prefix() == kind);
+    let kind = *key.first()?;
+    if place(kind).is_some() || is_due(kind) { lane_of(key) } else { None }
+}
+
 pub fn event(place: Place, lane: LaneId, id: EventId) -> Vec<u8> {
     [&[letter(place)][..], &lane.0.to_be_bytes(), id.as_bytes()].concat()
 }

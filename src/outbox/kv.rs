@@ -1,4 +1,5 @@
-//! What the engine needs of a key-value store: ordered reads, and one atomic, durable commit at a time.
+//! What the engine needs of a key-value store: ordered reads, and one atomic, durable commit at a time; and what such a
+//! store needs of the index below it.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +12,36 @@ pub trait Kv: Send + 'static {
     /// The pairs from `from` (included) to `to` (excluded), in order.
     fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>>;
 
+    /// As [`Kv::scan`], without reading the values.
+    fn keys(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<Bytes, Failed>> {
+        self.scan(from, to).map(|pair| pair.map(|(key, _)| key))
+    }
+
     /// Writes all of the batch or nothing; on stable storage when it returns. After an error nothing is known any more:
     /// the caller must not use the store again.
     fn commit(&mut self, batch: &Batch) -> Result<(), Failed>;
 
+    /// A bounded piece of the store's own housekeeping, for when there is nothing to commit; says whether there is more.
+    fn tend(&mut self) -> Result<bool, Failed> {
+        Ok(false)
+    }
+
     /// Bytes that the store takes, and that its disk has free.
     fn disk(&self) -> Disk;
+}
+
+/// An ordered map of bytes that one thread reads while another commits to it: what lies below a journal.
+pub trait Index: Send + Sync + 'static {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed>;
+
+    /// The pairs from `from` (included) to `to` (excluded), in order. What is committed meanwhile may show or not.
+    fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>>;
+
+    /// As [`Kv::commit`]; called by one thread only.
+    fn commit(&self, batch: &Batch) -> Result<(), Failed>;
+
+    /// Bytes that it takes on the disk.
+    fn bytes(&self) -> u64;
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -31,33 +56,70 @@ pub struct Disk {
 pub struct Failed {
     pub doing: &'static str,
     pub why: String,
+    /// Only this one value is bad; everything else can be read as before.
+    pub one_value: bool,
+}
+
+impl Failed {
+    /// The store as a whole could not do it.
+    pub fn new(doing: &'static str, why: impl ToString) -> Self {
+        Self { doing, why: why.to_string(), one_value: false }
+    }
+
+    /// One value could not be read.
+    pub fn of_value(doing: &'static str, why: impl ToString) -> Self {
+        Self { doing, why: why.to_string(), one_value: true }
+    }
 }
 
 /// The writes of one commit; of several to one key the last counts.
 #[derive(Debug, Default)]
 pub struct Batch {
-    writes: BTreeMap<Vec<u8>, Option<Bytes>>,
+    writes: BTreeMap<Vec<u8>, Write>,
+}
+
+/// What becomes of one key.
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// None: the key is removed.
+    pub value: Option<Bytes>,
+    /// The store does not have this key: it need not look for an older value.
+    pub is_new: bool,
 }
 
 impl Batch {
     pub fn put(&mut self, key: Vec<u8>, value: impl Into<Bytes>) {
-        self.writes.insert(key, Some(value.into()));
+        self.writes.insert(key, Write { value: Some(value.into()), is_new: false });
+    }
+
+    /// As [`Batch::put`], of a key that neither the store has nor this batch.
+    pub fn put_new(&mut self, key: Vec<u8>, value: impl Into<Bytes>) {
+        self.writes.insert(key, Write { value: Some(value.into()), is_new: true });
     }
 
     pub fn remove(&mut self, key: Vec<u8>) {
-        self.writes.insert(key, None);
+        self.writes.insert(key, Write { value: None, is_new: false });
     }
 
     /// What this batch will make of a key: none if it does not touch it.
     pub fn pending(&self, key: &[u8]) -> Option<Option<&Bytes>> {
-        self.writes.get(key).map(Option::as_ref)
+        self.writes.get(key).map(|write| write.value.as_ref())
     }
 
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
     }
 
+    pub fn len(&self) -> usize {
+        self.writes.len()
+    }
+
     pub fn writes(&self) -> impl Iterator<Item = (&[u8], Option<&Bytes>)> {
-        self.writes.iter().map(|(key, value)| (key.as_slice(), value.as_ref()))
+        self.writes.iter().map(|(key, write)| (key.as_slice(), write.value.as_ref()))
+    }
+
+    /// As [`Batch::writes`], with what is known of each key.
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], &Write)> {
+        self.writes.iter().map(|(key, write)| (key.as_slice(), write))
     }
 }

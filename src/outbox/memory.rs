@@ -68,7 +68,7 @@ impl Kv for MemoryKv {
         // As strict as the real engine, so that what passes here passes there.
         if let Some(value) = batch.writes().filter_map(|(_, value)| value).find(|value| value.len() > VALUE_BYTES_MAX) {
             let why = format!("a value of {} bytes; at most {VALUE_BYTES_MAX} are safe", value.len());
-            return Err(Failed { doing: "writing", why });
+            return Err(Failed::new("writing", why));
         }
         let mut pairs = self.disk.pairs();
         for (key, value) in batch.writes() {

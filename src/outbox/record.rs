@@ -16,15 +16,15 @@ use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyK
 /// The version that this build writes, of every kind of record.
 pub const VERSION: u8 = 1;
 
-/// The largest value handed to the engine, in bytes (storage.md rule 2: larger ones may end in sled's unsynced blobs).
-pub const VALUE_BYTES_MAX: usize = 4096;
+/// The largest value handed to the store, in bytes: what one read of the journal brings at most.
+pub const VALUE_BYTES_MAX: usize = 65_536;
 
 /// Bodies up to this many bytes stand in the record, where a retry rewrites them with the history.
 pub const INLINE_BYTES_MAX: usize = 1536;
 
 /// Bytes that are kept of what others say in a history: error messages (as much as Lambda's own dead letters have), the
-/// reason why no queue takes a letter, codes and request ids. With an inline body they stay below [`VALUE_BYTES_MAX`],
-/// whatever Lambda, SQS or a proxy answers: a larger record could not be written, and a failed write poisons the outbox.
+/// reason why no queue takes a letter, codes and request ids. So a record has a bound, whatever Lambda, SQS or a proxy
+/// answers: every retry writes it anew.
 const MESSAGE_BYTES_MAX: usize = 1_024;
 const UNSHIPPABLE_BYTES_MAX: usize = 512;
 const WORD_BYTES_MAX: usize = 128;

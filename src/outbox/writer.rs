@@ -168,6 +168,7 @@ impl<K: Kv> Writer<K> {
         let mut more = false;
         if !turn.sweeps.is_empty() {
             more = self.engine.sweep()?;
+            more |= self.engine.tend()?;
         }
         let mut changed = Vec::with_capacity(turn.changes.len());
         for change in turn.changes.iter_mut().filter_map(|(change, _)| change.take()) {

@@ -35,7 +35,7 @@ fn read(trace: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(trace).unwrap()).into_owned()
 }
 
-/// Whether a sync of the store's `db` was begun after the request with `path` was read, and had succeeded before the answer
+/// Whether a sync of the journal was begun after the request with `path` was read, and had succeeded before the answer
 /// with `id` was written; none if the trace does not have that answer yet.
 fn synced_before_answer(trace: &str, path: &str, id: &str) -> Option<Result<(), String>> {
     let lines: Vec<_> = trace.lines().collect();
@@ -59,7 +59,7 @@ fn is_call(line: &str, calls: &[&str]) -> bool {
 /// Whether the call that begins at line `at` is a sync of the store that returned 0 before line `end`.
 fn succeeded(lines: &[&str], at: usize, end: usize) -> bool {
     let line = lines[at];
-    if !(is_call(line, SYNCS) && line.contains("/db>")) {
+    if !(is_call(line, SYNCS) && line.contains(".segment>")) {
         return false;
     }
     if !line.contains("<unfinished") {
@@ -78,8 +78,8 @@ fn a_trace_without_the_sync_in_between_is_told_from_one_with_it() {
         r#"7 recvfrom(9<TCP:[1]>, "POST /2015-03-31/functions/f/invocations HTTP/1.1\r\n", 8192, 0, NULL, NULL) = 99"#;
     let answered =
         r#"7 sendto(9<TCP:[1]>, "HTTP/1.1 202 Accepted\r\nx-amzn-requestid: id-1\r\n", 99, 0, NULL, 0) = 99"#;
-    let synced = "8 fdatasync(5</state/sled/db>) = 0";
-    let begun = "8 fdatasync(5</state/sled/db> <unfinished ...>";
+    let synced = "8 fdatasync(5</state/outbox/journal/0000000001.segment>) = 0";
+    let begun = "8 fdatasync(5</state/outbox/journal/0000000001.segment> <unfinished ...>";
     let ended = "8 <... fdatasync resumed>) = 0";
     let verdict =
         |lines: &[&str]| synced_before_answer(&lines.join("\n"), "/f/invocations", "id-1").map(|it| it.is_ok());
@@ -90,9 +90,13 @@ fn a_trace_without_the_sync_in_between_is_told_from_one_with_it() {
     assert_eq!(verdict(&[begun, asked, ended, answered]), Some(false), "begun too early");
     assert_eq!(verdict(&[asked, begun, answered, ended]), Some(false), "ended too late");
     assert_eq!(
-        verdict(&[asked, "8 fdatasync(5</state/sled/db>) = -1 EIO (Input/output error)", answered]),
+        verdict(&[
+            asked,
+            "8 fdatasync(5</state/outbox/journal/0000000001.segment>) = -1 EIO (Input/output error)",
+            answered
+        ]),
         Some(false)
     );
-    assert_eq!(verdict(&[asked, "8 fdatasync(5</state/sled/conf>) = 0", answered]), Some(false), "another file");
+    assert_eq!(verdict(&[asked, "8 fdatasync(5</state/witness>) = 0", answered]), Some(false), "another file");
     assert_eq!(verdict(&[asked, synced]), None);
 }

@@ -41,6 +41,8 @@ fn no_kill_at_any_moment_loses_an_accepted_event_or_forgets_its_key() {
     let setup = Setup::new(&state)
         .set("lambda.endpoint_url", &lambda.endpoint_url())
         .set("listen.ingest", &address)
+        // Small segments, so that kills meet checkpoints and segments that are given back.
+        .set("outbox.segment_bytes", "128KiB")
         // A sweep each second.
         .set("outbox.sdk_retry_window", "4s")
         // A kill while an attempt is in flight would else be charged to no one: doomed events shall be buried soon.

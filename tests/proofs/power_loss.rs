@@ -10,7 +10,7 @@ use sendoff::standin::Script;
 use crate::disk_model::{Disk, Variant};
 use crate::it::rig::daemon::Setup;
 use crate::it::rig::lambda::{Lambda, throttle};
-use crate::it::rig::{eventually, lasting_port};
+use crate::it::rig::{eventually, http, lasting_port};
 use crate::load::{self, Ack, KEPT, Load};
 use crate::recording::{Op, Recorder, Step};
 use crate::{seed, size, store};
@@ -86,13 +86,13 @@ fn a_second_power_cut_during_the_recovery_from_the_first_loses_nothing() {
 
 #[test]
 fn the_model_catches_an_engine_that_does_not_sync_its_data() {
-    without(|step| matches!(&step.op, Op::Sync { path, .. } if path.ends_with("db")));
+    without(is_sync_of_the_journal);
 }
 
 #[test]
 fn the_model_catches_an_engine_that_does_not_sync_its_directories() {
     without(
-        |step| matches!(&step.op, Op::Sync { path, .. } if path.as_os_str().is_empty() || path == Path::new("sled")),
+        |step| matches!(&step.op, Op::Sync { path, .. } if ["", "outbox", "outbox/journal"].iter().any(|dir| path == Path::new(dir))),
     );
 }
 
@@ -104,7 +104,7 @@ fn the_model_catches_an_answer_before_the_sync() {
     let mut sync = None;
     for at in 0..recorded.steps.len() {
         match &recorded.steps[at].op {
-            Op::Sync { path, .. } if path.ends_with("db") => sync = Some(at),
+            Op::Sync { .. } if is_sync_of_the_journal(&recorded.steps[at]) => sync = Some(at),
             Op::Mark(_) => {
                 if let Some(to) = sync {
                     recorded.steps[to..=at].rotate_right(1);
@@ -133,6 +133,10 @@ fn the_model_catches_an_answer_before_the_sync() {
     assert!(!outcome.failures.is_empty(), "{} images and none bad", outcome.images);
 }
 
+fn is_sync_of_the_journal(step: &Step) -> bool {
+    matches!(&step.op, Op::Sync { path, .. } if path.extension().is_some_and(|extension| extension == "segment"))
+}
+
 /// The recording with some of its syncs taken out must leave bad images.
 fn without(planted: impl Fn(&Step) -> bool) {
     let mut rng = fastrand::Rng::with_seed(seed());
@@ -144,30 +148,43 @@ fn without(planted: impl Fn(&Step) -> bool) {
 }
 
 #[test]
-fn each_commit_is_one_sync_and_there_is_no_other() {
+fn each_commit_is_one_sync_of_the_journal_and_each_checkpoint_one_of_the_index() {
     let scratch = store::scratch();
     let state = scratch.path().join("state");
     std::fs::create_dir(&state).unwrap();
     let recorder = Recorder::new(&state, scratch.path());
-    let lambda = Lambda::start();
-    let daemon = recorder.watch(Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url())).start();
-    let syncs = || {
-        let steps = recorder.read();
-        let syncs =
-            steps.iter().filter(|step| matches!(&step.op, Op::Sync { path, .. } if path == Path::new("sled/db")));
-        syncs.count() as f64
-    };
+    let setup = Setup::new(&state).set("outbox.segment_bytes", "64KiB");
+    let daemon = recorder.watch(setup).start();
+    // Paused, so that nothing commits but what is accepted.
+    let paused = http::request(daemon.admin, "POST", "/v1/functions/orders/pause", &[], b"");
+    assert!(matches!(paused.status, 200 | 204), "{paused:?}");
+    let count = |of: &dyn Fn(&Step) -> bool| recorder.read().iter().filter(|step| of(step)).count() as f64;
+    let is_segment = |path: &Path| path.extension().is_some_and(|extension| extension == "segment");
+    let segments = || count(&|step| matches!(&step.op, Op::Create { path, .. } if is_segment(path)));
+    // A new segment is synced once when it is made.
+    let journal_syncs = || count(&is_sync_of_the_journal) - segments();
+    let index_syncs =
+        || count(&|step| matches!(&step.op, Op::Sync { path, .. } if path == Path::new("outbox/index/db")));
     let commits = || daemon.scrape().sum("sendoff_outbox_flush_seconds_count", &[]);
-    let (syncs_before, commits_before) = (syncs(), commits());
-    for n in 0..20 {
-        daemon.accept("orders", &[], &load::payload(n));
+    daemon.accept("orders", &[], &load::payload(0));
+    let settled = |of: &dyn Fn() -> f64| {
+        eventually("it is quiet", || {
+            let before = of();
+            std::thread::sleep(Duration::from_millis(50));
+            (before == of()).then_some(before)
+        })
+    };
+    let (syncs_before, commits_before, segments_before) = (settled(&journal_syncs), commits(), segments());
+    let index_before = settled(&index_syncs);
+    for n in 1..80 {
+        daemon.accept("orders", &[], format!("{{\"ballast\":\"{}{n}\"}}", "x".repeat(3_000)).as_bytes());
     }
-    daemon.wait_until_empty();
     // More than twice the time after which sled's own flusher would have synced: it must be off (rule 5).
     std::thread::sleep(Duration::from_millis(1_200));
-    let made = commits() - commits_before;
-    assert!(made >= 21.0, "{made} commits");
-    assert_eq!(syncs() - syncs_before, made);
+    let (made, rolled) = (commits() - commits_before, segments() - segments_before);
+    assert!(made >= 79.0 && rolled >= 3.0, "{made} commits, {rolled} new segments");
+    assert_eq!(journal_syncs() - syncs_before, made);
+    assert_eq!(index_syncs() - index_before, rolled, "rule 1: one sync of the index for each segment that is full");
 }
 
 fn record(lives: &[Duration]) -> Recorded {
@@ -185,7 +202,11 @@ fn record_on(scratch: &Path, state: &Path, lives: &[Duration], first: u64) -> Re
     lambda.default_script(Script::default().chance(0.2, throttle()));
     lambda.script(KEPT, Script::always(throttle()));
     let address = format!("127.0.0.1:{}", lasting_port());
-    let setup = Setup::new(state).set("lambda.endpoint_url", &lambda.endpoint_url()).set("listen.ingest", &address);
+    // Small segments, so that a short life has many checkpoints and gives segments back.
+    let setup = Setup::new(state)
+        .set("lambda.endpoint_url", &lambda.endpoint_url())
+        .set("listen.ingest", &address)
+        .set("outbox.segment_bytes", "64KiB");
     let setup = recorder.watch(setup);
     let load = Load::start_from(first, address.parse().unwrap(), 4, Duration::from_millis(8), recorder.marker());
     for &life in lives {

@@ -1,6 +1,6 @@
 //! Looking into a store that a crash left behind: is every accepted event there, whole, and its key known?
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use sendoff::clock::Clock;
 use sendoff::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
 use sendoff::outbox::engine::Engine;
-use sendoff::outbox::sled::SledKv;
+use sendoff::outbox::store::{self, Store};
 use sendoff::outbox::{Appended, Settings};
 
 use crate::load::{self, Ack};
@@ -27,7 +27,8 @@ pub fn settings() -> Settings {
         dedupe_window: Duration::from_secs(86_400),
         sdk_window: Duration::from_secs(3_600),
         disk_reserve: 0,
-        cache: 64 * MIB,
+        segment_bytes: 1 << 20,
+        cache: 16 * MIB,
     }
 }
 
@@ -38,10 +39,9 @@ pub struct Found {
     pub gone: u64,
 }
 
-pub fn open(state: &Path) -> Result<Engine<SledKv>, String> {
-    wait_until_let_go(state);
-    let kv = SledKv::open(state, 16 * MIB).map_err(|error| error.to_string())?;
-    Engine::open(kv, settings(), Clock::system(), "the store").map_err(|error| error.to_string())
+pub fn open(state: &Path) -> Result<Engine<Store>, String> {
+    let store = store::open(state, &settings()).map_err(|error| error.to_string())?.store;
+    Engine::open(store, settings(), Clock::system(), "the store").map_err(|error| error.to_string())
 }
 
 /// Opens the store in a thread that may panic or hang, and looks for every acknowledged event; `taken` says which ones
@@ -105,13 +105,6 @@ pub fn event(n: u64) -> Event {
         deliver_at: None,
         expires_at: None,
         redrives: 0,
-    }
-}
-
-/// sled's threads hold the data file for some time after the store was dropped.
-fn wait_until_let_go(state: &Path) {
-    if let Ok(data) = File::open(state.join("sled/db")) {
-        crate::it::rig::eventually("the store is let go", || data.try_lock().is_ok().then_some(()));
     }
 }
 

@@ -118,7 +118,7 @@ impl Kv for FakeKv {
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
-        let failed = |why: &str| Err(Failed { doing: "syncing", why: why.into() });
+        let failed = |why: &str| Err(Failed::new("syncing", why));
         if let Some(value) = batch.writes().filter_map(|(_, value)| value).find(|value| value.len() > VALUE_BYTES_MAX) {
             self.world.violated("G2", format!("a value of {} bytes would poison the real store", value.len()));
         }

@@ -205,6 +205,7 @@ fn outbox_settings(world: &World) -> outbox::Settings {
         dedupe_window: world.scenario.dedupe_window,
         sdk_window: world.scenario.sdk_window,
         disk_reserve: 1 << 20,
+        segment_bytes: 1 << 20,
         cache: 1 << 20,
     }
 }

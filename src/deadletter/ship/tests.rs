@@ -30,7 +30,7 @@ impl Kv for Fragile {
 
     fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
         if *self.1.lock().unwrap() {
-            return Err(Failed { doing: "committing", why: "the disk is told to fail".into() });
+            return Err(Failed::new("committing", "the disk is told to fail"));
         }
         self.0.commit(batch)
     }
@@ -129,6 +129,7 @@ impl Bench {
             dedupe_window: Duration::from_secs(3_600),
             sdk_window: Duration::from_secs(60),
             disk_reserve: 0,
+            segment_bytes: 1 << 20,
             cache: 8 << 20,
         };
         let broken = Arc::new(Mutex::new(false));

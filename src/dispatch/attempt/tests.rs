@@ -62,6 +62,7 @@ impl Bench {
             dedupe_window: Duration::from_secs(3_600),
             sdk_window: Duration::from_secs(60),
             disk_reserve: 0,
+            segment_bytes: 1 << 20,
             cache: 8 << 20,
         };
         let engine = Engine::open(MemoryDisk::default().open(), limits, clock.clone(), "memory").unwrap();

@@ -251,6 +251,6 @@ proptest! {
     #[test]
     fn any_sequence_of_calls_does_what_a_plain_map_would_on_sled(calls in proptest::collection::vec(any_call(), 0..80)) {
         let dir = tempfile::tempdir().unwrap();
-        on_a_virtual_clock(agree(calls, || SledKv::open(dir.path(), 8 << 20).unwrap()));
+        on_a_virtual_clock(agree(calls, || store::open(dir.path(), &settings()).unwrap().store));
     }
 }

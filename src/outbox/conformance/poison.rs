@@ -29,7 +29,7 @@ impl FailingKv {
     fn read(&self) -> Result<(), Failed> {
         let trouble = *self.trouble.lock().unwrap();
         match trouble {
-            Trouble::ReadFails => Err(Failed { doing: "reading", why: "input/output error".into() }),
+            Trouble::ReadFails => Err(Failed::new("reading", "input/output error")),
             Trouble::ReadPanics => panic!("a page that cannot be"),
             Trouble::None | Trouble::CommitNothing | Trouble::CommitAll | Trouble::CommitPanics => Ok(()),
         }
@@ -49,7 +49,7 @@ impl Kv for FailingKv {
 
     fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
         let trouble = *self.trouble.lock().unwrap();
-        let failed = Err(Failed { doing: "syncing", why: "input/output error".into() });
+        let failed = Err(Failed::new("syncing", "input/output error"));
         match trouble {
             Trouble::CommitNothing => failed,
             Trouble::CommitAll => self.inner.commit(batch).and(failed),

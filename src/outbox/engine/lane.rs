@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::before;
+use super::floors::Floors;
 use crate::clock::UnixMillis;
 use crate::event::{EventId, FunctionName};
 use crate::outbox::keys::{self, Due};
@@ -17,6 +18,7 @@ pub(super) struct Lane {
     leased_by_place: [u64; 4],
     /// All Ready events up to this id are leased: where the next scan may start.
     ready_after: Option<EventId>,
+    pub(super) floors: Floors,
     /// Since when it holds nothing; none while it does.
     pub(super) empty_since: Option<UnixMillis>,
     pub(super) version: u64,
@@ -42,6 +44,7 @@ impl Lane {
             leased: BTreeMap::new(),
             leased_by_place: [0; 4],
             ready_after: None,
+            floors: Floors::default(),
             empty_since: empty.then_some(now),
             version: 0,
         }
@@ -146,8 +149,9 @@ impl Lane {
                 continue;
             }
             let (from, to) = keys::events_from(place, id, None);
-            if let Some(first) = kv.scan(&from, &to).next() {
-                let accepted = keys::id_of(&first?.0).map(|id| id.accepted_at());
+            let start = self.floors.start(&from, &to);
+            if let Some(first) = self.floors.noting(kv.keys(&start, &to), &to, |key| key).next() {
+                let accepted = keys::id_of(&first?).map(|id| id.accepted_at());
                 oldest = match (oldest, accepted) {
                     (Some(a), Some(b)) => Some(std::cmp::min::<UnixMillis>(a, b)),
                     (a, b) => a.or(b),
@@ -159,8 +163,9 @@ impl Lane {
 
     fn next(&self, index: Due, id: LaneId, kv: &impl Kv) -> Result<Option<UnixMillis>, Failed> {
         let (from, to) = keys::due_until(index, id, UnixMillis(UnixMillis::MAX.0 - 1));
-        for pair in kv.scan(&from, &to) {
-            let (key, _) = pair?;
+        let start = self.floors.start(&from, &to);
+        for key in self.floors.noting(kv.keys(&start, &to), &to, |key| key) {
+            let key = key?;
             if keys::id_of(&key).is_some_and(|id| !self.is_leased(id)) {
                 return Ok(keys::due_of(&key));
             }

@@ -11,11 +11,10 @@ use crate::outbox::kv::{Failed, Kv};
 use crate::outbox::record::{Record, chunk_count, decode_body};
 use crate::outbox::{Found, LaneId, Lease, LeaseWant, Leased, Place, Which};
 
-/// What a scan came upon: where the record is, the record if the scan read it, and its place in a due index.
+/// What a scan came upon: where the record is, and its place in a due index.
 struct Candidate {
     place: Place,
     id: EventId,
-    record: Option<Bytes>,
     due: Option<UnixMillis>,
 }
 
@@ -70,17 +69,18 @@ impl<K: Kv> Engine<K> {
     ) -> Result<(), Failed> {
         let Some(leases) = self.lanes.get(&lane) else { return Ok(()) };
         let (from, to) = keys::due_until(index, lane, until);
-        for pair in self.kv.scan(&from, &to) {
+        let start = leases.floors.start(&from, &to);
+        for pair in leases.floors.noting(self.kv.scan(&start, &to), &to, |(key, _)| key) {
             if found.len() >= max {
                 break;
             }
             let (key, letter) = pair?;
             let Some(id) = keys::id_of(&key).filter(|id| !leases.is_leased(*id)) else { continue };
             match index {
-                Due::Ship => found.push(Candidate { place: Place::Buried, id, record: None, due: keys::due_of(&key) }),
+                Due::Ship => found.push(Candidate { place: Place::Buried, id, due: keys::due_of(&key) }),
                 Due::Attempt => {
                     if let Some(place) = letter.first().and_then(|&letter| keys::place(letter)) {
-                        found.push(Candidate { place, id, record: None, due: keys::due_of(&key) });
+                        found.push(Candidate { place, id, due: keys::due_of(&key) });
                     }
                 }
                 Due::Expiry => found.extend(self.resting(lane, id)?),
@@ -92,8 +92,9 @@ impl<K: Kv> Engine<K> {
     /// An event that is not buried, wherever it rests.
     fn resting(&self, lane: LaneId, id: EventId) -> Result<Option<Candidate>, Failed> {
         for place in [Place::Ready, Place::Waiting, Place::Scheduled] {
-            if let Some(record) = self.kv.get(&keys::event(place, lane, id))? {
-                return Ok(Some(Candidate { place, id, record: Some(record), due: None }));
+            let key = keys::event(place, lane, id);
+            if let Some(found) = self.kv.keys(&key, &keys::after(&key)).next() {
+                return found.map(|_| Some(Candidate { place, id, due: None }));
             }
         }
         Ok(None)
@@ -113,14 +114,14 @@ impl<K: Kv> Engine<K> {
             return Ok(());
         }
         let (from, to) = keys::events_from(place, lane, after);
-        for pair in self.kv.scan(&from, &to) {
-            let (key, record) = pair?;
+        for key in self.kv.keys(&from, &to) {
+            let key = key?;
             let Some(id) = keys::id_of(&key) else { continue };
             if id.accepted_at() >= accepted_before || found.len() >= max {
                 break;
             }
             if !leases.is_leased(id) {
-                found.push(Candidate { place, id, record: Some(record), due: None });
+                found.push(Candidate { place, id, due: None });
             }
         }
         Ok(())
@@ -129,12 +130,12 @@ impl<K: Kv> Engine<K> {
     /// Leases one event; none if its bytes cannot be read: it then stays where it is, out of the way until restart, and
     /// the log names it.
     fn take(&mut self, lane_id: LaneId, candidate: Candidate) -> Result<Option<Leased>, Failed> {
-        let Candidate { place, id, record, due } = candidate;
-        let record = match record {
-            Some(record) => Some(record),
-            None => self.kv.get(&keys::event(place, lane_id, id))?,
+        let Candidate { place, id, due } = candidate;
+        let record = match self.kv.get(&keys::event(place, lane_id, id)) {
+            Err(failed) if failed.one_value => Some(Err(failed)),
+            record => record?.map(Ok),
         };
-        let read = record.map(|record| self.read(lane_id, id, &record));
+        let read = record.map(|record| record.and_then(|record| self.read(lane_id, id, &record)));
         // Also where it cannot be read: whoever plans by the view must not ask for it again.
         self.touch_view(lane_id);
         let Some(lane) = self.lanes.get_mut(&lane_id) else { return Ok(None) };
@@ -165,7 +166,7 @@ impl<K: Kv> Engine<K> {
 
     /// The event of a record, with its body from the record or from its chunks.
     pub(super) fn read(&self, lane: LaneId, id: EventId, bytes: &Bytes) -> Result<(usize, Record, Event), Failed> {
-        let damaged = |why: &str| Failed { doing: "reading an event", why: why.to_owned() };
+        let damaged = |why: &str| Failed::new("reading an event", why);
         let record = Record::decode(bytes).map_err(|e| unreadable("reading an event record", &e))?;
         let body = match chunk_count(record.body_bytes) {
             0 => record.inline.clone(),

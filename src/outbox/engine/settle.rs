@@ -65,7 +65,7 @@ impl<K: Kv> Engine<K> {
         history: History,
     ) -> Result<(), Failed> {
         let key = keys::event(held.place, lane_id, id);
-        let missing = || Failed { doing: "settling an event", why: "its record is missing".into() };
+        let missing = || Failed::new("settling an event", "its record is missing");
         let bytes = self.kv.get(&key)?.ok_or_else(missing)?;
         let mut record = Record::decode(&bytes).map_err(|e| unreadable("settling an event", &e))?;
         record.history = history;

@@ -39,7 +39,7 @@ impl<K: Kv> Kv for Damaged<K> {
 }
 
 fn failed() -> Failed {
-    Failed { doing: "reading", why: "bad sector".into() }
+    Failed::new("reading", "bad sector")
 }
 
 fn event(clock: &Clock, n: u16) -> Event {
@@ -65,6 +65,7 @@ fn open(disk: &MemoryDisk) -> Engine<crate::outbox::memory::MemoryKv> {
         dedupe_window: Duration::from_secs(60),
         sdk_window: Duration::from_secs(60),
         disk_reserve: 0,
+        segment_bytes: 1 << 20,
         cache: 0,
     };
     Engine::open(disk.open(), settings, Clock::seeded(NOW, 1), "memory").unwrap()

@@ -1,0 +1,271 @@
+//! The bytes of a journal: the head of a segment, and its frames. Pure.
+//!
+//! ```text
+//! segment   head frame frame ...
+//! head      magic "sendoffJ" | format u32 | number u32 | first commit u64 | crc u32 of what stands before it
+//! frame     magic "FRAM" | body length u32 | commit u64 | crc u32 of length, commit and body | body: op op ...
+//! op        crc u32 of the rest of the op | value length u32, or all ones for a removal | key length u8 | key | value
+//! ```
+//!
+//! Numbers are little-endian; crc is CRC-32 (IEEE 802.3). A frame is one commit. An op carries a checksum of its own, so that
+//! one value can be read, and trusted, without its frame.
+
+use bytes::Bytes;
+use crc32fast::Hasher;
+
+/// The version of these bytes that this build writes, and the last that it reads.
+pub const FORMAT: u32 = 1;
+
+pub const SEGMENT_HEAD_BYTES: usize = 28;
+
+pub const FRAME_HEAD_BYTES: usize = 20;
+
+const OP_HEAD_BYTES: usize = 9;
+
+const SEGMENT_MAGIC: &[u8; 8] = b"sendoffJ";
+
+const FRAME_MAGIC: &[u8; 4] = b"FRAM";
+
+const REMOVAL: u32 = u32::MAX;
+
+/// What the head of a segment says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentHead {
+    pub number: u32,
+    /// The commit of its first frame.
+    pub first_commit: u64,
+}
+
+/// Why the head of a segment is none that this build can use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadHead {
+    Newer(u32),
+    Damaged,
+}
+
+impl SegmentHead {
+    pub fn encode(self) -> [u8; SEGMENT_HEAD_BYTES] {
+        let mut bytes = [0; SEGMENT_HEAD_BYTES];
+        bytes[..8].copy_from_slice(SEGMENT_MAGIC);
+        bytes[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.number.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.first_commit.to_le_bytes());
+        let crc = crc32fast::hash(&bytes[..24]);
+        bytes[24..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadHead> {
+        let bytes: &[u8; SEGMENT_HEAD_BYTES] = bytes.first_chunk().ok_or(BadHead::Damaged)?;
+        if &bytes[..8] != SEGMENT_MAGIC || crc32fast::hash(&bytes[..24]) != u32_at(bytes, 24) {
+            return Err(BadHead::Damaged);
+        }
+        match u32_at(bytes, 8) {
+            FORMAT => Ok(Self { number: u32_at(bytes, 12), first_commit: u64_at(bytes, 16) }),
+            format if format > FORMAT => Err(BadHead::Newer(format)),
+            _ => Err(BadHead::Damaged),
+        }
+    }
+}
+
+/// What the head of a frame says; the body is still to be checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHead {
+    pub commit: u64,
+    pub body_bytes: u32,
+    crc: u32,
+}
+
+impl FrameHead {
+    /// None if this is not where a frame begins.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; FRAME_HEAD_BYTES] = bytes.first_chunk()?;
+        (&bytes[..4] == FRAME_MAGIC).then(|| Self {
+            body_bytes: u32_at(bytes, 4),
+            commit: u64_at(bytes, 8),
+            crc: u32_at(bytes, 16),
+        })
+    }
+
+    pub fn fits(self, body: &[u8]) -> bool {
+        body.len() == self.body_bytes as usize && frame_crc(self.body_bytes, self.commit, body) == self.crc
+    }
+}
+
+/// Where the next whole frame begins in `bytes`, from `from` on.
+pub fn find_frame(bytes: &[u8], from: usize) -> Option<usize> {
+    let mut at = from;
+    loop {
+        at += bytes.get(at..)?.windows(FRAME_MAGIC.len()).position(|window| window == FRAME_MAGIC)?;
+        let whole = FrameHead::decode(&bytes[at..]).is_some_and(|head| {
+            let body = at + FRAME_HEAD_BYTES;
+            bytes.get(body..body + head.body_bytes as usize).is_some_and(|body| head.fits(body))
+        });
+        if whole {
+            return Some(at);
+        }
+        at += 1;
+    }
+}
+
+/// A frame in the making; its memory is used again.
+#[derive(Debug, Default)]
+pub struct FrameWriter {
+    bytes: Vec<u8>,
+}
+
+impl FrameWriter {
+    pub fn begin(&mut self) {
+        self.bytes.clear();
+        self.bytes.resize(FRAME_HEAD_BYTES, 0);
+    }
+
+    /// Adds an op; gives where it stands in the frame, and its length.
+    pub fn op(&mut self, key: &[u8], value: Option<&[u8]>) -> (u32, u32) {
+        let at = self.bytes.len();
+        let value_bytes = value.map_or(REMOVAL, |value| value.len() as u32);
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(&value_bytes.to_le_bytes());
+        self.bytes.push(key.len() as u8);
+        self.bytes.extend_from_slice(key);
+        self.bytes.extend_from_slice(value.unwrap_or_default());
+        let crc = crc32fast::hash(&self.bytes[at + 4..]);
+        self.bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+        (at as u32, (self.bytes.len() - at) as u32)
+    }
+
+    /// Bytes so far, the head included.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The whole frame.
+    pub fn finish(&mut self, commit: u64) -> &[u8] {
+        let (head, body) = self.bytes.split_at_mut(FRAME_HEAD_BYTES);
+        let body_bytes = body.len() as u32;
+        head[..4].copy_from_slice(FRAME_MAGIC);
+        head[4..8].copy_from_slice(&body_bytes.to_le_bytes());
+        head[8..16].copy_from_slice(&commit.to_le_bytes());
+        head[16..].copy_from_slice(&frame_crc(body_bytes, commit, body).to_le_bytes());
+        &self.bytes
+    }
+}
+
+/// One write, as it stands in a journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Op {
+    pub key: Bytes,
+    /// None: the key was removed.
+    pub value: Option<Bytes>,
+}
+
+/// The op at the start of `bytes`, and its length; none if it is damaged.
+pub fn read_op(bytes: &Bytes) -> Option<(Op, usize)> {
+    let head: &[u8; OP_HEAD_BYTES] = bytes.first_chunk()?;
+    let (crc, value_bytes, key_bytes) = (u32_at(head, 0), u32_at(head, 4), usize::from(head[8]));
+    let key_end = OP_HEAD_BYTES + key_bytes;
+    let end = if value_bytes == REMOVAL { key_end } else { key_end.checked_add(value_bytes as usize)? };
+    if crc32fast::hash(bytes.get(4..end)?) != crc {
+        return None;
+    }
+    let value = (value_bytes != REMOVAL).then(|| bytes.slice(key_end..end));
+    Some((Op { key: bytes.slice(OP_HEAD_BYTES..key_end), value }, end))
+}
+
+fn frame_crc(body_bytes: u32, commit: u64, body: &[u8]) -> u32 {
+    let mut crc = Hasher::new();
+    crc.update(&body_bytes.to_le_bytes());
+    crc.update(&commit.to_le_bytes());
+    crc.update(body);
+    crc.finalize()
+}
+
+fn u32_at<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn write(commit: u64, ops: &[(Vec<u8>, Option<Vec<u8>>)]) -> Vec<u8> {
+        let mut frame = FrameWriter::default();
+        frame.begin();
+        for (key, value) in ops {
+            frame.op(key, value.as_deref());
+        }
+        frame.finish(commit).to_vec()
+    }
+
+    fn read(frame: &[u8]) -> Option<(u64, Vec<(Vec<u8>, Option<Vec<u8>>)>)> {
+        let head = FrameHead::decode(frame)?;
+        let mut body = Bytes::copy_from_slice(&frame[FRAME_HEAD_BYTES..]);
+        if !head.fits(&body) {
+            return None;
+        }
+        let mut ops = Vec::new();
+        while !body.is_empty() {
+            let (op, end) = read_op(&body)?;
+            ops.push((op.key.to_vec(), op.value.map(|value| value.to_vec())));
+            body = body.slice(end..);
+        }
+        Some((head.commit, ops))
+    }
+
+    fn any_ops() -> impl Strategy<Value = Vec<(Vec<u8>, Option<Vec<u8>>)>> {
+        let key = proptest::collection::vec(any::<u8>(), 0..40);
+        let value = proptest::option::of(proptest::collection::vec(any::<u8>(), 0..3_000));
+        proptest::collection::vec((key, value), 0..8)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(commit in any::<u64>(), ops in any_ops()) {
+            prop_assert_eq!(read(&write(commit, &ops)), Some((commit, ops)));
+        }
+
+        #[test]
+        fn a_changed_byte_is_found_wherever_it_is(ops in any_ops(), at in any::<usize>(), bit in 0..8_u8) {
+            let mut frame = write(7, &ops);
+            let at = at % frame.len();
+            frame[at] ^= 1 << bit;
+            prop_assert_eq!(read(&frame), None);
+        }
+
+        #[test]
+        fn a_frame_is_found_behind_any_rubbish(mut rubbish in proptest::collection::vec(any::<u8>(), 0..300), ops in any_ops()) {
+            let at = rubbish.len();
+            rubbish.extend(write(9, &ops));
+            let found = find_frame(&rubbish, 0);
+            prop_assert!(found.is_some_and(|found| found <= at), "{:?}", found);
+            prop_assert_eq!(find_frame(&rubbish[..rubbish.len() - 1], at), None, "half a frame is none");
+        }
+
+        #[test]
+        fn damaged_bytes_are_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            prop_assert!(SegmentHead::decode(&bytes).is_err());
+            prop_assert!(FrameHead::decode(&bytes).is_none_or(|head| !head.fits(&bytes)));
+            drop(read_op(&Bytes::from(bytes)));
+        }
+    }
+
+    #[test]
+    fn a_segment_s_head_is_read_back_refused_if_damaged_and_named_if_newer() {
+        let head = SegmentHead { number: 3, first_commit: u64::MAX - 5 };
+        let mut bytes = head.encode();
+        assert_eq!(SegmentHead::decode(&bytes), Ok(head));
+        bytes[20] ^= 1;
+        assert_eq!(SegmentHead::decode(&bytes), Err(BadHead::Damaged));
+        bytes[20] ^= 1;
+        bytes[8..12].copy_from_slice(&2_u32.to_le_bytes());
+        let crc = crc32fast::hash(&bytes[..24]);
+        bytes[24..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(SegmentHead::decode(&bytes), Err(BadHead::Newer(2)));
+    }
+}

@@ -1,0 +1,250 @@
+//! The store: a journal of every commit, and an index below it that is brought up to it from time to time.
+//!
+//! ```text
+//! commit       -> frame of the journal, synced -> overlay (memory)
+//! checkpoint   overlay -> index, in one commit, when a segment is full; what is gone by then never reaches it
+//! read         overlay, the one being brought in, index; a long value is read from the journal
+//! reclaim      the oldest segment's ops that are still the newest of their key are written anew; then it is removed
+//! start        what came after the index's checkpoint is read from the journal
+//! ```
+//!
+//! Holds: the journal alone has everything, so an index that is lost or stale is made again from it, and nothing is lost
+//! with it. Every op that is not the newest of its key may go, and only with all that is older.
+//! Limits: an overlay holds a segment's worth, [`OVERLAYS_MAX`] of them if the index does not keep up; then commits wait. The
+//! journal holds at most twice what is live and [`Settings::slack`], less near [`Settings::bytes_max`].
+//! Fails: a failed write, also one of the index, is told by the next commit; then the store must not be used again.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::journal::frame::Op;
+use super::journal::{Journal, Location, Next};
+use super::kv::{Batch, Disk, Failed, Index, Kv};
+use checkpoint::{Checkpointer, Job};
+use entry::Entry;
+use merge::{Newest, merge};
+use overlay::{Overlay, Slot};
+
+mod checkpoint;
+
+pub mod entry;
+
+mod merge;
+
+mod overlay;
+
+mod recover;
+
+mod reclaim;
+
+#[cfg(test)]
+mod tests;
+
+pub use recover::{Recovered, Stale, begin_index};
+
+/// How many segments' worth of overlay is held while the index is behind.
+const OVERLAYS_MAX: u64 = 4;
+
+/// Keys in an overlay, which bounds the commit that brings it in.
+const OVERLAY_KEYS_MAX: usize = 32_768;
+
+/// Of the journal's own kind of trouble, for those who must remember it over a restart.
+pub trait Watch: Send + 'static {
+    /// A commit is durable.
+    fn committed(&self, commit: u64) -> io::Result<()>;
+
+    /// A value of the journal cannot be read.
+    fn damaged(&self);
+
+    /// Bytes that the disk has free.
+    fn free(&self) -> u64;
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// A segment is full at this many bytes; the commit that fills it may be larger.
+    pub segment_bytes: u64,
+    /// Beyond twice what is live, the journal may hold this many bytes that are worthless.
+    pub slack: u64,
+    /// Beyond three quarters of this the journal is kept as small as it can be.
+    pub bytes_max: u64,
+}
+
+impl Settings {
+    /// For a store that may take `bytes_max`, in segments of `segment_bytes` or less.
+    pub fn of(segment_bytes: u64, bytes_max: u64) -> Self {
+        let segment_bytes = segment_bytes.min(bytes_max / 16);
+        Self { segment_bytes, slack: 4 * segment_bytes, bytes_max }
+    }
+}
+
+pub struct Journaled<B, W> {
+    journal: Journal,
+    index: Arc<B>,
+    // Before the index in a drop, so that no thread holds it any more.
+    checkpointer: Checkpointer,
+    watch: W,
+    settings: Settings,
+    /// What is not in the index yet.
+    overlay: Overlay,
+    /// What is being brought into it.
+    frozen: Option<Arc<Overlay>>,
+    /// The index has everything up to the end of this segment.
+    checkpointed: u32,
+    /// The segment up to which it will have everything next.
+    checkpointing: u32,
+    /// Bytes of ops that are the newest of their key; those that only the index knows are given up at a checkpoint.
+    live: u64,
+    reclaim: reclaim::Progress,
+}
+
+impl<B: Index, W: Watch> Journaled<B, W> {
+    fn newest(&self, key: &[u8]) -> Result<Option<(Location, Option<Bytes>)>, Failed> {
+        let noted = self.overlay.get(key).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(key)));
+        if let Some(slot) = noted {
+            return Ok(slot.value.clone().map(|value| (slot.at, Some(value))));
+        }
+        let Some(entry) = self.index.get(key)? else { return Ok(None) };
+        let Entry { at, inlined } = self.entry(&entry)?;
+        Ok(Some((at, inlined)))
+    }
+
+    fn entry(&self, bytes: &Bytes) -> Result<Entry, Failed> {
+        Entry::decode(bytes).ok_or_else(|| Failed::new("reading the index", "an entry of it is none"))
+    }
+
+    /// A value by its place in the journal, which must be the value of `key`.
+    fn value_at(&self, key: &[u8], at: Location) -> Result<Bytes, Failed> {
+        let op = self.journal.read_op(at).map_err(|error| Failed::new("reading the journal", error))?;
+        match op {
+            Some(Op { key: found, value: Some(value) }) if found == key => Ok(value),
+            Some(_) | None => {
+                self.watch.damaged();
+                let why = format!("segment {}, byte {}: it is damaged", at.segment, at.offset);
+                Err(Failed::of_value("reading a value from the journal", why))
+            }
+        }
+    }
+
+    fn merged(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Newest), Failed>> {
+        // Above the index's own key.
+        let (from, to) = (from.max(&[1][..]), to.max(&[1][..]));
+        merge([Some(&self.overlay), self.frozen.as_deref()], from, to, self.index.scan(from, to))
+    }
+
+    /// Writes a frame of what is put together, and notes it.
+    fn append(&mut self, noted: Vec<(Bytes, Slot)>) -> Result<(), Failed> {
+        let (frame, commit) = self.journal.append().map_err(|error| Failed::new("writing the journal", error))?;
+        self.watch.committed(commit).map_err(|error| Failed::new("writing the witness", error))?;
+        for (key, slot) in noted {
+            let at = Location { segment: frame.segment, offset: frame.offset + slot.at.offset, ..slot.at };
+            self.note(key, Slot { at, ..slot });
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, key: Bytes, slot: Slot) {
+        if slot.value.is_some() {
+            self.live += u64::from(slot.at.bytes);
+        }
+        self.live = self.live.saturating_sub(self.overlay.note(key, slot));
+    }
+
+    /// Hears of a checkpoint that is done, and begins the next one if it is time.
+    fn checkpoint(&mut self) -> Result<(), Failed> {
+        if self.frozen.is_some()
+            && let Some(freed) = self.checkpointer.poll()?
+        {
+            self.checkpoint_done(freed)?;
+        }
+        let full = self.overlay.len() >= OVERLAY_KEYS_MAX
+            || self.journal.segment_bytes(self.journal.newest()) >= self.settings.segment_bytes;
+        if !full {
+            return Ok(());
+        }
+        if self.frozen.is_some() {
+            let behind = self.overlay.bytes() >= OVERLAYS_MAX * self.settings.segment_bytes
+                || self.overlay.len() >= OVERLAYS_MAX as usize * OVERLAY_KEYS_MAX;
+            if !behind {
+                return Ok(());
+            }
+            let freed = self.checkpointer.wait()?;
+            self.checkpoint_done(freed)?;
+        }
+        self.freeze()
+    }
+
+    fn freeze(&mut self) -> Result<(), Failed> {
+        let segment = self.journal.newest();
+        self.journal.roll().map_err(|error| Failed::new("beginning a segment of the journal", error))?;
+        let overlay = Arc::new(std::mem::take(&mut self.overlay));
+        self.frozen = Some(overlay.clone());
+        self.checkpointing = segment;
+        self.checkpointer.begin(Job { overlay, segment, live: self.live })
+    }
+
+    fn checkpoint_done(&mut self, freed: u64) -> Result<(), Failed> {
+        self.live = self.live.saturating_sub(freed);
+        self.checkpointed = self.checkpointing;
+        self.frozen.take().map_or(Ok(()), |overlay| self.checkpointer.drop_overlay(overlay))
+    }
+}
+
+impl<B: Index, W: Watch> Kv for Journaled<B, W> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed> {
+        match self.newest(key)? {
+            Some((_, Some(value))) => Ok(Some(value)),
+            Some((at, None)) => self.value_at(key, at).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>> {
+        self.merged(from, to).map(|found| {
+            let (key, newest) = found?;
+            let value = match newest {
+                Newest::Noted(value) => value,
+                Newest::Indexed(entry) => match self.entry(&entry)? {
+                    Entry { inlined: Some(value), .. } => value,
+                    Entry { at, inlined: None } => self.value_at(&key, at)?,
+                },
+            };
+            Ok((key, value))
+        })
+    }
+
+    fn keys(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<Bytes, Failed>> {
+        self.merged(from, to).map(|found| found.map(|(key, _)| key))
+    }
+
+    fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
+        let mut noted = Vec::with_capacity(batch.len());
+        self.journal.frame().begin();
+        // First, so that this batch has the last word.
+        let reclaimed = self.reclaim(batch, &mut noted)?;
+        for (key, write) in batch.entries() {
+            let (offset, bytes) = self.journal.frame().op(key, write.value.as_deref());
+            let at = Location { segment: 0, offset, bytes };
+            noted.push((Bytes::copy_from_slice(key), Slot { value: write.value.clone(), at, is_new: write.is_new }));
+        }
+        self.append(noted)?;
+        if reclaimed {
+            self.remove_oldest()?;
+        }
+        self.checkpoint()
+    }
+
+    fn tend(&mut self) -> Result<bool, Failed> {
+        if !self.wants_reclaim() {
+            return Ok(false);
+        }
+        self.commit(&Batch::default())?;
+        Ok(self.wants_reclaim())
+    }
+
+    fn disk(&self) -> Disk {
+        Disk { used: self.journal.bytes() + self.index.bytes(), free: self.watch.free() }
+    }
+}

@@ -1,0 +1,69 @@
+//! What was committed lately and is not in the index yet, in memory.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Range;
+use std::ops::Bound::{Excluded, Included};
+
+use bytes::Bytes;
+
+use crate::outbox::journal::Location;
+
+/// The newest writes to their keys. Limits: grows until it is handed to the index.
+#[derive(Debug, Default)]
+pub struct Overlay {
+    slots: BTreeMap<Bytes, Slot>,
+    bytes: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Slot {
+    /// None: the key was removed.
+    pub value: Option<Bytes>,
+    pub at: Location,
+    /// No older value of this key is anywhere: if it goes, nothing need be remembered of it.
+    pub is_new: bool,
+}
+
+impl Overlay {
+    pub fn get(&self, key: &[u8]) -> Option<&Slot> {
+        self.slots.get(key)
+    }
+
+    /// Notes a write; gives the bytes of journal that it made worthless among those noted here.
+    pub fn note(&mut self, key: Bytes, slot: Slot) -> u64 {
+        let old = self.slots.get(&key);
+        let freed = old.filter(|old| old.value.is_some()).map_or(0, |old| u64::from(old.at.bytes));
+        let was_new = old.is_some_and(|old| old.is_new);
+        if slot.value.is_none() && was_new {
+            self.slots.remove(&key);
+            return freed;
+        }
+        // Whatever came before in here is superseded, what lies below is not.
+        let is_new = if old.is_some() { was_new } else { slot.is_new };
+        self.bytes += u64::from(slot.at.bytes);
+        self.slots.insert(key, Slot { is_new, ..slot });
+        freed
+    }
+
+    /// From `from` (included) to `to` (excluded).
+    pub fn range(&self, from: &[u8], to: &[u8]) -> Range<'_, Bytes, Slot> {
+        self.slots.range::<[u8], _>((Included(from), Excluded(to.max(from))))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&Bytes, &Slot)> {
+        self.slots.iter()
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The bytes of all ops that were noted, also of those that are superseded: about what a replay costs.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+}
