@@ -36,6 +36,9 @@ use listeners::Listeners;
 /// How often what is remembered for a while is swept, at most: a full pass over all keys.
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3_600);
 
+/// Between two pieces of a sweep, so that it is never in the way of what has come in.
+const SWEEP_BREATH: Duration = Duration::from_millis(5);
+
 /// A write that takes longer is taken for failed: disks that answer at all do so in seconds.
 const WRITE_MAX: Duration = Duration::from_secs(30);
 
@@ -290,7 +293,12 @@ async fn sweep(
 ) -> Result<(), outbox::Error> {
     let pause = (settings.dedupe_window.min(settings.sdk_window) / 4).clamp(Duration::from_secs(1), SWEEP_EVERY_MAX);
     loop {
-        while outbox.sweep().await? {}
+        while outbox.sweep().await? {
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            clock.sleep(SWEEP_BREATH).await;
+        }
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),

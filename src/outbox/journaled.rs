@@ -154,11 +154,7 @@ impl<B: Index, W: Watch> Journaled<B, W> {
 
     /// Hears of a checkpoint that is done, and begins the next one if it is time.
     fn checkpoint(&mut self) -> Result<(), Failed> {
-        if self.frozen.is_some()
-            && let Some(freed) = self.checkpointer.poll()?
-        {
-            self.checkpoint_done(freed)?;
-        }
+        self.hear_of_checkpoint()?;
         let full = self.overlay.len() >= OVERLAY_KEYS_MAX
             || self.journal.segment_bytes(self.journal.newest()) >= self.settings.segment_bytes;
         if !full {
@@ -174,6 +170,15 @@ impl<B: Index, W: Watch> Journaled<B, W> {
             self.checkpoint_done(freed)?;
         }
         self.freeze()
+    }
+
+    fn hear_of_checkpoint(&mut self) -> Result<(), Failed> {
+        if self.frozen.is_some()
+            && let Some(freed) = self.checkpointer.poll()?
+        {
+            self.checkpoint_done(freed)?;
+        }
+        Ok(())
     }
 
     fn freeze(&mut self) -> Result<(), Failed> {
@@ -237,11 +242,16 @@ impl<B: Index, W: Watch> Kv for Journaled<B, W> {
     }
 
     fn tend(&mut self) -> Result<bool, Failed> {
-        if !self.wants_reclaim() {
-            return Ok(false);
+        self.hear_of_checkpoint()?;
+        if self.wants_reclaim() {
+            self.commit(&Batch::default())?;
+            return Ok(true);
         }
-        self.commit(&Batch::default())?;
-        Ok(self.wants_reclaim())
+        // What the index has not heard of still counts as live.
+        if self.frozen.is_none() && !self.overlay.is_empty() && self.journal.bytes() > self.settings.slack {
+            self.freeze()?;
+        }
+        Ok(self.frozen.is_some())
     }
 
     fn disk(&self) -> Disk {

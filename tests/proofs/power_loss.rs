@@ -153,8 +153,12 @@ fn each_commit_is_one_sync_of_the_journal_and_each_checkpoint_one_of_the_index()
     let state = scratch.path().join("state");
     std::fs::create_dir(&state).unwrap();
     let recorder = Recorder::new(&state, scratch.path());
-    let setup = Setup::new(&state).set("outbox.segment_bytes", "64KiB");
+    let lambda = Lambda::start();
+    lambda.default_script(Script::always(throttle()));
+    let setup =
+        Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).set("outbox.segment_bytes", "64KiB");
     let daemon = recorder.watch(setup).start();
+    daemon.accept("orders", &[], &load::payload(0));
     // Paused, so that nothing commits but what is accepted.
     let paused = http::request(daemon.admin, "POST", "/v1/functions/orders/pause", &[], b"");
     assert!(matches!(paused.status, 200 | 204), "{paused:?}");
@@ -166,7 +170,6 @@ fn each_commit_is_one_sync_of_the_journal_and_each_checkpoint_one_of_the_index()
     let index_syncs =
         || count(&|step| matches!(&step.op, Op::Sync { path, .. } if path == Path::new("outbox/index/db")));
     let commits = || daemon.scrape().sum("sendoff_outbox_flush_seconds_count", &[]);
-    daemon.accept("orders", &[], &load::payload(0));
     let settled = |of: &dyn Fn() -> f64| {
         eventually("it is quiet", || {
             let before = of();
