@@ -23,7 +23,7 @@ use super::journal::{self, Journal};
 use super::journaled::{self, Journaled, Recovered, Stale, begin_index};
 use super::kv::Failed;
 use super::repair::{self, Report};
-use super::sled::{self, SledIndex};
+use super::sled::{OpenError as IndexError, SledIndex, sync_all_below, wait_until_let_go};
 use suspicion::Suspicion;
 use witness::Witness;
 
@@ -214,8 +214,8 @@ impl Home {
         }
         let index = match SledIndex::open(&store.join(INDEX), settings.cache) {
             Ok(index) => index,
-            Err(sled::OpenError::Damaged(why)) => return Ok(Err(why)),
-            Err(sled::OpenError::Io { doing, source }) => return Err(io_error(doing, &store.join(INDEX))(source)),
+            Err(IndexError::Damaged(why)) => return Ok(Err(why)),
+            Err(IndexError::Io { doing, source }) => return Err(io_error(doing, &store.join(INDEX))(source)),
         };
         let home = self.clone();
         let index = index.telling(move || home.suspicion.raise(Suspicion::Index));
@@ -247,7 +247,7 @@ impl Home {
         let kept = salvage::free_name(&self.dir, INDEX);
         let moved = || -> io::Result<()> {
             if index.join("db").exists() {
-                sled::wait_until_let_go(&index)?;
+                wait_until_let_go(&index)?;
             }
             if index.exists() {
                 fs::rename(&index, &kept)?;
@@ -316,7 +316,7 @@ fn create(path: &Path, settings: &Settings, first_commit: u64) -> Result<(), Ope
     Journal::create(&dir, first_commit).map_err(io_error("making", &dir))?;
     let journal = open_journal(path, false)?;
     create_index_aside(path, settings, &journal)?;
-    sled::sync_all_below(path).map_err(io_error("syncing", path))
+    sync_all_below(path).map_err(io_error("syncing", path))
 }
 
 /// An index that has nothing of the journal yet; made aside too, as half a `conf` file of sled's would be unreadable for ever.
@@ -333,8 +333,8 @@ fn create_index_aside(store: &Path, settings: &Settings, journal: &Journal) -> R
         why,
     })?;
     drop(index);
-    sled::wait_until_let_go(&aside).map_err(io_error("waiting for", &aside))?;
-    sled::sync_all_below(&aside).map_err(io_error("syncing", &aside))?;
+    wait_until_let_go(&aside).map_err(io_error("waiting for", &aside))?;
+    sync_all_below(&aside).map_err(io_error("syncing", &aside))?;
     fs::rename(&aside, store.join(INDEX)).map_err(io_error("renaming", &aside))?;
     sync_dir(store).map_err(io_error("syncing", store))
 }

@@ -15,7 +15,7 @@ use crate::outbox::engine::{FORMAT, OpenError};
 use crate::outbox::journaled::{self, Journaled, Recovered, Watch};
 use crate::outbox::kv::Kv;
 use crate::outbox::repair::{self, Report};
-use crate::outbox::sled::{self, SledIndex};
+use crate::outbox::sled::{SledIndex, sync_all_below, wait_until_let_go};
 use crate::outbox::{Settings, journal, keys};
 
 /// A copy to read from: opening an index changes it.
@@ -109,8 +109,8 @@ pub(super) fn replace(state_dir: &Path, settings: &Settings, seen: Option<u64>) 
     let report = report.map_err(|e| failed("salvaging it", &e))?;
     drop((source, target));
     let moved = || -> io::Result<PathBuf> {
-        sled::wait_until_let_go(&salvaged.join(INDEX))?;
-        sled::sync_all_below(&salvaged)?;
+        wait_until_let_go(&salvaged.join(INDEX))?;
+        sync_all_below(&salvaged)?;
         sync_dir(state_dir)?;
         let kept = free_name(state_dir, STORE);
         fs::rename(&store, &kept)?;
