@@ -55,6 +55,10 @@ demo: ## see sendoff lose nothing: no AWS account, nothing but the binary
 bench: ## measure, each system beside a simpler one: tables here, JSON in target/bench (docs/performance.md)
 	$(CARGO) bench --locked --bench bench
 
+.PHONY: limiter
+limiter: ## compare the limiter in virtual time with a fixed one and Vector's: tables, JSON, docs/limiter.svg (docs/delivery.md)
+	$(CARGO) bench --locked --profile dev --bench limiter
+
 .PHONY: lint
 lint: fmt clippy doc deny ## every gate that is not a test
 

@@ -33,8 +33,6 @@ pub mod events;
 
 pub mod pause;
 
-pub mod resume;
-
 pub mod purge;
 
 pub mod operator;
@@ -79,8 +77,14 @@ enum Command {
     Redrive(redrive::Options),
     Functions(functions::Options),
     Events(events::Options),
+    /// Stop attempting a function's events until they are resumed
+    ///
+    /// They are accepted and kept as before, and still expire. Holds over restarts. What is in flight is finished.
     Pause(pause::Options),
-    Resume(resume::Options),
+    /// Attempt a paused function's events again
+    ///
+    /// A pause of Lambda itself, or a held lane, ends by itself and needs no resuming.
+    Resume(pause::Options),
     Purge(purge::Options),
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
@@ -124,8 +128,8 @@ pub fn main() -> ExitCode {
         Command::Redrive(options) => redrive::run(options, &environment),
         Command::Functions(options) => functions::run(options, &environment),
         Command::Events(options) => events::run(options, &environment),
-        Command::Pause(options) => pause::run(options, &environment),
-        Command::Resume(options) => resume::run(options, &environment),
+        Command::Pause(options) => pause::pause(options, &environment),
+        Command::Resume(options) => pause::resume(options, &environment),
         Command::Purge(options) => purge::run(options, &environment),
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),

@@ -138,6 +138,8 @@ pub struct LaneWant {
     pub lane: LaneId,
     pub which: Which,
     pub events_max: usize,
+    /// To be kept with the lane, on stable storage before the lease is answered.
+    pub spent: Option<Spent>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -305,6 +307,27 @@ pub struct LaneView {
     pub next_expiry: Option<UnixMillis>,
     /// An operator wants nothing of it attempted.
     pub paused: bool,
+    /// As a lease said last ([`LaneWant::spent`]).
+    pub spent: Spent,
+}
+
+/// What a lane may have spent at most: attempts within one hour of the clock, those in reserve included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Hours since 1970.
+    pub hour: u64,
+    pub attempts: u64,
+}
+
+impl Spent {
+    pub fn hour_of(now: UnixMillis) -> u64 {
+        now.0 / 3_600_000
+    }
+
+    /// Whether it still counts at `now`; also if the clock stands before the hour in which it was spent.
+    pub fn counts(self, now: UnixMillis) -> bool {
+        self.attempts > 0 && Self::hour_of(now) <= self.hour
+    }
 }
 
 /// Where an event is.

@@ -26,7 +26,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     if options.json {
         return functions.iter().try_for_each(|function| print(&format!("{function}\n")));
     }
-    print(&format!("{}\n", table(functions)))
+    print(&format!("{}\n", table(functions).trim_fmt()))
 }
 
 fn table(functions: &[Value]) -> Table {

@@ -1,4 +1,4 @@
-//! `sendoff pause`.
+//! `sendoff pause` and `sendoff resume`.
 
 use clap::Args;
 
@@ -7,9 +7,6 @@ use super::dead_letters::Daemon;
 use super::{Failure, print};
 use crate::config::Environment;
 
-/// Stop attempting a function's events until they are resumed
-///
-/// They are accepted and kept as before, and still expire. Holds over restarts. What is in flight is finished.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
@@ -18,8 +15,16 @@ pub struct Options {
     function: String,
 }
 
-pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
+pub fn pause(options: Options, environment: &Environment) -> Result<(), Failure> {
+    ask(options, environment, "pause", "paused")
+}
+
+pub fn resume(options: Options, environment: &Environment) -> Result<(), Failure> {
+    ask(options, environment, "resume", "resumed")
+}
+
+fn ask(options: Options, environment: &Environment, what: &str, done: &str) -> Result<(), Failure> {
     let asker = Asker::new(options.daemon, environment)?;
-    asker.ask(&Ask::Post(lane_path(&options.function, "pause")))?;
-    print(&format!("{} is paused\n", options.function))
+    asker.ask(&Ask::Post(lane_path(&options.function, what)))?;
+    print(&format!("{} is {done}\n", options.function))
 }

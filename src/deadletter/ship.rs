@@ -160,7 +160,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
             .lanes
             .values()
             .filter(|view| self.time_of(view) <= now)
-            .map(|view| LaneWant { lane: view.lane, which: Which::Buried, events_max: BATCH_MESSAGES_MAX })
+            .map(|view| LaneWant { lane: view.lane, which: Which::Buried, events_max: BATCH_MESSAGES_MAX, spent: None })
             .take(LETTERS_MAX / BATCH_MESSAGES_MAX)
             .collect();
         let bytes_max = (LETTERS_MAX * MESSAGE_BYTES_MAX) as u64;

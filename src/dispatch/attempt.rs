@@ -1,6 +1,7 @@
 //! The loop: read the outbox, plan, lease, attempt, settle.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -111,6 +112,10 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         while let Some(settled) = self.settling.join_next().await {
             joined(settled)?;
         }
+        let lanes = self.lanes.give_back();
+        if !lanes.is_empty() {
+            self.outbox.lease(LeaseWant { lanes, bytes_max: 0 }).await?;
+        }
         Ok(())
     }
 
@@ -120,6 +125,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             let news = self.outbox.lanes(0).await?;
             self.seen = news.version;
             self.lanes.learn_all(news, now);
+            self.announce_noticed();
             self.next_full_reading = now.plus(FULL_READING_EVERY);
         } else {
             let news = self.outbox.lanes(self.seen).await?;
@@ -131,6 +137,13 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     fn learn(&mut self, news: LaneNews) {
         self.seen = news.version;
         self.lanes.learn(news, self.clock.now());
+        self.announce_noticed();
+    }
+
+    fn announce_noticed(&mut self) {
+        for (function, change) in self.lanes.noticed() {
+            self.announce(&function, change);
+        }
     }
 
     /// Whoever asked may have gone.
@@ -157,19 +170,23 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let wants = self.lanes.plan(now);
         if !wants.is_empty() {
             let want = LeaseWant { lanes: wants, bytes_max: self.lanes.bytes_left() };
-            let mut dead = Vec::new();
+            let mut done = Vec::new();
             // Asked together, both are answered in one turn of the outbox, the lease first.
             let (leased, news) =
                 futures_util::future::try_join(self.outbox.lease(want), self.outbox.lanes(self.seen)).await?;
             for leased in leased {
                 let lease = leased.lease;
                 if now < deadline(&leased.event, self.lanes.policy(&leased.event.function.name)) {
-                    self.begin(leased);
+                    if self.lanes.may_begin(lease.lane, self.clock.now()) {
+                        self.begin(leased);
+                    } else {
+                        done.push((lease, Settlement::Release));
+                    }
                 } else {
-                    dead.extend(self.bury_expired(leased, now).map(|settlement| (lease, settlement)));
+                    done.extend(self.bury_expired(leased, now).map(|settlement| (lease, settlement)));
                 }
             }
-            self.write(dead).await?;
+            self.write(done).await?;
             self.learn(news);
         }
         self.lanes.planned(self.clock.now());
@@ -193,7 +210,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let event = &leased.event;
         let name = &event.function.name;
         let (ticket, changes) = self.lanes.started(leased.lease.lane, event.payload.len() as u64, self.clock.now());
-        changes.into_iter().for_each(|change| self.announce(self.metrics.function_label(name), change));
+        changes.into_iter().for_each(|change| self.announce(name, change));
         self.show(name, leased.lease.lane);
         let call = Call {
             function: event.function.clone(),
@@ -249,7 +266,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let (lane, outcome) = (lease.lane, &outcome);
         let finished = Finished { lane, function: name, ticket, outcome, pause, payload_bytes, began, ended };
         for change in self.lanes.finished(finished, now) {
-            self.announce(function, change);
+            self.announce(name, change);
         }
         self.show(name, lane);
         (lease, verdict.settlement)
@@ -280,15 +297,21 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
-    fn announce(&self, function: &str, change: Change) {
-        let held = self.metrics.dispatch_held.with_label_values(&[function]);
+    fn announce(&self, name: &FunctionName, change: Change) {
+        let function = self.metrics.function_label(name);
+        // Several functions may share a label.
+        let mut held = BTreeMap::from([(function, false)]);
+        for (told, is_held) in self.lanes.told_of(name, &change) {
+            *held.entry(self.metrics.function_label(told)).or_default() |= is_held;
+        }
+        for (label, is_held) in held {
+            self.metrics.dispatch_held.with_label_values(&[label]).set(is_held.into());
+        }
         match change {
             Change::Held { scope, kind, reason } => {
-                held.set(1);
                 tracing::warn!(function, scope = scope.as_str(), kind = kind.as_str(), reason, "lane is held");
             }
             Change::Recovered { scope } => {
-                held.set(0);
                 tracing::info!(function, scope = scope.as_str(), "lane is no longer held");
             }
         }

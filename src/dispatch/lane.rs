@@ -58,6 +58,8 @@ pub struct Lanes {
     in_flight: u32,
     bytes_in_flight: u64,
     rate: Option<Rate>,
+    /// What came with a new lane or the end of one, and people have not heard of.
+    noticed: Vec<(FunctionName, Change)>,
 }
 
 /// What all functions of a region share.
@@ -66,6 +68,8 @@ struct Account {
     agenda: BTreeSet<(UnixMillis, u64, LaneId)>,
     limiter: Limiter,
     in_flight: u32,
+    /// As in [`Lane`].
+    bound: bool,
     /// Slots that the present plan has given away.
     planned: u32,
     hold: Option<Hold>,
@@ -77,6 +81,8 @@ struct Lane {
     policy: Policy,
     limiter: Limiter,
     in_flight: u32,
+    /// Whether the limit was reached when an attempt last began.
+    bound: bool,
     hold: Option<Hold>,
     rate: Option<Rate>,
     spend: Option<SpendGuard>,
@@ -133,6 +139,7 @@ impl Lanes {
             parked: BTreeSet::new(),
             in_flight: 0,
             bytes_in_flight: 0,
+            noticed: Vec::new(),
         }
     }
 
@@ -152,11 +159,20 @@ impl Lanes {
                         .entry(region(&view.function).to_owned())
                         .or_insert_with(|| Account::new(in_flight_max))
                         .lanes += 1;
-                    self.lanes.insert(id, Lane::new(view, &self.settings));
+                    let lane = Lane::new(view, &self.settings, now);
+                    if lane.spent {
+                        self.noticed.push((lane.view.function.clone(), lane.spent_change()));
+                    }
+                    self.lanes.insert(id, lane);
                 }
             }
             self.reschedule(id, now);
         }
+    }
+
+    /// What people should hear of the lanes that are new, or no more.
+    pub fn noticed(&mut self) -> Vec<(FunctionName, Change)> {
+        std::mem::take(&mut self.noticed)
     }
 
     /// Takes in a reading of all lanes: one that is not in it is no more.
@@ -180,7 +196,7 @@ impl Lanes {
                 lane.rate = Rate::per_second(lane.policy.rate);
                 // The hour's count goes on under another ceiling.
                 lane.spend = lane.spend.take().map_or_else(
-                    || SpendGuard::per_hour(lane.policy.invocations_per_hour_max),
+                    || SpendGuard::per_hour(lane.policy.invocations_per_hour_max, lane.view.spent),
                     |spend| spend.with_max(lane.policy.invocations_per_hour_max),
                 );
             }
@@ -214,7 +230,7 @@ impl Lanes {
             let due = self.accounts.values().filter(|account| account.next_time() <= now);
             let Some((_, _, id)) = due.filter_map(|account| account.agenda.first().copied()).min() else { break };
             self.off_agenda(id);
-            let Some(lane) = self.lanes.get(&id) else { continue };
+            let Some(lane) = self.lanes.get_mut(&id) else { continue };
             let Some(account) = self.accounts.get_mut(region(&lane.view.function)) else { continue };
             let mut events = lane.free(now).min(lane.there(now)).min(slots).min(QUANTUM).min(account.free());
             if lane.hold.is_some() || account.hold.is_some() {
@@ -230,7 +246,8 @@ impl Lanes {
             if events > 0 && lane.work_time(now) <= now {
                 slots -= events;
                 account.planned += events;
-                wants.push(LaneWant { lane: id, which: Which::Due, events_max: events as usize });
+                let spent = lane.spend.as_mut().and_then(|spend| spend.reserve(events, now));
+                wants.push(LaneWant { lane: id, which: Which::Due, events_max: events as usize, spent });
             }
         }
         wants
@@ -245,10 +262,30 @@ impl Lanes {
             lane.expires = None;
             lane.next_expiry = now.plus(EXPIRY_EVERY);
             let cutoff = UnixMillis(now.0.saturating_sub(millis(lane.policy.age_max)) + 1);
-            wants.push(LaneWant { lane: id, which: Which::AcceptedBefore(cutoff), events_max: EXPIRED_MAX });
+            wants.push(LaneWant {
+                lane: id,
+                which: Which::AcceptedBefore(cutoff),
+                events_max: EXPIRED_MAX,
+                spent: None,
+            });
             self.schedule_expiry(id, now);
         }
         wants
+    }
+
+    /// Whether an attempt that was planned may still begin: not if the hour has turned, and a ceiling counts by the hour.
+    pub fn may_begin(&self, id: LaneId, now: UnixMillis) -> bool {
+        let spend = self.lanes.get(&id).and_then(|lane| lane.spend.as_ref());
+        spend.is_none_or(|spend| spend.has_reserve(now))
+    }
+
+    /// What lanes have in reserve and will not use: to be noted by a lease that takes nothing.
+    pub fn give_back(&mut self) -> Vec<LaneWant> {
+        let unused = |(&lane, of): (&LaneId, &mut Lane)| {
+            let spent = of.spend.as_mut().and_then(SpendGuard::give_back)?;
+            Some(LaneWant { lane, which: Which::Due, events_max: 0, spent: Some(spent) })
+        };
+        self.lanes.iter_mut().filter_map(unused).collect()
     }
 
     /// An attempt of a leased event begins.
@@ -260,6 +297,7 @@ impl Lanes {
         }
         let Some(lane) = self.lanes.get_mut(&id) else { return Default::default() };
         lane.in_flight += 1;
+        lane.bound = lane.in_flight >= lane.limiter.limit();
         lane.started += 1;
         if let Some(rate) = &mut lane.rate {
             rate.take(now);
@@ -267,6 +305,7 @@ impl Lanes {
         let mut ticket = Ticket { lane_hold: lane.hold.as_mut().map(Hold::probe), account_hold: None };
         if let Some(account) = self.accounts.get_mut(region(&lane.view.function)) {
             account.in_flight += 1;
+            account.bound = account.in_flight >= account.limiter.limit();
             ticket.account_hold = account.hold.as_mut().map(Hold::probe);
         }
         (ticket, lane.spend(now))
@@ -333,6 +372,19 @@ impl Lanes {
         self.lanes.get(&id).map_or(0, |lane| lane.limiter.limit())
     }
 
+    /// The lanes of which a change tells, and whether each is held: one, or all of an account.
+    pub fn told_of(&self, function: &FunctionName, change: &Change) -> Vec<(&FunctionName, bool)> {
+        let (Change::Held { scope, .. } | Change::Recovered { scope }) = change;
+        let region_of_it = region(function);
+        let account_held = self.accounts.get(region_of_it).is_some_and(|account| account.hold.is_some());
+        let lanes =
+            self.lanes.values().map(|lane| (&lane.view.function, account_held || lane.hold.is_some() || lane.spent));
+        match scope {
+            Scope::Lane => lanes.filter(|(name, _)| *name == function).collect(),
+            Scope::Account => lanes.filter(|(name, _)| region(name) == region_of_it).collect(),
+        }
+    }
+
     pub fn policy(&self, function: &FunctionName) -> &Policy {
         self.settings.policy(function)
     }
@@ -374,6 +426,9 @@ impl Lanes {
     fn retire(&mut self, id: LaneId) {
         self.off_agenda(id);
         let Some(lane) = self.lanes.remove(&id) else { return };
+        if lane.hold.is_some() || lane.spent {
+            self.noticed.push((lane.view.function.clone(), Change::Recovered { scope: Scope::Lane }));
+        }
         if let Some(time) = lane.expires {
             self.expiry.remove(&(time, id));
         }
@@ -434,6 +489,7 @@ impl Account {
             agenda: BTreeSet::new(),
             limiter: Limiter::open(in_flight_max),
             in_flight: 0,
+            bound: false,
             planned: 0,
             hold: None,
             lanes: 0,
@@ -458,7 +514,7 @@ impl Account {
     fn learn(&mut self, outcome: &Outcome, began: Instant, ended: Instant) {
         match outcome {
             Outcome::Delivered | Outcome::FunctionFailed | Outcome::Refused => {
-                self.limiter.succeeded(self.in_flight, None, began);
+                self.limiter.succeeded(self.bound, None, began);
             }
             Outcome::Throttled { scope: Scope::Account, .. } => self.limiter.throttled(began, ended),
             Outcome::Throttled { scope: Scope::Lane, .. }
@@ -472,16 +528,22 @@ impl Account {
 }
 
 impl Lane {
-    fn new(view: LaneView, settings: &Settings) -> Self {
+    fn new(view: LaneView, settings: &Settings, now: UnixMillis) -> Self {
         let policy = settings.policy(&view.function).clone();
+        let spend = SpendGuard::per_hour(policy.invocations_per_hour_max, view.spent);
+        let limiter = match policy.mode {
+            Mode::Event => Limiter::new(policy.concurrency_max),
+            Mode::Confirm { .. } => Limiter::patient(policy.concurrency_max),
+        };
         Self {
-            limiter: Limiter::new(policy.concurrency_max),
+            limiter,
             rate: Rate::per_second(policy.rate),
-            spend: SpendGuard::per_hour(policy.invocations_per_hour_max),
-            spent: false,
+            spent: spend.as_ref().is_some_and(|spend| spend.free(now) == 0),
+            spend,
             policy,
             view,
             in_flight: 0,
+            bound: false,
             hold: None,
             next_expiry: UnixMillis(0),
             idle_until: UnixMillis(0),
@@ -537,10 +599,13 @@ impl Lane {
         }
         if last {
             self.spent = true;
-            let reason = self.spent_reason();
-            changes.push(Change::Held { scope: Scope::Lane, kind: PauseKind::Spent, reason });
+            changes.push(self.spent_change());
         }
         changes
+    }
+
+    fn spent_change(&self) -> Change {
+        Change::Held { scope: Scope::Lane, kind: PauseKind::Spent, reason: self.spent_reason() }
     }
 
     fn spent_reason(&self) -> String {
@@ -556,7 +621,7 @@ impl Lane {
         };
         match outcome {
             Outcome::Delivered | Outcome::FunctionFailed | Outcome::Refused => {
-                self.limiter.succeeded(self.in_flight, latency, began);
+                self.limiter.succeeded(self.bound, latency, began);
             }
             Outcome::Throttled { scope: Scope::Lane, .. } | Outcome::Lost => self.limiter.throttled(began, ended),
             Outcome::Throttled { scope: Scope::Account, .. }

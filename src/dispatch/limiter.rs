@@ -12,16 +12,22 @@
 //! again. Cutting on would end at one attempt at a time and still have the same share throttled.
 //!
 //! A rise of latency stops growth: more attempts at once would only wait elsewhere.
+//!
+//! A lane that nobody has answered yet has one attempt under way, and one that nobody answers any more is cut to a quarter,
+//! also within a round trip: what hangs occupies slots that all share, and costs the others no more than one of them.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The first limit.
+/// The limit with which the search begins, once there was an answer.
 const START: f64 = 8.0;
 
 /// What a cut leaves of the limit at least; and what a further one in a row leaves.
 const DECREASE: f64 = 0.8;
+
+/// What a cut leaves of the limit once as many attempts as it allows have failed in a row.
+const DECREASE_UNANSWERED: f64 = 0.25;
 
 /// Answered calls that pay for a throttled one. Also the longest stay below the ceiling, in round trips.
 const PRICE: f64 = 40.0;
@@ -51,12 +57,15 @@ const NOISE_ROUNDS: u32 = 20;
 /// Attempts of a round trip at least; fewer without a throttle may be chance.
 const ROUND_MIN: f64 = 8.0;
 
-/// Answers over which latency is smoothed: the present, and what it is compared with.
+/// Answers over which the present latency is smoothed.
 const LATENCY_NOW: f64 = 16.0;
-const LATENCY_USUAL: f64 = 256.0;
 
-/// A present latency of so many times the usual stops growth.
+/// A present latency of so many times the usual stops growth beyond the limit that had the usual one.
 const LATENCY_RISE: f64 = 2.0;
+
+/// The usual latency is the lowest of late: it rises by this part in a round trip. What is slow because of us must not
+/// become usual, or the limit would creep up for ever.
+const USUAL_RISE: f64 = 1.0 / 8_192.0;
 
 #[derive(Debug, Clone)]
 pub struct Limiter {
@@ -69,8 +78,11 @@ pub struct Limiter {
     /// Answered calls until the ceiling may be tried again.
     debt: f64,
     round: Round,
-    /// The smoothed share of throttled calls.
-    share: f64,
+    /// Whether anybody has answered yet.
+    proven: bool,
+    /// Failures since the last answer, or since the last cut that they brought.
+    unanswered: f64,
+    share: Share,
     streak: Streak,
     noise: Option<Noise>,
     /// The highest limit that noise let stand: where the next experiment that ends so goes back to, however low chance
@@ -78,6 +90,28 @@ pub struct Limiter {
     borne: f64,
     latency_now: f64,
     latency_usual: f64,
+    /// How many answers the present latency is of, as far as that matters.
+    latencies: u32,
+    /// The limit with which the latency was last the usual one.
+    calm: f64,
+}
+
+/// The smoothed share of throttled calls: a mean over all calls at first, over the last [`SHARE_CALLS`] or so later.
+#[derive(Debug, Clone, Copy, Default)]
+struct Share {
+    throttled: f64,
+    calls: f64,
+}
+
+impl Share {
+    fn note(&mut self, throttled: bool) {
+        self.throttled += (f64::from(u8::from(throttled)) - self.throttled) / SHARE_CALLS;
+        self.calls += (1.0 - self.calls) / SHARE_CALLS;
+    }
+
+    fn get(self) -> f64 {
+        if self.calls > 0.0 { self.throttled / self.calls } else { 0.0 }
+    }
 }
 
 /// As many attempts as the limit allows at once, all of which ran under it.
@@ -106,8 +140,13 @@ struct Noise {
 }
 
 impl Limiter {
-    /// A limiter that looks for its limit, up to `max`, which is at least 1.
+    /// A limiter that looks for its limit, up to `max`, which is at least 1; with one attempt until that is answered.
     pub fn new(max: u32) -> Self {
+        Self { proven: false, ..Self::starting_at(1.0, max) }
+    }
+
+    /// As [`Limiter::new`], but several attempts may go before the first is answered: for calls whose answer takes minutes.
+    pub fn patient(max: u32) -> Self {
         Self::starting_at(START, max)
     }
 
@@ -120,18 +159,22 @@ impl Limiter {
         let max = f64::from(max.max(1));
         let limit = limit.min(max);
         Self {
+            proven: true,
+            unanswered: 0.0,
             limit,
             max,
             step: limit,
             ceiling: f64::INFINITY,
             debt: 0.0,
             round: Round::default(),
-            share: 0.0,
+            share: Share::default(),
             streak: Streak::default(),
             noise: None,
             borne: 0.0,
             latency_now: 0.0,
-            latency_usual: 0.0,
+            latency_usual: f64::INFINITY,
+            latencies: 0,
+            calm: limit,
         }
     }
 
@@ -154,20 +197,30 @@ impl Limiter {
         self.streak = Streak::default();
     }
 
-    /// An attempt was answered without complaint while `in_flight`, itself included, were under way. `latency` counts
-    /// only where it does not depend on the event.
-    pub fn succeeded(&mut self, in_flight: u32, latency: Option<Duration>, began: Instant) {
-        self.share -= self.share / SHARE_CALLS;
+    /// An attempt was answered without complaint. `bound` says whether the limit was reached when an attempt last began:
+    /// then, not now, as several may end before another begins. `latency` counts only where it does not depend on the event.
+    pub fn succeeded(&mut self, bound: bool, latency: Option<Duration>, began: Instant) {
+        self.share.note(false);
+        self.unanswered = 0.0;
         self.debt = (self.debt - 1.0).max(0.0);
         self.watch(latency);
+        if !self.proven {
+            self.begin();
+            return;
+        }
         if self.is_own(began) {
             self.count();
         }
+        let slow = self.latency_now > LATENCY_RISE * self.latency_usual;
+        if !slow {
+            self.calm = self.limit;
+        }
         // A limit that does not bind teaches nothing about a higher one.
-        if in_flight < self.limit() || self.latency_now > LATENCY_RISE * self.latency_usual {
+        if !bound || slow && self.limit >= self.calm {
             return;
         }
-        let grown = (self.limit + self.step / self.limit).min(self.max);
+        let most = if slow { self.calm } else { self.max };
+        let grown = (self.limit + self.step / self.limit).min(most);
         if grown < self.ceiling {
             self.limit = grown;
         } else if self.debt <= 0.0 {
@@ -182,7 +235,8 @@ impl Limiter {
 
     /// An attempt that began at `began` was throttled, or got no answer.
     pub fn throttled(&mut self, began: Instant, now: Instant) {
-        self.share += (1.0 - self.share) / SHARE_CALLS;
+        self.share.note(true);
+        self.unanswered += 1.0;
         if self.noise.is_some() {
             if self.is_own(began) {
                 self.count();
@@ -190,9 +244,20 @@ impl Limiter {
             return;
         }
         self.debt = (self.debt + PRICE).min(PRICE * self.limit.max(2.0));
-        if self.is_own(began) {
+        if self.is_own(began) || self.is_unanswered() {
             self.cut(now);
         }
+    }
+
+    /// The first answer: the search begins.
+    fn begin(&mut self) {
+        self.proven = true;
+        self.limit = START.min(self.max);
+        self.step = self.limit;
+        self.ceiling = f64::INFINITY;
+        self.debt = 0.0;
+        self.round = Round::default();
+        self.streak = Streak::default();
     }
 
     fn cut(&mut self, now: Instant) {
@@ -201,16 +266,22 @@ impl Limiter {
         }
         self.streak.cuts += 1;
         if self.streak.cuts == 2 {
-            self.streak.share = self.share;
+            self.streak.share = self.share.get();
         }
-        let useless = self.streak.cuts >= EXPERIMENT_CUTS && self.share >= UNCHANGED * self.streak.share;
-        if useless && self.share <= NOISE_MAX {
+        let share = self.share.get();
+        let useless = self.streak.cuts >= EXPERIMENT_CUTS && share >= UNCHANGED * self.streak.share;
+        if useless && share <= NOISE_MAX {
             self.bear(now);
             return;
         }
         self.ceiling = self.limit.floor().max(2.0);
-        let least = self.limit * DECREASE;
-        self.limit = if self.streak.cuts == 1 { least.max(self.limit - self.step) } else { least }.max(1.0);
+        if self.is_unanswered() {
+            self.unanswered = 0.0;
+            self.limit = (self.limit * DECREASE_UNANSWERED).max(1.0);
+        } else {
+            let least = self.limit * DECREASE;
+            self.limit = if self.streak.cuts == 1 { least.max(self.limit - self.step) } else { least }.max(1.0);
+        }
         self.step = ((self.ceiling - self.limit) * RETURN).max(1.0);
         self.round = Round { since: Some(now), ended: 0.0 };
     }
@@ -222,8 +293,12 @@ impl Limiter {
         self.ceiling = f64::INFINITY;
         self.debt = 0.0;
         self.streak = Streak::default();
-        self.noise = Some(Noise { share: self.share, rounds_left: NOISE_ROUNDS });
+        self.noise = Some(Noise { share: self.share.get(), rounds_left: NOISE_ROUNDS });
         self.round = Round { since: Some(now), ended: 0.0 };
+    }
+
+    fn is_unanswered(&self) -> bool {
+        self.unanswered >= self.limit.max(ROUND_MIN)
     }
 
     /// Whether an attempt ran under the present limit, and so has a say.
@@ -238,10 +313,11 @@ impl Limiter {
             return;
         }
         self.round.ended = 0.0;
+        self.latency_usual *= 1.0 + USUAL_RISE;
         match &mut self.noise {
             Some(noise) => {
                 noise.rounds_left -= 1;
-                let risen = self.share > noise.share + NOISE_MARGIN;
+                let risen = self.share.get() > noise.share + NOISE_MARGIN;
                 if risen || noise.rounds_left == 0 {
                     self.noise = None;
                 }
@@ -258,11 +334,13 @@ impl Limiter {
 
     fn watch(&mut self, latency: Option<Duration>) {
         let Some(latency) = latency.map(|latency| latency.as_secs_f64()) else { return };
-        if self.latency_usual == 0.0 {
-            (self.latency_now, self.latency_usual) = (latency, latency);
+        self.latencies += 1;
+        // A mean at first, and usual only once it is one of several: the first answer may be the quickest of all.
+        self.latency_now += (latency - self.latency_now) / LATENCY_NOW.min(f64::from(self.latencies));
+        if f64::from(self.latencies) >= LATENCY_NOW {
+            self.latencies = LATENCY_NOW as u32;
+            self.latency_usual = self.latency_usual.min(self.latency_now);
         }
-        self.latency_now += (latency - self.latency_now) / LATENCY_NOW;
-        self.latency_usual += (latency - self.latency_usual) / LATENCY_USUAL;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::clock::UnixMillis;
+use crate::outbox::Spent;
 
 /// How much of a second's tokens may be used at once: a tenth.
 const BURST_PART: f64 = 10.0;
@@ -49,24 +50,33 @@ impl Rate {
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// At most so many starts in each hour of the clock: a guard against spending without bound, not a rate. Counted in memory:
-/// a restart begins a new count.
+/// Attempts are put in reserve by this part of the ceiling: so much of an hour's allowance a crash can cost at most.
+const RESERVE_PART: u64 = 20;
+
+/// Attempts in reserve at most.
+const RESERVE_MAX: u64 = 1_000;
+
+/// At most so many starts in each hour of the clock: a guard against spending without bound, not a rate.
+///
+/// What is started must have been put in reserve, and a reserve counts as spent after a crash: so the ceiling holds over
+/// restarts too, and a reserve is written once for many starts.
 #[derive(Debug, Clone)]
 pub struct SpendGuard {
     max: u64,
-    hour: u64,
-    started: u64,
+    spent: Spent,
+    /// Starts of this hour that are on stable storage, or on their way there with the lease that asked.
+    reserved: u64,
 }
 
 impl SpendGuard {
-    /// None for 0, which means no limit.
-    pub fn per_hour(max: u32) -> Option<Self> {
-        (max > 0).then(|| Self { max: max.into(), hour: 0, started: 0 })
+    /// Goes on from what was spent before; none for 0, which means no limit.
+    pub fn per_hour(max: u32, spent: Spent) -> Option<Self> {
+        (max > 0).then(|| Self { max: max.into(), spent, reserved: spent.attempts })
     }
 
     /// Starts that are left in this hour.
     pub fn free(&self, now: UnixMillis) -> u32 {
-        let started = if self.hour == hour(now) { self.started } else { 0 };
+        let started = if self.spent.counts(now) { self.spent.attempts } else { 0 };
         u32::try_from(self.max.saturating_sub(started)).unwrap_or(u32::MAX)
     }
 
@@ -75,27 +85,53 @@ impl SpendGuard {
         if self.free(now) > 0 {
             now
         } else {
-            UnixMillis(0).plus(HOUR * u32::try_from(hour(now) + 1).unwrap_or(u32::MAX))
+            UnixMillis(0).plus(HOUR * u32::try_from(self.spent.hour + 1).unwrap_or(u32::MAX))
         }
+    }
+
+    /// Puts so many starts, of those that are free, in reserve; says what to store first if there are not enough yet.
+    pub fn reserve(&mut self, starts: u32, now: UnixMillis) -> Option<Spent> {
+        self.turn(now);
+        let needed = self.spent.attempts + u64::from(starts);
+        if needed <= self.reserved {
+            return None;
+        }
+        let reserve = (self.max / RESERVE_PART).clamp(1, RESERVE_MAX);
+        self.reserved = needed.max((self.spent.attempts + reserve).min(self.max));
+        Some(Spent { attempts: self.reserved, ..self.spent })
+    }
+
+    /// Whether a start is in reserve: not if the hour has turned since it was put there.
+    pub fn has_reserve(&self, now: UnixMillis) -> bool {
+        Spent::hour_of(now) <= self.spent.hour && self.spent.attempts < self.reserved
+    }
+
+    /// Gives back what is in reserve and will not be used: what to store, if there is anything.
+    pub fn give_back(&mut self) -> Option<Spent> {
+        let unused = self.reserved > self.spent.attempts;
+        self.reserved = self.spent.attempts;
+        unused.then_some(self.spent)
     }
 
     /// One start; says whether it was the last of the hour.
     pub fn take(&mut self, now: UnixMillis) -> bool {
-        if self.hour != hour(now) {
-            (self.hour, self.started) = (hour(now), 0);
-        }
-        self.started += 1;
-        self.started == self.max
+        self.turn(now);
+        self.spent.attempts += 1;
+        self.spent.attempts == self.max
     }
 
     /// The same count under another ceiling.
     pub fn with_max(self, max: u32) -> Option<Self> {
         (max > 0).then(|| Self { max: max.into(), ..self })
     }
-}
 
-fn hour(now: UnixMillis) -> u64 {
-    now.0 / 3_600_000
+    /// A later hour begins with nothing spent.
+    fn turn(&mut self, now: UnixMillis) {
+        let hour = Spent::hour_of(now);
+        if hour > self.spent.hour {
+            (self.spent, self.reserved) = (Spent { hour, attempts: 0 }, 0);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -149,18 +185,72 @@ mod tests {
         assert!((2_500..=2_526).contains(&starts), "{starts}");
     }
 
+    const HOUR_5: UnixMillis = UnixMillis(3_600_000 * 5 + 17);
+
+    fn guard(max: u32, attempts: u64) -> SpendGuard {
+        SpendGuard::per_hour(max, Spent { hour: 5, attempts }).unwrap()
+    }
+
     #[test]
     fn an_hour_has_its_ceiling_and_the_next_one_is_new() {
-        let mut guard = SpendGuard::per_hour(2).unwrap();
-        let now = UnixMillis(3_600_000 * 5 + 17);
-        assert!(!guard.take(now));
-        assert!(guard.take(now));
-        assert_eq!((guard.free(now), guard.next(now)), (0, UnixMillis(3_600_000 * 6)));
-        assert_eq!(guard.free(guard.next(now)), 2);
+        let mut guard = guard(2, 0);
+        assert!(!guard.take(HOUR_5));
+        assert!(guard.take(HOUR_5));
+        assert_eq!((guard.free(HOUR_5), guard.next(HOUR_5)), (0, UnixMillis(3_600_000 * 6)));
+        assert_eq!(guard.free(guard.next(HOUR_5)), 2);
+    }
+
+    #[test]
+    fn what_was_spent_before_counts_also_if_the_clock_went_back() {
+        for now in [HOUR_5, UnixMillis(3_600_000 * 3)] {
+            assert_eq!((guard(10, 4).free(now), guard(10, 12).free(now)), (6, 0));
+        }
+        assert_eq!(guard(10, 4).free(UnixMillis(3_600_000 * 6)), 10);
+    }
+
+    #[test]
+    fn a_reserve_is_given_back_or_goes_with_its_hour() {
+        let mut guard = guard(100, 0);
+        assert_eq!(guard.reserve(2, HOUR_5), Some(Spent { hour: 5, attempts: 5 }), "a twentieth");
+        guard.take(HOUR_5);
+        assert!(guard.has_reserve(HOUR_5));
+        assert!(!guard.has_reserve(UnixMillis(3_600_000 * 6)), "nothing of the new hour is in reserve");
+        assert_eq!(guard.give_back(), Some(Spent { hour: 5, attempts: 1 }));
+        assert_eq!(guard.give_back(), None);
+    }
+
+    proptest! {
+        /// However often the process dies: no more starts than the ceiling, and each crash costs at most one reserve.
+        #[test]
+        fn the_ceiling_holds_over_crashes(
+            max in 1..3_000_u32, steps in proptest::collection::vec((1..40_u32, 0..40_u32, any::<bool>()), 1..200),
+        ) {
+            let mut stored = Spent { hour: 5, attempts: 0 };
+            let mut guard = SpendGuard::per_hour(max, stored).unwrap();
+            let (mut starts, mut crashes) = (0, 0);
+            for (asked, begun, crash) in steps {
+                let asked = asked.min(guard.free(HOUR_5));
+                if asked > 0 {
+                    stored = guard.reserve(asked, HOUR_5).unwrap_or(stored);
+                    for _ in 0..begun.min(asked) {
+                        prop_assert!(guard.has_reserve(HOUR_5));
+                        guard.take(HOUR_5);
+                        starts += 1;
+                    }
+                }
+                if crash {
+                    crashes += 1;
+                    guard = SpendGuard::per_hour(max, stored).unwrap();
+                }
+            }
+            prop_assert!(starts <= max);
+            let lost = u64::from(max) - u64::from(guard.free(HOUR_5)) - u64::from(starts);
+            prop_assert!(lost <= crashes * (RESERVE_MAX.min(u64::from(max) / RESERVE_PART).max(40)), "{lost} of {crashes}");
+        }
     }
 
     #[test]
     fn zero_is_no_limit() {
-        assert!(Rate::per_second(0).is_none() && SpendGuard::per_hour(0).is_none());
+        assert!(Rate::per_second(0).is_none() && SpendGuard::per_hour(0, Spent::default()).is_none());
     }
 }

@@ -282,7 +282,12 @@ impl<K: Kv> Engine<K> {
         let id = LaneId(self.next_lane);
         self.next_lane += 1;
         self.batch.put(keys::META_NEXT_LANE.to_vec(), u64::from(self.next_lane).to_be_bytes().to_vec());
-        let record = LaneRecord { function: function.clone(), counts: [Count::default(); 4], paused: false };
+        let record = LaneRecord {
+            function: function.clone(),
+            counts: [Count::default(); 4],
+            paused: false,
+            spent: super::Spent::default(),
+        };
         self.by_name.insert(function.clone(), id);
         self.lanes.insert(id, Lane::new(record, self.clock.now()));
         id

@@ -9,7 +9,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use super::{Count, History};
+use super::{Count, History, Spent};
 use crate::clock::UnixMillis;
 use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
 
@@ -176,12 +176,14 @@ pub fn decode_body(id: EventId, name: &FunctionName, body: &Bytes) -> Result<Eve
     })
 }
 
-/// A lane: its function, what it holds, by state in the order of `Place::ALL`, and whether an operator has paused it.
+/// A lane: its function, what it holds, by state in the order of `Place::ALL`, whether an operator has paused it, and what
+/// it has spent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LaneRecord {
     pub function: FunctionName,
     pub counts: [Count; 4],
     pub paused: bool,
+    pub spent: Spent,
 }
 
 impl LaneRecord {

@@ -176,6 +176,11 @@ impl<K: Kv> Writer<K> {
             self.engine.commit()?;
             changed.push(self.engine.change(change, self.engine.disk())?);
         }
+        for request in &turn.reads {
+            if let Request::Lease(want, _) = request {
+                self.engine.note_spent(want);
+            }
+        }
         if self.engine.commit()? {
             self.metrics.outbox_flush_seconds.observe(started.elapsed().as_secs_f64());
             self.metrics.outbox_batch_events.observe(events as f64);

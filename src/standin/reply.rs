@@ -75,6 +75,9 @@ pub(super) fn throttled(throttle: Throttle, request_id: Uuid) -> Reply {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         reply.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
+    if let Some(wait) = throttle.retry_after_millis {
+        insert(reply.headers_mut(), "x-amz-retry-after", &wait.as_millis().to_string());
+    }
     reply
 }
 

@@ -47,15 +47,22 @@ pub struct Throttle {
     pub reason: Reason,
     /// The `Retry-After` header, in whole seconds, rounded up.
     pub retry_after: Option<Duration>,
+    /// The `x-amz-retry-after` header, in milliseconds: what other services of AWS say.
+    pub retry_after_millis: Option<Duration>,
 }
 
 impl Throttle {
     pub fn new(reason: Reason) -> Self {
-        Self { reason, retry_after: None }
+        Self { reason, retry_after: None, retry_after_millis: None }
     }
 
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
+        self
+    }
+
+    pub fn retry_after_millis(mut self, wait: Duration) -> Self {
+        self.retry_after_millis = Some(wait);
         self
     }
 }

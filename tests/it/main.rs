@@ -27,6 +27,8 @@ mod operate;
 
 mod operator;
 
+mod delivery;
+
 mod dead_letters;
 
 mod clients;

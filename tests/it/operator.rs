@@ -10,7 +10,7 @@ use crate::rig::eventually;
 use crate::rig::lambda::{Lambda, payload};
 
 /// Runs `sendoff` against a daemon to its end: its exit code and what it printed.
-fn sendoff(admin: SocketAddr, args: &[&str]) -> (i32, String) {
+pub fn sendoff(admin: SocketAddr, args: &[&str]) -> (i32, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
     command.args(args).args(["--admin", &format!("http://{admin}")]).env_clear();
     let output = command.output().unwrap();
@@ -19,7 +19,7 @@ fn sendoff(admin: SocketAddr, args: &[&str]) -> (i32, String) {
 }
 
 /// Its lines, as JSON.
-fn listed(admin: SocketAddr, args: &[&str]) -> Vec<Value> {
+pub fn listed(admin: SocketAddr, args: &[&str]) -> Vec<Value> {
     let (code, said) = sendoff(admin, args);
     assert_eq!(code, 0, "{said}");
     said.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

@@ -18,9 +18,12 @@ pub fn audit(world: &Arc<World>) {
         Ok(stored) => stored,
         Err(why) => return world.violated("G2", format!("the store does not fit together: {why}")),
     };
-    let nowhere = world.ledger().nowhere(&stored);
-    for id in nowhere {
-        world.violated("G2", format!("{id} was answered with 202 and is nowhere"));
+    let lost = {
+        let ledger = world.ledger();
+        ledger.lost(&ledger.nowhere(&stored))
+    };
+    for what in lost {
+        world.violated("G2", what);
     }
 }
 

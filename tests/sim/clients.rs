@@ -67,6 +67,7 @@ fn order(world: &World, serial: u64) -> Order {
         key: world.draw(|rng| rng.u8(0..3) == 0).then(|| format!("key-{serial}")),
         sdk_id: fresh(world),
         not_before: None,
+        expires_at: None,
         refused: scenario.refusals && serial.is_multiple_of(REFUSED_EVERY),
         fate: Fate::default(),
     }
@@ -167,7 +168,8 @@ async fn schedule(world: &Arc<World>, serial: u64) {
     let Some(front) = world.front() else { return };
     let now = front.clock.now();
     let ahead = world.draw(|rng| Duration::from_millis(rng.u64(0..90_000)));
-    let order = Order { key: None, not_before: Some(now.plus(ahead)), ..order(world, serial) };
+    let expires_at = world.draw(|rng| rng.u8(0..3) == 0).then(|| now.plus(ahead * 2));
+    let order = Order { key: None, not_before: Some(now.plus(ahead)), expires_at, ..order(world, serial) };
     world.ledger().orders.insert(serial, order.clone());
     let name = FunctionName::new(&order.function);
     let event = Event {
@@ -178,7 +180,7 @@ async fn schedule(world: &Arc<World>, serial: u64) {
         payload: order.payload,
         accepted_at: now,
         deliver_at: order.not_before,
-        expires_at: world.draw(|rng| rng.u8(0..3) == 0).then(|| now.plus(ahead * 2)),
+        expires_at,
         redrives: 0,
     };
     let id = event.id;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use sendoff::clock::Clock;
 use sendoff::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Reply};
 
-use crate::ledger::serial_of;
+use crate::ledger::{When, serial_of};
+use crate::sabotage::Bug;
 use crate::scenario::{STEADY, Weather};
 use crate::world::World;
 
@@ -43,8 +44,10 @@ impl Invoke for FlakyLambda {
         let world = &self.world;
         world.point(self.life, "before a call").await;
         let function = call.function.name.as_str().to_owned();
-        let limit = world.scenario.policy.concurrency_max;
-        let found = world.ledger().called(&call, self.life, limit, world.now(), self.clock.now());
+        let found = {
+            let when = When { life: self.life, now: world.now(), daemon_now: self.clock.now(), slack: self.slack() };
+            world.ledger().called(&call, &world.scenario, when)
+        };
         let slot = Slot { world: world.clone(), function: function.clone() };
         for (promise, what) in found {
             world.violated(promise, what);
@@ -56,7 +59,7 @@ impl Invoke for FlakyLambda {
 
         let weather = self.weather(&function);
         if weather == Weather::Slow {
-            world.pass(40_000).await;
+            world.pass(if world.scenario.confirm { 300_000 } else { 40_000 }).await;
         }
         let Plan { takes, charged, reply } = self.plan(&function, serial, weather);
         if takes {
@@ -69,8 +72,12 @@ impl Invoke for FlakyLambda {
             let fate = ledger.fate(serial);
             fate.replies += 1;
             fate.charged += u32::from(charged);
+            fate.said = match &reply {
+                Reply::Answer(answer) => answer.function_error.clone().or(answer.code.clone()),
+                Reply::NotSent(failure) | Reply::Lost(failure) => Some(failure.kind.as_str().to_owned()),
+            };
             if let Reply::Answer(answer) = &reply {
-                fate.confirmed += u32::from(answer.status < 300);
+                fate.confirmed += u32::from(answer.status < 300 && answer.function_error.is_none());
                 if let Some(wait) = answer.retry_after {
                     // The lane cannot know before the reply is read; leases asked for until then still go.
                     let from = world.now().plus(self.slack());
@@ -80,7 +87,12 @@ impl Invoke for FlakyLambda {
         }
         world.note(|| format!("reply {function} order {serial} {}", reply.in_words()));
         drop(slot);
-        reply
+        match reply {
+            Reply::Answer(answer) if world.scenario.bug == Some(Bug::BelieveFunctionErrors) => {
+                Reply::Answer(Answer { function_error: None, ..answer })
+            }
+            reply => reply,
+        }
     }
 }
 
@@ -112,6 +124,16 @@ impl FlakyLambda {
         }
         match weather {
             Weather::Throttled if often => self.throttle("ReservedFunctionConcurrentInvocationLimitExceeded", true),
+            Weather::Errors | Weather::Slow if often && world.scenario.confirm => Plan {
+                takes: false,
+                charged: true,
+                reply: Reply::Answer(Answer {
+                    status: 200,
+                    function_error: Some("Unhandled".into()),
+                    message: "the function's own words".into(),
+                    ..Answer::default()
+                }),
+            },
             Weather::Errors if often && world.fault(50) => charged(500, "ServiceException"),
             Weather::Errors if often => charged(502, ""),
             Weather::Lossy if often => {
@@ -134,7 +156,8 @@ impl FlakyLambda {
                 Plan { takes: true, charged: true, reply: Reply::Lost(failure(FailureKind::Closed)) }
             }
             Weather::Fair | Weather::Throttled | Weather::Errors | Weather::Lossy | Weather::Slow => {
-                let answer = Answer { status: 202, ..Answer::default() };
+                let status = if !steady && world.scenario.confirm { 200 } else { 202 };
+                let answer = Answer { status, ..Answer::default() };
                 Plan { takes: true, charged: false, reply: Reply::Answer(answer) }
             }
         }

@@ -1,13 +1,15 @@
 //! What everybody was told, and what follows from it: the promises of docs/guarantees.md, G1 to G6, as checks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
 use sendoff::clock::UnixMillis;
-use sendoff::dispatch::Call;
+use sendoff::dispatch::{Call, Mode};
 use sendoff::event::{Carried, Event, EventId, KeySource};
-use sendoff::outbox::{Leased, Settlement};
+use sendoff::outbox::{BuryReason, Leased, Settlement, Spent};
+
+use crate::scenario::{CONFIRM_TIMEOUT, STEADY, Scenario};
 
 /// The longest that an event of the healthy function may wait for its turn.
 const DELAY_MAX: Duration = Duration::from_secs(5);
@@ -44,8 +46,31 @@ pub struct Ledger {
     waiting: BTreeMap<EventId, UnixMillis>,
     /// When the present life began, by the world's clock.
     pub life_began: UnixMillis,
+    /// When calls of a function began within the last second of a life.
+    starts: BTreeMap<String, (u32, VecDeque<UnixMillis>)>,
+    /// Calls of a function in an hour of the daemon's clock.
+    spent: BTreeMap<(String, u64), u32>,
+    /// Functions that an operator has paused, and since when that is known.
+    paused: BTreeMap<String, UnixMillis>,
+    /// What an operator has cancelled.
+    cancelled: BTreeSet<EventId>,
+    /// What an operator may have removed: purges name no events, and not every answer is heard.
+    maybe_removed: BTreeSet<EventId>,
+    /// How many events purges said that they removed; none once one has not said.
+    purged: Option<u64>,
     pub calls: u64,
     pub repeats: u64,
+}
+
+/// When a call began.
+#[derive(Clone, Copy)]
+pub struct When {
+    pub life: u32,
+    /// By the world's clock.
+    pub now: UnixMillis,
+    pub daemon_now: UnixMillis,
+    /// How long a lease may have been under way.
+    pub slack: Duration,
 }
 
 /// One logical request, however often it is sent.
@@ -59,13 +84,14 @@ pub struct Order {
     pub key: Option<String>,
     pub sdk_id: String,
     pub not_before: Option<UnixMillis>,
+    pub expires_at: Option<UnixMillis>,
     /// Lambda will never take it.
     pub refused: bool,
     pub fate: Fate,
 }
 
 /// What Lambda did with an order.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Fate {
     /// It took the event.
     pub taken: u32,
@@ -75,6 +101,8 @@ pub struct Fate {
     pub replies: u32,
     /// Those of them that count as attempts.
     pub charged: u32,
+    /// The function's error, Lambda's code, or the kind of failure, of the last call.
+    pub said: Option<String>,
 }
 
 /// What a 202 said.
@@ -85,6 +113,10 @@ pub struct Answered {
 }
 
 impl Ledger {
+    pub fn new() -> Self {
+        Self { purged: Some(0), ..Self::default() }
+    }
+
     // --- clients ---
 
     /// A 202 went out, at `now` by the daemon's clock (G3).
@@ -184,24 +216,25 @@ impl Ledger {
             Settlement::Shipped if !self.confirmed.contains(&id) => {
                 Some(("G2", format!("{id} is settled as shipped, but SQS never said so")))
             }
+            Settlement::Bury(history) if self.by_serial[&serial].len() == 1 => {
+                let exhausted = history.burial.as_ref().is_some_and(|b| b.reason == BuryReason::RetriesExhausted);
+                let said = self.orders[&serial].fate.said.as_ref().filter(|_| exhausted)?;
+                let kept = history.last.as_ref().map(|last| &last.code);
+                (kept != Some(said)).then(|| ("confirm", format!("{id} is buried with {kept:?}, not {said}")))
+            }
             _ => None,
         }
     }
 
     // --- Lambda ---
 
-    /// A call began, at `now` by the world and at `daemon_now` by the daemon's clock (G4, G5).
-    pub fn called(
-        &mut self,
-        call: &Call,
-        life: u32,
-        limit: u32,
-        now: UnixMillis,
-        daemon_now: UnixMillis,
-    ) -> Vec<Violation> {
+    /// A call began (G4, G5).
+    pub fn called(&mut self, call: &Call, scenario: &Scenario, when: When) -> Vec<Violation> {
         self.calls += 1;
+        let When { life, now, daemon_now, slack } = when;
         let function = call.function.name.as_str().to_owned();
-        let mut found = Vec::new();
+        let limit = scenario.policy.concurrency_max;
+        let mut found = if function == STEADY { Vec::new() } else { self.bounded(call, scenario, when) };
         let in_flight = self.in_flight.entry(function.clone()).or_default();
         *in_flight += 1;
         if *in_flight > limit {
@@ -230,6 +263,48 @@ impl Ledger {
         if events.clone().all(|id| self.early.contains(id)) || order.not_before.is_some_and(|at| daemon_now < at) {
             found.push(("G5", format!("order {} is attempted before it is due", order.serial)));
         }
+        if order.expires_at.is_some_and(|at| at.plus(slack) < daemon_now) {
+            found.push(("expiry", format!("order {} is attempted after its expires_at", order.serial)));
+        }
+        if events.clone().count() > 0 && events.clone().all(|id| self.cancelled.contains(id)) {
+            found.push(("operator", format!("order {} is attempted though it was cancelled", order.serial)));
+        }
+        found
+    }
+
+    /// What an operator has fixed for all functions but the healthy one.
+    fn bounded(&mut self, call: &Call, scenario: &Scenario, when: When) -> Vec<Violation> {
+        let When { life, now, daemon_now, slack } = when;
+        let function = call.function.name.as_str().to_owned();
+        let mut found = Vec::new();
+        let mode = if scenario.confirm { Mode::Confirm { timeout: CONFIRM_TIMEOUT } } else { Mode::Event };
+        if call.mode != mode {
+            found.push(("confirm", format!("{function} is invoked with {:?}", call.mode)));
+        }
+        if let Some(since) = self.paused.get(&function).filter(|since| since.plus(slack) < now) {
+            found.push(("operator", format!("{function} is called {:?} after it was paused", now.since(*since))));
+        }
+        let starts = self.starts.entry(function.clone()).or_default();
+        if starts.0 != life {
+            *starts = (life, VecDeque::new());
+        }
+        starts.1.push_back(now);
+        while starts.1.front().is_some_and(|first| now.since(*first) >= Duration::from_secs(1)) {
+            starts.1.pop_front();
+        }
+        // A second's tokens and what may be saved up: a tenth, and at least one.
+        let most = f64::from(scenario.rate) * 1.1 + 2.0;
+        if scenario.rate > 0 && starts.1.len() as f64 > most {
+            found.push((
+                "rate",
+                format!("{} calls of {function} in a second, {} are allowed", starts.1.len(), scenario.rate),
+            ));
+        }
+        let spent = self.spent.entry((function.clone(), Spent::hour_of(daemon_now))).or_default();
+        *spent += 1;
+        if scenario.per_hour > 0 && *spent > scenario.per_hour {
+            found.push(("spend", format!("{spent} calls of {function} in an hour, {} are allowed", scenario.per_hour)));
+        }
         found
     }
 
@@ -255,6 +330,54 @@ impl Ledger {
         &mut self.orders.get_mut(&serial).unwrap().fate
     }
 
+    // --- the operator ---
+
+    /// An accepted event of a function, by a number that somebody drew.
+    pub fn pick(&self, function: &str, drawn: usize) -> Option<(EventId, u64)> {
+        let of_it = || self.accepted.iter().filter(|(_, serial)| self.orders[serial].function == function);
+        of_it().nth(drawn.checked_rem(of_it().count())?).map(|(&id, &serial)| (id, serial))
+    }
+
+    /// Somebody wants a function paused or resumed: until that is known to have happened, calls may go or not.
+    pub fn sets_pause(&mut self, function: &str) {
+        self.paused.remove(function);
+    }
+
+    pub fn is_paused(&mut self, function: &str, now: UnixMillis) {
+        self.paused.insert(function.to_owned(), now);
+    }
+
+    pub fn cancels(&mut self, id: EventId) {
+        self.maybe_removed.insert(id);
+    }
+
+    pub fn has_cancelled(&mut self, id: EventId) {
+        self.cancelled.insert(id);
+        // Counted as what purges removed, which then must not be more than they said.
+        self.purged = self.purged.map(|purged| purged + 1);
+    }
+
+    /// A purge begins that may take what was accepted before `cutoff`.
+    pub fn purges(&mut self, function: &str, cutoff: UnixMillis) {
+        let orders = &self.orders;
+        let fits = |(id, serial): &(&EventId, &u64)| orders[serial].function == function && id.accepted_at() < cutoff;
+        self.maybe_removed.extend(self.accepted.iter().filter(fits).map(|(&id, _)| id));
+    }
+
+    /// A purge said how much it took; none if it did not come to that, or nobody heard.
+    pub fn has_purged(&mut self, events: Option<u64>) {
+        self.purged = self.purged.zip(events).map(|(purged, more)| purged + more);
+    }
+
+    /// An event is brought forward: nothing that was said of when it is due holds any more.
+    pub fn brings_forward(&mut self, id: EventId, serial: u64) {
+        self.due.remove(&id);
+        self.early.remove(&id);
+        if let Some(order) = self.orders.get_mut(&serial) {
+            order.not_before = None;
+        }
+    }
+
     // --- SQS ---
 
     pub fn queued(&mut self, id: EventId, body: &str) -> Option<Violation> {
@@ -278,6 +401,16 @@ impl Ledger {
             !stored.contains(id) && !self.in_queue.contains(id) && self.orders[serial].fate.taken == 0
         });
         missing.map(|(&id, _)| id).collect()
+    }
+
+    /// Of what is missing, what no operator can have removed; or how many more are missing than operators removed.
+    pub fn lost(&self, missing: &[EventId]) -> Vec<String> {
+        let (removed, lost): (Vec<&EventId>, Vec<_>) = missing.iter().partition(|id| self.maybe_removed.contains(id));
+        let lost = lost.into_iter().map(|id| format!("{id} was answered with 202 and is nowhere"));
+        let too_many = self.purged.filter(|purged| removed.len() as u64 > *purged).map(|purged| {
+            format!("{} events of those that operators may have removed are gone, they removed {purged}", removed.len())
+        });
+        lost.chain(too_many).collect()
     }
 }
 

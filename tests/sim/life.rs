@@ -178,7 +178,8 @@ async fn drain(world: &Arc<World>, parts: &Parts) {
 /// The planted bug: what is not settled when the drain begins is charged an attempt.
 async fn charge_all(tap: &Tap) {
     let Ok(news) = tap.inner.handle.lanes(0).await else { return };
-    let lanes = news.lanes.iter().map(|view| LaneWant { lane: view.lane, which: Which::Due, events_max: 100 });
+    let lanes =
+        news.lanes.iter().map(|view| LaneWant { lane: view.lane, which: Which::Due, events_max: 100, spent: None });
     let want = LeaseWant { lanes: lanes.collect(), bytes_max: u64::MAX };
     let Ok(leased) = tap.inner.handle.lease(want).await else { return };
     let charge = |history: History| History { attempts: history.attempts + 1, ..history };
@@ -211,8 +212,18 @@ fn outbox_settings(world: &World) -> outbox::Settings {
 }
 
 fn dispatch_settings(world: &World) -> dispatch::Settings {
-    let policy = world.scenario.policy.clone();
-    dispatch::Settings { in_flight_max: 256, rate: 0, in_flight_bytes_max: 64 << 20, policy, functions: Vec::new() }
+    let scenario = &world.scenario;
+    let mut others = scenario.policy_of_the_others();
+    if scenario.bug == Some(Bug::IgnoreRates) {
+        others.rate = 0;
+    }
+    dispatch::Settings {
+        in_flight_max: 256,
+        rate: 0,
+        in_flight_bytes_max: 64 << 20,
+        policy: scenario.policy.clone(),
+        functions: vec![("f*".to_owned(), others)],
+    }
 }
 
 fn letter_settings(world: &World) -> deadletter::Settings {

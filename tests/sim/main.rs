@@ -13,12 +13,22 @@ use sabotage::Bug;
 use scenario::Scenario;
 use world::Trail;
 
+// The bench's own, so that what is published is what is tested.
+#[path = "../../benches/limiter/controllers.rs"]
+mod controllers;
+#[path = "../../benches/limiter/model.rs"]
+mod model;
+#[path = "../../benches/limiter/scenarios.rs"]
+mod scenarios;
+
 mod audit;
 mod clients;
 mod disk;
 mod lambda;
 mod ledger;
 mod life;
+mod limiter;
+mod operator;
 mod queue;
 mod run;
 mod sabotage;
@@ -146,4 +156,49 @@ fn attempting_before_the_due_time_is_caught() {
 #[test]
 fn charging_for_a_drain_is_caught() {
     must_be_caught(Bug::ChargeForDrain, &["G6"]);
+}
+
+#[test]
+fn losing_deliver_at_is_caught() {
+    must_be_caught(Bug::IgnoreSchedule, &["G5"]);
+}
+
+#[test]
+fn losing_expires_at_is_caught() {
+    must_be_caught(Bug::IgnoreExpiry, &["expiry"]);
+}
+
+#[test]
+fn taking_a_function_s_error_for_success_is_caught() {
+    must_be_caught(Bug::BelieveFunctionErrors, &["G2", "confirm"]);
+}
+
+#[test]
+fn ignoring_a_fixed_rate_is_caught() {
+    must_be_caught(Bug::IgnoreRates, &["rate"]);
+}
+
+#[test]
+fn forgetting_what_was_spent_is_caught() {
+    must_be_caught(Bug::ForgetSpending, &["spend"]);
+}
+
+#[test]
+fn forgetting_a_pause_is_caught() {
+    must_be_caught(Bug::ForgetPauses, &["operator"]);
+}
+
+#[test]
+fn pretending_to_cancel_is_caught() {
+    must_be_caught(Bug::PretendToCancel, &["operator"]);
+}
+
+#[test]
+fn purging_more_than_was_asked_is_caught() {
+    must_be_caught(Bug::PurgeBeyond, &["G2"]);
+}
+
+#[test]
+fn pretending_to_attempt_is_caught() {
+    must_be_caught(Bug::PretendToAttempt, &["operator"]);
 }

@@ -1,7 +1,8 @@
 //! Bugs planted on purpose, one for each promise: the checks must catch every one, or they prove nothing.
 
 use sendoff::clock::UnixMillis;
-use sendoff::event::{Event, EventId, KeySource};
+use sendoff::event::{Event, EventId, FunctionName, KeySource};
+use sendoff::outbox::operator::{ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::writer::Handle;
 use sendoff::outbox::{
     Appended, Census, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,
@@ -23,6 +24,24 @@ pub enum Bug {
     IgnoreDueTimes,
     /// G6: an attempt that a drain cut off is charged (in `life.rs`).
     ChargeForDrain,
+    /// G5: `deliver_at` is lost on the way in.
+    IgnoreSchedule,
+    /// expiry: `expires_at` is lost on the way out.
+    IgnoreExpiry,
+    /// confirm: a function that ran and failed is taken for one that ran (in `lambda.rs`).
+    BelieveFunctionErrors,
+    /// rate: the fixed rate does not reach dispatch (in `life.rs`).
+    IgnoreRates,
+    /// spend: what was spent is not stored, and a crash forgets it.
+    ForgetSpending,
+    /// operator: dispatch does not see that a lane is paused.
+    ForgetPauses,
+    /// operator: a cancelled event stays.
+    PretendToCancel,
+    /// G2: a purge takes more than it was to take.
+    PurgeBeyond,
+    /// operator: "attempt now" does nothing.
+    PretendToAttempt,
 }
 
 /// The store, with a bug or without.
@@ -50,16 +69,25 @@ impl Outbox for Sabotaged {
         if self.bug == Some(Bug::ForgetKeys) {
             batch.iter_mut().for_each(|event| event.key.source = KeySource::Minted);
         }
+        if self.bug == Some(Bug::IgnoreSchedule) {
+            batch.iter_mut().for_each(|event| event.deliver_at = None);
+        }
         self.handle.append(batch).await
     }
 
-    async fn lease(&self, want: LeaseWant) -> Result<Vec<Leased>, Error> {
+    async fn lease(&self, mut want: LeaseWant) -> Result<Vec<Leased>, Error> {
+        if self.bug == Some(Bug::ForgetSpending) {
+            want.lanes.iter_mut().for_each(|lane| lane.spent = None);
+        }
         let mut leased = self.handle.lease(want).await?;
         if self.bug == Some(Bug::DeleteOnLease) {
             self.handle.settle(leased.iter().map(|l| (l.lease, Settlement::Delivered)).collect()).await?;
         }
         if self.bug == Some(Bug::LoseTraceHeader) {
             leased.iter_mut().filter(|l| l.history.calls > 0).for_each(|l| l.event.carried.trace_header = None);
+        }
+        if self.bug == Some(Bug::IgnoreExpiry) {
+            leased.iter_mut().for_each(|l| l.event.expires_at = None);
         }
         Ok(leased)
     }
@@ -69,7 +97,11 @@ impl Outbox for Sabotaged {
     }
 
     async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {
-        self.handle.lanes(since).await
+        let mut news = self.handle.lanes(since).await?;
+        if self.bug == Some(Bug::ForgetPauses) {
+            news.lanes.iter_mut().for_each(|lane| lane.paused = false);
+        }
+        Ok(news)
     }
 
     async fn find(&self, id: EventId) -> Result<Option<Found>, Error> {
@@ -90,5 +122,36 @@ impl Outbox for Sabotaged {
 
     fn poisoned(&self) -> Option<String> {
         self.handle.poisoned()
+    }
+}
+
+impl Operator for Sabotaged {
+    async fn pause(&self, function: &FunctionName, paused: bool) -> Result<(), Error> {
+        self.handle.pause(function, paused).await
+    }
+
+    async fn purge(&self, purge: Purge) -> Result<Purged, Error> {
+        if self.bug == Some(Bug::PurgeBeyond) {
+            return self.handle.purge(Purge { accepted_before: None, ..purge }).await;
+        }
+        self.handle.purge(purge).await
+    }
+
+    async fn cancel(&self, id: EventId) -> Result<Touched, Error> {
+        match self.bug {
+            Some(Bug::PretendToCancel) => Ok(Touched::Done),
+            _ => self.handle.cancel(id).await,
+        }
+    }
+
+    async fn attempt_now(&self, id: EventId) -> Result<Touched, Error> {
+        match self.bug {
+            Some(Bug::PretendToAttempt) => Ok(Touched::Done),
+            _ => self.handle.attempt_now(id).await,
+        }
+    }
+
+    async fn list(&self, want: ListWant) -> Result<Page, Error> {
+        self.handle.list(want).await
     }
 }

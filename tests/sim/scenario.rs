@@ -10,6 +10,9 @@ use crate::sabotage::Bug;
 /// The function that is never ill: a bad neighbour must not delay it.
 pub const STEADY: &str = "steady";
 
+/// What confirm mode waits for an answer.
+pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(900);
+
 /// How long one kind of weather lasts.
 const SLICE_MS: u64 = 20_000;
 
@@ -19,6 +22,14 @@ pub struct Scenario {
     pub bug: Option<Bug>,
     pub functions: Vec<String>,
     pub policy: Policy,
+    /// Attempts a second of each function but the healthy one; 0: no limit.
+    pub rate: u32,
+    /// Attempts of each function but the healthy one in an hour of the daemon's clock; 0: no ceiling.
+    pub per_hour: u32,
+    /// Whether all but the healthy function are invoked in confirm mode.
+    pub confirm: bool,
+    /// Whether somebody pauses, purges, cancels and brings forward.
+    pub operator: bool,
     pub clients: u64,
     pub orders_per_client: u64,
     pub client_gap_ms: u64,
@@ -89,9 +100,19 @@ impl Scenario {
             sync_failures: rng.u8(0..4) == 0,
             full_disks: rng.u8(0..4) == 0,
             clock_jumps: rng.bool(),
+            rate: [0, 0, 4, 40][rng.usize(0..4)],
+            per_hour: if rng.u8(0..4) == 0 { rng.u32(5..80) } else { 0 },
+            confirm: rng.u8(0..3) == 0,
+            operator: rng.bool(),
             refusals: rng.bool(),
             queue: rng.u8(0..8) > 0,
         }
+    }
+
+    /// How the functions that may be ill are delivered: `f*`.
+    pub fn policy_of_the_others(&self) -> Policy {
+        let mode = if self.confirm { Mode::Confirm { timeout: CONFIRM_TIMEOUT } } else { Mode::Event };
+        Policy { mode, rate: self.rate, invocations_per_hour_max: self.per_hour, ..self.policy.clone() }
     }
 
     /// The weather at a place and time: the same whoever asks, and however often.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use sendoff::clock::Clock;
-use sendoff::event::{Event, EventId};
+use sendoff::event::{Event, EventId, FunctionName};
+use sendoff::outbox::operator::{ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::{Appended, Census, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
 
 use crate::sabotage::Sabotaged;
@@ -88,6 +89,40 @@ impl Outbox for Tap {
 
     fn poisoned(&self) -> Option<String> {
         self.inner.poisoned()
+    }
+}
+
+impl Operator for Tap {
+    async fn pause(&self, function: &FunctionName, paused: bool) -> Result<(), Error> {
+        self.world.point(self.life, "before a pause").await;
+        let done = self.inner.pause(function, paused).await;
+        self.world.point(self.life, "after a pause").await;
+        done
+    }
+
+    async fn purge(&self, purge: Purge) -> Result<Purged, Error> {
+        self.world.point(self.life, "before a purge").await;
+        let purged = self.inner.purge(purge).await;
+        self.world.point(self.life, "after a purge").await;
+        purged
+    }
+
+    async fn cancel(&self, id: EventId) -> Result<Touched, Error> {
+        self.world.point(self.life, "before a cancellation").await;
+        let touched = self.inner.cancel(id).await;
+        self.world.point(self.life, "after a cancellation").await;
+        touched
+    }
+
+    async fn attempt_now(&self, id: EventId) -> Result<Touched, Error> {
+        self.world.point(self.life, "before an attempt now").await;
+        let touched = self.inner.attempt_now(id).await;
+        self.world.point(self.life, "after an attempt now").await;
+        touched
+    }
+
+    async fn list(&self, want: ListWant) -> Result<Page, Error> {
+        self.inner.list(want).await
     }
 }
 

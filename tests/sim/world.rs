@@ -71,7 +71,7 @@ impl World {
             clock: Clock::seeded(START, scenario.seed),
             scenario,
             disk: FakeDisk::default(),
-            ledger: Mutex::default(),
+            ledger: Mutex::new(Ledger::new()),
             rng: Mutex::new(rng),
             trace: Mutex::new(Trace { trail, text: String::new() }),
             power: Mutex::default(),

@@ -14,7 +14,8 @@ fn policy() -> Policy {
         concurrency_max: 64,
         rate: 0,
         invocations_per_hour_max: 0,
-        mode: Mode::Event,
+        // So that several attempts may go at once from the start.
+        mode: Mode::Confirm { timeout: Duration::from_secs(900) },
     }
 }
 
@@ -72,6 +73,7 @@ impl World {
             next_ship: None,
             next_expiry: None,
             paused: false,
+            spent: crate::outbox::Spent::default(),
         };
         let view = self.views.entry(lane).or_insert_with(empty);
         change(view);
@@ -380,6 +382,39 @@ fn the_spend_guard_holds_the_lane_until_the_next_hour_and_says_so() {
     world.now = next_hour;
     world.lanes.expired(world.now);
     assert_eq!(world.go(), [(A, 3)]);
+}
+
+#[test]
+fn a_function_that_has_not_answered_yet_gets_one_event_at_a_time() {
+    let policy = Policy { mode: Mode::Event, ..policy() };
+    let mut world = World::new(Settings { policy, ..settings(64) });
+    world.set_ready(A, 100);
+    for outcome in [Outcome::Lost, Outcome::Transient, Outcome::Throttled { scope: Scope::Lane, retry_after: None }] {
+        assert_eq!((world.go(), world.go()), (vec![(A, 1)], vec![]), "before {outcome:?}");
+        world.wait(10);
+        world.end(0, &outcome, None);
+    }
+    world.go();
+    world.wait(10);
+    world.end(0, &Outcome::Delivered, None);
+    assert_eq!(world.go(), [(A, 8)]);
+}
+
+#[test]
+fn what_was_spent_before_a_restart_is_spent() {
+    let policy = Policy { invocations_per_hour_max: 100, ..policy() };
+    let mut world = World::new(Settings { policy, ..settings(64) });
+    let hour = crate::outbox::Spent::hour_of(NOW);
+    world.change(B, |view| (view.ready, view.spent) = (9, crate::outbox::Spent { hour, attempts: 100 }));
+    assert!(matches!(&world.lanes.noticed()[..], [(_, Change::Held { kind: PauseKind::Spent, .. })]));
+    world.change(A, |view| (view.ready, view.spent) = (9, crate::outbox::Spent { hour, attempts: 96 }));
+    let wants = world.lanes.plan(world.now);
+    assert!(wants.iter().all(|want| want.lane == A && want.events_max == 4), "{wants:?}");
+    assert_eq!(wants[0].spent, Some(crate::outbox::Spent { hour, attempts: 100 }), "stored before it is spent");
+    assert!(world.lanes.may_begin(A, world.now));
+    assert!(!world.lanes.may_begin(A, world.now.plus(Duration::from_secs(3_600))), "another hour, another reserve");
+    let given_back = world.lanes.give_back();
+    assert_eq!(given_back.iter().map(|want| want.spent.unwrap().attempts).collect::<Vec<_>>(), [96]);
 }
 
 fn policy_age() -> Duration {

@@ -164,7 +164,8 @@ async fn agree<K: Kv>(calls: Vec<Call>, open: impl Fn() -> K) {
                 let which = if buried { Which::Buried } else { Which::Due };
                 let news = store.lanes(0).unwrap();
                 let lane = news.lanes.iter().find(|lane| lane.function.as_str() == FUNCTIONS[function]);
-                let lanes = lane.map(|lane| LaneWant { lane: lane.lane, which, events_max }).into_iter().collect();
+                let lanes =
+                    lane.map(|lane| LaneWant { lane: lane.lane, which, events_max, spent: None }).into_iter().collect();
                 let leased = store.lease(&LeaseWant { lanes, bytes_max: u64::MAX }).unwrap();
                 let got: Vec<_> = leased.iter().map(|l| (l.event.clone(), l.history.clone())).collect();
                 assert_eq!(got, model.lease(FUNCTIONS[function], which, events_max, now), "{call:?}");

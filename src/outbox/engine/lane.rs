@@ -9,7 +9,7 @@ use crate::event::{EventId, FunctionName};
 use crate::outbox::keys::{self, Due};
 use crate::outbox::kv::{Failed, Kv};
 use crate::outbox::record::LaneRecord;
-use crate::outbox::{Count, LaneId, LaneView, Place};
+use crate::outbox::{Count, LaneId, LaneView, Place, Spent};
 
 pub(super) struct Lane {
     record: LaneRecord,
@@ -68,6 +68,14 @@ impl Lane {
 
     pub(super) fn set_paused(&mut self, paused: bool) {
         self.record.paused = paused;
+    }
+
+    pub(super) fn spent(&self) -> Spent {
+        self.record.spent
+    }
+
+    pub(super) fn set_spent(&mut self, spent: Spent) {
+        self.record.spent = spent;
     }
 
     pub(super) fn leased_count(&self) -> u64 {
@@ -133,6 +141,7 @@ impl Lane {
             next_ship: if buried == 0 { None } else { self.next(Due::Ship, id, kv)? },
             next_expiry: if live == 0 { None } else { self.next(Due::Expiry, id, kv)? },
             paused: self.record.paused,
+            spent: self.record.spent,
         })
     }
 

@@ -37,6 +37,16 @@ impl<K: Kv> Engine<K> {
         Ok(taken)
     }
 
+    /// Adds to the batch what a lease is to note of its lanes; it must be committed before the lease is answered.
+    pub fn note_spent(&mut self, want: &LeaseWant) {
+        for (id, spent) in want.lanes.iter().filter_map(|want| Some((want.lane, want.spent?))) {
+            if let Some(lane) = self.lanes.get_mut(&id) {
+                lane.set_spent(spent);
+                self.dirty.insert(id);
+            }
+        }
+    }
+
     fn candidates(&self, lane: LaneId, which: Which, max: usize) -> Result<Vec<Candidate>, Failed> {
         let mut found = Vec::new();
         match which {

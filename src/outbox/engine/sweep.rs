@@ -33,7 +33,8 @@ impl<K: Kv> Engine<K> {
             let (key, value) = pair?;
             let known = KeyRecord::decode(&value).map_err(|e| unreadable("sweeping remembered keys", &e))?;
             seen += 1;
-            if known.expires_at <= now {
+            // One that was used again in this turn has a new record, which only the batch knows.
+            if known.expires_at <= now && self.batch.pending(&key).is_none() {
                 expired.push(key.to_vec());
             }
             last = Some(key);
@@ -60,7 +61,7 @@ impl<K: Kv> Engine<K> {
         let retired: Vec<_> = self
             .lanes
             .iter()
-            .filter(|(_, lane)| lane.leased_count() == 0 && !lane.is_paused())
+            .filter(|(_, lane)| lane.leased_count() == 0 && !lane.is_paused() && !lane.spent().counts(now))
             .filter(|(_, lane)| lane.empty_since.is_some_and(|since| now.since(since) >= RETIRE_AFTER))
             .map(|(&id, lane)| (id, lane.function().clone()))
             .collect();
@@ -78,6 +79,84 @@ impl<K: Kv> Engine<K> {
                 Some(version) => self.changes.remove(&version),
                 None => break,
             };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Appended, Disk, Engine, FunctionName, KeySource, UnixMillis};
+    use super::*;
+    use crate::clock::Clock;
+    use crate::event::{Carried, Event, EventId, Function, IdempotencyKey};
+    use crate::outbox::memory::MemoryDisk;
+    use crate::outbox::{LaneWant, LeaseWant, Settings, Settlement, Spent, Which};
+
+    const START: UnixMillis = UnixMillis(1_790_000_000_000);
+    const ROOM: Disk = Disk { used: 0, free: u64::MAX };
+    const WINDOW: Duration = Duration::from_secs(30);
+
+    fn engine(clock: &Clock) -> Engine<impl Kv + use<>> {
+        let settings = Settings {
+            bytes_max: 1 << 30,
+            events_max: 1_000,
+            functions_max: 100,
+            dedupe_window: WINDOW,
+            sdk_window: WINDOW,
+            disk_reserve: 0,
+            cache: 0,
+        };
+        Engine::open(MemoryDisk::default().open(), settings, clock.clone(), "memory").unwrap()
+    }
+
+    fn event(clock: &Clock) -> Event {
+        let name = FunctionName::new("orders");
+        Event {
+            id: EventId::mint(clock.now(), clock.random_bits(), &name),
+            function: Function { name, address: "orders".into(), qualifier: None, region: None },
+            key: IdempotencyKey { value: "key".into(), source: KeySource::Header },
+            carried: Carried::default(),
+            payload: "{}".into(),
+            accepted_at: clock.now(),
+            deliver_at: None,
+            expires_at: None,
+            redrives: 0,
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_used_again_in_the_turn_of_its_sweep_is_remembered() {
+        let clock = Clock::seeded(START, 1);
+        let mut engine = engine(&clock);
+        engine.append(vec![event(&clock)], ROOM).unwrap();
+        engine.commit().unwrap();
+        clock.not_before(START.plus(WINDOW * 2));
+        let again = event(&clock);
+        assert_eq!(engine.append(vec![again.clone()], ROOM).unwrap(), [Appended::Stored], "its window was over");
+        while engine.sweep().unwrap() {}
+        engine.commit().unwrap();
+        let repeat = engine.append(vec![event(&clock)], ROOM).unwrap();
+        assert_eq!(repeat, [Appended::Repeat { first: again.id }]);
+    }
+
+    #[test]
+    fn a_lane_that_has_spent_something_in_this_hour_is_not_retired() {
+        let clock = Clock::seeded(START, 1);
+        let mut engine = engine(&clock);
+        engine.append(vec![event(&clock)], ROOM).unwrap();
+        engine.commit().unwrap();
+        let spent = Some(Spent { hour: Spent::hour_of(START), attempts: 7 });
+        let lane = engine.lanes(0).unwrap().lanes[0].lane;
+        let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, spent }];
+        let want = LeaseWant { lanes, bytes_max: u64::MAX };
+        engine.note_spent(&want);
+        let leased = engine.lease(&want).unwrap();
+        engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
+        for (minutes, lanes) in [(15, 1), (46, 1), (60, 0)] {
+            clock.not_before(START.plus(Duration::from_secs(minutes * 60)));
+            while engine.sweep().unwrap() {}
+            engine.commit().unwrap();
+            assert_eq!(engine.lanes(0).unwrap().lanes.len(), lanes, "after {minutes} minutes");
         }
     }
 }

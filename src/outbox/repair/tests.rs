@@ -80,7 +80,7 @@ fn filled() -> (MemoryDisk, Vec<Event>) {
     engine.append(events.clone(), free).unwrap();
     engine.commit().unwrap();
     let lanes = engine.lanes(0).unwrap().lanes;
-    let want = |lane| LaneWant { lane, which: Which::Due, events_max: 3 };
+    let want = |lane| LaneWant { lane, which: Which::Due, events_max: 3, spent: None };
     let want = LeaseWant { lanes: lanes.iter().map(|view| want(view.lane)).collect(), bytes_max: u64::MAX };
     for (n, leased) in engine.lease(&want).unwrap().into_iter().enumerate() {
         let history = History { due: NOW.plus(Duration::from_secs(5)), ..leased.history };
@@ -147,7 +147,12 @@ fn wrong_counts_and_indexes_are_seen_and_made_anew() {
     let entry = kv.scan(&from, &to).next().unwrap().unwrap().0;
     batch.remove(entry.to_vec());
     batch.put(keys::due(Due::Attempt, LaneId(0), NOW, EventId::from_bytes([3; 16])), vec![b'w']);
-    let lane = LaneRecord { function: FunctionName::new("orders"), counts: [Count::default(); 4], paused: false };
+    let lane = LaneRecord {
+        function: FunctionName::new("orders"),
+        counts: [Count::default(); 4],
+        paused: false,
+        spent: crate::outbox::Spent::default(),
+    };
     batch.put(keys::lane(LaneId(0)), lane.encode());
     kv.commit(&batch).unwrap();
     let report = check(&kv);

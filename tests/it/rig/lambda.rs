@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sendoff::clock::Clock;
+use sendoff::clock::{Clock, UnixMillis};
 use sendoff::standin::{Keep, Reason, Script, Settings, Standin, Trouble};
 use tokio::runtime::Runtime;
 
@@ -55,6 +55,15 @@ impl Lambda {
     /// Every request that gave a function an event.
     pub fn taken_entries(&self) -> Vec<std::sync::Arc<sendoff::standin::Entry>> {
         self.standin.ledger().read(|book| book.taken().cloned().collect())
+    }
+
+    /// When requests for `function` came, and whether each was taken.
+    #[allow(dead_code, reason = "tests/proofs does not need it")]
+    pub fn seen(&self, function: &str) -> Vec<(UnixMillis, bool)> {
+        self.standin.ledger().read(|book| {
+            let of_it = book.entries().iter().filter(|entry| entry.function == function);
+            of_it.map(|entry| (entry.at, entry.answered.taken())).collect()
+        })
     }
 
     /// Waits until all of `ids` were taken.

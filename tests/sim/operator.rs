@@ -1,0 +1,126 @@
+//! An operator who meddles: pauses and resumes functions, purges, cancels, brings events forward. Not with the healthy one.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sendoff::event::FunctionName;
+use sendoff::outbox::operator::{LIVE, Operator, Purge, Touched};
+use sendoff::outbox::{Outbox, Place};
+
+use crate::scenario::STEADY;
+use crate::world::{Front, World};
+
+/// Time between two interventions, at most, in milliseconds.
+const GAP_MS_MAX: u64 = 4_000;
+
+/// Meddles until the faults are over.
+pub async fn operator(world: Arc<World>) {
+    loop {
+        world.pass(GAP_MS_MAX).await;
+        if world.is_calm() {
+            return;
+        }
+        let Some(front) = world.front() else { continue };
+        let functions = &world.scenario.functions;
+        let function = world.draw(|rng| functions[rng.usize(0..functions.len())].clone());
+        if function == STEADY {
+            continue;
+        }
+        match world.draw(|rng| rng.u8(0..6)) {
+            0 => pause(&world, &front, &function, true).await,
+            1 | 2 => pause(&world, &front, &function, false).await,
+            3 => purge(&world, &front, &function).await,
+            4 => cancel(&world, &front, &function).await,
+            _ => attempt_now(&world, &front, &function).await,
+        }
+    }
+}
+
+/// Lets all that was paused go again.
+pub async fn resume_all(world: &Arc<World>) {
+    if !world.scenario.operator {
+        return;
+    }
+    let front = loop {
+        match world.front() {
+            Some(front) => break front,
+            None => world.pass(100).await,
+        }
+    };
+    for function in &world.scenario.functions {
+        pause(world, &front, function, false).await;
+    }
+}
+
+/// Asks within the daemon's life; none if its power goes, or it refuses.
+async fn ask<T: Send + 'static>(
+    world: &World,
+    front: &Front,
+    asked: impl Future<Output = Result<T, sendoff::outbox::Error>> + Send + 'static,
+) -> Option<T> {
+    let asking = front.tasks.spawn(asked);
+    world.powers(asking.abort_handle());
+    asking.await.ok()?.ok()
+}
+
+async fn pause(world: &Arc<World>, front: &Front, function: &str, paused: bool) {
+    world.note(|| format!("operator: pause {function} {paused}"));
+    world.ledger().sets_pause(function);
+    let (outbox, name) = (front.outbox.clone(), FunctionName::new(function));
+    let done = ask(world, front, async move { outbox.pause(&name, paused).await }).await;
+    if paused && done.is_some() {
+        world.ledger().is_paused(function, world.now());
+    }
+}
+
+async fn purge(world: &Arc<World>, front: &Front, function: &str) {
+    let now = front.clock.now();
+    let ago = world.draw(|rng| Duration::from_millis(rng.u64(0..20_000)));
+    let cutoff = sendoff::clock::UnixMillis(now.0.saturating_sub(ago.as_millis() as u64));
+    let place: Option<Place> = world.draw(|rng| rng.bool().then(|| LIVE[rng.usize(0..LIVE.len())]));
+    let dry_run = world.draw(|rng| rng.u8(0..3)) == 0;
+    world.note(|| format!("operator: purge {function} {place:?} accepted before {} dry run {dry_run}", cutoff.0));
+    if !dry_run {
+        world.ledger().purges(function, cutoff);
+    }
+    let purge = Purge { function: FunctionName::new(function), place, accepted_before: Some(cutoff), dry_run };
+    let outbox = front.outbox.clone();
+    let purged = ask(world, front, async move { outbox.purge(purge).await }).await;
+    if !dry_run {
+        world.ledger().has_purged(purged.map(|purged| purged.events));
+    }
+}
+
+async fn cancel(world: &Arc<World>, front: &Front, function: &str) {
+    let drawn = world.draw(|rng| rng.usize(..));
+    let Some((id, _)) = world.ledger().pick(function, drawn) else { return };
+    world.note(|| format!("operator: cancel {id}"));
+    let outbox = front.outbox.clone();
+    world.ledger().cancels(id);
+    match ask(world, front, async move { outbox.cancel(id).await }).await {
+        Some(Touched::Done) => world.ledger().has_cancelled(id),
+        Some(Touched::NotFound | Touched::InFlight | Touched::Buried) => {}
+        None => world.ledger().has_purged(None),
+    }
+}
+
+async fn attempt_now(world: &Arc<World>, front: &Front, function: &str) {
+    let drawn = world.draw(|rng| rng.usize(..));
+    let Some((id, serial)) = world.ledger().pick(function, drawn) else { return };
+    world.note(|| format!("operator: attempt {id} now"));
+    world.ledger().brings_forward(id, serial);
+    let outbox = front.outbox.clone();
+    let asked = async move {
+        let before = outbox.find(id).await?;
+        let touched = outbox.attempt_now(id).await?;
+        Ok((before, touched, outbox.find(id).await?))
+    };
+    let Some((Some(before), Touched::Done, Some(after))) = ask(world, front, asked).await else { return };
+    // A settlement of before may have been noted meanwhile.
+    world.ledger().brings_forward(id, serial);
+    let untouched = after.place != Place::Buried && after.history.calls == before.history.calls;
+    if untouched && !before.leased && !after.leased && after.history.due > front.clock.now() {
+        world.violated("operator", format!("{id} was to be attempted now, and waits"));
+    }
+}
