@@ -104,6 +104,7 @@ mod tests {
             dedupe_window: WINDOW,
             sdk_window: WINDOW,
             disk_reserve: 0,
+            segment_bytes: 1 << 20,
             cache: 0,
         };
         Engine::open(MemoryDisk::default().open(), settings, clock.clone(), "memory").unwrap()
