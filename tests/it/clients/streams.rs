@@ -104,10 +104,12 @@ async fn shown_by_rust(client: &aws_sdk_lambda::Client, args: &Value) -> (String
     };
     let (mut streamed, mut end) = (String::new(), String::new());
     while let Some(event) = answer.event_stream.recv().await.unwrap() {
-        match event {
-            PayloadChunk(part) => streamed += std::str::from_utf8(part.payload().unwrap().as_ref()).unwrap(),
-            InvokeComplete(complete) => end = format!("{complete:?}"),
-            other => panic!("{other:?}"),
+        if let PayloadChunk(part) = &event {
+            streamed += std::str::from_utf8(part.payload().unwrap().as_ref()).unwrap();
+        } else if let InvokeComplete(complete) = &event {
+            end = format!("{complete:?}");
+        } else {
+            panic!("{event:?}");
         }
     }
     (streamed, end)
