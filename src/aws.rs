@@ -8,12 +8,12 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
+use aws_config::retry::RetryConfig;
 use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region, SdkConfig};
-use aws_smithy_http_client::tls::Provider;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
+use aws_types::origin::Origin;
+use aws_types::service_config::ServiceConfigKey;
 
 pub mod lambda;
 
@@ -27,12 +27,12 @@ pub mod sqs;
 
 pub mod placed;
 
+mod elsewhere;
+
+mod wire;
+
 #[cfg(test)]
 mod testing;
-
-/// How long an idle connection is kept: shorter than what lies between keeps it, so that few requests meet a connection
-/// that is just being closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long fetching credentials may take before the call is given up, unsent.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(15);
@@ -66,6 +66,11 @@ pub enum Error {
         "{service}.endpoint_url is {url:?}: it must be http:// or https:// with a host, and nothing after the path"
     )]
     EndpointUrl { service: &'static str, url: String },
+    #[error(
+        "{service} is reached by https, and this machine has no CA certificates to know it by: install them (Debian: \
+         ca-certificates), or name a file of them in SSL_CERT_FILE"
+    )]
+    NoCertificates { service: &'static str },
 }
 
 /// What both clients share: credentials and their cache, connections, and what environment and profile say.
@@ -85,9 +90,9 @@ impl Shared {
         Self { config: loader.load().await }
     }
 
-    /// The region that the chain found.
+    /// The region that the chain found. An empty variable is none: the SDK takes it for a region without a name.
     pub fn region(&self) -> Option<&str> {
-        self.config.region().map(Region::as_ref)
+        self.config.region().map(Region::as_ref).filter(|region| !region.is_empty())
     }
 
     /// Region and endpoint of one service, checked here so that later no call can fail of them.
@@ -101,15 +106,38 @@ impl Shared {
         if let Some(region) = region.filter(|region| !is_region(region)) {
             return Err(Error::Region { service, region: region.to_owned() });
         }
-        let env_endpoint = self.config.endpoint_url().filter(|_| !settings.ignore_configured_endpoint_urls);
-        let has_endpoint = settings.endpoint_url.is_some() || env_endpoint.is_some();
-        let region = region.or(has_endpoint.then_some(REGION_OF_AN_ENDPOINT)).ok_or(Error::NoRegion { service })?;
-        let endpoint = match (&settings.endpoint_url, settings.ignore_configured_endpoint_urls) {
-            (Some(url), _) => Endpoint::At(url.clone()),
-            (None, true) => Endpoint::Public,
-            (None, false) => Endpoint::AsConfigured,
+        let endpoint_url = match &settings.endpoint_url {
+            Some(url) => Some(url.clone()),
+            None if settings.ignore_configured_endpoint_urls => None,
+            None => self.configured_endpoint(service),
         };
-        Ok(Place { region: region.to_owned(), endpoint, timeouts: timeouts(settings) })
+        let otherwise = endpoint_url.is_some().then_some(REGION_OF_AN_ENDPOINT);
+        let region = region.or(otherwise).ok_or(Error::NoRegion { service })?;
+        if !endpoint_url.as_deref().is_some_and(is_plain) && !wire::has_authorities() {
+            return Err(Error::NoCertificates { service });
+        }
+        Ok(Place { region: region.to_owned(), endpoint_url, timeouts: timeouts(settings) })
+    }
+
+    /// What environment and profile say for a service, else for all: as the SDK's own clients read it.
+    fn configured_endpoint(&self, service: &'static str) -> Option<String> {
+        let key = ServiceConfigKey::builder().service_id(service).env("AWS_ENDPOINT_URL").profile("endpoint_url");
+        let of_service = self.config.service_config().zip(key.build().ok()).and_then(|(all, key)| all.load_config(key));
+        of_service.or_else(|| self.config.endpoint_url().map(str::to_owned))
+    }
+
+    /// What the client of a service in that place is made of: one call is one request.
+    fn config(&self, place: Place) -> SdkConfig {
+        let mut config = self
+            .config
+            .to_builder()
+            .region(Region::new(place.region))
+            .timeout_config(place.timeouts)
+            .retry_config(RetryConfig::disabled());
+        config.set_endpoint_url(place.endpoint_url);
+        // Or a client would look for the service's own endpoint in environment and profile once more.
+        config.insert_origin("endpoint_url", Origin::shared_config());
+        config.build()
     }
 }
 
@@ -117,16 +145,9 @@ impl Shared {
 #[derive(Debug, Clone)]
 struct Place {
     region: String,
-    endpoint: Endpoint,
+    /// None: the region's public endpoint.
+    endpoint_url: Option<String>,
     timeouts: TimeoutConfig,
-}
-
-#[derive(Debug, Clone)]
-enum Endpoint {
-    At(String),
-    Public,
-    /// By environment and profile, as the SDK reads them.
-    AsConfigured,
 }
 
 /// How far a call came: what tells a request that certainly was not sent from one that may have been taken.
@@ -142,18 +163,10 @@ enum Stage {
 fn loader() -> ConfigLoader {
     aws_config::defaults(BehaviorVersion::v2026_01_12())
         .app_name(AppName::new("sendoff").unwrap_or_else(|_| unreachable!("a literal of letters")))
-        .http_client(http_client())
+        .http_client(wire::http_client())
         .identity_cache(aws_sdk_lambda::config::IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT).build())
         // Bodies are in memory, at most 1 MiB, and under the timeouts of a call.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-}
-
-/// The connector for http and https.
-fn http_client() -> SharedHttpClient {
-    aws_smithy_http_client::Builder::new()
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .build_https()
 }
 
 /// The timeout of the whole attempt is only the last resort, for an answer whose body does not end: it covers credentials,
@@ -181,6 +194,11 @@ fn is_endpoint_url(url: &str) -> bool {
             && url.host().is_some_and(|host| !host.is_empty())
             && url.query().is_none()
     })
+}
+
+/// Whether no TLS is spoken there.
+fn is_plain(url: &str) -> bool {
+    url.parse::<http::Uri>().is_ok_and(|url| url.scheme_str() == Some("http"))
 }
 
 /// The chain of causes in one line, each said once.
@@ -229,6 +247,8 @@ mod tests {
         assert_eq!(shared.place("lambda", &region).unwrap().region, "eu-central-1");
         let endpoint = Settings { endpoint_url: Some("http://127.0.0.1:9001".into()), ..settings() };
         assert_eq!(shared.place("sqs", &endpoint).unwrap().region, REGION_OF_AN_ENDPOINT);
+        let empty = Shared { config: SdkConfig::builder().region(Region::from_static("")).build() };
+        assert_eq!(empty.place("lambda", &settings()).unwrap_err(), error);
     }
 
     #[test]

@@ -111,10 +111,10 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     operator.outbox_is(Some(outbox.clone()));
     let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
     let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
-    let lambda = Placed::of(lambda)?;
+    let lambda = Placed::of(lambda)?.warned();
     let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
     let passthrough = Placed::of(passthrough)?;
-    let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
+    let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?.warned();
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
     operator.dispatch_is(dispatch.status());

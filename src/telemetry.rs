@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tracing::Dispatch;
 use tracing::dispatcher::SetGlobalDefaultError;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::config::level::{LevelError, parse};
@@ -18,8 +17,8 @@ use crate::config::{Log, LogFormat};
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("log.level is no filter")]
-    Level(#[from] ParseError),
+    #[error("log.level: {0}")]
+    Level(#[from] LevelError),
     #[error("logging is set up already")]
     Twice(#[from] SetGlobalDefaultError),
 }
@@ -67,11 +66,11 @@ impl fmt::Debug for LogLevel {
 }
 
 /// What writes log lines to `writer` as `log` says.
-fn subscriber<W>(log: &Log, colours: bool, writer: W) -> Result<(Dispatch, LogLevel), ParseError>
+fn subscriber<W>(log: &Log, colours: bool, writer: W) -> Result<(Dispatch, LogLevel), LevelError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let filter = EnvFilter::try_new(&log.level)?;
+    let filter = parse(&log.level)?;
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(writer);
     let (dispatch, set): (Dispatch, Arc<Set>) = match log.format {
         LogFormat::Text => {

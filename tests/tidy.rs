@@ -89,6 +89,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("aws_smithy_http_client", &["aws"], "only aws/ names the SDK"),
     ("aws_smithy_runtime_api", &["aws"], "only aws/ names the SDK"),
     ("aws_smithy_types", &["aws"], "only aws/ names the SDK"),
+    ("rustls_native_certs", &["aws"], "only aws/ speaks TLS"),
     ("sled::", &["outbox/sled"], "only outbox/sled names the engine, so that it can be replaced in one place"),
     (
         "SystemTime",

@@ -9,8 +9,6 @@ use std::time::Duration;
 
 use aws_sdk_lambda::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
 use aws_smithy_http_client::Connector;
-use aws_smithy_http_client::tls::Provider;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorSettings};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::ConnectorError;
@@ -21,9 +19,9 @@ use http::{HeaderName, HeaderValue, Request};
 use http_body_util::{BodyExt, Limited};
 
 use super::lambda::{Lambda, TRACE_HEADER, answer_of, context, never_connected};
-use super::passthrough::configured_endpoint;
 use super::sign::{Cached, percent_encode, signed};
-use super::{Endpoint, Error, IDLE_TIMEOUT, Place, Settings, Shared, words_of};
+use super::wire::connector;
+use super::{Error, Place, Settings, Shared, words_of};
 use crate::clock::Clock;
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
 
@@ -101,15 +99,11 @@ struct Inner {
 
 impl Direct {
     async fn new(shared: &Shared, settings: &Settings, sdk: Lambda, clock: Clock) -> Result<Self, Error> {
-        let Place { region, endpoint, timeouts } = shared.place("lambda", settings)?;
-        let endpoint = resolve(shared, &region, endpoint).await?;
+        let Place { region, endpoint_url, timeouts } = shared.place("lambda", settings)?;
+        let endpoint = resolve(shared, &region, endpoint_url).await?;
         let mut connecting = HttpConnectorSettings::builder();
         connecting.set_connect_timeout(timeouts.connect_timeout()).set_read_timeout(timeouts.read_timeout());
-        let connector = Connector::builder()
-            .connector_settings(connecting.build())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .build();
+        let connector = connector(connecting.build());
         let credentials = Cached::new(shared.config.credentials_provider());
         let whole = timeouts.operation_attempt_timeout().unwrap_or(Duration::MAX);
         Ok(Self {
@@ -128,12 +122,7 @@ impl Direct {
 }
 
 /// The endpoint as the SDK's own client finds it, but once instead of for every call.
-async fn resolve(shared: &Shared, region: &str, endpoint: Endpoint) -> Result<String, Error> {
-    let configured = match endpoint {
-        Endpoint::At(url) => Some(url),
-        Endpoint::Public => None,
-        Endpoint::AsConfigured => configured_endpoint(shared),
-    };
+async fn resolve(shared: &Shared, region: &str, configured: Option<String>) -> Result<String, Error> {
     let unusable = |url: String| Error::EndpointUrl { service: "lambda", url };
     let params = Params::builder()
         .region(region)

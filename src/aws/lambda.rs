@@ -1,13 +1,11 @@
 //! AWS Lambda as [`Invoke`].
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_lambda::client::Client;
 use aws_sdk_lambda::config::interceptors::{BeforeTransmitInterceptorContextMut, BeforeTransmitInterceptorContextRef};
-use aws_sdk_lambda::config::retry::RetryConfig;
 use aws_sdk_lambda::config::{ConfigBag, Intercept, Region, RuntimeComponents};
 use aws_sdk_lambda::error::{BoxError, SdkError};
 use aws_sdk_lambda::operation::RequestId;
@@ -18,14 +16,11 @@ use aws_smithy_types::Blob;
 use aws_smithy_types::timeout::TimeoutConfig;
 use serde::Deserialize;
 
-use super::{Endpoint, Error, Place, Settings, Shared, Stage, causes, is_region, words_of};
+use super::elsewhere::Elsewhere;
+use super::{Error, Place, Settings, Shared, Stage, causes, is_region, words_of};
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
 
 pub(super) mod context;
-
-/// Clients kept for regions other than the daemon's own. Beyond it one gives way: clients are cheap, only connections
-/// start afresh.
-const REGIONS_MAX: usize = 32;
 
 /// Bytes of a function's answer that are read as its error where it is not the usual object.
 const FUNCTION_ERROR_BYTES_MAX: usize = 4_096;
@@ -43,7 +38,7 @@ pub struct Lambda {
 struct Regions {
     own: Client,
     config: aws_sdk_lambda::config::Builder,
-    others: Mutex<BTreeMap<String, Client>>,
+    elsewhere: Elsewhere<Client>,
 }
 
 impl Lambda {
@@ -51,41 +46,21 @@ impl Lambda {
         Ok(Self::at(shared, shared.place("lambda", settings)?))
     }
 
-    fn at(shared: &Shared, Place { region, endpoint, timeouts }: Place) -> Self {
-        let mut config = aws_sdk_lambda::config::Builder::from(&shared.config)
-            .region(Region::new(region))
-            .timeout_config(timeouts)
-            .retry_config(RetryConfig::disabled());
-        match endpoint {
-            Endpoint::At(url) => config.set_endpoint_url(Some(url)),
-            Endpoint::Public => config.set_endpoint_url(None),
-            Endpoint::AsConfigured => &mut config,
-        };
+    fn at(shared: &Shared, place: Place) -> Self {
+        let config = aws_sdk_lambda::config::Builder::from(&shared.config(place));
         let own = Client::from_conf(config.clone().build());
-        Self { shared: Arc::new(Regions { own, config, others: Mutex::default() }) }
+        Self { shared: Arc::new(Regions { own, config, elsewhere: Elsewhere::default() }) }
     }
 
     /// The client for a region; none if that cannot be a region's name.
     fn client(&self, region: Option<&str>) -> Option<Client> {
-        let own = &self.shared.own;
+        let Regions { own, config, elsewhere } = &*self.shared;
         let Some(region) = region.filter(|region| own.config().region().is_none_or(|own| own.as_ref() != *region))
         else {
             return Some(own.clone());
         };
-        if !is_region(region) {
-            return None;
-        }
-        let mut others = self.shared.others.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = others.get(region) {
-            return Some(client.clone());
-        }
-        if others.len() >= REGIONS_MAX {
-            others.pop_first();
-        }
-        let config = self.shared.config.clone().region(Region::new(region.to_owned())).build();
-        let client = Client::from_conf(config);
-        others.insert(region.to_owned(), client.clone());
-        Some(client)
+        let make = || Client::from_conf(config.clone().region(Region::new(region.to_owned())).build());
+        is_region(region).then(|| elsewhere.client(region, make))
     }
 }
 

@@ -7,11 +7,8 @@ use std::sync::Arc;
 
 use aws_sdk_lambda::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
 use aws_smithy_http_client::Connector;
-use aws_smithy_http_client::tls::Provider;
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorSettings};
 use aws_smithy_types::body::SdkBody;
-use aws_types::service_config::ServiceConfigKey;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response, Uri};
@@ -19,7 +16,8 @@ use http_body_util::BodyExt;
 
 use super::placed::Placed;
 use super::sign::{Cached, percent_encode, signed};
-use super::{Endpoint, Error, IDLE_TIMEOUT, Place, Settings, Shared, is_region, words_of};
+use super::wire::connector;
+use super::{Error, Place, Settings, Shared, is_region, words_of};
 use crate::clock::Clock;
 use crate::event::Function;
 use crate::ingest::passthrough::{AnswerBody, Call, Failed, Operation, Passthrough};
@@ -49,32 +47,16 @@ struct Inner {
 
 impl LambdaPassthrough {
     pub fn new(shared: &Shared, settings: &Settings, clock: Clock) -> Result<Self, Error> {
-        let Place { region, endpoint, timeouts } = shared.place("lambda", settings)?;
-        let endpoint_url = match endpoint {
-            Endpoint::At(url) => Some(url),
-            Endpoint::Public => None,
-            Endpoint::AsConfigured => configured_endpoint(shared),
-        };
+        let Place { region, endpoint_url, timeouts } = shared.place("lambda", settings)?;
         let mut connecting = HttpConnectorSettings::builder();
         connecting.set_connect_timeout(timeouts.connect_timeout());
-        let connector = Connector::builder()
-            .connector_settings(connecting.build())
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .build();
+        let connector = connector(connecting.build());
         let credentials = Cached::new(shared.config.credentials_provider());
         let (use_fips, use_dual_stack) = (shared.config.use_fips(), shared.config.use_dual_stack());
         let resolver = DefaultResolver::new();
         let inner = Inner { region, endpoint_url, use_fips, use_dual_stack, resolver, credentials, connector, clock };
         Ok(Self { shared: Arc::new(inner) })
     }
-}
-
-/// What environment and profile say for Lambda, else for all services: as the SDK's own client reads it.
-pub(super) fn configured_endpoint(shared: &Shared) -> Option<String> {
-    let key = ServiceConfigKey::builder().service_id("Lambda").env("AWS_ENDPOINT_URL").profile("endpoint_url");
-    let of_lambda = shared.config.service_config().zip(key.build().ok()).and_then(|(all, key)| all.load_config(key));
-    of_lambda.or_else(|| shared.config.endpoint_url().map(str::to_owned))
 }
 
 impl Passthrough for LambdaPassthrough {

@@ -1,5 +1,5 @@
-//! A client that may have nowhere to go: without a region the daemon starts and accepts all the same; what it accepted
-//! waits, held with words that say what is missing.
+//! A client that may have nowhere to go: without a region, or without CA certificates, the daemon starts and accepts all the
+//! same; what it accepted waits, held with words that say what is missing.
 
 use super::Error;
 use crate::deadletter::message::Message;
@@ -13,17 +13,22 @@ pub enum Placed<C> {
 }
 
 impl<C> Placed<C> {
-    /// Only a missing region leaves a client without a place: it may be all that a first start lacks. A wrong one is an
-    /// error.
+    /// Only what is missing leaves a client without a place: it may be all that a first start lacks. A wrong region or
+    /// endpoint is an error.
     pub fn of(client: Result<C, Error>) -> Result<Self, Error> {
         match client {
             Ok(client) => Ok(Self::At(client)),
-            Err(error @ Error::NoRegion { .. }) => {
-                tracing::warn!("{error}; accepting all the same, what needs it waits");
-                Ok(Self::Nowhere(error))
-            }
+            Err(error @ (Error::NoRegion { .. } | Error::NoCertificates { .. })) => Ok(Self::Nowhere(error)),
             Err(error @ (Error::Region { .. } | Error::EndpointUrl { .. })) => Err(error),
         }
+    }
+
+    /// The same, with a warning in the log if it has nowhere to go: once for each service.
+    pub fn warned(self) -> Self {
+        if let Self::Nowhere(error) = &self {
+            tracing::warn!("{error}; accepting all the same, what needs it waits");
+        }
+        self
     }
 }
 
@@ -43,7 +48,7 @@ impl<C: Ship> Ship for Placed<C> {
         match self {
             Self::At(client) => client.ship(queue_url, batch).await,
             Self::Nowhere(error) => {
-                let later = Shipment::Later { code: "no-region".into(), message: error.to_string() };
+                let later = Shipment::Later { code: code(error).into(), message: error.to_string() };
                 vec![later; batch.len()]
             }
         }
@@ -53,8 +58,16 @@ impl<C: Ship> Ship for Placed<C> {
         match self {
             Self::At(client) => client.facts(queue_url).await,
             Self::Nowhere(error) => {
-                Err(Trouble { code: "no-region".into(), message: error.to_string(), transient: false })
+                Err(Trouble { code: code(error).into(), message: error.to_string(), transient: false })
             }
         }
+    }
+}
+
+fn code(error: &Error) -> &'static str {
+    match error {
+        Error::NoRegion { .. } => "no-region",
+        Error::NoCertificates { .. } => "no-certificates",
+        Error::Region { .. } | Error::EndpointUrl { .. } => "misconfigured",
     }
 }

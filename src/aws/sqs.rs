@@ -1,19 +1,18 @@
 //! Amazon SQS as [`Ship`].
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_sqs::client::Client;
-use aws_sdk_sqs::config::Region;
-use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::error::{BuildError, ProvideErrorMetadata};
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue,
     QueueAttributeName, SendMessageBatchRequestEntry,
 };
 
-use super::{Endpoint, Error, Place, Settings, Shared, words_of};
+use super::elsewhere::Elsewhere;
+use super::{Error, Settings, Shared, words_of};
 use crate::deadletter::message::{Attribute, Message};
 use crate::deadletter::{QueueFacts, Ship, Shipment, Trouble};
 use address::Address;
@@ -86,8 +85,7 @@ pub struct Sqs {
     shared: Shared,
     settings: Settings,
     client: Client,
-    /// Clients for other regions, made when they are first needed.
-    elsewhere: Arc<Mutex<BTreeMap<String, Client>>>,
+    elsewhere: Arc<Elsewhere<Client>>,
 }
 
 impl Sqs {
@@ -129,15 +127,12 @@ impl Sqs {
         let Some(region) = region.filter(|region| self.settings.region.as_ref() != Some(region)) else {
             return (self.client.clone(), url);
         };
-        let mut elsewhere = self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = elsewhere.get(&region) {
-            return (client.clone(), url);
-        }
-        let settings = Settings { region: Some(region.clone()), ..self.settings.clone() };
-        // The region was checked when it was read, and the rest when the first client was made.
-        let client = client(&self.shared, &settings).unwrap_or_else(|_| self.client.clone());
-        elsewhere.insert(region, client.clone());
-        (client, url)
+        let make = || {
+            let settings = Settings { region: Some(region.clone()), ..self.settings.clone() };
+            // The region was checked when it was read, and the rest when the first client was made.
+            client(&self.shared, &settings).unwrap_or_else(|_| self.client.clone())
+        };
+        (self.elsewhere.client(&region, make), url)
     }
 
     /// One `SendMessageBatch`.
@@ -186,17 +181,7 @@ impl Ship for Sqs {
 }
 
 fn client(shared: &Shared, settings: &Settings) -> Result<Client, Error> {
-    let Place { region, endpoint, timeouts } = shared.place("sqs", settings)?;
-    let mut config = aws_sdk_sqs::config::Builder::from(&shared.config)
-        .region(Region::new(region))
-        .timeout_config(timeouts)
-        .retry_config(RetryConfig::disabled());
-    match endpoint {
-        Endpoint::At(url) => config.set_endpoint_url(Some(url)),
-        Endpoint::Public => config.set_endpoint_url(None),
-        Endpoint::AsConfigured => &mut config,
-    };
-    Ok(Client::from_conf(config.build()))
+    Ok(Client::new(&shared.config(shared.place("sqs", settings)?)))
 }
 
 /// Why a whole call failed.

@@ -2,6 +2,11 @@
 
 use tracing_subscriber::EnvFilter;
 
+/// Where no region is configured the SDK asks a metadata service for it, and warns three times, at length, that none answers.
+/// Outside of AWS that is no news; that a region is missing, and how to give it, is said in our own words (`aws::Error`).
+/// Who names `aws_config` gets to see it.
+const QUIET: &str = "aws_config::imds::region=error";
+
 /// Why a level was not taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum LevelError {
@@ -20,6 +25,22 @@ pub fn parse(text: &str) -> Result<EnvFilter, LevelError> {
     match text.split(',').map(str::trim).find(|directive| !directive.contains('=') && !is_level(directive)) {
         Some("") => no_filter("has an empty part".to_owned()),
         Some(word) => no_filter(format!("{word:?} is not a level")),
-        None => EnvFilter::try_new(text).or_else(|error| no_filter(format!("not a filter: {error}"))),
+        None => {
+            let quiet = if text.contains("aws_config") { String::new() } else { format!(",{QUIET}") };
+            EnvFilter::try_new(format!("{text}{quiet}")).or_else(|error| no_filter(format!("not a filter: {error}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_metadata_service_is_no_news_unless_it_is_asked_for() {
+        for (text, quiet) in [("info", true), ("debug,sendoff=trace", true), ("info,aws_config=debug", false)] {
+            assert_eq!(parse(text).unwrap().to_string().contains(QUIET), quiet, "{text}");
+        }
+        assert!(parse("inof").is_err() && parse("").is_err() && parse("a=b=c").is_err());
     }
 }

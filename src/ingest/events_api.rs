@@ -22,13 +22,20 @@ pub const BATCH_EVENTS_MAX: usize = 1_000;
 pub const BATCH_BYTES_MAX: usize = 8 << 20;
 
 /// How far ahead an event may be scheduled; what is further ahead is more likely a mistaken unit.
-const AHEAD_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+pub const AHEAD_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
 
 /// The longest trace header, in bytes; Lambda's are below 200.
 const TRACE_BYTES_MAX: usize = 1_024;
 
 /// Below this a number of milliseconds is one of seconds: it would lie before September 2001.
-const MILLIS_MIN: u64 = 1_000_000_000_000;
+pub const MILLIS_MIN: u64 = 1_000_000_000_000;
+
+/// What a span of time is written as, which is what humantime reads.
+pub const DELAY_PATTERN: &str = "^(0|([0-9]+(\\.[0-9]+)? *(nanos|nsec|ns|usec|us|millis|msec|ms|seconds?|secs?|s|minutes?|mins?|m|\
+                                 hours?|hrs?|h|days?|d|weeks?|wks?|w|months?|M|years?|yrs?|y) *)+)$";
+
+/// The last millisecond that RFC 3339 can write, of the year 9999.
+pub const MILLIS_MAX: u64 = 253_402_300_799_999;
 
 /// An event to be stored and delivered.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -45,19 +52,19 @@ pub struct NewEvent<'a> {
     #[schema(min_length = 1, max_length = 128)]
     qualifier: Option<String>,
     /// The same key means the same event. The header `Idempotency-Key` comes before it, for a single event.
-    #[schema(min_length = 1, max_length = 255)]
+    #[schema(min_length = 1, max_length = 255, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*$")]
     idempotency_key: Option<String>,
-    /// Not to be attempted before; not beside `delay`.
+    /// Not to be attempted before; at most 366 days ahead, and not beside `delay`.
     deliver_at: Option<Time>,
     /// Not to be attempted before so much time has passed.
     delay: Option<Delay>,
-    /// Not worth attempting after: then it becomes a dead letter.
+    /// Not worth attempting after: then it becomes a dead letter. After now, `deliver_at` and `delay`.
     expires_at: Option<Time>,
     /// For functions with tenant isolation.
-    #[schema(min_length = 1, max_length = 256)]
+    #[schema(min_length = 1, max_length = 256, pattern = "^[a-zA-Z0-9._:/=+@ -]+$")]
     tenant_id: Option<String>,
     /// `X-Amzn-Trace-Id`.
-    #[schema(max_length = 1024)]
+    #[schema(max_length = 1024, pattern = "^[ -~]*$")]
     trace_header: Option<String>,
 }
 
@@ -66,20 +73,36 @@ fn raw<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValu
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
+/// A whole number; `7.0` is one too, as JSON Schema has it and some writers of JSON put it.
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Number {
+        Whole(u64),
+        Fraction(f64),
+    }
+    match Number::deserialize(deserializer)? {
+        Number::Whole(number) => Ok(number),
+        // Every time and delay that is accepted is far below 2^53, up to which the conversion is exact.
+        Number::Fraction(number) if number.fract() == 0.0 && (0.0..9e15).contains(&number) => Ok(number as u64),
+        Number::Fraction(_) => Err(serde::de::Error::custom("not a whole number")),
+    }
+}
+
 /// A point in time: milliseconds since 1970 UTC, or RFC 3339.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a time is text like \"2026-11-23T15:00:00Z\", or whole milliseconds")]
 pub enum Time {
-    Millis(u64),
+    Millis(#[serde(deserialize_with = "whole")] u64),
     #[schema(format = DateTime)]
     Text(String),
 }
 
-/// A span of time: seconds, or as in `10m`, `1h 30m`, `500ms`.
+/// A span of time of at most 366 days: seconds, or as in `10m`, `1h 30m`, `500ms`.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a delay is text like \"10m\", or whole seconds")]
 pub enum Delay {
-    Seconds(u64),
+    Seconds(#[serde(deserialize_with = "whole")] u64),
     Text(String),
 }
 
@@ -139,8 +162,11 @@ pub fn read_event(
 impl Time {
     fn read(self, field: &str) -> Result<UnixMillis, Refusal> {
         match self {
-            Self::Millis(millis) if millis >= MILLIS_MIN => Ok(UnixMillis(millis)),
-            Self::Millis(_) => Err(Refusal::InvalidContent(format!("{field} is in milliseconds, not in seconds"))),
+            Self::Millis(millis) if (MILLIS_MIN..=MILLIS_MAX).contains(&millis) => Ok(UnixMillis(millis)),
+            Self::Millis(..MILLIS_MIN) => {
+                Err(Refusal::InvalidContent(format!("{field} is in milliseconds, not in seconds")))
+            }
+            Self::Millis(_) => Err(Refusal::InvalidContent(format!("{field} is after the year 9999"))),
             Self::Text(text) => rfc3339(&text).ok_or_else(|| {
                 Refusal::InvalidContent(format!("{field} must be like \"2026-11-23T15:00:00Z\", or milliseconds"))
             }),
@@ -370,7 +396,7 @@ mod tests {
         }
         let whole = read(
             r#"{"function":"orders:prod","qualifier":"prod","tenant_id":"blue team","trace_header":"Root=1",
-                "idempotency_key":"k","delay":"10m","expires_at":1790003600000}"#,
+                "idempotency_key":"k","delay":"10m","expires_at":1790003600000.0}"#,
         )
         .unwrap();
         assert_eq!(whole.function.name.as_str(), "orders:prod");
@@ -392,11 +418,14 @@ mod tests {
             (r#""function":"f","trace_header":"a\nb""#, "trace_header must be printable"),
             (r#""function":"f","idempotency_key":"""#, "idempotency_key must have 1 to 255 characters"),
             (r#""function":"f","deliver_at":1790003600"#, "deliver_at is in milliseconds"),
+            (r#""function":"f","expires_at":253402300800000"#, "expires_at is after the year 9999"),
             (r#""function":"f","deliver_at":"tomorrow""#, "deliver_at must be like"),
             (r#""function":"f","deliver_at":"2099-01-01T00:00:00Z""#, "more than 366 days ahead"),
             (r#""function":"f","deliver_at":1790003600000,"delay":1"#, "contradict each other"),
             (r#""function":"f","delay":"soon""#, "delay must be seconds"),
-            (r#""function":"f","delay":-1"#, "not an event"),
+            (r#""function":"f","delay":-1"#, "not an event: a delay is text like \"10m\", or whole seconds"),
+            (r#""function":"f","delay":1.5"#, "or whole seconds"),
+            (r#""function":"f","expires_at":true"#, "or whole milliseconds"),
             (r#""function":"f","expires_at":1790000000000"#, "expires_at is not after now"),
             (r#""function":"f","delay":60,"expires_at":1790000060000"#, "expires_at is not after now"),
             (&format!(r#""function":"f",{too_large}"#), "1048578 byte payload is too large"),
@@ -422,6 +451,28 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(rfc3339(text), expected.map(UnixMillis), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_delay_is_read_as_the_document_says() {
+        let pattern = regex_lite::Regex::new(DELAY_PATTERN).unwrap();
+        for (text, fits) in [
+            ("10m", true),
+            ("1h 30m", true),
+            ("2 days 3hrs", true),
+            ("500ms", true),
+            ("0", true),
+            ("7", false),
+            ("m", false),
+            ("10 parsecs", false),
+            ("-1s", false),
+            ("1.5h", true),
+            (".5h", false),
+            ("", false),
+        ] {
+            assert_eq!(pattern.is_match(text), fits, "{text:?}");
+            assert_eq!(Delay::Text(text.to_owned()).read().is_ok(), fits, "{text:?}");
         }
     }
 

@@ -58,16 +58,14 @@ impl Offers {
     /// The native door's: the header, which may stand for the field, else the field. An SDK's id means nothing there.
     pub fn native(headers: Option<&HeaderMap>, field: Option<String>) -> Result<Self, Refusal> {
         let header = headers.map(idempotency_key).transpose()?.flatten();
-        let explicit = match (header, field) {
-            (Some(value), _) => Some(IdempotencyKey { value, source: KeySource::Header }),
-            (None, Some(value)) if is_key(&value) => Some(IdempotencyKey { value, source: KeySource::Field }),
-            (None, Some(_)) => {
-                return Err(Refusal::InvalidContent(format!(
-                    "idempotency_key must have 1 to {KEY_CHARS_MAX} characters, none of them a control character"
-                )));
-            }
-            (None, None) => None,
-        };
+        // Also where the header comes before it: a key that was meant and is not valid is a mistake to be told.
+        if field.as_ref().is_some_and(|value| !is_key(value)) {
+            return Err(Refusal::InvalidContent(format!(
+                "idempotency_key must have 1 to {KEY_CHARS_MAX} characters, none of them a control character"
+            )));
+        }
+        let of = |source| move |value| IdempotencyKey { value, source };
+        let explicit = header.map(of(KeySource::Header)).or(field.map(of(KeySource::Field)));
         Ok(Self { explicit, sdk: None })
     }
 
@@ -323,7 +321,9 @@ mod tests {
         assert_eq!(choose(None, Some("straße 7")), ("straße 7".to_owned(), KeySource::Field));
         assert_eq!(choose(Some(&HeaderMap::new()), None).1, KeySource::Minted);
         for field in ["", "a\nb", &"k".repeat(256)] {
-            assert!(Offers::native(None, Some(field.to_owned())).is_err(), "{field:?}");
+            for headers in [None, Some(&header)] {
+                assert!(Offers::native(headers, Some(field.to_owned())).is_err(), "{field:?}");
+            }
         }
     }
 

@@ -2,9 +2,13 @@
 
 use std::sync::LazyLock;
 
-use utoipa::OpenApi;
+use utoipa::openapi::{Object, RefOr, Schema};
+use utoipa::{Modify, Number, OpenApi};
 
-use crate::ingest::events_api::{AcceptedEvent, ErrorBody, EventAnswer, EventState, NewEvent};
+use crate::ingest::events_api::{
+    AHEAD_MAX, AcceptedEvent, DELAY_PATTERN, ErrorBody, EventAnswer, EventState, MILLIS_MAX, MILLIS_MIN, NewEvent,
+};
+use crate::ingest::name::{NAME_PATTERN, QUALIFIER_PATTERN};
 
 /// The document, as JSON.
 pub fn document() -> &'static str {
@@ -23,9 +27,46 @@ pub fn document() -> &'static str {
                        as AWS documents it.",
     ),
     paths(take_events, show_event),
-    components(schemas(EventAnswer))
+    components(schemas(EventAnswer)),
+    modifiers(&Limits)
 )]
 struct Document;
+
+/// What an attribute cannot name: patterns and limits that are constants, and those of the two forms of a time.
+struct Limits;
+
+impl Modify for Limits {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let Some(components) = &mut document.components else { return };
+        let schemas = &mut components.schemas;
+        if let Some(RefOr::T(Schema::Object(event))) = schemas.get_mut("NewEvent") {
+            for (field, pattern) in [("function", NAME_PATTERN), ("qualifier", QUALIFIER_PATTERN)] {
+                if let Some(field) = event.properties.get_mut(field).and_then(object) {
+                    field.pattern = Some(format!("^(?:{pattern})$"));
+                }
+            }
+        }
+        let number = |number: u64| usize::try_from(number).ok().map(Number::from);
+        if let Some([millis, _]) = schemas.get_mut("Time").and_then(forms) {
+            (millis.minimum, millis.maximum) = (number(MILLIS_MIN), number(MILLIS_MAX));
+        }
+        if let Some([seconds, text]) = schemas.get_mut("Delay").and_then(forms) {
+            seconds.maximum = number(AHEAD_MAX.as_secs());
+            text.pattern = Some(DELAY_PATTERN.to_owned());
+        }
+    }
+}
+
+fn object(schema: &mut RefOr<Schema>) -> Option<&mut Object> {
+    if let RefOr::T(Schema::Object(object)) = schema { Some(object) } else { None }
+}
+
+/// The schemas of something that is written as a number or as text.
+fn forms(schema: &mut RefOr<Schema>) -> Option<[&mut Object; 2]> {
+    let RefOr::T(Schema::OneOf(either)) = schema else { return None };
+    let [number, text] = either.items.as_mut_slice() else { return None };
+    Some([object(number)?, object(text)?])
+}
 
 /// Store an event, or a batch of them, and have them delivered
 ///
@@ -34,7 +75,11 @@ struct Document;
 #[utoipa::path(
     post,
     path = "/v1/events",
-    params(("Idempotency-Key" = Option<String>, Header, description = "The key of a single event, quoted or bare")),
+    params(
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255,
+         pattern = "^[!#-~]([ -~]*[!-~])?$",
+         description = "The key of a single event: bare as described here, or a quoted string of RFC 8941. Not for a batch"),
+    ),
     request_body(
         content(
             (NewEvent = "application/json"),

@@ -143,9 +143,11 @@ pub(super) fn without_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// A body on its way back, which holds its call's slot and ends with its time.
+/// A body on its way back, which holds its call's slot and ends with its time or its caller.
 pub struct Passed {
     pub(super) body: AnswerBody,
+    /// Ready once the caller has gone. A write would tell, but a stream may have nothing to write for minutes.
+    pub(super) gone: Pin<Box<dyn Future<Output = ()> + Send>>,
     pub(super) time_is_up: Pin<Box<dyn Future<Output = ()> + Send>>,
     pub(super) _slot: OwnedSemaphorePermit,
 }
@@ -158,6 +160,9 @@ impl Body for Passed {
         let this = self.get_mut();
         if this.time_is_up.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Some(Err("the call took longer than Lambda lets any take".into())));
+        }
+        if this.gone.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err("the caller closed its connection".into())));
         }
         Pin::new(&mut this.body).poll_frame(cx)
     }

@@ -14,6 +14,9 @@ use crate::ingest::admission::Crowded;
 pub const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
+/// The event that an answer is about; of a conflict, the one that has the key.
+pub const EVENT_ID: HeaderName = HeaderName::from_static("x-sendoff-event-id");
+
 /// When to come back, in milliseconds: the header that boto3 and the Rust SDK obey. `Retry-After` is the one for all others.
 pub const RETRY_AFTER_MILLIS: HeaderName = HeaderName::from_static("x-amz-retry-after");
 
@@ -151,6 +154,9 @@ impl Refusal {
         }
         if let Self::MethodNotAllowed { allow } = self {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Self::Conflict { first, .. } = self {
+            headers.insert(EVENT_ID, header_value(&first.to_string()));
         }
         response
     }

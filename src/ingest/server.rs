@@ -21,7 +21,7 @@ use crate::ingest::admission::Admission;
 use crate::ingest::events_api::{AcceptedEvent, Draft};
 use crate::ingest::lambda_api::{InvocationType, Invoke, check_payload, read_head};
 use crate::ingest::passthrough::{self, Gate, Off, Passed, Passthrough};
-use crate::ingest::refusal::{REQUEST_ID, Refusal, header_value};
+use crate::ingest::refusal::{EVENT_ID, REQUEST_ID, Refusal, header_value};
 use crate::ingest::rules::Rules;
 use crate::ingest::{body, key};
 use crate::metrics::Metrics;
@@ -33,7 +33,6 @@ mod pass;
 
 use native::{json, native_refusal, written};
 
-pub const EVENT_ID: HeaderName = HeaderName::from_static("x-sendoff-event-id");
 pub const KEY_SOURCE: HeaderName = HeaderName::from_static("x-sendoff-key-source");
 pub const DUPLICATE: HeaderName = HeaderName::from_static("x-sendoff-duplicate");
 

@@ -18,6 +18,8 @@ mod lost;
 
 mod rust;
 
+mod streams;
+
 const ARN: &str = "arn:aws:lambda:eu-central-1:123456789012:function:orders";
 
 /// Base64 of `{"custom":{"env":"test"}}`.

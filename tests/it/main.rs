@@ -34,3 +34,5 @@ mod dead_letters;
 mod clients;
 
 mod native;
+
+mod door;

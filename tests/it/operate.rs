@@ -1,6 +1,6 @@
 //! What an operator meets: probes, metrics, and the settings that would hurt.
 
-use crate::rig::daemon::{Setup, scratch};
+use crate::rig::daemon::{Setup, invoke_path, scratch};
 use crate::rig::lambda::{Lambda, payload};
 use crate::rig::{http, lasting_port};
 
@@ -54,4 +54,42 @@ fn an_endpoint_variable_that_names_the_daemon_itself_is_passed_over_and_logged()
     let scrape = daemon.scrape();
     assert_eq!(scrape.sum("sendoff_ingest_accepted_total", &[]), 1.0, "it did not invoke itself");
     assert_eq!(scrape.sum("sendoff_ingest_repeats_total", &[]), 0.0);
+}
+
+#[test]
+fn a_missing_region_is_said_once_for_each_service_and_in_our_own_words() {
+    let (_scratch, state) = scratch();
+    let daemon = Setup::new(&state)
+        .without_env("AWS_REGION")
+        .without_env("AWS_DEFAULT_REGION")
+        .env("AWS_EC2_METADATA_DISABLED", "false")
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", &format!("http://127.0.0.1:{}", lasting_port()))
+        .start();
+    let warnings = daemon.warnings();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    for (warning, service) in warnings.iter().zip(["lambda", "sqs"]) {
+        assert!(warning.contains(&format!("set {service}.region, {service}.endpoint_url or AWS_REGION")), "{warning}");
+    }
+}
+
+#[test]
+fn without_ca_certificates_the_daemon_says_so_and_accepts_all_the_same() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let setup = Setup::new(&state).env("SSL_CERT_FILE", "/dev/null");
+    let daemon = setup.start();
+    let warnings = daemon.warnings();
+    assert!(warnings.len() == 2 && warnings.iter().all(|warning| warning.contains("ca-certificates")), "{warnings:?}");
+    daemon.accept("orders", &[], &payload("waits"));
+    let call = http::request(daemon.ingest, "POST", &invoke_path("orders"), &[], b"{}");
+    assert!(call.status == 503 && call.text().contains("SSL_CERT_FILE"), "{call:?}");
+    drop(daemon);
+
+    // Where no TLS is spoken nothing is missing.
+    let plain =
+        setup.set("lambda.endpoint_url", &lambda.endpoint_url()).set("sqs.endpoint_url", &lambda.endpoint_url());
+    let daemon = plain.start();
+    assert_eq!(daemon.warnings(), [""; 0]);
+    lambda.wait_for(&["waits".to_owned()]);
+    daemon.wait_until_empty();
 }

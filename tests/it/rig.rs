@@ -23,6 +23,8 @@ pub mod lossy;
 
 pub mod sender;
 
+pub mod streaming;
+
 /// Long enough for a busy machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 

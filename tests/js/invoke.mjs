@@ -22,6 +22,14 @@ async function call(operation, args) {
     const { $metadata, ...rest } = await client.send(new lambda[`${operation}Command`](args));
     meta = $metadata;
     answer = { ...rest, Payload: text(rest.Payload) };
+    if (rest.EventStream) {
+      delete answer.EventStream;
+      answer.streamed = "";
+      for await (const event of rest.EventStream) {
+        if (event.PayloadChunk) answer.streamed += text(event.PayloadChunk.Payload);
+        if (event.InvokeComplete) answer.complete = [event.InvokeComplete];
+      }
+    }
     if (rest.LogResult) answer.LogResult = Buffer.from(rest.LogResult, "base64").toString();
   } catch (why) {
     if (!why.$metadata?.httpStatusCode) throw why;

@@ -30,6 +30,10 @@ def call(operation, args):
         meta = answer.pop("ResponseMetadata")
     if "Payload" in answer:
         answer["Payload"] = answer["Payload"].read().decode()
+    if "EventStream" in answer:
+        events = list(answer.pop("EventStream"))
+        answer["streamed"] = b"".join(it["PayloadChunk"]["Payload"] for it in events if "PayloadChunk" in it).decode()
+        answer["complete"] = [it["InvokeComplete"] for it in events if "InvokeComplete" in it]
     if "LogResult" in answer:
         answer["LogResult"] = base64.b64decode(answer["LogResult"]).decode()
     shown = json.dumps({**answer, "status": meta["HTTPStatusCode"], "has_request_id": bool(meta.get("RequestId"))})

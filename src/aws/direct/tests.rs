@@ -273,7 +273,7 @@ async fn a_call_to_another_region_is_the_sdks() {
 
 #[tokio::test]
 async fn without_a_configured_endpoint_it_is_the_regions_own() {
-    let at = async |region: &str| resolve(&shared().await, region, Endpoint::Public).await.unwrap();
+    let at = async |region: &str| resolve(&shared().await, region, None).await.unwrap();
     assert_eq!(at("eu-central-1").await, "https://lambda.eu-central-1.amazonaws.com");
     assert_eq!(at("cn-north-1").await, "https://lambda.cn-north-1.amazonaws.com.cn");
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::aws::testing::{Act, Server, refusing_address, say, settings, shared};
-use crate::aws::{http_client, loader};
+use crate::aws::{loader, wire};
 use crate::event::{Carried, Function, FunctionName, IdempotencyKey, KeySource};
 
 fn call() -> Call {
@@ -223,7 +223,7 @@ async fn a_failed_tls_handshake_is_certainly_not_sent() {
 async fn no_credentials_are_not_the_events_fault() {
     let server = Server::start([say("202 Accepted", &[], "")]).await;
     let nobody = aws_config::profile::ProfileFileCredentialsProvider::builder()
-        .configure(&aws_config::provider_config::ProviderConfig::without_region().with_http_client(http_client()))
+        .configure(&aws_config::provider_config::ProviderConfig::without_region().with_http_client(wire::http_client()))
         .profile_name("sendoff-test-no-such-profile")
         .build();
     let config = loader().region(Region::new("eu-central-1")).credentials_provider(nobody).load().await;
@@ -248,16 +248,4 @@ async fn a_call_that_cannot_be_built_is_not_blamed_on_the_credentials() {
         assert_eq!(failure.kind, FailureKind::Unbuildable, "{failure:?}");
     }
     assert!(server.seen().is_empty());
-}
-
-#[tokio::test]
-async fn regions_are_remembered_up_to_a_limit() {
-    let lambda = Lambda::new(&shared().await, &settings("http://127.0.0.1:9")).unwrap();
-    for n in 0..REGIONS_MAX + 5 {
-        assert!(lambda.client(Some(&format!("eu-north-{n}"))).is_some());
-    }
-    assert!(lambda.client(Some("eu-central-1")).is_some());
-    let others = lambda.shared.others.lock().unwrap();
-    assert_eq!(others.len(), REGIONS_MAX);
-    assert!(!others.contains_key("eu-central-1"), "the own region has its own client");
 }

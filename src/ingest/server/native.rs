@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts as Head;
 use http::{Method, Response, StatusCode};
 use http_body_util::{Either, Full};
@@ -19,7 +19,7 @@ use crate::ingest::events_api::{
 };
 use crate::ingest::openapi;
 use crate::ingest::passthrough::Passthrough;
-use crate::ingest::refusal::{Refusal, header_value};
+use crate::ingest::refusal::Refusal;
 use crate::outbox::Outbox;
 
 impl<O: Outbox, P: Passthrough> Door<O, P> {
@@ -161,12 +161,6 @@ pub(super) fn json(status: StatusCode, body: Bytes) -> Answer {
 /// What the native door says otherwise than Lambda's: a conflict of keys is 422 (draft-ietf-httpapi-idempotency-key-header).
 pub(super) fn native_refusal(refusal: &Refusal, mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
     *response.status_mut() = native_status(refusal, response.status());
-    if let Refusal::MethodNotAllowed { allow } = refusal {
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
-    }
-    if let Refusal::Conflict { first, .. } = refusal {
-        response.headers_mut().insert(super::EVENT_ID, header_value(&first.to_string()));
-    }
     response
 }
 

@@ -45,11 +45,12 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             if too_large { Refusal::CallTooLarge { limit } } else { refusal }
         })?;
         let mut time_is_up = Box::pin(self.shared.clock.sleep(CALL_TIME_MAX));
+        let mut gone = Box::pin(gone(head));
         let call =
             Call { operation: invoke.operation, function: invoke.function, headers: forwarded(&head.headers), payload };
         let answer = tokio::select! {
             biased;
-            () = gone(head) => Err(Refusal::CallerGone),
+            () = gone.as_mut() => Err(Refusal::CallerGone),
             answer = gate.passthrough.call(call) => answer.map_err(|failed| match failed {
                 Failed::NotSent(why) => Refusal::NotPassed { why, retry_after: self.retry_after(UNAVAILABLE_RETRY) },
                 Failed::Lost(why) => Refusal::AnswerLost { why },
@@ -59,15 +60,18 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let (mut head, body) = answer?.into_parts();
         without_hop_by_hop(&mut head.headers);
         self.shared.metrics.ingest_passed.with_label_values(&[class(head.status)]).inc();
-        Ok(Answer::from_parts(head, Either::Right(Passed { body, time_is_up, _slot: slot })))
+        Ok(Answer::from_parts(head, Either::Right(Passed { body, gone, time_is_up, _slot: slot })))
     }
 }
 
 /// Returns once the caller has gone; never where that cannot be seen, as on HTTP/2, where the whole future is dropped.
-async fn gone(head: &Head) {
-    match head.extensions.get::<Peer>() {
-        Some(peer) => peer.gone().await,
-        None => std::future::pending().await,
+fn gone(head: &Head) -> impl Future<Output = ()> + Send + 'static {
+    let peer = head.extensions.get::<Peer>().cloned();
+    async move {
+        match peer {
+            Some(peer) => peer.gone().await,
+            None => std::future::pending().await,
+        }
     }
 }
 

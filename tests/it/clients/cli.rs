@@ -91,12 +91,34 @@ fn run(mut aws: Command, more: &[&str]) -> [String; 4] {
     [format!("{:?}", output.status.code()), stdout, stderr, written]
 }
 
+/// Options that are younger than some CLI's release.
+const YOUNG: [&str; 2] = ["--tenant-id", "--durable-execution-name"];
+
+/// Those of them that this CLI does not know. It says so of all at once, before it calls anybody.
+fn unknown(mut aws: Command) -> Vec<&'static str> {
+    let values = YOUNG.iter().flat_map(|option| [*option, "x"]);
+    let output = aws.args(["lambda", "invoke", "--function-name", "x"]).args(values).arg("/dev/null").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let unknown = said.split_once("Unknown options:").map_or("", |(_, options)| options);
+    YOUNG.into_iter().filter(|option| unknown.contains(option)).collect()
+}
+
+/// The options without some, and without their values.
+fn without<'a>(options: &[&'a str], left_out: &[&str]) -> Vec<&'a str> {
+    options.chunks(2).filter(|option| !left_out.contains(&option[0])).flatten().copied().collect()
+}
+
 fn compare_cli(aws: impl Fn(&str) -> Command + Sync) {
     let (_scratch, state) = scratch();
     let (lambda, daemon) = both(&state);
+    let unknown = unknown(aws(&lambda.endpoint_url()));
     for (name, options) in options() {
-        let direct = run(aws(&lambda.endpoint_url()), &options);
-        let through = run(aws(&daemon.endpoint_url()), &options);
+        let options = without(&options, &unknown);
+        let (direct, through) = std::thread::scope(|scope| {
+            let direct = scope.spawn(|| run(aws(&lambda.endpoint_url()), &options));
+            let through = run(aws(&daemon.endpoint_url()), &options);
+            (direct.join().unwrap(), through)
+        });
         assert_eq!(through, direct, "{name}: sendoff left, Lambda right");
     }
     daemon.wait_until_empty();
@@ -104,21 +126,63 @@ fn compare_cli(aws: impl Fn(&str) -> Command + Sync) {
 
 #[test]
 fn the_aws_cli_1_shows_the_same_for_every_option() {
+    assert_eq!(unknown(python::aws("http://127.0.0.1:1")), [""; 0], "the pinned CLI knows every option");
     compare_cli(python::aws);
+}
+
+/// The CLI of Debian's package, by its path: in `PATH` the name may be version 1's. None, loudly, if it is not there.
+fn version_2(endpoint_url: &str) -> Option<Command> {
+    let program = "/usr/bin/aws";
+    let version = Command::new(program).arg("--version").output();
+    if !version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).starts_with("aws-cli/2.")) {
+        let why = format!("{program} is not the AWS CLI 2 (Debian: apt-get install awscli)");
+        assert!(std::env::var_os("SENDOFF_REQUIRE_TOOLS").is_none(), "{why}");
+        eprintln!("NOT RUN: {why}");
+        return None;
+    }
+    let mut command = Command::new(program);
+    command.args(["--endpoint-url", endpoint_url, "--output", "json", "--cli-binary-format", "raw-in-base64-out"]);
+    python::aws_environment(&mut command);
+    Some(command)
 }
 
 #[test]
 fn the_aws_cli_2_shows_the_same_for_every_option() {
-    let program = "/usr/bin/aws";
-    let version = Command::new(program).arg("--version").output();
-    if !version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).starts_with("aws-cli/2.")) {
-        eprintln!("SKIPPED: the AWS CLI version 2 of Debian (package awscli) is not installed");
-        return;
+    if version_2("http://127.0.0.1:1").is_some() {
+        compare_cli(|endpoint_url| version_2(endpoint_url).unwrap());
     }
-    compare_cli(|endpoint_url| {
-        let mut command = Command::new(program);
-        command.args(["--endpoint-url", endpoint_url, "--output", "json", "--cli-binary-format", "raw-in-base64-out"]);
-        python::aws_environment(&mut command);
-        command
-    });
+}
+
+#[test]
+fn a_lost_202_that_the_aws_cli_2_repeats_is_one_event_if_it_carries_a_key() {
+    // Debian's CLI sends no SDK id. The client context is the one place where it can put a key.
+    let key = "eyJjdXN0b20iOnsiaWRlbXBvdGVuY3lfa2V5Ijoib3JkZXItMTcifX0="; // {"custom":{"idempotency_key":"order-17"}}
+    let (_scratch, state) = scratch();
+    let (lambda, daemon) = both(&state);
+    let proxy = crate::rig::lossy::proxy(daemon.ingest, 1);
+    let Some(mut aws) = version_2(&format!("http://{proxy}")) else { return };
+    aws.args(["lambda", "invoke", "--function-name", "orders", "--invocation-type", "Event"]);
+    aws.args(["--payload", "{\"id\":\"v2\"}", "--client-context", key, "/dev/null"]);
+    python::run(&mut aws);
+    lambda.wait_for(&["v2".to_owned()]);
+    daemon.wait_until_empty();
+    assert_eq!(lambda.taken().get("v2"), Some(&1));
+    let repeats = daemon.scrape().sum("sendoff_ingest_repeats_total", &[("key_source", "client-context")]);
+    assert_eq!(repeats, 1.0, "the CLI's own retry was recognised");
+}
+
+#[test]
+fn the_deprecated_invoke_async_is_taken_from_both_clis() {
+    let (scratch, state) = scratch();
+    let (lambda, daemon) = both(&state);
+    let endpoint_url = daemon.endpoint_url();
+    for (id, aws) in [("cli-1", Some(python::aws(&endpoint_url))), ("cli-2", version_2(&endpoint_url))] {
+        let Some(mut aws) = aws else { continue };
+        let args = scratch.path().join(id);
+        std::fs::write(&args, crate::rig::lambda::payload(id)).unwrap();
+        aws.args(["lambda", "invoke-async", "--function-name", "orders", "--invoke-args"]).arg(&args);
+        let answer: Value = serde_json::from_slice(&python::run(&mut aws).stdout).unwrap();
+        assert_eq!(answer["Status"], 202, "{id}");
+        lambda.wait_for(&[id.to_owned()]);
+    }
 }

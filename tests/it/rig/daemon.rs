@@ -17,6 +17,7 @@ use super::{PATIENCE, eventually};
 pub struct Setup {
     args: Vec<String>,
     env: Vec<(String, String)>,
+    env_removed: Vec<String>,
     wrapper: Vec<String>,
 }
 
@@ -24,7 +25,7 @@ impl Setup {
     /// On free ports of loopback, with short waits, so that a test sees many retries in little time.
     pub fn new(state_dir: &Path) -> Self {
         let args = ["serve", "--state-dir", state_dir.to_str().unwrap()].map(str::to_owned).to_vec();
-        Self { args, env: Vec::new(), wrapper: Vec::new() }
+        Self { args, env: Vec::new(), env_removed: Vec::new(), wrapper: Vec::new() }
             .set("listen.ingest", "127.0.0.1:0")
             .set("listen.admin", "127.0.0.1:0")
             .set("log.format", "json")
@@ -52,6 +53,12 @@ impl Setup {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Without a variable that the rig sets.
+    pub fn without_env(mut self, name: &str) -> Self {
+        self.env_removed.push(name.to_owned());
         self
     }
 
@@ -93,6 +100,9 @@ impl Setup {
         command.args(&words[1..]).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         super::python::aws_environment(&mut command);
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        for name in &self.env_removed {
+            command.env_remove(name);
+        }
         command
     }
 }
@@ -138,11 +148,22 @@ impl Daemon {
         eventually("the store is empty", || (self.stored() == 0.0).then_some(()));
     }
 
+    /// The messages of all warnings so far.
+    pub fn warnings(&self) -> Vec<String> {
+        let records = self.process.lines().into_iter().filter_map(|line| log_fields(&line));
+        records.filter(|fields| fields["level"] == "WARN").map(|fields| fields["message"].to_string()).collect()
+    }
+
     /// Waits for a log record that `fits`.
     pub fn wait_for_log(&self, fits: impl Fn(&Value) -> bool) -> Value {
         self.process
             .line(PATIENCE, |line| log_fields(line).filter(|fields| fits(fields)))
             .expect("the record comes before the daemon ends")
+    }
+
+    /// Of the daemon itself, unless it was started by way of another program.
+    pub fn pid(&self) -> i32 {
+        self.process.pid().as_raw_nonzero().get()
     }
 
     pub fn kill9(mut self) {

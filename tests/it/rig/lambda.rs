@@ -66,6 +66,11 @@ impl Lambda {
         })
     }
 
+    /// Every request with a whole body, also those that were throttled or refused.
+    pub fn entries(&self) -> Vec<std::sync::Arc<sendoff::standin::Entry>> {
+        self.standin.ledger().entries()
+    }
+
     /// Waits until all of `ids` were taken.
     pub fn wait_for(&self, ids: &[String]) {
         eventually("Lambda has taken every event", || {
