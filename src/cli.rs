@@ -27,6 +27,8 @@ pub mod redrive;
 
 pub mod admin_client;
 
+mod table;
+
 pub mod functions;
 
 pub mod events;
@@ -36,8 +38,6 @@ pub mod pause;
 pub mod resume;
 
 pub mod purge;
-
-pub mod operator;
 
 pub mod status;
 

@@ -2,8 +2,7 @@
 
 use clap::Args;
 
-use super::admin_client::{Ask, Asker, lane_path};
-use super::dead_letters::Daemon;
+use super::admin_client::{Ask, Asker, Daemon, lane_path};
 use super::{Failure, print};
 use crate::config::Environment;
 
@@ -19,7 +18,7 @@ pub struct Options {
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let asker = Asker::new(options.daemon, environment)?;
+    let asker = Asker::new(&options.daemon, environment)?;
     asker.ask(&Ask::Post(lane_path(&options.function, "resume")))?;
     print(&format!("{} is resumed\n", options.function))
 }

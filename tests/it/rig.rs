@@ -21,6 +21,8 @@ pub mod lambda;
 
 pub mod lossy;
 
+pub mod gate;
+
 pub mod sender;
 
 /// Long enough for a busy machine; a test that waits this long has failed.
