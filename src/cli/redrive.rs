@@ -119,12 +119,27 @@ async fn redrive(options: Options, environment: &Environment) -> Result<(), Fail
         Some(store) => store.client(),
         None => options.daemon.client(environment)?,
     };
+    let asks_a_daemon = !options.standalone && !options.direct && !(options.dry_run && options.queue.is_some());
+    if asks_a_daemon {
+        must_be_there(&client).await?;
+    }
     let stop = CancellationToken::new();
     let done = until_interrupted(&stop, work(&options, &config, &shared, client, &clock, &stop)).await;
     if let Some(store) = own_store {
         store.close().await?;
     }
     done
+}
+
+/// Before any message is hidden from others: later a daemon that is away is waited for.
+async fn must_be_there(client: &AdminClient) -> Result<(), Failure> {
+    match client.get("/livez").await {
+        Err(trouble) if trouble.code == UNREACHABLE => {
+            let message = format!("{}, or redrive without a daemon: --standalone or --direct", trouble.message);
+            Err(Failure::from(Trouble { message, ..trouble }))
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 async fn work(

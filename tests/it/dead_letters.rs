@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -109,6 +109,27 @@ fn setup(state: &Path, lambda: &Lambda, sqs: &str) -> Setup {
         .set("dead_letter.backoff_base", "50ms")
         .set("dead_letter.backoff_cap", "500ms")
         .set("delivery.attempts_max", "1")
+}
+
+/// A queue of moto, a Lambda that refuses everything, and how to start a daemon between them.
+struct Parts {
+    service: Service,
+    lambda: Lambda,
+    queue: String,
+    setup: Setup,
+    state: PathBuf,
+    _scratch: tempfile::TempDir,
+}
+
+impl Parts {
+    fn new() -> Self {
+        let (_scratch, state) = scratch();
+        let (service, lambda) = (Service::moto(), Lambda::start());
+        refuse_all(&lambda);
+        let queue = service.create_queue("dead", &json!({}));
+        let setup = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue);
+        Self { service, lambda, queue, setup, state, _scratch }
+    }
 }
 
 fn refuse_all(lambda: &Lambda) {
@@ -345,25 +366,18 @@ fn what_lambda_itself_put_on_a_queue_is_redriven_and_what_is_foreign_is_left_and
 
 #[test]
 fn an_event_that_dies_again_comes_back_until_the_ceiling_and_no_client_repeat_slips_in() {
-    let service = Service::moto();
-    let (_scratch, state) = scratch();
-    let lambda = Lambda::start();
-    refuse_all(&lambda);
-    let queue = service.create_queue("dead", &json!({}));
-    let daemon = setup(&state, &lambda, &service.url())
-        .set("dead_letter.queue_url", &queue)
-        .set("dead_letter.redrives_max", "2")
-        .start();
-    kill_events(&daemon, &service, &queue, &ids(0..1));
+    let Parts { service, queue, setup, .. } = &Parts::new();
+    let daemon = setup.clone().set("dead_letter.redrives_max", "2").start();
+    kill_events(&daemon, service, queue, &ids(0..1));
     for _ in 0..2 {
-        let (_, said) = redrive(&daemon, &service, &queue, &[]);
+        let (_, said) = redrive(&daemon, service, queue, &[]);
         assert!(said.contains("1 redriven"), "{said}");
-        eventually("it is dead again", || (service.count(&queue) == 1).then_some(()));
+        eventually("it is dead again", || (service.count(queue) == 1).then_some(()));
     }
-    let (code, said) = redrive(&daemon, &service, &queue, &[]);
+    let (code, said) = redrive(&daemon, service, queue, &[]);
     assert_eq!((code, said.contains("1 left on the queue: ceiling")), (1, true), "{said}");
     assert!(said.contains("dead_letter.redrives_max is 2"), "{said}");
-    assert_eq!(service.count(&queue), 1);
+    assert_eq!(service.count(queue), 1);
 }
 
 #[test]
@@ -493,15 +507,11 @@ fn without_a_queue_dead_letters_are_listed_shown_exported_imported_redriven_and_
 
 #[test]
 fn a_redrive_that_is_interrupted_finishes_what_it_has_and_leaves_the_rest_visible() {
-    let service = Service::moto();
-    let (_scratch, state) = scratch();
-    let lambda = Lambda::start();
-    refuse_all(&lambda);
-    let queue = service.create_queue("dead", &json!({}));
-    let daemon = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue).start();
-    kill_events(&daemon, &service, &queue, &ids(0..60));
+    let Parts { service, lambda, queue, setup, .. } = &Parts::new();
+    let daemon = setup.start();
+    kill_events(&daemon, service, queue, &ids(0..60));
     lambda.take_all();
-    let args = ["redrive", "--queue", &queue, "--rate", "20/s"];
+    let args = ["redrive", "--queue", queue, "--rate", "20/s"];
     let mut process = Process::spawn("redrive", &mut sendoff(daemon.admin, &service.url(), &args));
     eventually("some are back", || (lambda.taken().len() > 4).then_some(()));
     process.signal(rustix::process::Signal::INT);
@@ -510,8 +520,8 @@ fn a_redrive_that_is_interrupted_finishes_what_it_has_and_leaves_the_rest_visibl
     assert_eq!(status.code(), Some(1), "{:?}", process.lines());
     assert!(process.lines().iter().any(|line| line.contains("interrupted")), "{:?}", process.lines());
     daemon.wait_until_empty();
-    assert_eq!(lambda.taken().len() + service.count(&queue), 60);
-    let (code, said) = redrive(&daemon, &service, &queue, &[]);
+    assert_eq!(lambda.taken().len() + service.count(queue), 60);
+    let (code, said) = redrive(&daemon, service, queue, &[]);
     assert_eq!(code, 0, "{said}");
     lambda.wait_for(&ids(0..60));
     assert!(lambda.taken().values().all(|&times| times == 1));

@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::{Service, address, ids, kill_events, redrive, refuse_all, run, sendoff, setup};
-use crate::rig::daemon::{Daemon, scratch};
+use super::{Parts, address, ids, kill_events, redrive, run, sendoff};
+use crate::rig::daemon::Daemon;
 use crate::rig::eventually;
 use crate::rig::gate::Gate;
-use crate::rig::lambda::{Lambda, payload};
+use crate::rig::lambda::payload;
 
 /// What becomes of a letter that meets a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,13 +70,9 @@ fn unshippable(daemon: &Daemon) -> f64 {
 
 #[test]
 fn each_failure_of_sending_is_handled_as_its_class_says_of_a_call_and_of_an_entry() {
-    let (_scratch, state) = scratch();
-    let service = Service::moto();
-    let lambda = Lambda::start();
-    refuse_all(&lambda);
-    let queue = service.create_queue("dead", &json!({}));
+    let Parts { service, queue, setup, .. } = &Parts::new();
     let gate = Gate::start(address(&service.url()));
-    let daemon = setup(&state, &lambda, &gate.url()).set("dead_letter.queue_url", &queue).start();
+    let daemon = setup.clone().set("sqs.endpoint_url", &gate.url()).start();
     let (mut kept, mut sent) = (0.0, 0);
     for (n, (code, class)) in SENDING.iter().flat_map(|failure| [failure, failure]).enumerate() {
         let of_an_entry = n % 2 == 1;
@@ -91,7 +87,7 @@ fn each_failure_of_sending_is_handled_as_its_class_says_of_a_call_and_of_an_entr
             }
             Class::Waits => {
                 sent += 1;
-                eventually(&format!("{code} passes"), || (service.count(&queue) == sent).then_some(()));
+                eventually(&format!("{code} passes"), || (service.count(queue) == sent).then_some(()));
                 let seen = daemon.scrape().sum("sendoff_deadletter_ship_failures_total", &[("code", code)]);
                 assert!(seen >= 1.0, "{code} is counted by its name");
             }
@@ -109,16 +105,12 @@ fn each_failure_of_sending_is_handled_as_its_class_says_of_a_call_and_of_an_entr
 
 #[test]
 fn failures_of_receiving_pass_or_end_the_redrive_in_words_and_no_letter_is_lost() {
-    let (_scratch, state) = scratch();
-    let service = Service::moto();
-    let lambda = Lambda::start();
-    refuse_all(&lambda);
-    let queue = service.create_queue("dead", &json!({}));
-    let daemon = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue).start();
-    kill_events(&daemon, &service, &queue, &ids(0..20));
+    let Parts { service, lambda, queue, setup, .. } = &Parts::new();
+    let daemon = setup.start();
+    kill_events(&daemon, service, queue, &ids(0..20));
     let gate = Gate::start(address(&service.url()));
     let redrive = |more: &[&str]| {
-        let args = [&["redrive", "--queue", &queue, "--progress", "none"], more].concat();
+        let args = [&["redrive", "--queue", queue, "--progress", "none"], more].concat();
         run(sendoff(daemon.admin, &gate.url(), &args))
     };
     for code in [
@@ -140,14 +132,14 @@ fn failures_of_receiving_pass_or_end_the_redrive_in_words_and_no_letter_is_lost(
         let (exit, said) = redrive(&["--dry-run"]);
         assert_eq!((exit, said.contains(code)), (1, true), "{said}");
         assert!(said.contains("what is left is still on the queue"), "{said}");
-        assert_eq!(service.count(&queue), 20);
+        assert_eq!(service.count(queue), 20);
     }
     lambda.take_all();
     for (n, code) in ["RequestThrottled", "KmsThrottled", "OverLimit", "InternalFailure"].into_iter().enumerate() {
         gate.answer("AmazonSQS.ReceiveMessage", 2, move |_| failure(code));
         let (exit, said) = redrive(&["--limit", "5"]);
         assert_eq!((exit, said.contains("5 redriven")), (0, true), "{code}: {said}");
-        assert_eq!((service.count(&queue), gate.has_answered()), (15 - 5 * n, true), "{code}");
+        assert_eq!((service.count(queue), gate.has_answered()), (15 - 5 * n, true), "{code}");
     }
     lambda.wait_for(&ids(0..20));
     daemon.wait_until_empty();
@@ -156,32 +148,28 @@ fn failures_of_receiving_pass_or_end_the_redrive_in_words_and_no_letter_is_lost(
 
 #[test]
 fn failures_of_deleting_leave_messages_that_the_next_redrive_recognises() {
-    let (_scratch, state) = scratch();
-    let service = Service::moto();
-    let lambda = Lambda::start();
-    refuse_all(&lambda);
-    let queue = service.create_queue("dead", &json!({}));
-    let daemon = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue).start();
-    kill_events(&daemon, &service, &queue, &ids(0..10));
+    let Parts { service, lambda, queue, setup, .. } = &Parts::new();
+    let daemon = setup.start();
+    kill_events(&daemon, service, queue, &ids(0..10));
     lambda.take_all();
     let gate = Gate::start(address(&service.url()));
     // With a limit one receive brings all, and so one deletion has all.
-    let args = ["redrive", "--queue", &queue, "--progress", "none", "--visibility", "1s", "--limit", "10"];
+    let args = ["redrive", "--queue", queue, "--progress", "none", "--visibility", "1s", "--limit", "10"];
     let gated = || run(sendoff(daemon.admin, &gate.url(), &args));
     // A receipt that no longer counts will never do; what is throttled is tried again.
     gate.answer("AmazonSQS.DeleteMessageBatch", 1, |body| entries_failed(body, "ReceiptHandleIsInvalid"));
     let (code, said) = gated();
     assert_eq!((code, said.contains("10 redriven, 0 repeats")), (0, true), "{said}");
     assert!(said.contains("10 accepted but not deleted"), "{said}");
-    assert_eq!(service.count(&queue), 10);
+    assert_eq!(service.count(queue), 10);
     gate.answer("AmazonSQS.DeleteMessageBatch", 2, |_| failure("RequestThrottled"));
     let said = eventually("they are visible again, and recognised", || {
         let (_, said) = gated();
-        (service.count(&queue) == 0).then_some(said)
+        (service.count(queue) == 0).then_some(said)
     });
     assert!(said.contains("0 redriven, 10 repeats"), "{said}");
     daemon.wait_until_empty();
     assert!(lambda.taken().values().all(|&times| times == 1));
-    let (code, said) = redrive(&daemon, &service, &queue, &[]);
+    let (code, said) = redrive(&daemon, service, queue, &[]);
     assert_eq!((code, said.contains("0 redriven, 0 repeats")), (0, true), "{said}");
 }

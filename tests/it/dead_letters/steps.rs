@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use super::{Service, address, ids, kill_events, patiently, redrive, refuse_all, run, sendoff, setup};
+use super::{Parts, Service, address, ids, kill_events, patiently, redrive, refuse_all, run, sendoff, setup};
 use crate::rig::daemon::{Daemon, Setup, scratch};
 use crate::rig::gate::{At, Gate};
 use crate::rig::lambda::{Lambda, payload};
@@ -30,11 +30,9 @@ enum Victim {
 
 /// What a redrive goes through: gates before the queue and before the daemon.
 struct Stage {
-    service: Service,
-    lambda: Lambda,
+    parts: Parts,
     setup: Setup,
     daemon: Daemon,
-    queue: String,
     to_queue: Gate,
     to_daemon: Gate,
 }
@@ -42,10 +40,10 @@ struct Stage {
 impl Stage {
     /// Kills `victim` while a redrive of `ids` is at this moment, then redrives to the end.
     fn die_at(mut self, (request, at): (&str, At), victim: Victim, ids: &[String]) -> Self {
-        self.lambda.take_all();
+        self.parts.lambda.take_all();
         let gate = if request == ACCEPT { &self.to_daemon } else { &self.to_queue };
         gate.hold(request, at);
-        let args = ["redrive", "--queue", &self.queue, "--visibility", "1s", "--progress", "none"];
+        let args = ["redrive", "--queue", &self.parts.queue, "--visibility", "1s", "--progress", "none"];
         let mut command = sendoff(self.to_daemon.address(), &self.to_queue.url(), &args);
         let mut process = Process::spawn("redrive", &mut command);
         gate.wait_until_held();
@@ -62,37 +60,34 @@ impl Stage {
         drop(process);
 
         let said = patiently("nothing is left but what is foreign", || {
-            let (_, said) = redrive(&self.daemon, &self.service, &self.queue, &["--visibility", "2s"]);
-            (self.service.count(&self.queue) == 1).then_some(said)
+            let (_, said) = redrive(&self.daemon, &self.parts.service, &self.parts.queue, &["--visibility", "2s"]);
+            (self.parts.service.count(&self.parts.queue) == 1).then_some(said)
         });
         assert!(said.contains("1 left on the queue: foreign"), "{said}");
-        self.lambda.wait_for(ids);
+        self.parts.lambda.wait_for(ids);
         self.daemon.wait_until_empty();
         self
     }
 }
 
 fn dies_at_every_step_of_a_redrive(victim: Victim) {
-    let (_scratch, state) = scratch();
-    let service = Service::moto();
-    let lambda = Lambda::start();
-    refuse_all(&lambda);
-    let queue = service.create_queue("dead", &serde_json::json!({}));
-    let setup = setup(&state, &lambda, &service.url())
-        .set("dead_letter.queue_url", &queue)
+    let parts = Parts::new();
+    let setup = parts
+        .setup
+        .clone()
         .set("listen.ingest", &format!("127.0.0.1:{}", lasting_port()))
         .set("listen.admin", &format!("127.0.0.1:{}", lasting_port()));
     let daemon = setup.start();
-    let (to_queue, to_daemon) = (Gate::start(address(&service.url())), Gate::start(daemon.admin));
-    let mut stage = Stage { service, lambda, setup, daemon, queue, to_queue, to_daemon };
+    let (to_queue, to_daemon) = (Gate::start(address(&parts.service.url())), Gate::start(daemon.admin));
+    let mut stage = Stage { parts, setup, daemon, to_queue, to_daemon };
     for (n, moment) in moments(&[RECEIVE, ACCEPT, DELETE, RELEASE]).enumerate() {
-        refuse_all(&stage.lambda);
+        refuse_all(&stage.parts.lambda);
         let ids = ids(100 * n..100 * n + 35);
-        kill_events(&stage.daemon, &stage.service, &stage.queue, &ids);
-        stage.service.send(&stage.queue, "hello", &[]);
+        kill_events(&stage.daemon, &stage.parts.service, &stage.parts.queue, &ids);
+        stage.parts.service.send(&stage.parts.queue, "hello", &[]);
         stage = stage.die_at(moment, victim, &ids);
-        stage.service.empty(&stage.queue);
-        let taken = stage.lambda.taken();
+        stage.parts.service.empty(&stage.parts.queue);
+        let taken = stage.parts.lambda.taken();
         let times: Vec<u64> = ids.iter().map(|id| taken[id]).collect();
         match victim {
             Victim::Redrive => assert!(times.iter().all(|&times| times == 1), "{moment:?}: {taken:?}"),
@@ -114,15 +109,11 @@ fn a_daemon_that_is_killed_between_any_two_steps_of_a_redrive_loses_nothing() {
 
 #[test]
 fn a_direct_redrive_that_is_killed_between_any_two_steps_loses_nothing() {
-    let (_scratch, state) = scratch();
-    let service = Service::moto();
-    let lambda = Lambda::start();
-    let queue = service.create_queue("dead", &serde_json::json!({}));
-    let setup = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue);
+    let Parts { service, lambda, queue, setup, .. } = &Parts::new();
     let (to_queue, to_lambda) = (Gate::start(address(&service.url())), Gate::start(address(&lambda.endpoint_url())));
     let endpoint = format!("lambda.endpoint_url={}", to_lambda.url());
     let direct = |visibility: &str| {
-        let args = ["redrive", "--direct", "--queue", &queue, "--visibility", visibility, "--set", &endpoint];
+        let args = ["redrive", "--direct", "--queue", queue, "--visibility", visibility, "--set", &endpoint];
         let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
         command.args(args).args(["--set", &format!("sqs.endpoint_url={}", to_queue.url()), "--progress", "none"]);
         command.env_clear();
@@ -130,10 +121,10 @@ fn a_direct_redrive_that_is_killed_between_any_two_steps_loses_nothing() {
         command
     };
     for (n, (request, at)) in moments(&[RECEIVE, "/invocations", DELETE]).enumerate() {
-        refuse_all(&lambda);
+        refuse_all(lambda);
         let ids = ids(100 * n..100 * n + 35);
         let daemon = setup.start();
-        kill_events(&daemon, &service, &queue, &ids);
+        kill_events(&daemon, service, queue, &ids);
         daemon.kill9();
         lambda.take_all();
         let gate = if request == "/invocations" { &to_lambda } else { &to_queue };
@@ -145,7 +136,7 @@ fn a_direct_redrive_that_is_killed_between_any_two_steps_loses_nothing() {
         patiently("nothing is left", || {
             let (code, said) = run(direct("2s"));
             assert_eq!(code, 0, "{said}");
-            (service.count(&queue) == 0).then_some(())
+            (service.count(queue) == 0).then_some(())
         });
         let taken = lambda.taken();
         let twice = ids.iter().filter(|id| taken[*id] > 1).count();
@@ -173,14 +164,10 @@ fn all_come_back(setup: &Setup, service: &Service, queue: &str, lambda: &Lambda,
 
 #[test]
 fn a_daemon_that_is_killed_while_it_ships_loses_nothing_and_copies_are_recognised() {
-    let (_scratch, state) = scratch();
-    let service = Service::moto();
-    let lambda = Lambda::start();
-    let queue = service.create_queue("dead", &serde_json::json!({}));
+    let Parts { service, lambda, queue, setup, .. } = &Parts::new();
     let gate = Gate::start(address(&service.url()));
-    let setup = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue);
     for (n, at) in [At::Before, At::After].into_iter().enumerate() {
-        refuse_all(&lambda);
+        refuse_all(lambda);
         gate.hold(SEND, at);
         let daemon = setup.clone().set("sqs.endpoint_url", &gate.url()).start();
         let ids = ids(100 * n..100 * n + 25);
@@ -189,7 +176,7 @@ fn a_daemon_that_is_killed_while_it_ships_loses_nothing_and_copies_are_recognise
         }
         gate.wait_until_held();
         daemon.kill9();
-        all_come_back(&setup, &service, &queue, &lambda, &ids);
+        all_come_back(setup, service, queue, lambda, &ids);
     }
 }
 
@@ -199,14 +186,12 @@ fn a_daemon_that_is_killed_at_any_sync_of_an_events_life_and_death_loses_nothing
         eprintln!("NOT RUN: strace is not installed");
         return;
     }
-    let service = Service::moto();
-    let lambda = Lambda::start();
-    let queue = service.create_queue("dead", &serde_json::json!({}));
+    let Parts { service, lambda, queue, .. } = &Parts::new();
     let (mut deaths, mut accepted_at_all) = (0, 0);
     for n in 1.. {
         let (_scratch, state) = scratch();
-        refuse_all(&lambda);
-        let setup = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue);
+        refuse_all(lambda);
+        let setup = setup(&state, lambda, &service.url()).set("dead_letter.queue_url", queue);
         // The answer of SQS lies between two syncs: of the burial, and of the settlement that removes the letter.
         let inject = format!("inject=fdatasync:signal=KILL:when={n}");
         let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject];
@@ -245,13 +230,13 @@ fn a_daemon_that_is_killed_at_any_sync_of_an_events_life_and_death_loses_nothing
         deaths += 1;
         accepted_at_all += u32::from(accepted);
         if accepted {
-            all_come_back(&setup, &service, &queue, &lambda, &[id]);
+            all_come_back(&setup, service, queue, lambda, &[id]);
         } else {
             // What was not accepted may be there or not; the queue is emptied for the next life.
             let daemon = setup.start();
             patiently("the store is empty", || (daemon.stored() == 0.0).then_some(()));
             daemon.kill9();
-            service.empty(&queue);
+            service.empty(queue);
         }
     }
     let known: BTreeSet<String> = lambda.taken().into_keys().collect();
