@@ -58,6 +58,9 @@ pub struct Options {
     /// At most so many
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
+    /// Receives, and deletions, under way at once; 1 for an emulator that mixes up more
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=32))]
+    calls: u8,
     /// Only look: nothing is accepted or deleted
     #[arg(long)]
     dry_run: bool,
@@ -111,7 +114,8 @@ async fn redrive(options: Options, environment: &Environment) -> Result<(), Fail
         false => options.daemon.config(environment)?,
     };
     let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
-    let own_store = match options.standalone && !(options.dry_run && options.queue.is_some()) {
+    let only_looks = options.dry_run && options.queue.is_some();
+    let own_store = match options.standalone && !only_looks {
         true => Some(OwnStore::open(&config, &shared, &clock).await?),
         false => None,
     };
@@ -119,8 +123,7 @@ async fn redrive(options: Options, environment: &Environment) -> Result<(), Fail
         Some(store) => store.client(),
         None => options.daemon.client(environment)?,
     };
-    let asks_a_daemon = !options.standalone && !options.direct && !(options.dry_run && options.queue.is_some());
-    if asks_a_daemon {
+    if !(options.standalone || options.direct || only_looks) {
         must_be_there(&client).await?;
     }
     let stop = CancellationToken::new();
@@ -226,7 +229,8 @@ impl Source {
         // Who may receive need not be allowed to ask.
         let messages = sqs.facts_of(queue).await.ok().map(|facts| facts.messages);
         let expected = messages.map_or(options.limit, |messages| Some(options.limit.unwrap_or(u64::MAX).min(messages)));
-        let plan = Plan { wanted, limit: options.limit, rate: options.rate, dry_run: options.dry_run };
+        let Options { limit, rate, dry_run, calls, .. } = *options;
+        let plan = Plan { wanted, limit, rate, dry_run, calls: usize::from(calls) };
         Ok(Self { queue: source, plan, expected })
     }
 

@@ -41,14 +41,11 @@ const BACKOFF_CAP: Duration = Duration::from_secs(5);
 /// Messages of one receive, delete or release (SQS).
 pub const MESSAGES_MAX: usize = 10;
 
-/// Receives under way at once, and deletes: enough to hide a queue's distance, few enough for SQS's and our own connections.
-const CALLS_MAX: usize = 8;
-
 /// Letters in memory, from their receipt to their deletion.
 const IN_HAND_MAX: usize = 400;
 
-/// Payload bytes in memory beyond which nothing more is received; what is under way then may bring [`CALLS_MAX`] times ten
-/// messages of 1 MiB.
+/// Payload bytes in memory beyond which nothing more is received; what is under way then may bring [`Plan::calls`] times
+/// ten messages of 1 MiB.
 const IN_HAND_BYTES_MAX: usize = 32 << 20;
 
 /// Letters handed to a door at once: they share one commit.
@@ -101,7 +98,7 @@ pub enum Answer {
 }
 
 /// How to redrive.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     pub wanted: Wanted,
     /// Letters to accept, at most; none is all.
@@ -110,6 +107,8 @@ pub struct Plan {
     pub rate: Option<f64>,
     /// Looks, and leaves everything where it is.
     pub dry_run: bool,
+    /// Receives under way at once, and deletions; at least 1.
+    pub calls: usize,
 }
 
 /// What was done so far.

@@ -111,7 +111,7 @@ fn setup(state: &Path, lambda: &Lambda, sqs: &str) -> Setup {
         .set("delivery.attempts_max", "1")
 }
 
-/// A queue of moto, a Lambda that refuses everything, and how to start a daemon between them.
+/// A queue of MiniStack, a Lambda that refuses everything, and how to start a daemon between them.
 struct Parts {
     service: Service,
     lambda: Lambda,
@@ -124,7 +124,8 @@ struct Parts {
 impl Parts {
     fn new() -> Self {
         let (_scratch, state) = scratch();
-        let (service, lambda) = (Service::moto(), Lambda::start());
+        // moto mixes up calls that overlap: it gives a message twice, and forgets deletions.
+        let (service, lambda) = (Service::ministack(_scratch.path()), Lambda::start());
         refuse_all(&lambda);
         let queue = service.create_queue("dead", &json!({}));
         let setup = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue);
@@ -189,7 +190,7 @@ fn patiently<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     panic!("waited ten minutes in vain: {what}");
 }
 
-fn out_and_back(service: &Service, format: &str, fifo: bool) {
+fn out_and_back(service: &Service, format: &str, fifo: bool, calls: &str) {
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();
     refuse_all(&lambda);
@@ -203,12 +204,12 @@ fn out_and_back(service: &Service, format: &str, fifo: bool) {
     assert_eq!(daemon.scrape().sum("sendoff_deadletter_shipped_total", &[]), 45.0);
 
     // Of a FIFO queue a dry run sees only what heads its group.
-    let (code, said) = redrive(&daemon, service, &queue, &["--dry-run"]);
+    let (code, said) = redrive(&daemon, service, &queue, &["--dry-run", "--calls", calls]);
     assert_eq!((code, fifo || said.contains("45 would be redriven")), (0, true), "{said}");
     assert_eq!(service.count(&queue), 45);
 
     lambda.take_all();
-    let (code, said) = redrive(&daemon, service, &queue, &[]);
+    let (code, said) = redrive(&daemon, service, &queue, &["--calls", calls]);
     assert_eq!((code, said.contains("45 redriven, 0 repeats")), (0, true), "{said}");
     lambda.wait_for(&ids);
     daemon.wait_until_empty();
@@ -219,19 +220,19 @@ fn out_and_back(service: &Service, format: &str, fifo: bool) {
 
 #[test]
 fn dead_letters_go_out_to_a_queue_of_moto_and_come_back() {
-    out_and_back(&Service::moto(), "dlq", false);
+    out_and_back(&Service::moto(), "dlq", false, "1");
 }
 
 #[test]
 fn dead_letters_go_out_to_a_queue_of_ministack_and_come_back() {
     let (scratch, _) = scratch();
-    out_and_back(&Service::ministack(scratch.path()), "dlq", false);
+    out_and_back(&Service::ministack(scratch.path()), "dlq", false, "8");
 }
 
 #[test]
 fn destination_records_go_out_to_a_fifo_queue_and_come_back() {
     let (scratch, _) = scratch();
-    out_and_back(&Service::ministack(scratch.path()), "destination", true);
+    out_and_back(&Service::ministack(scratch.path()), "destination", true, "8");
 }
 
 /// Kills daemon and redrive, each at its own moments, until the redrive says that nothing is left.

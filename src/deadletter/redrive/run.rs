@@ -10,8 +10,8 @@ use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Answer, CALLS_MAX, Door, Ended, IDLE_RECEIVES, IN_HAND_BYTES_MAX, LEFT_MAX, MESSAGES_MAX, Plan, Queue, Tally,
-    Tries, fitting, in_hand_max,
+    Answer, Door, Ended, IDLE_RECEIVES, IN_HAND_BYTES_MAX, LEFT_MAX, MESSAGES_MAX, Plan, Queue, Tally, Tries, fitting,
+    in_hand_max,
 };
 use crate::clock::{Clock, UnixMillis};
 use crate::deadletter::Trouble;
@@ -147,7 +147,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
     }
 
     fn next_step(&mut self) -> Option<Step> {
-        if self.under_way.deletes < CALLS_MAX && !self.accepted.is_empty() {
+        if self.under_way.deletes < self.plan.calls && !self.accepted.is_empty() {
             let at = self.accepted.len().saturating_sub(MESSAGES_MAX);
             return Some(Step::Delete(self.accepted.split_off(at)));
         }
@@ -186,7 +186,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
     fn may_receive(&self) -> Option<usize> {
         let UnderWay { receives, asked, at_door, at_door_bytes, .. } = self.under_way;
         let in_hand = self.in_hand();
-        let calls_max = if self.dry { 1 } else { CALLS_MAX };
+        let calls_max = if self.dry { 1 } else { self.plan.calls };
         if receives >= calls_max || self.dry && in_hand > 0 || self.idle >= IDLE_RECEIVES {
             return None;
         }
@@ -363,7 +363,9 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
     async fn release_left(&mut self) {
         let receipts: Vec<String> = std::mem::take(&mut self.left).into_values().collect();
         let queue = self.queue;
-        stream::iter(receipts.chunks(MESSAGES_MAX)).for_each_concurrent(CALLS_MAX, |some| queue.release(some)).await;
+        stream::iter(receipts.chunks(MESSAGES_MAX))
+            .for_each_concurrent(self.plan.calls, |some| queue.release(some))
+            .await;
     }
 }
 

@@ -145,8 +145,13 @@ fn trouble(code: &str, transient: bool) -> Trouble {
     Trouble { code: code.into(), message: "why".into(), transient }
 }
 
+/// Of messages that name their function.
+fn unnamed() -> Plan {
+    Plan { wanted: Wanted::default(), limit: None, rate: None, dry_run: false, calls: 8 }
+}
+
 fn plan() -> Plan {
-    Plan { wanted: Wanted { function: Some("orders".into()), ..Wanted::default() }, ..Plan::default() }
+    Plan { wanted: Wanted { function: Some("orders".into()), ..Wanted::default() }, ..unnamed() }
 }
 
 async fn redrive(queue: &FakeQueue, door: &FakeDoor, plan: Plan) -> (Ended, Tally) {
@@ -212,7 +217,7 @@ async fn what_died_again_during_the_redrive_is_left_for_the_next() {
     };
     queue.put("early", ours(1_789_999_999_999));
     queue.put("late", ours(1_790_000_000_001));
-    let (_, tally) = redrive(&queue, &door, Plan::default()).await;
+    let (_, tally) = redrive(&queue, &door, unnamed()).await;
     assert_eq!((tally.accepted, tally.left["died-again"].named[0].0.as_str()), (1, "late"));
     assert_eq!((queue.len(), queue.hidden()), (2, 0), "the other is foreign without a function");
 }

@@ -129,12 +129,12 @@ fn a_direct_redrive_that_is_killed_between_any_two_steps_loses_nothing() {
         lambda.take_all();
         let gate = if request == "/invocations" { &to_lambda } else { &to_queue };
         gate.hold(request, at);
-        let mut process = Process::spawn("redrive", &mut direct("1s"));
+        let mut process = Process::spawn("redrive", &mut direct("5s"));
         gate.wait_until_held();
         process.kill9();
         drop(process);
         patiently("nothing is left", || {
-            let (code, said) = run(direct("2s"));
+            let (code, said) = run(direct("60s"));
             assert_eq!(code, 0, "{said}");
             (service.count(queue) == 0).then_some(())
         });
