@@ -202,7 +202,7 @@ async fn list(client: &AdminClient, filter: &FilterOptions, limit: usize, json: 
         table.add_row(row(letter));
     }
     let shown = found.len();
-    print(&format!("{}{shown} shown; the store holds {buried} dead letters\n", table::lines(&table)))
+    print(&format!("{}{shown} shown; the store holds {buried} dead letters\n", table::lines(table)))
 }
 
 fn row(letter: &Value) -> Vec<String> {

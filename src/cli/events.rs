@@ -51,7 +51,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             if json {
                 return events.iter().try_for_each(|event| print(&format!("{event}\n")));
             }
-            print(&table::lines(&listed(&events)))
+            print(&table::lines(listed(&events)))
         }
         Command::Show { event: One { daemon, id }, payload } => {
             let path = format!("{}{}", path(&id), query(&[("payload", payload.then_some("true"))]));

@@ -24,7 +24,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     if options.json {
         return functions.iter().try_for_each(|function| print(&format!("{function}\n")));
     }
-    print(&table::lines(&listed(functions)))
+    print(&table::lines(listed(functions)))
 }
 
 fn listed(functions: &[Value]) -> Table {

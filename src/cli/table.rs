@@ -1,4 +1,4 @@
-//! Tables for people: columns without lines, and no blanks at the ends of rows, which are noise in a pipe or a diff.
+//! Tables for people: columns without lines, two blanks apart, and no blanks at the ends of rows, which are noise in a pipe.
 
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
@@ -12,8 +12,11 @@ pub(super) fn headed(heads: &[&str]) -> Table {
 }
 
 /// The table as it is printed, with a line break at its end.
-pub(super) fn lines(table: &Table) -> String {
-    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
+pub(super) fn lines(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    format!("{}\n", table.trim_fmt())
 }
 
 #[cfg(test)]
@@ -21,11 +24,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_row_ends_with_blanks() {
-        let mut table = headed(&["NAME", "A LONG HEAD"]);
-        table.add_row(["a", "b"]).add_row(["a longer name", ""]);
-        let lines = lines(&table);
-        assert_eq!(lines.lines().count(), 3);
-        assert!(lines.lines().all(|line| line == line.trim_end()), "{lines:?}");
+    fn columns_are_two_blanks_apart_and_no_row_ends_with_blanks() {
+        let mut table = headed(&["FUNCTION", "STATE"]);
+        table.add_row(["orders", "open"]).add_row(["a", "paused by an operator"]);
+        assert_eq!(lines(table), "FUNCTION  STATE\norders    open\na         paused by an operator\n");
     }
 }
