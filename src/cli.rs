@@ -27,6 +27,8 @@ pub mod redrive;
 
 pub mod admin_client;
 
+mod table;
+
 pub mod functions;
 
 pub mod events;
@@ -34,8 +36,6 @@ pub mod events;
 pub mod pause;
 
 pub mod purge;
-
-pub mod operator;
 
 pub mod status;
 

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::dead_letters::Rules;
 use crate::admin::status::Status;
 use crate::admin::{Admin, Readiness};
 use crate::aws;
@@ -124,10 +125,9 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     stages.spawn(report("sweep", sweep(outbox.clone(), clock.clone(), config.outbox.clone(), stop.leasing.clone())));
 
     let ingest_address = ingest.first().map(address).transpose()?.unwrap_or_default();
-    let mut settings = config.ingest.clone();
-    settings.region = settings.region.or_else(|| shared.region().map(str::to_owned));
-    let redrives_max = config.dead_letter.redrives_max;
-    operator.rules_are(crate::admin::dead_letters::Rules { names: settings.clone(), redrives_max });
+    let rules = redrive_rules(&config, &shared);
+    let settings = rules.names.clone();
+    operator.rules_are(rules);
     let limits = limits(&settings, settings.connections_max);
     let connections = Some(metrics.ingest_connections.clone());
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
@@ -246,8 +246,15 @@ fn address(listener: &TcpListener) -> Result<String, Error> {
     address.map(|address| address.to_string()).map_err(|source| Error::System { doing: "reading an address", source })
 }
 
+/// What the letters of a redrive become.
+pub fn redrive_rules(config: &Config, shared: &aws::Shared) -> Rules {
+    let mut names = config.ingest.clone();
+    names.region = names.region.or_else(|| shared.region().map(str::to_owned));
+    Rules { names, redrives_max: config.dead_letter.redrives_max }
+}
+
 /// Opens the store, which may take a while, and starts its writer.
-async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<(Handle, JoinHandle<()>), Error> {
+pub async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<(Handle, JoinHandle<()>), Error> {
     let (dir, settings) = (config.state_dir.clone(), config.outbox.clone());
     let (clock, metrics) = (clock.clone(), metrics.clone());
     let shown = dir.display().to_string();
@@ -274,7 +281,7 @@ async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<
 }
 
 /// Waits until the writer has written what was asked of it and let go of the store.
-async fn close(writer: JoinHandle<()>) -> Result<(), Error> {
+pub async fn close(writer: JoinHandle<()>) -> Result<(), Error> {
     let closed = tokio::task::spawn_blocking(move || writer.join()).await;
     match closed {
         Ok(Ok(())) => Ok(()),

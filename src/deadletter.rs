@@ -14,6 +14,8 @@ pub mod message;
 
 pub mod destination;
 
+pub mod pack;
+
 pub mod ship;
 
 pub mod letter;
@@ -89,8 +91,19 @@ pub struct Settings {
     /// A queue that keeps messages for less than this is worth a warning.
     pub retention_min: Duration,
     pub format: Format,
+    pub oversize: Oversize,
     /// How often an event may come back from the dead.
     pub redrives_max: u32,
+}
+
+/// What becomes of an event that does not fit its queue with its attributes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Oversize {
+    /// It stays in the store, listed and counted.
+    #[default]
+    Keep,
+    /// It goes compressed, if it fits then.
+    Compress,
 }
 
 /// The form of a message's body.

@@ -77,8 +77,25 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "reload",
         ],
     ),
+    ("cli::admin_client", &["cli", "config", "deadletter"]),
     ("cli::dead_letters", &["cli", "clock", "config", "deadletter", "outbox"]),
-    ("cli::redrive", &["cli", "clock", "config", "deadletter", "outbox", "aws", "shutdown"]),
+    // without a daemon it is one, as far as accepting goes
+    (
+        "cli::redrive",
+        &[
+            "cli",
+            "clock",
+            "config",
+            "deadletter",
+            "outbox",
+            "aws",
+            "shutdown",
+            "admin",
+            "daemon",
+            "dispatch",
+            "metrics",
+        ],
+    ),
 ];
 
 /// Words that code may use in some files only: (word, where, why). `where` is a path prefix below src.

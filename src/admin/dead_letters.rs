@@ -214,13 +214,15 @@ fn at_most(count: usize) -> Result<(), Problem> {
 
 /// Why a letter is not admitted.
 #[derive(Debug)]
-struct Refusal {
-    result: &'static str,
-    message: String,
+pub struct Refusal {
+    /// `ceiling` or `refused`.
+    pub result: &'static str,
+    /// In words.
+    pub message: String,
 }
 
 /// The event that a letter becomes: a new id, so that its age counts from now, and one redrive more.
-fn admit(letter: Letter, rules: &Rules, clock: &Clock) -> Result<Redriven, Refusal> {
+pub fn admit(letter: Letter, rules: &Rules, clock: &Clock) -> Result<Redriven, Refusal> {
     let refused = |message: String| Refusal { result: "refused", message };
     if letter.redrives >= rules.redrives_max {
         let message =

@@ -7,19 +7,13 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
-use http::Uri;
 use serde_json::{Value, json};
 
-use super::send::{endpoint_of, parse_endpoint};
-use super::{ConfigOptions, Exit, Failure, print};
+use super::admin_client::{AdminClient, Daemon, Listing, One, query};
+use super::{Exit, Failure, print, table};
 use crate::clock::Clock;
 use crate::config::Environment;
-use crate::deadletter::{Trouble, letter};
-use client::AdminClient;
-
-pub mod client;
+use crate::deadletter::letter;
 
 /// Bytes of lines that one request of an import carries; a larger line goes alone. The daemon takes 2 MiB.
 const IMPORT_BYTES_MAX: usize = 1 << 20;
@@ -41,22 +35,14 @@ enum Command {
     /// List them, oldest first for each function
     List {
         #[command(flatten)]
-        daemon: Daemon,
+        listing: Listing,
         #[command(flatten)]
         filter: FilterOptions,
-        /// Show so many at most
-        #[arg(long, default_value_t = 100)]
-        limit: usize,
-        /// Print one JSON object a line
-        #[arg(long)]
-        json: bool,
     },
     /// Show one, with its history
     Show {
         #[command(flatten)]
-        daemon: Daemon,
-        /// The event's id
-        id: String,
+        event: One,
         /// Print the payload instead, byte for byte
         #[arg(long)]
         payload: bool,
@@ -85,26 +71,6 @@ enum Command {
         #[arg(required = true)]
         ids: Vec<String>,
     },
-}
-
-/// Which daemon to ask.
-#[derive(Debug, Args)]
-pub(super) struct Daemon {
-    #[command(flatten)]
-    pub(super) config: ConfigOptions,
-    /// The daemon's admin listener, as http://HOST:PORT; by default what the configuration says
-    #[arg(long, value_name = "URL", value_parser = parse_endpoint)]
-    pub(super) admin: Option<Uri>,
-}
-
-impl Daemon {
-    pub(super) fn client(self, environment: &Environment) -> Result<AdminClient, Failure> {
-        let endpoint = match self.admin {
-            Some(endpoint) => endpoint,
-            None => endpoint_of(self.config.load(environment)?.config.listen.admin)?,
-        };
-        Ok(AdminClient::new(&endpoint))
-    }
 }
 
 /// Which dead letters.
@@ -162,27 +128,28 @@ impl FilterOptions {
         })
     }
 
-    /// As the query of `/v1/dead-letters`.
-    pub(super) fn query(&self) -> String {
-        let pairs = [
+    /// As the query of `/v1/dead-letters`, with these pairs of it.
+    pub(super) fn query(&self, more: &[(&str, Option<&str>)]) -> String {
+        let filters = [
             ("function", self.function.as_deref()),
             ("reason", self.reason().map(|reason| reason.as_str())),
             ("error", self.error()),
             ("since", self.since.as_deref()),
             ("until", self.until.as_deref()),
         ];
-        let given = pairs.into_iter().filter_map(|(name, value)| Some((name, value?)));
-        given.map(|(name, value)| format!("&{name}={}", super::send::percent(value))).collect()
+        query(&[&filters, more].concat())
     }
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let runtime = super::runtime()?;
     match options.command {
-        Command::List { daemon, filter, limit, json } => {
+        Command::List { listing: Listing { daemon, limit, json }, filter } => {
             runtime.block_on(list(&daemon.client(environment)?, &filter, limit, json))
         }
-        Command::Show { daemon, id, payload } => runtime.block_on(show(&daemon.client(environment)?, &id, payload)),
+        Command::Show { event: One { daemon, id }, payload } => {
+            runtime.block_on(show(&daemon.client(environment)?, &id, payload))
+        }
         Command::Export { daemon, filter, file } => {
             runtime.block_on(export(&daemon.client(environment)?, &filter, file.as_deref()))
         }
@@ -191,23 +158,20 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     }
 }
 
-pub(super) fn failure(trouble: Trouble) -> Failure {
-    let exit = if trouble.code == "unreachable" { Exit::Unavailable } else { Exit::Failed };
-    Failure::saying(exit, trouble.message)
-}
-
 /// Calls `each` with every page of the dead letters that fit, until it says that it has enough.
 pub(super) async fn pages(
     client: &AdminClient,
-    query: &str,
+    filter: &FilterOptions,
+    more: &[(&str, Option<&str>)],
     mut each: impl AsyncFnMut(&Value) -> Result<bool, Failure>,
 ) -> Result<(), Failure> {
-    let mut after = String::new();
+    let mut after: Option<String> = None;
     loop {
-        let page = client.get(&format!("/v1/dead-letters?{after}{query}")).await.map_err(failure)?;
-        let more = each(&page).await?;
+        let query = filter.query(&[&[("after", after.as_deref())], more].concat());
+        let page = client.get(&format!("/v1/dead-letters{query}")).await?;
+        let wants_more = each(&page).await?;
         match page["next"].as_str() {
-            Some(next) if more => after = format!("after={next}"),
+            Some(next) if wants_more => after = Some(next.to_owned()),
             Some(_) | None => return Ok(()),
         }
     }
@@ -221,7 +185,8 @@ pub(super) fn letters(page: &Value) -> &[Value] {
 async fn list(client: &AdminClient, filter: &FilterOptions, limit: usize, json: bool) -> Result<(), Failure> {
     let mut found: Vec<Value> = Vec::new();
     let mut buried = 0;
-    pages(client, &format!("{}&limit={}", filter.query(), limit.clamp(1, 1_000)), async |page| {
+    let page_size = limit.clamp(1, 1_000).to_string();
+    pages(client, filter, &[("limit", Some(page_size.as_str()))], async |page| {
         buried = page["buried"].as_u64().unwrap_or_default();
         found.extend(letters(page).iter().cloned());
         found.truncate(limit);
@@ -232,13 +197,12 @@ async fn list(client: &AdminClient, filter: &FilterOptions, limit: usize, json: 
         let lines: String = found.iter().map(|letter| format!("{letter}\n")).collect();
         return print(&lines);
     }
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header(["id", "function", "died", "reason", "attempts", "redrives", "last error"]);
+    let mut table = table::headed(&["ID", "FUNCTION", "DIED", "REASON", "ATTEMPTS", "REDRIVES", "LAST ERROR"]);
     for letter in &found {
         table.add_row(row(letter));
     }
     let shown = found.len();
-    print(&format!("{table}\n{shown} shown; the store holds {buried} dead letters\n"))
+    print(&format!("{}{shown} shown; the store holds {buried} dead letters\n", table::lines(table)))
 }
 
 fn row(letter: &Value) -> Vec<String> {
@@ -253,7 +217,7 @@ fn row(letter: &Value) -> Vec<String> {
 
 async fn show(client: &AdminClient, id: &str, payload: bool) -> Result<(), Failure> {
     let path = format!("/v1/dead-letters/{}?payload={payload}", super::send::percent(id));
-    let letter = client.get(&path).await.map_err(failure)?;
+    let letter = client.get(&path).await?;
     if !payload {
         let shown = serde_json::to_string_pretty(&letter).map_err(|error| Failure::new(Exit::Internal, error))?;
         return print(&format!("{shown}\n"));
@@ -272,7 +236,7 @@ async fn export(client: &AdminClient, filter: &FilterOptions, file: Option<&Path
         None => Box::new(std::io::stdout()),
     };
     let mut count = 0;
-    pages(client, &format!("{}&payloads=true", filter.query()), async |page| {
+    pages(client, filter, &[("payloads", Some("true"))], async |page| {
         for letter in letters(page) {
             writeln!(out, "{}", letter["export"]).map_err(cannot)?;
             count += 1;
@@ -339,7 +303,7 @@ async fn take_in(client: &AdminClient, batch: Vec<Value>) -> Result<Vec<Value>, 
                 let rest = batch.split_off(batch.len() / 2);
                 parts.extend([rest, batch]);
             }
-            Err(trouble) => return Err(failure(trouble)),
+            Err(trouble) => return Err(trouble.into()),
         }
     }
     Ok(answers)
@@ -347,7 +311,7 @@ async fn take_in(client: &AdminClient, batch: Vec<Value>) -> Result<Vec<Value>, 
 
 async fn purge(client: &AdminClient, ids: &[String]) -> Result<(), Failure> {
     for id in ids {
-        client.delete(&format!("/v1/dead-letters/{}", super::send::percent(id))).await.map_err(failure)?;
+        client.delete(&format!("/v1/dead-letters/{}", super::send::percent(id))).await?;
         print(&format!("{id} purged\n"))?;
     }
     Ok(())
@@ -375,7 +339,8 @@ mod tests {
             since: Some("2026-11-23T14:00:00Z".into()),
             until: None,
         };
-        let expected = "&function=orders%3Aprod&reason=refused&error=a%20%26%20b&since=2026-11-23T14%3A00%3A00Z";
-        assert_eq!(filter.query(), expected);
+        let expected = "?function=orders%3Aprod&reason=refused&error=a%20%26%20b&since=2026-11-23T14%3A00%3A00Z";
+        assert_eq!(filter.query(&[("limit", Some("5"))]), format!("{expected}&limit=5"));
+        assert_eq!(FilterOptions::default().query(&[]), "");
     }
 }

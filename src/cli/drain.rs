@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use clap::Args;
-use http::Method;
 
-use super::operator::{Operator, OperatorOptions};
+use super::admin_client::{AdminClient, Daemon};
 use super::{Exit, Failure, print};
 use crate::admin::status::Summary;
 use crate::clock::Clock;
@@ -21,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
-    operator: OperatorOptions,
+    daemon: Daemon,
     /// How long to wait, as "20s"; 0s does not wait
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -31,22 +30,22 @@ pub struct Options {
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let operator = options.operator.connect(environment)?;
+    let client = options.daemon.client(environment)?;
     super::runtime()?.block_on(async {
         if options.undo {
-            operator.tell(Method::DELETE, "/v1/drain", None).await?;
+            client.delete("/v1/drain").await?;
             return print("ready again\n");
         }
-        operator.tell(Method::PUT, "/v1/drain", None).await?;
-        until_empty(&operator, options.timeout).await
+        client.put("/v1/drain").await?;
+        until_empty(&client, options.timeout).await
     })
 }
 
-async fn until_empty(operator: &Operator, timeout: Duration) -> Result<(), Failure> {
+async fn until_empty(client: &AdminClient, timeout: Duration) -> Result<(), Failure> {
     let clock = Clock::system();
     let until = clock.now().plus(timeout);
     loop {
-        let summary: Summary = operator.value(Method::GET, "/v1/status", None).await?;
+        let summary: Summary = client.value("/v1/status").await?;
         let left = summary.outbox.ready + summary.outbox.waiting;
         if left == 0 {
             return print("drained: no event is waiting for delivery\n");

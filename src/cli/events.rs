@@ -2,13 +2,11 @@
 
 use clap::{Args, Subcommand};
 use comfy_table::Table;
-use comfy_table::presets::NOTHING;
 use serde_json::Value;
 
-use super::admin_client::{Ask, Asker, query, text};
-use super::dead_letters::Daemon;
+use super::admin_client::{Ask, Asker, Listing, One, query, text};
 use super::send::percent;
-use super::{Failure, print};
+use super::{Failure, print, table};
 use crate::config::Environment;
 
 /// Look at stored events, cancel one, or have one attempted now
@@ -23,67 +21,49 @@ enum Command {
     /// List them, by function, state and time of acceptance
     List {
         #[command(flatten)]
-        daemon: Daemon,
+        listing: Listing,
         /// Only this function's
         #[arg(long)]
         function: Option<String>,
         /// Only those in this state: ready, waiting, scheduled or buried
         #[arg(long)]
         state: Option<String>,
-        /// Show so many at most
-        #[arg(long, default_value_t = 100)]
-        limit: usize,
-        /// Print one JSON object a line
-        #[arg(long)]
-        json: bool,
     },
     /// Show one as JSON
     Show {
         #[command(flatten)]
-        daemon: Daemon,
-        /// The event's id
-        id: String,
+        event: One,
         /// With its payload, as base64
         #[arg(long)]
         payload: bool,
     },
     /// Remove one that waits, without delivering it
-    Cancel {
-        #[command(flatten)]
-        daemon: Daemon,
-        /// The event's id
-        id: String,
-    },
+    Cancel(One),
     /// Make one that waits due now
-    Attempt {
-        #[command(flatten)]
-        daemon: Daemon,
-        /// The event's id
-        id: String,
-    },
+    Attempt(One),
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     match options.command {
-        Command::List { daemon, function, state, limit, json } => {
-            let asker = Asker::new(daemon, environment)?;
+        Command::List { listing: Listing { daemon, limit, json }, function, state } => {
+            let asker = Asker::new(&daemon, environment)?;
             let events = collect(&asker, function.as_deref(), state.as_deref(), limit)?;
             if json {
                 return events.iter().try_for_each(|event| print(&format!("{event}\n")));
             }
-            print(&format!("{}\n", table(&events)))
+            print(&table::lines(listed(&events)))
         }
-        Command::Show { daemon, id, payload } => {
+        Command::Show { event: One { daemon, id }, payload } => {
             let path = format!("{}{}", path(&id), query(&[("payload", payload.then_some("true"))]));
-            let event = Asker::new(daemon, environment)?.ask(&Ask::Get(path))?;
+            let event = Asker::new(&daemon, environment)?.ask(&Ask::Get(path))?;
             print(&format!("{event:#}\n"))
         }
-        Command::Cancel { daemon, id } => {
-            Asker::new(daemon, environment)?.ask(&Ask::Delete(path(&id)))?;
+        Command::Cancel(One { daemon, id }) => {
+            Asker::new(&daemon, environment)?.ask(&Ask::Delete(path(&id)))?;
             print(&format!("{id} is cancelled\n"))
         }
-        Command::Attempt { daemon, id } => {
-            Asker::new(daemon, environment)?.ask(&Ask::Post(format!("{}/attempt", path(&id))))?;
+        Command::Attempt(One { daemon, id }) => {
+            Asker::new(&daemon, environment)?.ask(&Ask::Post(format!("{}/attempt", path(&id))))?;
             print(&format!("{id} is due now\n"))
         }
     }
@@ -111,10 +91,8 @@ fn collect(asker: &Asker, function: Option<&str>, state: Option<&str>, limit: us
     Ok(events)
 }
 
-fn table(events: &[Value]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.set_header(["EVENT", "FUNCTION", "STATE", "ACCEPTED", "DUE", "ATTEMPTS", "LAST"]);
+fn listed(events: &[Value]) -> Table {
+    let mut table = table::headed(&["EVENT", "FUNCTION", "STATE", "ACCEPTED", "DUE", "ATTEMPTS", "LAST"]);
     for event in events {
         let cell = |name: &str| text(&event[name]);
         table.add_row([

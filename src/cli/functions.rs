@@ -2,12 +2,10 @@
 
 use clap::Args;
 use comfy_table::Table;
-use comfy_table::presets::NOTHING;
 use serde_json::Value;
 
-use super::admin_client::{Ask, Asker, text};
-use super::dead_letters::Daemon;
-use super::{Failure, print};
+use super::admin_client::{Ask, Asker, Daemon, text};
+use super::{Failure, print, table};
 use crate::config::Environment;
 
 /// List the functions that have events: how many, how old, how fast, and what holds them
@@ -21,18 +19,16 @@ pub struct Options {
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let answer = Asker::new(options.daemon, environment)?.ask(&Ask::Get("/v1/functions".to_owned()))?;
+    let answer = Asker::new(&options.daemon, environment)?.ask(&Ask::Get("/v1/functions".to_owned()))?;
     let functions = answer["functions"].as_array().map_or(&[][..], Vec::as_slice);
     if options.json {
         return functions.iter().try_for_each(|function| print(&format!("{function}\n")));
     }
-    print(&format!("{}\n", table(functions).trim_fmt()))
+    print(&table::lines(listed(functions)))
 }
 
-fn table(functions: &[Value]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.set_header(["FUNCTION", "DEPTH", "OLDEST", "IN FLIGHT", "LIMIT", "BURIED", "STATE"]);
+fn listed(functions: &[Value]) -> Table {
+    let mut table = table::headed(&["FUNCTION", "DEPTH", "OLDEST", "IN FLIGHT", "LIMIT", "BURIED", "STATE"]);
     for function in functions {
         let age = function["oldest_age_seconds"].as_f64().map_or_else(|| "-".to_owned(), |age| format!("{age:.0}s"));
         let held = &function["held"];

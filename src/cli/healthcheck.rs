@@ -3,7 +3,7 @@
 use clap::Args;
 use http::Method;
 
-use super::operator::{OperatorOptions, words};
+use super::admin_client::{Daemon, words};
 use super::{Exit, Failure, print};
 use crate::config::Environment;
 
@@ -13,16 +13,16 @@ use crate::config::Environment;
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
-    operator: OperatorOptions,
+    daemon: Daemon,
     /// Ask only whether it lives: /livez instead of /readyz
     #[arg(long)]
     live: bool,
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let operator = options.operator.connect(environment)?;
+    let client = options.daemon.client(environment)?;
     let path = if options.live { "/livez" } else { "/readyz" };
-    let (status, body) = super::runtime()?.block_on(operator.ask(Method::GET, path, None))?;
+    let (status, body) = super::runtime()?.block_on(client.ask(Method::GET, path, None))?;
     let said = words(status, &body);
     if status.is_success() { print(&format!("{said}\n")) } else { Err(Failure::saying(Exit::Failed, said)) }
 }

@@ -2,8 +2,7 @@
 
 use clap::Args;
 
-use super::admin_client::{Ask, Asker, lane_path};
-use super::dead_letters::Daemon;
+use super::admin_client::{Ask, Asker, Daemon, lane_path};
 use super::{Failure, print};
 use crate::config::Environment;
 
@@ -24,7 +23,7 @@ pub fn resume(options: Options, environment: &Environment) -> Result<(), Failure
 }
 
 fn ask(options: Options, environment: &Environment, what: &str, done: &str) -> Result<(), Failure> {
-    let asker = Asker::new(options.daemon, environment)?;
+    let asker = Asker::new(&options.daemon, environment)?;
     asker.ask(&Ask::Post(lane_path(&options.function, what)))?;
     print(&format!("{} is {done}\n", options.function))
 }

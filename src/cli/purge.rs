@@ -4,8 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use clap::Args;
 
-use super::admin_client::{Ask, Asker, lane_path, query, text};
-use super::dead_letters::Daemon;
+use super::admin_client::{Ask, Asker, Daemon, lane_path, query, text};
 use super::{Exit, Failure, print};
 use crate::config::Environment;
 
@@ -41,7 +40,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         ];
         Ask::Post(format!("{}{}", lane_path(&options.function, "purge"), query(&filter)))
     };
-    let asker = Asker::new(options.daemon, environment)?;
+    let asker = Asker::new(&options.daemon, environment)?;
     let counted = asker.ask(&path("true"))?;
     let said =
         format!("{} events of {}, {} bytes", text(&counted["events"]), options.function, text(&counted["bytes"]));

@@ -3,29 +3,35 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use http::Uri;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::dead_letters::client::AdminClient;
-use super::dead_letters::{FilterOptions, failure, letters, pages};
-use super::send::{endpoint_of, parse_endpoint};
-use super::{ConfigOptions, Exit, Failure, print};
+use super::admin_client::{AdminClient, Daemon, UNREACHABLE};
+use super::dead_letters::FilterOptions;
+use super::{Exit, Failure, print};
 use crate::aws;
 use crate::clock::{Clock, UnixMillis};
-use crate::config::Environment;
+use crate::config::{Config, Environment};
 use crate::deadletter::Trouble;
 use crate::deadletter::letter::{self, Letter, Wanted};
 use crate::deadletter::redrive::{Answer, Door, Ended, Plan, Redrive, Tally};
 use crate::shutdown;
+use direct::Direct;
+use local::Local;
+use own_store::OwnStore;
 use progress::Progress;
+
+mod direct;
+
+mod local;
+
+mod own_store;
 
 mod progress;
 
-/// Ids of one request to the store.
-const LOCAL_BATCH: usize = 100;
-
-/// Send dead letters again, through a running daemon
+/// Send dead letters again
+///
+/// Through a running daemon; without one into its outbox (--standalone), or straight to Lambda (--direct).
 ///
 /// From an SQS queue: sendoff's own messages, those of Lambda's own dead-letter queues, and Lambda's destination records.
 /// Each is accepted durably before it is deleted, so it can be interrupted, or crash, at any time: what was accepted
@@ -36,6 +42,7 @@ const LOCAL_BATCH: usize = 100;
 /// With --local from the daemon's own store.
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("source").required(true).args(["queue", "local"]))]
+#[command(group = clap::ArgGroup::new("target").args(["admin", "standalone", "direct"]))]
 pub struct Options {
     /// The dead-letter queue, by URL or ARN
     #[arg(long, value_name = "URL|ARN")]
@@ -51,6 +58,9 @@ pub struct Options {
     /// At most so many
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
+    /// Receives, and deletions, under way at once; 1 for an emulator that mixes up more
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=32))]
+    calls: u8,
     /// Only look: nothing is accepted or deleted
     #[arg(long)]
     dry_run: bool,
@@ -58,10 +68,13 @@ pub struct Options {
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_visibility)]
     visibility: Duration,
     #[command(flatten)]
-    config: ConfigOptions,
-    /// The daemon's admin listener, as http://HOST:PORT; by default what the configuration says
-    #[arg(long, value_name = "URL", value_parser = parse_endpoint)]
-    admin: Option<Uri>,
+    daemon: Daemon,
+    /// Without a daemon: accept into the outbox in --state-dir; a daemon delivers them when it next runs on it
+    #[arg(long)]
+    standalone: bool,
+    /// Without a daemon: invoke the functions at once, and delete each message when Lambda has taken its event
+    #[arg(long, conflicts_with = "local")]
+    direct: bool,
     /// How to show the progress
     #[arg(long, value_enum, default_value_t)]
     progress: Shown,
@@ -95,35 +108,81 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
 }
 
 async fn redrive(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let Options { queue, filter, rate, limit, dry_run, visibility, config, admin, progress, .. } = options;
-    let config = config.load(environment)?.config;
-    let admin = match admin {
-        Some(endpoint) => endpoint,
-        None => endpoint_of(config.listen.admin)?,
-    };
-    let client = AdminClient::new(&admin);
     let clock = Clock::system();
-    let stop = CancellationToken::new();
-    let work = async {
-        match &queue {
-            Some(queue) => {
-                let wanted = wanted_of(&filter, clock.now());
-                let plan = Plan { wanted, limit, rate, dry_run };
-                from_queue(&config, queue, visibility, plan, client, &clock, progress, &stop).await
-            }
-            None => {
-                let local = Local { client, query: filter.query(), rate, limit, dry_run };
-                local.run(&clock, progress, &stop).await
-            }
-        }
+    let config = match options.standalone {
+        true => options.daemon.config.clone().load(environment)?.config,
+        false => options.daemon.config(environment)?,
     };
+    let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
+    let only_looks = options.dry_run && options.queue.is_some();
+    let own_store = match options.standalone && !only_looks {
+        true => Some(OwnStore::open(&config, &shared, &clock).await?),
+        false => None,
+    };
+    let client = match &own_store {
+        Some(store) => store.client(),
+        None => options.daemon.client(environment)?,
+    };
+    if !(options.standalone || options.direct || only_looks) {
+        must_be_there(&client).await?;
+    }
+    let stop = CancellationToken::new();
+    let done = until_interrupted(&stop, work(&options, &config, &shared, client, &clock, &stop)).await;
+    if let Some(store) = own_store {
+        store.close().await?;
+    }
+    done
+}
+
+/// Before any message is hidden from others: later a daemon that is away is waited for.
+async fn must_be_there(client: &AdminClient) -> Result<(), Failure> {
+    match client.get("/livez").await {
+        Err(trouble) if trouble.code == UNREACHABLE => {
+            let message = format!("{}, or redrive without a daemon: --standalone or --direct", trouble.message);
+            Err(Failure::from(Trouble { message, ..trouble }))
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+async fn work(
+    options: &Options,
+    config: &Config,
+    shared: &aws::Shared,
+    client: AdminClient,
+    clock: &Clock,
+    stop: &CancellationToken,
+) -> Result<(), Failure> {
+    let Some(queue) = &options.queue else {
+        return Local { client, options }.run(clock, stop).await;
+    };
+    let source = Source::find(queue, options, config, shared, clock).await?;
+    if options.direct {
+        let door = Direct::new(config, shared, clock).await?;
+        source.redrive_to(&door, options, clock, stop, "They are with Lambda, and no outbox knows of them.").await
+    } else if options.standalone {
+        let said = format!(
+            "They are in the outbox in {}, delivered when a daemon next runs on it.",
+            config.state_dir.display()
+        );
+        source.redrive_to(&client, options, clock, stop, &said).await
+    } else {
+        source.redrive_to(&client, options, clock, stop, "").await
+    }
+}
+
+/// The first signal stops the work in order, the second at once.
+async fn until_interrupted(
+    stop: &CancellationToken,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
     tokio::pin!(work);
     tokio::select! {
         biased;
         done = &mut work => return done,
         signal = shutdown::requested() => {
             let signal = signal.map_err(|error| Failure::new(Exit::Internal, error))?;
-            eprintln!("{signal}: finishing the letters in hand");
+            eprintln!("{signal}: finishing what is under way");
             stop.cancel();
         }
     }
@@ -147,41 +206,62 @@ fn wanted_of(filter: &FilterOptions, now: UnixMillis) -> Wanted {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "one caller, that has just read them off the command line")]
-async fn from_queue(
-    config: &crate::config::Config,
-    queue: &str,
-    visibility: Duration,
-    mut plan: Plan,
-    client: AdminClient,
-    clock: &Clock,
-    shown: Shown,
-    stop: &CancellationToken,
-) -> Result<(), Failure> {
-    let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
-    let sqs = aws::sqs::Sqs::new(&shared, &config.sqs).map_err(|error| Failure::new(Exit::Configuration, error))?;
-    let source = sqs.queue(queue, visibility);
-    plan.wanted.queue_function = source.tagged_function().await;
-    // Only for the bar: who may receive need not be allowed to ask.
-    let expected = sqs.facts_of(queue).await.ok().map(|facts| facts.messages);
-    let dry_run = plan.dry_run;
-    let expected = match (expected, plan.limit) {
-        (Some(messages), Some(limit)) => Some(messages.min(limit)),
-        (messages, limit) => messages.or(limit),
-    };
-    let mut progress = Progress::start(shown, expected, clock);
-    let run = Redrive::new(&source, &client, plan, clock.clone());
-    let (ended, tally) = run.run(stop, |tally| progress.at(tally.seen())).await;
-    progress.finish();
-    print(&summary(&tally, dry_run))?;
-    conclude(ended, &tally)
+/// A queue to redrive from, and what is wanted of it.
+struct Source {
+    queue: aws::sqs::SqsQueue,
+    plan: Plan,
+    /// How many letters there are, about; only for the bar.
+    expected: Option<u64>,
 }
 
-/// What was done, in words.
-fn summary(tally: &Tally, dry_run: bool) -> String {
+impl Source {
+    async fn find(
+        queue: &str,
+        options: &Options,
+        config: &Config,
+        shared: &aws::Shared,
+        clock: &Clock,
+    ) -> Result<Self, Failure> {
+        let sqs = aws::sqs::Sqs::new(shared, &config.sqs).map_err(|error| Failure::new(Exit::Configuration, error))?;
+        let mut wanted = wanted_of(&options.filter, clock.now());
+        let source = sqs.queue(queue, options.visibility);
+        wanted.queue_function = source.tagged_function().await;
+        // Who may receive need not be allowed to ask.
+        let messages = sqs.facts_of(queue).await.ok().map(|facts| facts.messages);
+        let expected = messages.map_or(options.limit, |messages| Some(options.limit.unwrap_or(u64::MAX).min(messages)));
+        let Options { limit, rate, dry_run, calls, .. } = *options;
+        let plan = Plan { wanted, limit, rate, dry_run, calls: usize::from(calls) };
+        Ok(Self { queue: source, plan, expected })
+    }
+
+    async fn redrive_to(
+        self,
+        door: &impl Door,
+        options: &Options,
+        clock: &Clock,
+        stop: &CancellationToken,
+        whereabouts: &str,
+    ) -> Result<(), Failure> {
+        let mut progress = Progress::start(options.progress, self.expected, clock);
+        let run = Redrive::new(&self.queue, door, self.plan, clock.clone());
+        let (ended, tally) = run.run(stop, |tally| progress.at(tally.seen())).await;
+        progress.finish();
+        let whereabouts = if options.dry_run || tally.accepted == 0 { "" } else { whereabouts };
+        print(&summary(&tally, options.dry_run, whereabouts))?;
+        conclude(ended, &tally)
+    }
+}
+
+/// What was done, in words, and where the letters are now.
+fn summary(tally: &Tally, dry_run: bool, whereabouts: &str) -> String {
     let Tally { accepted, repeats, undeleted, left } = tally;
-    let verb = if dry_run { "would be redriven" } else { "redriven" };
-    let mut text = format!("{accepted} {verb}, {repeats} repeats of earlier ones\n");
+    let mut text = match dry_run {
+        true => format!("{accepted} would be redriven\n"),
+        false => format!("{accepted} redriven, {repeats} repeats of earlier ones\n"),
+    };
+    if !whereabouts.is_empty() {
+        text += &format!("{whereabouts}\n");
+    }
     if *undeleted > 0 {
         text += &format!("{undeleted} accepted but not deleted: the next redrive recognises them\n");
     }
@@ -208,7 +288,7 @@ fn conclude(ended: Ended, tally: &Tally) -> Result<(), Failure> {
             Err(Failure::saying(Exit::Failed, "too many messages that cannot be redriven; move them away first"))
         }
         Ended::Failed(trouble) => {
-            let exit = if trouble.code == "unreachable" { Exit::Unavailable } else { Exit::Failed };
+            let exit = if trouble.code == UNREACHABLE { Exit::Unavailable } else { Exit::Failed };
             Err(Failure::saying(exit, format!("{trouble}; what is left is still on the queue")))
         }
     }
@@ -231,71 +311,9 @@ fn answer_of(answer: &Value) -> Answer {
     match answer["result"].as_str() {
         Some("stored") => Answer::Accepted,
         Some("repeat") => Answer::Repeat,
-        Some("busy") => Answer::Busy(message),
+        Some("busy") => Answer::Busy { why: message, retry_after: None },
         Some("ceiling") => Answer::Ceiling(message),
         Some(_) | None => Answer::Refused(message),
-    }
-}
-
-/// A redrive from the daemon's store.
-struct Local {
-    client: AdminClient,
-    query: String,
-    rate: Option<f64>,
-    limit: Option<u64>,
-    dry_run: bool,
-}
-
-impl Local {
-    async fn run(self, clock: &Clock, shown: Shown, stop: &CancellationToken) -> Result<(), Failure> {
-        let Self { client, query, rate, limit, dry_run } = self;
-        let limit = limit.unwrap_or(u64::MAX);
-        let mut progress = Progress::start(shown, None, clock);
-        let (mut revived, mut stayed, mut seen) = (0_u64, Vec::new(), 0_u64);
-        let size = rate.map_or(LOCAL_BATCH, |rate| ((rate / 10.0) as usize).clamp(1, LOCAL_BATCH));
-        let done = pages(&client, &format!("{query}&limit={size}"), async |page| {
-            progress.expect(page["buried"].as_u64().map_or(0, |buried| (buried + seen).min(limit)));
-            let ids = letters(page).iter().map(|letter| letter["id"].clone());
-            let ids: Vec<Value> = ids.take(usize::try_from(limit - revived).unwrap_or(usize::MAX)).collect();
-            if dry_run {
-                revived += ids.len() as u64;
-            } else if !ids.is_empty() {
-                let answer = client.post("/v1/dead-letters/redrive", &json!({ "ids": ids })).await.map_err(failure)?;
-                for (id, answer) in ids.iter().zip(answer["answers"].as_array().into_iter().flatten()) {
-                    match answer_of(answer) {
-                        Answer::Accepted | Answer::Repeat => revived += 1,
-                        Answer::Busy(why) | Answer::Ceiling(why) | Answer::Refused(why) => {
-                            stayed.push(format!("{}: {why}", id.as_str().unwrap_or_default()));
-                        }
-                    }
-                }
-            }
-            seen = revived + stayed.len() as u64;
-            progress.at(seen);
-            if let Some(rate) = rate {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => {}
-                    () = clock.sleep(Duration::from_secs_f64(ids.len() as f64 / rate)) => {}
-                }
-            }
-            Ok(revived < limit && !stop.is_cancelled())
-        })
-        .await;
-        progress.finish();
-        let verb = if dry_run { "would be redriven" } else { "redriven" };
-        let mut text = format!("{revived} {verb} from the store, {} stay there\n", stayed.len());
-        text.extend(stayed.iter().take(20).map(|why| format!("  {why}\n")));
-        print(&text)?;
-        done?;
-        if stop.is_cancelled() {
-            return Err(Failure::saying(Exit::Failed, "interrupted; what is left is still in the store"));
-        }
-        if stayed.is_empty() {
-            Ok(())
-        } else {
-            Err(Failure::saying(Exit::Failed, "some dead letters stay in the store"))
-        }
     }
 }
 
@@ -321,7 +339,9 @@ mod tests {
         let expected = "3 redriven, 1 repeats of earlier ones\n\
                         12 left on the queue: foreign\n  m-1: hello\n  and 11 more\n\
                         2 left on the queue: not-selected\n";
-        assert_eq!(summary(&tally, false), expected);
+        assert_eq!(summary(&tally, false, ""), expected);
+        let said = summary(&tally, true, "They are there.");
+        assert!(said.starts_with("3 would be redriven\nThey are there.\n12 left"), "{said}");
         assert!(conclude(Ended::Done, &tally).is_err());
         tally.left.remove("foreign");
         assert!(conclude(Ended::Done, &tally).is_ok());
@@ -331,7 +351,10 @@ mod tests {
     fn answers_of_the_daemon_are_told_apart() {
         assert_eq!(answer_of(&json!({ "result": "stored" })), Answer::Accepted);
         assert_eq!(answer_of(&json!({ "result": "repeat" })), Answer::Repeat);
-        assert_eq!(answer_of(&json!({ "result": "busy", "message": "full" })), Answer::Busy("full".into()));
+        assert_eq!(
+            answer_of(&json!({ "result": "busy", "message": "full" })),
+            Answer::Busy { why: "full".into(), retry_after: None }
+        );
         assert_eq!(answer_of(&json!({})), Answer::Refused(String::new()));
     }
 }

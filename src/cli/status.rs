@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
-use http::Method;
 
-use super::operator::{Operator, OperatorOptions};
+use super::admin_client::{AdminClient, Daemon};
 use super::{Exit, Failure, print};
 use crate::admin::status::Summary;
 use crate::clock::Clock;
@@ -19,7 +18,7 @@ use crate::config::Environment;
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
-    operator: OperatorOptions,
+    daemon: Daemon,
     /// Show it again every second, until interrupted
     #[arg(long)]
     watch: bool,
@@ -35,31 +34,31 @@ pub struct Options {
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let operator = options.operator.connect(environment)?;
+    let client = options.daemon.client(environment)?;
     let terminal = std::io::stdout().is_terminal();
     let colours = terminal && environment.get("NO_COLOR").is_none();
     super::runtime()?.block_on(async {
         if options.watch {
-            return watch(&operator, &options, terminal, colours).await;
+            return watch(&client, &options, terminal, colours).await;
         }
-        let summary = summary(&operator).await?;
+        let summary = summary(&client).await?;
         print(&shown(&summary, options.json, colours)?)?;
         if summary.ready { Ok(()) } else { Err(Failure::saying(Exit::Failed, format!("not ready: {}", summary.state))) }
     })
 }
 
-async fn summary(operator: &Operator) -> Result<Summary, Failure> {
-    operator.value(Method::GET, "/v1/status", None).await
+async fn summary(client: &AdminClient) -> Result<Summary, Failure> {
+    client.value("/v1/status").await
 }
 
-async fn watch(operator: &Operator, options: &Options, terminal: bool, colours: bool) -> Result<(), Failure> {
+async fn watch(client: &AdminClient, options: &Options, terminal: bool, colours: bool) -> Result<(), Failure> {
     /// Cursor to the corner, and everything from there cleared.
     const TO_THE_CORNER: &str = "\x1b[H\x1b[J";
     let clock = Clock::system();
     let mut left = options.count;
     while left != Some(0) {
         // A daemon that restarts is worth watching, too: say so and go on.
-        let text = match summary(operator).await {
+        let text = match summary(client).await {
             Ok(summary) => shown(&summary, options.json, colours)?,
             Err(failure) if options.json => serde_json::json!({ "error": failure.to_string() }).to_string() + "\n",
             Err(failure) => format!("{failure}\n"),

@@ -370,6 +370,8 @@ fn dead_letter(r: &mut Reader) -> Option<deadletter::Settings> {
     let retention_min = r.duration("dead_letter.retention_min", Zero::Allowed);
     let formats = [("dlq", deadletter::Format::DeadLetterQueue), ("destination", deadletter::Format::Destination)];
     let format = r.word("dead_letter.format", &formats);
+    let oversizes = [("keep", deadletter::Oversize::Keep), ("compress", deadletter::Oversize::Compress)];
+    let oversize = r.word("dead_letter.oversize", &oversizes);
     let redrives_max = r.number("dead_letter.redrives_max", 1..=1_000);
     Some(deadletter::Settings {
         queue_url: queue_url?,
@@ -378,6 +380,7 @@ fn dead_letter(r: &mut Reader) -> Option<deadletter::Settings> {
         backoff_cap: backoff_cap?,
         retention_min: retention_min?,
         format: format?,
+        oversize: oversize?,
         redrives_max: redrives_max?,
     })
 }

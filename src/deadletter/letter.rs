@@ -9,8 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::destination;
 use super::message::{ENVELOPE, Envelope};
+use super::{destination, pack};
 use crate::clock::UnixMillis;
 use crate::event::{FunctionName, KeySource};
 use crate::outbox::BuryReason;
@@ -160,14 +160,18 @@ pub fn read(received: &Received, wanted: &Wanted) -> Reading {
 fn ours(received: &Received, envelope: &str) -> Result<Read, String> {
     let envelope: Envelope =
         serde_json::from_str(envelope).map_err(|error| format!("the attribute {ENVELOPE} is broken: {error}"))?;
+    let body = match envelope.compressed {
+        true => pack::unpack(&received.body)?.into(),
+        false => Bytes::from(received.body.clone()),
+    };
     let payload = if envelope.empty_payload {
         Bytes::new()
     } else if envelope.in_record {
-        let record =
-            destination::read(&received.body).ok_or("the body is not the destination record that it should be")?;
+        let record = std::str::from_utf8(&body).ok().and_then(destination::read);
+        let record = record.ok_or("the body is not the destination record that it should be")?;
         text_of(record.payload, envelope.text_payload)?
     } else {
-        Bytes::from(received.body.clone())
+        body
     };
     let attribute = |name: &str| received.attributes.get(name);
     let word = attribute("Reason");

@@ -1,13 +1,13 @@
 //! The form of a dead letter: as Lambda's own dead-letter queue writes it, and what a redrive needs besides. Pure.
 //!
 //! The body is the payload. `RequestID`, `ErrorCode` and `ErrorMessage` are Lambda's attributes, so that consumers of its
-//! queues read these letters too; the rest is ours. Nine attributes at most: SQS allows ten.
+//! queues read these letters too; the rest is ours. Ten attributes at most, as many as SQS allows.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Format, destination};
+use super::{Format, Oversize, destination, pack};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, IdempotencyKey, KeySource};
 use crate::outbox::History;
@@ -112,6 +112,9 @@ pub struct Envelope {
     /// ... as a JSON string, because it is not JSON itself.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub text_payload: bool,
+    /// The body is compressed ([`pack`]): the payload, byte for byte, or the record.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub compressed: bool,
 }
 
 impl Envelope {
@@ -134,6 +137,7 @@ impl Envelope {
             empty_payload: payload.is_empty(),
             in_record: false,
             text_payload: false,
+            compressed: false,
         }
     }
 }
@@ -141,37 +145,65 @@ impl Envelope {
 /// Why an event cannot be a message: it stays in the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unshippable {
-    #[error("the message would have {bytes} bytes, the queue takes {limit}")]
-    TooLarge { bytes: usize, limit: usize },
+    #[error("the message would have {bytes} bytes{}, the queue takes {limit}", if *.compressed { " even compressed" } else { "" })]
+    TooLarge { bytes: usize, limit: usize, compressed: bool },
     #[error("the payload is not JSON text: SQS cannot carry its bytes")]
     NotText,
     #[error("the envelope cannot be written")]
     Envelope,
+    #[error("the body cannot be compressed")]
+    NotPackable,
 }
 
 /// The dead letter of an event, for a queue that takes messages of up to `bytes_max`.
-pub fn message_of(event: &Event, history: &History, format: Format, bytes_max: usize) -> Result<Message, Unshippable> {
+pub fn message_of(
+    event: &Event,
+    history: &History,
+    format: Format,
+    oversize: Oversize,
+    bytes_max: usize,
+) -> Result<Message, Unshippable> {
     let mut envelope = Envelope::of(event);
-    let body = match format {
-        Format::DeadLetterQueue => body_of(&event.payload)?,
+    let (body, record) = match format {
+        Format::DeadLetterQueue => (body_of(&event.payload)?, None),
         Format::Destination => {
-            let (body, text_payload) = destination::body_of(event, history).ok_or(Unshippable::NotText)?;
+            let (record, text_payload) = destination::body_of(event, history).ok_or(Unshippable::NotText)?;
             envelope.in_record = true;
             envelope.text_payload = text_payload;
-            carriable_json(&body).ok_or(Unshippable::NotText)?
+            (carriable_json(&record).ok_or(Unshippable::NotText)?, Some(record))
         }
     };
-    let message = Message {
+    let message = with_attributes(event, history, &envelope, body)?;
+    let bytes = message.bytes();
+    if bytes <= bytes_max {
+        return Ok(message);
+    }
+    if oversize == Oversize::Keep {
+        return Err(Unshippable::TooLarge { bytes, limit: bytes_max, compressed: false });
+    }
+    envelope.compressed = true;
+    // Not what SQS can carry, but what it stands for: base64 needs no escapes.
+    let packed = pack::pack(record.as_deref().map_or(&event.payload[..], str::as_bytes));
+    let message = with_attributes(event, history, &envelope, packed.map_err(|_| Unshippable::NotPackable)?)?;
+    match message.bytes() {
+        bytes if bytes > bytes_max => Err(Unshippable::TooLarge { bytes, limit: bytes_max, compressed: true }),
+        _ => Ok(message),
+    }
+}
+
+fn with_attributes(
+    event: &Event,
+    history: &History,
+    envelope: &Envelope,
+    body: String,
+) -> Result<Message, Unshippable> {
+    Ok(Message {
         id: event.id,
         group: group_of(event.function.name.as_str()),
         body,
-        attributes: attributes_of(event, history, &envelope)?,
+        attributes: attributes_of(event, history, envelope)?,
         trace_header: event.carried.trace_header.clone().filter(|header| is_trace_header(header)),
-    };
-    match message.bytes() {
-        bytes if bytes > bytes_max => Err(Unshippable::TooLarge { bytes, limit: bytes_max }),
-        _ => Ok(message),
-    }
+    })
 }
 
 fn body_of(payload: &[u8]) -> Result<String, Unshippable> {
@@ -187,6 +219,7 @@ fn attributes_of(
     history: &History,
     envelope: &Envelope,
 ) -> Result<BTreeMap<String, Attribute>, Unshippable> {
+    let compressed = envelope.compressed;
     let envelope = serde_json::to_string(envelope).map_err(|_| Unshippable::Envelope)?;
     let envelope = carriable_json(&envelope).ok_or(Unshippable::Envelope)?;
     let request_id = history.last.as_ref().and_then(|last| last.request_id.as_deref()).map(carriable);
@@ -205,6 +238,9 @@ fn attributes_of(
     }
     if let Some(key) = given_key(&event.key) {
         attributes.push(("IdempotencyKey", Attribute::String(key)));
+    }
+    if compressed {
+        attributes.push(("ContentEncoding", Attribute::String(pack::ENCODING.to_owned())));
     }
     let filled = attributes.into_iter().filter(|(_, value)| *value != Attribute::String(String::new()));
     Ok(filled.map(|(name, value)| (name.to_owned(), value)).collect())

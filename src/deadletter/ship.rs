@@ -176,7 +176,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
             let Leased { lease, event, history } = leased;
             let function = event.function.name.clone();
             let bytes_max = self.facts.get(&queue).copied().unwrap_or_default().message_bytes_max;
-            match message_of(&event, &history, self.settings.format, bytes_max) {
+            match message_of(&event, &history, self.settings.format, self.settings.oversize, bytes_max) {
                 Ok(message) => by_queue.entry(queue).or_default().push(Letter { lease, history, function, message }),
                 Err(why) => settlements.push((lease, self.keep(&function, &event.id, history, why.to_string()))),
             }

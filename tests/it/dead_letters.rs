@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,9 +16,16 @@ use crate::rig::process::Process;
 use crate::rig::sqs::Sqs;
 use crate::rig::{PATIENCE, eventually, http, lasting_port, python};
 
+mod faults;
+
+mod standalone;
+
+mod steps;
+
 /// A server of SQS's JSON protocol.
 struct Service {
     address: SocketAddr,
+    region: &'static str,
     /// What ends with it.
     _server: Box<dyn std::any::Any>,
 }
@@ -26,12 +33,18 @@ struct Service {
 impl Service {
     fn moto() -> Self {
         let sqs = Sqs::start();
-        Self { address: address(&sqs.endpoint_url()), _server: Box::new(sqs) }
+        let address = address(&sqs.endpoint_url());
+        Self { _server: Box::new(sqs), ..Self::moto_at(address) }
+    }
+
+    /// A server that somebody else started.
+    fn moto_at(address: SocketAddr) -> Self {
+        Self { address, region: python::REGION, _server: Box::new(()) }
     }
 
     fn ministack(scratch: &Path) -> Self {
         let stack = MiniStack::start(scratch);
-        Self { address: address(&stack.endpoint_url()), _server: Box::new(stack) }
+        Self { address: address(&stack.endpoint_url()), region: python::REGION, _server: Box::new(stack) }
     }
 
     fn url(&self) -> String {
@@ -51,6 +64,17 @@ impl Service {
         self.call("SendMessage", &json!({ "QueueUrl": queue, "MessageBody": body, "MessageAttributes": attributes }));
     }
 
+    /// Takes everything out of the queue.
+    fn empty(&self, queue: &str) {
+        patiently("the queue is empty", || {
+            let received = self.call("ReceiveMessage", &json!({ "QueueUrl": queue, "MaxNumberOfMessages": 10 }));
+            for message in received["Messages"].as_array().into_iter().flatten() {
+                self.call("DeleteMessage", &json!({ "QueueUrl": queue, "ReceiptHandle": message["ReceiptHandle"] }));
+            }
+            (self.count(queue) == 0).then_some(())
+        });
+    }
+
     /// Messages in the queue, hidden ones too.
     fn count(&self, queue: &str) -> usize {
         let names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"];
@@ -59,7 +83,7 @@ impl Service {
     }
 
     fn call(&self, operation: &str, input: &Value) -> Value {
-        let scope = format!("AKIDEXAMPLE/20261123/{}/sqs/aws4_request", python::REGION);
+        let scope = format!("AKIDEXAMPLE/20261123/{}/sqs/aws4_request", self.region);
         let authorization = format!("AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0");
         let target = format!("AmazonSQS.{operation}");
         let headers = [
@@ -85,6 +109,28 @@ fn setup(state: &Path, lambda: &Lambda, sqs: &str) -> Setup {
         .set("dead_letter.backoff_base", "50ms")
         .set("dead_letter.backoff_cap", "500ms")
         .set("delivery.attempts_max", "1")
+}
+
+/// A queue of MiniStack, a Lambda that refuses everything, and how to start a daemon between them.
+struct Parts {
+    service: Service,
+    lambda: Lambda,
+    queue: String,
+    setup: Setup,
+    state: PathBuf,
+    _scratch: tempfile::TempDir,
+}
+
+impl Parts {
+    fn new() -> Self {
+        let (_scratch, state) = scratch();
+        // moto mixes up calls that overlap: it gives a message twice, and forgets deletions.
+        let (service, lambda) = (Service::ministack(_scratch.path()), Lambda::start());
+        refuse_all(&lambda);
+        let queue = service.create_queue("dead", &json!({}));
+        let setup = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue);
+        Self { service, lambda, queue, setup, state, _scratch }
+    }
 }
 
 fn refuse_all(lambda: &Lambda) {
@@ -144,7 +190,7 @@ fn patiently<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     panic!("waited ten minutes in vain: {what}");
 }
 
-fn out_and_back(service: &Service, format: &str, fifo: bool) {
+fn out_and_back(service: &Service, format: &str, fifo: bool, calls: &str) {
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();
     refuse_all(&lambda);
@@ -158,12 +204,12 @@ fn out_and_back(service: &Service, format: &str, fifo: bool) {
     assert_eq!(daemon.scrape().sum("sendoff_deadletter_shipped_total", &[]), 45.0);
 
     // Of a FIFO queue a dry run sees only what heads its group.
-    let (code, said) = redrive(&daemon, service, &queue, &["--dry-run"]);
+    let (code, said) = redrive(&daemon, service, &queue, &["--dry-run", "--calls", calls]);
     assert_eq!((code, fifo || said.contains("45 would be redriven")), (0, true), "{said}");
     assert_eq!(service.count(&queue), 45);
 
     lambda.take_all();
-    let (code, said) = redrive(&daemon, service, &queue, &[]);
+    let (code, said) = redrive(&daemon, service, &queue, &["--calls", calls]);
     assert_eq!((code, said.contains("45 redriven, 0 repeats")), (0, true), "{said}");
     lambda.wait_for(&ids);
     daemon.wait_until_empty();
@@ -174,19 +220,19 @@ fn out_and_back(service: &Service, format: &str, fifo: bool) {
 
 #[test]
 fn dead_letters_go_out_to_a_queue_of_moto_and_come_back() {
-    out_and_back(&Service::moto(), "dlq", false);
+    out_and_back(&Service::moto(), "dlq", false, "1");
 }
 
 #[test]
 fn dead_letters_go_out_to_a_queue_of_ministack_and_come_back() {
     let (scratch, _) = scratch();
-    out_and_back(&Service::ministack(scratch.path()), "dlq", false);
+    out_and_back(&Service::ministack(scratch.path()), "dlq", false, "8");
 }
 
 #[test]
 fn destination_records_go_out_to_a_fifo_queue_and_come_back() {
     let (scratch, _) = scratch();
-    out_and_back(&Service::ministack(scratch.path()), "destination", true);
+    out_and_back(&Service::ministack(scratch.path()), "destination", true, "8");
 }
 
 /// Kills daemon and redrive, each at its own moments, until the redrive says that nothing is left.
@@ -259,6 +305,13 @@ fn ten_thousand_letters_come_back_though_daemon_and_redrive_are_killed_again_and
     redrive_under_kills(10_000, 20);
 }
 
+/// What lies on queues besides our own messages: tests/fixtures/dead-letters.
+fn fixtures() -> Vec<Value> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dead-letters");
+    let files = std::fs::read_dir(folder).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
+    files.map(|bytes| serde_json::from_slice(&bytes).unwrap()).collect()
+}
+
 #[test]
 fn what_lambda_itself_put_on_a_queue_is_redriven_and_what_is_foreign_is_left_and_named() {
     let (scratch, state) = scratch();
@@ -266,64 +319,66 @@ fn what_lambda_itself_put_on_a_queue_is_redriven_and_what_is_foreign_is_left_and
     let lambda = Lambda::start();
     let queue = service.create_queue("lambdas-own", &json!({}));
     let daemon = setup(&state, &lambda, &service.url()).start();
-    let attributes = [
-        ("RequestID", "String", "e4b46cbf-b738-4a3c-8880-a18cdf61200e"),
-        ("ErrorCode", "Number", "200"),
-        ("ErrorMessage", "String", "Process exited before completing request"),
-    ];
-    service.send(&queue, r#"{"id":"of a dead-letter queue"}"#, &attributes);
-    service.send(&queue, r#"{"id":"of a dead-letter queue"}"#, &attributes);
-    let record = json!({
-        "version": "1.0", "timestamp": "2019-11-14T18:16:05.568Z",
-        "requestContext": {
-            "requestId": "b2bd7f3e-2f4a-4b0e-9d3a-5d6f8d9f0a11",
-            "functionArn": "arn:aws:lambda:eu-central-1:123456789012:function:invoices:$LATEST",
-            "condition": "RetriesExhausted", "approximateInvokeCount": 3,
-        },
-        "requestPayload": { "id": "of a destination" },
-        "responseContext": { "statusCode": 200, "executedVersion": "$LATEST", "functionError": "Unhandled" },
-        "responsePayload": { "errorMessage": "Process exited before completing request" },
-    });
-    service.send(&queue, &record.to_string(), &[]);
-    service.send(&queue, "hello", &[]);
+    let fixtures = fixtures();
+    let mut sent = 0;
+    for fixture in &fixtures {
+        let attributes = fixture["attributes"].as_object().unwrap();
+        let attributes: Vec<(&str, &str, &str)> = attributes
+            .iter()
+            .map(|(name, value)| (name.as_str(), value[0].as_str().unwrap(), value[1].as_str().unwrap()))
+            .collect();
+        // What has Lambda's attributes goes twice, as SQS may deliver it.
+        for _ in 0..=usize::from(fixture["attributes"].get("RequestID").is_some()) {
+            service.send(&queue, fixture["body"].as_str().unwrap(), &attributes);
+            sent += 1;
+        }
+    }
+    let (foreign, letters): (Vec<&Value>, Vec<&Value>) =
+        fixtures.iter().partition(|fixture| fixture["expect"].get("foreign").is_some());
+    assert!((foreign.len(), letters.len()) >= (6, 4), "{fixtures:?}");
 
-    // Nothing tells whose the first is.
+    // Nothing tells whose Lambda's first is: both copies are left, too.
     let (code, said) = redrive(&daemon, &service, &queue, &["--dry-run"]);
-    assert_eq!((code, said.contains("3 left on the queue: foreign")), (1, true), "{said}");
+    let expected = format!("{} left on the queue: foreign", foreign.len() + 2);
+    assert_eq!((code, said.contains(&expected)), (1, true), "{said}");
 
     service.call("TagQueue", &json!({ "QueueUrl": queue, "Tags": { "sendoff:function": "orders" } }));
     let (code, said) = redrive(&daemon, &service, &queue, &[]);
     assert_eq!(code, 1, "{said}");
-    assert!(said.contains("2 redriven, 1 repeats"), "{said}");
-    assert!(said.contains("1 left on the queue: foreign"), "{said}");
-    assert_eq!(service.count(&queue), 1);
-    let expected = ["of a dead-letter queue", "of a destination"].map(str::to_owned);
-    lambda.wait_for(&expected);
+    assert!(said.contains(&format!("{} redriven, 1 repeats", letters.len())), "{said}");
+    assert!(said.contains(&format!("{} left on the queue: foreign", foreign.len())), "{said}");
+    for foreign in &foreign {
+        let why = foreign["expect"]["foreign"].as_str().unwrap();
+        assert!(said.contains(why), "{why:?} is not in {said}");
+    }
+    assert_eq!((service.count(&queue), sent), (foreign.len(), foreign.len() + letters.len() + 1));
     daemon.wait_until_empty();
-    assert_eq!(lambda.taken(), expected.into_iter().map(|id| (id, 1)).collect::<BTreeMap<_, _>>());
+    let taken: BTreeMap<String, String> = lambda
+        .taken_entries()
+        .iter()
+        .map(|entry| (entry.id.clone().unwrap(), entry.lane.split(':').next().unwrap().to_owned()))
+        .collect();
+    let word = |fixture: &Value, name: &str| fixture["expect"][name].as_str().unwrap().to_owned();
+    let expected: BTreeMap<_, _> =
+        letters.iter().map(|fixture| (word(fixture, "id"), word(fixture, "function"))).collect();
+    assert_eq!(taken, expected);
+    assert!(lambda.taken().values().all(|&times| times == 1));
 }
 
 #[test]
 fn an_event_that_dies_again_comes_back_until_the_ceiling_and_no_client_repeat_slips_in() {
-    let service = Service::moto();
-    let (_scratch, state) = scratch();
-    let lambda = Lambda::start();
-    refuse_all(&lambda);
-    let queue = service.create_queue("dead", &json!({}));
-    let daemon = setup(&state, &lambda, &service.url())
-        .set("dead_letter.queue_url", &queue)
-        .set("dead_letter.redrives_max", "2")
-        .start();
-    kill_events(&daemon, &service, &queue, &ids(0..1));
+    let Parts { service, queue, setup, .. } = &Parts::new();
+    let daemon = setup.clone().set("dead_letter.redrives_max", "2").start();
+    kill_events(&daemon, service, queue, &ids(0..1));
     for _ in 0..2 {
-        let (_, said) = redrive(&daemon, &service, &queue, &[]);
+        let (_, said) = redrive(&daemon, service, queue, &[]);
         assert!(said.contains("1 redriven"), "{said}");
-        eventually("it is dead again", || (service.count(&queue) == 1).then_some(()));
+        eventually("it is dead again", || (service.count(queue) == 1).then_some(()));
     }
-    let (code, said) = redrive(&daemon, &service, &queue, &[]);
+    let (code, said) = redrive(&daemon, service, queue, &[]);
     assert_eq!((code, said.contains("1 left on the queue: ceiling")), (1, true), "{said}");
     assert!(said.contains("dead_letter.redrives_max is 2"), "{said}");
-    assert_eq!(service.count(&queue), 1);
+    assert_eq!(service.count(queue), 1);
 }
 
 #[test]
@@ -346,6 +401,64 @@ fn what_is_larger_than_the_queue_takes_stays_listed_and_a_forgetful_queue_is_war
     let listed = http::get(daemon.admin, "/v1/dead-letters?unshippable=true").json();
     assert_eq!(listed["dead_letters"][0]["id"], id.as_str());
     assert_eq!(daemon.scrape().sum("sendoff_deadletter_queue_retention_seconds", &[("queue", "small")]), 3_600.0);
+}
+
+#[test]
+fn what_is_larger_than_the_queue_takes_goes_compressed_where_that_is_configured() {
+    let (scratch, state) = scratch();
+    let service = Service::ministack(scratch.path());
+    let lambda = Lambda::start();
+    refuse_all(&lambda);
+    let queue = service.create_queue("small", &json!({ "MaximumMessageSize": "2048" }));
+    let daemon = setup(&state, &lambda, &service.url())
+        .set("dead_letter.queue_url", &queue)
+        .set("dead_letter.oversize", "compress")
+        .start();
+    let large = json!({ "id": "large", "text": "é ".repeat(100_000) }).to_string().into_bytes();
+    daemon.accept("orders", &[], &large);
+    // Text that does not shrink to a tenth.
+    let noise: String =
+        (0..600_u64).map(|n| format!("{:016x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17))).collect();
+    let noise = daemon.accept("orders", &[], json!({ "id": "noise", "text": noise }).to_string().as_bytes());
+    eventually("the one that shrinks is in the queue", || (service.count(&queue) == 1).then_some(()));
+    eventually("the other is counted", || {
+        (daemon.scrape().sum("sendoff_deadletter_unshippable_total", &[]) == 1.0).then_some(())
+    });
+    let listed = http::get(daemon.admin, "/v1/dead-letters?unshippable=true").json();
+    assert_eq!(listed["dead_letters"][0]["id"], noise.as_str());
+    let why = listed["dead_letters"][0]["unshippable"].as_str().unwrap();
+    assert!(why.contains("even compressed"), "{why}");
+
+    lambda.take_all();
+    let (code, said) = redrive(&daemon, &service, &queue, &[]);
+    assert_eq!((code, said.contains("1 redriven, 0 repeats")), (0, true), "{said}");
+    lambda.wait_for(&["large".to_owned()]);
+    let entries = lambda.taken_entries();
+    assert_eq!(entries[0].payload.as_deref(), Some(&large[..]), "byte for byte");
+}
+
+#[test]
+fn a_function_has_its_own_queue_by_arn_in_another_region() {
+    let (scratch, state) = scratch();
+    let service = Service::moto();
+    let elsewhere = Service { region: "us-west-2", ..Service::moto_at(service.address) };
+    let lambda = Lambda::start();
+    refuse_all(&lambda);
+    let queue = service.create_queue("dead", &json!({}));
+    let theirs = elsewhere.create_queue("payments-dlq.fifo", &json!({ "FifoQueue": "true" }));
+    let config = scratch.path().join("sendoff.toml");
+    let arn = "arn:aws:sqs:us-west-2:123456789012:payments-dlq.fifo";
+    std::fs::write(&config, format!("[functions.\"payments-*\"]\nqueue_url = \"{arn}\"\n")).unwrap();
+    let daemon = setup(&state, &lambda, &service.url()).config(&config).set("dead_letter.queue_url", &queue).start();
+    daemon.accept("payments-eu", &[], &payload("payment"));
+    daemon.accept("orders", &[], &payload("order"));
+    daemon.wait_until_empty();
+    assert_eq!((service.count(&queue), elsewhere.count(&theirs)), (1, 1));
+    lambda.take_all();
+    let (code, said) = redrive(&daemon, &service, arn, &[]);
+    assert_eq!((code, said.contains("1 redriven")), (0, true), "{said}");
+    lambda.wait_for(&["payment".to_owned()]);
+    assert_eq!(elsewhere.count(&theirs), 0);
 }
 
 #[test]
@@ -395,15 +508,11 @@ fn without_a_queue_dead_letters_are_listed_shown_exported_imported_redriven_and_
 
 #[test]
 fn a_redrive_that_is_interrupted_finishes_what_it_has_and_leaves_the_rest_visible() {
-    let service = Service::moto();
-    let (_scratch, state) = scratch();
-    let lambda = Lambda::start();
-    refuse_all(&lambda);
-    let queue = service.create_queue("dead", &json!({}));
-    let daemon = setup(&state, &lambda, &service.url()).set("dead_letter.queue_url", &queue).start();
-    kill_events(&daemon, &service, &queue, &ids(0..60));
+    let Parts { service, lambda, queue, setup, .. } = &Parts::new();
+    let daemon = setup.start();
+    kill_events(&daemon, service, queue, &ids(0..60));
     lambda.take_all();
-    let args = ["redrive", "--queue", &queue, "--rate", "20/s"];
+    let args = ["redrive", "--queue", queue, "--rate", "20/s"];
     let mut process = Process::spawn("redrive", &mut sendoff(daemon.admin, &service.url(), &args));
     eventually("some are back", || (lambda.taken().len() > 4).then_some(()));
     process.signal(rustix::process::Signal::INT);
@@ -412,8 +521,8 @@ fn a_redrive_that_is_interrupted_finishes_what_it_has_and_leaves_the_rest_visibl
     assert_eq!(status.code(), Some(1), "{:?}", process.lines());
     assert!(process.lines().iter().any(|line| line.contains("interrupted")), "{:?}", process.lines());
     daemon.wait_until_empty();
-    assert_eq!(lambda.taken().len() + service.count(&queue), 60);
-    let (code, said) = redrive(&daemon, &service, &queue, &[]);
+    assert_eq!(lambda.taken().len() + service.count(queue), 60);
+    let (code, said) = redrive(&daemon, service, queue, &[]);
     assert_eq!(code, 0, "{said}");
     lambda.wait_for(&ids(0..60));
     assert!(lambda.taken().values().all(|&times| times == 1));

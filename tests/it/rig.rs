@@ -21,6 +21,8 @@ pub mod lambda;
 
 pub mod lossy;
 
+pub mod gate;
+
 pub mod sender;
 
 pub mod streaming;

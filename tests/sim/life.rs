@@ -234,6 +234,7 @@ fn letter_settings(world: &World) -> deadletter::Settings {
         backoff_cap: Duration::from_secs(60),
         retention_min: Duration::ZERO,
         format: deadletter::Format::DeadLetterQueue,
+        oversize: deadletter::Oversize::Keep,
         redrives_max: 3,
     }
 }

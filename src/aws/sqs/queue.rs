@@ -14,9 +14,6 @@ use crate::deadletter::Trouble;
 use crate::deadletter::letter::Received;
 use crate::deadletter::redrive::Queue;
 
-/// Messages of one call (SQS).
-const BATCH: i32 = 10;
-
 /// Long enough that SQS asks all its servers: an empty answer then means that nothing is there (SQS developer guide, "Long
 /// polling").
 const WAIT: Duration = Duration::from_secs(1);
@@ -42,12 +39,12 @@ impl SqsQueue {
 }
 
 impl Queue for SqsQueue {
-    async fn receive(&self) -> Result<Vec<Received>, Trouble> {
+    async fn receive(&self, messages_max: usize) -> Result<Vec<Received>, Trouble> {
         let received = self
             .client
             .receive_message()
             .queue_url(&self.url)
-            .max_number_of_messages(BATCH)
+            .max_number_of_messages(i32::try_from(messages_max).unwrap_or(i32::MAX))
             .wait_time_seconds(seconds(WAIT))
             .visibility_timeout(seconds(self.visibility))
             .message_attribute_names("All")
@@ -59,29 +56,6 @@ impl Queue for SqsQueue {
     }
 
     async fn delete(&self, receipts: &[String]) -> Vec<Result<(), Trouble>> {
-        let mut answers = Vec::with_capacity(receipts.len());
-        for receipts in receipts.chunks(BATCH as usize) {
-            answers.extend(self.delete_batch(receipts).await);
-        }
-        answers
-    }
-
-    async fn release(&self, receipts: &[String]) {
-        let entries = receipts.iter().enumerate().filter_map(|(n, receipt)| {
-            let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(n.to_string());
-            entry.receipt_handle(receipt).visibility_timeout(0).build().ok()
-        });
-        let call = self.client.change_message_visibility_batch().queue_url(&self.url);
-        // What is not released shows up again by itself, once its time is over.
-        if let Err(error) = call.set_entries(Some(entries.collect())).send().await {
-            let Trouble { code, message, .. } = Failed::of(&error).trouble();
-            tracing::debug!(code, message, "messages stay hidden until their visibility timeout");
-        }
-    }
-}
-
-impl SqsQueue {
-    async fn delete_batch(&self, receipts: &[String]) -> Vec<Result<(), Trouble>> {
         let entries = receipts.iter().enumerate().filter_map(|(n, receipt)| {
             DeleteMessageBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt).build().ok()
         });
@@ -98,6 +72,19 @@ impl SqsQueue {
         }
         let unanswered = || Err(trouble_of("unanswered", "the answer does not name this message"));
         (0..receipts.len()).map(|n| answers.remove(&n.to_string()).unwrap_or_else(unanswered)).collect()
+    }
+
+    async fn release(&self, receipts: &[String]) {
+        let entries = receipts.iter().enumerate().filter_map(|(n, receipt)| {
+            let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(n.to_string());
+            entry.receipt_handle(receipt).visibility_timeout(0).build().ok()
+        });
+        let call = self.client.change_message_visibility_batch().queue_url(&self.url);
+        // What is not released shows up again by itself, once its time is over.
+        if let Err(error) = call.set_entries(Some(entries.collect())).send().await {
+            let Trouble { code, message, .. } = Failed::of(&error).trouble();
+            tracing::debug!(code, message, "messages stay hidden until their visibility timeout");
+        }
     }
 }
 

@@ -269,7 +269,7 @@ async fn messages_are_received_with_their_attributes_and_deleted_one_by_one() {
     ])
     .await;
     let queue = Sqs::new(&shared().await, &server.settings()).unwrap().queue(QUEUE, Duration::from_secs(60));
-    let received = queue.receive().await.unwrap();
+    let received = queue.receive(10).await.unwrap();
     assert_eq!((received.len(), received[0].receipt.as_str()), (1, "r-1"));
     assert_eq!(received[0].attributes, [("ErrorCode".to_owned(), "500".to_owned())].into());
     assert_eq!(received[0].sent_at, Some(crate::clock::UnixMillis(1_573_841_765_568)));

@@ -1,9 +1,10 @@
 //! How far it is: a bar with rate and time left on a terminal, else a line now and then.
 
+use std::fmt;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::Shown;
 use crate::clock::{Clock, UnixMillis};
@@ -21,9 +22,13 @@ impl Progress {
     pub(super) fn start(shown: Shown, expected: Option<u64>, clock: &Clock) -> Self {
         let bar = || {
             let bar = ProgressBar::with_draw_target(expected, ProgressDrawTarget::stderr_with_hz(10));
-            let template = "{bar:32} {pos}/{len} letters  {per_sec}  {eta} left";
+            let template = "{bar:32} {pos}/{len} letters  {rate}  {eta} left";
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            Self::Bar(bar.with_style(style))
+            // A terminal that takes no more text is no reason to stop.
+            let rate = |state: &ProgressState, out: &mut dyn fmt::Write| {
+                write!(out, "{:.0}/s", state.per_sec()).unwrap_or_default();
+            };
+            Self::Bar(bar.with_style(style.with_key("rate", rate)))
         };
         let began = clock.now();
         let lines = || Self::Lines { clock: clock.clone(), began, next: began.plus(LINE_EVERY), expected, last: 0 };

@@ -1,8 +1,8 @@
 use serde_json::json;
 
 use super::*;
-use crate::deadletter::Format;
 use crate::deadletter::message::{MESSAGE_BYTES_MAX, message_of};
+use crate::deadletter::{Format, Oversize};
 use crate::event::{Carried, Event, EventId, Function, IdempotencyKey};
 use crate::outbox::{Burial, History, LastOutcome};
 
@@ -68,7 +68,12 @@ fn history() -> History {
 
 /// Our own message, as SQS hands it back.
 fn shipped(event: &Event, format: Format) -> Received {
-    let message = message_of(event, &history(), format, MESSAGE_BYTES_MAX).unwrap();
+    shipped_to(event, format, MESSAGE_BYTES_MAX)
+}
+
+/// The same, on a queue that may be set lower.
+fn shipped_to(event: &Event, format: Format, bytes_max: usize) -> Received {
+    let message = message_of(event, &history(), format, Oversize::Compress, bytes_max).unwrap();
     let attributes: Vec<_> = message.attributes.iter().map(|(name, value)| (name.as_str(), value.value())).collect();
     let attributes: Vec<_> = attributes.iter().map(|(name, value)| (*name, value.as_str())).collect();
     received(&message.body, &attributes)
@@ -101,6 +106,27 @@ fn our_own_messages_come_back_whole_in_both_formats() {
 }
 
 #[test]
+fn what_went_out_compressed_comes_back_byte_for_byte() {
+    for payload in
+        [format!("{{ \"text\": \"{}\u{fffe}\" }}", "é ".repeat(2_000)), format!("not json {}", "x".repeat(9_000))]
+    {
+        for format in [Format::DeadLetterQueue, Format::Destination] {
+            let received = shipped_to(&event(&payload), format, 2_048);
+            assert!(received.body.len() < 1_500, "{format:?}: {}", received.body.len());
+            assert_eq!(received.attributes["ContentEncoding"], "gzip+base64");
+            assert_eq!(letter(&received, &Wanted::default()).letter.payload, payload, "{format:?}");
+        }
+    }
+    let mut broken = shipped_to(&event(&"x".repeat(9_000)), Format::DeadLetterQueue, 2_048);
+    broken.body.truncate(20);
+    assert!(foreign(&broken).contains("the body is not gzip"), "{}", foreign(&broken));
+    assert!(
+        !shipped(&event("{}"), Format::DeadLetterQueue).attributes.contains_key("ContentEncoding"),
+        "it fits as it is"
+    );
+}
+
+#[test]
 fn text_that_is_not_json_comes_back_from_a_record_too() {
     let read = letter(&shipped(&event("not \"json\""), Format::Destination), &Wanted::default());
     assert_eq!(read.letter.payload, "not \"json\"");
@@ -108,7 +134,8 @@ fn text_that_is_not_json_comes_back_from_a_record_too() {
 
 #[test]
 fn a_record_of_ours_reads_like_lambdas() {
-    let message = message_of(&event("{\"n\":1}"), &history(), Format::Destination, MESSAGE_BYTES_MAX).unwrap();
+    let message =
+        message_of(&event("{\"n\":1}"), &history(), Format::Destination, Oversize::Keep, MESSAGE_BYTES_MAX).unwrap();
     let record: serde_json::Value = serde_json::from_str(&message.body).unwrap();
     let expected = json!({
         "version": "1.0",

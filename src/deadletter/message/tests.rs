@@ -9,7 +9,7 @@ const TRACE: &str = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42c
 
 /// As on a queue of SQS's own limits.
 fn message_of(event: &Event, history: &History) -> Result<Message, Unshippable> {
-    super::message_of(event, history, Format::DeadLetterQueue, MESSAGE_BYTES_MAX)
+    super::message_of(event, history, Format::DeadLetterQueue, Oversize::Keep, MESSAGE_BYTES_MAX)
 }
 
 fn event() -> Event {
@@ -160,7 +160,17 @@ fn the_limit_is_exact_and_counts_names_types_and_values() {
     };
     assert_eq!(sized(MESSAGE_BYTES_MAX - overhead).unwrap().bytes(), MESSAGE_BYTES_MAX);
     let bytes = MESSAGE_BYTES_MAX + 1;
-    assert_eq!(sized(bytes - overhead), Err(Unshippable::TooLarge { bytes, limit: MESSAGE_BYTES_MAX }));
+    assert_eq!(
+        sized(bytes - overhead),
+        Err(Unshippable::TooLarge { bytes, limit: MESSAGE_BYTES_MAX, compressed: false })
+    );
+    // Random digits hardly shrink: then it does not fit even compressed.
+    let digits: String =
+        (0..MESSAGE_BYTES_MAX as u64).map(|n| char::from(b'0' + (n * n * 7919 % 10_007 % 10) as u8)).collect();
+    let noise = Event { payload: Bytes::from(format!("\"{}\"", &digits[..4_000])), ..event() };
+    let kept = super::message_of(&noise, &history(), Format::DeadLetterQueue, Oversize::Compress, 1_500);
+    assert!(matches!(kept, Err(Unshippable::TooLarge { limit: 1_500, compressed: true, .. })), "{kept:?}");
+    assert!(kept.unwrap_err().to_string().contains("bytes even compressed, the queue takes 1500"));
     let small = Message {
         id: event().id,
         group: String::new(),

@@ -1,6 +1,7 @@
 use std::sync::Mutex;
 
 use super::*;
+use crate::deadletter::letter::{Letter, Received};
 
 /// A queue in memory: what is received is hidden until released, or until the crash of whoever received it.
 #[derive(Default)]
@@ -10,6 +11,10 @@ struct FakeQueue {
     /// Answers of the next receives and deletes, before they work.
     receive_troubles: Mutex<Vec<Trouble>>,
     delete_troubles: Mutex<Vec<Trouble>>,
+    /// How long a call takes.
+    latency: Duration,
+    /// One message group: while one of its messages is hidden, no other is given.
+    fifo: bool,
 }
 
 impl FakeQueue {
@@ -49,13 +54,18 @@ fn lambdas_message(n: usize) -> Received {
 }
 
 impl Queue for FakeQueue {
-    async fn receive(&self) -> Result<Vec<Received>, Trouble> {
+    async fn receive(&self, messages_max: usize) -> Result<Vec<Received>, Trouble> {
+        assert!((1..=10).contains(&messages_max), "SQS gives 1 to 10, not {messages_max}");
         *self.receives.lock().unwrap() += 1;
+        tokio::time::sleep(self.latency).await;
         if let Some(trouble) = self.receive_troubles.lock().unwrap().pop() {
             return Err(trouble);
         }
         let mut messages = self.messages.lock().unwrap();
-        let visible = messages.values_mut().filter(|(_, hidden)| !hidden).take(10);
+        if self.fifo && messages.values().any(|(_, hidden)| *hidden) {
+            return Ok(Vec::new());
+        }
+        let visible = messages.values_mut().filter(|(_, hidden)| !hidden).take(messages_max);
         Ok(visible
             .map(|(message, hidden)| {
                 *hidden = true;
@@ -65,6 +75,8 @@ impl Queue for FakeQueue {
     }
 
     async fn delete(&self, receipts: &[String]) -> Vec<Result<(), Trouble>> {
+        assert!((1..=10).contains(&receipts.len()), "SQS deletes 1 to 10, not {}", receipts.len());
+        tokio::time::sleep(self.latency).await;
         if let Some(trouble) = self.delete_troubles.lock().unwrap().pop() {
             return vec![Err(trouble); receipts.len()];
         }
@@ -79,6 +91,7 @@ impl Queue for FakeQueue {
     }
 
     async fn release(&self, receipts: &[String]) {
+        assert!((1..=10).contains(&receipts.len()), "SQS releases 1 to 10, not {}", receipts.len());
         let mut messages = self.messages.lock().unwrap();
         for receipt in receipts {
             messages.get_mut(receipt).unwrap().1 = false;
@@ -94,6 +107,8 @@ struct FakeDoor {
     instead: Mutex<BTreeMap<String, Answer>>,
     troubles: Mutex<Vec<Trouble>>,
     batches: Mutex<Vec<usize>>,
+    /// Origins, in the order of their acceptance.
+    order: Mutex<Vec<String>>,
 }
 
 impl Door for FakeDoor {
@@ -105,13 +120,16 @@ impl Door for FakeDoor {
         let mut instead = self.instead.lock().unwrap();
         let mut accepted = self.accepted.lock().unwrap();
         let answer = |letter: &Letter| match instead.get(&letter.origin).cloned() {
-            Some(busy @ Answer::Busy(_)) => {
+            Some(busy @ Answer::Busy { .. }) => {
                 instead.remove(&letter.origin);
                 busy
             }
             Some(answer) => answer,
             None => match accepted.insert(letter.origin.clone(), letter.clone()) {
-                None => Answer::Accepted,
+                None => {
+                    self.order.lock().unwrap().push(letter.origin.clone());
+                    Answer::Accepted
+                }
                 Some(_) => Answer::Repeat,
             },
         };
@@ -119,12 +137,21 @@ impl Door for FakeDoor {
     }
 }
 
+fn busy(retry_after: Option<Duration>) -> Answer {
+    Answer::Busy { why: "full".into(), retry_after }
+}
+
 fn trouble(code: &str, transient: bool) -> Trouble {
     Trouble { code: code.into(), message: "why".into(), transient }
 }
 
+/// Of messages that name their function.
+fn unnamed() -> Plan {
+    Plan { wanted: Wanted::default(), limit: None, rate: None, dry_run: false, calls: 8 }
+}
+
 fn plan() -> Plan {
-    Plan { wanted: Wanted { function: Some("orders".into()), ..Wanted::default() }, ..Plan::default() }
+    Plan { wanted: Wanted { function: Some("orders".into()), ..Wanted::default() }, ..unnamed() }
 }
 
 async fn redrive(queue: &FakeQueue, door: &FakeDoor, plan: Plan) -> (Ended, Tally) {
@@ -190,7 +217,7 @@ async fn what_died_again_during_the_redrive_is_left_for_the_next() {
     };
     queue.put("early", ours(1_789_999_999_999));
     queue.put("late", ours(1_790_000_000_001));
-    let (_, tally) = redrive(&queue, &door, Plan::default()).await;
+    let (_, tally) = redrive(&queue, &door, unnamed()).await;
     assert_eq!((tally.accepted, tally.left["died-again"].named[0].0.as_str()), (1, "late"));
     assert_eq!((queue.len(), queue.hidden()), (2, 0), "the other is foreign without a function");
 }
@@ -212,7 +239,7 @@ async fn troubles_that_pass_are_waited_out_and_others_end_it_with_everything_vis
     queue.receive_troubles.lock().unwrap().push(trouble("RequestThrottled", true));
     queue.delete_troubles.lock().unwrap().push(trouble("ServiceUnavailable", true));
     door.troubles.lock().unwrap().push(trouble("unreachable", true));
-    door.instead.lock().unwrap().insert("lambda/r-5".into(), Answer::Busy("full".into()));
+    door.instead.lock().unwrap().insert("lambda/r-5".into(), busy(None));
     let (ended, tally) = redrive(&queue, &door, plan()).await;
     assert_eq!((ended, tally.accepted, tally.repeats, tally.undeleted, queue.len()), (Ended::Done, 10, 0, 0, 0));
 
@@ -247,16 +274,23 @@ async fn told_to_stop_it_finishes_the_batch_in_hand_and_shows_the_rest() {
     let (queue, door) = (FakeQueue::of(35), FakeDoor::default());
     let stop = CancellationToken::new();
     let run = Redrive::new(&queue, &door, plan(), Clock::seeded(UnixMillis(0), 1));
-    let (ended, tally) = run.run(&stop, |_| stop.cancel()).await;
-    assert_eq!((ended, tally.accepted, queue.len(), queue.hidden()), (Ended::Interrupted, 10, 25, 0));
+    let stop_at_first = |tally: &Tally| {
+        if tally.accepted > 0 {
+            stop.cancel()
+        }
+    };
+    let (ended, tally) = run.run(&stop, stop_at_first).await;
+    assert_eq!((ended, queue.len(), queue.hidden()), (Ended::Interrupted, 35 - tally.accepted as usize, 0));
+    assert!((1..35).contains(&tally.accepted), "{}", tally.accepted);
 }
 
 /// A run that is dropped at its `n`th step, as a crash would end it; true if it came to its end before.
 async fn crashing_at(n: u32, queue: &FakeQueue, door: &FakeDoor) -> bool {
-    struct Crashing<'a, T>(&'a T, &'a Mutex<u32>);
+    struct Crashing<'a, T>(&'a T, &'a Mutex<u32>, Clock);
     impl<T> Crashing<'_, T> {
-        /// Stops the world before a step, or after it.
+        /// Stops the world before a step, or after it; the calls under way overlap differently each time.
         async fn step(&self) {
+            self.2.sleep(self.2.jitter(Duration::from_millis(20))).await;
             let left = {
                 let mut left = self.1.lock().unwrap();
                 *left = left.saturating_sub(1);
@@ -268,9 +302,9 @@ async fn crashing_at(n: u32, queue: &FakeQueue, door: &FakeDoor) -> bool {
         }
     }
     impl Queue for Crashing<'_, FakeQueue> {
-        async fn receive(&self) -> Result<Vec<Received>, Trouble> {
+        async fn receive(&self, messages_max: usize) -> Result<Vec<Received>, Trouble> {
             self.step().await;
-            let received = self.0.receive().await;
+            let received = self.0.receive(messages_max).await;
             self.step().await;
             received
         }
@@ -293,8 +327,9 @@ async fn crashing_at(n: u32, queue: &FakeQueue, door: &FakeDoor) -> bool {
         }
     }
     let left = Mutex::new(n);
-    let (crashing_queue, crashing_door) = (Crashing(queue, &left), Crashing(door, &left));
-    let run = Redrive::new(&crashing_queue, &crashing_door, plan(), Clock::seeded(UnixMillis(0), 1));
+    let clock = Clock::seeded(UnixMillis(0), u64::from(n));
+    let (queue, door) = (Crashing(queue, &left, clock.clone()), Crashing(door, &left, clock.clone()));
+    let run = Redrive::new(&queue, &door, plan(), clock);
     let ended = tokio::time::timeout(Duration::from_secs(3_600), run.run(&CancellationToken::new(), |_| {})).await;
     ended.is_ok()
 }
@@ -302,12 +337,12 @@ async fn crashing_at(n: u32, queue: &FakeQueue, door: &FakeDoor) -> bool {
 #[tokio::test(start_paused = true)]
 async fn a_crash_between_any_two_steps_loses_nothing_and_accepts_nothing_twice() {
     for n in 1.. {
-        let (queue, door) = (FakeQueue::of(25), FakeDoor::default());
+        let (queue, door) = (FakeQueue::of(95), FakeDoor::default());
         let whole = crashing_at(n, &queue, &door).await;
         {
             let accepted = door.accepted.lock().unwrap();
             let messages = queue.messages.lock().unwrap();
-            for letter in 0..25 {
+            for letter in 0..95 {
                 let is_safe = accepted.contains_key(&format!("lambda/r-{letter}"))
                     || messages.contains_key(&format!("{letter:05}"));
                 assert!(is_safe, "letter {letter} is nowhere after a crash at step {n}");
@@ -316,10 +351,90 @@ async fn a_crash_between_any_two_steps_loses_nothing_and_accepts_nothing_twice()
         queue.show_all();
         let before = door.accepted.lock().unwrap().len() as u64;
         let (ended, tally) = redrive(&queue, &door, plan()).await;
-        assert_eq!((ended, before + tally.accepted, queue.len()), (Ended::Done, 25, 0), "crash at step {n}");
+        assert_eq!((ended, before + tally.accepted, queue.len()), (Ended::Done, 95, 0), "crash at step {n}");
         if whole {
-            assert!(n > 18, "three batches of three calls have more steps than {n}");
+            assert!(n > 40, "ten receives, ten deletions and some batches have more steps than {n}");
             return;
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn receives_batches_and_deletions_overlap() {
+    let queue = FakeQueue { latency: Duration::from_millis(100), ..FakeQueue::of(1_000) };
+    let door = FakeDoor::default();
+    let clock = Clock::seeded(UnixMillis(0), 1);
+    let run = Redrive::new(&queue, &door, plan(), clock.clone());
+    let (ended, tally) = run.run(&CancellationToken::new(), |_| {}).await;
+    assert_eq!((ended, tally.accepted, queue.len()), (Ended::Done, 1_000, 0));
+    let took = clock.now().0;
+    assert!(took < 4_000, "{took} ms; one call after another takes 20,000");
+    let batches = door.batches.lock().unwrap();
+    assert!(batches.len() < 40, "{} commits for 1,000 letters", batches.len());
+    assert!(batches.iter().all(|&letters| letters <= LETTERS_MAX));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_of_a_fifo_queue_comes_back_whole_and_in_order() {
+    let queue = FakeQueue { latency: Duration::from_millis(10), fifo: true, ..FakeQueue::of(55) };
+    let door = FakeDoor::default();
+    let (ended, tally) = redrive(&queue, &door, plan()).await;
+    assert_eq!((ended, tally.accepted, queue.len()), (Ended::Done, 55, 0));
+    let expected: Vec<String> = (0..55).map(|n| format!("lambda/r-{n}")).collect();
+    assert_eq!(*door.order.lock().unwrap(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn limit_and_rate_hold_exactly_and_repeats_do_not_count() {
+    let queue = FakeQueue { latency: Duration::from_millis(30), ..FakeQueue::of(300) };
+    let door = FakeDoor::default();
+    for n in 0..20 {
+        door.accepted.lock().unwrap().insert(format!("lambda/r-{n}"), letter(n));
+    }
+    let clock = Clock::seeded(UnixMillis(0), 1);
+    let plan = Plan { limit: Some(123), rate: Some(100.0), ..plan() };
+    let run = Redrive::new(&queue, &door, plan, clock.clone());
+    let (ended, tally) = run
+        .run(&CancellationToken::new(), |tally| {
+            let allowed = 10.0 + clock.now().0 as f64 / 10.0;
+            let done = (tally.accepted + tally.repeats) as f64;
+            assert!(done <= allowed, "{done} letters after {} ms", clock.now().0);
+        })
+        .await;
+    assert_eq!((ended, tally.accepted, tally.repeats), (Ended::Limit, 123, 20));
+    assert_eq!((queue.len(), queue.hidden()), (300 - 143, 0));
+}
+
+fn letter(n: usize) -> Letter {
+    let message = Received { message_id: n.to_string(), ..lambdas_message(n) };
+    match crate::deadletter::letter::read(&message, &plan().wanted) {
+        crate::deadletter::letter::Reading::Letter(read) => read.letter,
+        crate::deadletter::letter::Reading::Foreign(why) => panic!("{why}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_door_that_names_a_time_is_left_alone_until_then_and_not_for_ever() {
+    let (queue, door) = (FakeQueue::of(5), FakeDoor::default());
+    door.instead.lock().unwrap().insert("lambda/r-2".into(), busy(Some(Duration::from_secs(20))));
+    let clock = Clock::seeded(UnixMillis(0), 1);
+    let run = Redrive::new(&queue, &door, plan(), clock.clone());
+    let (ended, tally) = run.run(&CancellationToken::new(), |_| {}).await;
+    assert_eq!((ended, tally.accepted, queue.len()), (Ended::Done, 5, 0));
+    assert!((20_000..25_000).contains(&clock.now().0), "{:?}", clock.now());
+
+    let (queue, door) = (FakeQueue::of(5), FakeDoor::default());
+    door.instead.lock().unwrap().insert("lambda/r-2".into(), busy(Some(PATIENCE * 2)));
+    let (ended, tally) = redrive(&queue, &door, plan()).await;
+    assert!(matches!(&ended, Ended::Failed(trouble) if trouble.code == "busy"), "{ended:?}");
+    assert_eq!((tally.accepted, queue.len(), queue.hidden()), (4, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_a_low_rate_few_messages_are_hidden() {
+    let (queue, door) = (FakeQueue::of(100), FakeDoor::default());
+    let clock = Clock::seeded(UnixMillis(0), 1);
+    let run = Redrive::new(&queue, &door, Plan { rate: Some(0.3), limit: Some(10), ..plan() }, clock);
+    let (_, tally) = run.run(&CancellationToken::new(), |_| assert!(queue.hidden() <= 3, "{}", queue.hidden())).await;
+    assert_eq!(tally.accepted, 10);
 }

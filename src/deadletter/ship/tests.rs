@@ -5,7 +5,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::clock::UnixMillis;
-use crate::deadletter::{Format, Trouble};
+use crate::deadletter::{Format, Oversize, Trouble};
 use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
 use crate::outbox::dead::{BuriedWant, Graveyard};
 use crate::outbox::engine::Engine;
@@ -145,6 +145,7 @@ impl Bench {
             backoff_cap: Duration::from_secs(60),
             retention_min: Duration::from_secs(4 * 24 * 3_600),
             format: Format::DeadLetterQueue,
+            oversize: Oversize::Keep,
             redrives_max: 3,
         };
         let sqs = FakeSqs { clock: Some(clock.clone()), ..FakeSqs::default() };

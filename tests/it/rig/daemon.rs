@@ -76,12 +76,9 @@ impl Setup {
     /// Starts it and waits until it is ready.
     pub fn start(&self) -> Daemon {
         let process = self.spawn();
-        let ready = process.line(PATIENCE, |line| log_fields(line).filter(|fields| fields["message"] == "ready"));
-        let Some(ready) = ready else { panic!("sendoff ended before it was ready: {:?}", process.lines()) };
-        let bound = |field: &str| -> SocketAddr {
-            ready[field].as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {field} in {ready}"))
+        let Some((ingest, admin)) = process.line(PATIENCE, ready) else {
+            panic!("sendoff ended before it was ready: {:?}", process.lines())
         };
-        let (ingest, admin) = (bound("ingest"), bound("admin"));
         Daemon { process, ingest, admin }
     }
 
@@ -178,6 +175,15 @@ impl Daemon {
     pub fn wait(mut self) -> ExitStatus {
         self.process.wait(PATIENCE)
     }
+}
+
+/// Where a daemon listens for clients and for operators, of the log record that says so.
+pub fn ready(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let ready = log_fields(line).filter(|fields| fields["message"] == "ready")?;
+    let bound = |field: &str| -> SocketAddr {
+        ready[field].as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no {field} in {ready}"))
+    };
+    Some((bound("ingest"), bound("admin")))
 }
 
 /// The path of Lambda's Invoke.

@@ -65,6 +65,16 @@ pub fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Response> {
     response
 }
 
+/// As [`exchange`], of a server that may be gone or may go: none then.
+pub fn exchange_if_there(to: SocketAddr, bytes: &[u8]) -> Option<Response> {
+    let mut stream = TcpStream::connect(to).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(bytes).ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok()?;
+    parse(&answer)
+}
+
 /// Sends `bytes`, says that no more will come, and leaves.
 pub fn send_and_leave(to: SocketAddr, bytes: &[u8]) {
     let mut stream = connect(to);

@@ -51,7 +51,6 @@ impl Lambda {
         self.standin.ledger().read(|book| book.taken_ids().clone())
     }
 
-    #[allow(dead_code, reason = "tests/proofs needs it")]
     /// Every request that gave a function an event.
     pub fn taken_entries(&self) -> Vec<std::sync::Arc<sendoff::standin::Entry>> {
         self.standin.ledger().read(|book| book.taken().cloned().collect())

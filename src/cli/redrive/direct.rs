@@ -1,0 +1,90 @@
+//! Straight to Lambda: no outbox, and so no memory. A message that is received twice is invoked twice, with the same key.
+
+use futures_util::future::join_all;
+
+use crate::admin::dead_letters::{Rules, admit};
+use crate::aws;
+use crate::cli::{Exit, Failure};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::daemon;
+use crate::deadletter::Trouble;
+use crate::deadletter::letter::Letter;
+use crate::deadletter::redrive::{Answer, Door};
+use crate::dispatch::verdict::{Outcome, Scope, outcome_of};
+use crate::dispatch::{Call, Invoke, Mode};
+
+/// Calls at once, at most: as many repeats a crash costs. Less if the configuration allows less.
+const CALLS_MAX: usize = 16;
+
+/// Lambda as a door.
+pub(super) struct Direct<I> {
+    lambda: I,
+    rules: Rules,
+    clock: Clock,
+    calls_max: usize,
+}
+
+impl Direct<aws::direct::Client> {
+    pub(super) async fn new(config: &Config, shared: &aws::Shared, clock: &Clock) -> Result<Self, Failure> {
+        let lambda = aws::direct::Client::new(shared, &config.lambda, config.transport, clock.clone()).await;
+        let lambda = lambda.map_err(|error| Failure::new(Exit::Configuration, error))?;
+        let dispatch = &config.dispatch;
+        let policies = dispatch.functions.iter().map(|(_, policy)| policy).chain([&dispatch.policy]);
+        let allowed = policies.map(|policy| policy.concurrency_max).chain([dispatch.in_flight_max]).min();
+        let calls_max = allowed.and_then(|allowed| usize::try_from(allowed).ok()).unwrap_or(1).clamp(1, CALLS_MAX);
+        Ok(Self { lambda, rules: daemon::redrive_rules(config, shared), clock: clock.clone(), calls_max })
+    }
+}
+
+impl<I: Invoke> Direct<I> {
+    async fn invoke(&self, letter: &Letter) -> Result<Answer, Trouble> {
+        // A minted key would be another one each time that the message is received.
+        let key = letter.key.clone().unwrap_or_else(|| letter.origin.clone());
+        let event = match admit(Letter { key: Some(key), ..letter.clone() }, &self.rules, &self.clock) {
+            Ok(redriven) => redriven.event,
+            Err(refusal) if refusal.result == "ceiling" => return Ok(Answer::Ceiling(refusal.message)),
+            Err(refusal) => return Ok(Answer::Refused(refusal.message)),
+        };
+        let call = Call {
+            function: event.function,
+            key: event.key,
+            carried: event.carried,
+            payload: event.payload,
+            mode: Mode::Event,
+        };
+        let reply = self.lambda.invoke(call).await;
+        let why = reply.in_words();
+        Ok(match outcome_of(&reply) {
+            Outcome::Delivered => Answer::Accepted,
+            Outcome::Throttled { retry_after, .. } => Answer::Busy { why, retry_after },
+            // Without an answer it may have been taken: the next try is a repeat then, with the same key.
+            Outcome::Transient | Outcome::Lost | Outcome::NotSent | Outcome::FunctionFailed => {
+                Answer::Busy { why, retry_after: None }
+            }
+            Outcome::Refused | Outcome::Operator { scope: Scope::Lane } => Answer::Refused(why),
+            Outcome::Operator { scope: Scope::Account } => {
+                return Err(Trouble { code: "lambda".to_owned(), message: why, transient: false });
+            }
+        })
+    }
+}
+
+impl<I: Invoke> Door for Direct<I> {
+    fn letters_max(&self) -> usize {
+        self.calls_max
+    }
+
+    async fn accept(&self, letters: &[Letter]) -> Result<Vec<Answer>, Trouble> {
+        let answers = join_all(letters.iter().map(|letter| self.invoke(letter))).await;
+        if answers.iter().all(Result::is_err) {
+            return answers.into_iter().collect();
+        }
+        // What was taken beside a trouble must still be deleted.
+        let waiting = |trouble: Trouble| Answer::Busy { why: trouble.message, retry_after: None };
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(waiting)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,55 @@
+//! An outbox that this command has opened itself, because no daemon runs on it.
+//!
+//! It is asked as a daemon is, by the same routes: so letters are read, refused and remembered by the same rules.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::admin::{Admin, Readiness};
+use crate::aws;
+use crate::cli::admin_client::AdminClient;
+use crate::cli::{Exit, Failure};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::daemon;
+use crate::metrics::Metrics;
+use crate::outbox::engine::OpenError;
+use crate::outbox::writer::Handle;
+
+pub(super) struct OwnStore {
+    admin: Admin<Handle>,
+    writer: JoinHandle<()>,
+}
+
+impl OwnStore {
+    /// Takes the store's lock: fails while a daemon has it.
+    pub(super) async fn open(config: &Config, shared: &aws::Shared, clock: &Clock) -> Result<Self, Failure> {
+        let metrics = Arc::new(Metrics::new().map_err(|error| Failure::new(Exit::Internal, error))?);
+        let opened = daemon::open(config, clock, &metrics).await;
+        let (outbox, writer) = opened.map_err(|error| match error {
+            daemon::Error::Store(OpenError::Locked { path }) => Failure::saying(
+                Exit::Unavailable,
+                format!("a daemon runs on {path}: leave out --standalone, and the letters go through it"),
+            ),
+            daemon::Error::Store(error @ OpenError::Io { .. }) => Failure::new(Exit::Unavailable, error),
+            error @ (daemon::Error::Store(OpenError::Newer { .. } | OpenError::Damaged { .. })
+            | daemon::Error::Bind { .. }
+            | daemon::Error::Aws(_)
+            | daemon::Error::System { .. }) => Failure::new(Exit::Internal, error),
+        })?;
+        let admin = Admin::new(Readiness::new(&metrics), metrics, clock.clone());
+        admin.outbox_is(Some(outbox));
+        admin.rules_are(daemon::redrive_rules(config, shared));
+        Ok(Self { admin, writer })
+    }
+
+    pub(super) fn client(&self) -> AdminClient {
+        AdminClient::in_process(self.admin.router())
+    }
+
+    /// Lets go of the store, once all that was asked of it is written.
+    pub(super) async fn close(self) -> Result<(), Failure> {
+        self.admin.outbox_is(None);
+        daemon::close(self.writer).await.map_err(|error| Failure::new(Exit::Internal, error))
+    }
+}

@@ -1,0 +1,198 @@
+//! A reverse proxy that can stop a request at a chosen moment, or answer in the server's place: so a test kills a process
+//! exactly between two of its steps, and shows it every failure that a service can answer with.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::{PATIENCE, http};
+
+/// Where a request is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// The server never gets it.
+    Before,
+    /// The server has carried it out, and the client never gets the answer.
+    After,
+}
+
+/// What a gate says in the server's place: from the request's body, the status and the answer's body.
+type Instead = Box<dyn Fn(&str) -> (u16, String) + Send>;
+
+/// A gate before a server. Its threads end with their connections.
+pub struct Gate {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    orders: Mutex<Orders>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct Orders {
+    /// The next request whose head has this text.
+    hold: Option<(String, At)>,
+    held: bool,
+    /// What is held is let down: its connection ends without an answer.
+    dropped: bool,
+    /// The next so many requests whose head has this text.
+    instead: Option<(String, usize, Instead)>,
+    passed: Vec<String>,
+}
+
+impl Gate {
+    pub fn start(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::<Shared>::default();
+        let (accepting, weak) = (listener, Arc::downgrade(&shared));
+        std::thread::spawn(move || {
+            while let Ok((client, _)) = accepting.accept() {
+                let Some(shared) = weak.upgrade() else { return };
+                std::thread::spawn(move || serve(&client, to, &shared));
+            }
+        });
+        Self { address, shared }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The next request whose head has `text` stops there; others pass.
+    pub fn hold(&self, text: &str, at: At) {
+        let mut orders = self.orders();
+        orders.hold = Some((text.to_owned(), at));
+        orders.held = false;
+        orders.dropped = false;
+    }
+
+    /// Waits until that request is there.
+    pub fn wait_until_held(&self) {
+        let (orders, waited) =
+            self.shared.news.wait_timeout_while(self.orders(), PATIENCE, |orders| !orders.held).unwrap();
+        assert!(!waited.timed_out(), "no request came to be held; passed: {:?}", orders.passed);
+    }
+
+    /// Ends the connection of the held request, for a client that is to go on.
+    pub fn drop_held(&self) {
+        self.orders().dropped = true;
+    }
+
+    /// Answers the next `times` requests whose head has `text`.
+    pub fn answer(&self, text: &str, times: usize, instead: impl Fn(&str) -> (u16, String) + Send + 'static) {
+        self.orders().instead = Some((text.to_owned(), times, Box::new(instead)));
+    }
+
+    /// Whether all those answers were given.
+    pub fn has_answered(&self) -> bool {
+        self.orders().instead.is_none()
+    }
+
+    fn orders(&self) -> std::sync::MutexGuard<'_, Orders> {
+        self.shared.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves one connection, request after request.
+fn serve(client: &TcpStream, to: SocketAddr, shared: &Shared) {
+    client.set_nodelay(true).unwrap();
+    let mut reader = BufReader::new(client);
+    while let Some((head, body)) = read_request(&mut reader) {
+        let (hold, instead) = order(shared, &head, &body);
+        if hold == Some(At::Before) {
+            return keep(client, shared);
+        }
+        let (status, answer) = match instead {
+            Some(answer) => answer,
+            None => {
+                let mut request = head.into_bytes();
+                request.extend_from_slice(b"Connection: close\r\n\r\n");
+                request.extend_from_slice(&body);
+                // A server that was killed answers nothing, and so does the gate.
+                let Some(response) = http::exchange_if_there(to, &request) else { return };
+                (response.status, response.text())
+            }
+        };
+        if hold == Some(At::After) {
+            return keep(client, shared);
+        }
+        let kind = "Content-Type: application/x-amz-json-1.0\r\n";
+        let head = format!("HTTP/1.1 {status} As Told\r\n{kind}Content-Length: {}\r\n\r\n", answer.len());
+        if (&*client).write_all(&[head.as_bytes(), answer.as_bytes()].concat()).is_err() {
+            return;
+        }
+    }
+}
+
+/// What is to happen to this request.
+fn order(shared: &Shared, head: &str, body: &[u8]) -> (Option<At>, Option<(u16, String)>) {
+    let mut orders = shared.orders.lock().unwrap_or_else(PoisonError::into_inner);
+    orders.passed.push(head.lines().next().unwrap_or_default().to_owned());
+    let hold = orders.hold.take_if(|(text, _)| has(head, text)).map(|(_, at)| at);
+    let mut answer = None;
+    if let Some((_, times, instead)) = orders.instead.as_mut().filter(|(text, ..)| has(head, text)) {
+        answer = Some(instead(&String::from_utf8_lossy(body)));
+        *times -= 1;
+    }
+    if orders.instead.as_ref().is_some_and(|(_, times, _)| *times == 0) {
+        orders.instead = None;
+    }
+    (hold, answer)
+}
+
+fn has(head: &str, text: &str) -> bool {
+    head.to_ascii_lowercase().contains(&text.to_ascii_lowercase())
+}
+
+/// Tells the test, and keeps the connection until the client is gone or let down.
+fn keep(mut client: &TcpStream, shared: &Shared) {
+    let orders = || shared.orders.lock().unwrap_or_else(PoisonError::into_inner);
+    orders().held = true;
+    shared.news.notify_all();
+    client.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    let mut rest = [0; 1_024];
+    loop {
+        match client.read(&mut rest) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(why) if matches!(why.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(_) => return,
+        }
+        if orders().dropped {
+            return;
+        }
+    }
+}
+
+/// The next request: its head without `Connection` and the empty line, and its body. None once the client has left.
+fn read_request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
+    let (mut head, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        if line == "\r\n" {
+            break;
+        }
+        let name = line.split(':').next().unwrap_or_default().to_ascii_lowercase();
+        if name == "content-length" {
+            length = line[name.len() + 1..].trim().parse().unwrap();
+        }
+        if name != "connection" {
+            head.push_str(&line);
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some((head, body))
+}
