@@ -27,6 +27,8 @@ pub mod sqs;
 
 pub mod placed;
 
+pub mod probe;
+
 #[cfg(test)]
 mod testing;
 

@@ -1,9 +1,11 @@
 //! Asking a daemon's admin listener: what the operator's commands share.
 
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
 use serde_json::Value;
 
-use super::dead_letters::Daemon;
 use super::dead_letters::client::AdminClient;
+use super::dead_letters::{Daemon, failure};
 use super::send::percent;
 use super::{Exit, Failure};
 use crate::config::Environment;
@@ -36,15 +38,8 @@ impl Asker {
                 Ask::Delete(path) => self.client.delete(path).await,
             }
         });
-        answered.map_err(|trouble| failure(&trouble.code, &trouble.message))
+        answered.map_err(failure)
     }
-}
-
-fn failure(code: &str, message: &str) -> Failure {
-    if code == "unreachable" {
-        return Failure::saying(Exit::Unavailable, format!("{message}; start it with `sendoff serve`"));
-    }
-    Failure::saying(Exit::Failed, message)
 }
 
 /// The path of something that a function's lane can do.
@@ -59,6 +54,15 @@ pub(super) fn query(pairs: &[(&str, Option<&str>)]) -> String {
     if given.is_empty() { String::new() } else { format!("?{}", given.join("&")) }
 }
 
+/// A table without lines, its columns two blanks apart, and no blanks where a line ends.
+pub(super) fn plain(mut table: Table) -> String {
+    table.load_style(NOTHING);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    format!("{}\n", table.trim_fmt())
+}
+
 /// Text of a JSON value, without quotes; a dash where there is none.
 pub(super) fn text(value: &Value) -> String {
     match value {
@@ -71,6 +75,13 @@ pub(super) fn text(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plain_table_has_no_blanks_at_the_ends_of_its_lines() {
+        let mut table = Table::new();
+        table.set_header(["FUNCTION", "STATE"]).add_row(["orders", "open"]).add_row(["a", "paused by an operator"]);
+        assert_eq!(plain(table), "FUNCTION  STATE\norders    open\na         paused by an operator\n");
+    }
 
     #[test]
     fn names_and_values_are_safe_in_a_url() {

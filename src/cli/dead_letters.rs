@@ -8,10 +8,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use comfy_table::Table;
-use comfy_table::presets::NOTHING;
 use http::Uri;
 use serde_json::{Value, json};
 
+use super::admin_client::plain;
 use super::send::{endpoint_of, parse_endpoint};
 use super::{ConfigOptions, Exit, Failure, print};
 use crate::clock::Clock;
@@ -233,12 +233,12 @@ async fn list(client: &AdminClient, filter: &FilterOptions, limit: usize, json: 
         return print(&lines);
     }
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(["id", "function", "died", "reason", "attempts", "redrives", "last error"]);
+    table.set_header(["id", "function", "died", "reason", "attempts", "redrives", "last error"]);
     for letter in &found {
         table.add_row(row(letter));
     }
     let shown = found.len();
-    print(&format!("{table}\n{shown} shown; the store holds {buried} dead letters\n"))
+    print(&format!("{}{shown} shown; the store holds {buried} dead letters\n", plain(table)))
 }
 
 fn row(letter: &Value) -> Vec<String> {

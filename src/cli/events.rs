@@ -2,10 +2,9 @@
 
 use clap::{Args, Subcommand};
 use comfy_table::Table;
-use comfy_table::presets::NOTHING;
 use serde_json::Value;
 
-use super::admin_client::{Ask, Asker, query, text};
+use super::admin_client::{Ask, Asker, plain, query, text};
 use super::dead_letters::Daemon;
 use super::send::percent;
 use super::{Failure, print};
@@ -71,7 +70,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             if json {
                 return events.iter().try_for_each(|event| print(&format!("{event}\n")));
             }
-            print(&format!("{}\n", table(&events)))
+            print(&plain(table(&events)))
         }
         Command::Show { daemon, id, payload } => {
             let path = format!("{}{}", path(&id), query(&[("payload", payload.then_some("true"))]));
@@ -113,7 +112,6 @@ fn collect(asker: &Asker, function: Option<&str>, state: Option<&str>, limit: us
 
 fn table(events: &[Value]) -> Table {
     let mut table = Table::new();
-    table.load_style(NOTHING);
     table.set_header(["EVENT", "FUNCTION", "STATE", "ACCEPTED", "DUE", "ATTEMPTS", "LAST"]);
     for event in events {
         let cell = |name: &str| text(&event[name]);

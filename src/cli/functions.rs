@@ -2,10 +2,9 @@
 
 use clap::Args;
 use comfy_table::Table;
-use comfy_table::presets::NOTHING;
 use serde_json::Value;
 
-use super::admin_client::{Ask, Asker, text};
+use super::admin_client::{Ask, Asker, plain, text};
 use super::dead_letters::Daemon;
 use super::{Failure, print};
 use crate::config::Environment;
@@ -26,12 +25,11 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     if options.json {
         return functions.iter().try_for_each(|function| print(&format!("{function}\n")));
     }
-    print(&format!("{}\n", table(functions)))
+    print(&plain(table(functions)))
 }
 
 fn table(functions: &[Value]) -> Table {
     let mut table = Table::new();
-    table.load_style(NOTHING);
     table.set_header(["FUNCTION", "DEPTH", "OLDEST", "IN FLIGHT", "LIMIT", "BURIED", "STATE"]);
     for function in functions {
         let age = function["oldest_age_seconds"].as_f64().map_or_else(|| "-".to_owned(), |age| format!("{age:.0}s"));

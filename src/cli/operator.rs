@@ -13,14 +13,15 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 
+use super::send::base;
 use super::{Exit, Failure};
 use crate::config::{self, Environment, Flags};
 
 /// How long to wait for an answer: the daemon counts its store for some of them.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes of an answer that are read.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Bytes of an answer that are read: a page of 8 MiB of payloads and one more, as base64 in JSON.
+const ANSWER_BYTES_MAX: usize = 32 << 20;
 
 /// Which daemon to ask.
 #[derive(Debug, Clone, Args)]
@@ -33,7 +34,8 @@ pub struct OperatorOptions {
     config: Option<PathBuf>,
 }
 
-/// A daemon's admin listener.
+/// A daemon's admin listener. Cheap to clone.
+#[derive(Debug, Clone)]
 pub struct Operator {
     base: String,
     client: Client<HttpConnector, Full<Bytes>>,
@@ -41,19 +43,25 @@ pub struct Operator {
 
 impl OperatorOptions {
     pub fn connect(&self, environment: &Environment) -> Result<Operator, Failure> {
-        let base = match &self.admin {
-            Some(url) => url.to_string().trim_end_matches('/').to_owned(),
-            None => {
-                // Whoever only asks has no state directory, and needs none.
-                let flags = Flags { file: self.config.clone(), state_dir: Some("/".to_owned()), ..Flags::default() };
-                format!("http://{}", reachable(config::load(&flags, environment)?.config.listen.admin))
-            }
-        };
-        Ok(Operator { base, client: Client::builder(TokioExecutor::new()).build_http() })
+        if let Some(url) = &self.admin {
+            return Ok(Operator::at(url));
+        }
+        // Whoever only asks has no state directory, and needs none.
+        let flags = Flags { file: self.config.clone(), state_dir: Some("/".to_owned()), ..Flags::default() };
+        let admin = config::load(&flags, environment)?.config.listen.admin;
+        Ok(Operator::of(format!("http://{}", reachable(admin))))
     }
 }
 
 impl Operator {
+    pub(super) fn at(endpoint: &Uri) -> Self {
+        Self::of(base(endpoint))
+    }
+
+    fn of(base: String) -> Self {
+        Self { base, client: Client::builder(TokioExecutor::new()).build_http() }
+    }
+
     /// Status and body of one answer; a failure only if there is none.
     pub async fn ask(&self, method: Method, path: &str, body: Option<String>) -> Result<(StatusCode, Bytes), Failure> {
         let request = Request::builder().method(method).uri(format!("{}{path}", self.base));

@@ -94,17 +94,12 @@ fn table(summary: &Summary, colours: bool) -> String {
     let held = if held.is_empty() { "none".to_owned() } else { held.join(", ") };
     let rows = [
         ("state", format!("{state}, version {version}, up {}, log level {log_level}", age(*uptime_seconds))),
+        ("stored", format!("{} events, {}; {} in flight", outbox.events, size(outbox.bytes), outbox.leased)),
         (
-            "stored",
+            "",
             format!(
-                "{} events, {}: {} ready, {} waiting, {} scheduled, {} buried; {} in flight",
-                outbox.events,
-                size(outbox.bytes),
-                outbox.ready,
-                outbox.waiting,
-                outbox.scheduled,
-                outbox.buried,
-                outbox.leased
+                "{} ready, {} waiting, {} scheduled, {} buried",
+                outbox.ready, outbox.waiting, outbox.scheduled, outbox.buried
             ),
         ),
         ("oldest ready", age(outbox.oldest_ready_age_seconds)),
@@ -114,26 +109,23 @@ fn table(summary: &Summary, colours: bool) -> String {
         (
             "a second",
             format!(
-                "{:.1} accepted, {:.1} attempted, {:.1} delivered, {:.1} buried (last {:.0} s)",
+                "{:.1} accepted, {:.1} attempted, {:.1} delivered, {:.1} buried",
                 rates.accepted_per_second,
                 rates.attempts_per_second,
                 rates.delivered_per_second,
-                rates.buried_per_second,
-                rates.window_seconds
+                rates.buried_per_second
             ),
         ),
+        ("", format!("on average over the last {:.0} s", rates.window_seconds)),
         (
             "since start",
+            format!("{} accepted, {} repeats, {} refused", totals.accepted, totals.repeats, totals.refused),
+        ),
+        (
+            "",
             format!(
-                "{} accepted, {} repeats, {} refused; {} attempts, {} delivered, {} retries; {} buried, {} shipped",
-                totals.accepted,
-                totals.repeats,
-                totals.refused,
-                totals.attempts,
-                totals.delivered,
-                totals.retries,
-                totals.buried,
-                totals.shipped
+                "{} attempts, {} delivered, {} retries; {} buried, {} shipped",
+                totals.attempts, totals.delivered, totals.retries, totals.buried, totals.shipped
             ),
         ),
     ];
@@ -161,7 +153,11 @@ mod tests {
     fn the_table_has_units_that_people_read() {
         let text = table(&summary(), false);
         assert!(text.starts_with("state        ready, version 1, up 1m 1s"), "{text}");
-        assert!(text.contains("3 events, 2.0 KiB: 2 ready, 0 waiting"), "{text}");
+        assert!(
+            text.contains("stored       3 events, 2.0 KiB; 0 in flight\n             2 ready, 0 waiting"),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.len() <= 80), "a terminal of 80 columns shows it unbroken: {text}");
         assert!(!text.contains('\x1b'), "{text}");
         assert!(table(&summary(), true).contains("\x1b[32mready\x1b[0m"));
     }

@@ -14,6 +14,7 @@ use crate::ingest::key::Offers;
 use crate::ingest::lambda_api::{self, Fields};
 use crate::ingest::refusal::Refusal;
 use crate::outbox::{Found, LastOutcome};
+use crate::trace;
 
 /// Events of one batch.
 pub const BATCH_EVENTS_MAX: usize = 1_000;
@@ -56,7 +57,7 @@ pub struct NewEvent<'a> {
     /// For functions with tenant isolation.
     #[schema(min_length = 1, max_length = 256)]
     tenant_id: Option<String>,
-    /// `X-Amzn-Trace-Id`.
+    /// `X-Amzn-Trace-Id`. A single event without it takes the trace of its request.
     #[schema(max_length = 1024)]
     trace_header: Option<String>,
 }
@@ -130,7 +131,9 @@ pub fn read_event(
     if expires_at.is_some_and(|time| time <= deliver_at.unwrap_or(now).max(now)) {
         return Err(invalid("expires_at is not after now and deliver_at".to_owned()));
     }
-    let carried = Carried { trace_header: event.trace_header, tenant_id: fields.tenant_id, ..Carried::default() };
+    let of_request = || headers.and_then(trace::header).filter(is_header);
+    let trace_header = event.trace_header.or_else(of_request);
+    let carried = Carried { trace_header, tenant_id: fields.tenant_id, ..Carried::default() };
     let keys = Offers::native(headers, event.idempotency_key)?;
     let deliver_at = deliver_at.filter(|time| *time > now);
     Ok(Draft { function, carried, keys, payload, deliver_at, expires_at, payload_max: PAYLOAD_BYTES_MAX })

@@ -32,3 +32,5 @@ mod dead_letters;
 mod clients;
 
 mod native;
+
+mod logs;
