@@ -72,6 +72,12 @@ fn what_an_identity_lacks_is_named_with_the_policy_that_grants_it() {
         "{said}"
     );
     grant(&stack, "sendoff", "dead-letter.json");
+    // AWS has no action of this name: SendMessage allows batches, too (IAM, "Actions defined by Amazon SQS").
+    let own = "{\"Version\":\"2012-10-17\",\"Statement\":[{\"Effect\":\"Allow\",\"Action\":\"sqs:SendMessageBatch\",\
+        \"Resource\":\"arn:aws:sqs:eu-central-1:123456789012:orders-dlq\"}]}";
+    let words =
+        ["iam", "put-user-policy", "--user-name", "sendoff", "--policy-name", "ministack", "--policy-document", own];
+    aws(&stack, &words);
     let (code, said) = check(&stack, &key, &[]);
     assert!(code == 0 && !said.contains("MISSING") && said.matches("\nok ").count() == 5, "{said}");
     let received = ["sqs", "receive-message", "--queue-url"];

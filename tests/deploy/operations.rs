@@ -14,6 +14,13 @@ fn operator(daemon: &Daemon, words: &[&str]) -> String {
     said(&sendoff().args(words).arg("--admin").arg(format!("http://{}", daemon.admin)).output().unwrap())
 }
 
+/// Events that are told apart by their ids.
+fn hand_over(daemon: &Daemon, events: usize) -> Vec<String> {
+    let ids: Vec<_> = (0..events).map(|n| format!("event-{n}")).collect();
+    ids.iter().for_each(|id| drop(daemon.accept("orders", &[], &payload(id))));
+    ids
+}
+
 #[test]
 fn a_throttled_account_shows_as_held_lanes_and_an_age_and_costs_no_event() {
     let (_scratch, state) = scratch();
@@ -22,10 +29,7 @@ fn a_throttled_account_shows_as_held_lanes_and_an_age_and_costs_no_event() {
     lambda.default_script(Script::always(Trouble::Throttle(Throttle::new(reason).retry_after(Duration::from_secs(5)))));
     let setup = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).set("delivery.attempts_max", "1");
     let daemon = setup.start();
-    let ids: Vec<_> = (0..5).map(|n| format!("throttled-{n}")).collect();
-    for id in &ids {
-        daemon.accept("orders", &[], &payload(id));
-    }
+    let ids = hand_over(&daemon, 5);
     eventually("the lane is held", || operator(&daemon, &["status"]).contains("held: orders").then_some(()));
     let functions = operator(&daemon, &["functions"]);
     assert!(functions.contains("throttled until") && functions.contains("TooManyRequestsException"), "{functions}");
@@ -72,10 +76,7 @@ fn a_copy_of_a_stopped_daemon_s_directory_delivers_elsewhere() {
     let lambda = Lambda::start();
     lambda.throttle_all();
     let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
-    let ids: Vec<_> = (0..3).map(|n| format!("moved-{n}")).collect();
-    for id in &ids {
-        daemon.accept("orders", &[], &payload(id));
-    }
+    let ids = hand_over(&daemon, 3);
     daemon.terminate();
     assert!(daemon.wait().success());
     let moved = scratch.path().join("moved");
