@@ -110,7 +110,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
     let lambda = Placed::of(lambda)?;
     let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
-    let passthrough = Placed::of(passthrough)?;
+    let passthrough = Placed::silently(passthrough)?;
     let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());

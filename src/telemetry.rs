@@ -98,9 +98,15 @@ impl fmt::Debug for LogLevel {
 }
 
 /// What libraries may say at most, whatever `log.level` is: below it they show requests, whose headers hold keys and whose
-/// bodies are payloads (aws-sigv4 logs what it signs at `trace`).
+/// bodies are payloads (aws-sigv4 logs what it signs at `trace`). And that there is no instance metadata is said thrice where
+/// no region is configured, which is said by ourselves.
 fn discreet() -> Targets {
-    let libraries = [("aws_", Level::INFO), ("h2", Level::INFO), ("hyper", Level::DEBUG)];
+    let libraries = [
+        ("aws_", Level::INFO),
+        ("aws_config::imds::region", Level::ERROR),
+        ("h2", Level::INFO),
+        ("hyper", Level::DEBUG),
+    ];
     Targets::new().with_default(LevelFilter::TRACE).with_targets(libraries)
 }
 
@@ -230,6 +236,7 @@ mod tests {
             tracing::trace!(target: "aws_sigv4::http_request", "signing");
             tracing::debug!(target: "h2::codec", "frame");
             tracing::trace!(target: "hyper::proto", "read");
+            tracing::warn!(target: "aws_config::imds::region", "no metadata");
             tracing::info!(target: "aws_config", "found");
             tracing::trace!("own");
         });

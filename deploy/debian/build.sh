@@ -15,7 +15,10 @@ if [ -z "${SENDOFF_BINARY:-}" ]; then
   SENDOFF_BINARY=$target_dir/release/sendoff
 fi
 
-# Where [package.metadata.deb] of Cargo.toml takes what no file in the sources is.
+# Where [package.metadata.deb] of Cargo.toml takes what no file in the sources is: one place, so one at a time.
+mkdir -p "$root/target"
+exec 9>"$root/target/package.lock"
+flock 9
 made=$root/target/package
 rm -rf "$made"
 mkdir -p "$made/man" "$made/completions"

@@ -16,12 +16,18 @@ impl<C> Placed<C> {
     /// Only a missing region leaves a client without a place: it may be all that a first start lacks. A wrong one is an
     /// error.
     pub fn of(client: Result<C, Error>) -> Result<Self, Error> {
+        let placed = Self::silently(client)?;
+        if let Self::Nowhere(error) = &placed {
+            tracing::warn!("{error}; accepting all the same, what needs it waits");
+        }
+        Ok(placed)
+    }
+
+    /// The same for a second client of a service, of which everything is said already.
+    pub fn silently(client: Result<C, Error>) -> Result<Self, Error> {
         match client {
             Ok(client) => Ok(Self::At(client)),
-            Err(error @ Error::NoRegion { .. }) => {
-                tracing::warn!("{error}; accepting all the same, what needs it waits");
-                Ok(Self::Nowhere(error))
-            }
+            Err(error @ Error::NoRegion { .. }) => Ok(Self::Nowhere(error)),
             Err(error @ (Error::Region { .. } | Error::EndpointUrl { .. })) => Err(error),
         }
     }
