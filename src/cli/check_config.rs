@@ -111,7 +111,7 @@ mod tests {
     fn functions_and_queues_that_are_named_whole_are_asked_after_once_each() {
         let config = config(&[
             "functions.orders.age_max=1h",
-            "functions.invoices-*.age_max=1h",
+            "functions.\"invoices-*\".age_max=1h",
             "functions.orders.queue_url=http://127.0.0.1:1/123456789012/own",
             "dead_letter.queue_url=http://127.0.0.1:1/123456789012/own",
         ]);

@@ -91,7 +91,7 @@ fn table(summary: &Summary, colours: bool) -> String {
         (true, true) => format!("\x1b[32m{state}\x1b[0m"),
         (true, false) => format!("\x1b[31m{state}\x1b[0m"),
     };
-    let held = if held.is_empty() { "none".to_owned() } else { held.join(", ") };
+    let held = named(held);
     let rows = [
         ("state", format!("{state}, version {version}, up {}, log level {log_level}", age(*uptime_seconds))),
         ("stored", format!("{} events, {}; {} in flight", outbox.events, size(outbox.bytes), outbox.leased)),
@@ -132,6 +132,16 @@ fn table(summary: &Summary, colours: bool) -> String {
     rows.iter().map(|(name, value)| format!("{name:<13}{value}\n")).collect()
 }
 
+/// The first few of them, and how many more: in an outage they are all.
+fn named(held: &[String]) -> String {
+    const SHOWN: usize = 3;
+    match held {
+        [] => "none".to_owned(),
+        [shown @ ..] if shown.len() <= SHOWN => shown.join(", "),
+        [shown @ ..] => format!("{} and {} more", shown[..SHOWN].join(", "), shown.len() - SHOWN),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +170,14 @@ mod tests {
         assert!(text.lines().all(|line| line.len() <= 80), "a terminal of 80 columns shows it unbroken: {text}");
         assert!(!text.contains('\x1b'), "{text}");
         assert!(table(&summary(), true).contains("\x1b[32mready\x1b[0m"));
+    }
+
+    #[test]
+    fn held_lanes_are_named_as_far_as_a_line_goes() {
+        let held: Vec<String> = (0..1_000).map(|n| format!("f{n}")).collect();
+        assert_eq!(named(&[]), "none");
+        assert_eq!(named(&held[..3]), "f0, f1, f2");
+        assert_eq!(named(&held), "f0, f1, f2 and 997 more");
     }
 
     #[test]

@@ -361,6 +361,25 @@ mod tests {
     }
 
     #[test]
+    fn a_single_event_takes_the_trace_of_its_request() {
+        const TRACE: &str = "Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1";
+        let headers = http::HeaderMap::from_iter([(
+            http::HeaderName::from_static("x-amzn-trace-id"),
+            http::HeaderValue::from_static(TRACE),
+        )]);
+        for (own, headers, expected) in [
+            ("", Some(&headers), Some(TRACE)),
+            (r#","trace_header":"Root=1""#, Some(&headers), Some("Root=1")),
+            ("", None, None),
+        ] {
+            let body = Bytes::from(format!(r#"{{"function":"orders"{own}}}"#));
+            let text = std::str::from_utf8(&body).unwrap();
+            let draft = read_event(text, &body, headers, NOW, &settings()).unwrap();
+            assert_eq!(draft.carried.trace_header.as_deref(), expected);
+        }
+    }
+
+    #[test]
     fn an_event_keeps_the_bytes_of_its_payload() {
         for (payload, expected) in [
             (r#","payload":{"a": 1.50,  "b":[ 1 ]}"#, r#"{"a": 1.50,  "b":[ 1 ]}"#),
