@@ -24,9 +24,13 @@ pub fn request(headers: &HeaderMap) -> Span {
     span
 }
 
-/// Its event is stored, or known already: from here on the request has the event's id.
-pub fn accepted(id: EventId, function: &str, repeat: bool) {
+/// The one event of the request whose span this is in: stored, or known already. A batch has no id of its own.
+pub fn is_for(id: EventId) {
     Span::current().record("event_id", display(id));
+}
+
+/// An event of the request is stored, or known already.
+pub fn accepted(id: EventId, function: &str, repeat: bool) {
     tracing::debug!(target: TARGET, event_id = %id, function, repeat, "event accepted");
 }
 

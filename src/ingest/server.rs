@@ -190,7 +190,9 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             appended = self.append_one(self.carry(other)?).await?;
         }
         metrics.outbox_append_seconds.observe(started.elapsed().as_secs_f64());
-        self.accepted(appended, id, source, &function)
+        let accepted = self.accepted(appended, id, source, &function)?;
+        trace::is_for(accepted.id);
+        Ok(accepted)
     }
 
     /// The event that a draft becomes now, with its key.
