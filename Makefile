@@ -59,6 +59,29 @@ bench: ## measure, each system beside a simpler one: tables here, JSON in target
 limiter: ## compare the limiter in virtual time with a fixed one and Vector's: tables, JSON, docs/limiter.svg (docs/delivery.md)
 	$(CARGO) bench --locked --profile dev --bench limiter
 
+.PHONY: otlp
+otlp: ## test the feature `otlp`, in a target directory of its own: minutes, as it compiles everything anew
+	CARGO_TARGET_DIR=target/otlp $(CARGO) test --locked --features otlp --test otlp
+
+.PHONY: package
+package: $(TOOLS)/bin/cargo-deb ## make the Debian package target/sendoff.deb (docs/systemd.md)
+	PATH="$(TOOLS)/bin:$$PATH" deploy/debian/build.sh target/sendoff.deb
+
+.PHONY: resources
+resources: ## measure memory and CPU of a release build: idle, at a steady rate, with a backlog (docs/operations.md)
+	$(CARGO) build --locked --release --bin sendoff
+	$(PYTHON) tests/deploy/resources.py target/release/sendoff $(RESOURCES)
+
+# Compiled, as there is no prebuilt one: 160 s of processor time. Made after .tools, which is emptied whenever its pins change.
+CARGO_DEB_VERSION := 3.8.0
+$(TOOLS)/bin/cargo-deb: $(TOOLS)/.made
+	$(CARGO) install cargo-deb --version $(CARGO_DEB_VERSION) --locked --no-default-features --root $(TOOLS) --target-dir $(TOOLS)/build
+	rm -rf $(TOOLS)/build
+	touch $@
+
+.PHONY: cargo-deb
+cargo-deb: $(TOOLS)/bin/cargo-deb ## install cargo-deb into .tools, for `make package` and its test
+
 .PHONY: lint
 lint: fmt clippy doc deny ## every gate that is not a test
 
@@ -66,9 +89,10 @@ lint: fmt clippy doc deny ## every gate that is not a test
 fmt: ## fail on what `cargo fmt` would change
 	$(CARGO) fmt --check
 
+# With the optional feature: linted here for the price of its own crates, it is built and tested by `make otlp` alone.
 .PHONY: clippy
 clippy: ## fail on any compiler or clippy warning
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --features otlp -- -D warnings
 
 # Private items are documented too, for those who work on sendoff, so links to them lead somewhere.
 .PHONY: doc

@@ -29,6 +29,8 @@ pub mod placed;
 
 mod elsewhere;
 
+pub mod probe;
+
 mod wire;
 
 #[cfg(test)]

@@ -70,6 +70,8 @@ pub struct Log {
     pub level: String,
     /// `NO_COLOR` is set.
     pub no_color: bool,
+    /// Where spans go, as OpenTelemetry's own variables say; builds without the feature `otlp` export none.
+    pub otlp_endpoint: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,7 +215,10 @@ mod tests {
         assert_eq!(config.dispatch.policy.concurrency_max, 64);
         assert_eq!(config.dead_letter.queue_url, None);
         assert_eq!(config.grace, Duration::from_secs(25));
-        assert_eq!(config.log, Log { format: LogFormat::Text, level: "info".to_owned(), no_color: false });
+        assert_eq!(
+            config.log,
+            Log { format: LogFormat::Text, level: "info".to_owned(), no_color: false, otlp_endpoint: None }
+        );
         let state_dir = entries.iter().find(|entry| entry.key == "state_dir").unwrap();
         assert_eq!(state_dir.origin.to_string(), "$HOME");
     }

@@ -12,6 +12,8 @@ pub mod backoff;
 
 pub mod metrics;
 
+pub mod trace;
+
 pub mod ingest;
 
 pub mod outbox;

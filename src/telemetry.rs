@@ -6,13 +6,18 @@ use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tracing::Dispatch;
 use tracing::dispatcher::SetGlobalDefaultError;
+use tracing::{Dispatch, Level};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::config::level::{LevelError, parse};
 use crate::config::{Log, LogFormat};
+
+#[cfg(feature = "otlp")]
+pub mod otlp;
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -21,16 +26,43 @@ pub enum Error {
     Level(#[from] LevelError),
     #[error("logging is set up already")]
     Twice(#[from] SetGlobalDefaultError),
+    #[cfg(feature = "otlp")]
+    #[error("spans cannot be exported as $OTEL_EXPORTER_OTLP_ENDPOINT says: {0}")]
+    Otlp(String),
+}
+
+/// What must live as long as the process logs: with an exporter, dropping it sends what waits.
+#[derive(Default)]
+pub struct Telemetry {
+    #[cfg(feature = "otlp")]
+    #[expect(dead_code, reason = "held for its drop")]
+    exporter: Option<otlp::Exporter>,
 }
 
 /// Sends this process's log, and its panics, to stderr. Colours only on a terminal, and not under `NO_COLOR`.
 /// Once a process.
-pub fn install(log: &Log) -> Result<LogLevel, Error> {
+pub fn install(log: &Log) -> Result<(LogLevel, Telemetry), Error> {
     let colours = !log.no_color && std::io::stderr().is_terminal();
-    let (subscriber, level) = subscriber(log, colours, std::io::stderr)?;
+    let (subscriber, level, telemetry) = whole(log, colours)?;
     tracing::dispatcher::set_global_default(subscriber)?;
     std::panic::set_hook(Box::new(log_panic));
-    Ok(level)
+    Ok((level, telemetry))
+}
+
+#[cfg(feature = "otlp")]
+fn whole(log: &Log, colours: bool) -> Result<(Dispatch, LogLevel, Telemetry), Error> {
+    if let Some(endpoint) = &log.otlp_endpoint {
+        let (subscriber, level, exporter) = otlp::subscriber(log, endpoint, colours, std::io::stderr)?;
+        return Ok((subscriber, level, Telemetry { exporter: Some(exporter) }));
+    }
+    let (subscriber, level) = subscriber(log, colours, std::io::stderr)?;
+    Ok((subscriber, level, Telemetry::default()))
+}
+
+#[cfg(not(feature = "otlp"))]
+fn whole(log: &Log, colours: bool) -> Result<(Dispatch, LogLevel, Telemetry), Error> {
+    let (subscriber, level) = subscriber(log, colours, std::io::stderr)?;
+    Ok((subscriber, level, Telemetry::default()))
 }
 
 type Set = dyn Fn(EnvFilter) -> Result<(), LevelError> + Send + Sync;
@@ -65,6 +97,13 @@ impl fmt::Debug for LogLevel {
     }
 }
 
+/// What libraries may say at most, whatever `log.level` is: below it they show requests, whose headers hold keys and whose
+/// bodies are payloads (aws-sigv4 logs what it signs at `trace`).
+fn discreet() -> Targets {
+    let libraries = [("aws_", Level::INFO), ("h2", Level::INFO), ("hyper", Level::DEBUG)];
+    Targets::new().with_default(LevelFilter::TRACE).with_targets(libraries)
+}
+
 /// What writes log lines to `writer` as `log` says.
 fn subscriber<W>(log: &Log, colours: bool, writer: W) -> Result<(Dispatch, LogLevel), LevelError>
 where
@@ -76,12 +115,18 @@ where
         LogFormat::Text => {
             let lines = lines.with_filter_reloading();
             let handle = lines.reload_handle();
-            (Dispatch::new(lines.finish()), Arc::new(move |filter| handle.reload(filter).map_err(|_| LevelError::Gone)))
+            (
+                Dispatch::new(lines.finish().with(discreet())),
+                Arc::new(move |filter| handle.reload(filter).map_err(|_| LevelError::Gone)),
+            )
         }
         LogFormat::Json => {
             let lines = lines.json().flatten_event(true).with_span_list(false).with_filter_reloading();
             let handle = lines.reload_handle();
-            (Dispatch::new(lines.finish()), Arc::new(move |filter| handle.reload(filter).map_err(|_| LevelError::Gone)))
+            (
+                Dispatch::new(lines.finish().with(discreet())),
+                Arc::new(move |filter| handle.reload(filter).map_err(|_| LevelError::Gone)),
+            )
         }
     };
     Ok((dispatch, LogLevel { text: Arc::new(Mutex::new(log.level.clone())), set }))
@@ -124,7 +169,7 @@ mod tests {
     /// What is written while `run` runs.
     fn written(format: LogFormat, level: &str, colours: bool, run: impl FnOnce()) -> String {
         let lines = Lines::default();
-        let log = Log { format, level: level.to_owned(), no_color: false };
+        let log = Log { format, level: level.to_owned(), no_color: false, otlp_endpoint: None };
         let shared = lines.clone();
         let (subscriber, _) = subscriber(&log, colours, move || shared.clone()).unwrap();
         tracing::dispatcher::with_default(&subscriber, run);
@@ -163,7 +208,7 @@ mod tests {
         for format in [LogFormat::Text, LogFormat::Json] {
             let lines = Lines::default();
             let shared = lines.clone();
-            let log = Log { format, level: "info".to_owned(), no_color: true };
+            let log = Log { format, level: "info".to_owned(), no_color: true, otlp_endpoint: None };
             let (subscriber, level) = subscriber(&log, false, move || shared.clone()).unwrap();
             tracing::dispatcher::with_default(&subscriber, || {
                 level.set("warn").unwrap();
@@ -177,6 +222,20 @@ mod tests {
             });
             assert_eq!(String::from_utf8(lines.0.lock().unwrap().clone()).unwrap().lines().count(), 2);
         }
+    }
+
+    #[test]
+    fn libraries_that_see_payloads_are_discreet_at_every_level() {
+        let text = written(LogFormat::Text, "trace,aws_sigv4=trace", false, || {
+            tracing::trace!(target: "aws_sigv4::http_request", "signing");
+            tracing::debug!(target: "h2::codec", "frame");
+            tracing::trace!(target: "hyper::proto", "read");
+            tracing::warn!(target: "aws_config::imds::region", "no metadata");
+            tracing::info!(target: "aws_config", "found");
+            tracing::trace!("own");
+        });
+        assert!(text.contains("found") && text.contains("own"), "{text}");
+        assert_eq!(text.lines().count(), 2, "{text}");
     }
 
     #[test]
@@ -197,7 +256,8 @@ mod tests {
 
     #[test]
     fn a_level_that_is_no_filter_is_an_error() {
-        let log = Log { format: LogFormat::Text, level: "sendoff=loud".to_owned(), no_color: true };
+        let log =
+            Log { format: LogFormat::Text, level: "sendoff=loud".to_owned(), no_color: true, otlp_endpoint: None };
         assert!(subscriber(&log, false, std::io::sink).is_err());
     }
 }

@@ -64,12 +64,37 @@ impl Lambda {
     }
 }
 
+impl Lambda {
+    /// Asks whether a function is there and may be invoked, without invoking it (`DryRun`). One call, no retries.
+    pub(super) async fn dry_run(&self, region: Option<&str>, address: &str) -> Reply {
+        let Some(client) = self.client(region) else { return not_a_region() };
+        let progress = Progress::default();
+        let asked = client
+            .invoke()
+            .invocation_type(InvocationType::DryRun)
+            .function_name(address)
+            .customize()
+            .interceptor(Wire { trace_header: None, progress: progress.clone() })
+            .send()
+            .await;
+        match asked {
+            Ok(output) => Reply::Answer(Answer {
+                status: u16::try_from(output.status_code()).unwrap_or(204),
+                ..Answer::default()
+            }),
+            Err(error) => reply_of(&error, progress.stage()),
+        }
+    }
+}
+
+fn not_a_region() -> Reply {
+    let message = "the function's region cannot be a region's name".to_owned();
+    Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message })
+}
+
 impl Invoke for Lambda {
     async fn invoke(&self, call: Call) -> Reply {
-        let Some(client) = self.client(call.function.region.as_deref()) else {
-            let message = "the function's region cannot be a region's name".to_owned();
-            return Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message });
-        };
+        let Some(client) = self.client(call.function.region.as_deref()) else { return not_a_region() };
         let progress = Progress::default();
         let client_context = context::with_key(call.carried.client_context, &call.key.value);
         let (invocation_type, timeouts) = match call.mode {

@@ -121,6 +121,28 @@ impl Sqs {
         })
     }
 
+    /// Whether a queue may be sent to, as far as that shows without a message: SQS looks at rights before it looks at the
+    /// batch, and refuses this one as a whole, since two of its entries have one id.
+    pub(super) async fn would_send(&self, queue: &str) -> Result<String, Trouble> {
+        let (client, url) = self.reach(queue);
+        let entry = |body: &str| SendMessageBatchRequestEntry::builder().id("check").message_body(body).build();
+        let entries = [entry("1"), entry("2")].into_iter().collect::<Result<Vec<_>, _>>();
+        let entries = entries.map_err(|error| trouble_of("unbuildable", &words_of(&error)))?;
+        match client.send_message_batch().queue_url(url).set_entries(Some(entries)).send().await {
+            Ok(_) => Err(trouble_of(
+                "unexpected",
+                "the queue took a batch that SQS refuses: look for messages \"1\" and \"2\"",
+            )),
+            Err(error) => match Failed::of(&error) {
+                refused if refused.code.contains("BatchEntryIdsNotDistinct") => {
+                    Ok("may be sent to, as far as that shows without a message; a key of the queue's own is not tried"
+                        .to_owned())
+                }
+                failed => Err(failed.trouble()),
+            },
+        }
+    }
+
     /// The client of a queue's region, and its URL.
     fn reach(&self, queue: &str) -> (Client, String) {
         let Address { url, region } = Address::of(queue, self.settings.endpoint_url.as_deref());

@@ -1,22 +1,129 @@
-//! `sendoff check-config`: the same reading and checking as `serve`, and nothing else.
+//! `sendoff check-config`: the same reading and checking as `serve`, and nothing else; with `--online` also what AWS says.
+
+use std::collections::BTreeSet;
 
 use clap::Args;
 
-use super::{ConfigOptions, Failure, print};
-use crate::config::Environment;
+use super::{ConfigOptions, Exit, Failure, print};
+use crate::aws::probe::{Finding, Probe, Target, Verdict};
+use crate::aws::{self, Shared};
+use crate::config::{Config, Environment};
 
 /// Check the configuration, naming all that is wrong with it
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
-    config: ConfigOptions,
+    pub(super) config: ConfigOptions,
+    /// Ask AWS, too: credentials, functions and queues. Nothing is invoked, nothing is sent
+    ///
+    /// Functions are those that have a table of their own, and each --function; they are asked after by DryRun. Exits with
+    /// 1 if something is missing, and says what grants it.
+    #[arg(long)]
+    online: bool,
+    /// Also ask after this function: a name, name:alias or ARN; may be repeated
+    #[arg(long, value_name = "NAME", requires = "online")]
+    function: Vec<String>,
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let loaded = options.config.load(environment)?;
+    let config = options.config.load(environment)?.config;
     let mut said = "the configuration has no problems\n".to_owned();
-    for variable in loaded.config.ignored_endpoints {
+    for variable in &config.ignored_endpoints {
         said += &format!("note: ${variable} names sendoff's own listener, so sendoff itself does not follow it\n");
     }
-    print(&said)
+    print(&said)?;
+    if !options.online {
+        return Ok(());
+    }
+    let missing = super::runtime()?.block_on(ask(&config, &options.function))?;
+    match missing {
+        0 => Ok(()),
+        1 => Err(Failure::saying(Exit::Failed, "1 thing is missing: see above")),
+        missing => Err(Failure::saying(Exit::Failed, format!("{missing} things are missing: see above"))),
+    }
+}
+
+/// Asks one thing after another and prints each answer as it comes; how many are missing.
+async fn ask(config: &Config, more: &[String]) -> Result<usize, Failure> {
+    let shared = Shared::load(config.lambda.region.as_deref()).await;
+    let mut probe = Probe::new(&shared, &config.lambda, &config.sqs).map_err(no_place)?;
+    let mut missing = 0;
+    let mut tell = |finding: &Finding| {
+        missing += usize::from(finding.is_missing());
+        print(&line(finding))
+    };
+    let found = probe.credentials().await;
+    found.iter().try_for_each(&mut tell)?;
+    // Without credentials every other answer would say the same again.
+    if !found[0].is_missing() {
+        let functions = functions(config, more);
+        for function in &functions {
+            tell(&probe.function(&Target::of(function)).await)?;
+        }
+        if functions.is_empty() {
+            print("?       functions: none is named in the configuration; name some with --function\n")?;
+        }
+        let queues = queues(config);
+        for queue in &queues {
+            probe.queue(queue).await.iter().try_for_each(&mut tell)?;
+        }
+        if queues.is_empty() {
+            print("?       queues: no dead-letter queue is configured; dead letters stay in the outbox\n")?;
+        }
+    }
+    Ok(missing)
+}
+
+fn no_place(error: aws::Error) -> Failure {
+    Failure::new(Exit::Configuration, error)
+}
+
+/// Functions that are named whole: tables of their own, and what the command line adds.
+fn functions(config: &Config, more: &[String]) -> BTreeSet<String> {
+    let tables = config.dispatch.functions.iter().map(|(pattern, _)| pattern).filter(|pattern| !pattern.contains('*'));
+    tables.chain(more).cloned().collect()
+}
+
+fn queues(config: &Config) -> BTreeSet<String> {
+    let own = config.dead_letter.functions.iter().map(|(_, queue)| queue);
+    config.dead_letter.queue_url.iter().chain(own).cloned().collect()
+}
+
+fn line(Finding { subject, verdict }: &Finding) -> String {
+    match verdict {
+        Verdict::Proven(how) => format!("ok      {subject}: {how}\n"),
+        Verdict::Unknown(why) => format!("?       {subject}: {why}\n"),
+        Verdict::Missing { said, remedy } => format!("MISSING {subject}: {said}\n        do: {remedy}\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Flags, load};
+
+    fn config(set: &[&str]) -> Config {
+        let flags = Flags { set: set.iter().map(|&pair| pair.to_owned()).collect(), ..Flags::default() };
+        load(&flags, &Environment::from_pairs(&[("HOME", "/h")])).unwrap().config
+    }
+
+    #[test]
+    fn functions_and_queues_that_are_named_whole_are_asked_after_once_each() {
+        let config = config(&[
+            "functions.orders.age_max=1h",
+            "functions.\"invoices-*\".age_max=1h",
+            "functions.orders.queue_url=http://127.0.0.1:1/123456789012/own",
+            "dead_letter.queue_url=http://127.0.0.1:1/123456789012/own",
+        ]);
+        let more = ["mails".to_owned(), "orders".to_owned()];
+        assert_eq!(functions(&config, &more).into_iter().collect::<Vec<_>>(), ["mails", "orders"]);
+        assert_eq!(queues(&config).into_iter().collect::<Vec<_>>(), ["http://127.0.0.1:1/123456789012/own"]);
+    }
+
+    #[test]
+    fn a_line_says_what_to_do() {
+        let verdict = Verdict::Missing { said: "403".into(), remedy: "allow it".into() };
+        let missing = Finding { subject: "function orders".into(), verdict };
+        assert_eq!(line(&missing), "MISSING function orders: 403\n        do: allow it\n");
+    }
 }

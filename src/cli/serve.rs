@@ -18,7 +18,14 @@ pub struct Options {
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let loaded = options.config.clone().load(environment)?;
-    let level = telemetry::install(&loaded.config.log).map_err(|error| Failure::new(Exit::Internal, error))?;
+    // Held to the end, so that the last spans are exported.
+    let (level, _telemetry) =
+        telemetry::install(&loaded.config.log).map_err(|error| Failure::new(Exit::Internal, error))?;
+    if loaded.config.log.otlp_endpoint.is_some() && !cfg!(feature = "otlp") {
+        tracing::warn!(
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but this build exports no spans: build it with --features otlp"
+        );
+    }
     let environment = environment.clone();
     let reload = Reload::new(&loaded, level, move || options.config.clone().load(&environment));
     match super::runtime()?.block_on(daemon::run(loaded.config, reload)) {

@@ -90,20 +90,15 @@ fn table(summary: &Summary, colours: bool) -> String {
         (true, true) => format!("\x1b[32m{state}\x1b[0m"),
         (true, false) => format!("\x1b[31m{state}\x1b[0m"),
     };
-    let held = if held.is_empty() { "none".to_owned() } else { held.join(", ") };
+    let held = named(held);
     let rows = [
         ("state", format!("{state}, version {version}, up {}, log level {log_level}", age(*uptime_seconds))),
+        ("stored", format!("{} events, {}; {} in flight", outbox.events, size(outbox.bytes), outbox.leased)),
         (
-            "stored",
+            "",
             format!(
-                "{} events, {}: {} ready, {} waiting, {} scheduled, {} buried; {} in flight",
-                outbox.events,
-                size(outbox.bytes),
-                outbox.ready,
-                outbox.waiting,
-                outbox.scheduled,
-                outbox.buried,
-                outbox.leased
+                "{} ready, {} waiting, {} scheduled, {} buried",
+                outbox.ready, outbox.waiting, outbox.scheduled, outbox.buried
             ),
         ),
         ("oldest ready", age(outbox.oldest_ready_age_seconds)),
@@ -113,30 +108,37 @@ fn table(summary: &Summary, colours: bool) -> String {
         (
             "a second",
             format!(
-                "{:.1} accepted, {:.1} attempted, {:.1} delivered, {:.1} buried (last {:.0} s)",
+                "{:.1} accepted, {:.1} attempted, {:.1} delivered, {:.1} buried",
                 rates.accepted_per_second,
                 rates.attempts_per_second,
                 rates.delivered_per_second,
-                rates.buried_per_second,
-                rates.window_seconds
+                rates.buried_per_second
             ),
         ),
+        ("", format!("on average over the last {:.0} s", rates.window_seconds)),
         (
             "since start",
+            format!("{} accepted, {} repeats, {} refused", totals.accepted, totals.repeats, totals.refused),
+        ),
+        (
+            "",
             format!(
-                "{} accepted, {} repeats, {} refused; {} attempts, {} delivered, {} retries; {} buried, {} shipped",
-                totals.accepted,
-                totals.repeats,
-                totals.refused,
-                totals.attempts,
-                totals.delivered,
-                totals.retries,
-                totals.buried,
-                totals.shipped
+                "{} attempts, {} delivered, {} retries; {} buried, {} shipped",
+                totals.attempts, totals.delivered, totals.retries, totals.buried, totals.shipped
             ),
         ),
     ];
     rows.iter().map(|(name, value)| format!("{name:<13}{value}\n")).collect()
+}
+
+/// The first few of them, and how many more: in an outage they are all.
+fn named(held: &[String]) -> String {
+    const SHOWN: usize = 3;
+    match held {
+        [] => "none".to_owned(),
+        [shown @ ..] if shown.len() <= SHOWN => shown.join(", "),
+        [shown @ ..] => format!("{} and {} more", shown[..SHOWN].join(", "), shown.len() - SHOWN),
+    }
 }
 
 #[cfg(test)]
@@ -160,9 +162,21 @@ mod tests {
     fn the_table_has_units_that_people_read() {
         let text = table(&summary(), false);
         assert!(text.starts_with("state        ready, version 1, up 1m 1s"), "{text}");
-        assert!(text.contains("3 events, 2.0 KiB: 2 ready, 0 waiting"), "{text}");
+        assert!(
+            text.contains("stored       3 events, 2.0 KiB; 0 in flight\n             2 ready, 0 waiting"),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.len() <= 80), "a terminal of 80 columns shows it unbroken: {text}");
         assert!(!text.contains('\x1b'), "{text}");
         assert!(table(&summary(), true).contains("\x1b[32mready\x1b[0m"));
+    }
+
+    #[test]
+    fn held_lanes_are_named_as_far_as_a_line_goes() {
+        let held: Vec<String> = (0..1_000).map(|n| format!("f{n}")).collect();
+        assert_eq!(named(&[]), "none");
+        assert_eq!(named(&held[..3]), "f0, f1, f2");
+        assert_eq!(named(&held), "f0, f1, f2 and 997 more");
     }
 
     #[test]

@@ -405,7 +405,17 @@ fn log(r: &mut Reader, environment: &Environment) -> Option<Log> {
     let format = r.word("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
     let level = level(r);
     // https://no-color.org: present and not empty, whatever it says.
-    Some(Log { format: format?, level: level?, no_color: environment.get("NO_COLOR").is_some() })
+    let no_color = environment.get("NO_COLOR").is_some();
+    Some(Log { format: format?, level: level?, no_color, otlp_endpoint: otlp_endpoint(environment) })
+}
+
+/// OpenTelemetry's specification, "OTLP exporter": the variable for traces is the whole URL, the general one its beginning.
+fn otlp_endpoint(environment: &Environment) -> Option<String> {
+    let of_all = || {
+        let base = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+        Some(format!("{}/v1/traces", base.trim_end_matches('/')))
+    };
+    environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").map(str::to_owned).or_else(of_all)
 }
 
 fn level(r: &mut Reader) -> Option<String> {
@@ -652,5 +662,15 @@ queue_url = "https://sqs"
         }
         assert!(config_of("", &[("NO_COLOR", "1")]).log.no_color);
         assert!(!config_of("", &[("NO_COLOR", "")]).log.no_color);
+    }
+
+    #[test]
+    fn spans_go_where_opentelemetry_s_own_variables_say() {
+        let endpoint = |variables: &[(&str, &str)]| config_of("", variables).log.otlp_endpoint;
+        let general = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318/");
+        assert_eq!(endpoint(&[]), None);
+        assert_eq!(endpoint(&[general]).as_deref(), Some("http://127.0.0.1:4318/v1/traces"));
+        let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:1/traces");
+        assert_eq!(endpoint(&[general, own]).as_deref(), Some("http://127.0.0.1:1/traces"));
     }
 }

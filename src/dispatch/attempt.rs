@@ -20,6 +20,7 @@ use crate::event::FunctionName;
 use crate::metrics::Metrics;
 use crate::outbox::{BuryReason, Error, LaneId, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
 use crate::shutdown::Stop;
+use crate::trace;
 
 /// Batches of settlements that may be on their way to the disk; then the loop waits for one.
 const SETTLING_MAX: usize = 8;
@@ -219,13 +220,16 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             payload: event.payload.clone(),
             mode: self.lanes.policy(name).mode,
         };
-        let span = tracing::info_span!("attempt", event_id = %event.id, call = leased.history.calls + 1);
+        let trace_header = event.carried.trace_header.as_deref();
+        let label = self.metrics.function_label(name);
+        let span = trace::attempt(event.id, label, leased.history.calls + 1, trace_header);
         let (invoke, clock) = (self.invoke.clone(), self.clock.clone());
         let began = clock.instant();
         let attempt = async move {
             // A panic is a bug; its event must still be settled, and its slot given back.
             let reply = AssertUnwindSafe(async { invoke.invoke(call).await }).catch_unwind().await;
             let reply = reply.unwrap_or_else(|panic| panicked(panic.as_ref()));
+            tracing::Span::current().record("outcome", outcome_of(&reply).as_str());
             Attempted { leased, ticket, reply, began, ended: clock.instant() }
         };
         self.attempts.spawn(attempt.instrument(span));

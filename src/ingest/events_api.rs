@@ -14,6 +14,7 @@ use crate::ingest::key::Offers;
 use crate::ingest::lambda_api::{self, Fields};
 use crate::ingest::refusal::Refusal;
 use crate::outbox::{Found, LastOutcome};
+use crate::trace;
 
 /// Events of one batch.
 pub const BATCH_EVENTS_MAX: usize = 1_000;
@@ -63,7 +64,7 @@ pub struct NewEvent<'a> {
     /// For functions with tenant isolation.
     #[schema(min_length = 1, max_length = 256, pattern = "^[a-zA-Z0-9._:/=+@ -]+$")]
     tenant_id: Option<String>,
-    /// `X-Amzn-Trace-Id`.
+    /// `X-Amzn-Trace-Id`. A single event without it takes the trace of its request.
     #[schema(max_length = 1024, pattern = "^[ -~]*$")]
     trace_header: Option<String>,
 }
@@ -153,7 +154,9 @@ pub fn read_event(
     if expires_at.is_some_and(|time| time <= deliver_at.unwrap_or(now).max(now)) {
         return Err(invalid("expires_at is not after now and deliver_at".to_owned()));
     }
-    let carried = Carried { trace_header: event.trace_header, tenant_id: fields.tenant_id, ..Carried::default() };
+    let of_request = || headers.and_then(trace::header).filter(is_header);
+    let trace_header = event.trace_header.or_else(of_request);
+    let carried = Carried { trace_header, tenant_id: fields.tenant_id, ..Carried::default() };
     let keys = Offers::native(headers, event.idempotency_key)?;
     let deliver_at = deliver_at.filter(|time| *time > now);
     Ok(Draft { function, carried, keys, payload, deliver_at, expires_at, payload_max: PAYLOAD_BYTES_MAX })
@@ -381,6 +384,25 @@ mod tests {
         let body = Bytes::from(text.to_owned());
         let text = std::str::from_utf8(&body).unwrap();
         read_event(text, &body, None, NOW, &settings()).map_err(|refusal| refusal.message())
+    }
+
+    #[test]
+    fn a_single_event_takes_the_trace_of_its_request() {
+        const TRACE: &str = "Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1";
+        let headers = http::HeaderMap::from_iter([(
+            http::HeaderName::from_static("x-amzn-trace-id"),
+            http::HeaderValue::from_static(TRACE),
+        )]);
+        for (own, headers, expected) in [
+            ("", Some(&headers), Some(TRACE)),
+            (r#","trace_header":"Root=1""#, Some(&headers), Some("Root=1")),
+            ("", None, None),
+        ] {
+            let body = Bytes::from(format!(r#"{{"function":"orders"{own}}}"#));
+            let text = std::str::from_utf8(&body).unwrap();
+            let draft = read_event(text, &body, headers, NOW, &settings()).unwrap();
+            assert_eq!(draft.carried.trace_header.as_deref(), expected);
+        }
     }
 
     #[test]

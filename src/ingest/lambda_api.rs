@@ -16,6 +16,7 @@ use crate::ingest::name::{
 };
 use crate::ingest::passthrough::{CALL_BYTES_MAX, Operation};
 use crate::ingest::refusal::{Refusal, Violation};
+use crate::trace;
 
 /// The largest payload of the deprecated InvokeAsync, in bytes (its API reference: 256 KB).
 pub const INVOKE_ASYNC_BYTES_MAX: usize = 262_144;
@@ -25,7 +26,6 @@ const LOG_TYPE: HeaderName = HeaderName::from_static("x-amz-log-type");
 const CLIENT_CONTEXT: HeaderName = HeaderName::from_static("x-amz-client-context");
 const TENANT_ID: HeaderName = HeaderName::from_static("x-amz-tenant-id");
 const DURABLE_EXECUTION_NAME: HeaderName = HeaderName::from_static("x-amz-durable-execution-name");
-const TRACE_ID: HeaderName = HeaderName::from_static("x-amzn-trace-id");
 
 /// The head of an invocation, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,7 +171,7 @@ fn read_invoke(operation: Operation, label: &str, head: &Head, settings: &Settin
         function: function(&parts, &address, qualifier, settings),
         invocation_type,
         log_type,
-        carried: Carried { trace_header: trace_header(headers), client_context, tenant_id, durable_execution_name },
+        carried: Carried { trace_header: trace::header(headers), client_context, tenant_id, durable_execution_name },
         payload_max,
     })
 }
@@ -187,7 +187,7 @@ fn read_invoke_async(label: &str, head: &Head, settings: &Settings) -> Result<In
         function: function(&parts, &address, None, settings),
         invocation_type: InvocationType::Event,
         log_type: LogType::None,
-        carried: Carried { trace_header: trace_header(&head.headers), ..Carried::default() },
+        carried: Carried { trace_header: trace::header(&head.headers), ..Carried::default() },
         payload_max: INVOKE_ASYNC_BYTES_MAX,
     })
 }
@@ -206,11 +206,6 @@ fn function(parts: &Parts<'_>, address: &str, qualifier: Option<String>, setting
         address: address.to_owned(),
         qualifier,
     }
-}
-
-/// Recursion detection needs it on every hop; one that is no text is of no use to anybody, and no reason to refuse.
-fn trace_header(headers: &HeaderMap) -> Option<String> {
-    headers.get(TRACE_ID)?.to_str().ok().filter(|text| !text.is_empty()).map(str::to_owned)
 }
 
 /// The first value of a query parameter, decoded.

@@ -13,6 +13,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
+use tracing::Instrument as _;
 
 use crate::clock::{Clock, UnixMillis};
 use crate::event::{Event, EventId, FunctionName, KeySource, PAYLOAD_BYTES_MAX};
@@ -26,6 +27,7 @@ use crate::ingest::rules::Rules;
 use crate::ingest::{body, key};
 use crate::metrics::Metrics;
 use crate::outbox::{Appended, Error, Outbox};
+use crate::trace;
 
 mod native;
 
@@ -114,6 +116,13 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     /// the outbox alone decides: it stores the event or does not, and a client that saw no answer repeats the request and
     /// is told which (G3). What is lost is a count in the metrics.
     pub async fn handle<B: Body>(&self, request: Request<B>) -> Answer {
+        let span = trace::request(request.headers());
+        let answer = self.answer(request).instrument(span.clone()).await;
+        span.record("status", answer.status().as_u16());
+        answer
+    }
+
+    async fn answer<B: Body>(&self, request: Request<B>) -> Answer {
         let (head, body) = request.into_parts();
         let mut body = pin!(body);
         let native = head.uri.path().starts_with("/v1/");
@@ -180,7 +189,9 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             appended = self.append_one(self.carry(other)?).await?;
         }
         metrics.outbox_append_seconds.observe(started.elapsed().as_secs_f64());
-        self.accepted(appended, id, source, &function)
+        let accepted = self.accepted(appended, id, source, &function)?;
+        trace::is_for(accepted.id);
+        Ok(accepted)
     }
 
     /// The event that a draft becomes now, with its key.
@@ -219,11 +230,13 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         match appended {
             Appended::Stored => {
                 self.note_stored(function);
+                trace::accepted(id, metrics.function_label(function), false);
                 Ok(Accepted { id, source, repeat: false })
             }
             Appended::Repeat { first } => {
                 let label = metrics.function_label(function);
                 metrics.ingest_repeats.with_label_values(&[label, source.as_str()]).inc();
+                trace::accepted(first, label, true);
                 Ok(Accepted { id: first, source, repeat: true })
             }
             Appended::Conflict { first } => Err(Refusal::Conflict { first, source }),

@@ -9,6 +9,10 @@ use crate::tools::root;
 const TRIED: &[(&str, &str)] = &[
     ("container/Dockerfile", "container::"),
     ("container/build.sh", "container::"),
+    ("debian/build.sh", "package::"),
+    ("debian/postinst", "package::"),
+    ("debian/postrm", "package::"),
+    ("debian/prerm", "package::"),
     ("grafana/sendoff.json", "metrics::, prometheus::"),
     ("iam/dead-letter-kms.json", "iam::"),
     ("iam/dead-letter.json", "iam::"),

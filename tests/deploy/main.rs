@@ -24,6 +24,12 @@ mod container;
 
 mod iam;
 
+mod online;
+
+mod package;
+
 mod operate;
+
+mod operations;
 
 mod handover;

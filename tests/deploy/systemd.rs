@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use crate::tools::{is_root, not_run, root, said, succeed, tool};
+use crate::tools::{boot, is_root, not_run, root, said, succeed, tool};
 
 /// The unit as deployed, with the binary of this build in place of the installed one.
 fn unit(binary: &str, more: &str) -> String {
@@ -36,7 +36,8 @@ fn the_deployed_configuration_has_no_problems() {
     assert!(text.contains("no problems"), "{text}");
 }
 
-const CHECK: &str = "[Service]\nType=oneshot\nExecStart=/bin/bash /opt/in_container.sh\n\
+/// A unit that runs what is at /opt/in_container.sh.
+pub const CHECK: &str = "[Service]\nType=oneshot\nExecStart=/bin/bash /opt/in_container.sh\n\
     StandardOutput=append:/out/log\nStandardError=append:/out/log\n";
 
 #[test]
@@ -62,11 +63,8 @@ fn a_real_systemd_starts_reloads_restarts_and_watches_it() {
     );
     write(etc.join("environment"), "AWS_ACCESS_KEY_ID=x\nAWS_SECRET_ACCESS_KEY=y\nAWS_EC2_METADATA_DISABLED=true\n");
     let bind = |from: &Path, to: &str| format!("--bind-ro={}:{to}", from.display());
-    let mut boot = Command::new("timeout");
-    boot.args(["-s", "TERM", "-k", "5", "90"]).arg(nspawn);
-    boot.args(["-D", "/", "--volatile=yes", "--boot", "--private-network", "--register=no", "--keep-unit"]);
-    boot.args(["--console=pipe", "--bind-ro=/etc/ssl", "--link-journal=no", "--system-call-filter=pidfd_getfd"])
-        .arg(format!("--machine=sendoff{}", std::process::id()));
+    let mut boot = boot(&nspawn, "unit", 90);
+    boot.args(["-D", "/", "--volatile=yes", "--bind-ro=/etc/ssl"]);
     boot.arg(bind(&dir.join("sendoff.service"), "/etc/systemd/system/sendoff.service"));
     boot.arg(bind(&root().join("deploy/systemd/sendoff.socket"), "/etc/systemd/system/sendoff.socket"));
     boot.arg(bind(&dir.join("check.service"), "/etc/systemd/system/check.service"));

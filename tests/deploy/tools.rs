@@ -47,6 +47,15 @@ pub fn validator(name: &str) -> Command {
     Command::new(path)
 }
 
+/// A systemd to boot in a container without a network, ended after so many seconds; its tree and what it binds are to be added.
+pub fn boot(nspawn: &Path, name: &str, seconds: u32) -> Command {
+    let mut boot = Command::new("timeout");
+    boot.args(["-s", "TERM", "-k", "5", &seconds.to_string()]).arg(nspawn);
+    boot.args(["--boot", "--private-network", "--register=no", "--keep-unit", "--console=pipe", "--link-journal=no"]);
+    boot.args(["--system-call-filter=pidfd_getfd", &format!("--machine=sendoff-{name}-{}", std::process::id())]);
+    boot
+}
+
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

@@ -36,3 +36,5 @@ mod clients;
 mod native;
 
 mod door;
+
+mod logs;

@@ -163,6 +163,12 @@ impl Daemon {
         self.process.pid().as_raw_nonzero().get()
     }
 
+    #[allow(dead_code, reason = "tests/it needs it")]
+    /// All that it has written so far, line by line.
+    pub fn log(&self) -> Vec<String> {
+        self.process.lines()
+    }
+
     pub fn kill9(mut self) {
         self.process.kill9();
     }

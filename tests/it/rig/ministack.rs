@@ -16,6 +16,16 @@ pub struct MiniStack {
 impl MiniStack {
     /// Starts one that keeps its files in `scratch`.
     pub fn start(scratch: &Path) -> Self {
+        Self::start_with(scratch, &[])
+    }
+
+    #[allow(dead_code, reason = "tests/deploy needs it")]
+    /// Starts one that verifies signatures and holds callers to their IAM policies; the access key `test` may do all.
+    pub fn start_guarded(scratch: &Path) -> Self {
+        Self::start_with(scratch, &[("AUTH", "true")])
+    }
+
+    fn start_with(scratch: &Path, variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(python::program("ministack"));
         command
             .env("BIND_HOST", "127.0.0.1")
@@ -28,6 +38,7 @@ impl MiniStack {
             .env("SFTP_ENABLED", "0")
             .env("IOT_MTLS_ENABLED", "0");
         python::aws_environment(&mut command);
+        command.envs(variables.iter().copied());
         let process = Process::spawn("ministack", &mut command);
         let address = sqs::running_on(&process);
         Self { _process: process, address }

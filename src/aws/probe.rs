@@ -1,0 +1,227 @@
+//! What sendoff may do in AWS, found out by asking: without an invocation, without a message, without a right of its own.
+//!
+//! In: functions and queues by name. Out: findings in words, each with what grants what is missing.
+//! Holds: nothing is invoked (`DryRun`) and nothing is sent (a batch that SQS refuses for its form).
+//! Limits: the timeouts of the settings, one call after another.
+
+use aws_credential_types::provider::ProvideCredentials;
+use aws_sdk_sts::config::Region;
+use aws_sdk_sts::config::retry::RetryConfig;
+
+use super::lambda::Lambda;
+use super::sqs::Sqs;
+use super::{CREDENTIALS_TIMEOUT, Error, Settings, Shared, timeouts, words_of};
+use crate::deadletter::Trouble;
+use crate::dispatch::{Answer, FailureKind, Reply};
+
+mod place;
+
+pub use place::{Queue, Target};
+
+/// What was found out about one thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What was asked after.
+    pub subject: String,
+    pub verdict: Verdict,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It works; how far that is proven.
+    Proven(String),
+    /// It does not, and somebody must repair something: what was said, and what to do.
+    Missing { said: String, remedy: String },
+    /// It could not be found out, and sendoff may work all the same.
+    Unknown(String),
+}
+
+impl Finding {
+    fn new(subject: impl Into<String>, verdict: Verdict) -> Self {
+        Self { subject: subject.into(), verdict }
+    }
+
+    pub fn is_missing(&self) -> bool {
+        matches!(self.verdict, Verdict::Missing { .. })
+    }
+}
+
+/// Asks AWS as the daemon would: with its credentials, at its endpoints.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    shared: Shared,
+    lambda: Lambda,
+    sqs: Sqs,
+    settings: Settings,
+    /// Of the credentials, once STS has told.
+    account_id: Option<String>,
+}
+
+impl Probe {
+    /// Fails where the daemon would wait for a region, or would not start.
+    pub fn new(shared: &Shared, lambda: &Settings, sqs: &Settings) -> Result<Self, Error> {
+        Ok(Self {
+            shared: shared.clone(),
+            lambda: Lambda::new(shared, lambda)?,
+            sqs: Sqs::new(shared, sqs)?,
+            settings: lambda.clone(),
+            account_id: None,
+        })
+    }
+
+    /// Whether there are credentials, and whose they are.
+    pub async fn credentials(&mut self) -> Vec<Finding> {
+        let subject = "credentials";
+        let remedy = "give sendoff a role: an instance profile, EKS Pod Identity or IRSA, or AWS_PROFILE or keys in its \
+                      environment (docs/iam.md)";
+        let missing = |said: String| vec![Finding::new(subject, Verdict::Missing { said, remedy: remedy.to_owned() })];
+        let Some(provider) = self.shared.config.credentials_provider() else {
+            return missing("no source of credentials is configured".to_owned());
+        };
+        match tokio::time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials()).await {
+            Err(_elapsed) => missing(format!("their source does not answer within {CREDENTIALS_TIMEOUT:?}")),
+            Ok(Err(error)) => missing(words_of(&error)),
+            Ok(Ok(credentials)) => {
+                let proven = format!("found, access key {}", credentials.access_key_id());
+                vec![Finding::new(subject, Verdict::Proven(proven)), self.identity().await]
+            }
+        }
+    }
+
+    /// Whose the credentials are, by `GetCallerIdentity`, which needs no permission.
+    async fn identity(&mut self) -> Finding {
+        let region = self.settings.region.as_deref().or(self.shared.region()).unwrap_or("us-east-1");
+        let mut config = aws_sdk_sts::config::Builder::from(&self.shared.config)
+            .region(Region::new(region.to_owned()))
+            .timeout_config(timeouts(&self.settings))
+            .retry_config(RetryConfig::disabled());
+        if self.settings.ignore_configured_endpoint_urls {
+            config.set_endpoint_url(None);
+        }
+        let client = aws_sdk_sts::Client::from_conf(config.build());
+        let asked = client.get_caller_identity().send().await;
+        let verdict = match &asked {
+            Ok(identity) => {
+                self.account_id = identity.account().map(str::to_owned);
+                Verdict::Proven(identity.arn().unwrap_or("an identity without a name").to_owned())
+            }
+            Err(error) => {
+                let code = aws_sdk_sts::error::ProvideErrorMetadata::code(error);
+                let said = said(
+                    code,
+                    &aws_sdk_sts::error::ProvideErrorMetadata::message(error)
+                        .map_or_else(|| words_of(error), str::to_owned),
+                );
+                match code.and_then(remedy_of_credentials) {
+                    Some(remedy) => Verdict::Missing { said, remedy: remedy.to_owned() },
+                    None => Verdict::Unknown(format!("STS does not say ({said}); sendoff itself does not need it")),
+                }
+            }
+        };
+        Finding::new("identity", verdict)
+    }
+
+    /// Whether a function is there and may be invoked.
+    pub async fn function(&self, target: &Target) -> Finding {
+        let reply = self.lambda.dry_run(target.region.as_deref(), &target.address).await;
+        let region = target.region.as_deref().or(self.settings.region.as_deref()).or(self.shared.region());
+        let arn = target.arn(region, self.account_id.as_deref());
+        Finding::new(format!("function {}", target.address), judge_function(&reply, &arn))
+    }
+
+    /// Whether a queue is there and may be looked at, and whether it may be sent to.
+    pub async fn queue(&self, queue: &str) -> Vec<Finding> {
+        let arn = Queue::of(queue, self.settings.region.as_deref().or(self.shared.region())).arn();
+        let looked = self.sqs.facts_of(queue).await.map(|facts| {
+            let days = facts.retention.as_secs() / 86_400;
+            format!("there: takes {} bytes, keeps messages {days} days", facts.message_bytes_max)
+        });
+        let sent = self.sqs.would_send(queue).await;
+        vec![
+            Finding::new(format!("queue {queue}: look"), judge_queue(looked, "sqs:GetQueueAttributes", &arn)),
+            Finding::new(format!("queue {queue}: send"), judge_queue(sent, "sqs:SendMessage", &arn)),
+        ]
+    }
+}
+
+/// What a dry run's reply means.
+fn judge_function(reply: &Reply, arn: &str) -> Verdict {
+    let said = reply.in_words();
+    let missing = |remedy: String| Verdict::Missing { said: said.clone(), remedy };
+    let answer = match reply {
+        Reply::Answer(answer) => answer,
+        Reply::NotSent(failure) if failure.kind == FailureKind::Credentials => {
+            return missing("see credentials above".to_owned());
+        }
+        Reply::NotSent(_) | Reply::Lost(_) => {
+            return missing("let sendoff reach Lambda: name resolution, network, lambda.endpoint_url".to_owned());
+        }
+    };
+    match answer {
+        Answer { status: 200..=299, .. } => Verdict::Proven("there, and may be invoked (DryRun)".to_owned()),
+        Answer { code: Some(code), .. } => match code.as_str() {
+            "ResourceNotFoundException" => missing(format!("create {arn}, or correct its name, alias or region")),
+            "AccessDeniedException" => missing(format!(
+                "allow lambda:InvokeFunction on {arn}: deploy/iam/deliver.json, attached to the identity above"
+            )),
+            code => match remedy_of_credentials(code) {
+                Some(remedy) => missing(remedy.to_owned()),
+                None => Verdict::Unknown(format!("Lambda does not say: {said}")),
+            },
+        },
+        Answer { code: None, .. } => Verdict::Unknown(format!("something between answers in Lambda's place: {said}")),
+    }
+}
+
+/// What SQS's answer means.
+fn judge_queue(answer: Result<String, Trouble>, action: &str, arn: &str) -> Verdict {
+    let Trouble { code, message, .. } = match answer {
+        Ok(proven) => return Verdict::Proven(proven),
+        Err(trouble) => trouble,
+    };
+    let said = said(Some(&code), &message);
+    let missing = |remedy: String| Verdict::Missing { said: said.clone(), remedy };
+    if code.contains("AccessDenied") {
+        missing(format!(
+            "allow {action} on {arn}: deploy/iam/dead-letter.json, attached to the identity above; a queue of another \
+             account must allow it in its own policy, too"
+        ))
+    } else if code.contains("NonExistentQueue") || code.contains("QueueDoesNotExist") {
+        missing(format!("create {arn}, or correct dead_letter.queue_url"))
+    } else if code.to_ascii_lowercase().contains("kms") {
+        missing(
+            "allow kms:GenerateDataKey and kms:Decrypt on the queue's key: deploy/iam/dead-letter-kms.json".to_owned(),
+        )
+    } else if code == "unreachable" {
+        missing("let sendoff reach SQS: name resolution, network, sqs.endpoint_url".to_owned())
+    } else if let Some(remedy) = remedy_of_credentials(&code) {
+        missing(remedy.to_owned())
+    } else {
+        Verdict::Unknown(format!("SQS does not say: {said}"))
+    }
+}
+
+/// What to do about codes with which any service of AWS refuses credentials.
+fn remedy_of_credentials(code: &str) -> Option<&'static str> {
+    let remedies = [
+        ("Expired", "renew the credentials: these are past their time"),
+        ("InvalidClientTokenId", "correct the access key: AWS does not know it"),
+        ("UnrecognizedClient", "correct the access key: AWS does not know it"),
+        ("InvalidAccessKeyId", "correct the access key: AWS does not know it"),
+        ("SignatureDoesNotMatch", "correct the secret key, and see that the clock is right"),
+        ("InvalidSignature", "correct the secret key, and see that the clock is right"),
+        ("IncompleteSignature", "correct the keys: they make no whole signature"),
+    ];
+    remedies.iter().find(|(part, _)| code.contains(part)).map(|&(_, remedy)| remedy)
+}
+
+fn said(code: Option<&str>, message: &str) -> String {
+    match code {
+        Some(code) if message.is_empty() => code.to_owned(),
+        Some(code) => format!("{code}: {message}"),
+        None => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

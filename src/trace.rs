@@ -1,0 +1,181 @@
+//! Spans: one for each request and one for each attempt, joined by the event's id and, where the client has a trace, by that.
+//!
+//! A trace is carried in one form, X-Ray's header, which Lambda hands to the function: a client's W3C `traceparent` becomes
+//! one, with the same ids (X-Ray takes W3C's since 2023). Payloads and keys are never in a span.
+
+use http::{HeaderMap, HeaderName};
+use tracing::Span;
+use tracing::field::{Empty, display};
+
+use crate::event::EventId;
+
+const XRAY: HeaderName = HeaderName::from_static("x-amzn-trace-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The target of all that is said here: `sendoff::trace=debug` shows requests, too.
+pub const TARGET: &str = "sendoff::trace";
+
+/// One request, from its head to its answer.
+pub fn request(headers: &HeaderMap) -> Span {
+    let span = tracing::debug_span!(target: TARGET, "request", event_id = Empty, status = Empty);
+    if !span.is_disabled() {
+        join(&span, header(headers).as_deref().and_then(Ids::of));
+    }
+    span
+}
+
+/// The one event of the request whose span this is in: stored, or known already. A batch has no id of its own.
+pub fn is_for(id: EventId) {
+    Span::current().record("event_id", display(id));
+}
+
+/// An event of the request is stored, or known already.
+pub fn accepted(id: EventId, function: &str, repeat: bool) {
+    tracing::debug!(target: TARGET, event_id = %id, function, repeat, "event accepted");
+}
+
+/// One attempt; `call` counts all of the event's. Without the client's trace, the attempts of an event share one of their
+/// own, named after the event.
+pub fn attempt(id: EventId, function: &str, call: u32, trace_header: Option<&str>) -> Span {
+    let span = tracing::info_span!(target: TARGET, "attempt", event_id = %id, function, call, outcome = Empty);
+    if !span.is_disabled() {
+        join(&span, trace_header.and_then(Ids::of).or_else(|| Some(Ids::own(id))));
+    }
+    span
+}
+
+/// The trace of a request, as X-Ray's header. Recursion detection needs that on every hop, so it goes before W3C's; one that
+/// is no text is of no use to anybody, and no reason to refuse.
+pub fn header(headers: &HeaderMap) -> Option<String> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
+    text(XRAY).map(str::to_owned).or_else(|| xray_of(text(TRACEPARENT)?))
+}
+
+/// X-Ray's header for a `traceparent` (W3C Trace Context, section 3.2); none for one that is not valid.
+fn xray_of(traceparent: &str) -> Option<String> {
+    let mut parts = traceparent.split('-');
+    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    // Version 00 has four parts, later ones may have more; ff is none.
+    let known = is_hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
+    let named = is_hex(trace, 32) && is_hex(parent, 16) && !is_zero(trace) && !is_zero(parent);
+    if !known || !named || !is_hex(flags, 2) {
+        return None;
+    }
+    let sampled = u8::from_str_radix(flags, 16).ok()? & 1;
+    Some(format!("Root=1-{}-{};Parent={parent};Sampled={sampled}", &trace[..8], &trace[8..]))
+}
+
+fn is_hex(text: &str, length: usize) -> bool {
+    text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn is_zero(hex: &str) -> bool {
+    hex.bytes().all(|byte| byte == b'0')
+}
+
+/// What a trace is known by elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ids {
+    trace: u128,
+    parent: u64,
+    sampled: bool,
+}
+
+impl Ids {
+    /// Those of X-Ray's header; none without a root. Where it names no parent, one that belongs to the root.
+    fn of(header: &str) -> Option<Self> {
+        let field = |name: &str| header.split(';').find_map(|pair| pair.trim().strip_prefix(name)?.strip_prefix('='));
+        let (time, rest) = field("Root")?.strip_prefix("1-")?.split_once('-')?;
+        if !is_hex(time, 8) || !is_hex(rest, 24) {
+            return None;
+        }
+        let trace = u128::from_str_radix(&format!("{time}{rest}"), 16).ok()?;
+        let parent = field("Parent").filter(|parent| is_hex(parent, 16));
+        let parent = parent.and_then(|parent| u64::from_str_radix(parent, 16).ok()).unwrap_or(trace as u64);
+        Some(Self { trace, parent, sampled: field("Sampled") != Some("0") })
+    }
+
+    /// Of an event whose client has no trace.
+    fn own(id: EventId) -> Self {
+        let trace = u128::from_be_bytes(*id.as_bytes());
+        Self { trace, parent: trace as u64, sampled: true }
+    }
+}
+
+#[cfg(not(feature = "otlp"))]
+fn join(_span: &Span, _ids: Option<Ids>) {}
+
+/// Makes the span part of a trace that began elsewhere.
+#[cfg(feature = "otlp")]
+fn join(span: &Span, ids: Option<Ids>) {
+    use opentelemetry::Context;
+    use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+    let Some(Ids { trace, parent, sampled }) = ids else { return };
+    let flags = if sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
+    let (trace, parent) = (TraceId::from(trace), SpanId::from(parent));
+    let context = SpanContext::new(trace, parent, flags, true, TraceState::default());
+    // An error means that no exporter listens to this span.
+    drop(span.set_parent(Context::new().with_remote_span_context(context)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::UnixMillis;
+    use crate::event::FunctionName;
+
+    const W3C: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    const SAME: &str = "Root=1-4bf92f35-77b34da6a3ce929d0e0e4736;Parent=00f067aa0ba902b7;Sampled=1";
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn a_trace_of_w3c_is_carried_as_x_ray_s_unless_the_client_sends_that_itself() {
+        assert_eq!(header(&headers(&[("traceparent", W3C)])).as_deref(), Some(SAME));
+        let both = headers(&[("traceparent", W3C), ("x-amzn-trace-id", "Root=1-1-1;Lineage=a:0")]);
+        assert_eq!(header(&both).as_deref(), Some("Root=1-1-1;Lineage=a:0"));
+        assert_eq!(header(&headers(&[("x-amzn-trace-id", "")])), None);
+        let unsampled = W3C.replace("-01", "-00");
+        assert!(header(&headers(&[("traceparent", &unsampled)])).unwrap().ends_with("Sampled=0"));
+    }
+
+    #[test]
+    fn a_traceparent_that_is_not_valid_is_none() {
+        for text in [
+            "",
+            "00",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(xray_of(text), None, "{text}");
+        }
+        assert!(xray_of("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more").is_some(), "a later version");
+    }
+
+    #[test]
+    fn both_forms_have_the_same_ids() {
+        let ids = Ids::of(SAME).unwrap();
+        assert_eq!(ids.trace, 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736);
+        assert_eq!((ids.parent, ids.sampled), (0x00f0_67aa_0ba9_02b7, true));
+        let root_only = Ids::of("Root=1-4bf92f35-77b34da6a3ce929d0e0e4736;Sampled=0;Lineage=x").unwrap();
+        assert_eq!((root_only.trace, root_only.parent, root_only.sampled), (ids.trace, ids.trace as u64, false));
+        for text in ["", "Root=1", "Root=1-4bf92f35", "Self=1-4bf92f35-77b34da6a3ce929d0e0e4736", "Root=2-a-b"] {
+            assert_eq!(Ids::of(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_event_without_a_trace_gives_its_attempts_one() {
+        let id = EventId::mint(UnixMillis(1), 2, &FunctionName::new("orders"));
+        assert_eq!(Ids::own(id), Ids::own(id));
+        assert_ne!(Ids::own(id).parent, 0);
+    }
+}

@@ -1,0 +1,142 @@
+//! `check-config --online` against an AWS that verifies signatures and policies (MiniStack with AUTH=true).
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::rig::ministack::MiniStack;
+use crate::rig::python;
+use crate::tools::{root, said, sendoff, succeed};
+
+/// The AWS CLI as the account's root, which MiniStack knows by the access key `test`.
+fn aws(stack: &MiniStack, words: &[&str]) -> Value {
+    let mut command = python::aws(&stack.endpoint_url());
+    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").args(words);
+    let output = python::run(&mut command);
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
+}
+
+/// An access key of a new user without any right.
+fn new_user(stack: &MiniStack, name: &str) -> (String, String) {
+    aws(stack, &["iam", "create-user", "--user-name", name]);
+    let key = aws(stack, &["iam", "create-access-key", "--user-name", name]);
+    let part = |name: &str| key["AccessKey"][name].as_str().unwrap().to_owned();
+    (part("AccessKeyId"), part("SecretAccessKey"))
+}
+
+/// Gives the user a policy as deployed.
+fn grant(stack: &MiniStack, user: &str, policy: &str) {
+    let file = format!("file://{}", root().join("deploy/iam").join(policy).display());
+    let words = ["iam", "put-user-policy", "--user-name", user, "--policy-name", policy, "--policy-document", &file];
+    aws(stack, &words);
+}
+
+/// Runs the check with an access key: its exit code and all that it said.
+fn check(stack: &MiniStack, key: &(String, String), more: &[&str]) -> (i32, String) {
+    let queue = format!("{}/123456789012/orders-dlq", stack.endpoint_url());
+    let mut command = sendoff();
+    command.env("AWS_ENDPOINT_URL", stack.endpoint_url());
+    command.env("AWS_ACCESS_KEY_ID", &key.0).env("AWS_SECRET_ACCESS_KEY", &key.1);
+    command.args(["check-config", "--online", "--state-dir", "/nowhere", "--set", "functions.orders-new.age_max=1h"]);
+    command.args(["--set", &format!("dead_letter.queue_url={queue}")]).args(more);
+    let output = command.output().unwrap();
+    (output.status.code().unwrap(), said(&output))
+}
+
+#[test]
+fn what_an_identity_lacks_is_named_with_the_policy_that_grants_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let stack = MiniStack::start_guarded(scratch.path());
+    create_function(&stack, "orders-new", scratch.path());
+    aws(&stack, &["sqs", "create-queue", "--queue-name", "orders-dlq"]);
+    let key = new_user(&stack, "sendoff");
+
+    let (code, said) = check(&stack, &key, &[]);
+    assert_eq!(code, 1, "{said}");
+    for expected in [
+        "ok      identity: arn:aws:iam::123456789012:user/sendoff",
+        "MISSING function orders-new",
+        "allow lambda:InvokeFunction on arn:aws:lambda:eu-central-1:123456789012:function:orders-new: deploy/iam/deliver.json",
+        "allow sqs:GetQueueAttributes on arn:aws:sqs:eu-central-1:123456789012:orders-dlq: deploy/iam/dead-letter.json",
+        "allow sqs:SendMessage on arn:aws:sqs:eu-central-1:123456789012:orders-dlq: deploy/iam/dead-letter.json",
+        "3 things are missing",
+    ] {
+        assert!(said.contains(expected), "{expected}:\n{said}");
+    }
+
+    // What it names is what helps, and the policies as deployed are enough.
+    grant(&stack, "sendoff", "deliver.json");
+    let (code, said) = check(&stack, &key, &[]);
+    assert!(
+        code == 1 && said.contains("ok      function orders-new") && said.contains("2 things are missing"),
+        "{said}"
+    );
+    grant(&stack, "sendoff", "dead-letter.json");
+    // AWS has no action of this name: SendMessage allows batches, too (IAM, "Actions defined by Amazon SQS").
+    let own = "{\"Version\":\"2012-10-17\",\"Statement\":[{\"Effect\":\"Allow\",\"Action\":\"sqs:SendMessageBatch\",\
+        \"Resource\":\"arn:aws:sqs:eu-central-1:123456789012:orders-dlq\"}]}";
+    let words =
+        ["iam", "put-user-policy", "--user-name", "sendoff", "--policy-name", "ministack", "--policy-document", own];
+    aws(&stack, &words);
+    let (code, said) = check(&stack, &key, &[]);
+    assert!(code == 0 && !said.contains("MISSING") && said.matches("\nok ").count() == 5, "{said}");
+    let received = ["sqs", "receive-message", "--queue-url"];
+    let queue = format!("{}/123456789012/orders-dlq", stack.endpoint_url());
+    assert_eq!(aws(&stack, &[&received[..], &[queue.as_str()]].concat()), Value::Null, "nothing was sent");
+
+    // A function that is not there, one that the policy does not name, a queue that is not there.
+    let (code, said) = check(&stack, &key, &["--function", "orders-gone", "--function", "invoices"]);
+    assert!(
+        code == 1 && said.contains("create arn:aws:lambda:eu-central-1:123456789012:function:orders-gone"),
+        "{said}"
+    );
+    assert!(said.contains("on arn:aws:lambda:eu-central-1:123456789012:function:invoices"), "{said}");
+
+    let wrong = (key.0.clone(), "wrong".to_owned());
+    let (code, said) = check(&stack, &wrong, &[]);
+    assert!(code == 1 && said.contains("correct the secret key"), "{said}");
+    let unknown = ("AKIAUNKNOWNUNKNOWN12".to_owned(), "wrong".to_owned());
+    let (code, said) = check(&stack, &unknown, &[]);
+    assert!(code == 1 && said.contains("correct the access key"), "{said}");
+}
+
+#[test]
+fn without_credentials_nothing_else_is_asked() {
+    let mut command = sendoff();
+    command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
+    command.args(["check-config", "--online", "--state-dir", "/nowhere", "--function", "orders"]);
+    let output = command.output().unwrap();
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("MISSING credentials") && said.contains("docs/iam.md"), "{said}");
+    assert!(!said.contains("function orders"), "{said}");
+}
+
+/// A function that is only there: nothing invokes it.
+fn create_function(stack: &MiniStack, name: &str, scratch: &std::path::Path) {
+    let (source, zip) = (scratch.join("nothing.py"), scratch.join("nothing.zip"));
+    std::fs::write(&source, "def handle(event, context):\n    raise RuntimeError('invoked')\n").unwrap();
+    succeed(Command::new(python::program("python")).args(["-m", "zipfile", "-c"]).arg(&zip).arg(&source));
+    let code = format!("fileb://{}", zip.display());
+    let trust = "{\"Version\":\"2012-10-17\",\"Statement\":[{\"Effect\":\"Allow\",\"Action\":\"sts:AssumeRole\",\
+        \"Principal\":{\"Service\":\"lambda.amazonaws.com\"}}]}";
+    aws(stack, &["iam", "create-role", "--role-name", "nothing", "--assume-role-policy-document", trust]);
+    let role = "arn:aws:iam::123456789012:role/nothing";
+    aws(
+        stack,
+        &[
+            "lambda",
+            "create-function",
+            "--function-name",
+            name,
+            "--handler",
+            "nothing.handle",
+            "--role",
+            role,
+            "--runtime",
+            "python3.12",
+            "--zip-file",
+            &code,
+        ],
+    );
+}
