@@ -47,6 +47,11 @@ churn: ## 2 million events through the store: the file must stay bounded
 scale: ## start on 1 million waiting events, also after a kill: time and memory
 	SCALE=$${SCALE:-1000000} $(CARGO) test --locked --test proofs -- --nocapture a_large_backlog
 
+.PHONY: fuzz
+fuzz: ## fuzz the doors for FOR=300 seconds, with `cargo install cargo-fuzz` and a C++ compiler (docs/lambda-api.md)
+	mkdir -p fuzz/corpus/request
+	$(CARGO) fuzz run --sanitizer none request fuzz/corpus/request fuzz/seeds -- -max_total_time=$(or $(FOR),300)
+
 .PHONY: demo
 demo: ## see sendoff lose nothing: no AWS account, nothing but the binary
 	$(CARGO) run --locked --quiet -- demo
