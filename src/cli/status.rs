@@ -136,8 +136,8 @@ fn named(held: &[String]) -> String {
     const SHOWN: usize = 3;
     match held {
         [] => "none".to_owned(),
-        [shown @ ..] if shown.len() <= SHOWN => shown.join(", "),
-        [shown @ ..] => format!("{} and {} more", shown[..SHOWN].join(", "), shown.len() - SHOWN),
+        few if few.len() <= SHOWN => few.join(", "),
+        many => format!("{} and {} more", many[..SHOWN].join(", "), many.len() - SHOWN),
     }
 }
 
