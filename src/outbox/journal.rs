@@ -282,12 +282,11 @@ fn remove_half_made(dir: &Path, segments: &mut BTreeMap<u32, u64>) -> io::Result
 }
 
 fn check_heads(dir: &Path, segments: &BTreeMap<u32, u64>) -> Result<(), OpenError> {
-    let mut expected = segments.first_key_value().map_or(1, |(&number, _)| number);
-    for &number in segments.keys() {
+    let oldest = segments.first_key_value().map_or(1, |(&number, _)| number);
+    for (expected, &number) in (oldest..).zip(segments.keys()) {
         if number != expected {
             return Err(OpenError::Damaged(format!("segment {expected} of the journal is missing")));
         }
-        expected += 1;
         let mut head = [0; SEGMENT_HEAD_BYTES];
         let whole = File::open(path_of(dir, number))?.read_exact_at(&mut head, 0);
         match whole.ok().map(|()| SegmentHead::decode(&head)) {

@@ -134,11 +134,6 @@ impl FrameWriter {
         (at as u32, (self.bytes.len() - at) as u32)
     }
 
-    /// Bytes so far, the head included.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
     /// The whole frame.
     pub fn finish(&mut self, commit: u64) -> &[u8] {
         let (head, body) = self.bytes.split_at_mut(FRAME_HEAD_BYTES);
@@ -194,7 +189,9 @@ mod tests {
 
     use super::*;
 
-    fn write(commit: u64, ops: &[(Vec<u8>, Option<Vec<u8>>)]) -> Vec<u8> {
+    type Ops = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+    fn write(commit: u64, ops: &Ops) -> Vec<u8> {
         let mut frame = FrameWriter::default();
         frame.begin();
         for (key, value) in ops {
@@ -203,7 +200,7 @@ mod tests {
         frame.finish(commit).to_vec()
     }
 
-    fn read(frame: &[u8]) -> Option<(u64, Vec<(Vec<u8>, Option<Vec<u8>>)>)> {
+    fn read(frame: &[u8]) -> Option<(u64, Ops)> {
         let head = FrameHead::decode(frame)?;
         let mut body = Bytes::copy_from_slice(&frame[FRAME_HEAD_BYTES..]);
         if !head.fits(&body) {
@@ -218,7 +215,7 @@ mod tests {
         Some((head.commit, ops))
     }
 
-    fn any_ops() -> impl Strategy<Value = Vec<(Vec<u8>, Option<Vec<u8>>)>> {
+    fn any_ops() -> impl Strategy<Value = Ops> {
         let key = proptest::collection::vec(any::<u8>(), 0..40);
         let value = proptest::option::of(proptest::collection::vec(any::<u8>(), 0..3_000));
         proptest::collection::vec((key, value), 0..8)

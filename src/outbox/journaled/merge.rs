@@ -30,7 +30,7 @@ pub fn merge<'a, I: Iterator<Item = Result<(Bytes, Bytes), Failed>>>(
                 Some(Err(_)) => return index.next().map(|pair| pair.map(|(key, entry)| (key, Newest::Indexed(entry)))),
                 None => None,
             };
-            let peeked = noted.each_mut().map(|noted| peek(noted));
+            let peeked = noted.each_mut().map(peek);
             let key = peeked.into_iter().flatten().chain(in_index).min()?;
             let mut newest: Option<Option<Newest>> = None;
             for noted in noted.iter_mut().flatten() {
