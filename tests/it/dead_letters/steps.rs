@@ -192,7 +192,10 @@ fn a_daemon_that_is_killed_at_any_sync_of_an_events_life_and_death_loses_nothing
         let (_scratch, state) = scratch();
         refuse_all(lambda);
         let setup = setup(&state, lambda, &service.url()).set("dead_letter.queue_url", queue);
-        // The answer of SQS lies between two syncs: of the burial, and of the settlement that removes the letter.
+        // A store that is there already, or the syncs of its making would be counted too.
+        setup.start().kill9();
+        // The answer of SQS lies between two syncs: of the burial, and of the settlement that removes the letter. strace counts
+        // for each thread, and one thread makes them all.
         let inject = format!("inject=fdatasync:signal=KILL:when={n}");
         let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject];
         let mut process = setup.clone().under(&strace).spawn();
