@@ -23,7 +23,7 @@ use hold::{Ended, Hold};
 mod hold;
 
 /// Events that a lane may take before the next lane's turn.
-const QUANTUM: u32 = 16;
+const QUANTUM: u32 = 64;
 
 /// A lane takes no further slot once it has so many times the slots that are left: of those that want all they can get,
 /// each ends with an equal part, and a little is always left for whoever comes next, however long attempts take.

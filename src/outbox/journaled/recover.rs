@@ -19,7 +19,7 @@ pub struct Recovered<B, W> {
 /// Why a store cannot be opened as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum Stale {
-    /// Nothing is lost: an index made by [`new_index`] can take its place.
+    /// Nothing is lost: an empty index of [`begin_index`] can take its place.
     #[error("{0}")]
     Index(String),
     #[error("{0}")]
