@@ -83,7 +83,7 @@ async fn measure(options: &Options, events: u64) -> anyhow::Result<Sample> {
     let filled = client::run(&load, &clock).await?;
     let rss_filled = process::memory_mib(filling.pid()?)?.0;
     filling.kill().await?;
-    let disk = std::fs::metadata(state.path().join("sled/db"))?.len();
+    let disk = bytes_below(state.path())?;
 
     let standin = road::standin(&clock)?;
     let ingest = free_address()?;
@@ -125,6 +125,14 @@ async fn measure(options: &Options, events: u64) -> anyhow::Result<Sample> {
         ("peak RSS MiB", peak),
         ("disk B/event", disk as f64 / events as f64),
     ]))
+}
+
+fn bytes_below(dir: &std::path::Path) -> std::io::Result<u64> {
+    std::fs::read_dir(dir)?.try_fold(0, |bytes, entry| {
+        let entry = entry?;
+        let below = if entry.file_type()?.is_dir() { bytes_below(&entry.path())? } else { entry.metadata()?.len() };
+        Ok(bytes + below)
+    })
 }
 
 fn free_address() -> anyhow::Result<SocketAddr> {

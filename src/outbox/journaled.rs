@@ -45,7 +45,7 @@ mod tests;
 pub use recover::{Recovered, Stale, begin_index};
 
 /// How many segments' worth of overlay is held while the index is behind.
-const OVERLAYS_MAX: u64 = 4;
+const OVERLAYS_MAX: u64 = 2;
 
 /// Keys in an overlay, which bounds the commit that brings it in.
 const OVERLAY_KEYS_MAX: usize = 32_768;

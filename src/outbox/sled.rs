@@ -17,6 +17,9 @@ use super::kv::{Batch, Failed, Index};
 const UNLOCK_TRIES: u32 = 200;
 const UNLOCK_WAIT: Duration = Duration::from_millis(10);
 
+/// sled counts its cache by the bytes that pages take on disk; in memory, entries as small as ours take about three times that.
+const CACHE_OVERHEAD: u64 = 3;
+
 /// The largest value, in bytes (rule 2).
 const VALUE_BYTES_MAX: usize = 4096;
 
@@ -42,7 +45,7 @@ pub struct SledIndex {
 
 impl SledIndex {
     /// A new, empty index at `path`, in place of what an interrupted attempt may have left. It is durable only after
-    /// [`sync_all_below`], once it was dropped and [`wait_until_let_go`] has returned (rule 4). `cache` is sled's page cache in bytes.
+    /// [`sync_all_below`], once it was dropped and [`wait_until_let_go`] has returned (rule 4). `cache` is what sled's page cache may take in memory, in bytes, about.
     pub fn create(path: &Path, cache: u64) -> Result<Self, OpenError> {
         if path.exists() {
             fs::remove_dir_all(path).map_err(io_error("removing an unfinished index"))?;
@@ -151,6 +154,7 @@ fn open_db(path: &Path, cache: u64) -> Result<::sled::Db, OpenError> {
     if path.join("db").exists() {
         wait_until_let_go(path).map_err(io_error("waiting for it"))?;
     }
+    let cache = cache / CACHE_OVERHEAD;
     let config = ::sled::Config::new().path(path).cache_capacity(cache).flush_every_ms(None);
     match catch_unwind(AssertUnwindSafe(|| config.open())) {
         Ok(Ok(db)) => Ok(db),

@@ -384,7 +384,7 @@ fn a_failing_index_is_told_by_a_later_commit() {
         batch.put(n.to_be_bytes().to_vec(), "x".repeat(100));
         store.commit(&batch)
     };
-    let failed = (0..1_000).map(commit).find_map(Result::err).expect("it is told within four segments' worth");
+    let failed = (0..1_000).map(commit).find_map(Result::err).expect("it is told within a few segments' worth");
     assert!(failed.to_string().contains("no space left"), "{failed}");
     drop(store);
     assert!(bench.open().get(&0_u32.to_be_bytes()).unwrap().is_some(), "and nothing is lost");
