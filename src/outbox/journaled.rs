@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! commit       -> frame of the journal, synced -> overlay (memory)
-//! checkpoint   overlay -> index, in one commit, when a segment is full; what is gone by then never reaches it
+//! checkpoint   overlay -> index, when a segment is full; what is gone by then never reaches it
 //! read         overlay, the one being brought in, index; a long value is read from the journal
 //! reclaim      the oldest segment's ops that are still the newest of their key are written anew; then it is removed
 //! start        what came after the index's checkpoint is read from the journal

@@ -26,7 +26,7 @@ use tracing::{Dispatch, Level};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+use tracing_subscriber::{Layer, Registry, reload};
 
 use super::{Error, LevelError, LogLevel};
 use crate::config::{Log, LogFormat};
@@ -68,7 +68,7 @@ where
         .with_location(false)
         .with_threads(false)
         .with_filter(Targets::new().with_target(TARGET, Level::DEBUG));
-    let (filter, handle) = reload::Layer::new(EnvFilter::try_new(&log.level)?);
+    let (filter, handle) = reload::Layer::new(super::parse(&log.level)?);
     let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(writer);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
         LogFormat::Text => lines.boxed(),

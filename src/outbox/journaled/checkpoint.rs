@@ -1,7 +1,7 @@
 //! Bringing the index up to the journal, on a thread of its own: the only one that writes to the index.
 //!
-//! Holds: a checkpoint is one commit of the index, with the segment up to which it is complete. A crash before it means that
-//! the same segments are read again.
+//! Holds: the last commit of a checkpoint has the segment up to which the index is complete. A crash before it means that the same
+//! segments are read again; what of them is in the index already lies below what is read.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
@@ -10,6 +10,9 @@ use std::thread::JoinHandle;
 use super::entry::{CHECKPOINT, Checkpoint, Entry};
 use super::overlay::Overlay;
 use crate::outbox::kv::{Batch, Failed, Index};
+
+/// Keys of one commit of the index: sled keeps every version of every page that a commit touches until the commit is over.
+const COMMIT_KEYS_MAX: usize = 2_048;
 
 /// What is to be brought into the index.
 pub struct Job {
@@ -34,6 +37,9 @@ pub fn write<B: Index>(index: &B, job: &Job) -> Result<u64, Failed> {
             Some(value) => batch.put(key.to_vec(), Entry::of(slot.at, value).encode()),
             None if known => batch.remove(key.to_vec()),
             None => {}
+        }
+        if batch.len() == COMMIT_KEYS_MAX {
+            index.commit(&std::mem::take(&mut batch))?;
         }
     }
     let checkpoint = Checkpoint { segment: job.segment, live: job.live.saturating_sub(freed) };
