@@ -337,6 +337,7 @@ fn find_frame(file: &File, from: u64, end: u64) -> io::Result<Option<u64>> {
     Ok(frame::find_frame(&rest, 0).map(|at| from + at as u64))
 }
 
-fn sync_dir(dir: &Path) -> io::Result<()> {
+/// Makes the entries of a directory durable.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }

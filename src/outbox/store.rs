@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Settings;
 use super::engine::OpenError;
-use super::journal::{self, Journal};
+use super::journal::{self, Journal, sync_dir};
 use super::journaled::{self, Journaled, Recovered, Stale, begin_index};
 use super::kv::Failed;
 use super::repair::{self, Report};
@@ -370,10 +370,6 @@ fn make_durable_dir(dir: &Path) -> io::Result<()> {
         return sync_dir(parent);
     }
     fs::create_dir(dir)
-}
-
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

@@ -90,15 +90,7 @@ pub(super) fn replace(state_dir: &Path, settings: &Settings, seen: Option<u64>) 
         return Err(newer);
     }
     let journal = open_journal(&salvaged, false)?;
-    let index = SledIndex::open(&salvaged.join(INDEX), settings.cache).map_err(|e| failed("salvaging it", &e))?;
-    let target = Journaled::recover(
-        journal,
-        index,
-        Nobody,
-        journaled::Settings::of(settings.segment_bytes, u64::MAX),
-        None,
-        false,
-    );
+    let target = unwatched(&salvaged, journal, settings, None, false);
     let mut target = target.map_err(|e| failed("salvaging it", &e))?.store;
     let report = match &source {
         Some((source, gaps)) => repair::rebuild(source, &mut target)
@@ -171,16 +163,21 @@ fn open_copy(
     if how == How::ByItsJournalAlone {
         create_index_aside(&copy, settings, &journal)?;
     }
-    let Ok(index) = SledIndex::open(&copy.join(INDEX), settings.cache) else { return Ok(None) };
-    let recovered = Journaled::recover(
-        journal,
-        index,
-        Nobody,
-        journaled::Settings::of(settings.segment_bytes, u64::MAX),
-        seen,
-        true,
-    );
+    let recovered = unwatched(&copy, journal, settings, seen, true);
     Ok(recovered.ok().map(|Recovered { store, gaps }| (store, gaps)))
+}
+
+/// Opens a store that is not the daemon's.
+fn unwatched(
+    store: &Path,
+    journal: journal::Journal,
+    settings: &Settings,
+    seen: Option<u64>,
+    lenient: bool,
+) -> Result<Recovered<SledIndex, Nobody>, String> {
+    let index = SledIndex::open(&store.join(INDEX), settings.cache).map_err(|error| error.to_string())?;
+    let settings = journaled::Settings::of(settings.segment_bytes, u64::MAX);
+    Journaled::recover(journal, index, Nobody, settings, seen, lenient).map_err(|error| error.to_string())
 }
 
 fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
