@@ -10,7 +10,7 @@ use sendoff::standin::Script;
 use crate::disk_model::{Disk, Variant};
 use crate::it::rig::daemon::Setup;
 use crate::it::rig::lambda::{Lambda, throttle};
-use crate::it::rig::{eventually, http, lasting_port};
+use crate::it::rig::{PATIENCE, eventually, http, lasting_port};
 use crate::load::{self, Ack, KEPT, Load};
 use crate::recording::{Op, Recorder, Step};
 use crate::{seed, size, store};
@@ -190,6 +190,31 @@ fn each_commit_is_one_sync_of_the_journal_and_each_checkpoint_one_of_the_index()
     assert_eq!(index_syncs() - index_before, rolled, "rule 1: one sync of the index for each segment that is full");
 }
 
+/// A kill at any other moment would leave a recording that does not tell what is on the disk.
+#[test]
+fn no_call_is_made_while_the_recording_is_held() {
+    let scratch = store::scratch();
+    let state = scratch.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let recorder = Recorder::new(&state, scratch.path());
+    let lambda = Lambda::start();
+    let daemon = recorder.watch(Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url())).start();
+    daemon.accept("orders", &[], &load::payload(0));
+    std::thread::scope(|scope| {
+        let held = recorder.hold();
+        let (told, answered) = std::sync::mpsc::channel();
+        let daemon = &daemon;
+        scope.spawn(move || {
+            daemon.accept("orders", &[], &load::payload(1));
+            told.send(()).unwrap();
+        });
+        answered.recv_timeout(Duration::from_millis(500)).expect_err("it cannot be written, and not be answered");
+        drop(held);
+        answered.recv_timeout(PATIENCE).expect("it is written now");
+    });
+    daemon.wait_until_empty();
+}
+
 fn record(lives: &[Duration]) -> Recorded {
     let scratch = store::scratch();
     let state = scratch.path().join("state");
@@ -217,7 +242,7 @@ fn record_on(scratch: &Path, state: &Path, lives: &[Duration], first: u64) -> Re
         let daemon = setup.start();
         eventually("events are accepted", || (load.acks().len() > accepted + 20).then_some(()));
         std::thread::sleep(life);
-        daemon.kill9();
+        recorder.kill9(daemon);
     }
     load.stop();
     let mut taken = BTreeMap::new();

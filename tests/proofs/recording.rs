@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sendoff::clock::Clock;
 use sendoff::event::EventId;
 
-use crate::it::rig::daemon::Setup;
+use crate::it::rig::daemon::{Daemon, Setup};
 use crate::load::Ack;
 
 const MAGIC: u32 = 0x5ec0_4d15;
@@ -76,6 +76,10 @@ pub fn library() -> PathBuf {
     library.clone()
 }
 
+/// See [`Recorder::hold`].
+#[must_use = "dropped, it holds nothing"]
+pub struct Held(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
+
 /// A recording in the making.
 pub struct Recorder {
     state: PathBuf,
@@ -113,12 +117,29 @@ impl Recorder {
         }
     }
 
+    /// Until it is dropped, no recorded call of the daemon begins, and none is between being made and being recorded.
+    pub fn hold(&self) -> Held {
+        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        log.lock().unwrap();
+        Held(log)
+    }
+
+    /// SIGKILL between two calls. A kill in the midst of one would leave a recording that lies: the call made and not
+    /// recorded, or its record cut short, as Linux ends a write at the next page for a fatal signal.
+    pub fn kill9(&self, daemon: Daemon) {
+        let _held = self.hold();
+        daemon.kill9();
+    }
+
     /// The recording so far, with paths relative to the state directory.
     pub fn read(&self) -> Vec<Step> {
-        let bytes = Bytes::from(fs::read(&self.log).unwrap());
+        let bytes = {
+            let _held = self.hold();
+            Bytes::from(fs::read(&self.log).unwrap())
+        };
         let mut steps = Vec::new();
         let mut at = 0;
-        while at + HEAD_BYTES <= bytes.len() {
+        while at < bytes.len() {
             let (step, end) = self.step(&bytes, at);
             steps.push(step);
             at = end;

@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -119,13 +120,22 @@ static int fails(char class) {
   return 1;
 }
 
-#define LOCK pthread_mutex_lock(&lock)
-#define UNLOCK \
-  do { \
-    int kept = errno; \
-    pthread_mutex_unlock(&lock); \
-    errno = kept; \
-  } while (0)
+/* The lock of the log keeps calls out while another process holds it: see recording.rs. */
+static void lock_all(void) {
+  pthread_mutex_lock(&lock);
+  while (log_fd >= 0 && syscall(SYS_flock, log_fd, LOCK_EX) != 0 && errno == EINTR) {
+  }
+}
+
+static void unlock_all(void) {
+  int kept = errno;
+  if (log_fd >= 0) syscall(SYS_flock, log_fd, LOCK_UN);
+  pthread_mutex_unlock(&lock);
+  errno = kept;
+}
+
+#define LOCK lock_all()
+#define UNLOCK unlock_all()
 
 static int open_recorded(int (*real)(int, const char *, int, ...), int at, const char *path, int flags, mode_t mode) {
   if (!(flags & (O_CREAT | O_TRUNC)) || !inside(path)) return real(at, path, flags, mode);
