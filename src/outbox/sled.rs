@@ -20,6 +20,12 @@ const UNLOCK_WAIT: Duration = Duration::from_millis(10);
 /// sled counts its cache by the bytes that pages take on disk; in memory, entries as small as ours take about three times that.
 const CACHE_OVERHEAD: u64 = 3;
 
+/// A round frees what at most 512 replacements have left, and a key may make some ten of them (its leaf, and splits).
+const KEYS_PER_ROUND: usize = 32;
+
+/// An epoch ends, and what it left can be freed, two rounds after the last one that looks at it.
+const ROUNDS_MIN: usize = 4;
+
 /// The largest value, in bytes (rule 2).
 const VALUE_BYTES_MAX: usize = 4096;
 
@@ -135,12 +141,23 @@ impl Index for SledIndex {
         self.ask("writing the index", || self.db.apply_batch(writes))?;
         self.ask("flushing the index", || self.db.flush())?;
         self.data.sync_data().map_err(|error| Failed::new("syncing the index", error))?;
+        drop_garbage(batch.len());
         self.watch_blobs();
         Ok(())
     }
 
     fn bytes(&self) -> u64 {
         self.data.metadata().map(|file| file.len()).unwrap_or(0)
+    }
+}
+
+/// Frees the versions of pages that a commit of so many keys has replaced.
+///
+/// sled leaves them to its epochs, and those look after a few of them at each 128th call: as one call writes thousands of
+/// keys here, they would grow faster than they are freed, by some 2 KiB of memory for each event.
+fn drop_garbage(keys: usize) {
+    for _ in 0..keys / KEYS_PER_ROUND + ROUNDS_MIN {
+        ::sled::pin().flush();
     }
 }
 
