@@ -17,8 +17,8 @@ use super::kv::{Batch, Failed, Index};
 const UNLOCK_TRIES: u32 = 200;
 const UNLOCK_WAIT: Duration = Duration::from_millis(10);
 
-/// sled counts its cache by the bytes that pages take on disk; in memory, entries as small as ours take about three times that.
-const CACHE_OVERHEAD: u64 = 3;
+/// sled counts its cache by the bytes that pages take on disk; in memory, entries as small as ours take about four times that.
+const CACHE_OVERHEAD: u64 = 4;
 
 /// A round frees what at most 512 replacements have left, and a key may make some ten of them (its leaf, and splits).
 const KEYS_PER_ROUND: usize = 32;
