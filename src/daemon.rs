@@ -78,6 +78,28 @@ pub enum Ended {
     Poisoned,
 }
 
+/// What talks to AWS.
+struct Clients {
+    shared: aws::Shared,
+    lambda: Placed<aws::direct::Client>,
+    passthrough: Placed<aws::passthrough::LambdaPassthrough>,
+    sqs: Placed<aws::sqs::Sqs>,
+}
+
+impl Clients {
+    async fn load(config: &Config, clock: &Clock) -> Result<Self, Error> {
+        let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
+        let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
+        let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
+        Ok(Self {
+            lambda: Placed::of(lambda)?.warned(),
+            passthrough: Placed::of(passthrough)?,
+            sqs: Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?.warned(),
+            shared,
+        })
+    }
+}
+
 /// Runs until SIGTERM or SIGINT, or until the outbox fails. A second signal ends the process at once, which is as safe as
 /// any crash.
 pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
@@ -110,12 +132,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     // Only now: the store's lock tells that no other daemon listens on the socket file that is replaced here.
     let unix = unix.open()?;
     operator.outbox_is(Some(outbox.clone()));
-    let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
-    let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
-    let lambda = Placed::of(lambda)?.warned();
-    let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
-    let passthrough = Placed::of(passthrough)?;
-    let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?.warned();
+    let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock).await?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
     operator.dispatch_is(dispatch.status());
