@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::journal::files::{Directory, Files};
 use super::journal::frame::Op;
 use super::journal::{Journal, Location, Next};
 use super::kv::{Batch, Disk, Failed, Index, Kv};
@@ -42,6 +43,7 @@ mod reclaim;
 #[cfg(test)]
 mod tests;
 
+pub use checkpoint::{Checkpoints, KEYS_PER_COMMIT};
 pub use recover::{Recovered, Stale, begin_index};
 
 /// How many segments' worth of overlay is held while the index is behind.
@@ -70,45 +72,63 @@ pub struct Settings {
     pub slack: u64,
     /// Beyond three quarters of this the journal is kept as small as it can be.
     pub bytes_max: u64,
+    pub checkpoints: Checkpoints,
+    /// Keys in one commit of the index.
+    pub keys_per_commit: usize,
 }
 
 impl Settings {
     /// For a store that may take `bytes_max`, in segments of `segment_bytes` or less.
     pub fn of(segment_bytes: u64, bytes_max: u64) -> Self {
         let segment_bytes = segment_bytes.min(bytes_max / 16);
-        Self { segment_bytes, slack: 4 * segment_bytes, bytes_max }
+        Self {
+            segment_bytes,
+            slack: 4 * segment_bytes,
+            bytes_max,
+            checkpoints: Checkpoints::Beside,
+            keys_per_commit: KEYS_PER_COMMIT,
+        }
     }
 }
 
-pub struct Journaled<B, W> {
-    journal: Journal,
+pub struct Journaled<B, W, D: Files = Directory> {
+    journal: Journal<D>,
     index: Arc<B>,
     // Before the index in a drop, so that no thread holds it any more.
-    checkpointer: Checkpointer,
+    checkpointer: Checkpointer<B>,
     watch: W,
     settings: Settings,
     /// What is not in the index yet.
     overlay: Overlay,
     /// What is being brought into it.
-    frozen: Option<Arc<Overlay>>,
+    frozen: Option<Frozen>,
     /// The index has everything up to the end of this segment.
     checkpointed: u32,
-    /// The segment up to which it will have everything next.
-    checkpointing: u32,
     /// Bytes of ops that are the newest of their key; those that only the index knows are given up at a checkpoint.
     live: u64,
     reclaim: reclaim::Progress,
 }
 
-impl<B: Index, W: Watch> Journaled<B, W> {
+/// A checkpoint at work.
+struct Frozen {
+    overlay: Arc<Overlay>,
+    /// The index has everything up to the end of this segment when it is done.
+    segment: u32,
+}
+
+impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     fn newest(&self, key: &[u8]) -> Result<Option<(Location, Option<Bytes>)>, Failed> {
-        let noted = self.overlay.get(key).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(key)));
+        let noted = self.overlay.get(key).or_else(|| self.frozen_overlay().and_then(|frozen| frozen.get(key)));
         if let Some(slot) = noted {
             return Ok(slot.value.clone().map(|value| (slot.at, Some(value))));
         }
         let Some(entry) = self.index.get(key)? else { return Ok(None) };
         let Entry { at, inlined } = self.entry(&entry)?;
         Ok(Some((at, inlined)))
+    }
+
+    fn frozen_overlay(&self) -> Option<&Overlay> {
+        self.frozen.as_ref().map(|frozen| &*frozen.overlay)
     }
 
     fn entry(&self, bytes: &Bytes) -> Result<Entry, Failed> {
@@ -131,7 +151,7 @@ impl<B: Index, W: Watch> Journaled<B, W> {
     fn merged(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Newest), Failed>> {
         // Above the index's own key.
         let (from, to) = (from.max(&[1][..]), to.max(&[1][..]));
-        merge([Some(&self.overlay), self.frozen.as_deref()], from, to, self.index.scan(from, to))
+        merge([Some(&self.overlay), self.frozen_overlay()], from, to, self.index.scan(from, to))
     }
 
     /// Writes a frame of what is put together, and notes it.
@@ -185,19 +205,20 @@ impl<B: Index, W: Watch> Journaled<B, W> {
         let segment = self.journal.newest();
         self.journal.roll().map_err(|error| Failed::new("beginning a segment of the journal", error))?;
         let overlay = Arc::new(std::mem::take(&mut self.overlay));
-        self.frozen = Some(overlay.clone());
-        self.checkpointing = segment;
-        self.checkpointer.begin(Job { overlay, segment, live: self.live })
+        self.frozen = Some(Frozen { overlay: overlay.clone(), segment });
+        let Settings { keys_per_commit, .. } = self.settings;
+        self.checkpointer.begin(Job { overlay, segment, live: self.live, keys_per_commit })
     }
 
     fn checkpoint_done(&mut self, freed: u64) -> Result<(), Failed> {
         self.live = self.live.saturating_sub(freed);
-        self.checkpointed = self.checkpointing;
-        self.frozen.take().map_or(Ok(()), |overlay| self.checkpointer.drop_overlay(overlay))
+        let Some(Frozen { overlay, segment }) = self.frozen.take() else { return Ok(()) };
+        self.checkpointed = segment;
+        self.checkpointer.drop_overlay(overlay)
     }
 }
 
-impl<B: Index, W: Watch> Kv for Journaled<B, W> {
+impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed> {
         match self.newest(key)? {
             Some((_, Some(value))) => Ok(Some(value)),

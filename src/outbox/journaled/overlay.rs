@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Range;
-use std::ops::Bound::{Excluded, Included};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use bytes::Bytes;
 
@@ -50,8 +50,9 @@ impl Overlay {
         self.slots.range::<[u8], _>((Included(from), Excluded(to.max(from))))
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&Bytes, &Slot)> {
-        self.slots.iter()
+    /// All behind a key, or all there are.
+    pub fn after(&self, key: Option<&Bytes>) -> Range<'_, Bytes, Slot> {
+        self.slots.range::<Bytes, _>((key.map_or(Unbounded, Excluded), Unbounded))
     }
 
     pub fn len(&self) -> usize {

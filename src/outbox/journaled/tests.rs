@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use proptest::prelude::*;
 
 use super::*;
-use crate::outbox::journal::segments_in;
+use crate::outbox::journal::files::segments_in;
 
 type Map = BTreeMap<Vec<u8>, Bytes>;
 
@@ -97,9 +97,10 @@ impl Bench {
     fn new() -> Self {
         let memory = Path::new("/dev/shm");
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-        let settings = Settings { segment_bytes: 600, slack: 1_000, bytes_max: u64::MAX };
+        let settings = Settings { slack: 1_000, keys_per_commit: 3, ..Settings::of(600, u64::MAX) };
         let bench = Self { dir, index: MapIndex::default(), heard: Heard::default(), settings };
-        Journal::create(&bench.journal(), 1).unwrap();
+        fs::create_dir(bench.journal()).unwrap();
+        Journal::create(&bench.files(), 1).unwrap();
         bench.new_index();
         bench
     }
@@ -108,13 +109,17 @@ impl Bench {
         self.dir.path().join("journal")
     }
 
+    fn files(&self) -> Directory {
+        Directory::of(&self.journal())
+    }
+
     fn new_index(&self) {
         self.index.map().clear();
-        begin_index(&self.index, &Journal::open(&self.journal(), true).unwrap()).unwrap();
+        begin_index(&self.index, &Journal::open(self.files(), true).unwrap()).unwrap();
     }
 
     fn try_open(&self, lenient: bool) -> Result<Recovered<MapIndex, Heard>, Stale> {
-        let journal = Journal::open(&self.journal(), lenient).unwrap();
+        let journal = Journal::open(self.files(), lenient).unwrap();
         let (index, heard) = (self.index.clone(), self.heard.clone());
         Journaled::recover(journal, index, heard, self.settings, self.heard.seen(), lenient)
     }
@@ -344,7 +349,7 @@ fn a_journal_that_has_lost_its_end_or_a_piece_is_not_opened_in_silence() {
             _ => fs::remove_file(&segments[1]).unwrap(),
         }
         if damage == "a segment gone" {
-            assert!(Journal::open(&bench.journal(), false).is_err());
+            assert!(Journal::open(bench.files(), false).is_err());
         } else {
             let refused = bench.try_open(false).err().unwrap();
             assert!(matches!(refused, Stale::Journal(_)), "{damage}: {refused}");
@@ -375,7 +380,7 @@ fn a_failing_index_is_told_by_a_later_commit() {
         }
     }
     let bench = Bench::new();
-    let journal = Journal::open(&bench.journal(), false).unwrap();
+    let journal = Journal::open(bench.files(), false).unwrap();
     let index = Broken(bench.index.clone());
     let recovered = Journaled::recover(journal, index, bench.heard.clone(), bench.settings, None, false);
     let mut store = recovered.unwrap_or_else(|why| panic!("{why}")).store;
