@@ -24,7 +24,7 @@ use super::journal::frame::Op;
 use super::journal::{Journal, Location, Next};
 use super::kv::{Batch, Disk, Failed, Index, Kv};
 use checkpoint::{Checkpointer, Job};
-use entry::Entry;
+use entry::{Checkpoint, Entry};
 use merge::{Newest, merge};
 use overlay::{Overlay, Slot};
 
@@ -101,24 +101,15 @@ pub struct Journaled<B, W, D: Files = Directory> {
     /// What is not in the index yet.
     overlay: Overlay,
     /// What is being brought into it.
-    frozen: Option<Frozen>,
-    /// The index has everything up to the end of this segment.
-    checkpointed: u32,
-    /// Bytes of ops that are the newest of their key; those that only the index knows are given up at a checkpoint.
-    live: u64,
+    frozen: Option<Arc<Overlay>>,
+    /// How far the index had come before that.
+    indexed: Checkpoint,
     reclaim: reclaim::Progress,
-}
-
-/// A checkpoint at work.
-struct Frozen {
-    overlay: Arc<Overlay>,
-    /// The index has everything up to the end of this segment when it is done.
-    segment: u32,
 }
 
 impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     fn newest(&self, key: &[u8]) -> Result<Option<(Location, Option<Bytes>)>, Failed> {
-        let noted = self.overlay.get(key).or_else(|| self.frozen_overlay().and_then(|frozen| frozen.get(key)));
+        let noted = self.overlay.get(key).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(key)));
         if let Some(slot) = noted {
             return Ok(slot.value.clone().map(|value| (slot.at, Some(value))));
         }
@@ -127,8 +118,9 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         Ok(Some((at, inlined)))
     }
 
-    fn frozen_overlay(&self) -> Option<&Overlay> {
-        self.frozen.as_ref().map(|frozen| &*frozen.overlay)
+    /// Bytes of ops that are the newest of their key; one that a newer one supersedes counts until the index has heard of it.
+    fn live(&self) -> u64 {
+        self.indexed.live + self.frozen.as_ref().map_or(0, |frozen| frozen.live()) + self.overlay.live()
     }
 
     fn entry(&self, bytes: &Bytes) -> Result<Entry, Failed> {
@@ -151,7 +143,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     fn merged(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Newest), Failed>> {
         // Above the index's own key.
         let (from, to) = (from.max(&[1][..]), to.max(&[1][..]));
-        merge([Some(&self.overlay), self.frozen_overlay()], from, to, self.index.scan(from, to))
+        merge([Some(&self.overlay), self.frozen.as_deref()], from, to, self.index.scan(from, to))
     }
 
     /// Writes a frame of what is put together, and notes it.
@@ -160,16 +152,9 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         self.watch.committed(commit).map_err(|error| Failed::new("writing the witness", error))?;
         for (key, slot) in noted {
             let at = Location { segment: frame.segment, offset: frame.offset + slot.at.offset, ..slot.at };
-            self.note(key, Slot { at, ..slot });
+            self.overlay.note(key, Slot { at, ..slot });
         }
         Ok(())
-    }
-
-    fn note(&mut self, key: Bytes, slot: Slot) {
-        if slot.value.is_some() {
-            self.live += u64::from(slot.at.bytes);
-        }
-        self.live = self.live.saturating_sub(self.overlay.note(key, slot));
     }
 
     /// Hears of a checkpoint that is done, and begins the next one if it is time.
@@ -186,17 +171,17 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
             if !behind {
                 return Ok(());
             }
-            let freed = self.checkpointer.wait()?;
-            self.checkpoint_done(freed)?;
+            let indexed = self.checkpointer.wait()?;
+            self.checkpoint_done(indexed)?;
         }
         self.freeze()
     }
 
     fn hear_of_checkpoint(&mut self) -> Result<(), Failed> {
         if self.frozen.is_some()
-            && let Some(freed) = self.checkpointer.poll()?
+            && let Some(indexed) = self.checkpointer.poll()?
         {
-            self.checkpoint_done(freed)?;
+            self.checkpoint_done(indexed)?;
         }
         Ok(())
     }
@@ -205,16 +190,14 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         let segment = self.journal.newest();
         self.journal.roll().map_err(|error| Failed::new("beginning a segment of the journal", error))?;
         let overlay = Arc::new(std::mem::take(&mut self.overlay));
-        self.frozen = Some(Frozen { overlay: overlay.clone(), segment });
+        self.frozen = Some(overlay.clone());
         let Settings { keys_per_commit, .. } = self.settings;
-        self.checkpointer.begin(Job { overlay, segment, live: self.live, keys_per_commit })
+        self.checkpointer.begin(Job { overlay, from: self.indexed, segment, keys_per_commit })
     }
 
-    fn checkpoint_done(&mut self, freed: u64) -> Result<(), Failed> {
-        self.live = self.live.saturating_sub(freed);
-        let Some(Frozen { overlay, segment }) = self.frozen.take() else { return Ok(()) };
-        self.checkpointed = segment;
-        self.checkpointer.drop_overlay(overlay)
+    fn checkpoint_done(&mut self, indexed: Checkpoint) -> Result<(), Failed> {
+        self.indexed = indexed;
+        self.frozen.take().map_or(Ok(()), |overlay| self.checkpointer.drop_overlay(overlay))
     }
 }
 

@@ -2,7 +2,8 @@
 //! journal's commits.
 //!
 //! Holds: the last commit of a checkpoint has the segment up to which the index is complete. A crash before it means that the same
-//! segments are read again; what of them is in the index already lies below what is read.
+//! segments are read again; what of them is in the index already lies below what is read. Each commit has the live bytes of what the
+//! index then has, so that they are right after such a crash too.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
@@ -29,10 +30,10 @@ pub enum Checkpoints {
 /// What is to be brought into the index.
 pub struct Job {
     pub overlay: Arc<Overlay>,
-    /// The overlay has everything from the last checkpoint to the end of this segment.
+    /// How far the index has come.
+    pub from: Checkpoint,
+    /// The overlay has everything from there to the end of this segment.
     pub segment: u32,
-    /// The live bytes of the journal as far as this overlay knows: what it supersedes in the index is still counted.
-    pub live: u64,
     pub keys_per_commit: usize,
 }
 
@@ -41,47 +42,52 @@ pub struct Writing {
     job: Job,
     /// The last key that was looked at.
     after: Option<Bytes>,
-    freed: u64,
+    /// The live bytes of what the index has.
+    live: u64,
 }
 
 impl Writing {
     pub fn of(job: Job) -> Self {
-        Self { job, after: None, freed: 0 }
+        Self { after: None, live: job.from.live, job }
     }
 
-    /// Writes all of it; gives the bytes of journal that it made worthless.
-    pub fn finish<B: Index>(mut self, index: &B) -> Result<u64, Failed> {
+    /// Writes all of it; says how far the index has come.
+    pub fn finish<B: Index>(mut self, index: &B) -> Result<Checkpoint, Failed> {
         loop {
-            if let Some(freed) = self.step(index)? {
-                return Ok(freed);
+            if let Some(checkpoint) = self.step(index)? {
+                return Ok(checkpoint);
             }
         }
     }
 
     /// Writes the next commit; as [`Writing::finish`] if it was the last one.
-    fn step<B: Index>(&mut self, index: &B) -> Result<Option<u64>, Failed> {
+    fn step<B: Index>(&mut self, index: &B) -> Result<Option<Checkpoint>, Failed> {
         let mut batch = Batch::default();
+        let mut segment = self.job.segment;
         for (key, slot) in self.job.overlay.after(self.after.as_ref()) {
             let old = if slot.is_new { None } else { index.get(key)? };
             let known = old.is_some();
             if let Some(old) = old.as_ref().and_then(Entry::decode) {
-                self.freed += u64::from(old.at.bytes);
+                self.live = self.live.saturating_sub(u64::from(old.at.bytes));
             }
             match &slot.value {
-                Some(value) => batch.put(key.to_vec(), Entry::of(slot.at, value).encode()),
+                Some(value) => {
+                    self.live += u64::from(slot.at.bytes);
+                    batch.put(key.to_vec(), Entry::of(slot.at, value).encode());
+                }
                 None if known => batch.remove(key.to_vec()),
                 None => {}
             }
             if batch.len() == self.job.keys_per_commit {
                 self.after = Some(key.clone());
-                index.commit(&batch)?;
-                return Ok(None);
+                segment = self.job.from.segment;
+                break;
             }
         }
-        let checkpoint = Checkpoint { segment: self.job.segment, live: self.job.live.saturating_sub(self.freed) };
+        let checkpoint = Checkpoint { segment, live: self.live };
         batch.put(CHECKPOINT.to_vec(), checkpoint.encode());
         index.commit(&batch)?;
-        Ok(Some(self.freed))
+        Ok((segment == self.job.segment).then_some(checkpoint))
     }
 }
 
@@ -118,7 +124,7 @@ impl<B: Index> Checkpointer<B> {
     }
 
     /// The outcome of the job at hand, if it is done.
-    pub fn poll(&mut self) -> Result<Option<u64>, Failed> {
+    pub fn poll(&mut self) -> Result<Option<Checkpoint>, Failed> {
         match self {
             Self::Beside(thread) => thread.poll(),
             Self::InTurn(index, current) => {
@@ -133,10 +139,10 @@ impl<B: Index> Checkpointer<B> {
     }
 
     /// Waits for the job at hand.
-    pub fn wait(&mut self) -> Result<u64, Failed> {
+    pub fn wait(&mut self) -> Result<Checkpoint, Failed> {
         match self {
             Self::Beside(thread) => thread.wait(),
-            Self::InTurn(index, current) => current.take().map_or(Ok(0), |writing| writing.finish(&**index)),
+            Self::InTurn(index, current) => current.take().ok_or_else(gone)?.finish(&**index),
         }
     }
 }
@@ -150,7 +156,7 @@ enum Work {
 /// Ends, after the job at hand, when this is dropped.
 pub struct Thread {
     work: Option<SyncSender<Work>>,
-    done: Receiver<Result<u64, Failed>>,
+    done: Receiver<Result<Checkpoint, Failed>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -180,7 +186,7 @@ impl Thread {
         if sent { Ok(()) } else { Err(gone()) }
     }
 
-    fn poll(&self) -> Result<Option<u64>, Failed> {
+    fn poll(&self) -> Result<Option<Checkpoint>, Failed> {
         match self.done.try_recv() {
             Ok(written) => written.map(Some),
             Err(TryRecvError::Empty) => Ok(None),
@@ -188,7 +194,7 @@ impl Thread {
         }
     }
 
-    fn wait(&self) -> Result<u64, Failed> {
+    fn wait(&self) -> Result<Checkpoint, Failed> {
         self.done.recv().map_err(|_| gone())?
     }
 }
@@ -205,5 +211,5 @@ impl Drop for Thread {
 }
 
 fn gone() -> Failed {
-    Failed::new("writing a checkpoint", "its thread has ended")
+    Failed::new("writing a checkpoint", "nobody does it")
 }

@@ -26,13 +26,13 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     /// Whether the journal has more that is worthless than it may.
     pub(super) fn wants_reclaim(&self) -> bool {
         let (bytes, oldest) = (self.journal.bytes(), self.journal.oldest());
-        if oldest > self.checkpointed || (self.reclaim.stuck && self.reclaim.segment == oldest) {
+        if oldest > self.indexed.segment || (self.reclaim.stuck && self.reclaim.segment == oldest) {
             return false;
         }
-        let settings = &self.settings;
-        let many = bytes > 2 * self.live + settings.slack;
+        let (settings, live) = (&self.settings, self.live());
+        let many = bytes > 2 * live + settings.slack;
         let tight = bytes + self.index.bytes() > settings.bytes_max / 4 * 3
-            && bytes > self.live + self.live / 8 + 2 * settings.segment_bytes;
+            && bytes > live + live / 8 + 2 * settings.segment_bytes;
         many || tight
     }
 

@@ -61,17 +61,15 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
             index: &*index,
             keys_per_commit: settings.keys_per_commit,
             overlay: Overlay::default(),
-            live: found.live,
+            indexed: found,
             expected: None,
             gaps: 0,
         };
-        let mut checkpointed = found.segment;
         for segment in found.segment + 1..=replay.journal.newest() {
             replay.segment(segment, seen, lenient)?;
             // All but the last, which is brought in while the daemon already works.
             if segment < replay.journal.newest() && replay.overlay.bytes() >= settings.segment_bytes {
                 replay.checkpoint(segment)?;
-                checkpointed = segment;
             }
         }
         let (newest, next) = (replay.journal.newest(), replay.expected);
@@ -82,12 +80,11 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         if let Some(seen) = seen.filter(|&seen| seen >= next) {
             replay.gap(lenient, || format!("it ends with commit {}, but {seen} was there", next.saturating_sub(1)))?;
         }
-        let Replay { mut journal, overlay, live, gaps, .. } = replay;
+        let Replay { mut journal, overlay, indexed, gaps, .. } = replay;
         journal.is_at(next.max(seen.map_or(0, |seen| seen + 1)));
         let checkpointer = Checkpointer::start(index.clone(), settings.checkpoints)?;
         let (frozen, reclaim) = (None, reclaim::Progress::default());
-        let mut store =
-            Self { journal, index, checkpointer, watch, settings, overlay, frozen, checkpointed, live, reclaim };
+        let mut store = Self { journal, index, checkpointer, watch, settings, overlay, frozen, indexed, reclaim };
         if !store.overlay.is_empty() && !lenient {
             store.freeze()?;
         }
@@ -101,7 +98,7 @@ struct Replay<'a, B, D: Files> {
     index: &'a B,
     keys_per_commit: usize,
     overlay: Overlay,
-    live: u64,
+    indexed: Checkpoint,
     /// The number that the next commit must have; none before the first.
     expected: Option<u64>,
     gaps: u64,
@@ -165,23 +162,14 @@ impl<B: Index, D: Files> Replay<'_, B, D> {
     fn note(&mut self, frame: Frame) {
         self.expected = Some(frame.commit + 1);
         for (at, op) in frame.ops {
-            if op.value.is_some() {
-                self.live += u64::from(at.bytes);
-            }
-            self.live =
-                self.live.saturating_sub(self.overlay.note(op.key, Slot { value: op.value, at, is_new: false }));
+            self.overlay.note(op.key, Slot { value: op.value, at, is_new: false });
         }
     }
 
     fn checkpoint(&mut self, segment: u32) -> Result<(), Failed> {
-        let job = Job {
-            overlay: Arc::new(std::mem::take(&mut self.overlay)),
-            segment,
-            live: self.live,
-            keys_per_commit: self.keys_per_commit,
-        };
-        let freed = Writing::of(job).finish(self.index)?;
-        self.live = self.live.saturating_sub(freed);
+        let overlay = Arc::new(std::mem::take(&mut self.overlay));
+        let job = Job { overlay, from: self.indexed, segment, keys_per_commit: self.keys_per_commit };
+        self.indexed = Writing::of(job).finish(self.index)?;
         Ok(())
     }
 

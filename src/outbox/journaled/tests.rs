@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use proptest::prelude::*;
 
+use super::entry::CHECKPOINT;
 use super::*;
 use crate::outbox::journal::files::segments_in;
 
@@ -124,6 +125,15 @@ impl Bench {
         Journaled::recover(journal, index, heard, self.settings, self.heard.seen(), lenient)
     }
 
+    /// Live bytes as the index says, and as they are.
+    fn live(&self) -> (u64, u64) {
+        let index = self.index.map();
+        let entries =
+            index.iter().filter(|(key, _)| *key != CHECKPOINT).map(|(_, entry)| Entry::decode(entry).unwrap());
+        let said = Checkpoint::decode(&index[CHECKPOINT]).unwrap();
+        (said.live, entries.map(|entry| u64::from(entry.at.bytes)).sum())
+    }
+
     fn open(&self) -> Store {
         self.try_open(false).unwrap_or_else(|why| panic!("{why}")).store
     }
@@ -203,9 +213,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn it_does_what_a_map_would_over_any_crashes_and_whatever_becomes_of_its_index(
-        steps in proptest::collection::vec(any_step(), 0..120)
+        steps in proptest::collection::vec(any_step(), 0..120), in_turn in any::<bool>()
     ) {
-        let bench = Bench::new();
+        let mut bench = Bench::new();
+        if in_turn {
+            // Then a crash leaves half a checkpoint.
+            bench.settings.checkpoints = Checkpoints::InTurn;
+        }
         let (mut store, mut model) = (Some(bench.open()), Map::new());
         let mut indexes = vec![bench.index.snapshot()];
         for step in steps {
@@ -237,6 +251,10 @@ proptest! {
                     drop(store.take());
                     bench.new_index();
                 }
+            }
+            if store.is_none() {
+                let (said, are) = bench.live();
+                prop_assert_eq!(said, are);
             }
             let store = store.get_or_insert_with(|| bench.open());
             prop_assert_eq!(&pairs(store), &model);
