@@ -105,6 +105,8 @@ pub struct Journaled<B, W, D: Files = Directory> {
     /// How far the index had come before that.
     indexed: Checkpoint,
     reclaim: reclaim::Progress,
+    /// The least that was ever live beside what the caller counts, since the index was last told of everything.
+    uncounted: u64,
 }
 
 impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
@@ -245,15 +247,22 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
         self.checkpoint()
     }
 
-    fn tend(&mut self) -> Result<bool, Failed> {
+    fn tend(&mut self, stored: u64) -> Result<bool, Failed> {
         self.hear_of_checkpoint()?;
         if self.wants_reclaim() {
             self.commit(&Batch::default())?;
             return Ok(true);
         }
-        // What the index has not heard of still counts as live.
-        if self.frozen.is_none() && !self.overlay.is_empty() && self.journal.bytes() > self.settings.slack {
-            self.freeze()?;
+        // What went while the index does not know of it still counts as live. Each time it is told costs a segment, so there
+        // must be enough of it.
+        if self.frozen.is_none() {
+            let uncounted = self.live().saturating_sub(stored);
+            self.uncounted = self.uncounted.min(uncounted);
+            let much = uncounted - self.uncounted > self.settings.segment_bytes / 2;
+            if much && !self.overlay.is_empty() && self.journal.bytes() > self.settings.slack {
+                self.uncounted = u64::MAX;
+                self.freeze()?;
+            }
         }
         Ok(self.frozen.is_some())
     }

@@ -84,7 +84,8 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         journal.is_at(next.max(seen.map_or(0, |seen| seen + 1)));
         let checkpointer = Checkpointer::start(index.clone(), settings.checkpoints)?;
         let (frozen, reclaim) = (None, reclaim::Progress::default());
-        let mut store = Self { journal, index, checkpointer, watch, settings, overlay, frozen, indexed, reclaim };
+        let mut store =
+            Self { journal, index, checkpointer, watch, settings, overlay, frozen, indexed, reclaim, uncounted: 0 };
         if !store.overlay.is_empty() && !lenient {
             store.freeze()?;
         }

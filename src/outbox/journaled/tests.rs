@@ -235,7 +235,7 @@ proptest! {
                     }
                     indexes.push(bench.index.snapshot());
                 }
-                Step::Tend => while store.as_mut().unwrap().tend().unwrap() {},
+                Step::Tend => while store.as_mut().unwrap().tend(0).unwrap() {},
                 Step::Crash { torn } => {
                     drop(store.take());
                     torn.into_iter().for_each(|bytes| tear(&bench, bytes));
