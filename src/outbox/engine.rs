@@ -260,9 +260,9 @@ impl<K: Kv> Engine<K> {
     fn full(&self, event: &Event, bytes: u64, disk: Disk) -> Option<Full> {
         let Settings { bytes_max, events_max, functions_max, .. } = self.settings;
         let functions = self.lanes.len() as u64;
-        // What the files take counts as much as what is in them, and what is about to be written as if it were; a part stays
+        // What the files take counts as much as what is in them, and what is about to be written as if it were. A part stays
         // free, for settling what is there.
-        let used = self.totals.bytes.max(disk.used + self.uncommitted);
+        let used = self.totals.bytes.max(disk.used + disk.to_come + self.uncommitted);
         let limit = bytes_max - bytes_max / SETTLING_SHARE;
         if used + bytes > limit {
             Some(Full::Bytes { used, wanted: bytes, limit })

@@ -52,6 +52,9 @@ const OVERLAYS_MAX: u64 = 2;
 /// Keys in an overlay, which bounds the commit that brings it in.
 const OVERLAY_KEYS_MAX: usize = 32_768;
 
+/// What a key takes in sled's file, about, once the index has heard of it: 218 bytes were measured of events with short payloads.
+const INDEX_BYTES_PER_KEY: u64 = 256;
+
 /// Of the journal's own kind of trouble, for those who must remember it over a restart.
 pub trait Watch: Send + 'static {
     /// A commit is durable.
@@ -268,6 +271,11 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
     }
 
     fn disk(&self) -> Disk {
-        Disk { used: self.journal.bytes() + self.index.bytes(), free: self.watch.free() }
+        let keys = self.overlay.len() + self.frozen.as_ref().map_or(0, |frozen| frozen.len());
+        Disk {
+            used: self.journal.bytes() + self.index.bytes(),
+            free: self.watch.free(),
+            to_come: keys as u64 * INDEX_BYTES_PER_KEY,
+        }
     }
 }

@@ -50,6 +50,8 @@ pub trait Index: Send + Sync + 'static {
 pub struct Disk {
     pub used: u64,
     pub free: u64,
+    /// Bytes that the store will take, about, for what it has already.
+    pub to_come: u64,
 }
 
 /// A read or write that the store could not do.

@@ -82,6 +82,6 @@ impl Kv for MemoryKv {
 
     fn disk(&self) -> Disk {
         let used = self.disk.pairs().iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
-        Disk { used, free: self.free }
+        Disk { used, free: self.free, to_come: 0 }
     }
 }

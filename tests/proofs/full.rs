@@ -12,6 +12,7 @@ use std::time::Duration;
 use sendoff::clock::Clock;
 use sendoff::event::Event;
 use sendoff::outbox::engine::Engine;
+use sendoff::outbox::kv::Disk;
 use sendoff::outbox::{Appended, Settings};
 
 use crate::it::rig::daemon::{Daemon, Setup};
@@ -24,6 +25,9 @@ const MIB: u64 = 1 << 20;
 
 /// The least that can be configured.
 const BYTES_MAX: u64 = 64 * MIB;
+
+/// Less than that, so that short events fill it sooner.
+const SHORT_BYTES_MAX: u64 = 32 * MIB;
 
 const CLIENTS: u64 = 12;
 
@@ -69,7 +73,7 @@ fn the_files_never_take_more_than_bytes_max_and_a_full_store_drains_and_accepts_
     let most = while_watching(&state, || {
         let daemon = setup.start();
         assert_eq!(daemon.stored(), accepted.len() as f64);
-        assert!(is_full(&send(&daemon, "one more", 100)));
+        assert!(is_full(&send(&daemon, "one more", MIB)));
         lambda.take_all();
         daemon.wait_until_empty();
         restarted = Some(daemon);
@@ -91,10 +95,29 @@ fn the_files_never_take_more_than_bytes_max_and_a_full_store_drains_and_accepts_
 }
 
 #[test]
+fn one_turn_of_appends_does_not_pass_the_limit() {
+    let scratch = store::scratch();
+    let mut engine = store::open(&scratch.path().join("state")).unwrap();
+    let limit = store::settings().bytes_max / 16 * 15;
+    let event = |n| Event { payload: vec![b'x'; MIB as usize].into(), ..store::event(n * 40) };
+    for (used, to_come) in [(limit - 3 * MIB, 0), (limit - 8 * MIB, 5 * MIB)] {
+        let disk = Disk { used, to_come, free: u64::MAX };
+        let appended = engine.append((used..used + 16).map(event).collect(), disk).unwrap();
+        let stored = appended.iter().filter(|appended| **appended == Appended::Stored).count();
+        engine.commit().unwrap();
+        assert_eq!(stored, 2, "two and their heads, in three MiB");
+    }
+    let disk = Disk { free: 20 * MIB, ..Disk::default() };
+    let appended = engine.append((0..16).map(event).collect(), disk).unwrap();
+    let stored = appended.iter().filter(|appended| **appended == Appended::Stored).count();
+    assert!((1..=5).contains(&stored), "{stored} were accepted with 20 MiB free");
+}
+
+#[test]
 fn many_short_events_do_not_take_more_than_bytes_max_either() {
     let scratch = store::scratch();
     let state = scratch.path().join("state");
-    let settings = Settings { bytes_max: BYTES_MAX, segment_bytes: 16 * MIB, ..store::settings() };
+    let settings = Settings { bytes_max: SHORT_BYTES_MAX, segment_bytes: 16 * MIB, ..store::settings() };
     let open = || {
         let store = sendoff::outbox::store::open(&state, &settings).unwrap().store;
         Engine::open(store, settings.clone(), Clock::system(), "the store").unwrap()
@@ -102,7 +125,7 @@ fn many_short_events_do_not_take_more_than_bytes_max_either() {
     let mut engine = open();
     let (mut accepted, mut most) = (0, 0);
     for first in (0..).step_by(500) {
-        let events = (first..first + 500).map(|n| Event { payload: n.to_string().into(), ..store::event(n) });
+        let events = (first..first + 500).map(|n| Event { payload: n.to_string().into(), ..store::event(n * 40) });
         let disk = engine.disk();
         let appended = engine.append(events.collect(), disk).unwrap();
         engine.commit().unwrap();
@@ -115,12 +138,12 @@ fn many_short_events_do_not_take_more_than_bytes_max_either() {
     }
     drop(engine);
     most = most.max(size(&state).unwrap());
-    eprintln!("full: {accepted} short events; the files took {most} of {BYTES_MAX} bytes");
+    eprintln!("full: {accepted} short events; the files took {most} of {SHORT_BYTES_MAX} bytes");
     let engine = open();
     assert_eq!(engine.census().unwrap().events, accepted);
     drop(engine);
     most = most.max(size(&state).unwrap());
-    assert!(most <= BYTES_MAX, "the files took {most} bytes after a start: {:?}", files(&state).unwrap());
+    assert!(most <= SHORT_BYTES_MAX, "the files took {most} bytes after a start: {:?}", files(&state).unwrap());
 }
 
 /// Sends events of all sizes until even the shortest are refused.
