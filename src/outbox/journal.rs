@@ -94,8 +94,7 @@ impl<D: Files> Journal<D> {
             return Err(OpenError::Damaged("the journal has no segment".to_owned()));
         };
         let current = Arc::new(dir.open(last)?);
-        // What a killed process has written but not synced must be durable before anything is built on it.
-        current.sync_all()?;
+        // That a killed process has begun it must be durable before anything is built on it.
         dir.sync()?;
         if !lenient {
             check_heads(&dir, &segments)?;
@@ -185,6 +184,15 @@ impl<D: Files> Journal<D> {
         self.segments.insert(head.number, START);
         self.bytes += START;
         Ok(())
+    }
+
+    /// Writes the end of the newest segment, from `from` on, as it reads, and makes it durable. To sync it would not do: after a
+    /// sync that failed the kernel may take for clean, and never write, what is still read.
+    pub fn write_again(&mut self, from: u64) -> io::Result<()> {
+        let mut end = vec![0; self.segment_bytes(self.newest()).saturating_sub(from) as usize];
+        self.current.read_exact_at(&mut end, from)?;
+        self.current.write_all_at(&end, from)?;
+        self.current.sync_all()
     }
 
     /// Cuts the newest segment off at `end`, where a torn frame begins.

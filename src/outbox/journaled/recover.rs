@@ -62,6 +62,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
             keys_per_commit: settings.keys_per_commit,
             overlay: Overlay::default(),
             indexed: found,
+            durable: 0,
             expected: None,
             gaps: 0,
         };
@@ -80,7 +81,10 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         if let Some(seen) = seen.filter(|&seen| seen >= next) {
             replay.gap(lenient, || format!("it ends with commit {}, but {seen} was there", next.saturating_sub(1)))?;
         }
-        let Replay { mut journal, overlay, indexed, gaps, .. } = replay;
+        let Replay { mut journal, overlay, indexed, gaps, durable, .. } = replay;
+        if !lenient {
+            journal.write_again(durable).map_err(writing)?;
+        }
         journal.is_at(next.max(seen.map_or(0, |seen| seen + 1)));
         let checkpointer = Checkpointer::start(index.clone(), settings.checkpoints)?;
         let (frozen, reclaim) = (None, reclaim::Progress::default());
@@ -100,6 +104,8 @@ struct Replay<'a, B, D: Files> {
     keys_per_commit: usize,
     overlay: Overlay,
     indexed: Checkpoint,
+    /// Up to here the segment that was read last is known to have been durable.
+    durable: u64,
     /// The number that the next commit must have; none before the first.
     expected: Option<u64>,
     gaps: u64,
@@ -111,6 +117,7 @@ impl<B: Index, D: Files> Replay<'_, B, D> {
             return self.gap(lenient, || format!("segment {segment} is missing"));
         }
         let mut at = journal::START;
+        self.durable = 0;
         if self.expected.is_none() {
             self.expected = self.journal.first_commit(segment).map_err(reading)?;
         }
@@ -125,6 +132,9 @@ impl<B: Index, D: Files> Replay<'_, B, D> {
                         })?;
                     }
                     at = frame.end;
+                    if seen.is_some_and(|seen| seen >= commit) {
+                        self.durable = at;
+                    }
                     self.note(frame);
                 }
                 Next::Bad { resumes_at: Some(next) } => {
@@ -183,6 +193,10 @@ impl<B: Index, D: Files> Replay<'_, B, D> {
         }
         Ok(next)
     }
+}
+
+fn writing(error: io::Error) -> Failed {
+    Failed::new("writing the journal", error)
 }
 
 fn reading(error: io::Error) -> Failed {
