@@ -1,4 +1,4 @@
-//! A store in memory whose "disk" outlives it: what the simulation and the conformance suite run the engine on.
+//! A store in memory whose "disk" outlives it: what the conformance suite runs the engine on.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;

@@ -311,6 +311,36 @@ fn the_journal_stays_within_twice_what_is_live_and_its_slack() {
 }
 
 #[test]
+fn tending_gives_back_what_went_and_leaves_a_store_that_is_only_full_alone() {
+    let mut bench = Bench::new();
+    bench.settings.checkpoints = Checkpoints::InTurn;
+    let mut store = bench.open();
+    for n in 0..20 {
+        put(&mut store, &format!("old {n}"), &"x".repeat(200));
+    }
+    let stored = 20 * 200;
+    while store.tend(stored).unwrap() {}
+    let before = bench.segments().len();
+    for n in 0..50 {
+        put(&mut store, "count", &n.to_string());
+        while store.tend(stored).unwrap() {}
+    }
+    // Fifty short frames fill five of them.
+    let after = bench.segments().len();
+    assert!(after <= before + 6, "{before} segments, then {after}");
+    // So that the next commit does not fill a segment, of which the index would be told anyway.
+    while store.journal.segment_bytes(store.journal.newest()) > 200 {
+        put(&mut store, "count", "more");
+    }
+    let mut batch = Batch::default();
+    (4..20).for_each(|n| batch.remove(format!("old {n}").into_bytes()));
+    store.commit(&batch).unwrap();
+    while store.tend(4 * 200).unwrap() {}
+    let (left, live) = (store.disk().used, 4 * 220 + 20);
+    assert!(left <= 2 * live + bench.settings.slack + bench.settings.segment_bytes, "{left} bytes are left");
+}
+
+#[test]
 fn a_damaged_value_is_told_apart_from_a_damaged_store() {
     let bench = Bench::new();
     let mut store = bench.open();
