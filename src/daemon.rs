@@ -40,6 +40,9 @@ const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3_600);
 /// Between two pieces of a sweep, so that it is never in the way of what has come in.
 const SWEEP_BREATH: Duration = Duration::from_millis(5);
 
+/// From one search for room to the next while events are refused.
+const ROOM_EVERY: Duration = Duration::from_secs(1);
+
 /// A write that takes longer is taken for failed: disks that answer at all do so in seconds.
 const WRITE_MAX: Duration = Duration::from_secs(30);
 
@@ -139,6 +142,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     stages.spawn(report("dispatch", dispatch.following(policies).run(stop.clone())));
     let letters = DeadLetters::new(outbox.clone(), sqs, config.dead_letter.clone(), clock.clone(), metrics.clone());
     stages.spawn(report("dead letters", letters.run(stop.clone())));
+    stages.spawn(report("making room", make_room(outbox.clone(), clock.clone(), stop.leasing.clone())));
     stages.spawn(report("sweep", sweep(outbox.clone(), clock.clone(), config.outbox.clone(), stop.leasing.clone())));
 
     let ingest_address = ingest.first().map(address).transpose()?.unwrap_or_default();
@@ -327,6 +331,28 @@ async fn sweep(
             biased;
             () = stop.cancelled() => return Ok(()),
             () = clock.sleep(pause) => {}
+        }
+    }
+}
+
+/// A store that was full and has been drained must not stay full until the next sweep.
+async fn make_room(outbox: Handle, clock: Clock, stop: CancellationToken) -> Result<(), outbox::Error> {
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            () = outbox.room_is_wanted() => {}
+        }
+        while outbox.tend().await? {
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            clock.sleep(SWEEP_BREATH).await;
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(()),
+            () = clock.sleep(ROOM_EVERY) => {}
         }
     }
 }

@@ -103,14 +103,27 @@ pub enum Appended {
 /// A limit that was reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
-    #[error("the outbox holds {used} bytes of at most {limit} (outbox.bytes_max)")]
-    Bytes { used: u64, limit: u64 },
+    /// The limit is what a sixteenth, kept for settling, leaves of `outbox.bytes_max`.
+    #[error(
+        "the outbox takes {used} bytes; {wanted} more would be over {limit}, which is 15/16 of outbox.bytes_max: the rest is kept for settling"
+    )]
+    Bytes { used: u64, wanted: u64, limit: u64 },
     #[error("the outbox holds {used} events of at most {limit} (outbox.events_max)")]
     Events { used: u64, limit: u64 },
     #[error("the outbox knows {used} functions of at most {limit} (outbox.functions_max)")]
     Functions { used: u64, limit: u64 },
     #[error("the disk has {free} bytes free, {reserve} are kept for settling (outbox.disk_reserve)")]
     Disk { free: u64, reserve: u64 },
+}
+
+impl Full {
+    /// Whether it helps to give back what the files hold and nobody needs.
+    pub fn wants_room(&self) -> bool {
+        match self {
+            Self::Bytes { .. } | Self::Disk { .. } => true,
+            Self::Events { .. } | Self::Functions { .. } => false,
+        }
+    }
 }
 
 /// Why the outbox could not do what was asked.

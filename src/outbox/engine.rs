@@ -60,6 +60,8 @@ pub struct Engine<K> {
     clock_stored: UnixMillis,
     /// The writes since the last commit.
     batch: Batch,
+    /// Bytes of the events in it.
+    uncommitted: u64,
     /// The lanes whose counts the batch must carry.
     dirty: BTreeSet<LaneId>,
     /// Events that were set aside since the start because they cannot be read.
@@ -117,6 +119,7 @@ impl<K: Kv> Engine<K> {
             version: 0,
             clock_stored: UnixMillis(clock_stored),
             batch,
+            uncommitted: 0,
             dirty: BTreeSet::new(),
             unreadable: 0,
             kv,
@@ -231,6 +234,7 @@ impl<K: Kv> Engine<K> {
             self.batch.put_new(keys::due(index, lane_id, due, id), vec![keys::letter(place)]);
         }
         let count = Count { events: 1, bytes };
+        self.uncommitted += bytes;
         self.totals.add(count);
         if let Some(lane) = self.lanes.get_mut(&lane_id) {
             lane.added(place, count, id);
@@ -256,10 +260,12 @@ impl<K: Kv> Engine<K> {
     fn full(&self, event: &Event, bytes: u64, disk: Disk) -> Option<Full> {
         let Settings { bytes_max, events_max, functions_max, .. } = self.settings;
         let functions = self.lanes.len() as u64;
-        // What the files take counts as much as what is in them; a part stays free, for settling what is there.
-        let used = self.totals.bytes.max(disk.used + bytes_max / SETTLING_SHARE);
-        if used + bytes > bytes_max {
-            Some(Full::Bytes { used, limit: bytes_max })
+        // What the files take counts as much as what is in them, and what is about to be written as if it were. A part stays
+        // free, for settling what is there.
+        let used = self.totals.bytes.max(disk.used + disk.to_come + self.uncommitted);
+        let limit = bytes_max - bytes_max / SETTLING_SHARE;
+        if used + bytes > limit {
+            Some(Full::Bytes { used, wanted: bytes, limit })
         } else if self.totals.events + 1 > events_max {
             Some(Full::Events { used: self.totals.events, limit: events_max })
         } else if functions + 1 > functions_max && !self.by_name.contains_key(&event.function.name) {
@@ -271,7 +277,7 @@ impl<K: Kv> Engine<K> {
 
     fn no_disk(&self, bytes: u64, disk: Disk) -> Option<Full> {
         let reserve = self.settings.disk_reserve;
-        let full = disk.free < reserve.saturating_add(bytes * WRITE_AMPLIFICATION);
+        let full = disk.free < reserve.saturating_add((self.uncommitted + bytes) * WRITE_AMPLIFICATION);
         full.then_some(Full::Disk { free: disk.free, reserve })
     }
 
@@ -310,6 +316,7 @@ impl<K: Kv> Engine<K> {
             self.clock_stored = now;
         }
         let batch = std::mem::take(&mut self.batch);
+        self.uncommitted = 0;
         self.kv.commit(&batch)?;
         for (key, _) in batch.writes().filter(|(_, value)| value.is_some()) {
             if let Some(lane) = keys::lane_placed(key).and_then(|lane| self.lanes.get_mut(&lane)) {
@@ -321,7 +328,7 @@ impl<K: Kv> Engine<K> {
 
     /// A piece of the store's own housekeeping; says whether there is more.
     pub fn tend(&mut self) -> Result<bool, Failed> {
-        self.kv.tend()
+        self.kv.tend(self.totals.bytes)
     }
 
     /// Notes that a lane's counts have changed, and so its view.

@@ -9,22 +9,23 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use files::{Directory, Files, SegmentFile};
 use frame::{BadHead, FRAME_HEAD_BYTES, FrameHead, FrameWriter, Op, SEGMENT_HEAD_BYTES, SegmentHead};
+
+pub mod files;
 
 pub mod frame;
 
 /// Segments that are held open for reading.
 const FILES_OPEN_MAX: usize = 64;
 
-const SUFFIX: &str = ".segment";
+/// Where the first frame of a segment begins.
+pub const START: u64 = SEGMENT_HEAD_BYTES as u64;
 
 /// Where an op stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,21 +66,20 @@ pub enum OpenError {
     Io(#[from] io::Error),
 }
 
-pub struct Journal {
-    dir: PathBuf,
+pub struct Journal<D: Files = Directory> {
+    dir: D,
     /// The bytes of each segment. The last one is the one that is written to.
     segments: BTreeMap<u32, u64>,
     bytes: u64,
-    current: Arc<File>,
+    current: Arc<D::File>,
     next_commit: u64,
     frame: FrameWriter,
-    open: RefCell<BTreeMap<u32, Arc<File>>>,
+    open: RefCell<BTreeMap<u32, Arc<D::File>>>,
 }
 
-impl Journal {
-    /// Makes a new, empty journal, durably. Its first commit gets the number `first_commit`.
-    pub fn create(dir: &Path, first_commit: u64) -> io::Result<()> {
-        fs::create_dir(dir)?;
+impl<D: Files> Journal<D> {
+    /// Makes a new, empty journal in an empty directory, durably. Its first commit gets the number `first_commit`.
+    pub fn create(dir: &D, first_commit: u64) -> io::Result<()> {
         create_segment(dir, SegmentHead { number: 1, first_commit }).map(drop)
     }
 
@@ -87,27 +87,21 @@ impl Journal {
     /// whose head is damaged do not keep it from opening.
     ///
     /// The number of the next commit is not known before [`Journal::is_at`] tells it.
-    pub fn open(dir: &Path, lenient: bool) -> Result<Self, OpenError> {
-        let mut segments = BTreeMap::new();
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let number = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).and_then(|n| n.parse::<u32>().ok());
-            if let Some(number) = number {
-                segments.insert(number, entry.metadata()?.len());
-            }
-        }
-        remove_half_made(dir, &mut segments)?;
+    pub fn open(dir: D, lenient: bool) -> Result<Self, OpenError> {
+        let mut segments = dir.list()?;
+        remove_half_made(&dir, &mut segments)?;
         let Some((&last, _)) = segments.last_key_value() else {
             return Err(OpenError::Damaged("the journal has no segment".to_owned()));
         };
+        let current = Arc::new(dir.open(last)?);
+        // That a killed process has begun it must be durable before anything is built on it.
+        dir.sync()?;
         if !lenient {
-            check_heads(dir, &segments)?;
+            check_heads(&dir, &segments)?;
         }
-        let current = Arc::new(File::options().read(true).write(true).open(path_of(dir, last))?);
         let bytes = segments.values().sum();
         let (frame, open) = (FrameWriter::default(), RefCell::default());
-        Ok(Self { dir: dir.to_owned(), segments, bytes, current, next_commit: 0, frame, open })
+        Ok(Self { dir, segments, bytes, current, next_commit: 0, frame, open })
     }
 
     /// Tells, once everything was read, which commit comes next.
@@ -135,17 +129,7 @@ impl Journal {
 
     /// The number that a segment's head gives its first commit; none if the head is damaged.
     pub fn first_commit(&self, segment: u32) -> io::Result<Option<u64>> {
-        let mut head = [0; SEGMENT_HEAD_BYTES];
-        match self.file(segment)?.read_exact_at(&mut head, 0) {
-            Ok(()) => Ok(SegmentHead::decode(&head).ok().map(|head| head.first_commit)),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Where the first frame of a segment begins.
-    pub const fn start() -> u64 {
-        SEGMENT_HEAD_BYTES as u64
+        Ok(read_head(&*self.file(segment)?)?.ok().map(|head| head.first_commit))
     }
 
     /// What stands at `at` of a segment.
@@ -155,10 +139,10 @@ impl Journal {
             return Ok(Next::End);
         }
         let file = self.file(segment)?;
-        let frame = read_frame(&file, segment, at, end)?;
+        let frame = read_frame(&*file, segment, at, end)?;
         Ok(match frame {
             Some(frame) => Next::Frame(frame),
-            None => Next::Bad { resumes_at: find_frame(&file, at + 1, end)? },
+            None => Next::Bad { resumes_at: find_frame(&*file, at + 1, end)? },
         })
     }
 
@@ -197,9 +181,18 @@ impl Journal {
     pub fn roll(&mut self) -> io::Result<()> {
         let head = SegmentHead { number: self.newest() + 1, first_commit: self.next_commit };
         self.current = Arc::new(create_segment(&self.dir, head)?);
-        self.segments.insert(head.number, Self::start());
-        self.bytes += Self::start();
+        self.segments.insert(head.number, START);
+        self.bytes += START;
         Ok(())
+    }
+
+    /// Writes the end of the newest segment, from `from` on, as it reads, and makes it durable. To sync it would not do: after a
+    /// sync that failed the kernel may take for clean, and never write, what is still read.
+    pub fn write_again(&mut self, from: u64) -> io::Result<()> {
+        let mut end = vec![0; self.segment_bytes(self.newest()).saturating_sub(from) as usize];
+        self.current.read_exact_at(&mut end, from)?;
+        self.current.write_all_at(&end, from)?;
+        self.current.sync_all()
     }
 
     /// Cuts the newest segment off at `end`, where a torn frame begins.
@@ -218,14 +211,14 @@ impl Journal {
         if number == self.newest() {
             return Ok(());
         }
-        fs::remove_file(path_of(&self.dir, number))?;
-        sync_dir(&self.dir)?;
+        self.dir.remove(number)?;
+        self.dir.sync()?;
         self.open.get_mut().remove(&number);
         self.bytes -= self.segments.remove(&number).unwrap_or(0);
         Ok(())
     }
 
-    fn file(&self, segment: u32) -> io::Result<Arc<File>> {
+    fn file(&self, segment: u32) -> io::Result<Arc<D::File>> {
         if segment == self.newest() {
             return Ok(self.current.clone());
         }
@@ -236,63 +229,50 @@ impl Journal {
         if open.len() >= FILES_OPEN_MAX {
             open.pop_first();
         }
-        let file = Arc::new(File::open(path_of(&self.dir, segment))?);
+        let file = Arc::new(self.dir.open(segment)?);
         open.insert(segment, file.clone());
         Ok(file)
     }
 }
 
-/// The segments of a journal, oldest first.
-pub fn segments_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.to_string_lossy().ends_with(SUFFIX) {
-            paths.push(path);
-        }
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-fn path_of(dir: &Path, number: u32) -> PathBuf {
-    dir.join(format!("{number:010}{SUFFIX}"))
-}
-
-fn create_segment(dir: &Path, head: SegmentHead) -> io::Result<File> {
-    let file = File::options().read(true).write(true).create_new(true).open(path_of(dir, head.number))?;
+fn create_segment<D: Files>(dir: &D, head: SegmentHead) -> io::Result<D::File> {
+    let file = dir.create(head.number)?;
     file.write_all_at(&head.encode(), 0)?;
     file.sync_all()?;
-    sync_dir(dir)?;
+    dir.sync()?;
     Ok(file)
 }
 
 /// A crash while a segment was made leaves one with nothing in it behind the last whole one.
-fn remove_half_made(dir: &Path, segments: &mut BTreeMap<u32, u64>) -> io::Result<()> {
+fn remove_half_made(dir: &impl Files, segments: &mut BTreeMap<u32, u64>) -> io::Result<()> {
     let Some((&last, &bytes)) = segments.last_key_value() else { return Ok(()) };
-    if segments.len() > 1 && bytes <= Journal::start() {
-        let head = fs::read(path_of(dir, last))?;
-        if SegmentHead::decode(&head) == Err(BadHead::Damaged) {
-            fs::remove_file(path_of(dir, last))?;
-            sync_dir(dir)?;
-            segments.remove(&last);
-        }
+    if segments.len() > 1 && bytes <= START && read_head(&dir.open(last)?)? == Err(BadHead::Damaged) {
+        dir.remove(last)?;
+        dir.sync()?;
+        segments.remove(&last);
     }
     Ok(())
 }
 
-fn check_heads(dir: &Path, segments: &BTreeMap<u32, u64>) -> Result<(), OpenError> {
+fn read_head(file: &impl SegmentFile) -> io::Result<Result<SegmentHead, BadHead>> {
+    let mut head = [0; SEGMENT_HEAD_BYTES];
+    match file.read_exact_at(&mut head, 0) {
+        Ok(()) => Ok(SegmentHead::decode(&head)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Err(BadHead::Damaged)),
+        Err(error) => Err(error),
+    }
+}
+
+fn check_heads(dir: &impl Files, segments: &BTreeMap<u32, u64>) -> Result<(), OpenError> {
     let oldest = segments.first_key_value().map_or(1, |(&number, _)| number);
     for (expected, &number) in (oldest..).zip(segments.keys()) {
         if number != expected {
             return Err(OpenError::Damaged(format!("segment {expected} of the journal is missing")));
         }
-        let mut head = [0; SEGMENT_HEAD_BYTES];
-        let whole = File::open(path_of(dir, number))?.read_exact_at(&mut head, 0);
-        match whole.ok().map(|()| SegmentHead::decode(&head)) {
-            Some(Ok(head)) if head.number == number => {}
-            Some(Err(BadHead::Newer(format))) => return Err(OpenError::Newer(format)),
-            Some(Ok(_) | Err(BadHead::Damaged)) | None => {
+        match read_head(&dir.open(number)?).unwrap_or(Err(BadHead::Damaged)) {
+            Ok(head) if head.number == number => {}
+            Err(BadHead::Newer(format)) => return Err(OpenError::Newer(format)),
+            Ok(_) | Err(BadHead::Damaged) => {
                 return Err(OpenError::Damaged(format!("the head of segment {number} of the journal is damaged")));
             }
         }
@@ -300,7 +280,7 @@ fn check_heads(dir: &Path, segments: &BTreeMap<u32, u64>) -> Result<(), OpenErro
     Ok(())
 }
 
-fn read_frame(file: &File, segment: u32, at: u64, end: u64) -> io::Result<Option<Frame>> {
+fn read_frame(file: &impl SegmentFile, segment: u32, at: u64, end: u64) -> io::Result<Option<Frame>> {
     let body_at = at + FRAME_HEAD_BYTES as u64;
     if body_at > end {
         return Ok(None);
@@ -328,16 +308,11 @@ fn read_frame(file: &File, segment: u32, at: u64, end: u64) -> io::Result<Option
 }
 
 /// Where the next whole frame begins between `from` and `end`.
-fn find_frame(file: &File, from: u64, end: u64) -> io::Result<Option<u64>> {
+fn find_frame(file: &impl SegmentFile, from: u64, end: u64) -> io::Result<Option<u64>> {
     if from >= end {
         return Ok(None);
     }
     let mut rest = vec![0; (end - from) as usize];
     file.read_exact_at(&mut rest, from)?;
     Ok(frame::find_frame(&rest, 0).map(|at| from + at as u64))
-}
-
-/// Makes the entries of a directory durable.
-pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }

@@ -19,11 +19,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::journal::files::{Directory, Files};
 use super::journal::frame::Op;
 use super::journal::{Journal, Location, Next};
 use super::kv::{Batch, Disk, Failed, Index, Kv};
 use checkpoint::{Checkpointer, Job};
-use entry::Entry;
+use entry::{Checkpoint, Entry};
 use merge::{Newest, merge};
 use overlay::{Overlay, Slot};
 
@@ -42,6 +43,7 @@ mod reclaim;
 #[cfg(test)]
 mod tests;
 
+pub use checkpoint::{Checkpoints, KEYS_PER_COMMIT};
 pub use recover::{Recovered, Stale, begin_index};
 
 /// How many segments' worth of overlay is held while the index is behind.
@@ -49,6 +51,9 @@ const OVERLAYS_MAX: u64 = 2;
 
 /// Keys in an overlay, which bounds the commit that brings it in.
 const OVERLAY_KEYS_MAX: usize = 32_768;
+
+/// What a key takes in sled's file, about, once the index has heard of it: 218 bytes were measured of events with short payloads.
+const INDEX_BYTES_PER_KEY: u64 = 256;
 
 /// Of the journal's own kind of trouble, for those who must remember it over a restart.
 pub trait Watch: Send + 'static {
@@ -70,37 +75,44 @@ pub struct Settings {
     pub slack: u64,
     /// Beyond three quarters of this the journal is kept as small as it can be.
     pub bytes_max: u64,
+    pub checkpoints: Checkpoints,
+    /// Keys in one commit of the index.
+    pub keys_per_commit: usize,
 }
 
 impl Settings {
     /// For a store that may take `bytes_max`, in segments of `segment_bytes` or less.
     pub fn of(segment_bytes: u64, bytes_max: u64) -> Self {
         let segment_bytes = segment_bytes.min(bytes_max / 16);
-        Self { segment_bytes, slack: 4 * segment_bytes, bytes_max }
+        Self {
+            segment_bytes,
+            slack: 4 * segment_bytes,
+            bytes_max,
+            checkpoints: Checkpoints::Beside,
+            keys_per_commit: KEYS_PER_COMMIT,
+        }
     }
 }
 
-pub struct Journaled<B, W> {
-    journal: Journal,
+pub struct Journaled<B, W, D: Files = Directory> {
+    journal: Journal<D>,
     index: Arc<B>,
     // Before the index in a drop, so that no thread holds it any more.
-    checkpointer: Checkpointer,
+    checkpointer: Checkpointer<B>,
     watch: W,
     settings: Settings,
     /// What is not in the index yet.
     overlay: Overlay,
     /// What is being brought into it.
     frozen: Option<Arc<Overlay>>,
-    /// The index has everything up to the end of this segment.
-    checkpointed: u32,
-    /// The segment up to which it will have everything next.
-    checkpointing: u32,
-    /// Bytes of ops that are the newest of their key; those that only the index knows are given up at a checkpoint.
-    live: u64,
+    /// How far the index had come before that.
+    indexed: Checkpoint,
     reclaim: reclaim::Progress,
+    /// The least that was ever live beside what the caller counts, since the index was last told of everything.
+    uncounted: u64,
 }
 
-impl<B: Index, W: Watch> Journaled<B, W> {
+impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     fn newest(&self, key: &[u8]) -> Result<Option<(Location, Option<Bytes>)>, Failed> {
         let noted = self.overlay.get(key).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(key)));
         if let Some(slot) = noted {
@@ -109,6 +121,11 @@ impl<B: Index, W: Watch> Journaled<B, W> {
         let Some(entry) = self.index.get(key)? else { return Ok(None) };
         let Entry { at, inlined } = self.entry(&entry)?;
         Ok(Some((at, inlined)))
+    }
+
+    /// Bytes of ops that are the newest of their key; one that a newer one supersedes counts until the index has heard of it.
+    fn live(&self) -> u64 {
+        self.indexed.live + self.frozen.as_ref().map_or(0, |frozen| frozen.live()) + self.overlay.live()
     }
 
     fn entry(&self, bytes: &Bytes) -> Result<Entry, Failed> {
@@ -140,16 +157,9 @@ impl<B: Index, W: Watch> Journaled<B, W> {
         self.watch.committed(commit).map_err(|error| Failed::new("writing the witness", error))?;
         for (key, slot) in noted {
             let at = Location { segment: frame.segment, offset: frame.offset + slot.at.offset, ..slot.at };
-            self.note(key, Slot { at, ..slot });
+            self.overlay.note(key, Slot { at, ..slot });
         }
         Ok(())
-    }
-
-    fn note(&mut self, key: Bytes, slot: Slot) {
-        if slot.value.is_some() {
-            self.live += u64::from(slot.at.bytes);
-        }
-        self.live = self.live.saturating_sub(self.overlay.note(key, slot));
     }
 
     /// Hears of a checkpoint that is done, and begins the next one if it is time.
@@ -166,17 +176,17 @@ impl<B: Index, W: Watch> Journaled<B, W> {
             if !behind {
                 return Ok(());
             }
-            let freed = self.checkpointer.wait()?;
-            self.checkpoint_done(freed)?;
+            let indexed = self.checkpointer.wait()?;
+            self.checkpoint_done(indexed)?;
         }
         self.freeze()
     }
 
     fn hear_of_checkpoint(&mut self) -> Result<(), Failed> {
         if self.frozen.is_some()
-            && let Some(freed) = self.checkpointer.poll()?
+            && let Some(indexed) = self.checkpointer.poll()?
         {
-            self.checkpoint_done(freed)?;
+            self.checkpoint_done(indexed)?;
         }
         Ok(())
     }
@@ -186,18 +196,17 @@ impl<B: Index, W: Watch> Journaled<B, W> {
         self.journal.roll().map_err(|error| Failed::new("beginning a segment of the journal", error))?;
         let overlay = Arc::new(std::mem::take(&mut self.overlay));
         self.frozen = Some(overlay.clone());
-        self.checkpointing = segment;
-        self.checkpointer.begin(Job { overlay, segment, live: self.live })
+        let Settings { keys_per_commit, .. } = self.settings;
+        self.checkpointer.begin(Job { overlay, from: self.indexed, segment, keys_per_commit })
     }
 
-    fn checkpoint_done(&mut self, freed: u64) -> Result<(), Failed> {
-        self.live = self.live.saturating_sub(freed);
-        self.checkpointed = self.checkpointing;
+    fn checkpoint_done(&mut self, indexed: Checkpoint) -> Result<(), Failed> {
+        self.indexed = indexed;
         self.frozen.take().map_or(Ok(()), |overlay| self.checkpointer.drop_overlay(overlay))
     }
 }
 
-impl<B: Index, W: Watch> Kv for Journaled<B, W> {
+impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed> {
         match self.newest(key)? {
             Some((_, Some(value))) => Ok(Some(value)),
@@ -241,20 +250,32 @@ impl<B: Index, W: Watch> Kv for Journaled<B, W> {
         self.checkpoint()
     }
 
-    fn tend(&mut self) -> Result<bool, Failed> {
+    fn tend(&mut self, stored: u64) -> Result<bool, Failed> {
         self.hear_of_checkpoint()?;
         if self.wants_reclaim() {
             self.commit(&Batch::default())?;
             return Ok(true);
         }
-        // What the index has not heard of still counts as live.
-        if self.frozen.is_none() && !self.overlay.is_empty() && self.journal.bytes() > self.settings.slack {
-            self.freeze()?;
+        // What went while the index does not know of it still counts as live. Each time it is told costs a segment, so there
+        // must be enough of it.
+        if self.frozen.is_none() {
+            let uncounted = self.live().saturating_sub(stored);
+            self.uncounted = self.uncounted.min(uncounted);
+            let much = uncounted - self.uncounted > self.settings.segment_bytes / 2;
+            if much && !self.overlay.is_empty() && self.journal.bytes() > self.settings.slack {
+                self.uncounted = u64::MAX;
+                self.freeze()?;
+            }
         }
         Ok(self.frozen.is_some())
     }
 
     fn disk(&self) -> Disk {
-        Disk { used: self.journal.bytes() + self.index.bytes(), free: self.watch.free() }
+        let keys = self.overlay.len() + self.frozen.as_ref().map_or(0, |frozen| frozen.len());
+        Disk {
+            used: self.journal.bytes() + self.index.bytes(),
+            free: self.watch.free(),
+            to_come: keys as u64 * INDEX_BYTES_PER_KEY,
+        }
     }
 }

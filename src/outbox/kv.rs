@@ -21,8 +21,10 @@ pub trait Kv: Send + 'static {
     /// the caller must not use the store again.
     fn commit(&mut self, batch: &Batch) -> Result<(), Failed>;
 
-    /// A bounded piece of the store's own housekeeping, for when there is nothing to commit; says whether there is more.
-    fn tend(&mut self) -> Result<bool, Failed> {
+    /// A bounded piece of the store's own housekeeping, for when there is nothing to commit; says whether there is more. `stored`
+    /// is how many bytes the caller knows to be in it.
+    fn tend(&mut self, stored: u64) -> Result<bool, Failed> {
+        let _ = stored;
         Ok(false)
     }
 
@@ -48,6 +50,8 @@ pub trait Index: Send + Sync + 'static {
 pub struct Disk {
     pub used: u64,
     pub free: u64,
+    /// Bytes that the store will take, about, for what it has already.
+    pub to_come: u64,
 }
 
 /// A read or write that the store could not do.

@@ -1,4 +1,4 @@
-//! A store in memory whose "disk" outlives it: what the simulation and the conformance suite run the engine on.
+//! A store in memory whose "disk" outlives it: what the conformance suite runs the engine on.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -82,6 +82,6 @@ impl Kv for MemoryKv {
 
     fn disk(&self) -> Disk {
         let used = self.disk.pairs().iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
-        Disk { used, free: self.free }
+        Disk { used, free: self.free, to_come: 0 }
     }
 }

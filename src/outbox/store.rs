@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Settings;
 use super::engine::OpenError;
-use super::journal::{self, Journal, sync_dir};
+use super::journal::files::{Directory, sync_dir};
+use super::journal::{self, Journal};
 use super::journaled::{self, Journaled, Recovered, Stale, begin_index};
 use super::kv::Failed;
 use super::repair::{self, Report};
@@ -285,11 +286,7 @@ fn open_journal(store: &Path, lenient: bool) -> Result<Journal, OpenError> {
     if !dir.exists() {
         return Err(OpenError::Damaged { path: store.display().to_string(), why: "its journal is missing".into() });
     }
-    // What a killed process has written but not synced must be durable before anything is built on it.
-    let newest = journal::segments_in(&dir).map_err(io_error("reading", &dir))?.pop();
-    newest.map_or(Ok(()), |path| File::open(path)?.sync_all()).map_err(io_error("syncing", &dir))?;
-    sync_dir(&dir).map_err(io_error("syncing", &dir))?;
-    Journal::open(&dir, lenient).map_err(|error| match error {
+    Journal::open(Directory::of(&dir), lenient).map_err(|error| match error {
         journal::OpenError::Newer(found) => {
             OpenError::Newer { path: shown(), found, supported: journal::frame::FORMAT }
         }
@@ -313,7 +310,8 @@ fn create(path: &Path, settings: &Settings, first_commit: u64) -> Result<(), Ope
     }
     fs::create_dir(path).map_err(io_error("making", path))?;
     let dir = path.join(JOURNAL);
-    Journal::create(&dir, first_commit).map_err(io_error("making", &dir))?;
+    let made = fs::create_dir(&dir).and_then(|()| Journal::create(&Directory::of(&dir), first_commit));
+    made.map_err(io_error("making", &dir))?;
     let journal = open_journal(path, false)?;
     create_index_aside(path, settings, &journal)?;
     sync_all_below(path).map_err(io_error("syncing", path))

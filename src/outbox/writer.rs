@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::dead::{BuriedPage, BuriedWant, Change, Changed, Graveyard};
 use super::engine::Engine;
@@ -38,12 +38,14 @@ pub struct Handle {
     version: watch::Receiver<u64>,
     poison: Arc<OnceLock<String>>,
     turn_began: Arc<AtomicU64>,
+    room: Arc<Notify>,
 }
 
 enum Request {
     Append(Vec<Event>, Answer<Vec<Appended>>),
     Settle(Settlements, Answer<()>),
     Sweep(Answer<bool>),
+    Tend(Answer<bool>),
     Lease(LeaseWant, Answer<Vec<Leased>>),
     Lanes(u64, Answer<LaneNews>),
     Find(EventId, Answer<Option<Found>>),
@@ -74,6 +76,8 @@ pub struct Writer<K> {
     poison: Arc<OnceLock<String>>,
     /// When the present turn began, in Unix milliseconds; 0 between turns.
     turn_began: Arc<AtomicU64>,
+    /// Told when an event was refused for want of room.
+    room: Arc<Notify>,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -84,8 +88,15 @@ impl<K: Kv> Writer<K> {
         let (version, seen) = watch::channel(engine.version());
         let poison = Arc::new(OnceLock::new());
         let turn_began = Arc::new(AtomicU64::new(0));
-        let handle = Handle { requests: sender, version: seen, poison: poison.clone(), turn_began: turn_began.clone() };
-        (Self { engine, requests, version, poison, turn_began, clock, metrics }, handle)
+        let room = Arc::new(Notify::new());
+        let handle = Handle {
+            requests: sender,
+            version: seen,
+            poison: poison.clone(),
+            turn_began: turn_began.clone(),
+            room: room.clone(),
+        };
+        (Self { engine, requests, version, poison, turn_began, room, clock, metrics }, handle)
     }
 
     /// Works until the last handle is gone; blocks.
@@ -134,6 +145,7 @@ impl<K: Kv> Writer<K> {
                 Request::Append(events, answer) => turn.appends.push((events, answer)),
                 Request::Settle(done, answer) => turn.settles.push((done, answer)),
                 Request::Sweep(answer) => turn.sweeps.push(answer),
+                Request::Tend(answer) => turn.tends.push(answer),
                 Request::Operate(operation) => turn.operations.push(operation),
                 Request::Change(change, answer) => turn.changes.push((Some(change), answer)),
                 read @ (Request::Lease(..)
@@ -165,11 +177,12 @@ impl<K: Kv> Writer<K> {
             events += done.len();
             self.engine.settle(std::mem::take(done))?;
         }
-        let mut more = false;
-        if !turn.sweeps.is_empty() {
-            more = self.engine.sweep()?;
-            more |= self.engine.tend()?;
+        if appended.iter().flatten().any(|appended| matches!(appended, Appended::Full(full) if full.wants_room())) {
+            self.room.notify_one();
         }
+        let swept = if turn.sweeps.is_empty() { false } else { self.engine.sweep()? };
+        let idle = turn.sweeps.is_empty() && turn.tends.is_empty();
+        let tended = if idle { false } else { self.engine.tend()? };
         let mut changed = Vec::with_capacity(turn.changes.len());
         for change in turn.changes.iter_mut().filter_map(|(change, _)| change.take()) {
             // A change reads what it moves, so all before it must be committed.
@@ -192,7 +205,8 @@ impl<K: Kv> Writer<K> {
             drop(answer.send(Ok(appended)));
         }
         turn.settles.drain(..).for_each(|(_, answer)| drop(answer.send(Ok(()))));
-        turn.sweeps.drain(..).for_each(|answer| drop(answer.send(Ok(more))));
+        turn.sweeps.drain(..).for_each(|answer| drop(answer.send(Ok(swept || tended))));
+        turn.tends.drain(..).for_each(|answer| drop(answer.send(Ok(tended))));
         for ((_, answer), changed) in turn.changes.drain(..).zip(changed) {
             drop(answer.send(Ok(changed)));
         }
@@ -254,6 +268,7 @@ impl<K: Kv> Writer<K> {
             Request::Append(..)
             | Request::Settle(..)
             | Request::Sweep(_)
+            | Request::Tend(_)
             | Request::Change(..)
             | Request::Operate(_) => {}
         }
@@ -267,6 +282,7 @@ struct Turn {
     appends: Vec<(Vec<Event>, Answer<Vec<Appended>>)>,
     settles: Vec<(Settlements, Answer<()>)>,
     sweeps: Vec<Answer<bool>>,
+    tends: Vec<Answer<bool>>,
     /// Each is taken out when it is carried out.
     changes: Vec<(Option<Change>, Answer<Vec<Changed>>)>,
     operations: Vec<Operation>,
@@ -281,6 +297,7 @@ impl Request {
             Self::Append(events, _) => events.iter().map(|event| event.payload.len()).sum(),
             Self::Settle(..)
             | Self::Sweep(_)
+            | Self::Tend(_)
             | Self::Lease(..)
             | Self::Lanes(..)
             | Self::Find(..)
@@ -299,6 +316,16 @@ impl Handle {
             0 => Duration::ZERO,
             began => now.since(UnixMillis(began)),
         }
+    }
+
+    /// Returns once an event was refused for want of room.
+    pub async fn room_is_wanted(&self) {
+        self.room.notified().await;
+    }
+
+    /// A piece of the store's own housekeeping, which gives room back; says whether there is more.
+    pub async fn tend(&self) -> Result<bool, Error> {
+        self.ask(Request::Tend).await
     }
 
     /// Gives the outbox up from outside, because its writer does not come back.

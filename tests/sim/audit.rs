@@ -1,4 +1,4 @@
-//! Reads the fake disk as an inspector would: are all events there, and does what is there fit together?
+//! Opens a copy of the disk as the next start would: are all events there, and does what is there fit together?
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use crate::world::World;
 
 /// Checks what the disk would have if the power went now.
 pub fn audit(world: &Arc<World>) {
-    let pairs = world.disk.synced();
-    let stored = match fits_together(&pairs) {
+    let found = world.disk.synced(crate::disk::settings(&world.scenario));
+    let stored = match found.and_then(|pairs| fits_together(&pairs)) {
         Ok(stored) => stored,
         Err(why) => return world.violated("G2", format!("the store does not fit together: {why}")),
     };

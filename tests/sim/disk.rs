@@ -1,24 +1,29 @@
-//! A disk that keeps what was synced. What was only written is lost by a crash, or is there by luck: whole, as the store
-//! promises that a commit is atomic.
+//! The disk below the real store: files of a journal, an index and a witness, which keep what was synced. What was only
+//! written is lost by a power cut, or there, or there in part.
+//!
+//! What `src/outbox/store.rs` does around these is done here in its place: a first store is made whole, an index that is of
+//! no use is made again.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use sendoff::outbox::kv::{Batch, Disk, Failed, Kv};
-use sendoff::outbox::record::VALUE_BYTES_MAX;
+use fastrand::Rng;
+use sendoff::outbox::journal::Journal;
+use sendoff::outbox::journaled::{self, Checkpoints, Journaled, Recovered, Stale, begin_index};
+use sendoff::outbox::kv::Kv;
 
-use crate::sabotage::Bug;
 use crate::world::World;
+use files::{FakeFiles, Segments};
+use index::{FakeIndex, Indexed};
+use witness::{FakeWitness, Seen};
 
-/// Bytes free in quiet times.
-const ROOM: u64 = 1 << 40;
+mod files;
+mod index;
+mod witness;
 
-/// Of so many commits, the planted bug "202 before the sync" syncs one.
-const LAZY_SYNC_EVERY: u64 = 4;
-
-type Pairs = BTreeMap<Vec<u8>, Bytes>;
+pub type FakeStore = Journaled<FakeIndex, FakeWitness, FakeFiles>;
 
 /// Clones are one disk; it outlives every daemon that writes to it.
 #[derive(Clone, Default)]
@@ -26,13 +31,74 @@ pub struct FakeDisk {
     inner: Arc<Mutex<Inner>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Inner {
-    /// As a reader sees it: synced, and written since.
-    live: Pairs,
-    /// What undoes the writes since the last sync, oldest first.
-    undo: Vec<(Vec<u8>, Option<Bytes>)>,
-    commits: u64,
+    segments: Segments,
+    index: Indexed,
+    seen: Seen,
+    did: Did,
+}
+
+/// What happened on a disk: what never happens is not tested.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Did {
+    pub commits: u64,
+    pub index_commits: u64,
+    pub segments_removed: u64,
+    /// Commits that a cut left in part.
+    pub torn: u64,
+    pub indexes_made_again: u64,
+}
+
+impl Did {
+    pub fn add(&mut self, other: Self) {
+        self.commits += other.commits;
+        self.index_commits += other.index_commits;
+        self.segments_removed += other.segments_removed;
+        self.torn += other.torn;
+        self.indexes_made_again += other.indexes_made_again;
+    }
+}
+
+/// What a power cut does to what was not synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Nothing: only the process ended.
+    Kill,
+    AllLost,
+    /// Each piece is there or not.
+    Torn,
+}
+
+/// Why a store does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOpened {
+    #[error("the disk did not do as it was told: {0}")]
+    Failed(String),
+    #[error("it is damaged: {0}")]
+    Damaged(String),
+}
+
+/// What a life of the daemon hangs on.
+#[derive(Clone)]
+pub struct Plug {
+    pub world: Arc<World>,
+    pub life: u32,
+}
+
+impl Plug {
+    fn step(plug: Option<&Self>, place: &str) -> io::Result<()> {
+        match plug {
+            Some(plug) if plug.world.step(plug.life, place) => Err(io::Error::other("no power")),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn note(plug: Option<&Self>, line: impl FnOnce() -> String) {
+        if let Some(plug) = plug {
+            plug.world.note(line);
+        }
+    }
 }
 
 impl FakeDisk {
@@ -40,111 +106,79 @@ impl FakeDisk {
         self.inner.lock().unwrap()
     }
 
-    pub fn open(&self, world: &Arc<World>, life: u32) -> FakeKv {
-        FakeKv { disk: self.clone(), world: world.clone(), life }
+    /// Opens the store, without a plug as an inspector would.
+    pub fn open(&self, plug: Option<&Plug>, settings: journaled::Settings) -> Result<FakeStore, NotOpened> {
+        let failed = |error: &dyn std::fmt::Display| NotOpened::Failed(error.to_string());
+        let files = FakeFiles { disk: self.clone(), plug: plug.cloned() };
+        let index = FakeIndex { disk: self.clone(), plug: plug.cloned() };
+        let journal = || {
+            Journal::open(files.clone(), false).map_err(|error| match error {
+                sendoff::outbox::journal::OpenError::Io(error) => failed(&error),
+                damaged => NotOpened::Damaged(damaged.to_string()),
+            })
+        };
+        if self.inner().segments.is_empty() {
+            // As if made aside, and only then put in its place.
+            let whole = FakeFiles { disk: self.clone(), plug: None };
+            Journal::create(&whole, 1).unwrap();
+        }
+        loop {
+            let witness = FakeWitness { disk: self.clone(), plug: plug.cloned() };
+            let seen = self.inner().seen.live();
+            match Journaled::recover(journal()?, index.clone(), witness, settings, seen, false) {
+                Ok(Recovered { store, .. }) => return Ok(store),
+                Err(Stale::Index(why)) => {
+                    Plug::note(plug, || format!("the index is made again: {why}"));
+                    self.inner().index = Indexed::default();
+                    self.inner().did.indexes_made_again += 1;
+                    begin_index(&index, &journal()?).map_err(|error| failed(&error))?;
+                }
+                Err(Stale::Failed(error)) => return Err(failed(&error)),
+                Err(Stale::Journal(why)) => return Err(NotOpened::Damaged(why)),
+            }
+        }
     }
 
-    /// The power goes: what was not synced is gone, or kept by luck.
-    pub fn lose_unsynced(&self, kept_by_luck: bool) {
+    /// The process ends, or the power goes.
+    pub fn cut(&self, cut: Cut, rng: &mut Rng) {
         let mut inner = self.inner();
-        let undo = std::mem::take(&mut inner.undo);
-        if kept_by_luck {
-            return;
-        }
-        for (key, value) in undo.into_iter().rev() {
-            match value {
-                Some(value) => inner.live.insert(key, value),
-                None => inner.live.remove(&key),
-            };
-        }
-    }
-
-    /// What the disk would have if the power went now.
-    pub fn synced(&self) -> Pairs {
-        let inner = self.inner();
-        let mut pairs = inner.live.clone();
-        for (key, value) in inner.undo.iter().rev() {
-            match value {
-                Some(value) => pairs.insert(key.clone(), value.clone()),
-                None => pairs.remove(key),
-            };
-        }
-        pairs
-    }
-
-    pub fn commits(&self) -> u64 {
-        self.inner().commits
-    }
-
-    fn write(&self, batch: &Batch) {
-        let mut inner = self.inner();
-        let Inner { live, undo, commits } = &mut *inner;
-        *commits += 1;
-        for (key, value) in batch.writes() {
-            let before = match value {
-                Some(value) => live.insert(key.to_vec(), value.clone()),
-                None => live.remove(key),
-            };
-            undo.push((key.to_vec(), before));
+        let Inner { segments, index, seen, .. } = &mut *inner;
+        match cut {
+            Cut::Kill => {}
+            Cut::AllLost => {
+                segments.lose_unsynced();
+                index.lose_unsynced();
+                seen.lose_unsynced();
+            }
+            Cut::Torn => {
+                segments.tear(rng);
+                index.tear(rng);
+                seen.tear(rng);
+            }
         }
     }
 
-    fn sync(&self) {
-        self.inner().undo.clear();
+    /// What a start would find in the store if the power went now.
+    pub fn synced(&self, settings: journaled::Settings) -> Result<BTreeMap<Vec<u8>, Bytes>, String> {
+        let copy = Self { inner: Arc::new(Mutex::new(self.inner().clone())) };
+        copy.cut(Cut::AllLost, &mut Rng::with_seed(0));
+        let store = copy.open(None, settings).map_err(|why| format!("it does not open: {why}"))?;
+        store
+            .scan(&[1], &[0xff; 64])
+            .map(|pair| pair.map(|(key, value)| (key.to_vec(), value)).map_err(|error| error.to_string()))
+            .collect()
+    }
+
+    pub fn did(&self) -> Did {
+        self.inner().did
     }
 }
 
-/// The store on the disk, as one life of the daemon has it.
-pub struct FakeKv {
-    disk: FakeDisk,
-    world: Arc<World>,
-    life: u32,
-}
-
-impl Kv for FakeKv {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed> {
-        Ok(self.disk.inner().live.get(key).cloned())
-    }
-
-    fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>> {
-        let mut next = Bound::Included(from.to_vec());
-        let to = to.to_vec();
-        std::iter::from_fn(move || {
-            let inner = self.disk.inner();
-            let (key, value) = inner.live.range((next.clone(), Bound::Excluded(to.clone()))).next()?;
-            next = Bound::Excluded(key.clone());
-            Some(Ok((Bytes::copy_from_slice(key), value.clone())))
-        })
-    }
-
-    fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
-        let failed = |why: &str| Err(Failed::new("syncing", why));
-        if let Some(value) = batch.writes().filter_map(|(_, value)| value).find(|value| value.len() > VALUE_BYTES_MAX) {
-            self.world.violated("G2", format!("a value of {} bytes would poison the real store", value.len()));
-        }
-        if self.world.step(self.life, "before a commit") {
-            return failed("no power");
-        }
-        self.disk.write(batch);
-        if self.world.step(self.life, "between write and sync") {
-            return failed("no power");
-        }
-        if self.world.sync_fails() {
-            self.world.note(|| "a sync failed".into());
-            return failed("input/output error");
-        }
-        let lazy = self.world.scenario.bug == Some(Bug::AckBeforeSync);
-        if !lazy || self.disk.commits().is_multiple_of(LAZY_SYNC_EVERY) {
-            self.disk.sync();
-        }
-        if self.world.step(self.life, "between sync and answer") {
-            return failed("no power");
-        }
-        Ok(())
-    }
-
-    fn disk(&self) -> Disk {
-        let free = if self.world.disk_is_full() { 1_000 } else { ROOM };
-        Disk { used: 0, free }
+/// Of a store that has many segments and checkpoints in one seed.
+pub fn settings(scenario: &crate::scenario::Scenario) -> journaled::Settings {
+    journaled::Settings {
+        checkpoints: Checkpoints::InTurn,
+        keys_per_commit: scenario.keys_per_commit,
+        ..journaled::Settings::of(scenario.segment_bytes, scenario.bytes_max)
     }
 }

@@ -19,6 +19,7 @@ use sendoff::shutdown::Stop;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::disk::{self, NotOpened, Plug};
 use crate::lambda::FlakyLambda;
 use crate::queue::FlakyQueue;
 use crate::sabotage::{Bug, Sabotaged};
@@ -97,12 +98,17 @@ fn start(world: &Arc<World>, life: u32, clock_offset_ms: i64) -> Option<Parts> {
     let scenario = &world.scenario;
     let wall = world.now().0.saturating_add_signed(clock_offset_ms);
     let clock = Clock::seeded(sendoff::clock::UnixMillis(wall), world.draw(|rng| rng.u64(..)));
-    let kv = world.disk.open(world, life);
-    let engine = match Engine::open(kv, outbox_settings(world), clock.clone(), "the fake disk") {
+    let plug = Plug { world: world.clone(), life };
+    let opened = world.disk.open(Some(&plug), disk::settings(scenario)).and_then(|store| {
+        let engine = Engine::open(store, outbox_settings(world), clock.clone(), "the fake disk");
+        engine.map_err(|error| NotOpened::Failed(error.to_string()))
+    });
+    let engine = match opened {
         Ok(engine) => engine,
-        Err(error) => {
-            if world.is_on(life) && !world.scenario.sync_failures {
-                world.violated("G2", format!("the store does not open: {error}"));
+        Err(why) => {
+            let excused = scenario.sync_failures && matches!(why, NotOpened::Failed(_));
+            if world.is_on(life) && !excused {
+                world.violated("G2", format!("the store does not open: {why}"));
             }
             // The power may have gone while it opened.
             world.power_went.notified().now_or_never().unwrap_or_default();

@@ -79,6 +79,11 @@ fn the_promises_hold_under_random_faults() {
     let seeds = number_of("SEEDS").unwrap_or(SEEDS);
     let (broken, sums) = run_all(from..from + seeds, None);
     println!("{seeds} seeds: {sums}");
+    let did = sums.did;
+    if seeds >= SEEDS {
+        let each = [did.index_commits, did.segments_removed, did.torn, did.indexes_made_again];
+        assert!(each.iter().all(|&times| times > seeds / 20), "what hardly happens is not tested: {did:?}");
+    }
     let shown: Vec<_> =
         broken.iter().take(10).map(|(seed, report)| format!("SEED={seed}: {}", report.violations[0])).collect();
     assert!(
@@ -126,6 +131,16 @@ fn must_be_caught(bug: Bug, promises: &[&str]) {
 #[test]
 fn a_202_before_the_sync_is_caught() {
     must_be_caught(Bug::AckBeforeSync, &["G2"]);
+}
+
+#[test]
+fn a_directory_that_is_not_synced_is_caught() {
+    must_be_caught(Bug::ForgetDirectories, &["G2"]);
+}
+
+#[test]
+fn an_index_that_says_it_has_what_it_has_not_is_caught() {
+    must_be_caught(Bug::MarkBeforeKeys, &["G2"]);
 }
 
 #[test]

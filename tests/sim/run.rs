@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::audit::{audit, fits_together};
 use crate::clients::client;
+use crate::disk::Did;
 use crate::life::{Ending, live};
 use crate::operator::{operator, resume_all};
 use crate::scenario::Scenario;
@@ -30,7 +31,7 @@ pub struct Report {
     pub calls: u64,
     pub shipped: u64,
     pub crashes: u64,
-    pub commits: u64,
+    pub did: Did,
     pub virtual_seconds: u64,
 }
 
@@ -42,7 +43,7 @@ impl Report {
         self.calls += other.calls;
         self.shipped += other.shipped;
         self.crashes += other.crashes;
-        self.commits += other.commits;
+        self.did.add(other.did);
         self.virtual_seconds += other.virtual_seconds;
     }
 }
@@ -51,8 +52,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} events accepted, {} repeats recognised, {} calls, {} dead letters in the queue, {} crashes, {} commits, {} virtual seconds",
-            self.accepted, self.repeats, self.calls, self.shipped, self.crashes, self.commits, self.virtual_seconds
+            "{} events accepted, {} repeats recognised, {} calls, {} dead letters in the queue, {} crashes, {} virtual seconds, {:?}",
+            self.accepted, self.repeats, self.calls, self.shipped, self.crashes, self.virtual_seconds, self.did
         )
     }
 }
@@ -71,7 +72,7 @@ pub fn run(scenario: Scenario, trail: Trail) -> Report {
             calls: ledger.calls,
             shipped: ledger.in_queue.len() as u64,
             crashes: world.crashes(),
-            commits: world.disk.commits(),
+            did: world.disk.did(),
             virtual_seconds: world.now().since(crate::world::START).as_secs(),
         }
     })
@@ -148,7 +149,8 @@ async fn rest(world: &Arc<World>, life: u32, offset_ms: i64) {
             world.violated("liveness", "the last life ended by itself".into());
         }
     }
-    if let Err(why) = fits_together(&world.disk.synced()) {
+    let found = world.disk.synced(crate::disk::settings(&world.scenario));
+    if let Err(why) = found.and_then(|pairs| fits_together(&pairs)) {
         world.violated("liveness", format!("at rest, but {why}"));
     }
 }

@@ -10,8 +10,12 @@ use sendoff::outbox::{
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
-    /// G1: the store answers before it has synced (in `disk.rs`).
+    /// G1: the store answers before it has synced (in `disk/files.rs`).
     AckBeforeSync,
+    /// G1: which segments of the journal there are is never synced (in `disk/files.rs`).
+    ForgetDirectories,
+    /// G1: the index says how far it has come before it has come there (in `disk/index.rs`).
+    MarkBeforeKeys,
     /// G2: an event leaves the store when it is leased.
     DeleteOnLease,
     /// G2: an event that ran out of attempts is dropped.

@@ -42,6 +42,10 @@ pub struct Scenario {
     pub dedupe_window: Duration,
     pub sdk_window: Duration,
     pub bytes_max: u64,
+    /// Of the journal: small, so that a seed has many.
+    pub segment_bytes: u64,
+    /// In one commit of the index: a checkpoint is some.
+    pub keys_per_commit: usize,
     pub grace: Duration,
     /// Whole accounts fail too, and then every function waits.
     pub account_faults: bool,
@@ -95,6 +99,8 @@ impl Scenario {
             dedupe_window: Duration::from_secs([30, 300, 86_400][rng.usize(0..3)]),
             sdk_window: Duration::from_secs([20, 300][rng.usize(0..2)]),
             bytes_max: if rng.u8(0..8) == 0 { 20_000 } else { 1 << 30 },
+            segment_bytes: [1_000, 8_000, 40_000][rng.usize(0..3)],
+            keys_per_commit: [3, 20, 1_000][rng.usize(0..3)],
             grace: Duration::from_millis([0, 200, 5_000, 25_000][rng.usize(0..4)]),
             account_faults: rng.u8(0..4) == 0,
             sync_failures: rng.u8(0..4) == 0,

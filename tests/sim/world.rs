@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 
-use crate::disk::FakeDisk;
+use crate::disk::{Cut, FakeDisk};
 use crate::ledger::Ledger;
 use crate::scenario::{Scenario, Weather};
 use crate::tap::Tap;
@@ -199,8 +199,10 @@ impl World {
             power.crashes += 1;
             power.tasks.drain(..).for_each(|task| task.abort());
         }
-        let lucky = self.draw(|rng| rng.u8(0..4) == 0);
-        self.disk.lose_unsynced(lucky);
+        self.draw(|rng| {
+            let cut = [Cut::Kill, Cut::AllLost, Cut::Torn, Cut::Torn, Cut::Torn][rng.usize(0..5)];
+            self.disk.cut(cut, rng);
+        });
         self.note(|| format!("CRASH {place}"));
         self.set_front(None);
         self.power_went.notify_one();

@@ -56,7 +56,7 @@ impl Outbox for Kept {
         self.appends.fetch_add(1, Ordering::Relaxed);
         match *self.trouble.lock().unwrap() {
             Some(Trouble::Full) => {
-                return Ok(vec![Appended::Full(OutboxFull::Bytes { used: 7, limit: 7 }); batch.len()]);
+                return Ok(vec![Appended::Full(OutboxFull::Bytes { used: 7, wanted: 1, limit: 7 }); batch.len()]);
             }
             Some(Trouble::Poisoned) => return Err(Error::Poisoned { why: "fsync failed".to_owned() }),
             None => {}

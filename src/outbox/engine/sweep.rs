@@ -93,7 +93,7 @@ mod tests {
     use crate::outbox::{LaneWant, LeaseWant, Settings, Settlement, Spent, Which};
 
     const START: UnixMillis = UnixMillis(1_790_000_000_000);
-    const ROOM: Disk = Disk { used: 0, free: u64::MAX };
+    const ROOM: Disk = Disk { used: 0, free: u64::MAX, to_come: 0 };
     const WINDOW: Duration = Duration::from_secs(30);
 
     fn engine(clock: &Clock) -> Engine<impl Kv + use<>> {

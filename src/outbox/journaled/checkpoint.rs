@@ -1,51 +1,150 @@
-//! Bringing the index up to the journal, on a thread of its own: the only one that writes to the index.
+//! Bringing the index up to the journal: by a thread of its own, the only one that writes to the index, or in turn with the
+//! journal's commits.
 //!
 //! Holds: the last commit of a checkpoint has the segment up to which the index is complete. A crash before it means that the same
-//! segments are read again; what of them is in the index already lies below what is read.
+//! segments are read again; what of them is in the index already lies below what is read. Each commit has the live bytes of what the
+//! index then has, so that they are right after such a crash too.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 
+use bytes::Bytes;
+
 use super::entry::{CHECKPOINT, Checkpoint, Entry};
 use super::overlay::Overlay;
 use crate::outbox::kv::{Batch, Failed, Index};
 
-/// Keys of one commit of the index: sled keeps every version of every page that a commit touches until the commit is over.
-const COMMIT_KEYS_MAX: usize = 2_048;
+/// Sled keeps every version of every page that a commit touches until the commit is over.
+pub const KEYS_PER_COMMIT: usize = 2_048;
+
+/// Who writes to the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checkpoints {
+    /// A thread, while commits go on.
+    Beside,
+    /// Whoever commits, one commit of the index with each of the journal's. Slower, and the same each time: for the simulation.
+    InTurn,
+}
 
 /// What is to be brought into the index.
 pub struct Job {
     pub overlay: Arc<Overlay>,
-    /// The overlay has everything from the last checkpoint to the end of this segment.
+    /// How far the index has come.
+    pub from: Checkpoint,
+    /// The overlay has everything from there to the end of this segment.
     pub segment: u32,
-    /// The live bytes of the journal as far as this overlay knows: what it supersedes in the index is still counted.
-    pub live: u64,
+    pub keys_per_commit: usize,
 }
 
-/// Writes one checkpoint; gives the bytes of journal that it made worthless.
-pub fn write<B: Index>(index: &B, job: &Job) -> Result<u64, Failed> {
-    let mut batch = Batch::default();
-    let mut freed = 0;
-    for (key, slot) in job.overlay.iter() {
-        let old = if slot.is_new { None } else { index.get(key)? };
-        let known = old.is_some();
-        if let Some(old) = old.as_ref().and_then(Entry::decode) {
-            freed += u64::from(old.at.bytes);
-        }
-        match &slot.value {
-            Some(value) => batch.put(key.to_vec(), Entry::of(slot.at, value).encode()),
-            None if known => batch.remove(key.to_vec()),
-            None => {}
-        }
-        if batch.len() == COMMIT_KEYS_MAX {
-            index.commit(&std::mem::take(&mut batch))?;
+/// A checkpoint being written, one commit of the index after the other.
+pub struct Writing {
+    job: Job,
+    /// The last key that was looked at.
+    after: Option<Bytes>,
+    /// The live bytes of what the index has.
+    live: u64,
+}
+
+impl Writing {
+    pub fn of(job: Job) -> Self {
+        Self { after: None, live: job.from.live, job }
+    }
+
+    /// Writes all of it; says how far the index has come.
+    pub fn finish<B: Index>(mut self, index: &B) -> Result<Checkpoint, Failed> {
+        loop {
+            if let Some(checkpoint) = self.step(index)? {
+                return Ok(checkpoint);
+            }
         }
     }
-    let checkpoint = Checkpoint { segment: job.segment, live: job.live.saturating_sub(freed) };
-    batch.put(CHECKPOINT.to_vec(), checkpoint.encode());
-    index.commit(&batch)?;
-    Ok(freed)
+
+    /// Writes the next commit; as [`Writing::finish`] if it was the last one.
+    fn step<B: Index>(&mut self, index: &B) -> Result<Option<Checkpoint>, Failed> {
+        let mut batch = Batch::default();
+        let mut segment = self.job.segment;
+        for (key, slot) in self.job.overlay.after(self.after.as_ref()) {
+            let old = if slot.is_new { None } else { index.get(key)? };
+            let known = old.is_some();
+            if let Some(old) = old.as_ref().and_then(Entry::decode) {
+                self.live = self.live.saturating_sub(u64::from(old.at.bytes));
+            }
+            match &slot.value {
+                Some(value) => {
+                    self.live += u64::from(slot.at.bytes);
+                    batch.put(key.to_vec(), Entry::of(slot.at, value).encode());
+                }
+                None if known => batch.remove(key.to_vec()),
+                None => {}
+            }
+            if batch.len() == self.job.keys_per_commit {
+                self.after = Some(key.clone());
+                segment = self.job.from.segment;
+                break;
+            }
+        }
+        let checkpoint = Checkpoint { segment, live: self.live };
+        batch.put(CHECKPOINT.to_vec(), checkpoint.encode());
+        index.commit(&batch)?;
+        Ok((segment == self.job.segment).then_some(checkpoint))
+    }
+}
+
+/// Writes one checkpoint after the other.
+pub enum Checkpointer<B> {
+    Beside(Thread),
+    InTurn(Arc<B>, Option<Writing>),
+}
+
+impl<B: Index> Checkpointer<B> {
+    pub fn start(index: Arc<B>, checkpoints: Checkpoints) -> Result<Self, Failed> {
+        match checkpoints {
+            Checkpoints::Beside => Thread::start(index).map(Self::Beside),
+            Checkpoints::InTurn => Ok(Self::InTurn(index, None)),
+        }
+    }
+
+    pub fn begin(&mut self, job: Job) -> Result<(), Failed> {
+        match self {
+            Self::Beside(thread) => thread.send(Work::Write(job)),
+            Self::InTurn(_, current) => {
+                *current = Some(Writing::of(job));
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives back an overlay that the index now has.
+    pub fn drop_overlay(&self, overlay: Arc<Overlay>) -> Result<(), Failed> {
+        match self {
+            Self::Beside(thread) => thread.send(Work::Drop(overlay)),
+            Self::InTurn(..) => Ok(()),
+        }
+    }
+
+    /// The outcome of the job at hand, if it is done.
+    pub fn poll(&mut self) -> Result<Option<Checkpoint>, Failed> {
+        match self {
+            Self::Beside(thread) => thread.poll(),
+            Self::InTurn(index, current) => {
+                let Some(writing) = current else { return Ok(None) };
+                let done = writing.step(&**index)?;
+                if done.is_some() {
+                    *current = None;
+                }
+                Ok(done)
+            }
+        }
+    }
+
+    /// Waits for the job at hand.
+    pub fn wait(&mut self) -> Result<Checkpoint, Failed> {
+        match self {
+            Self::Beside(thread) => thread.wait(),
+            Self::InTurn(index, current) => current.take().ok_or_else(gone)?.finish(&**index),
+        }
+    }
 }
 
 enum Work {
@@ -54,22 +153,22 @@ enum Work {
     Drop(Arc<Overlay>),
 }
 
-/// The thread. Ends, after the job at hand, when this is dropped.
-pub struct Checkpointer {
+/// Ends, after the job at hand, when this is dropped.
+pub struct Thread {
     work: Option<SyncSender<Work>>,
-    done: Receiver<Result<u64, Failed>>,
+    done: Receiver<Result<Checkpoint, Failed>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Checkpointer {
-    pub fn start<B: Index>(index: Arc<B>) -> Result<Self, Failed> {
+impl Thread {
+    fn start<B: Index>(index: Arc<B>) -> Result<Self, Failed> {
         let (work, taken) = sync_channel(2);
         let (said, done) = sync_channel(1);
         let run = move || {
             for work in taken {
                 match work {
                     Work::Write(job) => {
-                        if said.send(write(&*index, &job)).is_err() {
+                        if said.send(Writing::of(job).finish(&*index)).is_err() {
                             return;
                         }
                     }
@@ -82,22 +181,12 @@ impl Checkpointer {
         Ok(Self { work: Some(work), done, thread: Some(thread) })
     }
 
-    pub fn begin(&self, job: Job) -> Result<(), Failed> {
-        self.send(Work::Write(job))
-    }
-
-    /// Gives back an overlay that the index now has.
-    pub fn drop_overlay(&self, overlay: Arc<Overlay>) -> Result<(), Failed> {
-        self.send(Work::Drop(overlay))
-    }
-
     fn send(&self, work: Work) -> Result<(), Failed> {
         let sent = self.work.as_ref().is_some_and(|sender| sender.send(work).is_ok());
         if sent { Ok(()) } else { Err(gone()) }
     }
 
-    /// The outcome of the job at hand, if it is done.
-    pub fn poll(&self) -> Result<Option<u64>, Failed> {
+    fn poll(&self) -> Result<Option<Checkpoint>, Failed> {
         match self.done.try_recv() {
             Ok(written) => written.map(Some),
             Err(TryRecvError::Empty) => Ok(None),
@@ -105,13 +194,12 @@ impl Checkpointer {
         }
     }
 
-    /// Waits for the job at hand.
-    pub fn wait(&self) -> Result<u64, Failed> {
+    fn wait(&self) -> Result<Checkpoint, Failed> {
         self.done.recv().map_err(|_| gone())?
     }
 }
 
-impl Drop for Checkpointer {
+impl Drop for Thread {
     fn drop(&mut self) {
         self.work.take();
         if let Some(thread) = self.thread.take()
@@ -123,5 +211,5 @@ impl Drop for Checkpointer {
 }
 
 fn gone() -> Failed {
-    Failed::new("writing a checkpoint", "its thread has ended")
+    Failed::new("writing a checkpoint", "nobody does it")
 }

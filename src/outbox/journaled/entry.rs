@@ -59,7 +59,7 @@ impl Entry {
 pub struct Checkpoint {
     /// The index has everything up to the end of this segment.
     pub segment: u32,
-    /// Bytes of the journal's ops that are the newest of their key, as of then.
+    /// The bytes in the journal of all that the index has, also of what a checkpoint that is not done has brought.
     pub live: u64,
 }
 

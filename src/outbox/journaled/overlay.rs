@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Range;
-use std::ops::Bound::{Excluded, Included};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use bytes::Bytes;
 
@@ -13,6 +13,7 @@ use crate::outbox::journal::Location;
 pub struct Overlay {
     slots: BTreeMap<Bytes, Slot>,
     bytes: u64,
+    live: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -24,25 +25,30 @@ pub struct Slot {
     pub is_new: bool,
 }
 
+impl Slot {
+    fn live(&self) -> u64 {
+        if self.value.is_some() { u64::from(self.at.bytes) } else { 0 }
+    }
+}
+
 impl Overlay {
     pub fn get(&self, key: &[u8]) -> Option<&Slot> {
         self.slots.get(key)
     }
 
-    /// Notes a write; gives the bytes of journal that it made worthless among those noted here.
-    pub fn note(&mut self, key: Bytes, slot: Slot) -> u64 {
+    pub fn note(&mut self, key: Bytes, slot: Slot) {
         let old = self.slots.get(&key);
-        let freed = old.filter(|old| old.value.is_some()).map_or(0, |old| u64::from(old.at.bytes));
         let was_new = old.is_some_and(|old| old.is_new);
+        self.live += slot.live();
+        self.live -= old.map_or(0, Slot::live);
         if slot.value.is_none() && was_new {
             self.slots.remove(&key);
-            return freed;
+            return;
         }
         // Whatever came before in here is superseded, what lies below is not.
         let is_new = if old.is_some() { was_new } else { slot.is_new };
         self.bytes += u64::from(slot.at.bytes);
         self.slots.insert(key, Slot { is_new, ..slot });
-        freed
     }
 
     /// From `from` (included) to `to` (excluded).
@@ -50,12 +56,18 @@ impl Overlay {
         self.slots.range::<[u8], _>((Included(from), Excluded(to.max(from))))
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&Bytes, &Slot)> {
-        self.slots.iter()
+    /// All behind a key, or all there are.
+    pub fn after(&self, key: Option<&Bytes>) -> Range<'_, Bytes, Slot> {
+        self.slots.range::<Bytes, _>((key.map_or(Unbounded, Excluded), Unbounded))
     }
 
     pub fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// The bytes in the journal of what has a value.
+    pub fn live(&self) -> u64 {
+        self.live
     }
 
     /// The bytes of all ops that were noted, also of those that are superseded: about what a replay costs.

@@ -6,7 +6,8 @@
 use bytes::Bytes;
 
 use super::{Journaled, Next, Slot, Watch};
-use crate::outbox::journal::{Journal, Location};
+use crate::outbox::journal::files::Files;
+use crate::outbox::journal::{self, Location};
 use crate::outbox::kv::{Batch, Failed, Index};
 
 /// Bytes of the oldest segment that are looked at with a commit, beside four times its own.
@@ -21,17 +22,17 @@ pub struct Progress {
     stuck: bool,
 }
 
-impl<B: Index, W: Watch> Journaled<B, W> {
+impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     /// Whether the journal has more that is worthless than it may.
     pub(super) fn wants_reclaim(&self) -> bool {
         let (bytes, oldest) = (self.journal.bytes(), self.journal.oldest());
-        if oldest > self.checkpointed || (self.reclaim.stuck && self.reclaim.segment == oldest) {
+        if oldest > self.indexed.segment || (self.reclaim.stuck && self.reclaim.segment == oldest) {
             return false;
         }
-        let settings = &self.settings;
-        let many = bytes > 2 * self.live + settings.slack;
+        let (settings, live) = (&self.settings, self.live());
+        let many = bytes > 2 * live + settings.slack;
         let tight = bytes + self.index.bytes() > settings.bytes_max / 4 * 3
-            && bytes > self.live + self.live / 8 + 2 * settings.segment_bytes;
+            && bytes > live + live / 8 + 2 * settings.segment_bytes;
         many || tight
     }
 
@@ -43,7 +44,7 @@ impl<B: Index, W: Watch> Journaled<B, W> {
         }
         let segment = self.journal.oldest();
         if self.reclaim.segment != segment {
-            self.reclaim = Progress { segment, at: Journal::start(), stuck: false };
+            self.reclaim = Progress { segment, at: journal::START, stuck: false };
         }
         let mut left = PIECE_BYTES + 4 * batch.writes().map(|(key, value)| cost(key, value)).sum::<u64>();
         loop {

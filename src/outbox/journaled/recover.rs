@@ -3,16 +3,17 @@
 use std::io;
 use std::sync::Arc;
 
-use super::checkpoint::{self, Checkpointer, Job};
+use super::checkpoint::{Checkpointer, Job, Writing};
 use super::entry::{CHECKPOINT, Checkpoint};
 use super::overlay::{Overlay, Slot};
 use super::{Journaled, Settings, Watch, reclaim};
-use crate::outbox::journal::{Frame, Journal, Next};
+use crate::outbox::journal::files::{Directory, Files};
+use crate::outbox::journal::{self, Frame, Journal, Next};
 use crate::outbox::kv::{Batch, Failed, Index};
 
 /// A store that is open, and what of its journal could not be read: nothing, unless that was allowed.
-pub struct Recovered<B, W> {
-    pub store: Journaled<B, W>,
+pub struct Recovered<B, W, D: Files = Directory> {
+    pub store: Journaled<B, W, D>,
     pub gaps: u64,
 }
 
@@ -29,24 +30,24 @@ pub enum Stale {
 }
 
 /// Makes an empty index one of a journal of which it has nothing yet.
-pub fn begin_index<B: Index>(index: &B, journal: &Journal) -> Result<(), Failed> {
+pub fn begin_index<B: Index, D: Files>(index: &B, journal: &Journal<D>) -> Result<(), Failed> {
     let mut batch = Batch::default();
     let checkpoint = Checkpoint { segment: journal.oldest().saturating_sub(1), live: 0 };
     batch.put(CHECKPOINT.to_vec(), checkpoint.encode());
     index.commit(&batch)
 }
 
-impl<B: Index, W: Watch> Journaled<B, W> {
+impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     /// Opens the store. `seen` is the last commit that is known to have been durable; a journal that ends before it is damaged.
     /// With `lenient`, what cannot be read of the journal is left out and counted, and the journal is not written to.
     pub fn recover(
-        journal: Journal,
+        journal: Journal<D>,
         index: B,
         watch: W,
         settings: Settings,
         seen: Option<u64>,
         lenient: bool,
-    ) -> Result<Recovered<B, W>, Stale> {
+    ) -> Result<Recovered<B, W, D>, Stale> {
         let found = index.get(CHECKPOINT)?.ok_or_else(|| Stale::Index("it has no checkpoint".to_owned()))?;
         let found = Checkpoint::decode(&found).ok_or_else(|| Stale::Index("its checkpoint is damaged".to_owned()))?;
         if found.segment + 1 < journal.oldest() || found.segment > journal.newest() {
@@ -55,15 +56,21 @@ impl<B: Index, W: Watch> Journaled<B, W> {
             return Err(Stale::Index(why));
         }
         let index = Arc::new(index);
-        let mut replay =
-            Replay { journal, index: &*index, overlay: Overlay::default(), live: found.live, expected: None, gaps: 0 };
-        let mut checkpointed = found.segment;
+        let mut replay = Replay {
+            journal,
+            index: &*index,
+            keys_per_commit: settings.keys_per_commit,
+            overlay: Overlay::default(),
+            indexed: found,
+            durable: 0,
+            expected: None,
+            gaps: 0,
+        };
         for segment in found.segment + 1..=replay.journal.newest() {
             replay.segment(segment, seen, lenient)?;
             // All but the last, which is brought in while the daemon already works.
             if segment < replay.journal.newest() && replay.overlay.bytes() >= settings.segment_bytes {
                 replay.checkpoint(segment)?;
-                checkpointed = segment;
             }
         }
         let (newest, next) = (replay.journal.newest(), replay.expected);
@@ -74,24 +81,15 @@ impl<B: Index, W: Watch> Journaled<B, W> {
         if let Some(seen) = seen.filter(|&seen| seen >= next) {
             replay.gap(lenient, || format!("it ends with commit {}, but {seen} was there", next.saturating_sub(1)))?;
         }
-        let Replay { mut journal, overlay, live, gaps, .. } = replay;
+        let Replay { mut journal, overlay, indexed, gaps, durable, .. } = replay;
+        if !lenient {
+            journal.write_again(durable).map_err(writing)?;
+        }
         journal.is_at(next.max(seen.map_or(0, |seen| seen + 1)));
-        let checkpointer = Checkpointer::start(index.clone())?;
+        let checkpointer = Checkpointer::start(index.clone(), settings.checkpoints)?;
         let (frozen, reclaim) = (None, reclaim::Progress::default());
-        let checkpointing = checkpointed;
-        let mut store = Self {
-            journal,
-            index,
-            checkpointer,
-            watch,
-            settings,
-            overlay,
-            frozen,
-            checkpointed,
-            checkpointing,
-            live,
-            reclaim,
-        };
+        let mut store =
+            Self { journal, index, checkpointer, watch, settings, overlay, frozen, indexed, reclaim, uncounted: 0 };
         if !store.overlay.is_empty() && !lenient {
             store.freeze()?;
         }
@@ -100,22 +98,26 @@ impl<B: Index, W: Watch> Journaled<B, W> {
 }
 
 /// The journal being read.
-struct Replay<'a, B> {
-    journal: Journal,
+struct Replay<'a, B, D: Files> {
+    journal: Journal<D>,
     index: &'a B,
+    keys_per_commit: usize,
     overlay: Overlay,
-    live: u64,
+    indexed: Checkpoint,
+    /// Up to here the segment that was read last is known to have been durable.
+    durable: u64,
     /// The number that the next commit must have; none before the first.
     expected: Option<u64>,
     gaps: u64,
 }
 
-impl<B: Index> Replay<'_, B> {
+impl<B: Index, D: Files> Replay<'_, B, D> {
     fn segment(&mut self, segment: u32, seen: Option<u64>, lenient: bool) -> Result<(), Stale> {
         if self.journal.segment_bytes(segment) == 0 {
             return self.gap(lenient, || format!("segment {segment} is missing"));
         }
-        let mut at = Journal::start();
+        let mut at = journal::START;
+        self.durable = 0;
         if self.expected.is_none() {
             self.expected = self.journal.first_commit(segment).map_err(reading)?;
         }
@@ -130,6 +132,9 @@ impl<B: Index> Replay<'_, B> {
                         })?;
                     }
                     at = frame.end;
+                    if seen.is_some_and(|seen| seen >= commit) {
+                        self.durable = at;
+                    }
                     self.note(frame);
                 }
                 Next::Bad { resumes_at: Some(next) } => {
@@ -168,29 +173,30 @@ impl<B: Index> Replay<'_, B> {
     fn note(&mut self, frame: Frame) {
         self.expected = Some(frame.commit + 1);
         for (at, op) in frame.ops {
-            if op.value.is_some() {
-                self.live += u64::from(at.bytes);
-            }
-            self.live =
-                self.live.saturating_sub(self.overlay.note(op.key, Slot { value: op.value, at, is_new: false }));
+            self.overlay.note(op.key, Slot { value: op.value, at, is_new: false });
         }
     }
 
     fn checkpoint(&mut self, segment: u32) -> Result<(), Failed> {
-        let job = Job { overlay: Arc::new(std::mem::take(&mut self.overlay)), segment, live: self.live };
-        self.live = self.live.saturating_sub(checkpoint::write(self.index, &job)?);
+        let overlay = Arc::new(std::mem::take(&mut self.overlay));
+        let job = Job { overlay, from: self.indexed, segment, keys_per_commit: self.keys_per_commit };
+        self.indexed = Writing::of(job).finish(self.index)?;
         Ok(())
     }
 
     /// The number of the commit after the last, where the index had everything.
     fn next_commit_of(&self, segment: u32) -> Result<u64, Stale> {
         let mut next = self.journal.first_commit(segment).map_err(reading)?.unwrap_or(0);
-        let mut at = Journal::start();
+        let mut at = journal::START;
         while let Next::Frame(frame) = self.journal.read(segment, at).map_err(reading)? {
             (next, at) = (frame.commit + 1, frame.end);
         }
         Ok(next)
     }
+}
+
+fn writing(error: io::Error) -> Failed {
+    Failed::new("writing the journal", error)
 }
 
 fn reading(error: io::Error) -> Failed {

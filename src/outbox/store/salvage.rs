@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::{INDEX, JOURNAL, STORE, create, create_index_aside, io_error, open_journal, sync_dir};
 use crate::clock::Clock;
 use crate::outbox::engine::{FORMAT, OpenError};
+use crate::outbox::journal::files::segments_in;
 use crate::outbox::journaled::{self, Journaled, Recovered, Watch};
 use crate::outbox::kv::Kv;
 use crate::outbox::repair::{self, Report};
@@ -147,7 +148,7 @@ fn open_copy(
         fs::create_dir(&copy)?;
         fs::create_dir(copy.join(JOURNAL))?;
         if store.join(JOURNAL).exists() {
-            for segment in journal::segments_in(&store.join(JOURNAL))? {
+            for segment in segments_in(&store.join(JOURNAL))? {
                 let to = copy.join(JOURNAL).join(segment.file_name().unwrap_or_default());
                 // A journal that is only read is the same under another name.
                 fs::hard_link(&segment, &to).or_else(|_| fs::copy(&segment, &to).map(drop))?;

@@ -139,7 +139,7 @@ fn a_journal_without_its_end_is_salvaged_once_and_the_witness_goes_on() {
     for n in 0..3 {
         with(dir.path(), |store, _| put(store, keys_of(n), b"kept")).unwrap();
     }
-    let newest = journal::segments_in(&dir.path().join(STORE).join(JOURNAL)).unwrap().pop().unwrap();
+    let newest = journal::files::segments_in(&dir.path().join(STORE).join(JOURNAL)).unwrap().pop().unwrap();
     let bytes = fs::metadata(&newest).unwrap().len();
     File::options().write(true).open(&newest).unwrap().set_len(bytes - 1).unwrap();
     let salvaged = with(dir.path(), |_, salvaged| salvaged).unwrap().expect("it is not met in silence");
