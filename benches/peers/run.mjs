@@ -1,0 +1,172 @@
+// What a user would pick instead of sendoff, and sendoff, under the same load: see README.md.
+
+import { mkdirSync } from "node:fs";
+import { resolve } from "node:path";
+import { parseArgs } from "node:util";
+import { busy_seconds, cpu_seconds, watch_memory } from "./measure.mjs";
+import { load_average, table, write } from "./report.mjs";
+import { end_all, find, Scene } from "./scene.mjs";
+
+// In the order in which they are measured in a round.
+const PEERS = ["sendoff", "sendoff-bare", "bullmq", "rabbitmq"];
+
+const { values: given } = parseArgs({
+  options: {
+    sendoff: { type: "string", default: "target/release/sendoff" },
+    only: { type: "string" },
+    rounds: { type: "string", default: "3" },
+    events: { type: "string", default: "20000" },
+    warm: { type: "string", default: "2000" },
+    "in-flight": { type: "string", default: "64" },
+    bytes: { type: "string", default: "1024" },
+    out: { type: "string", default: "target/bench" },
+  },
+});
+const [rounds, events, warm, bytes] = [given.rounds, given.events, given.warm, given.bytes].map(Number);
+const in_flight = Number(given["in-flight"]);
+const out = resolve(given.out);
+
+// A road that gets no further for so long is broken.
+const STALLED_MS = 60_000;
+
+let stopping = false;
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
+  process.once(signal, async () => {
+    console.error(`${signal}: stopping everything`);
+    stopping = true;
+    await end_all();
+    process.exit(130);
+  });
+}
+
+// Cores that processes of others take from now on: the figures of a measurement with many are not worth much.
+function others_since() {
+  const own = () => busy_seconds() - cpu_seconds([process.pid]);
+  const [began, before] = [Date.now(), own()];
+  return () => Math.max(0, ((own() - before) * 1e3) / (Date.now() - began));
+}
+
+// Runs `what` in a scene that is gone afterwards.
+async function within(traced, what) {
+  // What a signal has stopped must not go on with the next.
+  if (stopping) return new Promise(() => {});
+  const scene = new Scene(out, traced);
+  try {
+    return await what(scene);
+  } finally {
+    await scene.end();
+  }
+}
+
+const load = (scene, peer, where) => scene.node("load.mjs", { what: "start", peer: peer.file, where, bytes, in_flight });
+
+// From the call to the acknowledgement, while nothing is delivered.
+async function accept(peer) {
+  return await within(false, async (scene) => {
+    const where = await peer.start(scene, { program: resolve(given.sendoff) });
+    const generator = await load(scene, peer, where);
+    await generator.ask({ what: "send", first: 0, count: warm, in_flight });
+    const sent = await generator.ask({ what: "send", first: warm, count: events, in_flight });
+    return {
+      accept_per_second: events / sent.seconds,
+      accept_p50_ms: sent.p50_ms,
+      accept_p99_ms: sent.p99_ms,
+      accept_client_cores: sent.cores,
+    };
+  });
+}
+
+// From the first call to the last arrival at the stand-in.
+async function road(peer, traced) {
+  return await within(traced, async (scene) => {
+    const standin = await scene.node("standin.mjs", { what: "start" });
+    const lambda_url = `http://127.0.0.1:${standin.ready.port}`;
+    const where = await peer.start(scene, { lambda_url, program: resolve(given.sendoff) });
+    const first = { what: "start", peer: peer.file, where, lambda_url, in_flight };
+    const worker = peer.work && (await scene.node("work.mjs", first, { counts: true, args: peer.node_args }));
+    const generator = await load(scene, peer, where);
+    const through = async (first, count) => {
+      const all = arrival(standin, first + count);
+      const sent = await generator.ask({ what: "send", first, count, in_flight });
+      return { sent, last: await all };
+    };
+    await through(0, warm);
+
+    const pids = scene.system_pids();
+    const [cpu, memory, of_worker] = [cpu_seconds(pids), watch_memory(pids), watch_memory(worker ? [worker.pid] : [])];
+    const { sent, last } = await through(warm, events);
+    const used = cpu_seconds(pids) - cpu;
+    const [peak, worker_peak] = [memory.stop(), of_worker.stop()];
+    const seconds = (last.at - sent.began) / 1e3;
+    if (traced) return { road_syncs_per_1000: (scene.syncs(sent.wall, last.wall) * 1_000) / events };
+    return {
+      road_per_second: events / seconds,
+      road_cpu_seconds_per_1000: (used * 1_000) / events,
+      road_peak_pss_mib: peak,
+      road_worker_pss_mib: worker ? worker_peak : undefined,
+      road_repeated: last.repeated,
+    };
+  });
+}
+
+// Waits until so many different events have arrived.
+async function arrival(standin, total) {
+  let [before, timer] = [-1, undefined];
+  const stalled = new Promise((_, failed) => {
+    let asked = Date.now();
+    timer = setInterval(() => {
+      const used = cpu_seconds([standin.pid]);
+      // A stand-in that works gets events; asking it would mix with the answer that is awaited.
+      if (used > before) [before, asked] = [used, Date.now()];
+      else if (Date.now() - asked > STALLED_MS) failed(new Error(`no event arrived for ${STALLED_MS / 1e3} s`));
+    }, 1_000);
+  });
+  try {
+    return await Promise.race([standin.ask({ what: "total", total }), stalled]);
+  } finally {
+    clearInterval(timer);
+  }
+}
+
+async function peers() {
+  const found = [];
+  for (const file of given.only?.split(",") ?? PEERS) {
+    const peer = { file, ...(await import(`./peers/${file}.mjs`)) };
+    const missing = Object.entries(peer.needs).filter(([program]) => !find(program));
+    for (const [program, of] of missing) console.error(`${peer.name}: left out, no ${program}; apt-get install ${of}`);
+    if (missing.length === 0) found.push(peer);
+  }
+  return found;
+}
+
+mkdirSync(out, { recursive: true });
+const measured = await peers();
+const samples = new Map(measured.map((peer) => [peer.name, []]));
+const broken = new Set();
+const before = load_average();
+async function measure(peer, title, what) {
+  if (broken.has(peer)) return;
+  try {
+    const others = others_since();
+    const sample = { ...(await what(peer)), others_cores: others() };
+    samples.get(peer.name).push(sample);
+    const figures = Object.entries(sample).filter(([, value]) => value !== undefined);
+    console.error(`${title}: ${peer.name}: ${figures.map(([key, value]) => `${key} ${Number(value.toPrecision(4))}`).join(", ")}`);
+  } catch (error) {
+    broken.add(peer);
+    console.error(`${title}: ${peer.name}: left out from here, ${error.message}`);
+  }
+}
+for (let round = 1; round <= rounds; round += 1) {
+  for (const peer of measured) {
+    await measure(peer, `round ${round}`, accept);
+    await measure(peer, `round ${round}`, (peer) => road(peer, false));
+  }
+}
+// Alone, as being watched costs.
+if (find("strace")) for (const peer of measured) await measure(peer, "syncs", (peer) => road(peer, true));
+else console.error("syncs: not counted, no strace; apt-get install strace");
+
+const conditions = { rounds, events, warm, bytes, in_flight, load_average: { before, after: load_average() } };
+write(`${out}/peers.json`, samples, conditions);
+console.log(`\n${table(samples)}`);
