@@ -8,11 +8,12 @@ import { load_average, table, write } from "./report.mjs";
 import { end_all, find, Scene } from "./scene.mjs";
 
 // In the order in which they are measured in a round.
-const PEERS = ["sendoff", "sendoff-bare", "bullmq", "rabbitmq"];
+const PEERS = ["door", "sdk", "sendoff", "sendoff-bare", "bullmq", "rabbitmq", "restate", "beanstalkd", "pgboss"];
 
 const { values: given } = parseArgs({
   options: {
     sendoff: { type: "string", default: "target/release/sendoff" },
+    bench: { type: "string", default: "" },
     only: { type: "string" },
     rounds: { type: "string", default: "3" },
     events: { type: "string", default: "20000" },
@@ -25,6 +26,7 @@ const { values: given } = parseArgs({
 const [rounds, events, warm, bytes] = [given.rounds, given.events, given.warm, given.bytes].map(Number);
 const in_flight = Number(given["in-flight"]);
 const out = resolve(given.out);
+const programs = { sendoff: resolve(given.sendoff), bench: given.bench && resolve(given.bench) };
 
 // A road that gets no further for so long is broken.
 const STALLED_MS = 60_000;
@@ -58,12 +60,16 @@ async function within(traced, what) {
   }
 }
 
-const load = (scene, peer, where) => scene.node("load.mjs", { what: "start", peer: peer.file, where, bytes, in_flight });
+const load = (scene, peer, where, counts) =>
+  scene.node("load.mjs", { what: "start", peer: peer.file, where, bytes, in_flight }, { counts });
 
 // From the call to the acknowledgement, while nothing is delivered.
 async function accept(peer) {
   return await within(false, async (scene) => {
-    const where = await peer.start(scene, { program: resolve(given.sendoff) });
+    const where = await peer.start(scene, programs);
+    if (peer.accepts_with_worker) {
+      await scene.node("work.mjs", { what: "start", peer: peer.file, where, lambda_url: "http://127.0.0.1", in_flight });
+    }
     const generator = await load(scene, peer, where);
     await generator.ask({ what: "send", first: 0, count: warm, in_flight });
     const sent = await generator.ask({ what: "send", first: warm, count: events, in_flight });
@@ -81,10 +87,10 @@ async function road(peer, traced) {
   return await within(traced, async (scene) => {
     const standin = await scene.node("standin.mjs", { what: "start" });
     const lambda_url = `http://127.0.0.1:${standin.ready.port}`;
-    const where = await peer.start(scene, { lambda_url, program: resolve(given.sendoff) });
+    const where = await peer.start(scene, { lambda_url, ...programs });
     const first = { what: "start", peer: peer.file, where, lambda_url, in_flight };
-    const worker = peer.work && (await scene.node("work.mjs", first, { counts: true, args: peer.node_args }));
-    const generator = await load(scene, peer, where);
+    const worker = peer.work && (await scene.node("work.mjs", first, { counts: true }));
+    const generator = await load(scene, peer, where, peer.is_client);
     const through = async (first, count) => {
       const all = arrival(standin, first + count);
       const sent = await generator.ask({ what: "send", first, count, in_flight });
@@ -134,7 +140,8 @@ async function peers() {
     const peer = { file, ...(await import(`./peers/${file}.mjs`)) };
     const missing = Object.entries(peer.needs).filter(([program]) => !find(program));
     for (const [program, of] of missing) console.error(`${peer.name}: left out, no ${program}; apt-get install ${of}`);
-    if (missing.length === 0) found.push(peer);
+    if (file === "door" && !given.bench) console.error(`${peer.name}: left out, no --bench (README.md)`);
+    else if (missing.length === 0) found.push(peer);
   }
   return found;
 }
@@ -159,12 +166,13 @@ async function measure(peer, title, what) {
 }
 for (let round = 1; round <= rounds; round += 1) {
   for (const peer of measured) {
-    await measure(peer, `round ${round}`, accept);
-    await measure(peer, `round ${round}`, (peer) => road(peer, false));
+    if (peer.accepts !== false) await measure(peer, `round ${round}`, accept);
+    if (peer.delivers !== false) await measure(peer, `round ${round}`, (peer) => road(peer, false));
   }
 }
 // Alone, as being watched costs.
-if (find("strace")) for (const peer of measured) await measure(peer, "syncs", (peer) => road(peer, true));
+const stores = measured.filter((peer) => peer.stores !== false);
+if (find("strace")) for (const peer of stores) await measure(peer, "syncs", (peer) => road(peer, true));
 else console.error("syncs: not counted, no strace; apt-get install strace");
 
 const conditions = { rounds, events, warm, bytes, in_flight, load_average: { before, after: load_average() } };

@@ -2,7 +2,7 @@
 
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { chownSync, existsSync, mkdtempSync, openSync, closeSync, readFileSync, rmSync, chmodSync } from "node:fs";
+import { chownSync, existsSync, mkdtempSync, openSync, closeSync, readFileSync, rmSync, chmodSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -43,14 +43,16 @@ export class Scene {
       const options = ["-D", "-f", "--seccomp-bpf", "-qq", "-ttt", "-e", `trace=${SYNCS}`, "-e", "signal=none", "-o", trace];
       args = [...options, program, ...args];
       program = "strace";
+      writeFileSync(trace, "");
+      this.give(trace, user);
     }
     return this.#spawn(program, args, { ...whom(user), env, stop, counts: true, trace: this.#traced ? trace : undefined });
   }
 
   // Starts one of the scripts beside this and sends it `first`; it answers once it is ready. `counts`: whether it belongs to the system.
-  async node(script, first, { counts = false, args = [] } = {}) {
+  async node(script, first, { counts = false } = {}) {
     const file = new URL(script, import.meta.url).pathname;
-    const child = this.#spawn(process.execPath, [...args, file], { stop: "SIGKILL", counts, ipc: true });
+    const child = this.#spawn(process.execPath, [file], { stop: "SIGKILL", counts, ipc: true });
     child.ready = await child.ask(first);
     return child;
   }
@@ -87,7 +89,7 @@ export class Scene {
     if (code !== 0) throw new Error(`${program} ended with ${code}:\n${one.said()}`);
   }
 
-  // Makes a directory the user's, if this is root.
+  // Makes a file or directory the user's, if this is root.
   give(path, user) {
     const { uid, gid } = whom(user);
     if (uid !== undefined) chownSync(path, uid, gid);

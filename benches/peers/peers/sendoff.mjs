@@ -26,7 +26,7 @@ export const headers = () => ({
     "Signature=0000000000000000000000000000000000000000000000000000000000000000",
 });
 
-export async function start(scene, { lambda_url, program }) {
+export async function start(scene, { lambda_url, sendoff }) {
   const paused = !lambda_url;
   lambda_url ??= `http://127.0.0.1:${await free_port()}`;
   const settings = [
@@ -38,7 +38,7 @@ export async function start(scene, { lambda_url, program }) {
   ];
   const args = ["serve", "--state-dir", scene.path("state"), ...settings.flatMap((setting) => ["--set", setting])];
   const env = { AWS_ACCESS_KEY_ID: "bench", AWS_SECRET_ACCESS_KEY: "bench", AWS_EC2_METADATA_DISABLED: "true" };
-  const daemon = scene.system(program, args, { env: { ...env, PATH: process.env.PATH } });
+  const daemon = scene.system(sendoff, args, { env: { ...env, PATH: process.env.PATH } });
   const where = await scene.until(async () => ready(daemon.said()), daemon);
   if (paused) await pause(where);
   return where;
