@@ -6,8 +6,8 @@ import { headers } from "./sendoff.mjs";
 export const name = "sendoff, called over bare sockets";
 export { needs, start, takes, work } from "./sendoff.mjs";
 
-export async function open_client({ address }, in_flight) {
-  const idle = await Promise.all(Array.from({ length: in_flight }, () => open(address)));
+export async function open_client({ address }, in_flight, with_headers = headers) {
+  const idle = await Promise.all(Array.from({ length: in_flight }, () => open(address, with_headers)));
   const send = async (event) => {
     const one = idle.pop();
     await one(event);
@@ -17,7 +17,7 @@ export async function open_client({ address }, in_flight) {
 }
 
 // A keep-alive connection: a function that sends one request and waits for its answer.
-async function open(address) {
+async function open(address, headers) {
   const [host, port] = address.split(":");
   const socket = connect({ host, port: Number(port), noDelay: true });
   await new Promise((done, failed) => socket.once("connect", done).once("error", failed));
