@@ -9,6 +9,7 @@ VENV := $(CURDIR)/.venv
 VALIDATORS := $(CURDIR)/.venv-deploy
 TOOLS := $(CURDIR)/.tools
 JS := $(CURDIR)/tests/js/node_modules
+PEERS := $(CURDIR)/benches/peers/node_modules
 export TEST_VENV := $(VENV)
 
 .PHONY: help
@@ -62,6 +63,11 @@ demo: ## see sendoff lose nothing: no AWS account, nothing but the binary
 .PHONY: bench
 bench: ## measure, each system beside a simpler one: tables here, JSON in target/bench (docs/performance.md)
 	$(CARGO) bench --locked --bench bench
+
+.PHONY: peers
+peers: $(PEERS)/.made ## measure queues that one could take instead, and sendoff, under one load (benches/peers/README.md)
+	$(CARGO) build --locked --release --bin sendoff
+	node benches/peers/run.mjs --sendoff target/release/sendoff $(OPTIONS)
 
 .PHONY: limiter
 limiter: ## compare the limiter in virtual time with a fixed one and Vector's: tables, JSON, docs/limiter.svg (docs/delivery.md)
@@ -130,6 +136,10 @@ $(JS)/.made: tests/js/package-lock.json
 	else \
 	  echo "npm is not installed: the AWS SDK for JavaScript will not be tested" >&2; mkdir -p $(JS); \
 	fi
+	touch $@
+
+$(PEERS)/.made: benches/peers/package-lock.json
+	cd benches/peers && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error
 	touch $@
 
 $(VALIDATORS)/.made: tests/deploy/requirements.txt
