@@ -37,8 +37,8 @@ use listeners::Listeners;
 /// How often what is remembered for a while is swept, at most: a full pass over all keys.
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3_600);
 
-/// Between two pieces of a sweep, so that it is never in the way of what has come in.
-const SWEEP_BREATH: Duration = Duration::from_millis(5);
+/// Between two pieces of housekeeping, so that it is never in the way of what has come in.
+const BREATH: Duration = Duration::from_millis(5);
 
 /// From one search for room to the next while events are refused.
 const ROOM_EVERY: Duration = Duration::from_secs(1);
@@ -321,18 +321,25 @@ async fn sweep(
 ) -> Result<(), outbox::Error> {
     let pause = (settings.dedupe_window.min(settings.sdk_window) / 4).clamp(Duration::from_secs(1), SWEEP_EVERY_MAX);
     loop {
-        while outbox.sweep().await? {
-            if stop.is_cancelled() {
-                return Ok(());
-            }
-            clock.sleep(SWEEP_BREATH).await;
-        }
+        in_pieces(|| outbox.sweep(), &clock, &stop).await?;
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
             () = clock.sleep(pause) => {}
         }
     }
+}
+
+/// Does `piece` until nothing is left to do, or it is to stop.
+async fn in_pieces<F: Future<Output = Result<bool, outbox::Error>>>(
+    piece: impl Fn() -> F,
+    clock: &Clock,
+    stop: &CancellationToken,
+) -> Result<(), outbox::Error> {
+    while !stop.is_cancelled() && piece().await? {
+        clock.sleep(BREATH).await;
+    }
+    Ok(())
 }
 
 /// A store that was full and has been drained must not stay full until the next sweep.
@@ -343,12 +350,7 @@ async fn make_room(outbox: Handle, clock: Clock, stop: CancellationToken) -> Res
             () = stop.cancelled() => return Ok(()),
             () = outbox.room_is_wanted() => {}
         }
-        while outbox.tend().await? {
-            if stop.is_cancelled() {
-                return Ok(());
-            }
-            clock.sleep(SWEEP_BREATH).await;
-        }
+        in_pieces(|| outbox.tend(), &clock, &stop).await?;
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),

@@ -4,9 +4,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
 use sendoff::event::EventId;
 
 use crate::it::rig::daemon::Setup;
+use crate::it::rig::eventually;
 use crate::it::rig::lambda::{Lambda, throttle};
 use crate::load::{self, Ack};
 use crate::{size, store};
@@ -39,12 +41,25 @@ fn what_was_accepted_is_on_a_copy_of_the_raw_disk_made_the_instant_the_202_came(
             acks.push(Ack { n, id: id.parse::<EventId>().unwrap() });
         }
         let copy = scratch.path().join("copy");
-        fs::copy(&image, &copy).unwrap();
+        daemon.signal(Signal::STOP);
+        copy_at_rest(&image, &copy);
+        daemon.signal(Signal::CONT);
         let after = Mounted::at(&copy, scratch.path().join("after")).expect("the copy mounts: its journal is whole");
         let checked = store::check(&after.at.join("state"), &acks, |_| false);
         assert!(checked.is_ok(), "{} events, cut {cut}: {checked:?}", acks.len());
     }
     daemon.kill9();
+}
+
+/// Copies a disk while nothing is written to it: the file system's own thread may write at any time, and a copy of two
+/// moments is what no power cut leaves.
+fn copy_at_rest(image: &Path, copy: &Path) {
+    let written = || fs::metadata(image).unwrap().modified().unwrap();
+    eventually("a copy of one moment", || {
+        let before = written();
+        fs::copy(image, copy).unwrap();
+        (written() == before).then_some(())
+    });
 }
 
 /// A loop mount of a disk image, unmounted when dropped.
