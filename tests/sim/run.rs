@@ -63,6 +63,8 @@ pub fn run(scenario: Scenario, trail: Trail) -> Report {
     runtime.block_on(async {
         let world = World::new(scenario, trail);
         story(&world).await;
+        // It holds the world, which would last as long as the process.
+        world.set_front(None);
         let ledger = world.ledger();
         Report {
             violations: ledger.violations.clone(),
