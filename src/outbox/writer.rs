@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::dead::{BuriedPage, BuriedWant, Change, Changed, Graveyard};
 use super::engine::Engine;
@@ -35,10 +35,35 @@ const TURN_REQUESTS_MAX: usize = 1_024;
 #[derive(Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
-    version: watch::Receiver<u64>,
+    news: Arc<News>,
     poison: Arc<OnceLock<String>>,
     turn_began: Arc<AtomicU64>,
     room: Arc<Notify>,
+}
+
+/// The version that the store has come to. Who waits for a later one is woken in turn: a watch channel of tokio leaves the
+/// order to chance, and the simulation could not repeat itself.
+struct News {
+    version: AtomicU64,
+    told: Notify,
+}
+
+impl News {
+    fn tell(&self, version: u64) {
+        self.version.store(version, Ordering::Release);
+        self.told.notify_waiters();
+    }
+
+    async fn after(&self, since: u64) {
+        loop {
+            // Before the look at the version: it hears of all that is told from here on.
+            let told = self.told.notified();
+            if self.version.load(Ordering::Acquire) > since {
+                return;
+            }
+            told.await;
+        }
+    }
 }
 
 enum Request {
@@ -72,7 +97,7 @@ type Answer<T> = oneshot::Sender<Result<T, Error>>;
 pub struct Writer<K> {
     engine: Engine<K>,
     requests: mpsc::Receiver<Request>,
-    version: watch::Sender<u64>,
+    news: Arc<News>,
     poison: Arc<OnceLock<String>>,
     /// When the present turn began, in Unix milliseconds; 0 between turns.
     turn_began: Arc<AtomicU64>,
@@ -85,18 +110,18 @@ pub struct Writer<K> {
 impl<K: Kv> Writer<K> {
     pub fn new(engine: Engine<K>, clock: Clock, metrics: Arc<Metrics>) -> (Self, Handle) {
         let (sender, requests) = mpsc::channel(QUEUE_MAX);
-        let (version, seen) = watch::channel(engine.version());
+        let news = Arc::new(News { version: AtomicU64::new(engine.version()), told: Notify::new() });
         let poison = Arc::new(OnceLock::new());
         let turn_began = Arc::new(AtomicU64::new(0));
         let room = Arc::new(Notify::new());
         let handle = Handle {
             requests: sender,
-            version: seen,
+            news: news.clone(),
             poison: poison.clone(),
             turn_began: turn_began.clone(),
             room: room.clone(),
         };
-        (Self { engine, requests, version, poison, turn_began, room, clock, metrics }, handle)
+        (Self { engine, requests, news, poison, turn_began, room, clock, metrics }, handle)
     }
 
     /// Works until the last handle is gone; blocks.
@@ -132,7 +157,7 @@ impl<K: Kv> Writer<K> {
         say_poisoned(&why);
         self.metrics.outbox_poisoned.set(1);
         self.poison.get_or_init(|| why);
-        self.version.send_replace(u64::MAX);
+        self.news.tell(u64::MAX);
     }
 
     /// The first request and all that wait behind it, up to a turn's limits.
@@ -216,7 +241,7 @@ impl<K: Kv> Writer<K> {
 
     fn tell(&self, before: u64) {
         if self.engine.version() != before {
-            self.version.send_replace(self.engine.version());
+            self.news.tell(self.engine.version());
         }
     }
 
@@ -380,10 +405,7 @@ impl Outbox for Handle {
     }
 
     async fn changed(&self, since: u64) {
-        let mut version = self.version.clone();
-        if version.wait_for(|&version| version > since).await.is_err() {
-            std::future::pending::<()>().await;
-        }
+        self.news.after(since).await;
     }
 
     fn poisoned(&self) -> Option<String> {
