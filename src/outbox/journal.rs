@@ -186,12 +186,13 @@ impl<D: Files> Journal<D> {
         Ok(())
     }
 
-    /// Writes the end of the newest segment, from `from` on, as it reads, and makes it durable. To sync it would not do: after a
-    /// sync that failed the kernel may take for clean, and never write, what is still read.
+    /// Writes the end of the newest segment, from `from` on, and its length, as they read, and makes them durable. To sync it
+    /// would not do: after a sync that failed the kernel may take for clean, and never write, what is still read.
     pub fn write_again(&mut self, from: u64) -> io::Result<()> {
         let mut end = vec![0; self.segment_bytes(self.newest()).saturating_sub(from) as usize];
         self.current.read_exact_at(&mut end, from)?;
         self.current.write_all_at(&end, from)?;
+        self.current.set_len(from + end.len() as u64)?;
         self.current.sync_all()
     }
 

@@ -56,6 +56,8 @@ pub struct Ledger {
     cancelled: BTreeSet<EventId>,
     /// What an operator may have removed: purges name no events, and not every answer is heard.
     maybe_removed: BTreeSet<EventId>,
+    /// Functions that were purged, and up to which acceptance.
+    purges: Vec<(String, UnixMillis)>,
     /// How many events purges said that they removed; none once one has not said.
     purged: Option<u64>,
     pub calls: u64,
@@ -138,6 +140,12 @@ impl Ledger {
             }
         }
         self.accepted.insert(id, serial);
+        // It may have been purged before anybody heard that it was there: its key is remembered all the same.
+        let purged =
+            |(function, cutoff): &(String, UnixMillis)| *function == order.function && id.accepted_at() < *cutoff;
+        if self.purges.iter().any(purged) {
+            self.maybe_removed.insert(id);
+        }
         let scope = (order.function.clone(), key?);
         match self.keys.get(&scope) {
             Some(&(first, until)) if now < until && first != id => {
@@ -362,6 +370,7 @@ impl Ledger {
         let orders = &self.orders;
         let fits = |(id, serial): &(&EventId, &u64)| orders[serial].function == function && id.accepted_at() < cutoff;
         self.maybe_removed.extend(self.accepted.iter().filter(fits).map(|(&id, _)| id));
+        self.purges.push((function.to_owned(), cutoff));
     }
 
     /// A purge said how much it took; none if it did not come to that, or nobody heard.

@@ -90,8 +90,12 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         let (frozen, reclaim) = (None, reclaim::Progress::default());
         let mut store =
             Self { journal, index, checkpointer, watch, settings, overlay, frozen, indexed, reclaim, uncounted: 0 };
-        if !store.overlay.is_empty() && !lenient {
+        if !lenient && !store.overlay.is_empty() {
             store.freeze()?;
+        } else if !lenient && store.journal.newest() <= found.segment {
+            // The index is complete up to the end of that segment, so nothing may be added to it. There was another one behind it
+            // when the index was told so; a power cut can take that one, if the start that told it came after a kill.
+            store.journal.roll().map_err(writing)?;
         }
         Ok(Recovered { store, gaps })
     }

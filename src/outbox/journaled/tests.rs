@@ -409,6 +409,29 @@ fn a_journal_that_has_lost_its_end_or_a_piece_is_not_opened_in_silence() {
     }
 }
 
+/// A segment is begun and not durable, the process is killed, the next start brings the index up to the segment before it, and then
+/// the power goes: the index is complete up to a segment that is the newest one again.
+#[test]
+fn what_is_written_after_the_newest_segment_was_lost_is_read_by_the_next_start() {
+    let bench = Bench::new();
+    let mut store = bench.open();
+    put(&mut store, "a", "1");
+    store.freeze().unwrap();
+    let indexed = store.checkpointer.wait().unwrap();
+    store.checkpoint_done(indexed).unwrap();
+    drop(store);
+    let segments = bench.segments();
+    assert_eq!(segments.len(), 2);
+    fs::remove_file(&segments[1]).unwrap();
+
+    let mut store = bench.open();
+    put(&mut store, "b", "2");
+    let expected = pairs(&store);
+    assert_eq!(expected.len(), 2);
+    drop(store);
+    assert_eq!(pairs(&bench.open()), expected);
+}
+
 #[test]
 fn a_failing_index_is_told_by_a_later_commit() {
     #[derive(Clone, Default)]
