@@ -10,7 +10,7 @@
 //!
 //! Holds: the journal alone has everything, so an index that is lost or stale is made again from it, and nothing is lost
 //! with it. Every op that is not the newest of its key may go, and only with all that is older.
-//! Limits: an overlay holds a segment's worth, [`OVERLAYS_MAX`] of them if the index does not keep up; then commits wait. The
+//! Limits: an overlay holds the keys of a segment's worth, [`OVERLAYS_MAX`] of them if the index does not keep up; then commits wait. The
 //! journal holds at most twice what is live and [`Settings::slack`], less near [`Settings::bytes_max`].
 //! Fails: a failed write, also one of the index, is told by the next commit; then the store must not be used again.
 
@@ -26,7 +26,7 @@ use super::kv::{Batch, Disk, Failed, Index, Kv};
 use checkpoint::{Checkpointer, Job};
 use entry::{Checkpoint, Entry};
 use merge::{Newest, merge};
-use overlay::{Overlay, Slot};
+use overlay::{Overlay, Slot, Value};
 
 mod checkpoint;
 
@@ -55,6 +55,10 @@ const OVERLAY_KEYS_MAX: usize = 32_768;
 /// What a key takes in sled's file, about, once the index has heard of it: 218 bytes were measured of events with short payloads.
 const INDEX_BYTES_PER_KEY: u64 = 256;
 
+/// Bytes of long values that an overlay holds, of what was accepted last: enough for what is delivered at once. What waits
+/// longer is read from the journal when its turn comes.
+const HELD_BYTES_MAX: u64 = 4 << 20;
+
 /// Of the journal's own kind of trouble, for those who must remember it over a restart.
 pub trait Watch: Send + 'static {
     /// A commit is durable.
@@ -75,6 +79,8 @@ pub struct Settings {
     pub slack: u64,
     /// Beyond three quarters of this the journal is kept as small as it can be.
     pub bytes_max: u64,
+    /// Of long values an overlay holds this many bytes in memory; the others are read from the journal.
+    pub held_bytes_max: u64,
     pub checkpoints: Checkpoints,
     /// Keys in one commit of the index.
     pub keys_per_commit: usize,
@@ -88,6 +94,7 @@ impl Settings {
             segment_bytes,
             slack: 4 * segment_bytes,
             bytes_max,
+            held_bytes_max: HELD_BYTES_MAX,
             checkpoints: Checkpoints::Beside,
             keys_per_commit: KEYS_PER_COMMIT,
         }
@@ -116,7 +123,11 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     fn newest(&self, key: &[u8]) -> Result<Option<(Location, Option<Bytes>)>, Failed> {
         let noted = self.overlay.get(key).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(key)));
         if let Some(slot) = noted {
-            return Ok(slot.value.clone().map(|value| (slot.at, Some(value))));
+            return Ok(match &slot.value {
+                Value::Held(value) => Some((slot.at, Some(value.clone()))),
+                Value::Journaled => Some((slot.at, None)),
+                Value::Removed => None,
+            });
         }
         let Some(entry) = self.index.get(key)? else { return Ok(None) };
         let Entry { at, inlined } = self.entry(&entry)?;
@@ -155,7 +166,10 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     fn append(&mut self, noted: Vec<(Bytes, Slot)>) -> Result<(), Failed> {
         let (frame, commit) = self.journal.append().map_err(|error| Failed::new("writing the journal", error))?;
         self.watch.committed(commit).map_err(|error| Failed::new("writing the witness", error))?;
-        for (key, slot) in noted {
+        for (key, mut slot) in noted {
+            if self.overlay.held() + slot.held() > self.settings.held_bytes_max {
+                slot.value = Value::Journaled;
+            }
             let at = Location { segment: frame.segment, offset: frame.offset + slot.at.offset, ..slot.at };
             self.overlay.note(key, Slot { at, ..slot });
         }
@@ -220,6 +234,7 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
             let (key, newest) = found?;
             let value = match newest {
                 Newest::Noted(value) => value,
+                Newest::Journaled(at) => self.value_at(&key, at)?,
                 Newest::Indexed(entry) => match self.entry(&entry)? {
                     Entry { inlined: Some(value), .. } => value,
                     Entry { at, inlined: None } => self.value_at(&key, at)?,
@@ -241,7 +256,8 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
         for (key, write) in batch.entries() {
             let (offset, bytes) = self.journal.frame().op(key, write.value.as_deref());
             let at = Location { segment: 0, offset, bytes };
-            noted.push((Bytes::copy_from_slice(key), Slot { value: write.value.clone(), at, is_new: write.is_new }));
+            let value = write.value.clone().map_or(Value::Removed, Value::Held);
+            noted.push((Bytes::copy_from_slice(key), Slot { value, at, is_new: write.is_new }));
         }
         self.append(noted)?;
         if reclaimed {

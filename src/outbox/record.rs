@@ -29,6 +29,9 @@ const MESSAGE_BYTES_MAX: usize = 1_024;
 const UNSHIPPABLE_BYTES_MAX: usize = 512;
 const WORD_BYTES_MAX: usize = 128;
 
+/// What most heads take at most: so much is asked for at once.
+const HEAD_BYTES: usize = 128;
+
 /// Why stored bytes could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
@@ -62,7 +65,9 @@ impl Record {
 
     pub fn encode(&self) -> Vec<u8> {
         let state = StateV1 { history: bounded(self.history.clone()), body_bytes: self.body_bytes };
-        let mut bytes = versioned(&state);
+        let head = versioned(&state);
+        let mut bytes = Vec::with_capacity(head.len() + self.inline.len());
+        bytes.extend_from_slice(&head);
         bytes.extend_from_slice(&self.inline);
         bytes
     }
@@ -188,7 +193,7 @@ pub struct LaneRecord {
 
 impl LaneRecord {
     pub fn encode(&self) -> Vec<u8> {
-        versioned(self)
+        exact(versioned(self))
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
@@ -207,7 +212,7 @@ pub struct KeyRecord {
 
 impl KeyRecord {
     pub fn encode(&self) -> Vec<u8> {
-        versioned(self)
+        exact(versioned(self))
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
@@ -217,7 +222,14 @@ impl KeyRecord {
 
 fn versioned(value: &impl Serialize) -> Vec<u8> {
     // Writing plain data to memory has no way to fail; an empty value would be refused when read.
-    postcard::to_extend(value, vec![VERSION]).unwrap_or_default()
+    let mut bytes = Vec::with_capacity(HEAD_BYTES);
+    bytes.push(VERSION);
+    postcard::to_extend(value, bytes).unwrap_or_default()
+}
+
+/// No more memory than it needs, as it may stay there for a while.
+fn exact(bytes: Vec<u8>) -> Vec<u8> {
+    bytes.into_boxed_slice().into_vec()
 }
 
 fn split_version<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, &'a [u8]), Unreadable> {

@@ -177,6 +177,7 @@ impl FakeDisk {
 /// Of a store that has many segments and checkpoints in one seed.
 pub fn settings(scenario: &crate::scenario::Scenario) -> journaled::Settings {
     journaled::Settings {
+        held_bytes_max: scenario.segment_bytes / 4,
         checkpoints: Checkpoints::InTurn,
         keys_per_commit: scenario.keys_per_commit,
         ..journaled::Settings::of(scenario.segment_bytes, scenario.bytes_max)

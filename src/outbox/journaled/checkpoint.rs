@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 
 use super::entry::{CHECKPOINT, Checkpoint, Entry};
-use super::overlay::Overlay;
+use super::overlay::{Overlay, Value};
 use crate::outbox::kv::{Batch, Failed, Index};
 
 /// Sled keeps every version of every page that a commit touches until the commit is over.
@@ -70,10 +70,15 @@ impl Writing {
             if let Some(old) = old.as_ref().and_then(Entry::decode) {
                 self.live = self.live.saturating_sub(u64::from(old.at.bytes));
             }
-            match &slot.value {
-                Some(value) => {
+            let entry = match &slot.value {
+                Value::Held(value) => Some(Entry::of(slot.at, value)),
+                Value::Journaled => Some(Entry { at: slot.at, inlined: None }),
+                Value::Removed => None,
+            };
+            match entry {
+                Some(entry) => {
                     self.live += u64::from(slot.at.bytes);
-                    batch.put(key.to_vec(), Entry::of(slot.at, value).encode());
+                    batch.put(key.to_vec(), entry.encode());
                 }
                 None if known => batch.remove(key.to_vec()),
                 None => {}

@@ -6,6 +6,7 @@ use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use bytes::Bytes;
 
+use super::entry::INLINE_BYTES_MAX;
 use crate::outbox::journal::Location;
 
 /// The newest writes to their keys. Limits: grows until it is handed to the index.
@@ -14,20 +15,56 @@ pub struct Overlay {
     slots: BTreeMap<Bytes, Slot>,
     bytes: u64,
     live: u64,
+    held: u64,
 }
 
 #[derive(Debug, Clone)]
 pub struct Slot {
-    /// None: the key was removed.
-    pub value: Option<Bytes>,
+    pub value: Value,
     pub at: Location,
     /// No older value of this key is anywhere: if it goes, nothing need be remembered of it.
     pub is_new: bool,
 }
 
+/// What a key was set to.
+#[derive(Debug, Clone)]
+pub enum Value {
+    Held(Bytes),
+    /// As it stands in the journal.
+    Journaled,
+    /// The key was removed.
+    Removed,
+}
+
+impl Value {
+    /// Of what was read from a frame of the journal. It must not keep the frame in memory.
+    pub fn read(value: Option<&Bytes>) -> Self {
+        match value {
+            Some(value) if is_long(value) => Self::Journaled,
+            Some(value) => Self::Held(Bytes::copy_from_slice(value)),
+            None => Self::Removed,
+        }
+    }
+}
+
+fn is_long(value: &Bytes) -> bool {
+    value.len() > INLINE_BYTES_MAX
+}
+
 impl Slot {
     fn live(&self) -> u64 {
-        if self.value.is_some() { u64::from(self.at.bytes) } else { 0 }
+        match self.value {
+            Value::Held(_) | Value::Journaled => u64::from(self.at.bytes),
+            Value::Removed => 0,
+        }
+    }
+
+    /// The bytes of a value that is held though the journal would do.
+    pub fn held(&self) -> u64 {
+        match &self.value {
+            Value::Held(value) if is_long(value) => value.len() as u64,
+            Value::Held(_) | Value::Journaled | Value::Removed => 0,
+        }
     }
 }
 
@@ -41,10 +78,12 @@ impl Overlay {
         let was_new = old.is_some_and(|old| old.is_new);
         self.live += slot.live();
         self.live -= old.map_or(0, Slot::live);
-        if slot.value.is_none() && was_new {
+        self.held -= old.map_or(0, Slot::held);
+        if matches!(slot.value, Value::Removed) && was_new {
             self.slots.remove(&key);
             return;
         }
+        self.held += slot.held();
         // Whatever came before in here is superseded, what lies below is not.
         let is_new = if old.is_some() { was_new } else { slot.is_new };
         self.bytes += u64::from(slot.at.bytes);
@@ -63,6 +102,11 @@ impl Overlay {
 
     pub fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// As [`Slot::held`], of all.
+    pub fn held(&self) -> u64 {
+        self.held
     }
 
     /// The bytes in the journal of what has a value.

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::{Journaled, Next, Slot, Watch};
+use super::{Journaled, Next, Slot, Value, Watch};
 use crate::outbox::journal::files::Files;
 use crate::outbox::journal::{self, Location};
 use crate::outbox::kv::{Batch, Failed, Index};
@@ -68,7 +68,8 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
                 if batch.pending(&op.key).is_none() && self.is_newest(&op.key, at)? {
                     let (offset, bytes) = self.journal.frame().op(&op.key, Some(&value));
                     let at = Location { segment: 0, offset, bytes };
-                    noted.push((op.key, Slot { value: Some(value), at, is_new: false }));
+                    let value = Value::read(Some(&value));
+                    noted.push((Bytes::copy_from_slice(&op.key), Slot { value, at, is_new: false }));
                 }
             }
             left = left.saturating_sub(frame.end - self.reclaim.at);

@@ -3,9 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::checkpoint::{Checkpointer, Job, Writing};
 use super::entry::{CHECKPOINT, Checkpoint};
-use super::overlay::{Overlay, Slot};
+use super::overlay::{Overlay, Slot, Value};
 use super::{Journaled, Settings, Watch, reclaim};
 use crate::outbox::journal::files::{Directory, Files};
 use crate::outbox::journal::{self, Frame, Journal, Next};
@@ -177,7 +179,8 @@ impl<B: Index, D: Files> Replay<'_, B, D> {
     fn note(&mut self, frame: Frame) {
         self.expected = Some(frame.commit + 1);
         for (at, op) in frame.ops {
-            self.overlay.note(op.key, Slot { value: op.value, at, is_new: false });
+            let value = Value::read(op.value.as_ref());
+            self.overlay.note(Bytes::copy_from_slice(&op.key), Slot { value, at, is_new: false });
         }
     }
 

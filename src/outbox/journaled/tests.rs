@@ -98,7 +98,8 @@ impl Bench {
     fn new() -> Self {
         let memory = Path::new("/dev/shm");
         let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
-        let settings = Settings { slack: 1_000, keys_per_commit: 3, ..Settings::of(600, u64::MAX) };
+        let settings =
+            Settings { slack: 1_000, held_bytes_max: 200, keys_per_commit: 3, ..Settings::of(600, u64::MAX) };
         let bench = Self { dir, index: MapIndex::default(), heard: Heard::default(), settings };
         fs::create_dir(bench.journal()).unwrap();
         Journal::create(&bench.files(), 1).unwrap();

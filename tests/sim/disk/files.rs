@@ -257,10 +257,14 @@ impl SegmentFile for FakeFile {
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.files.step("before a segment is cut off")?;
-        Plug::note(self.files.plug.as_ref(), || format!("a torn frame is cut off at {bytes}"));
         let mut inner = self.files.disk.inner();
-        inner.did.torn += 1;
-        self.content(&mut inner.segments)?.do_unsynced(Change::Length(bytes as usize));
+        let content = self.content(&mut inner.segments)?;
+        let shortens = content.bytes.len() as u64 > bytes;
+        content.do_unsynced(Change::Length(bytes as usize));
+        if shortens {
+            inner.did.torn += 1;
+            Plug::note(self.files.plug.as_ref(), || format!("a torn frame is cut off at {bytes}"));
+        }
         Ok(())
     }
 
