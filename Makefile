@@ -49,7 +49,7 @@ scale: ## start on 1 million waiting events, also after a kill: time and memory
 	SCALE=$${SCALE:-1000000} $(CARGO) test --locked --test proofs -- --nocapture a_large_backlog
 
 .PHONY: proofs
-proofs: sim kill powerloss faults churn scale ## all of the above, one after the other: an hour (docs/guarantees.md has the last one's numbers)
+proofs: sim kill powerloss faults churn scale ## all of the above, one after the other: about two hours (docs/guarantees.md has the last one's numbers)
 
 .PHONY: fuzz
 fuzz: ## fuzz the doors for FOR=300 seconds, with `cargo install cargo-fuzz` and a C++ compiler (docs/lambda-api.md)
