@@ -24,14 +24,14 @@ pub struct Options {
     payload_bytes: usize,
     #[arg(long, default_value_t = 10)]
     functions: usize,
-    /// Events after whose delivery the drain rate is taken
-    #[arg(long, default_value_t = 10_000)]
+    /// Events over whose delivery the drain rate is taken, at most
+    #[arg(long, default_value_t = 100_000)]
     drain: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { events: 50_000, beside: 10_000, payload_bytes: 1_024, functions: 10, drain: 10_000 }
+        Self { events: 50_000, beside: 10_000, payload_bytes: 1_024, functions: 10, drain: 100_000 }
     }
 }
 
