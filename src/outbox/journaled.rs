@@ -167,7 +167,8 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         let (frame, commit) = self.journal.append().map_err(|error| Failed::new("writing the journal", error))?;
         self.watch.committed(commit).map_err(|error| Failed::new("writing the witness", error))?;
         for (key, mut slot) in noted {
-            if self.overlay.held() + slot.held() > self.settings.held_bytes_max {
+            // Never of a removal or a short value, which hold nothing.
+            if slot.held() > self.settings.held_bytes_max.saturating_sub(self.overlay.held()) {
                 slot.value = Value::Journaled;
             }
             let at = Location { segment: frame.segment, offset: frame.offset + slot.at.offset, ..slot.at };
