@@ -123,11 +123,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     fn newest(&self, key: &[u8]) -> Result<Option<(Location, Option<Bytes>)>, Failed> {
         let noted = self.overlay.get(key).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(key)));
         if let Some(slot) = noted {
-            return Ok(match &slot.value {
-                Value::Held(value) => Some((slot.at, Some(value.clone()))),
-                Value::Journaled => Some((slot.at, None)),
-                Value::Removed => None,
-            });
+            return Ok(slot.found());
         }
         let Some(entry) = self.index.get(key)? else { return Ok(None) };
         let Entry { at, inlined } = self.entry(&entry)?;
@@ -233,14 +229,14 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
     fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>> {
         self.merged(from, to).map(|found| {
             let (key, newest) = found?;
-            let value = match newest {
-                Newest::Noted(value) => value,
-                Newest::Journaled(at) => self.value_at(&key, at)?,
-                Newest::Indexed(entry) => match self.entry(&entry)? {
-                    Entry { inlined: Some(value), .. } => value,
-                    Entry { at, inlined: None } => self.value_at(&key, at)?,
-                },
+            let (at, value) = match newest {
+                Newest::Noted(at, held) => (at, held),
+                Newest::Indexed(entry) => {
+                    let Entry { at, inlined } = self.entry(&entry)?;
+                    (at, inlined)
+                }
             };
+            let value = value.map_or_else(|| self.value_at(&key, at), Ok)?;
             Ok((key, value))
         })
     }

@@ -4,26 +4,16 @@ use std::iter::Peekable;
 
 use bytes::Bytes;
 
-use super::overlay::{Overlay, Slot, Value};
+use super::overlay::{Overlay, Slot};
 use crate::outbox::journal::Location;
 use crate::outbox::kv::Failed;
 
 /// Where the newest value of a key was found.
 pub enum Newest {
-    Noted(Bytes),
-    Journaled(Location),
+    /// As [`Slot::found`].
+    Noted(Location, Option<Bytes>),
     /// The bytes of an entry of the index.
     Indexed(Bytes),
-}
-
-impl Newest {
-    fn of(slot: &Slot) -> Option<Self> {
-        match &slot.value {
-            Value::Held(value) => Some(Self::Noted(value.clone())),
-            Value::Journaled => Some(Self::Journaled(slot.at)),
-            Value::Removed => None,
-        }
-    }
 }
 
 /// The keys of a range that have a value, with where it is, in order.
@@ -47,7 +37,7 @@ pub fn merge<'a, I: Iterator<Item = Result<(Bytes, Bytes), Failed>>>(
             let mut newest: Option<Option<Newest>> = None;
             for noted in noted.iter_mut().flatten() {
                 if let Some((_, slot)) = noted.next_if(|(at, _)| **at == key) {
-                    newest.get_or_insert_with(|| Newest::of(slot));
+                    newest.get_or_insert_with(|| slot.found().map(|(at, held)| Newest::Noted(at, held)));
                 }
             }
             let entry = index.next_if(|pair| matches!(pair, Ok((at, _)) if *at == key));

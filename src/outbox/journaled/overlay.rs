@@ -59,6 +59,15 @@ impl Slot {
         }
     }
 
+    /// Where its value stands in the journal, and the value if it is held; none if the key was removed.
+    pub fn found(&self) -> Option<(Location, Option<Bytes>)> {
+        match &self.value {
+            Value::Held(value) => Some((self.at, Some(value.clone()))),
+            Value::Journaled => Some((self.at, None)),
+            Value::Removed => None,
+        }
+    }
+
     /// The bytes of a value that is held though the journal would do.
     pub fn held(&self) -> u64 {
         match &self.value {
