@@ -14,11 +14,14 @@ use super::record::{KeyRecord, LaneRecord, Record, Unreadable, chunks, encode_bo
 use super::{Appended, Census, Count, Full, LaneCensus, LaneId, LaneNews, Place, Settings, keys};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::{Event, EventId, FunctionName, KeySource};
+use key_filter::KeyFilter;
 use lane::Lane;
 
 mod dead;
 
 mod floors;
+
+mod key_filter;
 
 mod lane;
 
@@ -53,6 +56,7 @@ pub struct Engine<K> {
     totals: Count,
     /// Remembered keys, as the last full sweep counted them and appends have added since.
     keys: u64,
+    key_filter: KeyFilter,
     sweep: sweep::Progress,
     /// Every lane under the version of its last change.
     changes: BTreeMap<u64, LaneId>,
@@ -66,6 +70,15 @@ pub struct Engine<K> {
     dirty: BTreeSet<LaneId>,
     /// Events that were set aside since the start because they cannot be read.
     unreadable: u64,
+}
+
+/// What is known of a key.
+enum Known {
+    Within(KeyRecord),
+    /// Its window is over, or the batch forgets it.
+    Over,
+    /// Neither the store nor the batch has it.
+    Nowhere,
 }
 
 /// Why a store could not be opened.
@@ -114,6 +127,7 @@ impl<K: Kv> Engine<K> {
             next_lane: u32::try_from(next_lane).unwrap_or(u32::MAX),
             totals: Count::default(),
             keys: 0,
+            key_filter: KeyFilter::default(),
             sweep: sweep::Progress::default(),
             changes: BTreeMap::new(),
             version: 0,
@@ -126,6 +140,7 @@ impl<K: Kv> Engine<K> {
             clock,
         };
         engine.read_lanes().map_err(damaged)?;
+        engine.learn_of_no_keys().map_err(|e| damaged(e.to_string()))?;
         engine.commit().map_err(|e| damaged(e.to_string()))?;
         Ok(engine)
     }
@@ -149,6 +164,16 @@ impl<K: Kv> Engine<K> {
             self.touch(id);
         }
         self.dirty.clear();
+        Ok(())
+    }
+
+    /// The filter learns of keys by a sweep; where there are none it knows them all at once.
+    fn learn_of_no_keys(&mut self) -> Result<(), Failed> {
+        let (from, to) = keys::all_remembered();
+        if self.kv.keys(&from, &to).next().transpose()?.is_none() {
+            self.key_filter.begin(0);
+            self.key_filter.complete();
+        }
         Ok(())
     }
 
@@ -181,12 +206,16 @@ impl<K: Kv> Engine<K> {
     ) -> Result<Appended, Failed> {
         let now = self.clock.now();
         let fingerprint = keys::fingerprint(&event.payload);
-        if let Some((key, _)) = &key
-            && let Some(known) = self.known(key, now)?
-        {
-            let first = known.first;
-            let same = known.fingerprint == fingerprint;
-            return Ok(if same { Appended::Repeat { first } } else { Appended::Conflict { first } });
+        let mut is_new = false;
+        if let Some((key, _)) = &key {
+            match self.known(key, now)? {
+                Known::Within(KeyRecord { first, fingerprint: known, .. }) => {
+                    let same = known == fingerprint;
+                    return Ok(if same { Appended::Repeat { first } } else { Appended::Conflict { first } });
+                }
+                Known::Over => {}
+                Known::Nowhere => is_new = true,
+            }
         }
 
         let body = encode_body(event);
@@ -208,7 +237,12 @@ impl<K: Kv> Engine<K> {
         }
         if let Some((key, window)) = key {
             let known = KeyRecord { first: event.id, fingerprint, expires_at: now.plus(window) };
-            self.batch.put(key, known.encode());
+            self.key_filter.added(&key);
+            if is_new {
+                self.batch.put_new(key, known.encode());
+            } else {
+                self.batch.put(key, known.encode());
+            }
             self.keys += 1;
         }
         Ok(Appended::Stored)
@@ -242,19 +276,21 @@ impl<K: Kv> Engine<K> {
         self.touch(lane_id);
     }
 
-    /// What is remembered of a key within its window, in the store or in this batch.
-    fn known(&self, key: &[u8], now: UnixMillis) -> Result<Option<KeyRecord>, Failed> {
+    /// What is remembered of a key, in the store or in this batch.
+    fn known(&self, key: &[u8], now: UnixMillis) -> Result<Known, Failed> {
         let stored;
         let bytes = match self.batch.pending(key) {
-            Some(pending) => pending,
+            Some(Some(pending)) => pending,
+            Some(None) => return Ok(Known::Over),
+            None if self.key_filter.lacks(key) => return Ok(Known::Nowhere),
             None => {
                 stored = self.kv.get(key)?;
-                stored.as_ref()
+                let Some(stored) = &stored else { return Ok(Known::Nowhere) };
+                stored
             }
         };
-        let Some(bytes) = bytes else { return Ok(None) };
         let known = KeyRecord::decode(bytes).map_err(|e| unreadable("reading a remembered key", &e))?;
-        Ok((known.expires_at > now).then_some(known))
+        Ok(if known.expires_at > now { Known::Within(known) } else { Known::Over })
     }
 
     fn full(&self, event: &Event, bytes: u64, disk: Disk) -> Option<Full> {

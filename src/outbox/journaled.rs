@@ -50,7 +50,7 @@ pub use recover::{Recovered, Stale, begin_index};
 const OVERLAYS_MAX: u64 = 2;
 
 /// Keys in an overlay, which bounds the commit that brings it in.
-const OVERLAY_KEYS_MAX: usize = 32_768;
+const OVERLAY_KEYS_MAX: usize = 65_536;
 
 /// What a key takes in sled's file, about, once the index has heard of it: 218 bytes were measured of events with short payloads.
 const INDEX_BYTES_PER_KEY: u64 = 256;

@@ -90,7 +90,9 @@ async fn after_a_failure_nothing_is_accepted_everybody_hears_it_and_reopening_re
 
         *switch.lock().unwrap() = trouble;
         let doubtful = bench.keyed("orders", "{}", "l", KeySource::Header);
-        poisons(store.append(vec![doubtful.clone()]).await);
+        // The repeat makes it read, the other write.
+        let repeat = bench.keyed("orders", "{}", "k", KeySource::Header);
+        poisons(store.append(vec![repeat, doubtful.clone()]).await);
         *switch.lock().unwrap() = Trouble::None; // "retry the fsync and hope" is not offered
         poisons(store.append(vec![bench.event("orders", "{}")]).await);
         poisons(store.append(vec![bench.keyed("orders", "{}", "k", KeySource::Header)]).await);

@@ -28,7 +28,13 @@ impl<K: Kv> Engine<K> {
         let now = self.clock.now();
         let (mut seen, mut expired, mut last) = (0, Vec::new(), None);
         let (start, end) = keys::all_remembered();
-        let from = self.sweep.next.take().unwrap_or(start);
+        let from = self.sweep.next.take().unwrap_or_else(|| {
+            self.key_filter.begin(self.keys);
+            // The scan below does not see what this turn has added.
+            let added = self.batch.writes().filter(|(key, value)| value.is_some() && start[..] <= **key && **key < end[..]);
+            added.for_each(|(key, _)| self.key_filter.kept(key));
+            start
+        });
         for pair in self.kv.scan(&from, &end) {
             let (key, value) = pair?;
             let known = KeyRecord::decode(&value).map_err(|e| unreadable("sweeping remembered keys", &e))?;
@@ -36,6 +42,8 @@ impl<K: Kv> Engine<K> {
             // One that was used again in this turn has a new record, which only the batch knows.
             if known.expires_at <= now && self.batch.pending(&key).is_none() {
                 expired.push(key.to_vec());
+            } else {
+                self.key_filter.kept(&key);
             }
             last = Some(key);
             if seen == PIECE_KEYS {
@@ -52,6 +60,7 @@ impl<K: Kv> Engine<K> {
             return Ok(true);
         }
         self.keys = std::mem::take(&mut self.sweep).kept;
+        self.key_filter.complete();
         self.retire_lanes();
         Ok(false)
     }
@@ -138,6 +147,18 @@ mod tests {
         engine.commit().unwrap();
         let repeat = engine.append(vec![event(&clock)], ROOM).unwrap();
         assert_eq!(repeat, [Appended::Repeat { first: again.id }]);
+    }
+
+    #[test]
+    fn a_key_that_is_added_in_the_turn_of_a_whole_sweep_is_remembered() {
+        let clock = Clock::seeded(START, 1);
+        let mut engine = engine(&clock);
+        let first = event(&clock);
+        engine.append(vec![first.clone()], ROOM).unwrap();
+        assert!(!engine.sweep().unwrap(), "it was the last piece");
+        engine.commit().unwrap();
+        let repeat = engine.append(vec![event(&clock)], ROOM).unwrap();
+        assert_eq!(repeat, [Appended::Repeat { first: first.id }]);
     }
 
     #[test]

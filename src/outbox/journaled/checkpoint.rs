@@ -15,8 +15,9 @@ use super::entry::{CHECKPOINT, Checkpoint, Entry};
 use super::overlay::{Overlay, Value};
 use crate::outbox::kv::{Batch, Failed, Index};
 
-/// Sled keeps every version of every page that a commit touches until the commit is over.
-pub const KEYS_PER_COMMIT: usize = 2_048;
+/// While sled takes in a commit, nobody can read from it; and it keeps every version of every page that a commit touches until the
+/// commit is over. 256 keys are some 2 ms and one sync.
+pub const KEYS_PER_COMMIT: usize = 256;
 
 /// Who writes to the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
