@@ -16,7 +16,7 @@ use sendoff::ingest::rules::{KeyExpression, Rule, Rules};
 use sendoff::ingest::server::Door;
 use sendoff::metrics::Metrics;
 use sendoff::outbox::{
-    Appended, Census, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox, Place, Settlement,
+    Appended, Census, Changes, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox, Place, Settlement,
 };
 
 /// The event that is there before each request, so that a key can be another's.
@@ -168,7 +168,7 @@ impl Outbox for Kept {
         Ok(Census::default())
     }
 
-    async fn changed(&self, _since: u64) {}
+    async fn changed(&self, _since: u64, _: Changes) {}
 
     fn poisoned(&self) -> Option<String> {
         None

@@ -78,7 +78,7 @@ pub trait Outbox: Clone + Send + Sync + 'static {
 
     /// Waits until a lane has changed after `since`, a version that [`Outbox::lanes`] gave. Carries no data: whoever wakes
     /// reads the store again. Never returns once the outbox is closed.
-    fn changed(&self, since: u64) -> impl Future<Output = ()> + Send;
+    fn changed(&self, since: u64, what: Changes) -> impl Future<Output = ()> + Send;
 
     /// Why the outbox no longer accepts, if a sync failed; none while it is well.
     fn poisoned(&self) -> Option<String>;
@@ -289,6 +289,14 @@ pub enum Settlement {
     Bury(History),
     /// SQS confirmed it: it is gone.
     Shipped,
+}
+
+/// Which changes of lanes are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changes {
+    Any,
+    /// Of Buried events only, leases of them included.
+    Buried,
 }
 
 /// The lanes that changed.

@@ -44,6 +44,16 @@ pub fn attempt(id: EventId, function: &str, call: u32, trace_header: Option<&str
     span
 }
 
+/// How the attempt whose span this is in has ended, for an exporter of spans. The log has no line after it, and would format the
+/// span's fields once more for nothing.
+#[cfg(feature = "otlp")]
+pub fn ended(outcome: &'static str) {
+    Span::current().record("outcome", outcome);
+}
+
+#[cfg(not(feature = "otlp"))]
+pub fn ended(_outcome: &'static str) {}
+
 /// The trace of a request, as X-Ray's header. Recursion detection needs that on every hop, so it goes before W3C's; one that
 /// is no text is of no use to anybody, and no reason to refuse.
 pub fn header(headers: &HeaderMap) -> Option<String> {

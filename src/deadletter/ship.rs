@@ -13,7 +13,7 @@ use crate::clock::{Clock, UnixMillis};
 use crate::event::FunctionName;
 use crate::metrics::Metrics;
 use crate::outbox::{
-    Burial, Error, History, LaneId, LaneView, LaneWant, Lease, LeaseWant, Leased, Outbox, Settlement, Which,
+    Burial, Changes, Error, History, LaneId, LaneView, LaneWant, Lease, LeaseWant, Leased, Outbox, Settlement, Which,
 };
 use crate::shutdown::Stop;
 
@@ -102,7 +102,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
             tokio::select! {
                 biased;
                 () = stop.leasing.cancelled() => break,
-                () = self.outbox.changed(seen) => {}
+                () = self.outbox.changed(seen, Changes::Buried) => {}
                 () = self.clock.sleep_until(next) => {}
             }
         }

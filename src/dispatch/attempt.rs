@@ -18,7 +18,7 @@ use super::{Call, Failure, FailureKind, Invoke, Reply, Settings};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::FunctionName;
 use crate::metrics::Metrics;
-use crate::outbox::{BuryReason, Error, LaneId, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+use crate::outbox::{BuryReason, Changes, Error, LaneId, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
 use crate::shutdown::Stop;
 use crate::trace;
 
@@ -96,7 +96,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                     let settings = self.changes.borrow_and_update().clone();
                     self.lanes.reconfigure(settings, self.clock.now());
                 }
-                () = self.outbox.changed(self.seen) => {}
+                () = self.outbox.changed(self.seen, Changes::Any) => {}
                 Some(question) = self.questions.recv() => self.answer(question),
                 () = self.clock.sleep_until(next) => {}
             }
@@ -229,7 +229,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             // A panic is a bug; its event must still be settled, and its slot given back.
             let reply = AssertUnwindSafe(async { invoke.invoke(call).await }).catch_unwind().await;
             let reply = reply.unwrap_or_else(|panic| panicked(panic.as_ref()));
-            tracing::Span::current().record("outcome", outcome_of(&reply).as_str());
+            trace::ended(outcome_of(&reply).as_str());
             Attempted { leased, ticket, reply, began, ended: clock.instant() }
         };
         self.attempts.spawn(attempt.instrument(span));

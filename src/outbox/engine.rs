@@ -61,6 +61,8 @@ pub struct Engine<K> {
     /// Every lane under the version of its last change.
     changes: BTreeMap<u64, LaneId>,
     version: u64,
+    /// That of the last change of what is Buried.
+    buried_version: u64,
     clock_stored: UnixMillis,
     /// The writes since the last commit.
     batch: Batch,
@@ -131,6 +133,7 @@ impl<K: Kv> Engine<K> {
             sweep: sweep::Progress::default(),
             changes: BTreeMap::new(),
             version: 0,
+            buried_version: 0,
             clock_stored: UnixMillis(clock_stored),
             batch,
             uncommitted: 0,
@@ -380,11 +383,19 @@ impl<K: Kv> Engine<K> {
             self.changes.remove(&lane.version);
             lane.version = self.version;
             self.changes.insert(self.version, id);
+            if lane.tell_buried() {
+                self.buried_version = self.version;
+            }
         }
     }
 
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// The version of the last change of what is Buried, or leased of it.
+    pub fn buried_version(&self) -> u64 {
+        self.buried_version
     }
 
     pub fn disk(&self) -> Disk {

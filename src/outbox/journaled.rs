@@ -26,7 +26,7 @@ use super::kv::{Batch, Disk, Failed, Index, Kv};
 use checkpoint::{Checkpointer, Job};
 use entry::{Checkpoint, Entry};
 use merge::{Newest, merge};
-use overlay::{Overlay, Slot, Value};
+use overlay::{Key, Overlay, Slot, Value};
 
 mod checkpoint;
 
@@ -159,7 +159,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     }
 
     /// Writes a frame of what is put together, and notes it.
-    fn append(&mut self, noted: Vec<(Bytes, Slot)>) -> Result<(), Failed> {
+    fn append(&mut self, noted: Vec<(Key, Slot)>) -> Result<(), Failed> {
         let (frame, commit) = self.journal.append().map_err(|error| Failed::new("writing the journal", error))?;
         self.watch.committed(commit).map_err(|error| Failed::new("writing the witness", error))?;
         for (key, mut slot) in noted {
@@ -254,7 +254,7 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
             let (offset, bytes) = self.journal.frame().op(key, write.value.as_deref());
             let at = Location { segment: 0, offset, bytes };
             let value = write.value.clone().map_or(Value::Removed, Value::Held);
-            noted.push((Bytes::copy_from_slice(key), Slot { value, at, is_new: write.is_new }));
+            noted.push((Key::from_slice(key), Slot { value, at, is_new: write.is_new }));
         }
         self.append(noted)?;
         if reclaimed {

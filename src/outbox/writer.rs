@@ -17,7 +17,7 @@ use super::dead::{BuriedPage, BuriedWant, Change, Changed, Graveyard};
 use super::engine::Engine;
 use super::kv::{Failed, Kv};
 use super::operator::{Cursor, ListWant, Operator, Page, Purge, Purged, Touched};
-use super::{Appended, Census, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+use super::{Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::{Event, EventId, FunctionName};
 use crate::metrics::Metrics;
@@ -35,7 +35,7 @@ const TURN_REQUESTS_MAX: usize = 1_024;
 #[derive(Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Request>,
-    news: Arc<News>,
+    news: Arc<AllNews>,
     poison: Arc<OnceLock<String>>,
     turn_began: Arc<AtomicU64>,
     room: Arc<Notify>,
@@ -43,6 +43,7 @@ pub struct Handle {
 
 /// The version that the store has come to. Who waits for a later one is woken in turn: a watch channel of tokio leaves the
 /// order to chance, and the simulation could not repeat itself.
+#[derive(Default)]
 struct News {
     version: AtomicU64,
     told: Notify,
@@ -50,8 +51,9 @@ struct News {
 
 impl News {
     fn tell(&self, version: u64) {
-        self.version.store(version, Ordering::Release);
-        self.told.notify_waiters();
+        if self.version.swap(version, Ordering::Release) != version {
+            self.told.notify_waiters();
+        }
     }
 
     async fn after(&self, since: u64) {
@@ -63,6 +65,20 @@ impl News {
             }
             told.await;
         }
+    }
+}
+
+/// News of [`Changes::Any`], and of [`Changes::Buried`].
+#[derive(Default)]
+struct AllNews {
+    any: News,
+    buried: News,
+}
+
+impl AllNews {
+    fn tell(&self, version: u64, buried: u64) {
+        self.any.tell(version);
+        self.buried.tell(buried);
     }
 }
 
@@ -97,7 +113,7 @@ type Answer<T> = oneshot::Sender<Result<T, Error>>;
 pub struct Writer<K> {
     engine: Engine<K>,
     requests: mpsc::Receiver<Request>,
-    news: Arc<News>,
+    news: Arc<AllNews>,
     poison: Arc<OnceLock<String>>,
     /// When the present turn began, in Unix milliseconds; 0 between turns.
     turn_began: Arc<AtomicU64>,
@@ -110,7 +126,8 @@ pub struct Writer<K> {
 impl<K: Kv> Writer<K> {
     pub fn new(engine: Engine<K>, clock: Clock, metrics: Arc<Metrics>) -> (Self, Handle) {
         let (sender, requests) = mpsc::channel(QUEUE_MAX);
-        let news = Arc::new(News { version: AtomicU64::new(engine.version()), told: Notify::new() });
+        let news = Arc::new(AllNews::default());
+        news.tell(engine.version(), engine.buried_version());
         let poison = Arc::new(OnceLock::new());
         let turn_began = Arc::new(AtomicU64::new(0));
         let room = Arc::new(Notify::new());
@@ -157,7 +174,7 @@ impl<K: Kv> Writer<K> {
         say_poisoned(&why);
         self.metrics.outbox_poisoned.set(1);
         self.poison.get_or_init(|| why);
-        self.news.tell(u64::MAX);
+        self.news.tell(u64::MAX, u64::MAX);
     }
 
     /// The first request and all that wait behind it, up to a turn's limits.
@@ -241,7 +258,7 @@ impl<K: Kv> Writer<K> {
 
     fn tell(&self, before: u64) {
         if self.engine.version() != before {
-            self.news.tell(self.engine.version());
+            self.news.tell(self.engine.version(), self.engine.buried_version());
         }
     }
 
@@ -404,8 +421,11 @@ impl Outbox for Handle {
         self.ask(Request::Census).await
     }
 
-    async fn changed(&self, since: u64) {
-        self.news.after(since).await;
+    async fn changed(&self, since: u64, what: Changes) {
+        match what {
+            Changes::Any => self.news.any.after(since).await,
+            Changes::Buried => self.news.buried.after(since).await,
+        }
     }
 
     fn poisoned(&self) -> Option<String> {

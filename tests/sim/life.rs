@@ -14,7 +14,7 @@ use sendoff::ingest::server::Door;
 use sendoff::metrics::Metrics;
 use sendoff::outbox::engine::Engine;
 use sendoff::outbox::writer::Writer;
-use sendoff::outbox::{self, History, LaneWant, LeaseWant, Outbox, Settlement, Which};
+use sendoff::outbox::{self, Changes, History, LaneWant, LeaseWant, Outbox, Settlement, Which};
 use sendoff::shutdown::Stop;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -55,7 +55,7 @@ pub async fn live(world: &Arc<World>, life: u32, clock_offset_ms: i64, steps_lef
     };
     let until_poisoned = async {
         while parts.tap.poisoned().is_none() {
-            parts.tap.changed(u64::MAX - 1).await;
+            parts.tap.changed(u64::MAX - 1, Changes::Any).await;
         }
     };
     let (after, crashes) = match ending {

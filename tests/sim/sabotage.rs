@@ -5,7 +5,7 @@ use sendoff::event::{Event, EventId, FunctionName, KeySource};
 use sendoff::outbox::operator::{ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::writer::Handle;
 use sendoff::outbox::{
-    Appended, Census, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,
+    Appended, Census, Changes, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,8 +120,8 @@ impl Outbox for Sabotaged {
         self.handle.census().await
     }
 
-    async fn changed(&self, since: u64) {
-        self.handle.changed(since).await;
+    async fn changed(&self, since: u64, what: Changes) {
+        self.handle.changed(since, what).await;
     }
 
     fn poisoned(&self) -> Option<String> {

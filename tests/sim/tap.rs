@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sendoff::clock::Clock;
 use sendoff::event::{Event, EventId, FunctionName};
 use sendoff::outbox::operator::{ListWant, Operator, Page, Purge, Purged, Touched};
-use sendoff::outbox::{Appended, Census, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+use sendoff::outbox::{Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
 
 use crate::sabotage::Sabotaged;
 use crate::world::World;
@@ -83,8 +83,8 @@ impl Outbox for Tap {
         self.inner.census().await
     }
 
-    async fn changed(&self, since: u64) {
-        self.inner.changed(since).await;
+    async fn changed(&self, since: u64, what: Changes) {
+        self.inner.changed(since, what).await;
     }
 
     fn poisoned(&self) -> Option<String> {

@@ -14,7 +14,7 @@ use crate::http::{Limits, Server};
 use crate::ingest::admission::{REQUEST_BYTES_MIN, SLOT_BYTES};
 use crate::ingest::lambda_api::tests::settings;
 use crate::outbox::{
-    Census, Found, Full as OutboxFull, History, LaneNews, Lease, LeaseWant, Leased, Place, Settlement,
+    Census, Changes, Found, Full as OutboxFull, History, LaneNews, Lease, LeaseWant, Leased, Place, Settlement,
 };
 
 mod native;
@@ -104,7 +104,7 @@ impl Outbox for Kept {
         Ok(Census::default())
     }
 
-    async fn changed(&self, _since: u64) {}
+    async fn changed(&self, _since: u64, _: Changes) {}
 
     fn poisoned(&self) -> Option<String> {
         None

@@ -1,5 +1,7 @@
 //! Dead letters: listing, coming back, being removed.
 
+use futures_util::FutureExt;
+
 use super::*;
 use crate::outbox::dead::{BuriedPage, BuriedWant, Change, Changed, Filter, Graveyard, Redriven};
 
@@ -30,6 +32,48 @@ impl Bench {
 
 fn all(letters_max: usize) -> BuriedWant {
     BuriedWant { letters_max, payloads: true, ..BuriedWant::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_changes_of_what_is_buried_hears_of_each_and_of_nothing_else() {
+    on_every_engine(|mut bench| async move {
+        let mut seen = bench.store().lanes(0).await.unwrap().version;
+        let mut told = async |bench: &Bench| {
+            let told = bench.store().changed(seen, Changes::Buried).now_or_never().is_some();
+            seen = bench.store().lanes(0).await.unwrap().version;
+            told
+        };
+        bench.append(bench.event("orders", "{}")).await;
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        bench.settle(&leased[0], Settlement::RetryAt(retry_at(bench.clock.now()))).await;
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        bench.settle(&leased[0], Settlement::Delivered).await;
+        assert!(!told(&bench).await, "nothing was buried");
+
+        let letter = bench.bury("orders", "{}", 0).await;
+        assert!(told(&bench).await, "buried");
+        for settlement in [Settlement::RetryAt(burial(bench.clock.now())), Settlement::Release] {
+            let leased = bench.lease("orders", Which::Buried, 1).await;
+            bench.settle(&leased[0], settlement.clone()).await;
+            assert!(told(&bench).await, "{settlement:?}");
+        }
+        bench.change(Change::Revive { ids: vec![letter.id], redrives_max: 9 }).await;
+        assert!(told(&bench).await, "brought back");
+        bench.append(bench.event("orders", "{}")).await;
+        assert!(!told(&bench).await, "it is Ready");
+
+        let letter = bench.bury("invoices", "{}", 0).await;
+        assert!(told(&bench).await, "another one");
+        bench.change(Change::Purge(vec![letter.id])).await;
+        assert!(told(&bench).await, "purged");
+        bench.bury("invoices", "{}", 0).await;
+        bench.reopen();
+        told(&bench).await; // versions begin anew
+        let leased = bench.lease("invoices", Which::Buried, 1).await;
+        bench.settle(&leased[0], Settlement::Shipped).await;
+        assert!(told(&bench).await, "shipped");
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]

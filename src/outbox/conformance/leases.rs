@@ -32,7 +32,7 @@ async fn lanes_tells_what_changed_since_and_no_more() {
         assert_eq!(all.lanes.len(), 3);
         assert!(bench.store().lanes(all.version).await.unwrap().lanes.is_empty());
         bench.append(bench.event("b", "{}")).await;
-        bench.store().changed(all.version).await;
+        bench.store().changed(all.version, Changes::Any).await;
         let news = bench.store().lanes(all.version).await.unwrap();
         assert_eq!(news.lanes.iter().map(|lane| (lane.function.as_str(), lane.ready)).collect::<Vec<_>>(), [("b", 2)]);
         assert!(news.version > all.version);

@@ -102,7 +102,8 @@ async fn after_a_failure_nothing_is_accepted_everybody_hears_it_and_reopening_re
         poisons(store.find(accepted.id).await);
         poisons(store.sweep().await);
         poisons(store.census().await);
-        store.changed(seen).await;
+        store.changed(seen, Changes::Any).await;
+        store.changed(seen, Changes::Buried).await;
         assert!(store.poisoned().is_some_and(|why| !why.is_empty()), "{trouble:?}");
         assert_eq!(metrics.outbox_poisoned.get(), 1);
         drop(store);

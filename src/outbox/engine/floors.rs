@@ -44,12 +44,12 @@ impl Floors {
     }
 
     /// Where a search of a lane's range may begin that would begin at its start `from`, the first that a key of this kind can
-    /// be, and goes to `to`.
-    pub(super) fn start(&self, from: &[u8], to: &[u8]) -> Bytes {
-        let floor = from.first().and_then(|kind| self.by_kind.borrow().get(kind).cloned());
-        match floor {
-            Some(floor) if from < &floor[..] => floor.min(Bytes::copy_from_slice(to)),
-            Some(_) | None => Bytes::copy_from_slice(from),
+    /// be, and goes to `to`. None: there is nothing to be found.
+    pub(super) fn start(&self, from: &[u8], to: &[u8]) -> Option<Bytes> {
+        let by_kind = self.by_kind.borrow();
+        match from.first().and_then(|kind| by_kind.get(kind)) {
+            Some(floor) if from < &floor[..] => (floor[..] < *to).then(|| floor.clone()),
+            Some(_) | None => Some(Bytes::copy_from_slice(from)),
         }
     }
 

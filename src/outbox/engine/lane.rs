@@ -19,6 +19,8 @@ pub(super) struct Lane {
     /// All Ready events up to this id are leased: where the next scan may start.
     ready_after: Option<EventId>,
     pub(super) floors: Floors,
+    /// Buried events, and those of them that are leased, when a change of that was told last.
+    buried_told: (u64, u64),
     /// Since when it holds nothing; none while it does.
     pub(super) empty_since: Option<UnixMillis>,
     pub(super) version: u64,
@@ -45,6 +47,7 @@ impl Lane {
             leased_by_place: [0; 4],
             ready_after: None,
             floors: Floors::default(),
+            buried_told: (0, 0),
             empty_since: empty.then_some(now),
             version: 0,
         }
@@ -145,6 +148,13 @@ impl Lane {
         })
     }
 
+    /// Whether what is Buried has changed since this was asked last. Every change of it changes a count: it is leased to be shipped,
+    /// and settled.
+    pub(super) fn tell_buried(&mut self) -> bool {
+        let buried = (self.count(Place::Buried).events, self.leased_by_place[Place::Buried as usize]);
+        std::mem::replace(&mut self.buried_told, buried) != buried
+    }
+
     /// Events of a state that are not leased.
     fn free(&self, place: Place) -> u64 {
         self.count(place).events.saturating_sub(self.leased_by_place[place as usize])
@@ -158,7 +168,7 @@ impl Lane {
                 continue;
             }
             let (from, to) = keys::events_from(place, id, None);
-            let start = self.floors.start(&from, &to);
+            let Some(start) = self.floors.start(&from, &to) else { continue };
             if let Some(first) = self.floors.noting(kv.keys(&start, &to), &to, |key| key).next() {
                 let accepted = keys::id_of(&first?).map(|id| id.accepted_at());
                 oldest = match (oldest, accepted) {
@@ -172,7 +182,7 @@ impl Lane {
 
     fn next(&self, index: Due, id: LaneId, kv: &impl Kv) -> Result<Option<UnixMillis>, Failed> {
         let (from, to) = keys::due_until(index, id, UnixMillis(UnixMillis::MAX.0 - 1));
-        let start = self.floors.start(&from, &to);
+        let Some(start) = self.floors.start(&from, &to) else { return Ok(None) };
         for key in self.floors.noting(kv.keys(&start, &to), &to, |key| key) {
             let key = key?;
             if keys::id_of(&key).is_some_and(|id| !self.is_leased(id)) {

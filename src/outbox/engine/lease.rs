@@ -79,7 +79,7 @@ impl<K: Kv> Engine<K> {
     ) -> Result<(), Failed> {
         let Some(leases) = self.lanes.get(&lane) else { return Ok(()) };
         let (from, to) = keys::due_until(index, lane, until);
-        let start = leases.floors.start(&from, &to);
+        let Some(start) = leases.floors.start(&from, &to) else { return Ok(()) };
         for pair in leases.floors.noting(self.kv.scan(&start, &to), &to, |(key, _)| key) {
             if found.len() >= max {
                 break;
@@ -140,14 +140,19 @@ impl<K: Kv> Engine<K> {
     /// Leases one event; none if its bytes cannot be read: it then stays where it is, out of the way until restart, and
     /// the log names it.
     fn take(&mut self, lane_id: LaneId, candidate: Candidate) -> Result<Option<Leased>, Failed> {
+        let taken = self.take_unseen(lane_id, candidate)?;
+        // Also where it cannot be read: whoever plans by the view must not ask for it again.
+        self.touch_view(lane_id);
+        Ok(taken)
+    }
+
+    fn take_unseen(&mut self, lane_id: LaneId, candidate: Candidate) -> Result<Option<Leased>, Failed> {
         let Candidate { place, id, due } = candidate;
         let record = match self.kv.get(&keys::event(place, lane_id, id)) {
             Err(failed) if failed.one_value => Some(Err(failed)),
             record => record?.map(Ok),
         };
         let read = record.map(|record| record.and_then(|record| self.read(lane_id, id, &record)));
-        // Also where it cannot be read: whoever plans by the view must not ask for it again.
-        self.touch_view(lane_id);
         let Some(lane) = self.lanes.get_mut(&lane_id) else { return Ok(None) };
         let (record_bytes, record, event) = match read {
             Some(Ok(read)) => read,

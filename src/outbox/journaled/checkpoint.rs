@@ -9,10 +9,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
 
-use bytes::Bytes;
-
 use super::entry::{CHECKPOINT, Checkpoint, Entry};
-use super::overlay::{Overlay, Value};
+use super::overlay::{Key, Overlay, Value};
 use crate::outbox::kv::{Batch, Failed, Index};
 
 /// While sled takes in a commit, nobody can read from it; and it keeps every version of every page that a commit touches until the
@@ -42,7 +40,7 @@ pub struct Job {
 pub struct Writing {
     job: Job,
     /// The last key that was looked at.
-    after: Option<Bytes>,
+    after: Option<Key>,
     /// The live bytes of what the index has.
     live: u64,
 }

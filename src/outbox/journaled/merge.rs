@@ -4,7 +4,7 @@ use std::iter::Peekable;
 
 use bytes::Bytes;
 
-use super::overlay::{Overlay, Slot};
+use super::overlay::{Key, Overlay, Slot};
 use crate::outbox::journal::Location;
 use crate::outbox::kv::Failed;
 
@@ -28,7 +28,7 @@ pub fn merge<'a, I: Iterator<Item = Result<(Bytes, Bytes), Failed>>>(
     std::iter::from_fn(move || {
         loop {
             let in_index = match index.peek() {
-                Some(Ok((key, _))) => Some(key.clone()),
+                Some(Ok((key, _))) => Some(Key::from_slice(key)),
                 Some(Err(_)) => return index.next().map(|pair| pair.map(|(key, entry)| (key, Newest::Indexed(entry)))),
                 None => None,
             };
@@ -40,17 +40,17 @@ pub fn merge<'a, I: Iterator<Item = Result<(Bytes, Bytes), Failed>>>(
                     newest.get_or_insert_with(|| slot.found().map(|(at, held)| Newest::Noted(at, held)));
                 }
             }
-            let entry = index.next_if(|pair| matches!(pair, Ok((at, _)) if *at == key));
+            let entry = index.next_if(|pair| matches!(pair, Ok((at, _)) if at[..] == key[..]));
             if let Some(Ok((_, entry))) = entry {
                 newest.get_or_insert(Some(Newest::Indexed(entry)));
             }
             if let Some(Some(newest)) = newest {
-                return Some(Ok((key, newest)));
+                return Some(Ok((Bytes::copy_from_slice(&key), newest)));
             }
         }
     })
 }
 
-fn peek<'a, I: Iterator<Item = (&'a Bytes, &'a Slot)>>(noted: &mut Option<Peekable<I>>) -> Option<Bytes> {
+fn peek<'a, I: Iterator<Item = (&'a Key, &'a Slot)>>(noted: &mut Option<Peekable<I>>) -> Option<Key> {
     noted.as_mut()?.peek().map(|(key, _)| (*key).clone())
 }

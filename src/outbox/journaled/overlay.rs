@@ -6,13 +6,18 @@ use std::ops::Bound::{Excluded, Included, Unbounded};
 
 use bytes::Bytes;
 
+use smallvec::SmallVec;
+
 use super::entry::INLINE_BYTES_MAX;
 use crate::outbox::journal::Location;
+
+/// A key as an overlay has it: in place, as nearly all are short and tens of thousands are held and compared.
+pub type Key = SmallVec<[u8; 24]>;
 
 /// The newest writes to their keys. Limits: grows until it is handed to the index.
 #[derive(Debug, Default)]
 pub struct Overlay {
-    slots: BTreeMap<Bytes, Slot>,
+    slots: BTreeMap<Key, Slot>,
     bytes: u64,
     live: u64,
     held: u64,
@@ -82,7 +87,7 @@ impl Overlay {
         self.slots.get(key)
     }
 
-    pub fn note(&mut self, key: Bytes, slot: Slot) {
+    pub fn note(&mut self, key: Key, slot: Slot) {
         let old = self.slots.get(&key);
         let was_new = old.is_some_and(|old| old.is_new);
         self.live += slot.live();
@@ -100,13 +105,13 @@ impl Overlay {
     }
 
     /// From `from` (included) to `to` (excluded).
-    pub fn range(&self, from: &[u8], to: &[u8]) -> Range<'_, Bytes, Slot> {
+    pub fn range(&self, from: &[u8], to: &[u8]) -> Range<'_, Key, Slot> {
         self.slots.range::<[u8], _>((Included(from), Excluded(to.max(from))))
     }
 
     /// All behind a key, or all there are.
-    pub fn after(&self, key: Option<&Bytes>) -> Range<'_, Bytes, Slot> {
-        self.slots.range::<Bytes, _>((key.map_or(Unbounded, Excluded), Unbounded))
+    pub fn after(&self, key: Option<&Key>) -> Range<'_, Key, Slot> {
+        self.slots.range::<Key, _>((key.map_or(Unbounded, Excluded), Unbounded))
     }
 
     pub fn len(&self) -> usize {

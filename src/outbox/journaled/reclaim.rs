@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::{Journaled, Next, Slot, Value, Watch};
+use super::{Journaled, Key, Next, Slot, Value, Watch};
 use crate::outbox::journal::files::Files;
 use crate::outbox::journal::{self, Location};
 use crate::outbox::kv::{Batch, Failed, Index};
@@ -38,7 +38,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
 
     /// Looks through a piece of the oldest segment, and adds to the frame what must not go with it. Says whether that was
     /// its last piece: then, once the frame is durable, it may be removed.
-    pub(super) fn reclaim(&mut self, batch: &Batch, noted: &mut Vec<(Bytes, Slot)>) -> Result<bool, Failed> {
+    pub(super) fn reclaim(&mut self, batch: &Batch, noted: &mut Vec<(Key, Slot)>) -> Result<bool, Failed> {
         if !self.wants_reclaim() {
             return Ok(false);
         }
@@ -69,7 +69,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
                     let (offset, bytes) = self.journal.frame().op(&op.key, Some(&value));
                     let at = Location { segment: 0, offset, bytes };
                     let value = Value::read(Some(&value));
-                    noted.push((Bytes::copy_from_slice(&op.key), Slot { value, at, is_new: false }));
+                    noted.push((Key::from_slice(&op.key), Slot { value, at, is_new: false }));
                 }
             }
             left = left.saturating_sub(frame.end - self.reclaim.at);

@@ -3,11 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::checkpoint::{Checkpointer, Job, Writing};
 use super::entry::{CHECKPOINT, Checkpoint};
-use super::overlay::{Overlay, Slot, Value};
+use super::overlay::{Key, Overlay, Slot, Value};
 use super::{Journaled, Settings, Watch, reclaim};
 use crate::outbox::journal::files::{Directory, Files};
 use crate::outbox::journal::{self, Frame, Journal, Next};
@@ -180,7 +178,7 @@ impl<B: Index, D: Files> Replay<'_, B, D> {
         self.expected = Some(frame.commit + 1);
         for (at, op) in frame.ops {
             let value = Value::read(op.value.as_ref());
-            self.overlay.note(Bytes::copy_from_slice(&op.key), Slot { value, at, is_new: false });
+            self.overlay.note(Key::from_slice(&op.key), Slot { value, at, is_new: false });
         }
     }
 
