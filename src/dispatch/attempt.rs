@@ -84,7 +84,11 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     /// still in flight stays in the outbox, uncharged. An error means that the outbox is lost to this process.
     pub async fn run(mut self, stop: Stop) -> Result<(), Error> {
         while !stop.leasing.is_cancelled() {
-            self.read_lanes().await?;
+            // Where what is known is enough to go on with, the next lease brings the news along.
+            let now = self.clock.now();
+            if now >= self.next_full_reading || self.lanes.next_time(now) > now {
+                self.read_lanes().await?;
+            }
             self.lease().await?;
             let next = self.lanes.next_time(self.clock.now()).min(self.next_full_reading);
             tokio::select! {

@@ -41,6 +41,19 @@ async fn lanes_tells_what_changed_since_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_of_a_paused_lane_is_leased_for_an_attempt_whatever_whoever_asks_has_heard() {
+    on_every_engine(|bench| async move {
+        let event = bench.event("orders", "{}");
+        bench.append(event.clone()).await;
+        bench.store().pause(&event.function.name, true).await.unwrap();
+        assert!(bench.lease("orders", Which::Due, 1).await.is_empty());
+        bench.store().pause(&event.function.name, false).await.unwrap();
+        assert_eq!(bench.lease("orders", Which::Due, 1).await[0].event, event);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lease_ends_at_its_bytes_but_the_first_event_is_always_taken() {
     on_every_engine(|bench| async move {
         for _ in 0..4 {

@@ -50,6 +50,8 @@ impl<K: Kv> Engine<K> {
     fn candidates(&self, lane: LaneId, which: Which, max: usize) -> Result<Vec<Candidate>, Failed> {
         let mut found = Vec::new();
         match which {
+            // Whoever asks may not have heard of it yet.
+            Which::Due if self.lanes.get(&lane).is_some_and(super::Lane::is_paused) => {}
             Which::Due => {
                 self.scan_due(Due::Attempt, lane, self.clock.now(), max, &mut found)?;
                 let after = self.lanes.get(&lane).and_then(super::Lane::ready_after);
