@@ -388,7 +388,7 @@ mod tests {
         let variables = [("SENDOFF_OUTBOX__EVENTS_MAX", "3_000"), ("SENDOFF_LOG__LEVEL", "b"), ("PATH", "/bin")];
         let (values, problems) = lay(file, &variables, &["log.level=c=d"]);
         assert_eq!(problems, Vec::<String>::new());
-        assert_says(&values, "outbox.cache", Value::Text("32MiB".to_owned()), "default");
+        assert_says(&values, "outbox.cache", Value::Text("16MiB".to_owned()), "default");
         assert_says(&values, "outbox.functions_max", Value::Integer(2), "s.toml:3");
         assert_says(&values, "outbox.store", Value::Text("file".to_owned()), "s.toml:4");
         assert_says(&values, "outbox.events_max", Value::Integer(3_000), "$SENDOFF_OUTBOX__EVENTS_MAX");

@@ -99,9 +99,9 @@ fn a_large_backlog_is_accepting_soon_after_a_kill_and_is_not_held_in_memory() {
         assert!(daemon.stored() >= events as f64);
         let rss = resident(&state);
         eprintln!("{life}: accepting after {took:?}, {} MiB resident", rss / MIB);
-        // The engine's cache (32 MiB by default) and 100 MiB, plus what a debug build is larger. sled keeps in mind where each of
+        // The engine's cache (16 MiB by default) and 100 MiB, plus what a debug build is larger. sled keeps in mind where each of
         // its pages is, so that millions of events are not for nothing.
-        let bound = (32 + 100 + 64) * MIB + 32 * events;
+        let bound = (16 + 100 + 64) * MIB + 32 * events;
         assert!(rss < bound, "{} MiB resident", rss / MIB);
         daemon.kill9();
     }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use sendoff::clock::Clock;
 use sendoff::event::{Event, EventId, FunctionName};
 use sendoff::outbox::operator::{ListWant, Operator, Page, Purge, Purged, Touched};
-use sendoff::outbox::{Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+use sendoff::outbox::{
+    Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,
+};
 
 use crate::sabotage::Sabotaged;
 use crate::world::World;

@@ -31,7 +31,8 @@ impl<K: Kv> Engine<K> {
         let from = self.sweep.next.take().unwrap_or_else(|| {
             self.key_filter.begin(self.keys);
             // The scan below does not see what this turn has added.
-            let added = self.batch.writes().filter(|(key, value)| value.is_some() && start[..] <= **key && **key < end[..]);
+            let added =
+                self.batch.writes().filter(|(key, value)| value.is_some() && start[..] <= **key && **key < end[..]);
             added.for_each(|(key, _)| self.key_filter.kept(key));
             start
         });

@@ -14,7 +14,7 @@ use super::overlay::{Key, Overlay, Value};
 use crate::outbox::kv::{Batch, Failed, Index};
 
 /// While sled takes in a commit, nobody can read from it; and it keeps every version of every page that a commit touches until the
-/// commit is over. 256 keys are some 2 ms and one sync.
+/// commit is over. Each costs a sync (docs/adr/0006).
 pub const KEYS_PER_COMMIT: usize = 256;
 
 /// Who writes to the index.
