@@ -10,7 +10,9 @@ use sendoff::event::{Event, EventId};
 use sendoff::http::{Limits, Server};
 use sendoff::ingest::{Settings, server::Door};
 use sendoff::metrics::Metrics;
-use sendoff::outbox::{Appended, Census, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+use sendoff::outbox::{
+    Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,
+};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -105,7 +107,7 @@ impl Outbox for Nothing {
         Ok(Census::default())
     }
 
-    async fn changed(&self, _: u64) {
+    async fn changed(&self, _: u64, _: Changes) {
         std::future::pending().await
     }
 

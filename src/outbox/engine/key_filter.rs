@@ -99,7 +99,7 @@ mod tests {
     use crate::outbox::keys;
 
     fn key(n: u64) -> Vec<u8> {
-        let key = IdempotencyKey { value: n.to_string().into(), source: KeySource::Header };
+        let key = IdempotencyKey { value: n.to_string(), source: KeySource::Header };
         keys::remembered(&FunctionName::new("orders"), &key).unwrap()
     }
 
