@@ -84,12 +84,16 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     /// still in flight stays in the outbox, uncharged. An error means that the outbox is lost to this process.
     pub async fn run(mut self, stop: Stop) -> Result<(), Error> {
         while !stop.leasing.is_cancelled() {
-            // Where what is known is enough to go on with, the next lease brings the news along.
+            // Where what is known is enough to go on with, the lease brings the news along.
             let now = self.clock.now();
-            if now >= self.next_full_reading || self.lanes.next_time(now) > now {
+            let enough = now < self.next_full_reading && self.lanes.next_time(now) <= now;
+            if !enough {
                 self.read_lanes().await?;
             }
-            self.lease().await?;
+            let heard = self.lease().await?;
+            if enough && !heard {
+                self.read_lanes().await?;
+            }
             let next = self.lanes.next_time(self.clock.now()).min(self.next_full_reading);
             tokio::select! {
                 biased;
@@ -156,8 +160,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         drop(question.send(self.lanes.status(self.clock.now())));
     }
 
-    /// Buries what is past its time, leases what the plan wants and begins its attempts.
-    async fn lease(&mut self) -> Result<(), Error> {
+    /// Buries what is past its time, leases what the plan wants and begins its attempts. Says whether the news were heard, too.
+    async fn lease(&mut self) -> Result<bool, Error> {
         let now = self.clock.now();
         let expired = self.lanes.expired(now);
         if !expired.is_empty() {
@@ -173,7 +177,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             self.read_lanes().await?;
         }
         let wants = self.lanes.plan(now);
-        if !wants.is_empty() {
+        let hears = !wants.is_empty();
+        if hears {
             let want = LeaseWant { lanes: wants, bytes_max: self.lanes.bytes_left() };
             let mut done = Vec::new();
             // Asked together, both are answered in one turn of the outbox, the lease first.
@@ -195,7 +200,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             self.learn(news);
         }
         self.lanes.planned(self.clock.now());
-        Ok(())
+        Ok(hears)
     }
 
     /// The burial of an event that is past its time; none if it is not.
