@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(config.outbox.bytes_max, 10 << 30);
         assert_eq!(config.outbox.dedupe_window, Duration::from_secs(24 * 3600));
         assert_eq!(config.outbox.sdk_window, Duration::from_secs(3600));
-        assert_eq!(config.outbox.cache, 32 << 20);
+        assert_eq!(config.outbox.cache, 16 << 20);
         assert_eq!(config.lambda.region, None);
         assert_eq!(config.dispatch.in_flight_max, 256);
         assert_eq!(config.dispatch.policy.attempts_max, 12);
