@@ -30,6 +30,10 @@ pub use attempt::Dispatch;
 pub trait Invoke: Clone + Send + Sync + 'static {
     /// One call of Invoke, once: no retries inside.
     fn invoke(&self, call: Call) -> impl Future<Output = Reply> + Send;
+
+    /// Asks whether the function exists and may be invoked, without invoking it (`DryRun`; Lambda answers 204). One call,
+    /// no retries inside. Dispatch asks this when a failed event is the only thing that its lane knows.
+    fn dry_run(&self, function: Function) -> impl Future<Output = Reply> + Send;
 }
 
 /// One call of Invoke. Made from the event alone, so that every attempt is the same (G4).
@@ -78,6 +82,8 @@ pub struct Answer {
     pub request_id: Option<String>,
     /// `X-Amz-Function-Error`: the function ran and failed; its own words are in `message`.
     pub function_error: Option<String>,
+    /// This is a 2xx that Lambda did not write: a proxy's page, a captive portal. `message` says what it looks like.
+    pub foreign: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

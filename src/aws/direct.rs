@@ -24,6 +24,7 @@ use super::wire::connector;
 use super::{Error, Place, Settings, Shared, words_of};
 use crate::clock::Clock;
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
+use crate::event::Function;
 
 mod skew;
 
@@ -73,6 +74,13 @@ impl Invoke for Client {
         match self {
             Self::Direct(direct) => direct.invoke(call).await,
             Self::Sdk(sdk) => sdk.invoke(call).await,
+        }
+    }
+
+    async fn dry_run(&self, function: Function) -> Reply {
+        match self {
+            Self::Direct(direct) => direct.dry_run(function).await,
+            Self::Sdk(sdk) => sdk.dry_run(function).await,
         }
     }
 }
@@ -147,6 +155,10 @@ impl Invoke for Direct {
             let message = format!("no complete answer within {:?}", inner.whole);
             Reply::Lost(Failure { kind: FailureKind::ReadTimeout, message })
         })
+    }
+
+    async fn dry_run(&self, function: Function) -> Reply {
+        self.shared.sdk.dry_run(function).await
     }
 }
 

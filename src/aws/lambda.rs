@@ -19,6 +19,7 @@ use serde::Deserialize;
 use super::elsewhere::Elsewhere;
 use super::{Error, Place, Settings, Shared, Stage, causes, is_region, words_of};
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
+use crate::event::Function;
 
 pub(super) mod context;
 
@@ -66,13 +67,14 @@ impl Lambda {
 
 impl Lambda {
     /// Asks whether a function is there and may be invoked, without invoking it (`DryRun`). One call, no retries.
-    pub(super) async fn dry_run(&self, region: Option<&str>, address: &str) -> Reply {
+    pub(super) async fn ask(&self, region: Option<&str>, address: &str, qualifier: Option<String>) -> Reply {
         let Some(client) = self.client(region) else { return not_a_region() };
         let progress = Progress::default();
         let asked = client
             .invoke()
             .invocation_type(InvocationType::DryRun)
             .function_name(address)
+            .set_qualifier(qualifier)
             .customize()
             .interceptor(Wire { trace_header: None, progress: progress.clone() })
             .send()
@@ -128,6 +130,10 @@ impl Invoke for Lambda {
             }),
             Err(error) => reply_of(&error, progress.stage()),
         }
+    }
+
+    async fn dry_run(&self, function: Function) -> Reply {
+        self.ask(function.region.as_deref(), &function.address, function.qualifier).await
     }
 }
 
@@ -254,6 +260,7 @@ pub(super) fn answer_of(response: &HttpResponse) -> Answer {
         code: code.as_deref().map(bare_code).filter(|code| !code.is_empty()).map(ToOwned::to_owned),
         message,
         function_error: None,
+        foreign: false,
         throttle_reason: body.reason,
         retry_after: number("retry-after")
             .map(Duration::from_secs)

@@ -5,6 +5,7 @@ use super::Error;
 use crate::deadletter::message::Message;
 use crate::deadletter::{QueueFacts, Ship, Shipment, Trouble};
 use crate::dispatch::{Call, Failure, FailureKind, Invoke, Reply};
+use crate::event::Function;
 
 #[derive(Debug, Clone)]
 pub enum Placed<C> {
@@ -36,6 +37,15 @@ impl<C: Invoke> Invoke for Placed<C> {
     async fn invoke(&self, call: Call) -> Reply {
         match self {
             Self::At(client) => client.invoke(call).await,
+            Self::Nowhere(error) => {
+                Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message: error.to_string() })
+            }
+        }
+    }
+
+    async fn dry_run(&self, function: Function) -> Reply {
+        match self {
+            Self::At(client) => client.dry_run(function).await,
             Self::Nowhere(error) => {
                 Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message: error.to_string() })
             }

@@ -123,7 +123,7 @@ impl Probe {
 
     /// Whether a function is there and may be invoked.
     pub async fn function(&self, target: &Target) -> Finding {
-        let reply = self.lambda.dry_run(target.region.as_deref(), &target.address).await;
+        let reply = self.lambda.ask(target.region.as_deref(), &target.address, None).await;
         let region = target.region.as_deref().or(self.settings.region.as_deref()).or(self.shared.region());
         let arn = target.arn(region, self.account_id.as_deref());
         Finding::new(format!("function {}", target.address), judge_function(&reply, &arn))

@@ -14,7 +14,7 @@ use tracing::Instrument as _;
 use super::lane::{Change, FULL_READING_EVERY, Finished, Lanes, Ticket};
 use super::status::{Questions, Status};
 use super::verdict::{Outcome, bury, deadline, decide, outcome_of};
-use super::{Call, Failure, FailureKind, Invoke, Reply, Settings};
+use super::{Call, Failure, FailureKind, Invoke, Mode, Reply, Settings};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::FunctionName;
 use crate::metrics::Metrics;
@@ -44,6 +44,7 @@ pub struct Dispatch<O, I> {
 /// An attempt that came back.
 struct Attempted {
     leased: Leased,
+    mode: Mode,
     ticket: Ticket,
     reply: Reply,
     began: Instant,
@@ -229,6 +230,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             payload: event.payload.clone(),
             mode: self.lanes.policy(name).mode,
         };
+        let mode = call.mode;
         let trace_header = event.carried.trace_header.as_deref();
         let label = self.metrics.function_label(name);
         let span = trace::attempt(event.id, label, leased.history.calls + 1, trace_header);
@@ -238,8 +240,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             // A panic is a bug; its event must still be settled, and its slot given back.
             let reply = AssertUnwindSafe(async { invoke.invoke(call).await }).catch_unwind().await;
             let reply = reply.unwrap_or_else(|panic| panicked(panic.as_ref()));
-            trace::ended(outcome_of(&reply).as_str());
-            Attempted { leased, ticket, reply, began, ended: clock.instant() }
+            trace::ended(outcome_of(&reply, mode).as_str());
+            Attempted { leased, mode, ticket, reply, began, ended: clock.instant() }
         };
         self.attempts.spawn(attempt.instrument(span));
     }
@@ -260,12 +262,12 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     }
 
     fn judge(&mut self, attempted: Attempted) -> (Lease, Settlement) {
-        let Attempted { leased, ticket, reply, began, ended } = attempted;
+        let Attempted { leased, mode, ticket, reply, began, ended } = attempted;
         let Leased { lease, event, history } = leased;
         let now = self.clock.now();
-        let outcome = outcome_of(&reply);
         let name = &event.function.name;
         let policy = self.lanes.policy(name);
+        let outcome = outcome_of(&reply, mode);
         let verdict = decide(&outcome, &reply, &event, &history, policy, now, &self.clock);
 
         let function = self.metrics.function_label(name);

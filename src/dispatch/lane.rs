@@ -520,6 +520,7 @@ impl Account {
             Outcome::Throttled { scope: Scope::Lane, .. }
             | Outcome::Lost
             | Outcome::Transient
+            | Outcome::Foreign
             | Outcome::NotSent
             | Outcome::Operator { .. } => {}
         }
@@ -626,6 +627,7 @@ impl Lane {
             Outcome::Throttled { scope: Scope::Lane, .. } | Outcome::Lost => self.limiter.throttled(began, ended),
             Outcome::Throttled { scope: Scope::Account, .. }
             | Outcome::Transient
+            | Outcome::Foreign
             | Outcome::NotSent
             | Outcome::Operator { .. } => {}
         }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{FailureKind, Policy, Reply};
+use super::{FailureKind, Mode, Policy, Reply};
 use crate::backoff;
 use crate::clock::{Clock, UnixMillis};
 use crate::event::Event;
@@ -25,6 +25,12 @@ pub const HOLD_MAX: Duration = Duration::from_secs(5 * 60);
 /// The longest pause of a lane whose endpoint is out of reach.
 pub const UNREACHABLE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// Lambda's answer to an Event that it has queued.
+const ACCEPTED: u16 = 202;
+
+/// Lambda's answer to a call whose function has ended.
+const RETURNED: u16 = 200;
+
 /// Bytes of an error message that are kept (as much as Lambda's own dead letters have).
 pub const MESSAGE_BYTES_MAX: usize = 1_024;
 
@@ -34,7 +40,7 @@ const REASON_BYTES_MAX: usize = 256;
 /// What an attempt came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Lambda has it: any 2xx (Lambda says 202, some emulators 200).
+    /// Lambda has it: 202 for an Event, 200 for a call whose answer was waited for.
     Delivered,
     /// The function ran and failed (seen only in confirm mode).
     FunctionFailed,
@@ -42,6 +48,8 @@ pub enum Outcome {
     Throttled { scope: Scope, retry_after: Option<Duration> },
     /// Failed in a way that may pass, or that is not understood.
     Transient,
+    /// Something between answered in Lambda's place as if it had taken the event.
+    Foreign,
     /// No answer: it may have been delivered, and the repetition may be a duplicate.
     Lost,
     /// Certainly nobody has it.
@@ -60,6 +68,7 @@ impl Outcome {
             Self::FunctionFailed => "function-failed",
             Self::Throttled { .. } => "throttled",
             Self::Transient => "transient",
+            Self::Foreign => "foreign",
             Self::Lost => "lost",
             Self::NotSent => "not-sent",
             Self::Operator { .. } => "held",
@@ -127,15 +136,23 @@ impl PauseKind {
     }
 }
 
-/// What a reply means, from code, status and kind of failure alone.
-pub fn outcome_of(reply: &Reply) -> Outcome {
+/// What a reply to a call in this mode means, from code, status and kind of failure alone.
+pub fn outcome_of(reply: &Reply, mode: Mode) -> Outcome {
     let answer = match reply {
         Reply::NotSent(failure) => return not_sent(failure.kind),
         Reply::Lost(_) => return Outcome::Lost,
         Reply::Answer(answer) => answer,
     };
     if (200..300).contains(&answer.status) {
-        return if answer.function_error.is_some() { Outcome::FunctionFailed } else { Outcome::Delivered };
+        let accepted = match mode {
+            Mode::Event => ACCEPTED,
+            Mode::Confirm { .. } => RETURNED,
+        };
+        return match answer.function_error {
+            _ if answer.foreign || answer.status != accepted => Outcome::Foreign,
+            Some(_) => Outcome::FunctionFailed,
+            None => Outcome::Delivered,
+        };
     }
     let throttled = |scope| Outcome::Throttled { scope, retry_after: answer.retry_after };
     match answer.code.as_deref().and_then(codes::class_of) {
@@ -189,7 +206,7 @@ pub fn decide(
     match outcome {
         Outcome::Delivered => Verdict { settlement: Settlement::Delivered, pause: None },
         Outcome::Refused => Verdict { settlement: bury(charged(history), BuryReason::Refused, now), pause: None },
-        Outcome::Transient | Outcome::Lost | Outcome::FunctionFailed => {
+        Outcome::Transient | Outcome::Foreign | Outcome::Lost | Outcome::FunctionFailed => {
             Verdict { settlement: attempt.charge(charged(history)), pause: None }
         }
         Outcome::Throttled { scope, retry_after } => attempt.throttle(history, *scope, *retry_after),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sendoff::clock::Clock;
 use sendoff::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Reply};
+use sendoff::event::Function;
 
 use crate::ledger::{When, serial_of};
 use crate::sabotage::Bug;
@@ -93,6 +94,22 @@ impl Invoke for FlakyLambda {
             }
             reply => reply,
         }
+    }
+
+    async fn dry_run(&self, function: Function) -> Reply {
+        let world = &self.world;
+        world.point(self.life, "before a dry run").await;
+        world.pass(40).await;
+        let reply = match self.weather(function.name.as_str()) {
+            Weather::Fair | Weather::Slow | Weather::Throttled => uncharged(204, "").reply,
+            Weather::Errors => charged(500, "ServiceException").reply,
+            Weather::Lossy => Reply::Lost(failure(FailureKind::Closed)),
+            Weather::Away => Reply::NotSent(failure(FailureKind::Connect)),
+            Weather::Operator => uncharged(403, "AccessDeniedException").reply,
+        };
+        world.note(|| format!("dry run of {}: {}", function.name, reply.in_words()));
+        world.point(self.life, "a dry run's reply arrives").await;
+        reply
     }
 }
 

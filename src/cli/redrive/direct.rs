@@ -55,11 +55,11 @@ impl<I: Invoke> Direct<I> {
         };
         let reply = self.lambda.invoke(call).await;
         let why = reply.in_words();
-        Ok(match outcome_of(&reply) {
+        Ok(match outcome_of(&reply, Mode::Event) {
             Outcome::Delivered => Answer::Accepted,
             Outcome::Throttled { retry_after, .. } => Answer::Busy { why, retry_after },
             // Without an answer it may have been taken: the next try is a repeat then, with the same key.
-            Outcome::Transient | Outcome::Lost | Outcome::NotSent | Outcome::FunctionFailed => {
+            Outcome::Transient | Outcome::Foreign | Outcome::Lost | Outcome::NotSent | Outcome::FunctionFailed => {
                 Answer::Busy { why, retry_after: None }
             }
             Outcome::Refused | Outcome::Operator { scope: Scope::Lane } => Answer::Refused(why),

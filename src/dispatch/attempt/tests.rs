@@ -22,6 +22,7 @@ type Says = dyn Fn(&Call, UnixMillis) -> (Duration, Reply) + Send + Sync;
 #[derive(Clone)]
 struct Fake {
     says: Arc<Says>,
+    dry: Arc<SaysDry>,
     clock: Clock,
     calls: Arc<Mutex<Vec<(UnixMillis, String)>>>,
     delivered: Arc<Mutex<BTreeMap<String, Vec<UnixMillis>>>>,
@@ -38,6 +39,19 @@ impl Invoke for Fake {
         }
         reply
     }
+
+    async fn dry_run(&self, function: Function) -> Reply {
+        let (took, reply) = (self.dry)(&function, self.clock.now());
+        self.clock.sleep(took).await;
+        reply
+    }
+}
+
+/// What a fake Lambda answers to a dry run, and after how long.
+type SaysDry = dyn Fn(&Function, UnixMillis) -> (Duration, Reply) + Send + Sync;
+
+fn well() -> Reply {
+    Reply::Answer(Answer { status: 204, ..Answer::default() })
 }
 
 /// An outbox, a dispatch over it, and the fake.
@@ -67,8 +81,13 @@ impl Bench {
         };
         let engine = Engine::open(MemoryDisk::default().open(), limits, clock.clone(), "memory").unwrap();
         let (writer, outbox) = Writer::new(engine, clock.clone(), metrics.clone());
-        let fake =
-            Fake { says: Arc::new(says), clock: clock.clone(), calls: Arc::default(), delivered: Arc::default() };
+        let fake = Fake {
+            says: Arc::new(says),
+            dry: Arc::new(|_, _| (FAST, well())),
+            clock: clock.clone(),
+            calls: Arc::default(),
+            delivered: Arc::default(),
+        };
         let dispatch = Dispatch::new(outbox.clone(), fake.clone(), settings, clock.clone(), metrics.clone());
         let (status, stop, mut tasks) = (dispatch.status(), Stop::default(), JoinSet::new());
         tasks.spawn(writer.run_async(|| std::time::Duration::ZERO));

@@ -39,6 +39,8 @@ fn event() -> Event {
     }
 }
 
+const CONFIRM: Mode = Mode::Confirm { timeout: Duration::from_secs(900) };
+
 fn answer(status: u16, code: Option<&str>) -> Reply {
     Reply::Answer(Answer { status, code: code.map(Into::into), message: "why".into(), ..Answer::default() })
 }
@@ -51,7 +53,7 @@ fn throttle(reason: Option<&str>, retry_after: Option<Duration>) -> Reply {
         throttle_reason: reason.map(Into::into),
         retry_after,
         request_id: Some("r-1".into()),
-        function_error: None,
+        ..Answer::default()
     })
 }
 
@@ -64,7 +66,7 @@ fn lost(kind: FailureKind) -> Reply {
 }
 
 fn judge_at(now: UnixMillis, reply: &Reply, event: &Event, history: &History) -> Verdict {
-    decide(&outcome_of(reply), reply, event, history, &policy(), now, &Clock::seeded(NOW, 1))
+    decide(&outcome_of(reply, Mode::Event), reply, event, history, &policy(), now, &Clock::seeded(NOW, 1))
 }
 
 fn judge(reply: &Reply, history: &History) -> Verdict {
@@ -90,12 +92,18 @@ fn buried(verdict: &Verdict) -> (&History, BuryReason) {
 }
 
 #[test]
-fn any_2xx_is_delivered_and_nothing_else_is() {
-    for status in 100..600 {
-        let delivered = outcome_of(&answer(status, None)) == Outcome::Delivered;
-        assert_eq!(delivered, (200..300).contains(&status), "{status}");
+fn only_lambdas_own_acceptance_is_a_delivery() {
+    for (mode, accepted) in [(Mode::Event, 202), (CONFIRM, 200)] {
+        for status in 100..600 {
+            let outcome = outcome_of(&answer(status, None), mode);
+            assert_eq!(outcome == Outcome::Delivered, status == accepted, "{status} in {mode:?}");
+            let foreign = (200..300).contains(&status) && status != accepted;
+            assert_eq!(outcome == Outcome::Foreign, foreign, "{status} in {mode:?}");
+        }
+        let page = Reply::Answer(Answer { status: accepted, foreign: true, ..Answer::default() });
+        assert_eq!(outcome_of(&page, mode), Outcome::Foreign, "a captive portal's page");
     }
-    assert_eq!(outcome_of(&answer(202, Some("ValidationException"))), Outcome::Delivered, "the status decides");
+    assert_eq!(outcome_of(&answer(202, Some("Any")), Mode::Event), Outcome::Delivered, "the status decides");
 }
 
 #[test]
@@ -124,7 +132,7 @@ fn each_class_of_code_has_its_outcome() {
         (415, "UnsupportedMediaTypeException", Refused),
         (409, "DurableExecutionAlreadyStartedException", Refused),
     ] {
-        assert_eq!(outcome_of(&answer(status, Some(code))), outcome, "{code}");
+        assert_eq!(outcome_of(&answer(status, Some(code)), Mode::Event), outcome, "{code}");
     }
 }
 
@@ -141,18 +149,25 @@ fn the_reason_of_a_429_says_whom_it_concerns() {
         (None, Scope::Lane),
     ] {
         let retry_after = Some(Duration::from_secs(2));
-        assert_eq!(outcome_of(&throttle(reason, retry_after)), Outcome::Throttled { scope, retry_after }, "{reason:?}");
+        assert_eq!(
+            outcome_of(&throttle(reason, retry_after), Mode::Event),
+            Outcome::Throttled { scope, retry_after },
+            "{reason:?}"
+        );
     }
 }
 
 #[test]
 fn transport_failures_are_told_apart_by_what_is_certain() {
     for kind in [FailureKind::ReadTimeout, FailureKind::Closed, FailureKind::Connect] {
-        assert_eq!(outcome_of(&lost(kind)), Outcome::Lost);
-        assert_eq!(outcome_of(&not_sent(kind)), Outcome::NotSent);
+        assert_eq!(outcome_of(&lost(kind), Mode::Event), Outcome::Lost);
+        assert_eq!(outcome_of(&not_sent(kind), Mode::Event), Outcome::NotSent);
     }
-    assert_eq!(outcome_of(&not_sent(FailureKind::Credentials)), Outcome::Operator { scope: Scope::Account });
-    assert_eq!(outcome_of(&not_sent(FailureKind::Unbuildable)), Outcome::Operator { scope: Scope::Lane });
+    assert_eq!(
+        outcome_of(&not_sent(FailureKind::Credentials), Mode::Event),
+        Outcome::Operator { scope: Scope::Account }
+    );
+    assert_eq!(outcome_of(&not_sent(FailureKind::Unbuildable), Mode::Event), Outcome::Operator { scope: Scope::Lane });
 }
 
 #[test]
@@ -162,13 +177,14 @@ fn the_words_of_the_outcomes_are_distinct() {
         Outcome::Delivered,
         Outcome::Throttled { scope, retry_after: None },
         Outcome::Transient,
+        Outcome::Foreign,
         Outcome::Lost,
         Outcome::NotSent,
         Outcome::Operator { scope },
         Outcome::Refused,
     ]
     .map(|outcome| outcome.as_str());
-    assert_eq!(words, ["delivered", "throttled", "transient", "lost", "not-sent", "held", "refused"]);
+    assert_eq!(words, ["delivered", "throttled", "transient", "foreign", "lost", "not-sent", "held", "refused"]);
 }
 
 proptest! {
@@ -177,7 +193,7 @@ proptest! {
         status in prop_oneof![100..200_u16, 300..600_u16],
         code in proptest::option::of("[A-Z][a-z]{3,20}Zz"),
     ) {
-        let outcome = outcome_of(&answer(status, code.as_deref()));
+        let outcome = outcome_of(&answer(status, code.as_deref()), Mode::Event);
         if status == 429 {
             prop_assert_eq!(outcome, Outcome::Throttled { scope: Scope::Lane, retry_after: None });
         } else {
@@ -195,7 +211,7 @@ proptest! {
         event.accepted_at = UnixMillis(NOW.0 - age_millis);
         event.expires_at = expires_in.map(|millis| UnixMillis(event.accepted_at.0 + millis));
         let before = History { attempts, throttles, setbacks, calls, ..History::default() };
-        let outcome = outcome_of(&reply);
+        let outcome = outcome_of(&reply, Mode::Event);
         let verdict = decide(&outcome, &reply, &event, &before, &policy(), NOW, &Clock::seeded(NOW, seed));
         let deadline = deadline(&event, &policy());
         match &verdict.settlement {
@@ -311,7 +327,10 @@ fn an_error_of_the_function_is_charged_and_its_words_are_kept() {
         function_error: Some("Unhandled".into()),
         ..Answer::default()
     });
-    assert_eq!(outcome_of(&failed), Outcome::FunctionFailed);
+    assert_eq!(outcome_of(&failed, CONFIRM), Outcome::FunctionFailed);
+    let judge = |reply: &Reply, history: &History| {
+        decide(&outcome_of(reply, CONFIRM), reply, &event(), history, &policy(), NOW, &Clock::seeded(NOW, 1))
+    };
     let verdict = judge(&failed, &History::default());
     let last = retried(&verdict).last.as_ref().unwrap();
     assert_eq!(
