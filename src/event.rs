@@ -10,6 +10,10 @@ use uuid::Uuid;
 
 use crate::clock::UnixMillis;
 
+pub use pattern::{Pattern, PatternError};
+
+pub mod pattern;
+
 /// The largest payload of an Event invocation, in bytes
 /// (AWS, "Lambda quotas", gettingstarted-limits: 1 MB, which AWS counts as 1,048,576 bytes).
 pub const PAYLOAD_BYTES_MAX: usize = 1_048_576;
@@ -96,9 +100,9 @@ impl FunctionName {
         first.bytes().any(|byte| !byte.is_ascii_digit()).then_some(first)
     }
 
-    /// Whether the name fits `pattern`, in which `*` stands for any run of characters.
+    /// Whether the name fits `pattern`, in which `*` stands for any run of characters. Takes linear time.
     pub fn fits(&self, pattern: &str) -> bool {
-        fits(pattern, &self.0)
+        pattern::fits(pattern, &self.0)
     }
 
     /// Two bytes of FNV-1a: not unique, only a way to look in few places first.
@@ -118,15 +122,6 @@ impl fmt::Display for FunctionName {
 impl fmt::Debug for FunctionName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-fn fits(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((head, rest)) => name.strip_prefix(head).is_some_and(|name| {
-            (0..=name.len()).filter(|&at| name.is_char_boundary(at)).any(|at| fits(rest, &name[at..]))
-        }),
     }
 }
 

@@ -80,7 +80,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("cli::admin_client", &["cli", "config", "deadletter"]),
-    ("cli::dead_letters", &["cli", "clock", "config", "deadletter", "outbox"]),
+    ("cli::dead_letters", &["cli", "clock", "config", "deadletter", "event", "outbox"]),
     // without a daemon it is one, as far as accepting goes
     (
         "cli::redrive",

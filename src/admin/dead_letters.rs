@@ -87,8 +87,9 @@ impl ListQuery {
         let reason = self.reason.map(|word| {
             letter::reason_of(&word).ok_or_else(|| Problem::bad(format!("{word:?} is not a reason to bury an event")))
         });
+        let pattern = self.function.map(|text| text.parse().map_err(|why| Problem::bad(format!("function: {why}"))));
         let filter = Filter {
-            function: self.function,
+            function: pattern.transpose()?,
             reason: reason.transpose()?,
             since: moment(self.since)?,
             until: moment(self.until)?,
@@ -108,7 +109,7 @@ async fn list<O: Graveyard>(
     let (store, _) = admin.open()?;
     let want = query.want(&admin.clock)?;
     let census = store.census().await?;
-    let fits = |name: &FunctionName| want.filter.function.as_ref().is_none_or(|pattern| name.fits(pattern));
+    let fits = |name: &FunctionName| want.filter.function.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
     let lanes = census.lanes.iter().filter(|(name, _)| fits(name));
     let buried: u64 = lanes.filter_map(|(_, lane)| lane.by_place.get(&Place::Buried)).map(|count| count.events).sum();
     let payloads = want.payloads;

@@ -14,6 +14,7 @@ use super::{Exit, Failure, print, table};
 use crate::clock::Clock;
 use crate::config::Environment;
 use crate::deadletter::letter;
+use crate::event::Pattern;
 
 /// Bytes of lines that one request of an import carries; a larger line goes alone. The daemon takes 2 MiB.
 const IMPORT_BYTES_MAX: usize = 1 << 20;
@@ -78,7 +79,7 @@ enum Command {
 pub(super) struct FilterOptions {
     /// Those for this function; * stands for any characters
     #[arg(long)]
-    pub(super) function: Option<String>,
+    pub(super) function: Option<Pattern>,
     /// Those that fit: reason=retries-exhausted, event-age-exceeded or refused; error=TEXT; may be repeated
     #[arg(long = "where", value_name = "reason=|error=", value_parser = parse_condition)]
     pub(super) conditions: Vec<Condition>,
@@ -131,7 +132,7 @@ impl FilterOptions {
     /// As the query of `/v1/dead-letters`, with these pairs of it.
     pub(super) fn query(&self, more: &[(&str, Option<&str>)]) -> String {
         let filters = [
-            ("function", self.function.as_deref()),
+            ("function", self.function.as_ref().map(Pattern::as_str)),
             ("reason", self.reason().map(|reason| reason.as_str())),
             ("error", self.error()),
             ("since", self.since.as_deref()),
@@ -334,7 +335,7 @@ mod tests {
     #[test]
     fn filters_become_an_escaped_query() {
         let filter = FilterOptions {
-            function: Some("orders:prod".into()),
+            function: Some("orders:prod".parse().unwrap()),
             conditions: vec![Condition::Error("a & b".into()), Condition::Reason(BuryReason::Refused)],
             since: Some("2026-11-23T14:00:00Z".into()),
             until: None,

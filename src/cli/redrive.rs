@@ -197,7 +197,7 @@ async fn until_interrupted(
 fn wanted_of(filter: &FilterOptions, now: UnixMillis) -> Wanted {
     let moment = |text: &Option<String>| text.as_ref().and_then(|text| letter::moment(text, now));
     Wanted {
-        function: filter.function.clone(),
+        function: filter.function.as_ref().map(|pattern| pattern.as_str().to_owned()),
         queue_function: None,
         reason: filter.reason(),
         since: moment(&filter.since),

@@ -10,7 +10,7 @@ use super::{Config, Environment, Listen, Log, LogFormat};
 use super::{endpoint, level, passthrough, rules};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
-use crate::event::{FunctionName, PAYLOAD_BYTES_MAX};
+use crate::event::{FunctionName, PAYLOAD_BYTES_MAX, Pattern};
 use crate::{aws, deadletter, dispatch, ingest, outbox};
 
 /// Below this, the largest payload that Lambda takes would never get through.
@@ -275,12 +275,15 @@ fn dispatch(r: &mut Reader) -> Option<dispatch::Settings> {
     })
 }
 
-/// Refuses a pattern that no function can have, or that an earlier one takes all functions from.
+/// Refuses a pattern that no function can have, that is over the limits of patterns, or that an earlier one takes all
+/// functions from.
 fn check_pattern(r: &mut Reader, pattern: &str, table: &str, earlier: &[(String, String)]) {
     let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':' | '/' | '$' | '*');
     if pattern.is_empty() || !pattern.chars().all(is_valid) {
         let hint = "a pattern is a function's name, `[region/][account/]name[:qualifier]`, with `*` for any characters";
         r.refuse_table(table, "no function has such a name", hint);
+    } else if let Err(why) = pattern.parse::<Pattern>() {
+        r.refuse_table(table, &why.to_string(), "split the table into several with shorter patterns");
     }
     // To the earlier pattern, a `*` of this one is a character like others: it fits only if all that it stands for does.
     if let Some((wider, _)) = earlier.iter().find(|(wider, _)| FunctionName::new(pattern).fits(wider)) {
@@ -640,6 +643,20 @@ queue_url = "https://sqs"
                 "s.toml:8: [functions.\"a b\"]: never counts: \"*\" comes earlier and takes all of \"a b\"",
                 "s.toml:8: [functions.\"a b\"]: no function has such a name",
                 "s.toml:8: functions.\"a b\".queue_url = \"https://sqs\": not the URL of a queue",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_pattern_beyond_the_limits_of_patterns_is_refused() {
+        let (stars, long) = ("*a".repeat(17), "b".repeat(257));
+        let file = format!("[functions.\"{stars}\"]\nage_max = \"1h\"\n[functions.{long}]\nage_max = \"1h\"\n");
+        assert_refused(
+            &file,
+            &[],
+            &[
+                &format!("s.toml:2: [functions.\"{stars}\"]: the pattern has 17 stars; use at most 16"),
+                &format!("s.toml:4: [functions.{long}]: the pattern has 257 bytes; use at most 256"),
             ],
         );
     }

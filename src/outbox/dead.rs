@@ -6,7 +6,7 @@ use std::future::Future;
 
 use super::{BuryReason, Error, Full, History, LaneId, Outbox};
 use crate::clock::UnixMillis;
-use crate::event::{Event, EventId};
+use crate::event::{Event, EventId, Pattern};
 
 /// A store whose dead letters can be listed and moved.
 pub trait Graveyard: Outbox {
@@ -32,8 +32,8 @@ pub struct BuriedWant {
 /// What a dead letter must be like; a part that is none fits all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// The function's canonical name, with `*` for any run of characters.
-    pub function: Option<String>,
+    /// What the function's canonical name must fit.
+    pub function: Option<Pattern>,
     pub reason: Option<BuryReason>,
     /// Buried at or after this.
     pub since: Option<UnixMillis>,

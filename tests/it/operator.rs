@@ -6,8 +6,8 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::rig::daemon::{Setup, scratch};
-use crate::rig::eventually;
 use crate::rig::lambda::{Lambda, payload};
+use crate::rig::{eventually, http};
 
 /// Runs `sendoff` against a daemon to its end: its exit code and what it printed.
 pub fn sendoff(admin: SocketAddr, args: &[&str]) -> (i32, String) {
@@ -89,4 +89,29 @@ fn what_is_cancelled_or_purged_is_gone_and_nothing_else_is() {
     lambda.wait_for(&["stays".to_owned()]);
     daemon.wait_until_empty();
     assert_eq!(lambda.taken().into_keys().collect::<Vec<_>>(), ["stays"]);
+}
+
+#[test]
+fn a_hostile_pattern_is_answered_at_once_and_the_daemon_goes_on() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
+    daemon.accept("orders-of-a-rather-long-name", &[], &payload("before"));
+    let list = |pattern: &str| http::get(daemon.admin, &format!("/v1/dead-letters?function={pattern}"));
+    for (pattern, status) in [
+        ("%2A".repeat(200) + "x", 200),
+        ("*".repeat(200) + "x", 200),
+        ("%2Ao".repeat(16) + "x", 200),
+        ("%2Ao".repeat(17) + "x", 400),
+        ("o".repeat(257), 400),
+        (String::new(), 400),
+    ] {
+        let answer = list(&pattern);
+        assert_eq!(answer.status, status, "{pattern}: {}", answer.text());
+        assert!(status == 200 || answer.text().contains("function: the pattern"), "{}", answer.text());
+    }
+    let (code, said) = sendoff(daemon.admin, &["dead-letters", "list", "--function", &"*a".repeat(17)]);
+    assert!(code != 0 && said.contains("the pattern has 17 stars; use at most 16"), "{code}: {said}");
+    daemon.accept("orders-of-a-rather-long-name", &[], &payload("after"));
+    lambda.wait_for(&["before".to_owned(), "after".to_owned()]);
 }

@@ -104,10 +104,10 @@ async fn dead_letters_are_listed_page_by_page_each_once() {
 async fn a_page_without_payloads_tells_only_their_size() {
     on_every_engine(|bench| async move {
         bench.bury("orders", &"x".repeat(9_000), 0).await;
-        let filter = Filter { function: Some("ord*".into()), ..Filter::default() };
+        let filter = Filter { function: Some("ord*".parse().unwrap()), ..Filter::default() };
         let page = bench.page(BuriedWant { filter, letters_max: 5, ..BuriedWant::default() }).await;
         assert_eq!((page.letters[0].event.payload.len(), page.letters[0].payload_bytes), (0, 9_000));
-        let filter = Filter { function: Some("invoices".into()), ..Filter::default() };
+        let filter = Filter { function: Some("invoices".parse().unwrap()), ..Filter::default() };
         assert!(bench.page(BuriedWant { filter, ..all(5) }).await.letters.is_empty());
     })
     .await;

@@ -25,8 +25,8 @@ impl<K: Kv> Engine<K> {
         let (mut records, mut bytes) = (0, 0);
         let first = want.after.map_or(LaneId(0), |cursor| cursor.lane);
         for (&lane_id, lane) in self.lanes.range(first..) {
-            let fits = want.filter.function.as_ref().is_none_or(|pattern| lane.function().fits(pattern));
-            if !fits || lane.count(Place::Buried).events == 0 {
+            let fits = || want.filter.function.as_ref().is_none_or(|pattern| lane.function().fits(pattern.as_str()));
+            if lane.count(Place::Buried).events == 0 || !fits() {
                 continue;
             }
             let after = want.after.filter(|cursor| cursor.lane == lane_id).map(|cursor| cursor.id);
