@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Environment, Flags, Loaded, Problems};
+use crate::telemetry::say;
 
 pub mod serve;
 
@@ -142,7 +143,7 @@ pub fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("sendoff: {failure}");
+            say(&format!("sendoff: {failure}"));
             ExitCode::from(failure.exit as u8)
         }
     }
@@ -198,7 +199,13 @@ impl From<Problems> for Failure {
 
 /// Writes to stdout. A reader that has gone away, as `head` does, is no failure.
 fn print(text: &str) -> Result<(), Failure> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    // Without the flush, the part after the last line end would fail later, unseen.
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot write to stdout")))
         }

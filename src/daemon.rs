@@ -112,6 +112,8 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
         source: io::Error::other(error.to_string()),
     })?);
     metrics.start_time_seconds.set(clock.now().0 as f64 / 1_000.0);
+    let dropped = metrics.log_dropped.clone();
+    reload.level().count_dropped(move |lines| dropped.inc_by(lines));
     for variable in &config.ignored_endpoints {
         tracing::warn!(variable, "ignored: it points at this daemon's own listener");
     }

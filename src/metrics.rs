@@ -6,8 +6,8 @@ use std::sync::Mutex;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::event::FunctionName;
@@ -87,6 +87,7 @@ pub struct Metrics {
     pub deadletter_redriven: IntCounterVec,
     /// by result
     pub deadletter_redrive_refused: IntCounterVec,
+    pub log_dropped: IntCounter,
     pub ready: IntGauge,
     pub start_time_seconds: Gauge,
 }
@@ -266,6 +267,7 @@ impl Metrics {
                 "Dead letters that were to be redriven and were not: repeats, those at the ceiling, and others.",
                 &["result"],
             )?,
+            log_dropped: counter(r, "sendoff_log_dropped_total", "Log lines that stderr did not take.")?,
             ready: int_gauge(r, "sendoff_ready", "1 while the daemon can keep its promises.")?,
             start_time_seconds: register(
                 r,
@@ -315,6 +317,10 @@ fn register<C: Collector + Clone + 'static>(table: &Table, collector: C) -> Resu
     table.registry.register(Box::new(collector.clone()))?;
     table.catalog.borrow_mut().extend(catalog::describe(&collector));
     Ok(collector)
+}
+
+fn counter(r: &Table, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    register(r, IntCounter::with_opts(Opts::new(name, help))?)
 }
 
 fn counter_vec(r: &Table, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {

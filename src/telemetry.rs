@@ -2,9 +2,10 @@
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::panic::PanicHookInfo;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tracing::dispatcher::SetGlobalDefaultError;
 use tracing::{Dispatch, Level};
@@ -16,8 +17,21 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use crate::config::level::{LevelError, parse};
 use crate::config::{Log, LogFormat};
 
+pub mod lines;
+
 #[cfg(feature = "otlp")]
 pub mod otlp;
+
+use lines::Lines;
+
+/// How long the end of the process waits for stderr to take the last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// How long a panic waits for its line to be written; it may be the last.
+const PANIC_LINE: Duration = Duration::from_millis(200);
+
+/// The lines of this process, once [`install`] was called: what is said at the end goes the same way as the log.
+static LINES: OnceLock<Lines> = OnceLock::new();
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -26,43 +40,80 @@ pub enum Error {
     Level(#[from] LevelError),
     #[error("logging is set up already")]
     Twice(#[from] SetGlobalDefaultError),
+    #[error("cannot start the log's thread: {0}")]
+    Thread(#[from] std::io::Error),
     #[cfg(feature = "otlp")]
     #[error("spans cannot be exported as $OTEL_EXPORTER_OTLP_ENDPOINT says: {0}")]
     Otlp(String),
 }
 
-/// What must live as long as the process logs: with an exporter, dropping it sends what waits.
+/// What must live as long as the process logs: dropping it waits for the last lines and, with an exporter, sends what waits.
 #[derive(Default)]
 pub struct Telemetry {
     #[cfg(feature = "otlp")]
     #[expect(dead_code, reason = "held for its drop")]
     exporter: Option<otlp::Exporter>,
+    lines: Lines,
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        self.lines.flush(LAST_LINES);
+    }
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("telemetry")
+    }
 }
 
 /// Sends this process's log, and its panics, to stderr. Colours only on a terminal, and not under `NO_COLOR`.
 /// Once a process.
 pub fn install(log: &Log) -> Result<(LogLevel, Telemetry), Error> {
     let colours = !log.no_color && std::io::stderr().is_terminal();
-    let (subscriber, level, telemetry) = whole(log, colours)?;
+    let lines = Lines::to(std::io::stderr())?;
+    let (subscriber, level, telemetry) = whole(log, colours, lines.clone())?;
     tracing::dispatcher::set_global_default(subscriber)?;
-    std::panic::set_hook(Box::new(log_panic));
+    std::panic::set_hook(Box::new(|info| {
+        log_panic(info);
+        if let Some(lines) = LINES.get() {
+            lines.flush(PANIC_LINE);
+        }
+    }));
+    LINES.get_or_init(|| lines);
     Ok((level, telemetry))
 }
 
-#[cfg(feature = "otlp")]
-fn whole(log: &Log, colours: bool) -> Result<(Dispatch, LogLevel, Telemetry), Error> {
-    if let Some(endpoint) = &log.otlp_endpoint {
-        let (subscriber, level, exporter) = otlp::subscriber(log, endpoint, colours, std::io::stderr)?;
-        return Ok((subscriber, level, Telemetry { exporter: Some(exporter) }));
+/// Writes a line for people to stderr. Where it cannot be written nobody is left to be told, so that is no failure. Where this
+/// process has a log, the line goes the log's way and waits a second at most.
+pub fn say(line: &str) {
+    match LINES.get() {
+        Some(lines) => {
+            lines.push(format!("{line}\n").as_bytes());
+            lines.flush(LAST_LINES);
+        }
+        None => drop(writeln!(std::io::stderr(), "{line}")),
     }
-    let (subscriber, level) = subscriber(log, colours, std::io::stderr)?;
-    Ok((subscriber, level, Telemetry::default()))
+}
+
+#[cfg(feature = "otlp")]
+fn whole(log: &Log, colours: bool, lines: Lines) -> Result<(Dispatch, LogLevel, Telemetry), Error> {
+    let writer = lines.clone();
+    let writer = move || writer.clone();
+    if let Some(endpoint) = &log.otlp_endpoint {
+        let (subscriber, level, exporter) = otlp::subscriber(log, endpoint, colours, writer)?;
+        return Ok((subscriber, level.of(&lines), Telemetry { exporter: Some(exporter), lines }));
+    }
+    let (subscriber, level) = subscriber(log, colours, writer)?;
+    Ok((subscriber, level.of(&lines), Telemetry { exporter: None, lines }))
 }
 
 #[cfg(not(feature = "otlp"))]
-fn whole(log: &Log, colours: bool) -> Result<(Dispatch, LogLevel, Telemetry), Error> {
-    let (subscriber, level) = subscriber(log, colours, std::io::stderr)?;
-    Ok((subscriber, level, Telemetry::default()))
+fn whole(log: &Log, colours: bool, lines: Lines) -> Result<(Dispatch, LogLevel, Telemetry), Error> {
+    let writer = lines.clone();
+    let (subscriber, level) = subscriber(log, colours, move || writer.clone())?;
+    Ok((subscriber, level.of(&lines), Telemetry { lines }))
 }
 
 type Set = dyn Fn(EnvFilter) -> Result<(), LevelError> + Send + Sync;
@@ -72,9 +123,21 @@ type Set = dyn Fn(EnvFilter) -> Result<(), LevelError> + Send + Sync;
 pub struct LogLevel {
     text: Arc<Mutex<String>>,
     set: Arc<Set>,
+    lines: Option<Lines>,
 }
 
 impl LogLevel {
+    fn of(self, lines: &Lines) -> Self {
+        Self { lines: Some(lines.clone()), ..self }
+    }
+
+    /// Tells `count` of every log line that stderr did not take, those so far included.
+    pub fn count_dropped(&self, count: impl Fn(u64) + Send + Sync + 'static) {
+        if let Some(lines) = &self.lines {
+            lines.count_dropped(count);
+        }
+    }
+
     /// As `log.level` of the configuration is written.
     pub fn get(&self) -> String {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -110,7 +173,9 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let filter = parse(&log.level)?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(writer);
+    // Its own complaint about a writer would go to stderr by a macro that panics.
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).log_internal_errors(false);
+    let lines = lines.with_writer(writer);
     let (dispatch, set): (Dispatch, Arc<Set>) = match log.format {
         LogFormat::Text => {
             let lines = lines.with_filter_reloading();
@@ -129,7 +194,7 @@ where
             )
         }
     };
-    Ok((dispatch, LogLevel { text: Arc::new(Mutex::new(log.level.clone())), set }))
+    Ok((dispatch, LogLevel { text: Arc::new(Mutex::new(log.level.clone())), set, lines: None }))
 }
 
 /// A panic is one log line like others, so that it is found where all others are.

@@ -117,6 +117,11 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
         "only the clock knows the time, or the simulation is none",
     ),
     ("fastrand::", &["clock.rs"], "only the clock draws random numbers, or a seed does not repeat a run"),
+    ("println!", &[], "it panics where stdout is closed: use cli::print"),
+    ("print!", &[], "it panics where stdout is closed: use cli::print"),
+    ("eprintln!", &[], "it panics where stderr is closed: use telemetry::say"),
+    ("eprint!", &[], "it panics where stderr is closed: use telemetry::say"),
+    ("dbg!", &[], "it panics where stderr is closed: use tracing"),
     ("env::var", &["config"], "only config/ reads the environment"),
     ("env::vars", &["config"], "only config/ reads the environment"),
     ("env::var_os", &["config"], "only config/ reads the environment"),
@@ -201,6 +206,7 @@ fn every_broken_rule_is_found() {
     assert_eq!(found("cli/demo.rs", "std::env::var(name)"), 1);
     assert_eq!(found("cli/demo.rs", "let c = '\"'; std::env::var(\"X\")"), 1, "a quote as a character opens no string");
     assert_eq!(found("outbox.rs", "// SystemTime is not ours"), 0);
+    assert_eq!(found("cli/send.rs", "eprintln!(\"gone\")"), 1);
     assert_eq!(found("outbox.rs", "fn f<'a>(t: &'a SystemTime) {}"), 1);
 
     assert_eq!(undone("a.rs", &format!("// {}: later", UNDONE[0])).len(), 1);

@@ -225,7 +225,7 @@ async fn show(client: &AdminClient, id: &str, payload: bool) -> Result<(), Failu
     }
     let bytes = letter["export"]["payload_base64"].as_str().and_then(|text| STANDARD.decode(text).ok());
     let bytes = bytes.ok_or_else(|| Failure::saying(Exit::Failed, "the answer has no payload"))?;
-    std::io::stdout().lock().write_all(&bytes).map_err(|error| Failure::new(Exit::Failed, error))
+    super::print_bytes(&bytes)
 }
 
 async fn export(client: &AdminClient, filter: &FilterOptions, file: Option<&Path>) -> Result<(), Failure> {
@@ -239,14 +239,18 @@ async fn export(client: &AdminClient, filter: &FilterOptions, file: Option<&Path
     let mut count = 0;
     pages(client, filter, &[("payloads", Some("true"))], async |page| {
         for letter in letters(page) {
-            writeln!(out, "{}", letter["export"]).map_err(cannot)?;
+            match writeln!(out, "{}", letter["export"]) {
+                // The reader has had enough, as `head` has.
+                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(false),
+                written => written.map_err(cannot)?,
+            }
             count += 1;
         }
         Ok(true)
     })
     .await?;
     out.flush().map_err(cannot)?;
-    eprintln!("{count} dead letters written");
+    super::say(&format!("{count} dead letters written"));
     Ok(())
 }
 

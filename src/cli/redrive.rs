@@ -182,7 +182,7 @@ async fn until_interrupted(
         done = &mut work => return done,
         signal = shutdown::requested() => {
             let signal = signal.map_err(|error| Failure::new(Exit::Internal, error))?;
-            eprintln!("{signal}: finishing what is under way");
+            crate::cli::say(&format!("{signal}: finishing what is under way"));
             stop.cancel();
         }
     }

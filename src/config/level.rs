@@ -22,8 +22,10 @@ pub fn parse(text: &str) -> Result<EnvFilter, LevelError> {
     const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
     let no_filter = |why| Err(LevelError::NoFilter { why });
-    match text.split(',').map(str::trim).find(|directive| !directive.contains('=') && !is_level(directive)) {
+    let is_odd = |directive: &&str| directive.ends_with('=') || !directive.contains('=') && !is_level(directive);
+    match text.split(',').map(str::trim).find(is_odd) {
         Some("") => no_filter("has an empty part".to_owned()),
+        Some(part) if part.contains('=') => no_filter(format!("{part:?} has no level")),
         Some(word) => no_filter(format!("{word:?} is not a level")),
         None => {
             let quiet = if text.contains("aws_config") { String::new() } else { format!(",{QUIET}") };
@@ -42,5 +44,6 @@ mod tests {
             assert_eq!(parse(text).unwrap().to_string().contains(QUIET), quiet, "{text}");
         }
         assert!(parse("inof").is_err() && parse("").is_err() && parse("a=b=c").is_err());
+        assert!(parse("info,sendoff=").is_err());
     }
 }

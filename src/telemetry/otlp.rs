@@ -69,7 +69,7 @@ where
         .with_threads(false)
         .with_filter(Targets::new().with_target(TARGET, Level::DEBUG));
     let (filter, handle) = reload::Layer::new(super::parse(&log.level)?);
-    let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer().with_ansi(colours).log_internal_errors(false).with_writer(writer);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
@@ -77,7 +77,7 @@ where
     let dispatch =
         Dispatch::new(Registry::default().with(lines.with_filter(filter)).with(spans).with(super::discreet()));
     let set = Arc::new(move |filter| handle.reload(filter).map_err(|_| LevelError::Gone));
-    Ok((dispatch, LogLevel { text: Arc::new(Mutex::new(log.level.clone())), set }, Exporter(provider)))
+    Ok((dispatch, LogLevel { text: Arc::new(Mutex::new(log.level.clone())), set, lines: None }, Exporter(provider)))
 }
 
 /// The way to a collector: plain HTTP, on a runtime of its own, in the exporter's own thread.

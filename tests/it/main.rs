@@ -38,3 +38,5 @@ mod native;
 mod door;
 
 mod logs;
+
+mod streams;

@@ -78,9 +78,9 @@ impl Screen {
     pub(super) fn say(&self, text: &str) {
         // Nobody is left to be told if stderr is closed; the demo goes on.
         match &self.kind {
-            Kind::Bars { all, .. } => all.println(text).ok(),
-            Kind::Lines { .. } => writeln!(std::io::stderr(), "{text}").ok(),
-        };
+            Kind::Bars { all, .. } => all.println(text).unwrap_or_default(),
+            Kind::Lines { .. } => crate::cli::say(text),
+        }
     }
 
     /// Takes the bars away.
@@ -92,9 +92,12 @@ impl Screen {
         }
     }
 
-    /// A result, to stdout.
+    /// A result, to stdout. A reader that has gone away, as `head` does, is no failure.
     pub(super) fn print(&self, text: &str) -> std::io::Result<()> {
-        writeln!(std::io::stdout(), "{text}")
+        match writeln!(std::io::stdout(), "{text}") {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::Shown;
+use crate::cli::say;
 use crate::clock::{Clock, UnixMillis};
 
 /// Between two lines.
@@ -63,7 +64,7 @@ impl Progress {
                 let now = clock.now();
                 if now >= *next {
                     *next = now.plus(LINE_EVERY);
-                    eprintln!("{}", line(count, *expected, now.since(*began)));
+                    say(&line(count, *expected, now.since(*began)));
                 }
             }
             Self::None => {}
@@ -75,10 +76,10 @@ impl Progress {
             Self::Bar(bar) => {
                 bar.abandon();
                 // The bar leaves the cursor on its own line.
-                eprintln!();
+                say("");
             }
             Self::Lines { clock, began, expected, last, .. } => {
-                eprintln!("{}", line(last, expected, clock.now().since(began)));
+                say(&line(last, expected, clock.now().since(began)));
             }
             Self::None => {}
         }

@@ -82,6 +82,20 @@ impl Setup {
         Daemon { process, ingest, admin }
     }
 
+    #[allow(dead_code, reason = "tests/it needs it")]
+    /// Starts it where its log cannot be read, on ports that are chosen before, and waits until it is ready.
+    pub fn start_unheard(self) -> Daemon {
+        let [ingest, admin] =
+            [super::lasting_port(), super::lasting_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let setup = self.set("listen.ingest", &ingest.to_string()).set("listen.admin", &admin.to_string());
+        let daemon = Daemon { process: setup.spawn(), ingest, admin };
+        let probe = http::head(admin, "GET", "/readyz", &[], 0);
+        eventually("it is ready", || {
+            http::exchange_if_there(admin, &probe).filter(|answer| answer.status == 200).map(drop)
+        });
+        daemon
+    }
+
     /// Starts it and waits until it has ended by itself: its exit code and all that it wrote.
     pub fn fail_to_start(&self) -> (Option<i32>, String) {
         let mut process = Process::spawn("sendoff that must not start", &mut self.command());
