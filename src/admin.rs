@@ -24,6 +24,8 @@ pub mod events;
 
 pub mod status;
 
+pub mod guard;
+
 /// Whether the daemon can keep its promises, and if not, why. Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
 pub struct Readiness {

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::http::host::Hosts;
 use crate::{aws, deadletter, dispatch, ingest, outbox};
 
 pub mod problem;
@@ -27,6 +28,8 @@ pub mod rules;
 pub mod check;
 
 pub mod level;
+
+pub mod listen;
 
 pub use problem::{Origin, Problem, Problems};
 pub use raw::{Entry, Value};
@@ -60,6 +63,10 @@ pub struct Listen {
     pub ingest: SocketAddr,
     pub admin: SocketAddr,
     pub unix: Option<PathBuf>,
+    /// The names, beside addresses and localhost, by which the ingest door answers to what a browser could ask.
+    pub ingest_hosts: Hosts,
+    /// The same of the admin listener, for all but probes and metrics.
+    pub admin_hosts: Hosts,
 }
 
 /// How to log.

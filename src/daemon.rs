@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::dead_letters::Rules;
+use crate::admin::guard::guarded;
 use crate::admin::status::Status;
 use crate::admin::{Admin, Readiness};
 use crate::aws;
@@ -19,6 +20,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::dispatch::Dispatch;
+use crate::http::host::Hosts;
 use crate::http::{Limits, Server};
 use crate::ingest::server::Door;
 use crate::metrics::Metrics;
@@ -126,7 +128,9 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let admin_address = address(&admin)?;
     let admin_tasks = TaskTracker::new();
     let status = Status::new(operator.clone(), reload.level().clone());
-    serve_admin(admin, operator.router().merge(status.router()), &config, &clock, &admin_stop, &admin_tasks);
+    let routes = operator.router().merge(status.router());
+    let routes = guarded(routes, config.listen.admin_hosts.clone(), metrics.clone());
+    serve_admin(admin, routes, &config, &clock, &admin_stop, &admin_tasks);
     admin_tasks.spawn(notify::pulse(status, clock.clone(), admin_stop.clone()));
     let policies = reload.dispatch();
     let signals = Signals::catch().map_err(|source| Error::System { doing: "listening for signals", source })?;
@@ -158,10 +162,11 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
         let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).ruled(config.rules.clone());
         let opened = closed.passing(passthrough, config.passthrough.clone());
-        let service = opened.service();
+        let opened = opened.called(config.listen.ingest_hosts.clone());
         for unix in unix.listeners {
-            door.spawn(server.clone().serve(unix, service.clone()));
+            door.spawn(server.clone().serve(unix, opened.clone().called(Hosts::any()).service()));
         }
+        let service = opened.service();
         for ingest in ingest {
             door.spawn(server.clone().serve(ingest, service.clone()));
         }

@@ -27,6 +27,8 @@ use crate::clock::Clock;
 
 pub mod peer;
 
+pub mod host;
+
 use peer::{Peek, Peer, Watched};
 
 /// How long to wait after an accept that failed for a reason of our own (no file descriptors, no memory): the next one

@@ -88,6 +88,8 @@ pub struct Metrics {
     /// by result
     pub deadletter_redrive_refused: IntCounterVec,
     pub log_dropped: IntCounter,
+    /// by reason
+    pub admin_refused: IntCounterVec,
     pub ready: IntGauge,
     pub start_time_seconds: Gauge,
 }
@@ -268,6 +270,12 @@ impl Metrics {
                 &["result"],
             )?,
             log_dropped: counter(r, "sendoff_log_dropped_total", "Log lines that stderr did not take.")?,
+            admin_refused: counter_vec(
+                r,
+                "sendoff_admin_refused_total",
+                "Requests to the operator's API that the guard turned away: unknown host names, web pages of other sites.",
+                &["reason"],
+            )?,
             ready: int_gauge(r, "sendoff_ready", "1 while the daemon can keep its promises.")?,
             start_time_seconds: register(
                 r,

@@ -38,7 +38,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("admin", &["event", "clock", "metrics", "outbox", "dispatch", "http", "shutdown", "telemetry"]),
     // it is the door of a redrive, and names functions as ingest does
     ("admin::dead_letters", &["event", "clock", "metrics", "outbox", "ingest", "deadletter", "admin"]),
-    ("config", &["event", "clock", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown"]),
+    ("config", &["event", "clock", "http", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown"]),
     ("standin", &["event", "clock", "http"]),
     // the only ones that know them all
     (

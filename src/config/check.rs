@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
-use super::{Config, Environment, Listen, Log, LogFormat};
-use super::{endpoint, level, passthrough, rules};
+use super::{Config, Environment, Log, LogFormat};
+use super::{endpoint, level, listen, passthrough, rules};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::{FunctionName, PAYLOAD_BYTES_MAX, Pattern};
@@ -27,8 +27,8 @@ pub fn check(values: Values, environment: &Environment) -> (Option<Config>, Valu
 /// Reads every key, also after a problem; none if one of them is missing in the end.
 fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let state_dir = state_dir(r, environment);
-    let listen = listen(r);
-    let own = own_addresses(r);
+    let listen = listen::read(r);
+    let own = listen::own_addresses(r);
 
     let region = region(r, "lambda.region", environment);
     if let (Some(Some(region)), Some(None)) = (&region, r.optional("sqs.region")) {
@@ -93,42 +93,6 @@ fn state_dir(r: &mut Reader, environment: &Environment) -> Option<PathBuf> {
     };
     r.fill(KEY, &path.to_string_lossy(), Origin::Environment(variable.to_owned()));
     Some(path)
-}
-
-fn listen(r: &mut Reader) -> Option<Listen> {
-    let ingest = r.address("listen.ingest");
-    let admin = r.address("listen.admin");
-    let unix = unix(r);
-    let remote_allowed = r.boolean("listen.allow_unauthenticated_remote")?;
-    for (key, address) in [("listen.ingest", ingest), ("listen.admin", admin)] {
-        if address.is_some_and(|address| !address.ip().to_canonical().is_loopback()) && !remote_allowed {
-            let hint = "callers are not authenticated: whoever reaches the port uses sendoff's own rights; if the network \
-                        around is trusted, set listen.allow_unauthenticated_remote = true";
-            r.refuse::<()>(key, "not a loopback address", Some(hint));
-        }
-    }
-    let (ingest, admin) = (ingest?, admin?);
-    let any = |address: SocketAddr| address.ip().is_unspecified();
-    if ingest.port() != 0 && ingest.port() == admin.port() && (ingest.ip() == admin.ip() || any(ingest) || any(admin)) {
-        r.contradiction("listen.admin", "is the same address as", "listen.ingest", Some("give it another port"));
-    }
-    Some(Listen { ingest, admin, unix: unix? })
-}
-
-/// The addresses of our own listeners, as far as they are valid.
-fn own_addresses(r: &Reader) -> Vec<SocketAddr> {
-    let address = |key| r.values().find(key).and_then(|entry| entry.value.to_string().parse().ok());
-    ["listen.ingest", "listen.admin"].into_iter().filter_map(address).collect()
-}
-
-fn unix(r: &mut Reader) -> Option<Option<PathBuf>> {
-    /// `sun_path` has 108 bytes, the last of which is zero (unix(7)).
-    const PATH_BYTES_MAX: usize = 107;
-    let path = r.optional("listen.unix")?;
-    if path.as_ref().is_some_and(|path| path.len() > PATH_BYTES_MAX) {
-        return r.refuse("listen.unix", "longer than the 107 bytes of a socket's path", None);
-    }
-    Some(path.map(PathBuf::from))
 }
 
 /// A region as written; for Lambda else the one that the SDK would find in the environment, so that ingest knows it too.

@@ -29,6 +29,10 @@ pub enum Refusal {
     UnknownOperation,
     /// Sent by a web page.
     FromBrowser,
+    /// Read by a name that is not known, as a web page would after DNS rebinding; `host` is the name, or what is wrong with it.
+    HostUnknown {
+        host: String,
+    },
     MethodNotAllowed {
         allow: &'static str,
     },
@@ -177,6 +181,7 @@ impl Refusal {
             | Self::Unavailable { retry_after, .. } => Some(*retry_after),
             Self::UnknownOperation
             | Self::FromBrowser
+            | Self::HostUnknown { .. }
             | Self::MethodNotAllowed { .. }
             | Self::BatchTooLarge { .. }
             | Self::EventUnknown { .. }
@@ -208,6 +213,10 @@ impl Refusal {
             Self::FromBrowser => {
                 Shape { text_field: "Message", ..user(StatusCode::FORBIDDEN, "AccessDeniedException", "from-browser") }
             }
+            Self::HostUnknown { .. } => Shape {
+                text_field: "Message",
+                ..user(StatusCode::MISDIRECTED_REQUEST, "MisdirectedRequestException", "host-unknown")
+            },
             Self::EventUnknown { .. } => Shape {
                 text_field: "Message",
                 ..user(StatusCode::NOT_FOUND, "ResourceNotFoundException", "event-unknown")
@@ -260,9 +269,15 @@ impl Refusal {
             Self::UnknownOperation => "sendoff serves Lambda's Invoke and InvokeAsync: \
                 POST /2015-03-31/functions/{FunctionName}/invocations, and POST /v1/events"
                 .to_owned(),
-            Self::FromBrowser => "requests with an Origin are refused: a web page must not invoke functions with the \
-                rights of the machine that shows it"
-                .to_owned(),
+            Self::FromBrowser => {
+                "requests with Origin or Sec-Fetch-Site are refused, as only browsers send those: a web \
+                page must not invoke functions with the rights of the machine that shows it"
+                    .to_owned()
+            }
+            Self::HostUnknown { host } => format!(
+                "{host:?} is not a known name of sendoff, so a web page may have made it point here: use an IP address or \
+                localhost, or add the name to listen.ingest_hosts in sendoff's configuration"
+            ),
             Self::MethodNotAllowed { allow } => format!("this path takes {allow} only"),
             Self::BatchTooLarge { limit } => format!("a batch is at most {limit}: send it in parts"),
             Self::EventUnknown { id } => {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{EXPECT, HeaderName, HeaderValue, ORIGIN};
+use http::header::{EXPECT, HeaderName, HeaderValue};
 use http::request::Parts as Head;
 use http::{Request, Response, StatusCode};
 use http_body_util::{Either, Full};
@@ -17,6 +17,7 @@ use tracing::Instrument as _;
 
 use crate::clock::{Clock, UnixMillis};
 use crate::event::{Event, EventId, FunctionName, KeySource, PAYLOAD_BYTES_MAX};
+use crate::http::host::Hosts;
 use crate::ingest::Settings;
 use crate::ingest::admission::Admission;
 use crate::ingest::events_api::{AcceptedEvent, Draft};
@@ -28,6 +29,8 @@ use crate::ingest::{body, key};
 use crate::metrics::Metrics;
 use crate::outbox::{Appended, Error, Outbox};
 use crate::trace;
+
+mod browser;
 
 mod native;
 
@@ -56,6 +59,7 @@ pub struct Door<O, P = Off> {
     /// None: calls other than Events are refused.
     gate: Option<Gate<P>>,
     rules: Arc<Rules>,
+    hosts: Arc<Hosts>,
     shared: Arc<Shared>,
 }
 
@@ -79,13 +83,13 @@ impl<O: Outbox> Door<O> {
     pub fn new(outbox: O, clock: Clock, metrics: Arc<Metrics>, settings: Settings) -> Self {
         let admission = Admission::new(settings.request_bytes_max);
         let shared = Shared { clock, metrics, settings, admission, health: HealthLog::default() };
-        Self { outbox, gate: None, rules: Arc::default(), shared: Arc::new(shared) }
+        Self { outbox, gate: None, rules: Arc::default(), hosts: Arc::default(), shared: Arc::new(shared) }
     }
 
     /// The same door, through which calls that are not Events pass to Lambda; without limits none does.
     pub fn passing<P: Passthrough>(self, passthrough: P, limits: Option<passthrough::Limits>) -> Door<O, P> {
         let gate = limits.map(|limits| Gate::new(passthrough, limits));
-        Door { outbox: self.outbox, gate, rules: self.rules, shared: self.shared }
+        Door { outbox: self.outbox, gate, rules: self.rules, hosts: self.hosts, shared: self.shared }
     }
 
     /// The same door with rules for keys.
@@ -95,6 +99,11 @@ impl<O: Outbox> Door<O> {
 }
 
 impl<O: Outbox, P: Passthrough> Door<O, P> {
+    /// The same door, which answers to these names where a browser could be asking.
+    pub fn called(self, hosts: Hosts) -> Self {
+        Self { hosts: Arc::new(hosts), ..self }
+    }
+
     /// The door as [`crate::http::Server`] serves it.
     pub fn service(
         &self,
@@ -126,9 +135,8 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let (head, body) = request.into_parts();
         let mut body = pin!(body);
         let native = head.uri.path().starts_with("/v1/");
-        // Callers are not authenticated, and any page in a browser on this machine reaches loopback; only browsers send it.
-        let answer = if head.headers.contains_key(ORIGIN) {
-            Err(Refusal::FromBrowser)
+        let answer = if let Err(refusal) = browser::check(&head, &self.hosts) {
+            Err(refusal)
         } else if native {
             self.native(&head, body.as_mut()).await
         } else {
@@ -290,6 +298,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             }
             Refusal::UnknownOperation
             | Refusal::FromBrowser
+            | Refusal::HostUnknown { .. }
             | Refusal::MethodNotAllowed { .. }
             | Refusal::BatchTooLarge { .. }
             | Refusal::EventUnknown { .. }

@@ -40,3 +40,5 @@ mod door;
 mod logs;
 
 mod streams;
+
+mod guard;

@@ -65,6 +65,17 @@ pub fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Response> {
     response
 }
 
+/// Sends `bytes` as they are; the status of what comes. For answers without the body that their length speaks of (to HEAD).
+pub fn status(to: SocketAddr, bytes: &[u8]) -> u16 {
+    let mut stream = connect(to);
+    stream.write_all(bytes).unwrap();
+    let mut answer = Vec::new();
+    let received = stream.read_to_end(&mut answer);
+    let line = String::from_utf8_lossy(&answer);
+    let status = line.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
+    status.unwrap_or_else(|| panic!("no answer ({received:?}): {line}"))
+}
+
 /// As [`exchange`], of a server that may be gone or may go: none then.
 pub fn exchange_if_there(to: SocketAddr, bytes: &[u8]) -> Option<Response> {
     let mut stream = TcpStream::connect(to).ok()?;

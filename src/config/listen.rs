@@ -1,0 +1,54 @@
+//! The `[listen]` table: where to listen, and under which names.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::Listen;
+use super::read::Reader;
+use crate::http::host::Hosts;
+
+pub fn read(r: &mut Reader) -> Option<Listen> {
+    let ingest = r.address("listen.ingest");
+    let admin = r.address("listen.admin");
+    let unix = unix(r);
+    let ingest_hosts = hosts(r, "listen.ingest_hosts");
+    let admin_hosts = hosts(r, "listen.admin_hosts");
+    let remote_allowed = r.boolean("listen.allow_unauthenticated_remote")?;
+    for (key, address) in [("listen.ingest", ingest), ("listen.admin", admin)] {
+        if address.is_some_and(|address| !address.ip().to_canonical().is_loopback()) && !remote_allowed {
+            let hint = "callers are not authenticated: whoever reaches the port uses sendoff's own rights; if the network \
+                        around is trusted, set listen.allow_unauthenticated_remote = true";
+            r.refuse::<()>(key, "not a loopback address", Some(hint));
+        }
+    }
+    let (ingest, admin) = (ingest?, admin?);
+    let any = |address: SocketAddr| address.ip().is_unspecified();
+    if ingest.port() != 0 && ingest.port() == admin.port() && (ingest.ip() == admin.ip() || any(ingest) || any(admin)) {
+        r.contradiction("listen.admin", "is the same address as", "listen.ingest", Some("give it another port"));
+    }
+    Some(Listen { ingest, admin, unix: unix?, ingest_hosts: ingest_hosts?, admin_hosts: admin_hosts? })
+}
+
+/// The addresses of our own listeners, as far as they are valid.
+pub fn own_addresses(r: &Reader) -> Vec<SocketAddr> {
+    let address = |key| r.values().find(key).and_then(|entry| entry.value.to_string().parse().ok());
+    ["listen.ingest", "listen.admin"].into_iter().filter_map(address).collect()
+}
+
+fn unix(r: &mut Reader) -> Option<Option<PathBuf>> {
+    /// `sun_path` has 108 bytes, the last of which is zero (unix(7)).
+    const PATH_BYTES_MAX: usize = 107;
+    let path = r.optional("listen.unix")?;
+    if path.as_ref().is_some_and(|path| path.len() > PATH_BYTES_MAX) {
+        return r.refuse("listen.unix", "longer than the 107 bytes of a socket's path", None);
+    }
+    Some(path.map(PathBuf::from))
+}
+
+fn hosts(r: &mut Reader, key: &str) -> Option<Hosts> {
+    let text = r.text(key)?;
+    Hosts::parse(&text).ok().or_else(|| {
+        let hint = "write names with spaces between and without ports, like \"sendoff.example.com *.sendoff.svc\"";
+        r.refuse(key, "not a list of host names", Some(hint))
+    })
+}
