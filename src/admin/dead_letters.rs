@@ -12,6 +12,7 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::events::KeysQuery;
 use super::{Admin, Problem};
 use crate::clock::{Clock, UnixMillis};
 use crate::deadletter::letter::{self, Letter, from_base64, to_base64};
@@ -141,9 +142,13 @@ async fn show<O: Graveyard>(
     Ok(Json(View::of(&found.event, &found.history, bytes, found.leased, query.payload)))
 }
 
-async fn purge<O: Graveyard>(State(admin): State<Admin<O>>, Path(id): Path<EventId>) -> Result<Json<Value>, Problem> {
+async fn purge<O: Graveyard>(
+    State(admin): State<Admin<O>>,
+    Path(id): Path<EventId>,
+    Query(query): Query<KeysQuery>,
+) -> Result<Json<Value>, Problem> {
     let (store, _) = admin.open()?;
-    match store.change(Change::Purge(vec![id])).await?.pop() {
+    match store.change(Change::Purge { ids: vec![id], keys: query.keys() }).await?.pop() {
         Some(Changed::Purged) => Ok(Json(json!({ "purged": id }))),
         Some(Changed::Leased) => Err(Problem(StatusCode::CONFLICT, format!("{id} is being shipped just now"))),
         Some(Changed::Unreadable { why }) => Err(Problem(StatusCode::INTERNAL_SERVER_ERROR, why)),

@@ -14,7 +14,7 @@ use super::functions::state;
 use super::{Admin, Problem};
 use crate::clock::UnixMillis;
 use crate::event::{EventId, FunctionName};
-use crate::outbox::operator::{Cursor, ListWant, Listed, Operator, PAGE_MAX, Touched};
+use crate::outbox::operator::{Cursor, Keys, ListWant, Listed, Operator, PAGE_MAX, Touched};
 use crate::outbox::{Found, History, Place};
 
 /// Events of a page that nobody asked the size of.
@@ -110,9 +110,27 @@ async fn show<O: Operator>(
     Ok(Json(shown))
 }
 
-async fn cancel<O: Operator>(State(admin): State<Admin<O>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+/// What to do with the key of an event that is removed.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct KeysQuery {
+    #[serde(default)]
+    keep_keys: bool,
+}
+
+impl KeysQuery {
+    pub(super) fn keys(&self) -> Keys {
+        if self.keep_keys { Keys::Keep } else { Keys::Forget }
+    }
+}
+
+async fn cancel<O: Operator>(
+    State(admin): State<Admin<O>>,
+    Path(id): Path<String>,
+    Query(query): Query<KeysQuery>,
+) -> Result<Json<Value>, Problem> {
     let id = event_id(&id)?;
-    touched(admin.store()?.cancel(id).await?, id)?;
+    touched(admin.store()?.cancel(id, query.keys()).await?, id)?;
     tracing::warn!(event_id = %id, "operator has cancelled the event");
     Ok(Json(json!({ "event_id": id.to_string(), "cancelled": true })))
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Admin, Problem};
 use crate::dispatch::status::{Held, LaneStatus};
 use crate::event::FunctionName;
-use crate::outbox::operator::{LIVE, Operator, Purge};
+use crate::outbox::operator::{Keys, LIVE, Operator, Purge};
 use crate::outbox::{LaneCensus, Place};
 
 /// The routes below `/v1/functions`.
@@ -87,6 +87,8 @@ struct PurgeQuery {
     accepted_before: Option<String>,
     #[serde(default)]
     dry_run: bool,
+    #[serde(default)]
+    keep_keys: bool,
 }
 
 async fn purge<O: Operator>(
@@ -98,7 +100,8 @@ async fn purge<O: Operator>(
     let place = query.state.as_deref().map(|word| state(word, &LIVE)).transpose()?;
     let accepted_before = query.accepted_before.as_deref().map(super::events::time).transpose()?;
     let dry_run = query.dry_run;
-    let purge = Purge { function: function.clone(), place, accepted_before, dry_run };
+    let keys = if query.keep_keys { Keys::Keep } else { Keys::Forget };
+    let purge = Purge { function: function.clone(), place, accepted_before, dry_run, keys };
     let purged = admin.store()?.purge(purge).await?;
     if !dry_run {
         tracing::warn!(%function, events = purged.events, bytes = purged.bytes, "operator has purged events");

@@ -68,6 +68,9 @@ enum Command {
     Purge {
         #[command(flatten)]
         daemon: Daemon,
+        /// Keep their idempotency keys: the same key sent again is then a duplicate and is not stored
+        #[arg(long)]
+        keep_keys: bool,
         /// The events' ids
         #[arg(required = true)]
         ids: Vec<String>,
@@ -155,7 +158,9 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             runtime.block_on(export(&daemon.client(environment)?, &filter, file.as_deref()))
         }
         Command::Import { daemon, file } => runtime.block_on(import(&daemon.client(environment)?, &file)),
-        Command::Purge { daemon, ids } => runtime.block_on(purge(&daemon.client(environment)?, &ids)),
+        Command::Purge { daemon, keep_keys, ids } => {
+            runtime.block_on(purge(&daemon.client(environment)?, &ids, keep_keys))
+        }
     }
 }
 
@@ -314,9 +319,10 @@ async fn take_in(client: &AdminClient, batch: Vec<Value>) -> Result<Vec<Value>, 
     Ok(answers)
 }
 
-async fn purge(client: &AdminClient, ids: &[String]) -> Result<(), Failure> {
+async fn purge(client: &AdminClient, ids: &[String], keep_keys: bool) -> Result<(), Failure> {
     for id in ids {
-        client.delete(&format!("/v1/dead-letters/{}", super::send::percent(id))).await?;
+        let keys = query(&[("keep_keys", keep_keys.then_some("true"))]);
+        client.delete(&format!("/v1/dead-letters/{}{keys}", super::send::percent(id))).await?;
         print(&format!("{id} purged\n"))?;
     }
     Ok(())

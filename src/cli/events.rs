@@ -38,7 +38,13 @@ enum Command {
         payload: bool,
     },
     /// Remove one that waits, without delivering it
-    Cancel(One),
+    Cancel {
+        #[command(flatten)]
+        event: One,
+        /// Keep its idempotency key: the same key sent again is then a duplicate and is not stored
+        #[arg(long)]
+        keep_keys: bool,
+    },
     /// Make one that waits due now
     Attempt(One),
 }
@@ -58,8 +64,9 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             let event = Asker::new(&daemon, environment)?.ask(&Ask::Get(path))?;
             print(&format!("{event:#}\n"))
         }
-        Command::Cancel(One { daemon, id }) => {
-            Asker::new(&daemon, environment)?.ask(&Ask::Delete(path(&id)))?;
+        Command::Cancel { event: One { daemon, id }, keep_keys } => {
+            let path = format!("{}{}", path(&id), query(&[("keep_keys", keep_keys.then_some("true"))]));
+            Asker::new(&daemon, environment)?.ask(&Ask::Delete(path))?;
             print(&format!("{id} is cancelled\n"))
         }
         Command::Attempt(One { daemon, id }) => {

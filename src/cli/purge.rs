@@ -23,6 +23,9 @@ pub struct Options {
     /// Only events accepted before this time, as in 2026-11-23T14:00:00Z
     #[arg(long, value_name = "TIME")]
     accepted_before: Option<String>,
+    /// Keep the idempotency keys of the events: the same key sent again is then a duplicate and is not stored
+    #[arg(long)]
+    keep_keys: bool,
     /// Only say how many
     #[arg(long)]
     dry_run: bool,
@@ -37,6 +40,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             ("state", options.state.as_deref()),
             ("accepted_before", options.accepted_before.as_deref()),
             ("dry_run", Some(dry_run)),
+            ("keep_keys", options.keep_keys.then_some("true")),
         ];
         Ask::Post(format!("{}{}", lane_path(&options.function, "purge"), query(&filter)))
     };

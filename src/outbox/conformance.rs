@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::engine::Engine;
 use super::memory::MemoryDisk;
-use super::operator::{ListWant, Operator, Purge, Touched};
+use super::operator::{Keys, ListWant, Operator, Purge, Touched};
 use super::store;
 use super::writer::{Handle, Writer};
 use super::*;
@@ -510,7 +510,7 @@ async fn a_purge_counts_first_and_takes_only_what_fits_and_is_not_leased() {
         bench.append(Event { deliver_at: later, expires_at: later, ..bench.event("orders", "{}") }).await;
         bench.append(bench.event("others", "{}")).await;
         let purge =
-            |place, accepted_before, dry_run| Purge { function: orders.clone(), place, accepted_before, dry_run };
+            |place, accepted_before, dry_run| Purge { function: orders.clone(), place, accepted_before, dry_run, keys: Keys::Forget };
         let store = bench.store().clone();
         assert_eq!(store.purge(purge(None, None, true)).await.unwrap().events, 702);
         assert_eq!(store.purge(purge(None, Some(middle), true)).await.unwrap().events, 1);
@@ -590,7 +590,7 @@ async fn cancelling_and_bringing_forward_reach_only_what_waits() {
         let event = bench.event("orders", "{}");
         bench.append(event.clone()).await;
         let leased = bench.lease("orders", Which::Due, 1).await;
-        assert_eq!(bench.store().cancel(event.id).await.unwrap(), Touched::InFlight);
+        assert_eq!(bench.store().cancel(event.id, Keys::Forget).await.unwrap(), Touched::InFlight);
         let due = bench.clock.now().plus(Duration::from_secs(600));
         bench.settle(&leased[0], Settlement::RetryAt(retry_at(due))).await;
         assert!(bench.lease("orders", Which::Due, 1).await.is_empty());
@@ -599,7 +599,7 @@ async fn cancelling_and_bringing_forward_reach_only_what_waits() {
         let leased = bench.lease("orders", Which::Due, 1).await;
         assert_eq!(leased[0].history.attempts, 1, "its history is kept");
         bench.settle(&leased[0], Settlement::Bury(burial(bench.clock.now()))).await;
-        assert_eq!(bench.store().cancel(event.id).await.unwrap(), Touched::Buried);
+        assert_eq!(bench.store().cancel(event.id, Keys::Forget).await.unwrap(), Touched::Buried);
         assert_eq!(bench.store().attempt_now(EventId::from_bytes([1; 16])).await.unwrap(), Touched::NotFound);
     })
     .await;

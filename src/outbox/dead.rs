@@ -4,6 +4,7 @@
 
 use std::future::Future;
 
+use super::operator::Keys;
 use super::{BuryReason, Error, Full, History, LaneId, Outbox};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, Pattern};
@@ -115,7 +116,7 @@ pub enum Change {
     /// Takes in dead letters that were exported, under their own ids.
     Bury(Vec<(Event, History)>),
     /// Removes dead letters for good.
-    Purge(Vec<EventId>),
+    Purge { ids: Vec<EventId>, keys: Keys },
 }
 
 impl Change {
@@ -124,7 +125,7 @@ impl Change {
         match self {
             Self::Redrive(redriven) => redriven.iter().map(|redriven| redriven.event.payload.len()).sum(),
             Self::Bury(letters) => letters.iter().map(|(event, _)| event.payload.len()).sum(),
-            Self::Revive { .. } | Self::Purge(_) => 0,
+            Self::Revive { .. } | Self::Purge { .. } => 0,
         }
     }
 }

@@ -5,7 +5,6 @@
 //! memory only. Not async, and no clock of its own: the simulation runs this very code on a fake disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -13,9 +12,10 @@ use super::kv::{Batch, Disk, Failed, Kv};
 use super::record::{KeyRecord, LaneRecord, Record, Unreadable, chunks, encode_body};
 use super::{Appended, Census, Count, Full, LaneCensus, LaneId, LaneNews, Place, Settings, keys};
 use crate::clock::{Clock, UnixMillis};
-use crate::event::{Event, EventId, FunctionName, KeySource};
+use crate::event::{Event, EventId, FunctionName};
 use key_filter::KeyFilter;
 use lane::Lane;
+use remember::Known;
 
 mod dead;
 
@@ -26,6 +26,8 @@ mod key_filter;
 mod lane;
 
 mod lease;
+
+mod remember;
 
 mod settle;
 
@@ -72,15 +74,6 @@ pub struct Engine<K> {
     dirty: BTreeSet<LaneId>,
     /// Events that were set aside since the start because they cannot be read.
     unreadable: u64,
-}
-
-/// What is known of a key.
-enum Known {
-    Within(KeyRecord),
-    /// Its window is over, or the batch forgets it.
-    Over,
-    /// Neither the store nor the batch has it.
-    Nowhere,
 }
 
 /// Why a store could not be opened.
@@ -186,39 +179,21 @@ impl<K: Kv> Engine<K> {
     }
 
     fn append_one(&mut self, event: &Event, disk: Disk) -> Result<Appended, Failed> {
-        let window = match event.key.source {
-            KeySource::SdkInvocationId => self.settings.sdk_window,
-            KeySource::Header
-            | KeySource::DurableExecutionName
-            | KeySource::Field
-            | KeySource::ClientContext
-            | KeySource::Expression
-            | KeySource::CloudEvent
-            | KeySource::Minted => self.settings.dedupe_window,
+        let key = keys::remembered(&event.function.name, event.carried.tenant_id.as_deref(), &event.key);
+        let known = match &key {
+            Some(key) => self.known_of(event, key, self.clock.now())?,
+            None => Known::Nowhere,
         };
-        let key = keys::remembered(&event.function.name, &event.key);
-        self.append_keyed(event, key.map(|key| (key, window)), disk)
+        self.append_keyed(event, key.map(|key| (key, known)), disk)
     }
 
-    /// As [`Engine::append_one`], for an event that is remembered under a key, and for how long.
-    fn append_keyed(
-        &mut self,
-        event: &Event,
-        key: Option<(Vec<u8>, Duration)>,
-        disk: Disk,
-    ) -> Result<Appended, Failed> {
+    /// As [`Engine::append_one`], for an event that is remembered under a key, and what is known of that.
+    fn append_keyed(&mut self, event: &Event, key: Option<(Vec<u8>, Known)>, disk: Disk) -> Result<Appended, Failed> {
         let now = self.clock.now();
         let fingerprint = keys::fingerprint(&event.payload);
-        let mut is_new = false;
-        if let Some((key, _)) = &key {
-            match self.known(key, now)? {
-                Known::Within(KeyRecord { first, fingerprint: known, .. }) => {
-                    let same = known == fingerprint;
-                    return Ok(if same { Appended::Repeat { first } } else { Appended::Conflict { first } });
-                }
-                Known::Over => {}
-                Known::Nowhere => is_new = true,
-            }
+        if let Some((_, Known::Within(KeyRecord { first, fingerprint: known, .. }))) = key {
+            let same = known == fingerprint;
+            return Ok(if same { Appended::Repeat { first } } else { Appended::Conflict { first } });
         }
 
         let body = encode_body(event);
@@ -238,15 +213,8 @@ impl<K: Kv> Engine<K> {
         if let Some(expires_at) = event.expires_at {
             self.batch.put_new(keys::due(keys::Due::Expiry, lane, expires_at, event.id), Vec::new());
         }
-        if let Some((key, window)) = key {
-            let known = KeyRecord { first: event.id, fingerprint, expires_at: now.plus(window) };
-            self.key_filter.added(&key);
-            if is_new {
-                self.batch.put_new(key, known.encode());
-            } else {
-                self.batch.put(key, known.encode());
-            }
-            self.keys += 1;
+        if let Some((key, known)) = key {
+            self.remember(key, &known, event.id, fingerprint);
         }
         Ok(Appended::Stored)
     }
@@ -277,23 +245,6 @@ impl<K: Kv> Engine<K> {
             lane.added(place, count, id);
         }
         self.touch(lane_id);
-    }
-
-    /// What is remembered of a key, in the store or in this batch.
-    fn known(&self, key: &[u8], now: UnixMillis) -> Result<Known, Failed> {
-        let stored;
-        let bytes = match self.batch.pending(key) {
-            Some(Some(pending)) => pending,
-            Some(None) => return Ok(Known::Over),
-            None if self.key_filter.lacks(key) => return Ok(Known::Nowhere),
-            None => {
-                stored = self.kv.get(key)?;
-                let Some(stored) = &stored else { return Ok(Known::Nowhere) };
-                stored
-            }
-        };
-        let known = KeyRecord::decode(bytes).map_err(|e| unreadable("reading a remembered key", &e))?;
-        Ok(if known.expires_at > now { Known::Within(known) } else { Known::Over })
     }
 
     fn full(&self, event: &Event, bytes: u64, disk: Disk) -> Option<Full> {

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::{LaneId, Place};
 use crate::clock::UnixMillis;
-use crate::event::{EventId, FunctionName, IdempotencyKey, KeySource};
+use crate::event::{Event, EventId, FunctionName, IdempotencyKey, KeySource};
 
 pub const META_FORMAT: &[u8] = b"mformat";
 pub const META_CLOCK: &[u8] = b"mclock";
@@ -162,9 +162,12 @@ pub fn due_of(key: &[u8]) -> Option<UnixMillis> {
     Some(UnixMillis(u64::from_be_bytes(key.get(5..13)?.try_into().ok()?)))
 }
 
-/// Where a key is remembered, or none if it was minted and so cannot come again. Its scope is the function; SDK ids are
-/// a scope of their own, with a shorter window.
-pub fn remembered(function: &FunctionName, key: &IdempotencyKey) -> Option<Vec<u8>> {
+/// Bytes of the key of a remembered key: its kind and a digest.
+pub const REMEMBERED_BYTES: usize = 17;
+
+/// Where a key is remembered, or none if it was minted and so cannot come again. Its scope is the function and, where a
+/// function isolates tenants, the tenant; SDK ids are a scope of their own, with a shorter window.
+pub fn remembered(function: &FunctionName, tenant: Option<&str>, key: &IdempotencyKey) -> Option<Vec<u8>> {
     let prefix = match key.source {
         KeySource::Minted => return None,
         KeySource::SdkInvocationId => SDK_KEYS,
@@ -175,7 +178,21 @@ pub fn remembered(function: &FunctionName, key: &IdempotencyKey) -> Option<Vec<u
         | KeySource::Expression
         | KeySource::CloudEvent => GIVEN_KEYS,
     };
-    Some(scoped(prefix, function, key.value.as_bytes()))
+    Some(match tenant {
+        None => scoped(prefix, function, key.value.as_bytes()),
+        // No tenant id contains a control character, so no two pairs run together, nor with a key of no tenant.
+        Some(tenant) => digest(prefix, &[function.as_str(), "\u{1}", tenant, "\0", &key.value].map(str::as_bytes)),
+    })
+}
+
+/// As [`remembered`], of an event.
+pub fn remembered_of(event: &Event) -> Option<[u8; REMEMBERED_BYTES]> {
+    remembered(&event.function.name, event.carried.tenant_id.as_deref(), &event.key)?.try_into().ok()
+}
+
+/// Whether a remembered key is an SDK's invocation id.
+pub fn is_of_sdk(key: &[u8]) -> bool {
+    key.first() == Some(&SDK_KEYS)
 }
 
 /// Where it is remembered that a dead letter came back, by what names it and and the number of the redrive: apart from all
@@ -185,11 +202,14 @@ pub fn redriven(function: &FunctionName, origin: &str, redrives: u32) -> Vec<u8>
 }
 
 fn scoped(prefix: u8, function: &FunctionName, value: &[u8]) -> Vec<u8> {
+    // No function name contains the zero, so no two pairs run together.
+    digest(prefix, &[function.as_str().as_bytes(), &[0], value])
+}
+
+fn digest(prefix: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut digest = Sha256::new();
-    digest.update(function.as_str());
-    digest.update([0]); // no function name contains it, so no two pairs run together
-    digest.update(value);
-    [&[prefix][..], &digest.finalize()[..16]].concat()
+    parts.iter().for_each(|part| digest.update(part));
+    [&[prefix][..], &digest.finalize()[..REMEMBERED_BYTES - 1]].concat()
 }
 
 /// What tells two payloads of one key apart: the first 16 bytes of SHA-256.
@@ -233,10 +253,23 @@ mod tests {
     fn keys_are_scoped_to_their_function_and_kind() {
         let key = |value: &str, source| IdempotencyKey { value: value.into(), source };
         let (f, g) = (FunctionName::new("f"), FunctionName::new("g"));
-        let given = remembered(&f, &key("a", KeySource::Header));
-        assert_eq!(given, remembered(&f, &key("a", KeySource::Field)));
-        assert_ne!(given, remembered(&g, &key("a", KeySource::Header)));
-        assert_ne!(given, remembered(&f, &key("a", KeySource::SdkInvocationId)));
-        assert_eq!(remembered(&f, &key("a", KeySource::Minted)), None);
+        let remembered = |function, key| remembered(function, None, &key);
+        let given = remembered(&f, key("a", KeySource::Header));
+        assert_eq!(given, remembered(&f, key("a", KeySource::Field)));
+        assert_ne!(given, remembered(&g, key("a", KeySource::Header)));
+        assert_ne!(given, remembered(&f, key("a", KeySource::SdkInvocationId)));
+        assert_eq!(remembered(&f, key("a", KeySource::Minted)), None);
+    }
+
+    #[test]
+    fn keys_are_scoped_to_their_tenant_and_no_two_pairs_run_together() {
+        let key = |tenant, value: &str| {
+            let key = IdempotencyKey { value: value.into(), source: KeySource::Header };
+            remembered(&FunctionName::new("f"), tenant, &key).unwrap()
+        };
+        let pairs = [(None, "17"), (Some("a"), "17"), (Some("b"), "17"), (Some("a"), "7"), (Some("a1"), "7"), (None, "a")];
+        let keys: std::collections::BTreeSet<_> = pairs.iter().map(|&(tenant, value)| key(tenant, value)).collect();
+        assert_eq!(keys.len(), pairs.len());
+        assert!(keys.iter().all(|key| key.len() == REMEMBERED_BYTES));
     }
 }

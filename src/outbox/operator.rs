@@ -29,7 +29,7 @@ pub trait Operator: Outbox {
     fn purge(&self, purge: Purge) -> impl Future<Output = Result<Purged, Error>> + Send;
 
     /// Removes one event that waits.
-    fn cancel(&self, id: EventId) -> impl Future<Output = Result<Touched, Error>> + Send;
+    fn cancel(&self, id: EventId, keys: Keys) -> impl Future<Output = Result<Touched, Error>> + Send;
 
     /// Makes one event that waits due now.
     fn attempt_now(&self, id: EventId) -> impl Future<Output = Result<Touched, Error>> + Send;
@@ -47,6 +47,17 @@ pub struct Purge {
     pub accepted_before: Option<UnixMillis>,
     /// Only count.
     pub dry_run: bool,
+    pub keys: Keys,
+}
+
+/// What becomes of the idempotency keys of events that an operator removes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Keys {
+    /// The same key can be sent again and is stored.
+    #[default]
+    Forget,
+    /// A repeat is still answered as one, until the key's window is over.
+    Keep,
 }
 
 /// What a purge removed, or would remove.

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::dead::{BuriedPage, BuriedWant, Change, Changed, Graveyard};
 use super::engine::Engine;
 use super::kv::{Failed, Kv};
-use super::operator::{Cursor, ListWant, Operator, Page, Purge, Purged, Touched};
+use super::operator::{Cursor, Keys, ListWant, Operator, Page, Purge, Purged, Touched};
 use super::{Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::{Event, EventId, FunctionName};
@@ -100,7 +100,7 @@ enum Request {
 enum Operation {
     Pause(FunctionName, bool, Answer<()>),
     Purge(Purge, Option<Cursor>, Answer<(Purged, Option<Cursor>)>),
-    Cancel(EventId, Answer<Touched>),
+    Cancel(EventId, Keys, Answer<Touched>),
     AttemptNow(EventId, Answer<Touched>),
     List(ListWant, Answer<Page>),
 }
@@ -275,8 +275,8 @@ impl<K: Kv> Writer<K> {
                 self.engine.commit()?;
                 drop(answer.send(Ok(purged)));
             }
-            Operation::Cancel(id, answer) => {
-                let touched = self.engine.cancel(id)?;
+            Operation::Cancel(id, keys, answer) => {
+                let touched = self.engine.cancel(id, keys)?;
                 self.engine.commit()?;
                 drop(answer.send(Ok(touched)));
             }
@@ -463,8 +463,8 @@ impl Operator for Handle {
         }
     }
 
-    async fn cancel(&self, id: EventId) -> Result<Touched, Error> {
-        self.ask(|answer| Request::Operate(Operation::Cancel(id, answer))).await
+    async fn cancel(&self, id: EventId, keys: Keys) -> Result<Touched, Error> {
+        self.ask(|answer| Request::Operate(Operation::Cancel(id, keys, answer))).await
     }
 
     async fn attempt_now(&self, id: EventId) -> Result<Touched, Error> {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use sendoff::clock::UnixMillis;
 use sendoff::dispatch::{Call, Mode};
 use sendoff::event::{Carried, Event, EventId, KeySource};
+use sendoff::outbox::operator::Keys;
 use sendoff::outbox::{BuryReason, Leased, Settlement, Spent};
 
 use crate::scenario::{CONFIRM_TIMEOUT, STEADY, Scenario};
@@ -56,8 +57,10 @@ pub struct Ledger {
     cancelled: BTreeSet<EventId>,
     /// What an operator may have removed: purges name no events, and not every answer is heard.
     maybe_removed: BTreeSet<EventId>,
-    /// Functions that were purged, and up to which acceptance.
-    purges: Vec<(String, UnixMillis)>,
+    /// Functions that were purged, up to which acceptance, and what was to become of the keys.
+    purges: Vec<(String, UnixMillis, Keys)>,
+    /// Events whose keys an operator may have had forgotten.
+    maybe_forgotten: BTreeSet<EventId>,
     /// How many events purges said that they removed; none once one has not said.
     purged: Option<u64>,
     pub calls: u64,
@@ -142,13 +145,16 @@ impl Ledger {
         self.accepted.insert(id, serial);
         // It may have been purged before anybody heard that it was there: its key is remembered all the same.
         let purged =
-            |(function, cutoff): &(String, UnixMillis)| *function == order.function && id.accepted_at() < *cutoff;
-        if self.purges.iter().any(purged) {
+            |(function, cutoff, _): &&(String, UnixMillis, Keys)| *function == order.function && id.accepted_at() < *cutoff;
+        for (.., keys) in self.purges.iter().filter(purged) {
             self.maybe_removed.insert(id);
+            if *keys == Keys::Forget {
+                self.maybe_forgotten.insert(id);
+            }
         }
         let scope = (order.function.clone(), key?);
         match self.keys.get(&scope) {
-            Some(&(first, until)) if now < until && first != id => {
+            Some(&(first, until)) if now < until && first != id && !self.maybe_forgotten.contains(&first) => {
                 Some(("G3", format!("a repeat of {first} within its window was accepted as {id}")))
             }
             Some(&(first, _)) if first == id => None,
@@ -355,7 +361,10 @@ impl Ledger {
         self.paused.insert(function.to_owned(), now);
     }
 
-    pub fn cancels(&mut self, id: EventId) {
+    pub fn cancels(&mut self, id: EventId, keys: Keys) {
+        if keys == Keys::Forget {
+            self.maybe_forgotten.insert(id);
+        }
         self.maybe_removed.insert(id);
     }
 
@@ -366,11 +375,15 @@ impl Ledger {
     }
 
     /// A purge begins that may take what was accepted before `cutoff`.
-    pub fn purges(&mut self, function: &str, cutoff: UnixMillis) {
+    pub fn purges(&mut self, function: &str, cutoff: UnixMillis, keys: Keys) {
         let orders = &self.orders;
         let fits = |(id, serial): &(&EventId, &u64)| orders[serial].function == function && id.accepted_at() < cutoff;
-        self.maybe_removed.extend(self.accepted.iter().filter(fits).map(|(&id, _)| id));
-        self.purges.push((function.to_owned(), cutoff));
+        let removed: Vec<EventId> = self.accepted.iter().filter(fits).map(|(&id, _)| id).collect();
+        if keys == Keys::Forget {
+            self.maybe_forgotten.extend(&removed);
+        }
+        self.maybe_removed.extend(removed);
+        self.purges.push((function.to_owned(), cutoff, keys));
     }
 
     /// A purge said how much it took; none if it did not come to that, or nobody heard.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sendoff::event::FunctionName;
-use sendoff::outbox::operator::{LIVE, Operator, Purge, Touched};
+use sendoff::outbox::operator::{Keys, LIVE, Operator, Purge, Touched};
 use sendoff::outbox::{Outbox, Place};
 
 use crate::scenario::STEADY;
@@ -81,10 +81,11 @@ async fn purge(world: &Arc<World>, front: &Front, function: &str) {
     let place: Option<Place> = world.draw(|rng| rng.bool().then(|| LIVE[rng.usize(0..LIVE.len())]));
     let dry_run = world.draw(|rng| rng.u8(0..3)) == 0;
     world.note(|| format!("operator: purge {function} {place:?} accepted before {} dry run {dry_run}", cutoff.0));
+    let keys = any_keys(world);
     if !dry_run {
-        world.ledger().purges(function, cutoff);
+        world.ledger().purges(function, cutoff, keys);
     }
-    let purge = Purge { function: FunctionName::new(function), place, accepted_before: Some(cutoff), dry_run };
+    let purge = Purge { function: FunctionName::new(function), place, accepted_before: Some(cutoff), dry_run, keys };
     let outbox = front.outbox.clone();
     let purged = ask(world, front, async move { outbox.purge(purge).await }).await;
     if !dry_run {
@@ -92,13 +93,17 @@ async fn purge(world: &Arc<World>, front: &Front, function: &str) {
     }
 }
 
+fn any_keys(world: &World) -> Keys {
+    if world.draw(|rng| rng.bool()) { Keys::Forget } else { Keys::Keep }
+}
+
 async fn cancel(world: &Arc<World>, front: &Front, function: &str) {
     let drawn = world.draw(|rng| rng.usize(..));
     let Some((id, _)) = world.ledger().pick(function, drawn) else { return };
     world.note(|| format!("operator: cancel {id}"));
-    let outbox = front.outbox.clone();
-    world.ledger().cancels(id);
-    match ask(world, front, async move { outbox.cancel(id).await }).await {
+    let (outbox, keys) = (front.outbox.clone(), any_keys(world));
+    world.ledger().cancels(id, keys);
+    match ask(world, front, async move { outbox.cancel(id, keys).await }).await {
         Some(Touched::Done) => world.ledger().has_cancelled(id),
         Some(Touched::NotFound | Touched::InFlight | Touched::Buried) => {}
         None => world.ledger().has_purged(None),

@@ -2,7 +2,7 @@
 
 use sendoff::clock::UnixMillis;
 use sendoff::event::{Event, EventId, FunctionName, KeySource};
-use sendoff::outbox::operator::{ListWant, Operator, Page, Purge, Purged, Touched};
+use sendoff::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::writer::Handle;
 use sendoff::outbox::{
     Appended, Census, Changes, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,
@@ -140,10 +140,10 @@ impl Operator for Sabotaged {
         self.handle.purge(purge).await
     }
 
-    async fn cancel(&self, id: EventId) -> Result<Touched, Error> {
+    async fn cancel(&self, id: EventId, keys: Keys) -> Result<Touched, Error> {
         match self.bug {
             Some(Bug::PretendToCancel) => Ok(Touched::Done),
-            _ => self.handle.cancel(id).await,
+            _ => self.handle.cancel(id, keys).await,
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sendoff::clock::Clock;
 use sendoff::event::{Event, EventId, FunctionName};
-use sendoff::outbox::operator::{ListWant, Operator, Page, Purge, Purged, Touched};
+use sendoff::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::{
     Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,
 };
@@ -109,9 +109,9 @@ impl Operator for Tap {
         purged
     }
 
-    async fn cancel(&self, id: EventId) -> Result<Touched, Error> {
+    async fn cancel(&self, id: EventId, keys: Keys) -> Result<Touched, Error> {
         self.world.point(self.life, "before a cancellation").await;
-        let touched = self.inner.cancel(id).await;
+        let touched = self.inner.cancel(id, keys).await;
         self.world.point(self.life, "after a cancellation").await;
         touched
     }

@@ -9,7 +9,7 @@ use crate::dispatch::{Answer, Mode, Policy};
 use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
 use crate::outbox::engine::Engine;
 use crate::outbox::memory::MemoryDisk;
-use crate::outbox::operator::{Operator, Purge, Touched};
+use crate::outbox::operator::{Keys, Operator, Purge, Touched};
 use crate::outbox::writer::{Handle, Writer};
 use crate::outbox::{self, Place};
 
@@ -423,9 +423,15 @@ async fn the_operators_hand_reaches_what_waits() {
     bench.append(events).await;
     bench.clock.sleep(Duration::from_secs(30)).await;
     assert_eq!(bench.fake.calls.lock().unwrap().len(), 0, "paused");
-    assert_eq!(bench.outbox.cancel(cancelled).await.unwrap(), Touched::Done);
-    assert_eq!(bench.outbox.cancel(cancelled).await.unwrap(), Touched::NotFound);
-    let purge = |dry_run| Purge { function: f.clone(), place: None, accepted_before: None, dry_run };
+    assert_eq!(bench.outbox.cancel(cancelled, Keys::Forget).await.unwrap(), Touched::Done);
+    assert_eq!(bench.outbox.cancel(cancelled, Keys::Forget).await.unwrap(), Touched::NotFound);
+    let purge = |dry_run| Purge {
+        function: f.clone(),
+        place: None,
+        accepted_before: None,
+        dry_run,
+        keys: Keys::Forget,
+    };
     assert_eq!(bench.outbox.purge(purge(true)).await.unwrap().events, 19);
     assert_eq!(bench.count(Place::Ready).await, 19, "only counted");
     bench.outbox.pause(&f, false).await.unwrap();

@@ -64,7 +64,7 @@ async fn whoever_waits_for_changes_of_what_is_buried_hears_of_each_and_of_nothin
 
         let letter = bench.bury("invoices", "{}", 0).await;
         assert!(told(&bench).await, "another one");
-        bench.change(Change::Purge(vec![letter.id])).await;
+        bench.change(Change::Purge { ids: vec![letter.id], keys: Keys::Forget }).await;
         assert!(told(&bench).await, "purged");
         bench.bury("invoices", "{}", 0).await;
         bench.reopen();
@@ -144,7 +144,7 @@ async fn what_is_being_shipped_or_came_back_too_often_stays_dead() {
         let answers = bench.change(Change::Revive { ids, redrives_max: 3 }).await;
         assert_eq!(answers, [Changed::Leased, Changed::Ceiling { redrives: 3 }, Changed::NotFound]);
         assert_eq!(bench.page(all(5)).await.letters.len(), 2);
-        let answers = bench.change(Change::Purge(vec![shipping.id, often.id, often.id])).await;
+        let answers = bench.change(Change::Purge { ids: vec![shipping.id, often.id, often.id], keys: Keys::Forget }).await;
         assert_eq!(answers, [Changed::Leased, Changed::Purged, Changed::NotFound]);
     })
     .await;
@@ -174,8 +174,16 @@ async fn a_letter_from_a_queue_is_no_repeat_of_its_original_but_of_its_own_copie
         assert_eq!(repeat, Appended::Repeat { first: original.id }, "the client's own key still means the original");
 
         bench.clock.sleep(bench.settings.dedupe_window).await;
-        while bench.store().sweep().await.unwrap() {}
-        assert_eq!(bench.store().census().await.unwrap().keys, 0, "redriven keys are swept too");
+        let swept = async |bench: &Bench| {
+            while bench.store().sweep().await.unwrap() {}
+            bench.store().census().await.unwrap().keys
+        };
+        assert_eq!(swept(&bench).await, 3, "all three events are still stored");
+        for leased in bench.lease("orders", Which::Due, 5).await {
+            bench.settle(&leased, Settlement::Delivered).await;
+        }
+        bench.clock.sleep(bench.settings.dedupe_window).await;
+        assert_eq!(swept(&bench).await, 0, "redriven keys are swept too");
     })
     .await;
 }
@@ -186,7 +194,7 @@ async fn exported_letters_come_in_once_under_their_own_ids() {
         let dead = bench.bury("orders", &"x".repeat(5_000), 1).await;
         let exported = bench.page(all(1)).await.letters.remove(0);
         let before = bench.totals().await;
-        bench.change(Change::Purge(vec![dead.id])).await;
+        bench.change(Change::Purge { ids: vec![dead.id], keys: Keys::Forget }).await;
         let letter = (exported.event, exported.history);
         let answers = bench.change(Change::Bury(vec![letter.clone(), letter.clone()])).await;
         assert_eq!(answers, [Changed::Stored { id: dead.id }, Changed::Repeat { first: dead.id }]);

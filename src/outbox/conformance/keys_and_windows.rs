@@ -1,12 +1,19 @@
 //! Repeats, conflicts and windows, also over clocks that jump.
 
 use super::*;
+use crate::outbox::dead::{Change, Changed, Graveyard};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
 async fn sweep(bench: &Bench) -> u64 {
     while bench.store().sweep().await.unwrap() {}
     bench.store().census().await.unwrap().keys
+}
+
+async fn deliver(bench: &Bench) {
+    for leased in bench.lease("orders", Which::Due, 5).await {
+        bench.settle(&leased, Settlement::Delivered).await;
+    }
 }
 
 async fn again(bench: &Bench, key: &str) -> Appended {
@@ -19,6 +26,7 @@ async fn a_window_holds_over_a_clock_that_went_back_and_ends_no_earlier() {
         bench.clock.sleep(HOUR * 5).await;
         let first = bench.keyed("orders", "{}", "k", KeySource::Header);
         bench.append(first.clone()).await;
+        deliver(&bench).await;
         bench.clock.sleep(Duration::from_secs(1_800)).await;
         bench.append(bench.event("orders", "the clock is written with it")).await;
         bench.clock = Clock::seeded(START, 2);
@@ -37,6 +45,7 @@ async fn a_window_holds_over_a_clock_that_went_back_and_ends_no_earlier() {
 async fn a_window_ends_when_the_clock_went_forward_and_a_sweep_forgets_what_is_over_only() {
     on_every_engine(|mut bench| async move {
         bench.append(bench.keyed("orders", "{}", "old", KeySource::Header)).await;
+        deliver(&bench).await;
         bench.clock = Clock::seeded(START.plus(HOUR / 2), 2);
         bench.reopen();
         let young = bench.keyed("orders", "{}", "young", KeySource::Header);
@@ -106,6 +115,131 @@ async fn what_is_refused_for_want_of_room_leaves_its_key_unknown() {
         bench.settings.events_max = 2;
         bench.reopen();
         assert_eq!(bench.append(bench.keyed("orders", "{}", "k", KeySource::Header)).await, Appended::Stored);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_remembered_as_long_as_its_event_is_stored_and_then_for_its_window() {
+    on_every_engine(|mut bench| async move {
+        let month = HOUR * 24 * 30;
+        let deliver_at = Some(bench.clock.now().plus(month));
+        let first = Event { deliver_at, ..bench.keyed("orders", "{}", "k", KeySource::Header) };
+        let sdk = Event { deliver_at, ..bench.keyed("orders", "{}", "k", KeySource::SdkInvocationId) };
+        bench.append(first.clone()).await;
+        bench.append(sdk.clone()).await;
+        for day in 1..=30 {
+            bench.clock.sleep(HOUR * 24).await;
+            if day % 2 == 0 {
+                assert_eq!(sweep(&bench).await, 2, "day {day}");
+            }
+            if day % 3 == 0 {
+                bench.reopen();
+            }
+            assert_eq!(again(&bench, "k").await, Appended::Repeat { first: first.id }, "day {day}");
+            let again = bench.keyed("orders", "{}", "k", KeySource::SdkInvocationId);
+            assert_eq!(bench.append(again).await, Appended::Repeat { first: sdk.id }, "day {day}");
+        }
+        deliver(&bench).await;
+        assert_eq!(bench.store().census().await.unwrap().events, 0);
+        bench.clock.sleep(HOUR - Duration::from_secs(1)).await;
+        assert_eq!(sweep(&bench).await, 1, "the window of an SDK's id is shorter");
+        assert_eq!(again(&bench, "k").await, Appended::Repeat { first: first.id }, "the window begins with the delivery");
+        bench.clock.sleep(Duration::from_secs(1)).await;
+        assert_eq!(again(&bench, "k").await, Appended::Stored);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_buried_event_and_one_that_came_back_keep_their_key() {
+    on_every_engine(|bench| async move {
+        let first = bench.keyed("orders", "{}", "k", KeySource::Header);
+        bench.append(first.clone()).await;
+        let leased = bench.lease("orders", Which::Due, 1).await;
+        bench.settle(&leased[0], Settlement::Bury(burial(bench.clock.now()))).await;
+        bench.clock.sleep(HOUR * 50).await;
+        sweep(&bench).await;
+        assert_eq!(again(&bench, "k").await, Appended::Repeat { first: first.id });
+        let revived = bench.store().change(Change::Revive { ids: vec![first.id], redrives_max: 9 }).await.unwrap();
+        let [Changed::Stored { id }] = revived[..] else { panic!("{revived:?}") };
+        bench.clock.sleep(HOUR * 50).await;
+        sweep(&bench).await;
+        assert_eq!(again(&bench, "k").await, Appended::Repeat { first: id }, "it is the event that came back");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_key_of_an_event_that_an_operator_removed_can_be_sent_again() {
+    on_every_engine(|mut bench| async move {
+        let send = |bench: &Bench, source| Event {
+            carried: Carried { tenant_id: Some("blue".into()), ..Carried::default() },
+            ..bench.keyed("orders", "{}", "k", source)
+        };
+        for source in [KeySource::Header, KeySource::SdkInvocationId] {
+            for keys in [Keys::Forget, Keys::Keep] {
+                for how in ["cancel", "purge", "purge dead letter"] {
+                    let event = send(&bench, source);
+                    assert_eq!(bench.append(event.clone()).await, Appended::Stored, "{how} {keys:?} {source:?}");
+                    match how {
+                        "cancel" => assert_eq!(bench.store().cancel(event.id, keys).await.unwrap(), Touched::Done),
+                        "purge" => {
+                            let function = event.function.name.clone();
+                            let purge = Purge { function, place: None, accepted_before: None, dry_run: false, keys };
+                            assert_eq!(bench.store().purge(purge).await.unwrap().events, 1);
+                        }
+                        _ => {
+                            let leased = bench.lease("orders", Which::Due, 1).await;
+                            bench.settle(&leased[0], Settlement::Bury(burial(bench.clock.now()))).await;
+                            let change = Change::Purge { ids: vec![event.id], keys };
+                            assert_eq!(bench.store().change(change).await.unwrap(), [Changed::Purged]);
+                        }
+                    }
+                    bench.reopen();
+                    if keys == Keys::Keep {
+                        let repeat = bench.append(send(&bench, source)).await;
+                        assert_eq!(repeat, Appended::Repeat { first: event.id }, "{how} {source:?}");
+                        bench.clock.sleep(HOUR).await;
+                    }
+                }
+            }
+        }
+        // A key that has become another event's is not forgotten with the first.
+        let first = bench.keyed("invoices", "{}", "k", KeySource::Header);
+        bench.append(first.clone()).await;
+        let leased = bench.lease("invoices", Which::Due, 1).await;
+        bench.settle(&leased[0], Settlement::Bury(burial(bench.clock.now()))).await;
+        let letter = bench.find(first.id).await.unwrap();
+        let purge = |id| Change::Purge { ids: vec![id], keys: Keys::Forget };
+        bench.store().change(purge(first.id)).await.unwrap();
+        let second = bench.keyed("invoices", "{}", "k", KeySource::Header);
+        assert_eq!(bench.append(second.clone()).await, Appended::Stored);
+        bench.store().change(Change::Bury(vec![(letter.event, letter.history)])).await.unwrap();
+        bench.store().change(purge(first.id)).await.unwrap();
+        let repeat = bench.append(bench.keyed("invoices", "{}", "k", KeySource::Header)).await;
+        assert_eq!(repeat, Appended::Repeat { first: second.id });
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_key_of_another_tenant_is_another_event() {
+    on_every_engine(|bench| async move {
+        let send = |tenant: Option<&str>| Event {
+            carried: Carried { tenant_id: tenant.map(str::to_owned), ..Carried::default() },
+            ..bench.keyed("orders", "{}", "17", KeySource::Header)
+        };
+        let tenants = [None, Some("a"), Some("b")];
+        let mut first = Vec::new();
+        for tenant in tenants {
+            let event = send(tenant);
+            assert_eq!(bench.append(event.clone()).await, Appended::Stored, "{tenant:?}");
+            first.push(event.id);
+        }
+        for (tenant, first) in tenants.into_iter().zip(first) {
+            assert_eq!(bench.append(send(tenant)).await, Appended::Repeat { first }, "{tenant:?}");
+        }
     })
     .await;
 }

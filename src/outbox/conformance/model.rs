@@ -16,6 +16,7 @@ enum Call {
     Lease { function: usize, buried: bool, events_max: usize },
     Settle { nth: usize, how: u8, delay_ms: u64 },
     Sleep { ms: u64 },
+    Cancel { nth: usize, keep_keys: bool },
     Sweep,
     Crash,
 }
@@ -30,7 +31,8 @@ fn any_call() -> impl Strategy<Value = Call> {
         3 => (function, proptest::bool::weighted(0.3), 0..6_usize)
             .prop_map(|(function, buried, events_max)| Call::Lease { function, buried, events_max }),
         4 => (any::<usize>(), 0..5_u8, 0..3_000_u64).prop_map(|(nth, how, delay_ms)| Call::Settle { nth, how, delay_ms }),
-        2 => (0..40_000_u64).prop_map(|ms| Call::Sleep { ms }),
+        2 => prop_oneof![0..40_000_u64, Just(1_000_000)].prop_map(|ms| Call::Sleep { ms }),
+        1 => (any::<usize>(), any::<bool>()).prop_map(|(nth, keep_keys)| Call::Cancel { nth, keep_keys }),
         1 => Just(Call::Sweep),
         1 => Just(Call::Crash),
     ]
@@ -58,7 +60,7 @@ impl Model {
         if event.key.source != KeySource::Minted {
             let scope = (event.function.name.as_str().to_owned(), event.key.value.clone(), sdk);
             if let Some((first, payload, until)) = self.keys.get(&scope)
-                && *until > now
+                && (*until > now || self.events.contains_key(first))
             {
                 let first = *first;
                 return if *payload == event.payload {
@@ -108,7 +110,45 @@ impl Model {
         found.into_iter().filter_map(take).collect()
     }
 
-    fn settle(&mut self, id: EventId, settlement: &Settlement) {
+    /// A key outlives its event by its window, if that did not leave soon.
+    fn outlive(&mut self, id: EventId, now: UnixMillis, settings: &Settings) {
+        for ((_, _, sdk), (first, _, until)) in &mut self.keys {
+            let window = if *sdk { settings.sdk_window } else { settings.dedupe_window };
+            if *first == id && now.since(id.accepted_at()) >= window / 8 {
+                *until = now.plus(window);
+            }
+        }
+    }
+
+    /// An operator removes an event, and its key with it.
+    fn cancel(&mut self, id: EventId, keys: Keys) -> Touched {
+        match self.events.get(&id) {
+            None => return Touched::NotFound,
+            Some(kept) if kept.place == Place::Buried => return Touched::Buried,
+            Some(kept) if kept.leased => return Touched::InFlight,
+            Some(_) => {}
+        }
+        self.events.remove(&id);
+        if keys == Keys::Forget {
+            self.keys.retain(|_, (first, ..)| *first != id);
+        }
+        Touched::Done
+    }
+
+    /// A sweep forgets the keys whose time is over and whose event is gone; others it gives another window.
+    fn sweep(&mut self, now: UnixMillis, settings: &Settings) {
+        for ((_, _, sdk), (first, _, until)) in &mut self.keys {
+            if *until <= now && self.events.contains_key(first) {
+                *until = now.plus(if *sdk { settings.sdk_window } else { settings.dedupe_window });
+            }
+        }
+        self.keys.retain(|_, (_, _, until)| *until > now);
+    }
+
+    fn settle(&mut self, id: EventId, settlement: &Settlement, now: UnixMillis, settings: &Settings) {
+        if matches!(settlement, Settlement::Delivered | Settlement::Shipped) {
+            self.outlive(id, now, settings);
+        }
         let Some(kept) = self.events.get_mut(&id).filter(|kept| kept.leased) else { return };
         kept.leased = false;
         match settlement {
@@ -183,16 +223,24 @@ async fn agree<K: Kv>(calls: Vec<Call>, open: impl Fn() -> K) {
                     2 | 3 => Settlement::RetryAt(retry_at(due)),
                     _ => Settlement::Bury(burial(due)),
                 };
-                model.settle(leased.lease.id, &settlement);
+                model.settle(leased.lease.id, &settlement, now, &settings);
                 store.settle(vec![(leased.lease, settlement)]).unwrap();
                 store.commit().unwrap();
             }
             Call::Settle { .. } => {}
+            Call::Cancel { nth, keep_keys } => {
+                let keys = if keep_keys { Keys::Keep } else { Keys::Forget };
+                let nth = nth.checked_rem(model.events.len());
+                if let Some(id) = nth.and_then(|nth| model.events.keys().nth(nth).copied()) {
+                    assert_eq!(store.cancel(id, keys).unwrap(), model.cancel(id, keys), "{call:?}");
+                    store.commit().unwrap();
+                }
+            }
             Call::Sleep { ms } => clock.sleep(Duration::from_millis(ms)).await,
             Call::Sweep => {
                 while store.sweep().unwrap() {}
                 store.commit().unwrap();
-                model.keys.retain(|_, (_, _, until)| *until > now);
+                model.sweep(now, &settings);
                 assert_eq!(store.census().unwrap().keys, model.keys.len() as u64);
             }
             Call::Crash => {

@@ -8,6 +8,7 @@ use super::lane::Held;
 use super::{Engine, account, unreadable};
 use crate::event::{Event, EventId, FunctionName};
 use crate::outbox::dead::{BuriedPage, BuriedWant, Change, Changed, Cursor, Letter, Redriven};
+use crate::outbox::operator::Keys;
 use crate::outbox::kv::{Disk, Failed, Kv};
 use crate::outbox::record::{Record, encode_body};
 use crate::outbox::{Appended, History, LaneId, Place, keys};
@@ -80,18 +81,23 @@ impl<K: Kv> Engine<K> {
                 .into_iter()
                 .map(|id| if moved.insert(id) { self.revive(id, redrives_max, disk) } else { Ok(Changed::NotFound) })
                 .collect(),
-            Change::Purge(ids) => ids
+            Change::Purge { ids, keys } => ids
                 .into_iter()
-                .map(|id| if moved.insert(id) { self.purge(id) } else { Ok(Changed::NotFound) })
+                .map(|id| if moved.insert(id) { self.purge(id, keys) } else { Ok(Changed::NotFound) })
                 .collect(),
         }
     }
 
     fn redrive(&mut self, redriven: &Redriven, disk: Disk) -> Result<Changed, Failed> {
         let Redriven { event, origin } = redriven;
-        let key = keys::redriven(&event.function.name, origin, event.redrives);
-        Ok(match self.append_keyed(event, Some((key, self.settings.dedupe_window)), disk)? {
-            Appended::Stored => Changed::Stored { id: event.id },
+        let name = &event.function.name;
+        let key = keys::redriven(name, origin, event.redrives);
+        let known = self.known(name, &key, self.clock.now())?;
+        Ok(match self.append_keyed(event, Some((key, known)), disk)? {
+            Appended::Stored => {
+                self.remember_again(event)?;
+                Changed::Stored { id: event.id }
+            }
             Appended::Repeat { first } => Changed::Repeat { first },
             Appended::Conflict { first } => Changed::Conflict { first },
             Appended::Full(full) => Changed::Full(full),
@@ -117,6 +123,7 @@ impl<K: Kv> Engine<K> {
         }
         let lane = self.lane_for(name);
         self.put_event(lane, event.id, Place::Buried, record.history.due, encoded, &body, bytes);
+        self.remember_again(event)?;
         Ok(Changed::Stored { id: event.id })
     }
 
@@ -141,12 +148,16 @@ impl<K: Kv> Engine<K> {
         let bytes = account(encoded.len(), record.body_bytes);
         self.remove(lane, id, held);
         self.put_event(lane, new, Place::Ready, now, encoded, &body, bytes);
+        self.remember_again(&event)?;
         Ok(Changed::Stored { id: new })
     }
 
-    fn purge(&mut self, id: EventId) -> Result<Changed, Failed> {
+    fn purge(&mut self, id: EventId, keys: Keys) -> Result<Changed, Failed> {
         Ok(match self.at_rest(id)? {
             Ok((lane, held, event)) => {
+                if keys == Keys::Forget {
+                    self.forget(&event)?;
+                }
                 self.remove(lane, id, held);
                 tracing::warn!(event_id = %id, function = %event.function.name, "dead letter is purged");
                 Changed::Purged
@@ -171,6 +182,7 @@ impl<K: Kv> Engine<K> {
                         bytes: account(record_bytes, record.body_bytes),
                         body_bytes: record.body_bytes,
                         expires_at: None,
+                        key: keys::remembered_of(&event),
                     };
                     Ok((lane_id, held, event))
                 }

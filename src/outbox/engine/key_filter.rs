@@ -100,7 +100,7 @@ mod tests {
 
     fn key(n: u64) -> Vec<u8> {
         let key = IdempotencyKey { value: n.to_string(), source: KeySource::Header };
-        keys::remembered(&FunctionName::new("orders"), &key).unwrap()
+        keys::remembered(&FunctionName::new("orders"), None, &key).unwrap()
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(super) struct Held {
     pub body_bytes: u32,
     /// Its time in the index of expiry, if it stands in it.
     pub expires_at: Option<UnixMillis>,
+    /// Where its idempotency key is remembered, if it can come again.
+    pub key: Option<[u8; keys::REMEMBERED_BYTES]>,
 }
 
 impl Lane {

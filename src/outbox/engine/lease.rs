@@ -160,13 +160,13 @@ impl<K: Kv> Engine<K> {
             Some(Ok(read)) => read,
             Some(Err(failed)) => {
                 tracing::error!(event_id = %id, function = %lane.function(), error = %failed, "event cannot be read and is set aside");
-                lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None });
+                lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None, key: None });
                 self.unreadable += 1;
                 return Ok(None);
             }
             None => {
                 tracing::error!(event_id = %id, function = %lane.function(), "event stands in the due index but has no record");
-                lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None });
+                lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None, key: None });
                 self.unreadable += 1;
                 return Ok(None);
             }
@@ -177,7 +177,8 @@ impl<K: Kv> Engine<K> {
         };
         let bytes = account(record_bytes, record.body_bytes);
         let expires_at = event.expires_at.filter(|_| place != Place::Buried);
-        lane.take(id, Held { place, due, bytes, body_bytes: record.body_bytes, expires_at });
+        let key = keys::remembered_of(&event);
+        lane.take(id, Held { place, due, bytes, body_bytes: record.body_bytes, expires_at, key });
         Ok(Some(Leased { lease: Lease { lane: lane_id, id, place }, event, history: record.history }))
     }
 

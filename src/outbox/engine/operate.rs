@@ -2,10 +2,10 @@
 
 use super::lane::Held;
 use super::{Engine, account, unreadable};
-use crate::event::{EventId, FunctionName};
+use crate::event::{Event, EventId, FunctionName};
 use crate::outbox::keys;
 use crate::outbox::kv::{Failed, Kv};
-use crate::outbox::operator::{Cursor, LIVE, ListWant, Listed, PAGE_MAX, PIECE_EVENTS, Page, Purge, Purged, Touched};
+use crate::outbox::operator::{Cursor, Keys, LIVE, ListWant, Listed, PAGE_MAX, PIECE_EVENTS, Page, Purge, Purged, Touched};
 use crate::outbox::record::Record;
 use crate::outbox::{History, LaneId, Place};
 
@@ -32,19 +32,25 @@ impl<K: Kv> Engine<K> {
             if young || self.lanes.get(&lane).is_none_or(|lane| lane.is_leased(id)) {
                 continue;
             }
-            let (_, held) = self.held(lane, place, id, &bytes)?;
+            let (_, held, event) = self.held(lane, place, id, &bytes)?;
             purged.events += 1;
             purged.bytes += held.bytes;
             if !purge.dry_run {
+                if purge.keys == Keys::Forget {
+                    self.forget(&event)?;
+                }
                 self.remove(lane, id, held);
             }
         }
         Ok((purged, next))
     }
 
-    pub fn cancel(&mut self, id: EventId) -> Result<Touched, Failed> {
+    pub fn cancel(&mut self, id: EventId, keys: Keys) -> Result<Touched, Failed> {
         match self.waiting(id)? {
-            Ok((lane, held, _)) => {
+            Ok(Waiting { lane, held, event, .. }) => {
+                if keys == Keys::Forget {
+                    self.forget(&event)?;
+                }
                 self.remove(lane, id, held);
                 Ok(Touched::Done)
             }
@@ -55,7 +61,7 @@ impl<K: Kv> Engine<K> {
     pub fn attempt_now(&mut self, id: EventId) -> Result<Touched, Failed> {
         let now = self.clock.now();
         match self.waiting(id)? {
-            Ok((lane, held, history)) if held.place != Place::Ready && history.due > now => {
+            Ok(Waiting { lane, held, history, .. }) if held.place != Place::Ready && history.due > now => {
                 self.rewrite(lane, id, held, held.place, History { due: now, ..history })?;
                 Ok(Touched::Done)
             }
@@ -111,7 +117,7 @@ impl<K: Kv> Engine<K> {
     }
 
     /// An event that is neither buried nor leased; or why it is not to be touched.
-    fn waiting(&self, id: EventId) -> Result<Result<(LaneId, Held, History), Touched>, Failed> {
+    fn waiting(&self, id: EventId) -> Result<Result<Waiting, Touched>, Failed> {
         let lanes = self.lanes.iter().filter(|(_, lane)| lane.function().tag() == id.function_tag());
         for (&lane_id, lane) in lanes {
             for place in Place::ALL {
@@ -122,21 +128,35 @@ impl<K: Kv> Engine<K> {
                 if lane.is_leased(id) {
                     return Ok(Err(Touched::InFlight));
                 }
-                let (history, held) = self.held(lane_id, place, id, &bytes)?;
-                return Ok(Ok((lane_id, held, history)));
+                let (history, held, event) = self.held(lane_id, place, id, &bytes)?;
+                return Ok(Ok(Waiting { lane: lane_id, held, history, event }));
             }
         }
         Ok(Err(Touched::NotFound))
     }
 
     /// What must be known of an event to rewrite or remove it, as if it had been leased.
-    fn held(&self, lane: LaneId, place: Place, id: EventId, bytes: &bytes::Bytes) -> Result<(History, Held), Failed> {
+    fn held(
+        &self,
+        lane: LaneId,
+        place: Place,
+        id: EventId,
+        bytes: &bytes::Bytes,
+    ) -> Result<(History, Held, Event), Failed> {
         let (record_bytes, record, event) = self.read(lane, id, bytes)?;
         let due = (place != Place::Ready).then_some(record.history.due);
         let bytes = account(record_bytes, record.body_bytes);
-        let expires_at = event.expires_at;
-        Ok((record.history, Held { place, due, bytes, body_bytes: record.body_bytes, expires_at }))
+        let (expires_at, key) = (event.expires_at, keys::remembered_of(&event));
+        Ok((record.history, Held { place, due, bytes, body_bytes: record.body_bytes, expires_at, key }, event))
     }
+}
+
+/// An event that an operator may touch, and what that takes.
+struct Waiting {
+    lane: LaneId,
+    held: Held,
+    history: History,
+    event: Event,
 }
 
 /// Records with their places, and where to go on.

@@ -25,7 +25,10 @@ impl<K: Kv> Engine<K> {
                 }
                 self.touch_view(lane_id);
             }
-            Settlement::Delivered | Settlement::Shipped => self.remove(lane_id, id, held),
+            Settlement::Delivered | Settlement::Shipped => {
+                self.outlive(id, held.key)?;
+                self.remove(lane_id, id, held);
+            }
             Settlement::RetryAt(history) => {
                 let place = match held.place {
                     Place::Ready | Place::Waiting => Place::Waiting,

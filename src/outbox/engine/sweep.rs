@@ -1,14 +1,18 @@
 //! Forgetting what is only remembered for a while, a bounded piece at a time.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Engine, unreadable};
-use crate::outbox::keys;
+use crate::outbox::{LaneId, keys};
 use crate::outbox::kv::{Failed, Kv};
 use crate::outbox::record::KeyRecord;
 
 /// Keys looked at in one piece of a sweep.
 const PIECE_KEYS: usize = 1_000;
+
+/// Keys of one piece whose time is over, at most: for each the sweep looks whether its event is still stored.
+const PIECE_SEARCHES: usize = 250;
 
 /// A lane that held nothing for so long is retired; its function gets a new one with its next event.
 const RETIRE_AFTER: Duration = Duration::from_secs(600);
@@ -26,7 +30,8 @@ impl<K: Kv> Engine<K> {
     /// One piece of a sweep; says whether there is more of it. Adds to the batch.
     pub fn sweep(&mut self) -> Result<bool, Failed> {
         let now = self.clock.now();
-        let (mut seen, mut expired, mut last) = (0, Vec::new(), None);
+        let (mut seen, mut expired, mut outlived, mut last) = (0, Vec::new(), Vec::new(), None);
+        let mut lanes = None;
         let (start, end) = keys::all_remembered();
         let from = self.sweep.next.take().unwrap_or_else(|| {
             self.key_filter.begin(self.keys);
@@ -41,22 +46,32 @@ impl<K: Kv> Engine<K> {
             let known = KeyRecord::decode(&value).map_err(|e| unreadable("sweeping remembered keys", &e))?;
             seen += 1;
             // One that was used again in this turn has a new record, which only the batch knows.
-            if known.expires_at <= now && self.batch.pending(&key).is_none() {
-                expired.push(key.to_vec());
-            } else {
-                self.key_filter.kept(&key);
+            let over = known.expires_at <= now && self.batch.pending(&key).is_none();
+            let lanes = over.then(|| lanes.get_or_insert_with(|| self.lanes_by_tag()));
+            let of_tag = lanes.and_then(|lanes| lanes.get(&known.first.function_tag()));
+            match (over, of_tag) {
+                (true, Some(of_tag)) if self.stores(of_tag, known.first)? => outlived.push((key.to_vec(), known)),
+                (true, _) => expired.push(key.to_vec()),
+                (false, _) => self.key_filter.kept(&key),
             }
             last = Some(key);
-            if seen == PIECE_KEYS {
+            if seen == PIECE_KEYS || expired.len() + outlived.len() >= PIECE_SEARCHES {
                 break;
             }
+        }
+        let more = last.is_some() && (seen == PIECE_KEYS || expired.len() + outlived.len() >= PIECE_SEARCHES);
+        for (key, known) in outlived {
+            // It is then looked at once a window, not by every sweep.
+            self.key_filter.kept(&key);
+            let expires_at = now.plus(self.window(&key));
+            self.batch.put(key, KeyRecord { expires_at, ..known }.encode());
         }
         self.sweep.kept += (seen - expired.len()) as u64;
         for key in expired {
             self.batch.remove(key);
             self.keys = self.keys.saturating_sub(1);
         }
-        if seen == PIECE_KEYS {
+        if more {
             self.sweep.next = last.map(|key| keys::after(&key));
             return Ok(true);
         }
@@ -64,6 +79,15 @@ impl<K: Kv> Engine<K> {
         self.key_filter.complete();
         self.retire_lanes();
         Ok(false)
+    }
+
+    /// The lanes by the tag of their function, which ids of events repeat.
+    fn lanes_by_tag(&self) -> BTreeMap<u16, Vec<LaneId>> {
+        let mut lanes: BTreeMap<u16, Vec<LaneId>> = BTreeMap::new();
+        for (&id, lane) in &self.lanes {
+            lanes.entry(lane.function().tag()).or_default().push(id);
+        }
+        lanes
     }
 
     fn retire_lanes(&mut self) {
@@ -95,10 +119,10 @@ impl<K: Kv> Engine<K> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Appended, Disk, Engine, FunctionName, KeySource, UnixMillis};
+    use super::super::{Appended, Disk, Engine, FunctionName, UnixMillis};
     use super::*;
     use crate::clock::Clock;
-    use crate::event::{Carried, Event, EventId, Function, IdempotencyKey};
+    use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
     use crate::outbox::memory::MemoryDisk;
     use crate::outbox::{LaneWant, LeaseWant, Settings, Settlement, Spent, Which};
 
@@ -140,6 +164,11 @@ mod tests {
         let clock = Clock::seeded(START, 1);
         let mut engine = engine(&clock);
         engine.append(vec![event(&clock)], ROOM).unwrap();
+        engine.commit().unwrap();
+        let lane = engine.lanes(0).unwrap().lanes[0].lane;
+        let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, spent: None }];
+        let leased = engine.lease(&LeaseWant { lanes, bytes_max: u64::MAX }).unwrap();
+        engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
         engine.commit().unwrap();
         clock.not_before(START.plus(WINDOW * 2));
         let again = event(&clock);
