@@ -11,6 +11,8 @@ pub mod lambda_api;
 
 pub mod name;
 
+pub mod exact;
+
 pub mod key;
 
 pub mod rules;

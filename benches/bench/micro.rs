@@ -91,7 +91,9 @@ impl Bench<'_> {
         self.step(report, "fingerprint the payload", |_| {
             black_box(keys::fingerprint(&event.payload));
         });
-        self.step(report, "derive the key", |_| drop(black_box(keys::remembered(&event.function.name, None, &event.key))));
+        self.step(report, "derive the key", |_| {
+            drop(black_box(keys::remembered(&event.function.name, None, &event.key)))
+        });
         self.step(report, "encode a record", |_| {
             let body = encode_body(black_box(&event));
             let record = Record::new(History { due: UnixMillis(1), ..History::default() }, &body);

@@ -1,17 +1,15 @@
 //! The key of an event: what makes two requests the same one. Sources are asked in the order of [`KeySource`].
 
-use std::borrow::Cow;
-
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName};
-use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::event::{IdempotencyKey, KEY_CHARS_MAX, KeySource};
+use crate::ingest::exact;
 use crate::ingest::refusal::Refusal;
 use crate::ingest::rules::KeyExpression;
 
@@ -70,17 +68,18 @@ impl Offers {
     }
 
     /// Decides, with the payload and the function's expression at hand; `random_bits` make the key if nobody gave one.
+    /// Refuses a payload in which the expression cannot tell two events apart.
     pub fn choose(
         self,
         payload: &[u8],
         expression: Option<&KeyExpression>,
         random_bits: impl FnOnce() -> u128,
-    ) -> IdempotencyKey {
-        self.explicit
-            .or_else(|| expression.and_then(|expression| expression.key(payload)))
-            .or_else(|| cloud_event(payload))
-            .or(self.sdk)
-            .unwrap_or_else(|| mint(random_bits()))
+    ) -> Result<IdempotencyKey, Refusal> {
+        if let Some(explicit) = self.explicit {
+            return Ok(explicit);
+        }
+        let found = expression.map(|expression| expression.key(payload)).transpose()?.flatten();
+        Ok(found.or_else(|| cloud_event(payload)).or(self.sdk).unwrap_or_else(|| mint(random_bits())))
     }
 }
 
@@ -171,30 +170,24 @@ fn access_key(authorization: &str) -> Option<&str> {
     (!access_key.is_empty()).then_some(access_key)
 }
 
-/// What makes a JSON object a CloudEvent (CloudEvents 1.0.2 section 3.1); `source` and `id` together are unique.
-#[derive(Deserialize)]
-struct CloudEvent<'a> {
-    #[serde(borrow)]
-    specversion: Cow<'a, str>,
-    #[serde(borrow)]
-    source: Cow<'a, str>,
-    #[serde(borrow)]
-    id: Cow<'a, str>,
-}
-
+/// The key of a CloudEvent (CloudEvents 1.0.2 section 3.1): its `source` and `id` together are unique.
 fn cloud_event(payload: &[u8]) -> Option<IdempotencyKey> {
     // The text is looked for first: it is not there in most payloads, and then no second parse is needed.
     let text = std::str::from_utf8(payload).ok()?;
     if !text.trim_start().starts_with('{') || !text.contains("\"specversion\"") {
         return None;
     }
-    let CloudEvent { specversion, source, id } = serde_json::from_str(text).ok()?;
-    if specversion.is_empty() || source.is_empty() || id.is_empty() {
+    let read = exact::read(text)?.value;
+    let fields = read.as_object()?;
+    let text_of =
+        |name: &str| fields.get(name)?.as_string().filter(|text| !text.is_empty() && exact::number_in(text).is_none());
+    let (Some(_), Some(source), Some(id)) = (text_of("specversion"), text_of("source"), text_of("id")) else {
         return None;
-    }
+    };
     // Written as a JSON array, as no separator is safe: two events must never share a key.
     let pair = serde_json::to_string(&(source, id)).ok()?;
-    let value = if pair.chars().count() <= KEY_CHARS_MAX { pair } else { sha256_hex(pair.as_bytes()) };
+    let plain = pair.chars().count() <= KEY_CHARS_MAX && !exact::stands_in(&pair);
+    let value = if plain { pair } else { sha256_hex(pair.as_bytes()) };
     Some(IdempotencyKey { value, source: KeySource::CloudEvent })
 }
 
@@ -226,7 +219,10 @@ mod tests {
 
     fn header_key(value: &str) -> Result<String, String> {
         let offers = Offers::read(&headers(&[("idempotency-key", value)]), None, None);
-        offers.map(|offers| offers.choose(b"", None, || 0).value).map_err(|refusal| refusal.message())
+        offers
+            .and_then(|offers| offers.choose(b"", None, || 0))
+            .map(|key| key.value)
+            .map_err(|refusal| refusal.message())
     }
 
     #[test]
@@ -289,7 +285,7 @@ mod tests {
             (&unsigned, None, None, b"{}", "-/5f2c", KeySource::SdkInvocationId),
             (&none, None, None, b"{}", "00000000-0000-4000-8000-000000000001", KeySource::Minted),
         ] {
-            let key = Offers::read(headers, durable, context).unwrap().choose(payload, None, || 1);
+            let key = Offers::read(headers, durable, context).unwrap().choose(payload, None, || 1).unwrap();
             assert_eq!((key.value.as_str(), key.source), (value, source));
         }
     }
@@ -305,7 +301,7 @@ mod tests {
             (&sdk, cloud, "7", KeySource::Expression),
             (&sdk, br#"{"id":null}"#, "-/5f2c", KeySource::SdkInvocationId),
         ] {
-            let key = Offers::read(headers, None, None).unwrap().choose(payload, Some(&id), || 1);
+            let key = Offers::read(headers, None, None).unwrap().choose(payload, Some(&id), || 1).unwrap();
             assert_eq!((key.value.as_str(), key.source), (value, source));
         }
     }
@@ -314,7 +310,7 @@ mod tests {
     fn the_native_doors_key_is_the_header_or_the_field() {
         let header = headers(&[("idempotency-key", "h"), ("amz-sdk-invocation-id", "5f2c")]);
         let choose = |headers, field: Option<&str>| {
-            let key = Offers::native(headers, field.map(str::to_owned)).unwrap().choose(b"", None, || 1);
+            let key = Offers::native(headers, field.map(str::to_owned)).unwrap().choose(b"", None, || 1).unwrap();
             (key.value, key.source)
         };
         assert_eq!(choose(Some(&header), Some("f")), ("h".to_owned(), KeySource::Header));
@@ -364,6 +360,11 @@ mod tests {
         assert_ne!(key("a/b", "c"), key("a", "b/c"));
         assert_ne!(key("a\",\"b", "c"), key("a", "b\",\"c"));
         let long = "s".repeat(400);
+        let half = |half: &str| {
+            cloud_event(format!(r#"{{"specversion":"1.0","source":"s","id":"{half}"}}"#).as_bytes()).unwrap()
+        };
+        assert_ne!(half(r"\ud83d"), half(r"\ude00"));
+        assert_eq!(half(r#"a","id":"b"#).value, r#"["s","b"]"#, "of two fields of one name the last counts");
         assert_eq!(key(&long, "1").len(), 64);
         assert_ne!(key(&long, "1"), key(&long, "2"));
     }

@@ -582,7 +582,7 @@ pub(crate) mod tests {
                 format!("{} {}{streamed}", invoke.invocation_type.as_str(), invoke.function.name)
             }
             Ok(invoke) => {
-                let key = invoke.keys.choose(b"{\"k\":\"v\"}", None, || 0);
+                let key = invoke.keys.choose(b"{\"k\":\"v\"}", None, || 0).unwrap();
                 let kind = invoke.invocation_type.as_str();
                 let value = if key.source == KeySource::Minted { "" } else { &key.value };
                 format!("{kind} {} {} {value}", invoke.function.name, key.source.as_str()).trim_end().to_owned()

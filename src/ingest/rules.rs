@@ -3,19 +3,19 @@
 //! Both are done when an event is accepted, not when it is attempted: what is stored is what is sent, so every attempt is
 //! the same though the configuration may change between two (G4), and what grows too large is refused at the door.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use jmespath::ast::Ast;
 use jmespath::functions::{ArgumentType, CustomFunction, Signature};
 use jmespath::{Context, ErrorReason, JmespathError, Rcvar, Runtime, Variable};
-use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 
 use crate::event::{Event, FunctionName, IdempotencyKey, KEY_CHARS_MAX, KeySource};
+use crate::ingest::exact::{self, Read};
 use crate::ingest::refusal::Refusal;
 
 /// The longest `X-Amz-Durable-Execution-Name`, in characters (Lambda's API model).
@@ -81,7 +81,8 @@ fn durable_name(function: &FunctionName, key: &str) -> String {
 fn with_field(payload: &Bytes, field: &str, key: &str) -> Option<Bytes> {
     let text = std::str::from_utf8(payload).ok()?.trim_ascii();
     let text = if text.is_empty() { "{}" } else { text };
-    let fields: BTreeMap<String, IgnoredAny> = serde_json::from_str(text).ok()?;
+    let read = exact::read(text)?.value;
+    let fields = read.as_object()?;
     if fields.contains_key(field) {
         return None;
     }
@@ -109,30 +110,62 @@ impl KeyExpression {
 
     /// The key that the payload offers. None if the expression finds nothing in it: null, an empty text, or a list or
     /// object with nothing in it but nulls, as Powertools has it. A text is the key itself, all else its JSON.
-    pub fn key(&self, payload: &[u8]) -> Option<IdempotencyKey> {
-        let payload = std::str::from_utf8(payload).ok()?;
-        let data = Rcvar::new(Variable::from_json(payload).ok()?);
+    ///
+    /// A number that no 64 bits hold is a key digit by digit, and a text with half a surrogate pair by its digest. Refuses
+    /// a payload that has such values if the expression compares or computes: the result might be another event's key.
+    pub fn key(&self, payload: &[u8]) -> Result<Option<IdempotencyKey>, Refusal> {
+        let Some(Read { value: data, is_exact }) = std::str::from_utf8(payload).ok().and_then(exact::read) else {
+            return Ok(None);
+        };
+        if !is_exact && computes(&self.ast) {
+            return Err(Refusal::InvalidContent(format!(
+                "The payload has a number or text that cannot be represented exactly, and the idempotency key `{}` of \
+                this function compares or computes with values of the payload. Send the key in Idempotency-Key, or \
+                write such numbers as strings.",
+                self.text
+            )));
+        }
         let mut context = Context::new(&self.text, &RUNTIME);
-        let found = jmespath::interpret(&data, &self.ast, &mut context).ok()?;
+        let Ok(found) = jmespath::interpret(&Rcvar::new(data), &self.ast, &mut context) else { return Ok(None) };
         let value = match &*found {
-            Variable::Null | Variable::Expref(_) => return None,
-            Variable::String(text) => text.clone(),
-            Variable::Array(items) if items.iter().all(|item| item.is_null()) => return None,
-            Variable::Object(fields) if fields.values().all(|field| field.is_null()) => return None,
+            Variable::Null | Variable::Expref(_) => return Ok(None),
+            Variable::String(text) => exact::number_in(text).unwrap_or(text).to_owned(),
+            Variable::Array(items) if items.iter().all(|item| item.is_null()) => return Ok(None),
+            Variable::Object(fields) if fields.values().all(|field| field.is_null()) => return Ok(None),
             Variable::Bool(_) | Variable::Number(_) | Variable::Array(_) | Variable::Object(_) => found.to_string(),
         };
         let value = match value.chars().count() {
-            0 => return None,
-            1..=KEY_CHARS_MAX => value,
+            0 => return Ok(None),
+            1..=KEY_CHARS_MAX if !exact::stands_in(&value) => value,
             _ => sha256_hex(value.as_bytes()),
         };
-        Some(IdempotencyKey { value, source: KeySource::Expression })
+        Ok(Some(IdempotencyKey { value, source: KeySource::Expression }))
     }
 }
 
 impl fmt::Debug for KeyExpression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.text.fmt(f)
+    }
+}
+
+/// Whether an expression looks into values instead of only finding them. Functions that read or join texts only find.
+fn computes(ast: &Ast) -> bool {
+    match ast {
+        Ast::Comparison { .. } => true,
+        Ast::Function { name, args, .. } => {
+            !["powertools_json", "powertools_base64", "not_null"].contains(&name.as_str()) || args.iter().any(computes)
+        }
+        Ast::Identity { .. } | Ast::Field { .. } | Ast::Index { .. } | Ast::Literal { .. } | Ast::Slice { .. } => false,
+        Ast::Expref { ast, .. } => computes(ast),
+        Ast::Flatten { node, .. } | Ast::Not { node, .. } | Ast::ObjectValues { node, .. } => computes(node),
+        Ast::MultiList { elements, .. } => elements.iter().any(computes),
+        Ast::MultiHash { elements, .. } => elements.iter().any(|pair| computes(&pair.value)),
+        Ast::Condition { predicate: lhs, then: rhs, .. }
+        | Ast::Projection { lhs, rhs, .. }
+        | Ast::And { lhs, rhs, .. }
+        | Ast::Or { lhs, rhs, .. }
+        | Ast::Subexpr { lhs, rhs, .. } => computes(lhs) || computes(rhs),
     }
 }
 
@@ -147,7 +180,11 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
         let signature = Signature::new(vec![ArgumentType::String], None);
         runtime.register_function(name, Box::new(CustomFunction::new(signature, Box::new(function))));
     };
-    text_function("powertools_json", Variable::from_json);
+    text_function("powertools_json", |text| {
+        // What was written for a value cannot be told from the text's own after it is read once more.
+        let read = if exact::stands_in(text) { None } else { exact::read(text) };
+        read.map(|read| read.value).ok_or_else(|| "not JSON".to_owned())
+    });
     text_function("powertools_base64", |text| {
         let bytes = BASE64_STANDARD.decode(text).map_err(|error| error.to_string())?;
         String::from_utf8(bytes).map(Variable::String).map_err(|error| error.to_string())
@@ -166,7 +203,7 @@ mod tests {
     use crate::event::{Carried, EventId, Function};
 
     fn key(expression: &str, payload: &str) -> Option<String> {
-        KeyExpression::parse(expression).unwrap().key(payload.as_bytes()).map(|key| key.value)
+        KeyExpression::parse(expression).unwrap().key(payload.as_bytes()).unwrap().map(|key| key.value)
     }
 
     #[test]
@@ -194,6 +231,62 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_cannot_be_represented_elsewhere_in_the_payload_hides_no_key() {
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        for (odd, form) in [
+            (r#""\ud83d""#, "half a surrogate pair"),
+            ("1e400", "a number beyond all"),
+            ("1234567890123456789012345", "a long number"),
+            (&deep, "deep nesting"),
+        ] {
+            let payload = format!(r#"{{"odd":{odd},"order_id":"o-1","user":{{"uid":7}}}}"#);
+            assert_eq!(key("order_id", &payload).as_deref(), Some("o-1"), "{form}");
+            assert_eq!(key("[user.uid, order_id]", &payload).as_deref(), Some(r#"[7,"o-1"]"#), "{form}");
+            let body = serde_json::json!({ "body": payload }).to_string();
+            assert_eq!(key("powertools_json(body).order_id", &body).as_deref(), Some("o-1"), "{form}");
+        }
+        assert_eq!(key("order_id", r#"{"order_id":"a","order_id":"b"}"#).as_deref(), Some("b"), "the last counts");
+    }
+
+    #[test]
+    fn two_ids_that_look_alike_to_the_engine_never_share_a_key() {
+        let ids = [
+            "9007199254740992",
+            "9007199254740993",
+            "9007199254740992.0",
+            "9007199254740993.0",
+            "18446744073709551616",
+            "18446744073709551617",
+            "1e400",
+            "1e401",
+            r#""\ud83d""#,
+            r#""\ude00""#,
+            r#""\ud83d\ud83d""#,
+            r#""\\ud83d""#,
+            r#""\ufffd""#,
+        ];
+        for expression in ["id", "[id]", "{a: id}", "x[].id | [0]"] {
+            let key = |id: &str| key(expression, &format!(r#"{{"id":{id},"x":[{{"id":{id}}}]}}"#)).unwrap();
+            let keys: std::collections::BTreeSet<_> = ids.iter().map(|id| key(id)).collect();
+            assert_eq!(keys.len(), ids.len(), "{expression}: {keys:?}");
+        }
+        assert_eq!(
+            key("id", r#"{"id":123456789012345678901234567890}"#).as_deref(),
+            Some("123456789012345678901234567890")
+        );
+    }
+
+    #[test]
+    fn an_expression_that_computes_refuses_what_it_could_only_round() {
+        for expression in ["to_string(id)", "items[?n == `1`].id", "length(id)", "[sum([id])]"] {
+            let expression = KeyExpression::parse(expression).unwrap();
+            let refusal = expression.key(br#"{"id":1e400,"items":[]}"#).unwrap_err();
+            assert!(refusal.message().contains("Idempotency-Key"), "{}", refusal.message());
+            assert!(expression.key(br#"{"id":1.5,"items":[]}"#).is_ok());
+        }
+    }
+
+    #[test]
     fn a_long_key_is_hashed_and_two_never_share_one() {
         let long = |last: char| key("k", &format!(r#"{{"k":"{}{last}"}}"#, "x".repeat(255))).unwrap();
         assert_eq!(long('a').len(), 64);
@@ -214,6 +307,7 @@ mod tests {
             ("{}", Some(r#"{"k":"o\"1"}"#)),
             ("", Some(r#"{"k":"o\"1"}"#)),
             (r#"{"a":{"k":1}}"#, Some(r#"{"k":"o\"1","a":{"k":1}}"#)),
+            (r#"{"\ud83d":1}"#, Some(r#"{"k":"o\"1","\ud83d":1}"#)),
             (r#"{"k":"theirs"}"#, None),
             (r#"{"\u006b":1}"#, None),
             ("[1]", None),

@@ -185,7 +185,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     async fn append(&self, draft: Draft) -> Result<Accepted, Refusal> {
         let Shared { clock, metrics, .. } = &*self.shared;
         let started = clock.instant();
-        let event = self.event(draft);
+        let event = self.event(draft)?;
         // Some clients use one SDK invocation id for several calls. Nobody chose that id, so another payload is another event.
         let other = (event.key.source == KeySource::SdkInvocationId)
             .then(|| Event { key: key::mint(clock.random_bits()), ..event.clone() });
@@ -203,13 +203,13 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     }
 
     /// The event that a draft becomes now, with its key.
-    fn event(&self, draft: Draft) -> Event {
+    fn event(&self, draft: Draft) -> Result<Event, Refusal> {
         let clock = &self.shared.clock;
         let rule = self.rules.of(&draft.function.name);
         let accepted_at = clock.now();
-        Event {
+        Ok(Event {
             id: EventId::mint(accepted_at, clock.random_bits(), &draft.function.name),
-            key: draft.keys.choose(&draft.payload, rule.key.as_ref(), || clock.random_bits()),
+            key: draft.keys.choose(&draft.payload, rule.key.as_ref(), || clock.random_bits())?,
             function: draft.function,
             carried: draft.carried,
             payload: draft.payload,
@@ -217,7 +217,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             deliver_at: draft.deliver_at,
             expires_at: draft.expires_at,
             redrives: 0,
-        }
+        })
     }
 
     /// Puts the key where the function finds it.

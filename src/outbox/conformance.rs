@@ -509,8 +509,13 @@ async fn a_purge_counts_first_and_takes_only_what_fits_and_is_not_leased() {
         }
         bench.append(Event { deliver_at: later, expires_at: later, ..bench.event("orders", "{}") }).await;
         bench.append(bench.event("others", "{}")).await;
-        let purge =
-            |place, accepted_before, dry_run| Purge { function: orders.clone(), place, accepted_before, dry_run, keys: Keys::Forget };
+        let purge = |place, accepted_before, dry_run| Purge {
+            function: orders.clone(),
+            place,
+            accepted_before,
+            dry_run,
+            keys: Keys::Forget,
+        };
         let store = bench.store().clone();
         assert_eq!(store.purge(purge(None, None, true)).await.unwrap().events, 702);
         assert_eq!(store.purge(purge(None, Some(middle), true)).await.unwrap().events, 1);

@@ -267,7 +267,8 @@ mod tests {
             let key = IdempotencyKey { value: value.into(), source: KeySource::Header };
             remembered(&FunctionName::new("f"), tenant, &key).unwrap()
         };
-        let pairs = [(None, "17"), (Some("a"), "17"), (Some("b"), "17"), (Some("a"), "7"), (Some("a1"), "7"), (None, "a")];
+        let pairs =
+            [(None, "17"), (Some("a"), "17"), (Some("b"), "17"), (Some("a"), "7"), (Some("a1"), "7"), (None, "a")];
         let keys: std::collections::BTreeSet<_> = pairs.iter().map(|&(tenant, value)| key(tenant, value)).collect();
         assert_eq!(keys.len(), pairs.len());
         assert!(keys.iter().all(|key| key.len() == REMEMBERED_BYTES));

@@ -144,8 +144,9 @@ impl Ledger {
         }
         self.accepted.insert(id, serial);
         // It may have been purged before anybody heard that it was there: its key is remembered all the same.
-        let purged =
-            |(function, cutoff, _): &&(String, UnixMillis, Keys)| *function == order.function && id.accepted_at() < *cutoff;
+        let purged = |(function, cutoff, _): &&(String, UnixMillis, Keys)| {
+            *function == order.function && id.accepted_at() < *cutoff
+        };
         for (.., keys) in self.purges.iter().filter(purged) {
             self.maybe_removed.insert(id);
             if *keys == Keys::Forget {

@@ -425,13 +425,8 @@ async fn the_operators_hand_reaches_what_waits() {
     assert_eq!(bench.fake.calls.lock().unwrap().len(), 0, "paused");
     assert_eq!(bench.outbox.cancel(cancelled, Keys::Forget).await.unwrap(), Touched::Done);
     assert_eq!(bench.outbox.cancel(cancelled, Keys::Forget).await.unwrap(), Touched::NotFound);
-    let purge = |dry_run| Purge {
-        function: f.clone(),
-        place: None,
-        accepted_before: None,
-        dry_run,
-        keys: Keys::Forget,
-    };
+    let purge =
+        |dry_run| Purge { function: f.clone(), place: None, accepted_before: None, dry_run, keys: Keys::Forget };
     assert_eq!(bench.outbox.purge(purge(true)).await.unwrap().events, 19);
     assert_eq!(bench.count(Place::Ready).await, 19, "only counted");
     bench.outbox.pause(&f, false).await.unwrap();

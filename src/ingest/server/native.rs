@@ -101,7 +101,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let mut events = Vec::new();
         let mut sources = Vec::new();
         for draft in drafts {
-            let event = draft.and_then(|draft| self.carry(self.event(draft)));
+            let event = draft.and_then(|draft| self.carry(self.event(draft)?));
             sources.push(
                 event
                     .as_ref()

@@ -144,7 +144,8 @@ async fn what_is_being_shipped_or_came_back_too_often_stays_dead() {
         let answers = bench.change(Change::Revive { ids, redrives_max: 3 }).await;
         assert_eq!(answers, [Changed::Leased, Changed::Ceiling { redrives: 3 }, Changed::NotFound]);
         assert_eq!(bench.page(all(5)).await.letters.len(), 2);
-        let answers = bench.change(Change::Purge { ids: vec![shipping.id, often.id, often.id], keys: Keys::Forget }).await;
+        let answers =
+            bench.change(Change::Purge { ids: vec![shipping.id, often.id, often.id], keys: Keys::Forget }).await;
         assert_eq!(answers, [Changed::Leased, Changed::Purged, Changed::NotFound]);
     })
     .await;

@@ -144,7 +144,11 @@ async fn a_key_is_remembered_as_long_as_its_event_is_stored_and_then_for_its_win
         assert_eq!(bench.store().census().await.unwrap().events, 0);
         bench.clock.sleep(HOUR - Duration::from_secs(1)).await;
         assert_eq!(sweep(&bench).await, 1, "the window of an SDK's id is shorter");
-        assert_eq!(again(&bench, "k").await, Appended::Repeat { first: first.id }, "the window begins with the delivery");
+        assert_eq!(
+            again(&bench, "k").await,
+            Appended::Repeat { first: first.id },
+            "the window begins with the delivery"
+        );
         bench.clock.sleep(Duration::from_secs(1)).await;
         assert_eq!(again(&bench, "k").await, Appended::Stored);
     })

@@ -8,8 +8,8 @@ use super::lane::Held;
 use super::{Engine, account, unreadable};
 use crate::event::{Event, EventId, FunctionName};
 use crate::outbox::dead::{BuriedPage, BuriedWant, Change, Changed, Cursor, Letter, Redriven};
-use crate::outbox::operator::Keys;
 use crate::outbox::kv::{Disk, Failed, Kv};
+use crate::outbox::operator::Keys;
 use crate::outbox::record::{Record, encode_body};
 use crate::outbox::{Appended, History, LaneId, Place, keys};
 

@@ -5,7 +5,9 @@ use super::{Engine, account, unreadable};
 use crate::event::{Event, EventId, FunctionName};
 use crate::outbox::keys;
 use crate::outbox::kv::{Failed, Kv};
-use crate::outbox::operator::{Cursor, Keys, LIVE, ListWant, Listed, PAGE_MAX, PIECE_EVENTS, Page, Purge, Purged, Touched};
+use crate::outbox::operator::{
+    Cursor, Keys, LIVE, ListWant, Listed, PAGE_MAX, PIECE_EVENTS, Page, Purge, Purged, Touched,
+};
 use crate::outbox::record::Record;
 use crate::outbox::{History, LaneId, Place};
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Engine, unreadable};
-use crate::outbox::{LaneId, keys};
 use crate::outbox::kv::{Failed, Kv};
 use crate::outbox::record::KeyRecord;
+use crate::outbox::{LaneId, keys};
 
 /// Keys looked at in one piece of a sweep.
 const PIECE_KEYS: usize = 1_000;
