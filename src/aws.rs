@@ -6,6 +6,7 @@
 //! Fails: at start only without any region and endpoint; missing credentials and unreachable services are replies.
 
 use std::error::Error as StdError;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use aws_config::retry::RetryConfig;
@@ -14,6 +15,10 @@ use aws_smithy_runtime_api::client::stalled_stream_protection::StalledStreamProt
 use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::origin::Origin;
 use aws_types::service_config::ServiceConfigKey;
+
+use crate::hop::{self, Hop};
+
+mod answer;
 
 pub mod lambda;
 
@@ -73,12 +78,33 @@ pub enum Error {
          ca-certificates), or name a file of them in SSL_CERT_FILE"
     )]
     NoCertificates { service: &'static str },
+    #[error(
+        "{service}.endpoint_url is {url:?}, which is sendoff's own address: it would deliver to itself; leave it empty for \
+         AWS's own"
+    )]
+    OwnAddress { service: &'static str, url: String },
+}
+
+/// Who and where this process is.
+#[derive(Debug, Clone)]
+pub struct Own {
+    /// The mark on every call to Lambda.
+    pub hop: Hop,
+    /// Where requests reach this process: no service can be there.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl Own {
+    fn is_at(&self, url: &str) -> bool {
+        self.addresses.iter().any(|own| hop::points_at(url, *own))
+    }
 }
 
 /// What both clients share: credentials and their cache, connections, and what environment and profile say.
 #[derive(Debug, Clone)]
 pub struct Shared {
     config: SdkConfig,
+    own: Own,
 }
 
 impl Shared {
@@ -89,7 +115,21 @@ impl Shared {
         if let Some(region) = region {
             loader = loader.region(Region::new(region.to_owned()));
         }
-        Self { config: loader.load().await }
+        Self::with(loader.load().await)
+    }
+
+    fn with(config: SdkConfig) -> Self {
+        Self { config, own: Own { hop: Hop::nameless(), addresses: Vec::new() } }
+    }
+
+    /// The same for a daemon with that mark and those listeners.
+    pub fn of(self, own: Own) -> Self {
+        Self { own, ..self }
+    }
+
+    /// The mark on every call.
+    pub fn hop(&self) -> Hop {
+        self.own.hop.clone()
     }
 
     /// The region that the chain found. An empty variable is none: the SDK takes it for a region without a name.
@@ -104,6 +144,9 @@ impl Shared {
         {
             return Err(Error::EndpointUrl { service, url: url.clone() });
         }
+        if let Some(url) = settings.endpoint_url.as_ref().filter(|url| self.own.is_at(url)) {
+            return Err(Error::OwnAddress { service, url: url.clone() });
+        }
         let region = settings.region.as_deref().or(self.region());
         if let Some(region) = region.filter(|region| !is_region(region)) {
             return Err(Error::Region { service, region: region.to_owned() });
@@ -111,7 +154,17 @@ impl Shared {
         let endpoint_url = match &settings.endpoint_url {
             Some(url) => Some(url.clone()),
             None if settings.ignore_configured_endpoint_urls => None,
-            None => self.configured_endpoint(service),
+            None => self.configured_endpoint(service).filter(|url| {
+                let own = self.own.is_at(url);
+                if own {
+                    tracing::warn!(
+                        service,
+                        url,
+                        "ignored: endpoint_url of the AWS profile is this daemon's own address"
+                    );
+                }
+                !own
+            }),
         };
         let otherwise = endpoint_url.is_some().then_some(REGION_OF_AN_ENDPOINT);
         let region = region.or(otherwise).ok_or(Error::NoRegion { service })?;
@@ -236,7 +289,7 @@ mod tests {
     }
 
     fn without_region() -> Shared {
-        Shared { config: SdkConfig::builder().build() }
+        Shared::with(SdkConfig::builder().build())
     }
 
     #[test]
@@ -249,13 +302,13 @@ mod tests {
         assert_eq!(shared.place("lambda", &region).unwrap().region, "eu-central-1");
         let endpoint = Settings { endpoint_url: Some("http://127.0.0.1:9001".into()), ..settings() };
         assert_eq!(shared.place("sqs", &endpoint).unwrap().region, REGION_OF_AN_ENDPOINT);
-        let empty = Shared { config: SdkConfig::builder().region(Region::from_static("")).build() };
+        let empty = Shared::with(SdkConfig::builder().region(Region::from_static("")).build());
         assert_eq!(empty.place("lambda", &settings()).unwrap_err(), error);
     }
 
     #[test]
     fn an_endpoint_of_the_environment_counts_only_where_it_is_not_ignored() {
-        let shared = Shared { config: SdkConfig::builder().endpoint_url("http://127.0.0.1:9477").build() };
+        let shared = Shared::with(SdkConfig::builder().endpoint_url("http://127.0.0.1:9477").build());
         assert_eq!(shared.place("lambda", &settings()).unwrap_err(), Error::NoRegion { service: "lambda" });
         let heeded = Settings { ignore_configured_endpoint_urls: false, ..settings() };
         assert_eq!(shared.place("lambda", &heeded).unwrap().region, REGION_OF_AN_ENDPOINT);

@@ -15,11 +15,13 @@ use crate::admin::guard::guarded;
 use crate::admin::status::Status;
 use crate::admin::{Admin, Readiness};
 use crate::aws;
+use crate::aws::Own;
 use crate::aws::placed::Placed;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::dispatch::Dispatch;
+use crate::hop::Hop;
 use crate::http::host::Hosts;
 use crate::http::{Limits, Server};
 use crate::ingest::server::Door;
@@ -92,8 +94,8 @@ struct Clients {
 }
 
 impl Clients {
-    async fn load(config: &Config, clock: &Clock) -> Result<Self, Error> {
-        let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
+    async fn load(config: &Config, clock: &Clock, own: Own) -> Result<Self, Error> {
+        let shared = aws::Shared::load(config.lambda.region.as_deref()).await.of(own);
         let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
         let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
         Ok(Self {
@@ -120,7 +122,9 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
         tracing::warn!(variable, "ignored: it points at this daemon's own listener");
     }
 
-    let Listeners { ingest, admin, unix } = Listeners::open(&config.listen).await?;
+    let listeners = Listeners::open(&config.listen).await?;
+    let own = Own { hop: Hop::minted(clock.random_bits()), addresses: listeners.addresses()? };
+    let Listeners { ingest, admin, unix } = listeners;
     let (stop, door, stages) = (Stop::default(), TaskTracker::new(), TaskTracker::new());
     let admin_stop = CancellationToken::new();
     let readiness = Readiness::new(&metrics);
@@ -141,7 +145,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     // Only now: the store's lock tells that no other daemon listens on the socket file that is replaced here.
     let unix = unix.open()?;
     operator.outbox_is(Some(outbox.clone()));
-    let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock).await?;
+    let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock, own).await?;
 
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
     operator.dispatch_is(dispatch.status());
@@ -161,7 +165,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
         let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).ruled(config.rules.clone());
-        let opened = closed.passing(passthrough, config.passthrough.clone());
+        let opened = closed.marked(shared.hop()).passing(passthrough, config.passthrough.clone());
         let opened = opened.called(config.listen.ingest_hosts.clone());
         for unix in unix.listeners {
             door.spawn(server.clone().serve(unix, opened.clone().called(Hosts::any()).service()));

@@ -82,7 +82,8 @@ pub struct Answer {
     pub request_id: Option<String>,
     /// `X-Amz-Function-Error`: the function ran and failed; its own words are in `message`.
     pub function_error: Option<String>,
-    /// This is a 2xx that Lambda did not write: a proxy's page, a captive portal. `message` says what it looks like.
+    /// Lambda did not write this answer, which is no error: a proxy's page, a captive portal, a redirect. `message` says
+    /// what it looks like.
     pub foreign: bool,
 }
 

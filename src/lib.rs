@@ -8,6 +8,8 @@ pub mod event;
 
 pub mod clock;
 
+pub mod hop;
+
 pub mod backoff;
 
 pub mod metrics;

@@ -10,21 +10,23 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("lib", &[]),
     // the values that flow
     ("clock", &[]),
+    ("hop", &[]),
     ("event", &["clock"]),
     ("metrics", &["event"]),
     ("trace", &["event"]),
     // the stages: never each other, they meet in the outbox
     ("outbox", &["event", "clock", "metrics"]),
-    ("ingest", &["event", "clock", "metrics", "trace", "outbox", "http", "shutdown"]),
+    ("ingest", &["event", "clock", "hop", "metrics", "trace", "outbox", "http", "shutdown"]),
     ("dispatch", &["event", "clock", "metrics", "trace", "outbox", "shutdown", "backoff"]),
     ("deadletter", &["event", "clock", "metrics", "outbox", "shutdown", "backoff"]),
     // what serves a stage knows that stage
-    ("aws", &["event", "clock"]),
-    ("aws::lambda", &["event", "clock", "dispatch"]),
-    ("aws::direct", &["event", "clock", "dispatch"]),
-    ("aws::passthrough", &["event", "clock", "ingest"]),
-    ("aws::sqs", &["event", "clock", "deadletter"]),
+    ("aws", &["event", "clock", "hop"]),
+    ("aws::lambda", &["event", "clock", "hop", "dispatch"]),
+    ("aws::direct", &["event", "clock", "hop", "dispatch"]),
+    ("aws::passthrough", &["event", "clock", "hop", "ingest"]),
+    ("aws::sqs", &["event", "clock", "hop", "deadletter"]),
     ("aws::placed", &["dispatch", "deadletter"]),
+    ("aws::answer", &["dispatch", "hop"]),
     ("aws::probe", &["dispatch", "deadletter"]),
     // around them
     ("backoff", &["clock"]),
@@ -38,7 +40,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("admin", &["event", "clock", "metrics", "outbox", "dispatch", "http", "shutdown", "telemetry"]),
     // it is the door of a redrive, and names functions as ingest does
     ("admin::dead_letters", &["event", "clock", "metrics", "outbox", "ingest", "deadletter", "admin"]),
-    ("config", &["event", "clock", "http", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown"]),
+    ("config", &["event", "clock", "hop", "http", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown"]),
     ("standin", &["event", "clock", "http"]),
     // the only ones that know them all
     (
@@ -46,6 +48,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         &[
             "event",
             "clock",
+            "hop",
             "metrics",
             "ingest",
             "outbox",

@@ -18,13 +18,15 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderName, HeaderValue, Request};
 use http_body_util::{BodyExt, Limited};
 
-use super::lambda::{Lambda, TRACE_HEADER, answer_of, context, never_connected};
+use super::answer::{Asked, answer_of};
+use super::lambda::{Lambda, TRACE_HEADER, context, never_connected};
 use super::sign::{Cached, percent_encode, signed};
 use super::wire::connector;
 use super::{Error, Place, Settings, Shared, words_of};
 use crate::clock::Clock;
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
 use crate::event::Function;
+use crate::hop;
 
 mod skew;
 
@@ -99,6 +101,8 @@ struct Inner {
     endpoint: String,
     credentials: Cached,
     connector: Connector,
+    /// The mark of this process.
+    hop: HeaderValue,
     /// The last resort, for an answer that does not end.
     whole: Duration,
     clock: Clock,
@@ -121,6 +125,7 @@ impl Direct {
                 endpoint,
                 credentials,
                 connector,
+                hop: shared.own.hop.value(),
                 whole,
                 clock,
                 skew: Skew::default(),
@@ -176,6 +181,7 @@ impl Inner {
         if let Err(why) = signed(&mut request, credentials, &self.region, self.skew.corrected(self.clock.wall())) {
             return not_sent(FailureKind::Unbuildable, why);
         }
+        request.headers_mut().insert(hop::HEADER, self.hop.clone());
         let request = match request.map(SdkBody::from).try_into() {
             Ok(request) => request,
             Err(error) => {
@@ -231,12 +237,8 @@ fn request(endpoint: &str, call: Call) -> Result<Request<Bytes>, String> {
 /// The answer as plain data. That the status came is enough: an answer whose body breaks off is one all the same.
 async fn read(mut response: HttpResponse) -> Answer {
     let body = Limited::new(response.take_body(), ANSWER_BYTES_MAX).collect().await;
-    if response.status().is_success() {
-        let request_id = response.headers().get("x-amzn-requestid").map(str::to_owned);
-        return Answer { status: response.status().as_u16(), request_id, ..Answer::default() };
-    }
     *response.body_mut() = SdkBody::from(body.map(|body| body.to_bytes()).unwrap_or_default());
-    answer_of(&response)
+    answer_of(Asked::Event, &response)
 }
 
 /// A call without an answer. What is not certainly unsent counts as lost.

@@ -1,11 +1,14 @@
 //! AWS Lambda as [`Invoke`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aws_sdk_lambda::client::Client;
-use aws_sdk_lambda::config::interceptors::{BeforeTransmitInterceptorContextMut, BeforeTransmitInterceptorContextRef};
+use aws_sdk_lambda::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextMut,
+    BeforeTransmitInterceptorContextRef,
+};
 use aws_sdk_lambda::config::{ConfigBag, Intercept, Region, RuntimeComponents};
 use aws_sdk_lambda::error::{BoxError, SdkError};
 use aws_sdk_lambda::operation::RequestId;
@@ -16,10 +19,12 @@ use aws_smithy_types::Blob;
 use aws_smithy_types::timeout::TimeoutConfig;
 use serde::Deserialize;
 
+use super::answer::{Asked, Signs, answer_of, judged};
 use super::elsewhere::Elsewhere;
 use super::{Error, Place, Settings, Shared, Stage, causes, is_region, words_of};
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
 use crate::event::Function;
+use crate::hop::{self, Hop};
 
 pub(super) mod context;
 
@@ -40,6 +45,7 @@ struct Regions {
     own: Client,
     config: aws_sdk_lambda::config::Builder,
     elsewhere: Elsewhere<Client>,
+    hop: Hop,
 }
 
 impl Lambda {
@@ -50,12 +56,12 @@ impl Lambda {
     fn at(shared: &Shared, place: Place) -> Self {
         let config = aws_sdk_lambda::config::Builder::from(&shared.config(place));
         let own = Client::from_conf(config.clone().build());
-        Self { shared: Arc::new(Regions { own, config, elsewhere: Elsewhere::default() }) }
+        Self { shared: Arc::new(Regions { own, config, elsewhere: Elsewhere::default(), hop: shared.own.hop.clone() }) }
     }
 
     /// The client for a region; none if that cannot be a region's name.
     fn client(&self, region: Option<&str>) -> Option<Client> {
-        let Regions { own, config, elsewhere } = &*self.shared;
+        let Regions { own, config, elsewhere, hop: _ } = &*self.shared;
         let Some(region) = region.filter(|region| own.config().region().is_none_or(|own| own.as_ref() != *region))
         else {
             return Some(own.clone());
@@ -76,16 +82,24 @@ impl Lambda {
             .function_name(address)
             .set_qualifier(qualifier)
             .customize()
-            .interceptor(Wire { trace_header: None, progress: progress.clone() })
+            .interceptor(self.wire(None, &progress))
             .send()
             .await;
         match asked {
-            Ok(output) => Reply::Answer(Answer {
-                status: u16::try_from(output.status_code()).unwrap_or(204),
-                ..Answer::default()
-            }),
-            Err(error) => reply_of(&error, progress.stage()),
+            Ok(output) => {
+                let status = u16::try_from(output.status_code()).unwrap_or_default();
+                let answer = Answer { status, ..Answer::default() };
+                let body = output.payload().map(AsRef::as_ref);
+                Reply::Answer(judged(Asked::DryRun, &progress.signs(), body, answer))
+            }
+            Err(error) => reply_of(Asked::DryRun, &error, progress.stage()),
         }
+    }
+}
+
+impl Lambda {
+    fn wire(&self, trace_header: Option<String>, progress: &Progress) -> Wire {
+        Wire { trace_header, hop: self.shared.hop.clone(), progress: progress.clone() }
     }
 }
 
@@ -99,9 +113,11 @@ impl Invoke for Lambda {
         let Some(client) = self.client(call.function.region.as_deref()) else { return not_a_region() };
         let progress = Progress::default();
         let client_context = context::with_key(call.carried.client_context, &call.key.value);
-        let (invocation_type, timeouts) = match call.mode {
-            Mode::Event => (InvocationType::Event, None),
-            Mode::Confirm { timeout } => (InvocationType::RequestResponse, Some(confirm_timeouts(&client, timeout))),
+        let (asked, invocation_type, timeouts) = match call.mode {
+            Mode::Event => (Asked::Event, InvocationType::Event, None),
+            Mode::Confirm { timeout } => {
+                (Asked::Result, InvocationType::RequestResponse, Some(confirm_timeouts(&client, timeout)))
+            }
         };
         let mut operation = client
             .invoke()
@@ -113,22 +129,26 @@ impl Invoke for Lambda {
             .set_durable_execution_name(call.carried.durable_execution_name)
             .payload(Blob::from_maybe_shared(call.payload))
             .customize()
-            .interceptor(Wire { trace_header: call.carried.trace_header, progress: progress.clone() });
+            .interceptor(self.wire(call.carried.trace_header, &progress));
         if let Some(timeouts) = timeouts {
             operation = operation.config_override(aws_sdk_lambda::config::Builder::new().timeout_config(timeouts));
         }
         match operation.send().await {
-            Ok(output) => Reply::Answer(Answer {
-                status: u16::try_from(output.status_code()).unwrap_or(202),
-                request_id: output.request_id().map(ToOwned::to_owned),
-                message: match (output.function_error(), output.payload()) {
-                    (Some(_), Some(payload)) => words_of_function(payload.as_ref()),
-                    (Some(_) | None, _) => String::new(),
-                },
-                function_error: output.function_error().map(ToOwned::to_owned),
-                ..Answer::default()
-            }),
-            Err(error) => reply_of(&error, progress.stage()),
+            Ok(output) => {
+                let answer = Answer {
+                    status: u16::try_from(output.status_code()).unwrap_or_default(),
+                    request_id: output.request_id().map(ToOwned::to_owned),
+                    message: match (output.function_error(), output.payload()) {
+                        (Some(_), Some(payload)) => words_of_function(payload.as_ref()),
+                        (Some(_) | None, _) => String::new(),
+                    },
+                    function_error: output.function_error().map(ToOwned::to_owned),
+                    ..Answer::default()
+                };
+                let body = output.payload().map(AsRef::as_ref);
+                Reply::Answer(judged(asked, &progress.signs(), body, answer))
+            }
+            Err(error) => reply_of(asked, &error, progress.stage()),
         }
     }
 
@@ -159,17 +179,27 @@ fn words_of_function(payload: &[u8]) -> String {
     }
 }
 
-/// What one call notes on its way: how far it came.
+/// What one call notes on its way: how far it came, and who answered.
 #[derive(Debug, Clone, Default)]
-struct Progress(Arc<AtomicU8>);
+struct Progress(Arc<Notes>);
+
+#[derive(Debug, Default)]
+struct Notes {
+    stage: AtomicU8,
+    signs: OnceLock<Signs>,
+}
 
 impl Progress {
     fn reached(&self, stage: Stage) {
-        self.0.store(stage as u8, Ordering::Relaxed);
+        self.0.stage.store(stage as u8, Ordering::Relaxed);
+    }
+
+    fn signs(&self) -> Signs {
+        self.0.signs.get().cloned().unwrap_or_default()
     }
 
     fn stage(&self) -> Stage {
-        match self.0.load(Ordering::Relaxed) {
+        match self.0.stage.load(Ordering::Relaxed) {
             at if at >= Stage::Sending as u8 => Stage::Sending,
             at if at == Stage::Signing as u8 => Stage::Signing,
             _ => Stage::Preparing,
@@ -181,6 +211,7 @@ impl Progress {
 #[derive(Debug)]
 struct Wire {
     trace_header: Option<String>,
+    hop: Hop,
     progress: Progress,
 }
 
@@ -202,6 +233,18 @@ impl Intercept for Wire {
         Ok(())
     }
 
+    // After signing: a proxy on the way may add its own name to the mark.
+    fn modify_before_transmit(
+        &self,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let hop = self.hop.value();
+        context.request_mut().headers_mut().try_insert(hop::HEADER_TEXT, hop.to_str()?.to_owned())?;
+        Ok(())
+    }
+
     fn read_before_transmit(
         &self,
         _context: &BeforeTransmitInterceptorContextRef<'_>,
@@ -211,12 +254,22 @@ impl Intercept for Wire {
         self.progress.reached(Stage::Sending);
         Ok(())
     }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.progress.0.signs.get_or_init(|| Signs::of(context.response().headers()));
+        Ok(())
+    }
 }
 
 /// An error of the SDK as plain data. What is not certainly unsent counts as lost.
-fn reply_of(error: &SdkError<InvokeError, HttpResponse>, stage: Stage) -> Reply {
+fn reply_of(asked: Asked, error: &SdkError<InvokeError, HttpResponse>, stage: Stage) -> Reply {
     if let Some(response) = error.raw_response() {
-        return Reply::Answer(answer_of(response));
+        return Reply::Answer(answer_of(asked, response));
     }
     let failure = |kind| Failure { kind, message: words_of(error) };
     match (stage, error) {
@@ -241,51 +294,6 @@ pub(super) fn never_connected(error: &(dyn std::error::Error + 'static)) -> bool
         cause.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect())
             || cause.to_string().starts_with("HTTP connect")
     })
-}
-
-/// An answer other than success, from status, headers and body alone: what is between may answer in any form, and the
-/// SDK's own reading loses the code where a body is not JSON.
-pub(super) fn answer_of(response: &HttpResponse) -> Answer {
-    let body: ErrorBody =
-        response.body().bytes().and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
-    let headers = response.headers();
-    let number = |name| headers.get(name).and_then(|value| value.trim().parse::<u64>().ok());
-    let code = headers.get("x-amzn-errortype").map(ToOwned::to_owned).or(body.code).or(body.type_);
-    let message = body.message.unwrap_or_else(|| match code {
-        Some(_) => String::new(),
-        None => "not Lambda's own answer: it has no error code".to_owned(),
-    });
-    Answer {
-        status: response.status().as_u16(),
-        code: code.as_deref().map(bare_code).filter(|code| !code.is_empty()).map(ToOwned::to_owned),
-        message,
-        function_error: None,
-        foreign: false,
-        throttle_reason: body.reason,
-        retry_after: number("retry-after")
-            .map(Duration::from_secs)
-            .max(number("x-amz-retry-after").map(Duration::from_millis)),
-        request_id: headers.get("x-amzn-requestid").map(ToOwned::to_owned),
-    }
-}
-
-/// The fields of Lambda's error bodies; their case differs by shape.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ErrorBody {
-    code: Option<String>,
-    #[serde(rename = "__type")]
-    type_: Option<String>,
-    #[serde(alias = "Message", alias = "errorMessage")]
-    message: Option<String>,
-    #[serde(rename = "Reason")]
-    reason: Option<String>,
-}
-
-/// `ns#Code:http://...` is `Code`.
-fn bare_code(code: &str) -> &str {
-    let code = code.split_once(':').map_or(code, |(code, _)| code);
-    code.rsplit_once('#').map_or(code, |(_, code)| code).trim()
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use super::wire::connector;
 use super::{Error, Place, Settings, Shared, is_region, words_of};
 use crate::clock::Clock;
 use crate::event::Function;
+use crate::hop;
 use crate::ingest::passthrough::{AnswerBody, Call, Failed, Operation, Passthrough};
 
 /// What we call ourselves, as every client of AWS does.
@@ -43,6 +44,8 @@ struct Inner {
     credentials: Cached,
     connector: Connector,
     clock: Clock,
+    /// The mark of this process.
+    hop: HeaderValue,
 }
 
 impl LambdaPassthrough {
@@ -54,7 +57,9 @@ impl LambdaPassthrough {
         let credentials = Cached::new(shared.config.credentials_provider());
         let (use_fips, use_dual_stack) = (shared.config.use_fips(), shared.config.use_dual_stack());
         let resolver = DefaultResolver::new();
-        let inner = Inner { region, endpoint_url, use_fips, use_dual_stack, resolver, credentials, connector, clock };
+        let hop = shared.own.hop.value();
+        let inner =
+            Inner { region, endpoint_url, use_fips, use_dual_stack, resolver, credentials, connector, clock, hop };
         Ok(Self { shared: Arc::new(inner) })
     }
 }
@@ -100,6 +105,7 @@ impl Inner {
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
         let credentials = self.credentials.get(&self.clock).await?;
         signed(&mut request, credentials, region, self.clock.wall())?;
+        request.headers_mut().insert(hop::HEADER, self.hop.clone());
         let length = HeaderValue::from(request.body().len());
         request.headers_mut().insert(CONTENT_LENGTH, length);
         Ok(request)

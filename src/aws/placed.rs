@@ -20,7 +20,7 @@ impl<C> Placed<C> {
         match client {
             Ok(client) => Ok(Self::At(client)),
             Err(error @ (Error::NoRegion { .. } | Error::NoCertificates { .. })) => Ok(Self::Nowhere(error)),
-            Err(error @ (Error::Region { .. } | Error::EndpointUrl { .. })) => Err(error),
+            Err(error @ (Error::Region { .. } | Error::EndpointUrl { .. } | Error::OwnAddress { .. })) => Err(error),
         }
     }
 
@@ -78,6 +78,6 @@ fn code(error: &Error) -> &'static str {
     match error {
         Error::NoRegion { .. } => "no-region",
         Error::NoCertificates { .. } => "no-certificates",
-        Error::Region { .. } | Error::EndpointUrl { .. } => "misconfigured",
+        Error::Region { .. } | Error::EndpointUrl { .. } | Error::OwnAddress { .. } => "misconfigured",
     }
 }

@@ -158,6 +158,10 @@ fn judge_function(reply: &Reply, arn: &str) -> Verdict {
         }
     };
     match answer {
+        Answer { foreign: true, message, .. } => Verdict::Missing {
+            said: format!("{} from something that is not Lambda", answer.status),
+            remedy: message.clone(),
+        },
         Answer { status: 200..=299, .. } => Verdict::Proven("there, and may be invoked (DryRun)".to_owned()),
         Answer { code: Some(code), .. } => match code.as_str() {
             "ResourceNotFoundException" => missing(format!("create {arn}, or correct its name, alias or region")),

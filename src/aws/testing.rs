@@ -142,5 +142,5 @@ pub(super) fn settings(url: &str) -> Settings {
 /// With credentials of no worth.
 pub(super) async fn shared() -> Shared {
     let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
-    Shared { config: loader().region(Region::new("eu-central-1")).credentials_provider(credentials).load().await }
+    Shared::with(loader().region(Region::new("eu-central-1")).credentials_provider(credentials).load().await)
 }

@@ -11,7 +11,7 @@ use super::{endpoint, level, listen, passthrough, rules};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::{FunctionName, PAYLOAD_BYTES_MAX, Pattern};
-use crate::{aws, deadletter, dispatch, ingest, outbox};
+use crate::{aws, deadletter, dispatch, hop, ingest, outbox};
 
 /// Below this, the largest payload that Lambda takes would never get through.
 const ONE_PAYLOAD: u64 = PAYLOAD_BYTES_MAX as u64;
@@ -136,7 +136,7 @@ fn service(
         }
     }
     if let Some(Some(url)) = &endpoint_url
-        && own.iter().any(|own| endpoint::points_at(url, *own))
+        && own.iter().any(|own| hop::points_at(url, *own))
     {
         r.refuse::<()>(&key, "sendoff's own address: it would deliver to itself", Some("leave it empty for AWS's own"));
     }

@@ -1,6 +1,7 @@
 //! Where requests come from: sockets that a service manager opened for us; of each kind that it did not, our own.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, UnixListener};
@@ -44,6 +45,14 @@ impl Listeners {
             None => bind(&listen.admin.to_string()).await?,
         };
         Ok(Self { ingest, admin, unix: Unopened { inherited: unix, path: listen.unix.clone() } })
+    }
+}
+
+impl Listeners {
+    /// Where requests reach this process: the real ports, and the addresses of sockets that were inherited.
+    pub(super) fn addresses(&self) -> Result<Vec<SocketAddr>, Error> {
+        let all = self.ingest.iter().chain([&self.admin]).map(TcpListener::local_addr).collect::<io::Result<_>>();
+        all.map_err(|source| Error::System { doing: "reading an address", source })
     }
 }
 

@@ -143,7 +143,7 @@ pub fn outcome_of(reply: &Reply, mode: Mode) -> Outcome {
         Reply::Lost(_) => return Outcome::Lost,
         Reply::Answer(answer) => answer,
     };
-    if (200..300).contains(&answer.status) {
+    if answer.foreign || (200..300).contains(&answer.status) {
         let accepted = match mode {
             Mode::Event => ACCEPTED,
             Mode::Confirm { .. } => RETURNED,

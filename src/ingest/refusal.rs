@@ -9,6 +9,7 @@ use http_body_util::Full;
 use serde_json::json;
 
 use crate::event::{EventId, KeySource};
+use crate::hop::Marked;
 use crate::ingest::admission::Crowded;
 
 pub const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
@@ -32,6 +33,10 @@ pub enum Refusal {
     /// Read by a name that is not known, as a web page would after DNS rebinding; `host` is the name, or what is wrong with it.
     HostUnknown {
         host: String,
+    },
+    /// Sent by a sendoff, which would take the answer for Lambda's.
+    Looped {
+        by: Marked,
     },
     MethodNotAllowed {
         allow: &'static str,
@@ -182,6 +187,7 @@ impl Refusal {
             Self::UnknownOperation
             | Self::FromBrowser
             | Self::HostUnknown { .. }
+            | Self::Looped { .. }
             | Self::MethodNotAllowed { .. }
             | Self::BatchTooLarge { .. }
             | Self::EventUnknown { .. }
@@ -217,6 +223,8 @@ impl Refusal {
                 text_field: "Message",
                 ..user(StatusCode::MISDIRECTED_REQUEST, "MisdirectedRequestException", "host-unknown")
             },
+            // Neither a success nor a throttle, and no status that SDKs retry.
+            Self::Looped { .. } => user(StatusCode::LOOP_DETECTED, "LoopDetectedException", "looped"),
             Self::EventUnknown { .. } => Shape {
                 text_field: "Message",
                 ..user(StatusCode::NOT_FOUND, "ResourceNotFoundException", "event-unknown")
@@ -277,6 +285,15 @@ impl Refusal {
             Self::HostUnknown { host } => format!(
                 "{host:?} is not a known name of sendoff, so a web page may have made it point here: use an IP address or \
                 localhost, or add the name to listen.ingest_hosts in sendoff's configuration"
+            ),
+            Self::Looped { by } => format!(
+                "this call comes from {}, and a sendoff must deliver to Lambda itself: correct the endpoint that the \
+                calling sendoff uses (lambda.endpoint_url, AWS_ENDPOINT_URL_LAMBDA, AWS_ENDPOINT_URL, or endpoint_url in \
+                its AWS profile); nothing was stored",
+                match by {
+                    Marked::ByThisProcess => "this very sendoff",
+                    Marked::ByAnother => "another sendoff",
+                }
             ),
             Self::MethodNotAllowed { allow } => format!("this path takes {allow} only"),
             Self::BatchTooLarge { limit } => format!("a batch is at most {limit}: send it in parts"),

@@ -17,6 +17,7 @@ use tracing::Instrument as _;
 
 use crate::clock::{Clock, UnixMillis};
 use crate::event::{Event, EventId, FunctionName, KeySource, PAYLOAD_BYTES_MAX};
+use crate::hop::Hop;
 use crate::http::host::Hosts;
 use crate::ingest::Settings;
 use crate::ingest::admission::Admission;
@@ -60,6 +61,7 @@ pub struct Door<O, P = Off> {
     gate: Option<Gate<P>>,
     rules: Arc<Rules>,
     hosts: Arc<Hosts>,
+    hop: Hop,
     shared: Arc<Shared>,
 }
 
@@ -83,13 +85,20 @@ impl<O: Outbox> Door<O> {
     pub fn new(outbox: O, clock: Clock, metrics: Arc<Metrics>, settings: Settings) -> Self {
         let admission = Admission::new(settings.request_bytes_max);
         let shared = Shared { clock, metrics, settings, admission, health: HealthLog::default() };
-        Self { outbox, gate: None, rules: Arc::default(), hosts: Arc::default(), shared: Arc::new(shared) }
+        Self {
+            outbox,
+            gate: None,
+            rules: Arc::default(),
+            hosts: Arc::default(),
+            hop: Hop::nameless(),
+            shared: Arc::new(shared),
+        }
     }
 
     /// The same door, through which calls that are not Events pass to Lambda; without limits none does.
     pub fn passing<P: Passthrough>(self, passthrough: P, limits: Option<passthrough::Limits>) -> Door<O, P> {
         let gate = limits.map(|limits| Gate::new(passthrough, limits));
-        Door { outbox: self.outbox, gate, rules: self.rules, hosts: self.hosts, shared: self.shared }
+        Door { outbox: self.outbox, gate, rules: self.rules, hosts: self.hosts, hop: self.hop, shared: self.shared }
     }
 
     /// The same door with rules for keys.
@@ -102,6 +111,11 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     /// The same door, which answers to these names where a browser could be asking.
     pub fn called(self, hosts: Hosts) -> Self {
         Self { hosts: Arc::new(hosts), ..self }
+    }
+
+    /// The same door, which tells this process's own calls from those of other sendoffs. It takes neither.
+    pub fn marked(self, hop: Hop) -> Self {
+        Self { hop, ..self }
     }
 
     /// The door as [`crate::http::Server`] serves it.
@@ -137,6 +151,8 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let native = head.uri.path().starts_with("/v1/");
         let answer = if let Err(refusal) = browser::check(&head, &self.hosts) {
             Err(refusal)
+        } else if let Some(by) = self.hop.find(&head.headers) {
+            Err(Refusal::Looped { by })
         } else if native {
             self.native(&head, body.as_mut()).await
         } else {
@@ -299,6 +315,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             Refusal::UnknownOperation
             | Refusal::FromBrowser
             | Refusal::HostUnknown { .. }
+            | Refusal::Looped { .. }
             | Refusal::MethodNotAllowed { .. }
             | Refusal::BatchTooLarge { .. }
             | Refusal::EventUnknown { .. }

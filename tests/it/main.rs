@@ -29,6 +29,8 @@ mod operator;
 
 mod delivery;
 
+mod loops;
+
 mod dead_letters;
 
 mod clients;

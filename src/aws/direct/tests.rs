@@ -4,13 +4,15 @@ use aws_credential_types::Credentials;
 use bytes::Bytes;
 
 use super::*;
-use crate::aws::sign;
 use crate::aws::testing::{Act, Seen, Server, refusing_address, say, settings, shared};
+use crate::aws::{Own, sign};
 use crate::event::{Carried, Function, FunctionName, IdempotencyKey, KeySource};
 
 /// What the SDK says about itself, and what depends on it or on the time.
 const NOT_COMPARED: &[&str] =
     &["user-agent", "x-amz-user-agent", "amz-sdk-request", "amz-sdk-invocation-id", "x-amz-date", "authorization"];
+
+const CONFIRM: Mode = Mode::Confirm { timeout: Duration::from_secs(5) };
 
 fn call() -> Call {
     Call {
@@ -276,4 +278,48 @@ async fn without_a_configured_endpoint_it_is_the_regions_own() {
     let at = async |region: &str| resolve(&shared().await, region, None).await.unwrap();
     assert_eq!(at("eu-central-1").await, "https://lambda.eu-central-1.amazonaws.com");
     assert_eq!(at("cn-north-1").await, "https://lambda.cn-north-1.amazonaws.com.cn");
+}
+
+#[tokio::test]
+async fn a_success_that_is_not_lambdas_is_told_apart_by_both_transports() {
+    let page = "<html><body>Welcome to the guest network</body></html>";
+    let own = [("x-amzn-RequestId", "r-1"), ("x-sendoff-event-id", "e-1")];
+    for (act, mode, status, foreign) in [
+        (say("200 OK", &[("content-type", "text/html")], page), Mode::Event, 200, true),
+        (say("202 Accepted", &[("content-type", "text/html")], page), Mode::Event, 202, true),
+        (say("204 No Content", &[], ""), Mode::Event, 204, true),
+        (say("302 Found", &[("location", "http://portal.example/")], ""), Mode::Event, 302, true),
+        (say("202 Accepted", &own, ""), Mode::Event, 508, false),
+        (say("202 Accepted", &[], ""), Mode::Event, 202, false),
+        (say("200 OK", &[("content-type", "text/html")], page), CONFIRM, 200, true),
+        (say("200 OK", &[("content-type", "application/json")], "{}"), CONFIRM, 200, true),
+        (say("200 OK", &[("x-amz-executed-version", "$LATEST")], "{}"), CONFIRM, 200, false),
+    ] {
+        for transport in [Transport::Direct, Transport::Sdk] {
+            let server = Server::start([act.clone()]).await;
+            let reply = client(&server.settings(), transport).await.invoke(Call { mode, ..call() }).await;
+            let Reply::Answer(answer) = &reply else { panic!("{transport:?}: {act:?}: {reply:?}") };
+            assert_eq!((answer.status, answer.foreign), (status, foreign), "{transport:?}: {act:?}: {reply:?}");
+            assert!(answer.message.contains("lambda.endpoint_url") == (foreign || status == 508), "{reply:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_call_carries_the_mark_and_no_signature_covers_it() {
+    let server = Server::start([say("202 Accepted", &[], "")]).await;
+    let own = Own { hop: hop::Hop::minted(7), addresses: Vec::new() };
+    let shared = shared().await.of(own);
+    for transport in [Transport::Direct, Transport::Sdk] {
+        let client = Client::new(&shared, &server.settings(), transport, Clock::system()).await.unwrap();
+        client.invoke(call()).await;
+        client.invoke(Call { mode: CONFIRM, ..call() }).await;
+        client.dry_run(call().function).await;
+    }
+    let seen = server.seen();
+    assert_eq!(seen.len(), 6);
+    for request in seen {
+        assert_eq!(request.header("cdn-loop"), Some("sendoff; id=0000000000000007"));
+        assert!(!request.header("authorization").unwrap().contains("cdn-loop"), "a proxy may add its own name");
+    }
 }

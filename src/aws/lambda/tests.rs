@@ -91,6 +91,8 @@ async fn the_call_is_on_the_wire_as_the_client_made_it() {
         assert_eq!(context, br#"{"custom":{"a":1,"idempotency_key":"order-17"}}"#);
         let signature = request.header("authorization").unwrap();
         assert!(signature.contains("/eu-west-1/lambda/aws4_request"), "signed for the ARN's region: {signature}");
+        assert_eq!(request.header("cdn-loop"), Some("sendoff"));
+        assert!(!signature.contains("cdn-loop"), "a proxy may add its own name: {signature}");
         assert!(request.header("user-agent").is_some_and(|agent| agent.contains("app/sendoff")), "{}", request.head);
     }
     assert_eq!(seen.len(), 2);
@@ -101,7 +103,8 @@ async fn a_plain_name_goes_to_the_own_region_with_the_key_alone() {
     let server = Server::start([say("200 OK", &[], "null")]).await;
     let lambda = Lambda::new(&shared().await, &server.settings()).unwrap();
     let call = Call { payload: Bytes::new(), ..call() };
-    assert_eq!(answer(lambda.invoke(call).await).status, 200, "an emulator's 200 is reported as it is");
+    let answer = answer(lambda.invoke(call).await);
+    assert_eq!((answer.status, answer.foreign), (200, true), "Lambda answers an Event with 202");
     let seen = server.seen().remove(0);
     assert!(seen.head.starts_with("POST /2015-03-31/functions/orders/invocations HTTP/1.1\r\n"), "{}", seen.head);
     assert!(seen.header("authorization").unwrap().contains("/eu-central-1/lambda/"));
@@ -227,7 +230,7 @@ async fn no_credentials_are_not_the_events_fault() {
         .profile_name("sendoff-test-no-such-profile")
         .build();
     let config = loader().region(Region::new("eu-central-1")).credentials_provider(nobody).load().await;
-    let lambda = Lambda::new(&Shared { config }, &server.settings()).unwrap();
+    let lambda = Lambda::new(&Shared::with(config), &server.settings()).unwrap();
     let failure = not_sent(lambda.invoke(call()).await);
     assert_eq!(failure.kind, FailureKind::Credentials, "{failure:?}");
     assert!(server.seen().is_empty());

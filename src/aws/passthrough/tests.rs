@@ -89,6 +89,7 @@ async fn a_call_is_signed_with_our_own_credentials_as_lambda_checks_it() {
         assert!(authorization.ends_with(&format!("Signature={signature}")), "{authorization} is not {signature}");
         assert!(authorization.contains("x-amz-tenant-id") && !authorization.contains("x-amzn-trace-id"));
         assert!(seen.header("x-amzn-trace-id").is_some());
+        assert_eq!(seen.header("cdn-loop"), Some("sendoff"));
     }
 }
 
@@ -115,7 +116,7 @@ async fn what_was_not_sent_is_told_from_what_was_lost() {
 #[tokio::test]
 async fn without_credentials_nothing_is_sent() {
     let server = Server::start([say("200 OK", &[], "")]).await;
-    let bare = Shared { config: aws_config::SdkConfig::builder().region(Region::new("eu-central-1")).build() };
+    let bare = Shared::with(aws_config::SdkConfig::builder().region(Region::new("eu-central-1")).build());
     let passthrough = LambdaPassthrough::new(&bare, &settings(&server.url), Clock::seeded(NOW, 1)).unwrap();
     let failed = passthrough.call(call(Operation::Invoke, "orders", None)).await.unwrap_err();
     assert_eq!(failed, Failed::NotSent("there is no provider of credentials".to_owned()));

@@ -63,6 +63,8 @@ const CODES: &[(&str, Class)] = {
         ("KMSInvalidStateException", OperatorLane),
         ("KMSNotFoundException", OperatorLane),
         ("LimitExceededException", ThrottledAccount),
+        // A sendoff's own refusal: the endpoint is a sendoff's, not Lambda's.
+        ("LoopDetectedException", OperatorAccount),
         // Likely something between that spoils requests: charged, so that it ends, but not at once.
         ("MalformedHttpRequestException", Transient),
         ("MissingAuthenticationToken", OperatorAccount),

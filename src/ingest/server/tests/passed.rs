@@ -1,6 +1,7 @@
 //! Calls that pass through.
 
 use super::*;
+use crate::hop::Hop;
 
 type Answered = Result<Response<passthrough::AnswerBody>, passthrough::Failed>;
 
@@ -95,6 +96,33 @@ async fn a_web_page_invokes_nothing() {
         assert_eq!((reply.status, reply.header("x-amzn-errortype")), (403, "AccessDeniedException"));
     }
     assert!(fake.calls.lock().unwrap().is_empty() && door.outbox.is_empty());
+}
+
+#[tokio::test]
+async fn a_call_of_a_sendoff_is_refused_on_every_path_and_stores_nothing() {
+    let (door, fake) = open_door(CALLS);
+    let door = door.marked(Hop::minted(7));
+    let own = Hop::minted(7).value();
+    for (target, kind) in [
+        (INVOKE, "Event"),
+        (INVOKE, "RequestResponse"),
+        (INVOKE, "DryRun"),
+        ("/2014-11-13/functions/orders/invoke-async", ""),
+        ("/2021-11-15/functions/orders/response-streaming-invocations", "RequestResponse"),
+        ("/v1/events", "Event"),
+        ("/no/such/path", ""),
+    ] {
+        for (mark, words) in [(own.to_str().unwrap(), "this very sendoff"), ("cdn, sendoff; id=1", "another sendoff")] {
+            let headers = [("x-amz-invocation-type", kind), ("cdn-loop", mark)];
+            let reply = pass(&door, target, &headers, "{\"function\":\"orders\"}").await;
+            assert_eq!((reply.status, reply.header("x-amzn-errortype")), (508, "LoopDetectedException"), "{target}");
+            assert!(reply.body.contains(words) && reply.body.contains("lambda.endpoint_url"), "{}", reply.body);
+            assert_eq!((reply.header("retry-after"), reply.header("x-amz-retry-after")), ("", ""));
+        }
+    }
+    assert!(fake.calls.lock().unwrap().is_empty() && door.outbox.is_empty());
+    let reply = pass(&door, INVOKE, &[("cdn-loop", "a-cdn"), ("x-amz-invocation-type", "Event")], "{}").await;
+    assert_eq!(reply.status, 202, "a CDN before the door is nobody's loop");
 }
 
 #[tokio::test]
