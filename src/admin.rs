@@ -9,12 +9,14 @@ use axum::{Json, Router};
 use http::{StatusCode, header};
 use serde_json::json;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, UnixMillis};
 use crate::dispatch::status::{self as lanes, Status};
 use crate::metrics::Metrics;
 use crate::outbox::dead::Graveyard;
 use crate::outbox::operator::Operator;
 use crate::outbox::{self, Census, Outbox, Place};
+
+pub mod api;
 
 pub mod dead_letters;
 
@@ -138,8 +140,15 @@ impl From<outbox::Error> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        (self.0, Json(json!({ "message": self.1 }))).into_response()
+        (self.0, Json(api::Message { message: self.1 })).into_response()
     }
+}
+
+/// A time in a request: RFC 3339, or how long ago.
+fn moment(name: &str, text: &str, clock: &Clock) -> Result<UnixMillis, Problem> {
+    let why =
+        || format!("{name}: {text:?} is not a time; write it like 2026-11-23T14:00:00Z, or how long ago, like 2h");
+    UnixMillis::read(text, clock.now()).ok_or_else(|| Problem::bad(why()))
 }
 
 async fn readyz<O: Outbox>(State(admin): State<Admin<O>>) -> Response {

@@ -1,7 +1,6 @@
 //! The command line: one file per command below, what they share here.
 
 use std::fmt;
-use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,6 +8,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Environment, Flags, Loaded, Problems};
 use crate::telemetry::say;
+use crate::visible::{visible, visible_lines};
+use out::print;
 
 pub mod serve;
 
@@ -28,7 +29,11 @@ pub mod redrive;
 
 pub mod admin_client;
 
+mod out;
+
 mod table;
+
+mod watch;
 
 pub mod functions;
 
@@ -163,6 +168,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     Failed = 1,
+    Usage = 2,
     Unavailable = 69,
     Internal = 70,
     Configuration = 78,
@@ -187,29 +193,16 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.error)
+        let text = format!("{:#}", self.error);
+        // The problems of a configuration stand one a line; every other text is one line, whatever it quotes.
+        let is_list = self.error.downcast_ref::<Problems>().is_some();
+        f.write_str(&if is_list { visible_lines(&text) } else { visible(&text) })
     }
 }
 
 impl From<Problems> for Failure {
     fn from(problems: Problems) -> Self {
         Self::new(Exit::Configuration, problems)
-    }
-}
-
-/// Writes to stdout. A reader that has gone away, as `head` does, is no failure.
-fn print(text: &str) -> Result<(), Failure> {
-    print_bytes(text.as_bytes())
-}
-
-fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
-    let mut stdout = std::io::stdout().lock();
-    // Without the flush, the part after the last line end would fail later, unseen.
-    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot write to stdout")))
-        }
-        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -227,7 +220,7 @@ mod tests {
     #[test]
     fn help_names_every_exit_code() {
         let help = Cli::command().render_long_help().to_string();
-        for exit in [Exit::Failed, Exit::Unavailable, Exit::Internal, Exit::Configuration] {
+        for exit in [Exit::Failed, Exit::Usage, Exit::Unavailable, Exit::Internal, Exit::Configuration] {
             assert!(help.contains(&format!("\n  {:<3} ", exit as u8)), "{exit:?} in {help}");
         }
     }

@@ -34,6 +34,18 @@ impl UnixMillis {
         let millis = self.0.min(253_402_300_799_000); // the end of year 9999, the last that RFC 3339 can write
         humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis)).to_string()
     }
+
+    /// A time of RFC 3339, or a duration such as "2h" for so long before `now`.
+    pub fn read(text: &str, now: Self) -> Option<Self> {
+        let ago = humantime::parse_duration(text).ok().and_then(|ago| u64::try_from(ago.as_millis()).ok());
+        ago.map(|millis| Self(now.0.saturating_sub(millis))).or_else(|| Self::read_rfc3339(text))
+    }
+
+    /// A time of RFC 3339; none if it is before 1970 or no time at all.
+    pub fn read_rfc3339(text: &str) -> Option<Self> {
+        let since = humantime::parse_rfc3339_weak(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
+        Some(Self(0).plus(since))
+    }
 }
 
 /// Now, sleeping, and random numbers. Cheap to clone.
@@ -167,6 +179,16 @@ mod tests {
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
+    }
+
+    #[test]
+    fn times_are_read_as_rfc_3339_or_as_how_long_ago() {
+        let now = UnixMillis(1_790_000_000_000);
+        assert_eq!(UnixMillis::read("2h", now), Some(UnixMillis(now.0 - 7_200_000)));
+        assert_eq!(UnixMillis::read("2019-11-15T18:16:05.568Z", now), Some(UnixMillis(1_573_841_765_568)));
+        for text in ["", "2", "soon", "1960-01-01T00:00:00Z"] {
+            assert_eq!(UnixMillis::read(text, now), None, "{text}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::api::{FunctionQueue, Queues};
 use crate::admin::dead_letters::Rules;
 use crate::admin::guard::guarded;
 use crate::admin::status::Status;
@@ -282,7 +283,19 @@ fn address(listener: &TcpListener) -> Result<String, Error> {
 pub fn redrive_rules(config: &Config, shared: &aws::Shared) -> Rules {
     let mut names = config.ingest.clone();
     names.region = names.region.or_else(|| shared.region().map(str::to_owned));
-    Rules { names, redrives_max: config.dead_letter.redrives_max }
+    let dead_letter = &config.dead_letter;
+    let own = |(function, queue_url): &(String, String)| FunctionQueue {
+        function: function.clone(),
+        queue_url: queue_url.clone(),
+    };
+    let queues = Queues {
+        queue_url: dead_letter.queue_url.clone(),
+        functions: dead_letter.functions.iter().map(own).collect(),
+        endpoint_url: config.sqs.endpoint_url.clone(),
+        region: config.sqs.region.clone().or_else(|| shared.region().map(str::to_owned)),
+    };
+    let functions_max = config.outbox.functions_max;
+    Rules { names, redrives_max: dead_letter.redrives_max, functions_max, queues }
 }
 
 /// Opens the store, which may take a while, and starts its writer.

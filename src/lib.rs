@@ -36,6 +36,8 @@ pub mod shutdown;
 
 pub mod telemetry;
 
+pub mod visible;
+
 pub mod activation;
 
 pub mod notify;

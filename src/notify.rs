@@ -87,12 +87,12 @@ pub async fn pulse<O: Outbox>(status: Status<O>, clock: Clock, stop: Cancellatio
 fn line(summary: &Summary) -> String {
     let Summary { state, outbox, rates, held, .. } = summary;
     let mut line = format!(
-        "{state}: {} events stored ({} ready, {} waiting, {} buried), oldest ready {:.0} s; {:.1}/s in, {:.1}/s out",
+        "{state}: {} events stored ({} ready, {} waiting, {} buried), oldest {:.0} s; {:.1}/s in, {:.1}/s out",
         outbox.events,
         outbox.ready,
         outbox.waiting,
         outbox.buried,
-        outbox.oldest_ready_age_seconds,
+        outbox.oldest_age_seconds,
         rates.accepted_per_second,
         rates.delivered_per_second,
     );
@@ -118,7 +118,7 @@ mod tests {
         };
         assert_eq!(
             line(&summary),
-            "ready: 5 events stored (3 ready, 1 waiting, 1 buried), oldest ready 0 s; 2.5/s in, 0.0/s out; held: orders"
+            "ready: 5 events stored (3 ready, 1 waiting, 1 buried), oldest 0 s; 2.5/s in, 0.0/s out; held: orders"
         );
     }
 }

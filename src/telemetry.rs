@@ -10,12 +10,15 @@ use std::time::Duration;
 use tracing::dispatcher::SetGlobalDefaultError;
 use tracing::{Dispatch, Level};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{FormatFields, debug_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::config::level::{LevelError, parse};
 use crate::config::{Log, LogFormat};
+use crate::visible::visible;
 
 pub mod lines;
 
@@ -178,7 +181,7 @@ where
     let lines = lines.with_writer(writer);
     let (dispatch, set): (Dispatch, Arc<Set>) = match log.format {
         LogFormat::Text => {
-            let lines = lines.with_filter_reloading();
+            let lines = lines.fmt_fields(text_fields()).with_filter_reloading();
             let handle = lines.reload_handle();
             (
                 Dispatch::new(lines.finish().with(discreet())),
@@ -195,6 +198,27 @@ where
         }
     };
     Ok((dispatch, LogLevel { text: Arc::new(Mutex::new(log.level.clone())), set, lines: None }))
+}
+
+/// How the fields of a line of text are written. tracing-subscriber writes a field given by its `Display` as it is: an error
+/// text of Lambda, a client's path or a function's name could then forge a line or act on the terminal.
+fn text_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
+    debug_fn(|out, field, value| {
+        let value = format!("{value:?}");
+        let value = visible(&value);
+        match field.name() {
+            "message" => write!(out, "{value}"),
+            name => {
+                let name = name.trim_start_matches("r#");
+                if out.has_ansi_escapes() {
+                    write!(out, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{value}")
+                } else {
+                    write!(out, "{name}={value}")
+                }
+            }
+        }
+    })
+    .delimited(" ")
 }
 
 /// A panic is one log line like others, so that it is found where all others are.
@@ -260,6 +284,24 @@ mod tests {
         let plain = written(LogFormat::Text, "info", false, say);
         assert!(plain.contains("lane held function=\"orders\"") && !plain.contains('\u{1b}'), "{plain}");
         assert!(written(LogFormat::Text, "info", true, say).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn text_of_others_neither_forges_a_line_nor_reaches_the_terminal() {
+        let hostile = "no\x1b[2J\n2026-11-30T00:00:00Z  INFO sendoff: all is well\u{9b}31m\u{202e}";
+        for colours in [false, true] {
+            let text = written(LogFormat::Text, "info", colours, || {
+                let error = std::io::Error::other(hostile);
+                tracing::info_span!("request", path = %hostile).in_scope(|| {
+                    tracing::warn!(reason = %hostile, text = hostile, debug = ?hostile, %error, "refused {hostile}");
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, "refused");
+                });
+            });
+            assert_eq!(text.lines().count(), 2, "{text}");
+            assert!(!text.contains(['\u{9b}', '\u{202e}']) && !text.contains("\x1b[2J"), "{text}");
+            assert!(text.contains("reason") && text.contains("no\\u{1b}[2J\\n2026"), "{text}");
+        }
     }
 
     #[test]

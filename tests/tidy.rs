@@ -32,7 +32,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("backoff", &["clock"]),
     ("http", &["clock"]),
     ("shutdown", &[]),
-    ("telemetry", &["config", "trace"]),
+    ("visible", &[]),
+    ("telemetry", &["config", "trace", "visible"]),
     ("activation", &[]),
     ("notify", &["admin", "clock", "outbox"]),
     ("reload", &["config", "dispatch", "notify", "telemetry"]),
@@ -80,10 +81,11 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "admin",
             "aws",
             "reload",
+            "visible",
         ],
     ),
-    ("cli::admin_client", &["cli", "config", "deadletter"]),
-    ("cli::dead_letters", &["cli", "clock", "config", "deadletter", "event", "outbox"]),
+    ("cli::admin_client", &["cli", "admin", "config", "deadletter", "event"]),
+    ("cli::dead_letters", &["cli", "admin", "clock", "config", "deadletter", "event", "outbox"]),
     // without a daemon it is one, as far as accepting goes
     (
         "cli::redrive",
@@ -99,6 +101,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "daemon",
             "dispatch",
             "metrics",
+            "visible",
         ],
     ),
 ];

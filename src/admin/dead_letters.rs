@@ -9,11 +9,13 @@ use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
+use prometheus::core::Collector;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
+use super::api::{Answer, Answers, Ids, LetterPage, LetterView, Queues};
 use super::events::KeysQuery;
-use super::{Admin, Problem};
+use super::functions::matching;
+use super::{Admin, Problem, moment};
 use crate::clock::{Clock, UnixMillis};
 use crate::deadletter::letter::{self, Letter, from_base64, to_base64};
 use crate::deadletter::message::Envelope;
@@ -24,7 +26,7 @@ use crate::ingest;
 use crate::ingest::name::{Parts, is_qualifier};
 use crate::metrics::Metrics;
 use crate::outbox::dead::{BuriedWant, Change, Changed, Filter, Graveyard, Redriven};
-use crate::outbox::{BuryReason, History, Place};
+use crate::outbox::{History, Outbox, Place};
 
 /// Letters of one page, and of one request.
 pub const LETTERS_MAX: usize = 1_000;
@@ -39,6 +41,10 @@ pub struct Rules {
     pub names: ingest::Settings,
     /// How often an event may come back.
     pub redrives_max: u32,
+    /// How many functions the store may know.
+    pub functions_max: u64,
+    /// Where dead letters go.
+    pub queues: Queues,
 }
 
 /// The routes below `/v1` that are about dead letters.
@@ -46,6 +52,8 @@ pub fn router<O: Graveyard>() -> Router<Admin<O>> {
     Router::new()
         .route("/v1/dead-letters", get(list::<O>).post(import::<O>))
         .route("/v1/dead-letters/redrive", post(revive::<O>))
+        .route("/v1/dead-letters/purge", post(purge_all::<O>))
+        .route("/v1/dead-letters/queues", get(queues::<O>))
         .route("/v1/dead-letters/{id}", get(show::<O>).delete(purge::<O>))
         .route("/v1/redrive", post(redrive::<O>))
 }
@@ -56,10 +64,42 @@ impl<O: Graveyard> Admin<O> {
     }
 
     fn open(&self) -> Result<(O, Rules), Problem> {
-        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let starting = || Problem(StatusCode::SERVICE_UNAVAILABLE, "the outbox is not open".to_owned());
-        self.outbox().zip(rules).ok_or_else(starting)
+        Ok((self.store()?, self.rules()?))
     }
+}
+
+impl<O: Outbox> Admin<O> {
+    fn rules(&self) -> Result<Rules, Problem> {
+        let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        rules.ok_or_else(|| Problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is starting; try again".to_owned()))
+    }
+
+    /// The canonical name of a function that no event was for yet, if there is room for one more.
+    pub(super) fn new_lane(&self, name: &str, known: usize) -> Result<FunctionName, Problem> {
+        let Rules { names, functions_max, .. } = self.rules()?;
+        let why = "is no function's name: write it as name, name:qualifier or ARN, or as `sendoff functions` lists it";
+        let function = canonical(name, &names).ok_or_else(|| Problem::bad(format!("{name:?} {why}")))?;
+        if known as u64 >= functions_max {
+            let why = format!("the outbox knows {known} functions of at most {functions_max} (outbox.functions_max)");
+            return Err(Problem::conflict(why));
+        }
+        Ok(function)
+    }
+}
+
+/// The canonical name of a function that is named as clients name it, or canonically.
+fn canonical(text: &str, names: &ingest::Settings) -> Option<FunctionName> {
+    if let Some(parts) = Parts::parse(text) {
+        return Some(parts.canonical(None, names));
+    }
+    let (scope, rest) = text.rsplit_once('/')?;
+    let parts = Parts::parse(rest).filter(|parts| parts.region.is_none() && parts.account_id.is_none())?;
+    let arn = match scope.split_once('/') {
+        Some((region, account)) => format!("{region}:{account}:{}", parts.name),
+        None => format!("{scope}:{}", parts.name),
+    };
+    let scoped = Parts::parse(&arn).filter(|scoped| scoped.name == parts.name && scoped.qualifier.is_none())?;
+    Some(Parts { qualifier: parts.qualifier, ..scoped }.canonical(None, names))
 }
 
 /// The query of a list; see [`Filter`].
@@ -80,11 +120,7 @@ struct ListQuery {
 
 impl ListQuery {
     fn want(self, clock: &Clock) -> Result<BuriedWant, Problem> {
-        let now = clock.now();
-        let moment = |text: Option<String>| {
-            text.map(|text| letter::moment(&text, now).ok_or_else(|| Problem::bad(format!("{text:?} is no time"))))
-                .transpose()
-        };
+        let moment = |name, text: Option<String>| text.map(|text| moment(name, &text, clock)).transpose();
         let reason = self.reason.map(|word| {
             letter::reason_of(&word).ok_or_else(|| Problem::bad(format!("{word:?} is not a reason to bury an event")))
         });
@@ -92,8 +128,8 @@ impl ListQuery {
         let filter = Filter {
             function: pattern.transpose()?,
             reason: reason.transpose()?,
-            since: moment(self.since)?,
-            until: moment(self.until)?,
+            since: moment("since", self.since)?,
+            until: moment("until", self.until)?,
             error: self.error,
             unshippable: self.unshippable,
         };
@@ -106,21 +142,50 @@ impl ListQuery {
 async fn list<O: Graveyard>(
     State(admin): State<Admin<O>>,
     Query(query): Query<ListQuery>,
-) -> Result<Json<Value>, Problem> {
-    let (store, _) = admin.open()?;
+) -> Result<Json<LetterPage>, Problem> {
+    let (store, rules) = admin.open()?;
     let want = query.want(&admin.clock)?;
-    let census = store.census().await?;
-    let fits = |name: &FunctionName| want.filter.function.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
-    let lanes = census.lanes.iter().filter(|(name, _)| fits(name));
-    let buried: u64 = lanes.filter_map(|(_, lane)| lane.by_place.get(&Place::Buried)).map(|count| count.events).sum();
+    let pattern = want.filter.function.as_ref().map(|pattern| pattern.as_str().to_owned());
+    let lanes = matching(&store, pattern.as_deref()).await?;
+    let buried = lanes.iter().filter_map(|(_, lane)| lane.by_place.get(&Place::Buried)).map(|count| count.events).sum();
     let payloads = want.payloads;
     let page = store.buried(want).await?;
-    let letters: Vec<View> = page
-        .letters
-        .iter()
-        .map(|letter| View::of(&letter.event, &letter.history, letter.payload_bytes, letter.leased, payloads))
-        .collect();
-    Ok(Json(json!({ "dead_letters": letters, "next": page.next.map(|next| next.to_string()), "buried": buried })))
+    let letters = page.letters.iter();
+    let letters =
+        letters.map(|letter| view(&letter.event, &letter.history, letter.payload_bytes, letter.leased, payloads));
+    Ok(Json(LetterPage {
+        dead_letters: letters.collect::<Result<_, _>>()?,
+        next: page.next.map(|next| next.to_string()),
+        buried,
+        shipped: shipped(&admin.metrics, pattern.as_deref()),
+        queues: queues_of(&rules.queues, lanes.iter().map(|(name, _)| name)),
+    }))
+}
+
+/// Letters that queues have taken since the start, of the functions that fit.
+fn shipped(metrics: &Metrics, pattern: Option<&str>) -> u64 {
+    let families = metrics.deadletter_shipped.collect();
+    let series = families.iter().flat_map(|family| family.get_metric());
+    let fits = |name: &str| pattern.is_none_or(|pattern| FunctionName::new(name).fits(pattern));
+    let fitting = series.filter(|metric| metric.get_label().iter().any(|label| fits(label.value())));
+    fitting.map(|metric| metric.get_counter().get_value() as u64).sum()
+}
+
+/// The queues that these functions' letters go to; the default one where there are none yet.
+fn queues_of<'a>(queues: &Queues, functions: impl Iterator<Item = &'a FunctionName>) -> Vec<String> {
+    let of = |name: &FunctionName| {
+        let own = queues.functions.iter().find(|queue| name.fits(&queue.function)).map(|queue| &queue.queue_url);
+        own.or(queues.queue_url.as_ref()).cloned()
+    };
+    let mut found: std::collections::BTreeSet<String> = functions.filter_map(of).collect();
+    if found.is_empty() {
+        found.extend(queues.queue_url.clone());
+    }
+    found.into_iter().collect()
+}
+
+async fn queues<O: Graveyard>(State(admin): State<Admin<O>>) -> Result<Json<Queues>, Problem> {
+    Ok(Json(admin.rules()?.queues))
 }
 
 #[derive(Debug, Deserialize)]
@@ -134,51 +199,55 @@ async fn show<O: Graveyard>(
     State(admin): State<Admin<O>>,
     Path(id): Path<EventId>,
     Query(query): Query<ShowQuery>,
-) -> Result<Json<View>, Problem> {
+) -> Result<Json<LetterView>, Problem> {
     let (store, _) = admin.open()?;
     let found = store.find(id).await?.filter(|found| found.place == Place::Buried);
     let found = found.ok_or_else(|| Problem(StatusCode::NOT_FOUND, format!("no dead letter {id} in the store")))?;
     let bytes = found.event.payload.len();
-    Ok(Json(View::of(&found.event, &found.history, bytes, found.leased, query.payload)))
+    Ok(Json(view(&found.event, &found.history, bytes, found.leased, query.payload)?))
 }
 
 async fn purge<O: Graveyard>(
     State(admin): State<Admin<O>>,
     Path(id): Path<EventId>,
     Query(query): Query<KeysQuery>,
-) -> Result<Json<Value>, Problem> {
-    let (store, _) = admin.open()?;
-    match store.change(Change::Purge { ids: vec![id], keys: query.keys() }).await?.pop() {
-        Some(Changed::Purged) => Ok(Json(json!({ "purged": id }))),
-        Some(Changed::Leased) => Err(Problem(StatusCode::CONFLICT, format!("{id} is being shipped just now"))),
-        Some(Changed::Unreadable { why }) => Err(Problem(StatusCode::INTERNAL_SERVER_ERROR, why)),
-        Some(
-            Changed::NotFound
-            | Changed::Stored { .. }
-            | Changed::Repeat { .. }
-            | Changed::Conflict { .. }
-            | Changed::Full(_)
-            | Changed::Ceiling { .. },
-        )
-        | None => Err(Problem(StatusCode::NOT_FOUND, format!("no dead letter {id} in the store"))),
+) -> Result<Json<Answer>, Problem> {
+    match purged(&admin, vec![id], &query).await?.pop() {
+        Some(answer @ Answer::Purged { .. }) => Ok(Json(answer)),
+        Some(Answer::Shipping { message } | Answer::Busy { message }) => Err(Problem::conflict(message)),
+        Some(Answer::Refused { message }) => Err(Problem(StatusCode::INTERNAL_SERVER_ERROR, message)),
+        Some(Answer::NotFound { .. } | Answer::Stored { .. } | Answer::Duplicate { .. } | Answer::Ceiling { .. })
+        | None => Err(Problem::not_found(format!("no dead letter {id} in the store"))),
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Ids {
-    ids: Vec<EventId>,
+/// Removes several; each has its own answer.
+async fn purge_all<O: Graveyard>(
+    State(admin): State<Admin<O>>,
+    Query(query): Query<KeysQuery>,
+    Json(Ids { ids }): Json<Ids>,
+) -> Result<Json<Answers>, Problem> {
+    at_most(ids.len())?;
+    Ok(Json(Answers { answers: purged(&admin, ids, &query).await? }))
+}
+
+async fn purged<O: Graveyard>(admin: &Admin<O>, ids: Vec<EventId>, query: &KeysQuery) -> Result<Vec<Answer>, Problem> {
+    let changed = admin.store()?.change(Change::Purge { ids: ids.clone(), keys: query.keys() }).await?;
+    let answers: Vec<Answer> = changed.iter().zip(ids).map(|(changed, id)| answer(changed, id)).collect();
+    let count = answers.iter().filter(|answer| matches!(answer, Answer::Purged { .. })).count();
+    tracing::warn!(count, "operator has purged dead letters");
+    Ok(answers)
 }
 
 async fn revive<O: Graveyard>(
     State(admin): State<Admin<O>>,
     Json(Ids { ids }): Json<Ids>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Answers>, Problem> {
     let (store, Rules { redrives_max, .. }) = admin.open()?;
     at_most(ids.len())?;
-    let changed = store.change(Change::Revive { ids, redrives_max }).await?;
-    let answers: Vec<Value> = changed.iter().map(|changed| answer(changed, &admin.metrics, "store")).collect();
-    Ok(Json(json!({ "answers": answers })))
+    let changed = store.change(Change::Revive { ids: ids.clone(), redrives_max }).await?;
+    let answers = changed.iter().zip(ids).map(|(changed, id)| counted(answer(changed, id), &admin.metrics, "store"));
+    Ok(Json(Answers { answers: answers.collect() }))
 }
 
 #[derive(Debug, Deserialize)]
@@ -190,28 +259,27 @@ struct Letters {
 async fn redrive<O: Graveyard>(
     State(admin): State<Admin<O>>,
     Json(Letters { letters }): Json<Letters>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Answers>, Problem> {
     let (store, rules) = admin.open()?;
     at_most(letters.len())?;
     // The refused keep their place among the answers.
-    let mut answers: Vec<Option<Value>> = Vec::with_capacity(letters.len());
-    let mut redriven = Vec::new();
+    let mut answers: Vec<Option<Answer>> = Vec::with_capacity(letters.len());
+    let (mut redriven, mut ids) = (Vec::new(), Vec::new());
     for letter in letters {
         match admit(letter, &rules, &admin.clock) {
             Ok(letter) => {
+                ids.push(letter.event.id);
                 redriven.push(letter);
                 answers.push(None);
             }
-            Err(refusal) => {
-                admin.metrics.deadletter_redrive_refused.with_label_values(&[refusal.result]).inc();
-                answers.push(Some(json!({ "result": refusal.result, "message": refusal.message })));
-            }
+            Err(Refusal { result: "ceiling", message }) => answers.push(Some(Answer::Ceiling { message })),
+            Err(Refusal { message, .. }) => answers.push(Some(Answer::Refused { message })),
         }
     }
     let changed = store.change(Change::Redrive(redriven)).await?;
-    let mut changed = changed.iter().map(|changed| answer(changed, &admin.metrics, "queue"));
-    let answers: Vec<Value> = answers.into_iter().filter_map(|refused| refused.or_else(|| changed.next())).collect();
-    Ok(Json(json!({ "answers": answers })))
+    let mut changed = changed.iter().zip(ids).map(|(changed, id)| answer(changed, id));
+    let answers = answers.into_iter().filter_map(|refused| refused.or_else(|| changed.next()));
+    Ok(Json(Answers { answers: answers.map(|answer| counted(answer, &admin.metrics, "queue")).collect() }))
 }
 
 fn at_most(count: usize) -> Result<(), Problem> {
@@ -275,30 +343,31 @@ pub fn admit(letter: Letter, rules: &Rules, clock: &Clock) -> Result<Redriven, R
     Ok(Redriven { event, origin: letter.origin })
 }
 
-/// One answer of a request that moves letters.
-fn answer(changed: &Changed, metrics: &Metrics, source: &str) -> Value {
-    let refused = |result: &str, message: String| {
-        metrics.deadletter_redrive_refused.with_label_values(&[result]).inc();
-        json!({ "result": result, "message": message })
-    };
+/// What became of one letter, which had the id `id`.
+fn answer(changed: &Changed, id: EventId) -> Answer {
     match changed {
-        Changed::Stored { id } => {
-            metrics.deadletter_redriven.with_label_values(&[source]).inc();
-            json!({ "result": "stored", "id": id })
-        }
-        Changed::Repeat { first } => {
-            metrics.deadletter_redrive_refused.with_label_values(&["repeat"]).inc();
-            json!({ "result": "repeat", "id": first })
-        }
+        Changed::Stored { id } => Answer::Stored { id: *id },
+        Changed::Repeat { first } => Answer::Duplicate { id: *first },
         Changed::Conflict { first } => {
-            refused("refused", format!("{first} came back under the same name with another payload"))
+            Answer::Refused { message: format!("{first} came back under the same name with another payload") }
         }
-        Changed::Full(full) => refused("busy", full.to_string()),
-        Changed::Ceiling { redrives } => refused("ceiling", format!("came back {redrives} times")),
-        Changed::Leased => refused("shipping", "is being shipped just now".to_owned()),
-        Changed::NotFound | Changed::Purged => refused("not-found", "no such dead letter in the store".to_owned()),
-        Changed::Unreadable { why } => refused("refused", why.clone()),
+        Changed::Full(full) => Answer::Busy { message: full.to_string() },
+        Changed::Ceiling { redrives } => Answer::Ceiling { message: format!("came back {redrives} times") },
+        Changed::Leased => Answer::Shipping { message: format!("{id} is being shipped just now; try again") },
+        Changed::NotFound => Answer::NotFound { message: format!("no dead letter {id} in the store") },
+        Changed::Purged => Answer::Purged { id },
+        Changed::Unreadable { why } => Answer::Refused { message: why.clone() },
     }
+}
+
+/// The answer, counted as one of a redrive.
+fn counted(answer: Answer, metrics: &Metrics, source: &str) -> Answer {
+    if let Answer::Stored { .. } = answer {
+        metrics.deadletter_redriven.with_label_values(&[source]).inc();
+    } else {
+        metrics.deadletter_redrive_refused.with_label_values(&[answer.result()]).inc();
+    }
+    answer
 }
 
 #[derive(Deserialize)]
@@ -311,86 +380,45 @@ struct Exports {
 async fn import<O: Graveyard>(
     State(admin): State<Admin<O>>,
     Json(Exports { letters }): Json<Exports>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Answers>, Problem> {
     let (store, _) = admin.open()?;
     at_most(letters.len())?;
     let now = admin.clock.now();
     let letters: Result<Vec<_>, _> = letters.into_iter().map(|letter| letter.event(now)).collect();
-    let changed = store.change(Change::Bury(letters?)).await?;
-    let result = |changed: &Changed| match changed {
-        Changed::Stored { id } => json!({ "result": "stored", "id": id }),
-        Changed::Repeat { first } => json!({ "result": "repeat", "id": first }),
-        Changed::Full(full) => json!({ "result": "busy", "message": full.to_string() }),
-        Changed::Conflict { .. }
-        | Changed::Ceiling { .. }
-        | Changed::Purged
-        | Changed::NotFound
-        | Changed::Leased
-        | Changed::Unreadable { .. } => json!({ "result": "refused", "message": "cannot be taken in" }),
-    };
-    Ok(Json(json!({ "answers": changed.iter().map(result).collect::<Vec<_>>() })))
+    let letters = letters?;
+    let ids: Vec<EventId> = letters.iter().map(|(event, _)| event.id).collect();
+    let changed = store.change(Change::Bury(letters)).await?;
+    Ok(Json(Answers { answers: changed.iter().zip(ids).map(|(changed, id)| answer(changed, id)).collect() }))
 }
 
-/// A dead letter as it is listed.
-#[derive(Debug, Serialize)]
-struct View {
-    id: EventId,
-    function: String,
-    reason: Option<BuryReason>,
-    buried_at: Option<String>,
-    accepted_at: String,
-    attempts: u32,
-    calls: u32,
-    redrives: u32,
-    error: Option<ErrorView>,
-    /// Why no queue can take it.
-    unshippable: Option<String>,
-    /// On its way to a queue right now.
-    shipping: bool,
+fn view(
+    event: &Event,
+    history: &History,
     payload_bytes: usize,
-    /// All of it, if asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    export: Option<Exported>,
-}
-
-#[derive(Debug, Serialize)]
-struct ErrorView {
-    at: String,
-    status: u16,
-    code: String,
-    message: String,
-    request_id: Option<String>,
-}
-
-impl View {
-    fn of(event: &Event, history: &History, payload_bytes: usize, shipping: bool, whole: bool) -> Self {
-        let last = history.last.as_ref();
-        Self {
-            id: event.id,
-            function: event.function.name.as_str().to_owned(),
-            reason: history.burial.as_ref().map(|burial| burial.reason),
-            buried_at: history.burial.as_ref().map(|burial| burial.at.rfc3339()),
-            accepted_at: event.accepted_at.rfc3339(),
-            attempts: history.attempts,
-            calls: history.calls,
-            redrives: event.redrives,
-            error: last.map(|last| ErrorView {
-                at: last.at.rfc3339(),
-                status: last.status,
-                code: last.code.clone(),
-                message: last.message.clone(),
-                request_id: last.request_id.clone(),
-            }),
-            unshippable: history.burial.as_ref().and_then(|burial| burial.unshippable.clone()),
-            shipping,
-            payload_bytes,
-            export: whole.then(|| Exported {
-                envelope: Envelope::of(event),
-                history: history.clone(),
-                payload: event.payload.clone(),
-            }),
-        }
-    }
+    shipping: bool,
+    whole: bool,
+) -> Result<LetterView, Problem> {
+    let export = || {
+        let (envelope, payload) = (Envelope::of(event), event.payload.clone());
+        let exported = Exported { envelope, history: history.clone(), payload };
+        let text = serde_json::value::to_raw_value(&exported);
+        text.map_err(|error| Problem(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot export {}: {error}", event.id)))
+    };
+    Ok(LetterView {
+        id: event.id,
+        function: event.function.name.as_str().to_owned(),
+        reason: history.burial.as_ref().map(|burial| burial.reason),
+        buried_at: history.burial.as_ref().map(|burial| burial.at.rfc3339()),
+        accepted_at: event.accepted_at.rfc3339(),
+        attempts: history.calls,
+        charged: history.attempts,
+        redrives: event.redrives,
+        last_error: history.last.as_ref().map(Into::into),
+        unshippable: history.burial.as_ref().and_then(|burial| burial.unshippable.clone()),
+        shipping,
+        payload_bytes,
+        export: whole.then(export).transpose()?,
+    })
 }
 
 /// A dead letter with all that belongs to it: a line of an export.

@@ -1,19 +1,17 @@
 //! The operator's API for events: list, show, cancel, attempt now.
 
-use std::time::UNIX_EPOCH;
-
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
-use super::functions::state;
+use super::api::{Cancelled, Due, EventDetail, EventPage, EventView};
+use super::functions::{held, is_paused, matching, state};
 use super::{Admin, Problem};
 use crate::clock::UnixMillis;
-use crate::event::{EventId, FunctionName};
+use crate::event::{EventId, FunctionName, Pattern};
 use crate::outbox::operator::{Cursor, Keys, ListWant, Listed, Operator, PAGE_MAX, Touched};
 use crate::outbox::{Found, History, Place};
 
@@ -32,6 +30,7 @@ pub fn router<O: Operator>() -> Router<Admin<O>> {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ListQuery {
+    /// `*` stands for any run of characters.
     function: Option<String>,
     state: Option<String>,
     after: Option<String>,
@@ -41,46 +40,49 @@ struct ListQuery {
 async fn list<O: Operator>(
     State(admin): State<Admin<O>>,
     Query(query): Query<ListQuery>,
-) -> Result<Json<Value>, Problem> {
-    let cursor = |text: String| text.parse::<Cursor>().map_err(|()| Problem::bad("after: not a token of a page"));
+) -> Result<Json<EventPage>, Problem> {
+    let cursor = |text: String| {
+        text.parse::<Cursor>().map_err(|()| Problem::bad("after: not a token of a page; take it from `next`"))
+    };
+    let place = query.state.as_deref().map(|word| state(word, &Place::ALL)).transpose()?;
+    let store = admin.store()?;
+    let pattern = query.function.map(|text| text.parse().map_err(|why| Problem::bad(format!("function: {why}"))));
+    let pattern: Option<Pattern> = pattern.transpose()?;
+    let lanes = matching(&store, pattern.as_ref().map(Pattern::as_str)).await?;
+    let places = place.as_ref().map_or(&Place::ALL[..], std::slice::from_ref);
+    let count = |lane: &crate::outbox::LaneCensus| -> u64 {
+        places.iter().filter_map(|place| lane.by_place.get(place)).map(|count| count.events).sum()
+    };
+    let total = lanes.iter().map(|(_, lane)| count(lane)).sum();
     let want = ListWant {
-        function: query.function.as_deref().map(FunctionName::new),
-        place: query.state.as_deref().map(|word| state(word, &Place::ALL)).transpose()?,
+        function: pattern,
+        place,
         after: query.after.map(cursor).transpose()?,
         max: query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX),
     };
-    let page = admin.store()?.list(want).await?;
-    let events: Vec<Value> = page.events.iter().map(listed).collect();
-    Ok(Json(json!({ "events": events, "next": page.next.map(|next| next.to_string()) })))
+    let page = store.list(want).await?;
+    let events = page.events.iter().map(listed).collect();
+    Ok(Json(EventPage { events, next: page.next.map(|next| next.to_string()), total }))
 }
 
-fn listed(event: &Listed) -> Value {
+fn listed(event: &Listed) -> EventView {
     let Listed { id, function, place, leased, history } = event;
     view(*id, function, *place, *leased, history)
 }
 
-fn view(id: EventId, function: &FunctionName, place: Place, leased: bool, history: &History) -> Value {
-    let last = history.last.as_ref().map(|last| {
-        json!({
-            "at": last.at.rfc3339(),
-            "status": last.status,
-            "code": last.code,
-            "message": last.message,
-            "request_id": last.request_id,
-        })
-    });
-    json!({
-        "event_id": id.to_string(),
-        "function": function.as_str(),
-        "state": place.as_str(),
-        "in_flight": leased,
-        "accepted_at": id.accepted_at().rfc3339(),
-        "due": history.due.rfc3339(),
-        "attempts": history.attempts,
-        "calls": history.calls,
-        "last": last,
-        "buried": history.burial.as_ref().map(|burial| burial.reason.as_str()),
-    })
+fn view(id: EventId, function: &FunctionName, place: Place, leased: bool, history: &History) -> EventView {
+    EventView {
+        id,
+        function: function.as_str().to_owned(),
+        state: place.as_str().to_owned(),
+        in_flight: leased,
+        accepted_at: id.accepted_at().rfc3339(),
+        due: history.due.rfc3339(),
+        attempts: history.calls,
+        charged: history.attempts,
+        last_error: history.last.as_ref().map(Into::into),
+        reason: history.burial.as_ref().map(|burial| burial.reason),
+    }
 }
 
 /// Whether to show what the client sent.
@@ -95,19 +97,18 @@ async fn show<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<String>,
     Query(query): Query<ShowQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<EventDetail>, Problem> {
     let id = event_id(&id)?;
     let found = admin.store()?.find(id).await?;
     let Found { event, history, place, leased } = found.ok_or_else(|| gone(id))?;
-    let mut shown = view(id, &event.function.name, place, leased, &history);
-    shown["deliver_at"] = event.deliver_at.map(UnixMillis::rfc3339).into();
-    shown["expires_at"] = event.expires_at.map(UnixMillis::rfc3339).into();
-    shown["redrives"] = event.redrives.into();
-    shown["payload_bytes"] = event.payload.len().into();
-    if query.payload {
-        shown["payload_base64"] = BASE64_STANDARD.encode(&event.payload).into();
-    }
-    Ok(Json(shown))
+    Ok(Json(EventDetail {
+        event: view(id, &event.function.name, place, leased, &history),
+        deliver_at: event.deliver_at.map(UnixMillis::rfc3339),
+        expires_at: event.expires_at.map(UnixMillis::rfc3339),
+        redrives: event.redrives,
+        payload_bytes: event.payload.len(),
+        payload_base64: query.payload.then(|| BASE64_STANDARD.encode(&event.payload)),
+    }))
 }
 
 /// What to do with the key of an event that is removed.
@@ -128,18 +129,26 @@ async fn cancel<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<String>,
     Query(query): Query<KeysQuery>,
-) -> Result<Json<Value>, Problem> {
-    let id = event_id(&id)?;
-    touched(admin.store()?.cancel(id, query.keys()).await?, id)?;
-    tracing::warn!(event_id = %id, "operator has cancelled the event");
-    Ok(Json(json!({ "event_id": id.to_string(), "cancelled": true })))
+) -> Result<Json<Cancelled>, Problem> {
+    let (id, store) = (event_id(&id)?, admin.store()?);
+    let function = function_of(&store, id).await?;
+    touched(store.cancel(id, query.keys()).await?, id)?;
+    tracing::warn!(event_id = %id, %function, "operator has cancelled the event");
+    Ok(Json(Cancelled { id, function: function.as_str().to_owned(), cancelled: true }))
 }
 
-async fn attempt<O: Operator>(State(admin): State<Admin<O>>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
-    let id = event_id(&id)?;
-    touched(admin.store()?.attempt_now(id).await?, id)?;
-    tracing::info!(event_id = %id, "operator has made the event due");
-    Ok(Json(json!({ "event_id": id.to_string(), "due": "now" })))
+async fn attempt<O: Operator>(State(admin): State<Admin<O>>, Path(id): Path<String>) -> Result<Json<Due>, Problem> {
+    let (id, store) = (event_id(&id)?, admin.store()?);
+    let function = function_of(&store, id).await?;
+    touched(store.attempt_now(id).await?, id)?;
+    tracing::info!(event_id = %id, %function, "operator has made the event due");
+    let paused = is_paused(&store, &function).await?;
+    let held = admin.lane_status().await.get(&function).and_then(|lane| lane.held.as_ref()).map(held);
+    Ok(Json(Due { id, function: function.as_str().to_owned(), paused, held }))
+}
+
+async fn function_of<O: Operator>(store: &O, id: EventId) -> Result<FunctionName, Problem> {
+    Ok(store.find(id).await?.ok_or_else(|| gone(id))?.event.function.name)
 }
 
 fn touched(touched: Touched, id: EventId) -> Result<(), Problem> {
@@ -147,21 +156,17 @@ fn touched(touched: Touched, id: EventId) -> Result<(), Problem> {
         Touched::Done => Ok(()),
         Touched::NotFound => Err(gone(id)),
         Touched::InFlight => Err(Problem::conflict(format!("event {id} is being attempted just now; try again"))),
-        Touched::Buried => Err(Problem::conflict(format!("event {id} is a dead letter: use /v1/dead-letters"))),
+        Touched::Buried => Err(Problem::conflict(format!(
+            "event {id} is a dead letter: `sendoff redrive --local` sends dead letters again, `sendoff dead-letters purge` \
+             removes them"
+        ))),
     }
 }
 
 fn gone(id: EventId) -> Problem {
-    Problem::not_found(format!("event {id} is not stored; it may have been delivered"))
+    Problem::not_found(format!("event {id} is not stored; it may have been delivered, shipped, cancelled or purged"))
 }
 
 fn event_id(text: &str) -> Result<EventId, Problem> {
-    text.parse().map_err(|_| Problem::bad(format!("{text:?} is not an event's id")))
-}
-
-/// A time of RFC 3339.
-pub(super) fn time(text: &str) -> Result<UnixMillis, Problem> {
-    let time = humantime::parse_rfc3339_weak(text).ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    let bad = || Problem::bad(format!("{text:?} is not a time; write it like 2026-11-23T14:00:00Z"));
-    time.map(|since| UnixMillis(0).plus(since)).ok_or_else(bad)
+    text.parse().map_err(|_| Problem::bad(format!("{text:?} is not an event's id; `sendoff events list` shows ids")))
 }

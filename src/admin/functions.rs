@@ -4,13 +4,12 @@ use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
-use serde_json::{Value, json};
 
-use super::{Admin, Problem};
-use crate::dispatch::status::{Held, LaneStatus};
+use super::{Admin, Problem, api, moment};
+use crate::dispatch::status::{self, LaneStatus};
 use crate::event::FunctionName;
 use crate::outbox::operator::{Keys, LIVE, Operator, Purge};
-use crate::outbox::{LaneCensus, Place};
+use crate::outbox::{LaneCensus, Outbox, Place};
 
 /// The routes below `/v1/functions`.
 pub fn router<O: Operator>() -> Router<Admin<O>> {
@@ -21,62 +20,83 @@ pub fn router<O: Operator>() -> Router<Admin<O>> {
         .route("/v1/functions/{name}/purge", post(purge::<O>))
 }
 
-async fn list<O: Operator>(State(admin): State<Admin<O>>) -> Result<Json<Value>, Problem> {
+async fn list<O: Operator>(State(admin): State<Admin<O>>) -> Result<Json<api::FunctionPage>, Problem> {
     let outbox = admin.store()?;
     let census = outbox.census().await?;
     let paused = outbox.lanes(0).await?.lanes.into_iter().filter(|lane| lane.paused).map(|lane| lane.function);
     let paused: std::collections::BTreeSet<_> = paused.collect();
     let status = admin.lane_status().await;
     let now = admin.clock.now();
-    let functions: Vec<Value> = census
-        .lanes
-        .iter()
-        .map(|(name, lane)| {
-            let age = lane.oldest_ready.map(|oldest| now.since(oldest).as_secs_f64());
-            shown(name, lane, age, paused.contains(name), status.get(name))
-        })
-        .collect();
-    Ok(Json(json!({ "functions": functions })))
+    let shown = census.lanes.iter().map(|(name, lane)| {
+        let age = lane.oldest_ready.map(|oldest| now.since(oldest).as_secs_f64());
+        shown(name, lane, age, paused.contains(name), status.get(name))
+    });
+    Ok(Json(api::FunctionPage { functions: shown.collect() }))
 }
 
-fn shown(name: &FunctionName, lane: &LaneCensus, age: Option<f64>, paused: bool, status: Option<&LaneStatus>) -> Value {
+fn shown(
+    name: &FunctionName,
+    lane: &LaneCensus,
+    age: Option<f64>,
+    paused: bool,
+    status: Option<&LaneStatus>,
+) -> api::FunctionView {
     let events = |place| lane.by_place.get(&place).map_or(0, |count| count.events);
-    let depth: u64 = LIVE.into_iter().map(events).sum();
-    let held = status.and_then(|status| status.held.as_ref()).map(held);
-    json!({
-        "function": name.as_str(),
-        "depth": depth,
-        "ready": events(Place::Ready),
-        "waiting": events(Place::Waiting),
-        "scheduled": events(Place::Scheduled),
-        "buried": events(Place::Buried),
-        "oldest_age_seconds": age,
-        "in_flight": status.map_or(0, |status| status.in_flight),
-        "limit": status.map(|status| status.limit),
-        "account_limit": status.map(|status| status.account_limit),
-        "paused": paused,
-        "held": held,
-    })
+    api::FunctionView {
+        function: name.as_str().to_owned(),
+        depth: LIVE.into_iter().map(events).sum(),
+        ready: events(Place::Ready),
+        waiting: events(Place::Waiting),
+        scheduled: events(Place::Scheduled),
+        buried: events(Place::Buried),
+        oldest_age_seconds: age,
+        in_flight: status.map_or(0, |status| status.in_flight),
+        limit: status.map(|status| status.limit),
+        account_limit: status.map(|status| status.account_limit),
+        paused,
+        held: status.and_then(|status| status.held.as_ref()).map(held),
+    }
 }
 
-fn held(held: &Held) -> Value {
-    let Held { scope, kind, reason, until } = held;
-    json!({ "scope": scope.as_str(), "kind": kind.as_str(), "reason": reason, "until": until.rfc3339() })
+pub(super) fn held(held: &status::Held) -> api::Held {
+    let status::Held { scope, kind, reason, until } = held;
+    api::Held {
+        scope: scope.as_str().to_owned(),
+        kind: kind.as_str().to_owned(),
+        reason: reason.clone(),
+        until: until.rfc3339(),
+    }
 }
 
-async fn pause<O: Operator>(State(admin): State<Admin<O>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
-    set_paused(&admin, &name, true).await
+pub(super) async fn is_paused<O: Outbox>(store: &O, function: &FunctionName) -> Result<bool, Problem> {
+    Ok(store.lanes(0).await?.lanes.iter().any(|lane| lane.paused && lane.function == *function))
 }
 
-async fn resume<O: Operator>(State(admin): State<Admin<O>>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
-    set_paused(&admin, &name, false).await
+/// A function need not have been seen: whoever pauses one before its first event must find it paused then.
+async fn pause<O: Operator>(
+    State(admin): State<Admin<O>>,
+    Path(name): Path<String>,
+) -> Result<Json<api::Paused>, Problem> {
+    let store = admin.store()?;
+    let census = store.census().await?;
+    let function = match census.lanes.get_key_value(&FunctionName::new(&name)) {
+        Some((function, _)) => function.clone(),
+        None => admin.new_lane(&name, census.lanes.len())?,
+    };
+    store.pause(&function, true).await?;
+    tracing::info!(%function, "operator has paused the function");
+    Ok(Json(api::Paused { function: function.as_str().to_owned(), paused: true, held: None }))
 }
 
-async fn set_paused<O: Operator>(admin: &Admin<O>, name: &str, paused: bool) -> Result<Json<Value>, Problem> {
-    let function = known(admin, name).await?;
-    admin.store()?.pause(&function, paused).await?;
-    tracing::info!(%function, paused, "operator has set the lane");
-    Ok(Json(json!({ "function": name, "paused": paused })))
+async fn resume<O: Operator>(
+    State(admin): State<Admin<O>>,
+    Path(name): Path<String>,
+) -> Result<Json<api::Paused>, Problem> {
+    let function = known(&admin, &name).await?;
+    admin.store()?.pause(&function, false).await?;
+    tracing::info!(%function, "operator has resumed the function");
+    let held = admin.lane_status().await.get(&function).and_then(|lane| lane.held.as_ref()).map(held);
+    Ok(Json(api::Paused { function: function.as_str().to_owned(), paused: false, held }))
 }
 
 /// Which events to purge.
@@ -95,10 +115,11 @@ async fn purge<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(name): Path<String>,
     Query(query): Query<PurgeQuery>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<api::Purged>, Problem> {
     let function = known(&admin, &name).await?;
     let place = query.state.as_deref().map(|word| state(word, &LIVE)).transpose()?;
-    let accepted_before = query.accepted_before.as_deref().map(super::events::time).transpose()?;
+    let before = query.accepted_before.as_deref();
+    let accepted_before = before.map(|text| moment("accepted_before", text, &admin.clock)).transpose()?;
     let dry_run = query.dry_run;
     let keys = if query.keep_keys { Keys::Keep } else { Keys::Forget };
     let purge = Purge { function: function.clone(), place, accepted_before, dry_run, keys };
@@ -106,7 +127,8 @@ async fn purge<O: Operator>(
     if !dry_run {
         tracing::warn!(%function, events = purged.events, bytes = purged.bytes, "operator has purged events");
     }
-    Ok(Json(json!({ "function": name, "dry_run": dry_run, "events": purged.events, "bytes": purged.bytes })))
+    let function = function.as_str().to_owned();
+    Ok(Json(api::Purged { function, dry_run, events: purged.events, bytes: purged.bytes }))
 }
 
 /// One of the states that may be named here.
@@ -116,11 +138,31 @@ pub(super) fn state(word: &str, of: &[Place]) -> Result<Place, Problem> {
     found.ok_or_else(|| Problem::bad(format!("{word:?} is not a state here; write {}", words.join(", "))))
 }
 
-/// A function that has a lane: pausing a misspelt name must not look as if it had worked.
+/// A function that has a lane: what is done to a misspelt name must not look as if it had worked.
 async fn known<O: Operator>(admin: &Admin<O>, name: &str) -> Result<FunctionName, Problem> {
     let function = FunctionName::new(name);
-    if admin.store()?.census().await?.lanes.contains_key(&function) {
-        return Ok(function);
+    let census = admin.store()?.census().await?;
+    if census.lanes.contains_key(&function) { Ok(function) } else { Err(unknown(name)) }
+}
+
+/// The lanes of the functions that fit a pattern; all of them without one. That none fits is an error, since an empty answer
+/// would look as if there were no events.
+pub(super) async fn matching<O: Outbox>(
+    store: &O,
+    pattern: Option<&str>,
+) -> Result<Vec<(FunctionName, LaneCensus)>, Problem> {
+    let lanes = store.census().await?.lanes.into_iter();
+    let found: Vec<_> = lanes.filter(|(name, _)| pattern.is_none_or(|pattern| name.fits(pattern))).collect();
+    match pattern {
+        Some(pattern) if found.is_empty() => Err(unknown(pattern)),
+        Some(_) | None => Ok(found),
     }
-    Err(Problem::not_found(format!("no function {name:?} is known; `sendoff functions` lists those that are")))
+}
+
+fn unknown(name: &str) -> Problem {
+    let why = match name.contains('*') {
+        true => format!("no known function fits {name:?}"),
+        false => format!("no function {name:?} is known"),
+    };
+    Problem::not_found(format!("{why}; `sendoff functions` lists those that have events, or had some minutes ago"))
 }

@@ -61,14 +61,15 @@ pub struct OutboxCounts {
     pub bytes: u64,
     pub disk_bytes: u64,
     pub disk_free_bytes: u64,
-    pub oldest_ready_age_seconds: f64,
+    /// Of the oldest event that is ready or waiting.
+    pub oldest_age_seconds: f64,
 }
 
 /// Counts of the process's life.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     pub accepted: u64,
-    pub repeats: u64,
+    pub duplicates: u64,
     pub refused: u64,
     pub attempts: u64,
     pub delivered: u64,
@@ -155,7 +156,7 @@ impl<O: Outbox> Status<O> {
         let sum = |counter: &prometheus::IntCounterVec| sum_where(counter, "");
         Totals {
             accepted: sum(&metrics.ingest_accepted),
-            repeats: sum(&metrics.ingest_repeats),
+            duplicates: sum(&metrics.ingest_repeats),
             refused: sum(&metrics.ingest_refused),
             attempts: sum(&metrics.dispatch_attempts),
             delivered: sum_where(&metrics.dispatch_attempts, "delivered"),
@@ -168,22 +169,25 @@ impl<O: Outbox> Status<O> {
     fn rates(&self, now: UnixMillis, totals: Totals) -> Rates {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(&(since, before)) = samples.front() else { return Rates::default() };
-        rates(before, totals, now.since(since))
+        Rates::between(before, totals, now.since(since))
     }
 }
 
-fn rates(before: Totals, after: Totals, window: Duration) -> Rates {
-    let seconds = window.as_secs_f64();
-    if seconds <= 0.0 {
-        return Rates::default();
-    }
-    let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
-    Rates {
-        window_seconds: seconds,
-        accepted_per_second: rate(before.accepted, after.accepted),
-        attempts_per_second: rate(before.attempts, after.attempts),
-        delivered_per_second: rate(before.delivered, after.delivered),
-        buried_per_second: rate(before.buried, after.buried),
+impl Rates {
+    /// The means between two readings of the counts.
+    pub fn between(before: Totals, after: Totals, window: Duration) -> Self {
+        let seconds = window.as_secs_f64();
+        if seconds <= 0.0 {
+            return Self::default();
+        }
+        let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
+        Self {
+            window_seconds: seconds,
+            accepted_per_second: rate(before.accepted, after.accepted),
+            attempts_per_second: rate(before.attempts, after.attempts),
+            delivered_per_second: rate(before.delivered, after.delivered),
+            buried_per_second: rate(before.buried, after.buried),
+        }
     }
 }
 
@@ -221,7 +225,7 @@ fn counts(census: &Census, now: UnixMillis) -> OutboxCounts {
         bytes: census.bytes,
         disk_bytes: census.disk_bytes,
         disk_free_bytes: census.disk_free_bytes,
-        oldest_ready_age_seconds: oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64()),
+        oldest_age_seconds: oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64()),
     }
 }
 
@@ -290,9 +294,9 @@ mod tests {
     fn rates_are_differences_over_their_time() {
         let before = Totals { accepted: 10, delivered: 4, ..Totals::default() };
         let after = Totals { accepted: 30, delivered: 4, ..before };
-        let found = rates(before, after, Duration::from_secs(4));
+        let found = Rates::between(before, after, Duration::from_secs(4));
         assert_eq!((found.accepted_per_second, found.delivered_per_second, found.window_seconds), (5.0, 0.0, 4.0));
-        assert_eq!(rates(before, after, Duration::ZERO), Rates::default());
+        assert_eq!(Rates::between(before, after, Duration::ZERO), Rates::default());
     }
 
     #[test]

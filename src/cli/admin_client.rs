@@ -4,20 +4,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use http::{Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::service::Service as _;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::service::TowerToHyperService;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
-use super::send::{base, endpoint_of, parse_endpoint, percent};
+use super::send::{base, endpoint_of, percent};
 use super::{ConfigOptions, Exit, Failure};
+use crate::admin::api::{FunctionPage, Message};
 use crate::config::{Config, Environment};
 use crate::deadletter::Trouble;
+use crate::event::{EventId, FunctionName};
 
 /// How long to wait for an answer: an append takes milliseconds, on a loaded disk seconds, and for some answers the daemon
 /// counts its store.
@@ -35,8 +37,21 @@ pub struct Daemon {
     #[command(flatten)]
     pub(super) config: ConfigOptions,
     /// The daemon's admin listener, as http://HOST:PORT; by default what the configuration says
-    #[arg(long, value_name = "URL", value_parser = parse_endpoint)]
+    #[arg(long, value_name = "URL", value_parser = parse_admin)]
     admin: Option<Uri>,
+    /// Only here to be explained
+    #[arg(long, hide = true, value_parser = not_the_ingest_listener)]
+    endpoint: Option<String>,
+}
+
+fn parse_admin(text: &str) -> Result<Uri, String> {
+    super::send::parse_url(text, "http://127.0.0.1:9478")
+}
+
+fn not_the_ingest_listener(_: &str) -> Result<String, String> {
+    Err("it names the ingest listener, which `sendoff send` speaks to; this command speaks to the admin listener: give \
+         --admin, as in --admin http://127.0.0.1:9478"
+        .to_owned())
 }
 
 /// Which daemon to ask for a list, and how to show it.
@@ -45,11 +60,23 @@ pub struct Listing {
     #[command(flatten)]
     pub(super) daemon: Daemon,
     /// Show so many at most
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100)]
     pub(super) limit: usize,
+    /// Show all of them
+    #[arg(long, conflicts_with = "limit")]
+    all: bool,
+    /// Go on where the list before ended: the token that it named
+    #[arg(long, value_name = "TOKEN")]
+    pub(super) after: Option<String>,
     /// Print one JSON object a line
     #[arg(long)]
     pub(super) json: bool,
+}
+
+impl Listing {
+    pub(super) fn limit(&self) -> usize {
+        if self.all { usize::MAX } else { self.limit }
+    }
 }
 
 /// Which event of which daemon.
@@ -58,7 +85,7 @@ pub struct One {
     #[command(flatten)]
     pub(super) daemon: Daemon,
     /// The event's id
-    pub(super) id: String,
+    pub(super) id: EventId,
 }
 
 impl Daemon {
@@ -100,44 +127,61 @@ impl AdminClient {
         Self { base: String::new(), way: Way::InProcess(TowerToHyperService::new(routes)) }
     }
 
-    pub async fn get(&self, path: &str) -> Result<Value, Trouble> {
-        self.call(Method::GET, path, None).await
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Trouble> {
+        self.call(Method::GET, path, &()).await
     }
 
-    pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Trouble> {
-        self.call(Method::POST, path, Some(body)).await
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Trouble> {
+        self.call(Method::POST, path, body).await
     }
 
-    pub async fn put(&self, path: &str) -> Result<Value, Trouble> {
-        self.call(Method::PUT, path, None).await
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Trouble> {
+        self.call(Method::DELETE, path, &()).await
     }
 
-    pub async fn delete(&self, path: &str) -> Result<Value, Trouble> {
-        self.call(Method::DELETE, path, None).await
+    /// A request that is answered without a body.
+    pub async fn tell(&self, method: Method, path: &str) -> Result<(), Trouble> {
+        let answered = self.ask(method, path, None).await?;
+        if answered.status == StatusCode::NO_CONTENT { Ok(()) } else { Err(self.refusal(&answered)) }
     }
 
-    /// The answer as a type of ours.
-    pub async fn value<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        serde_json::from_value(self.get(path).await?).map_err(|error| {
-            let why =
-                format!("{} answers what this version, {}, does not understand", self.base, env!("CARGO_PKG_VERSION"));
-            Failure::new(Exit::Failed, anyhow::Error::new(error).context(why))
+    /// The answer as a type of ours. A refusal is a trouble, which may pass if the daemon is not there, starting or stopping.
+    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: &impl Serialize) -> Result<T, Trouble> {
+        let trouble = |code: &str, message: String| Trouble { code: code.to_owned(), message, transient: false };
+        let body = serde_json::to_vec(body).map_err(|error| trouble("request", error.to_string()))?;
+        let body = (method == Method::POST).then(|| body.into());
+        let answered = self.ask(method, path, body).await?;
+        if !answered.status.is_success() {
+            return Err(self.refusal(&answered));
+        }
+        serde_json::from_slice(&answered.body).map_err(|error| {
+            let version = env!("CARGO_PKG_VERSION");
+            let why = format!(
+                "{} answers what sendoff {version} does not understand ({error}); is it a sendoff of the same version?",
+                self.base
+            );
+            trouble("answer", why)
         })
     }
 
-    /// The answer's JSON. A refusal is a trouble, which may pass if the daemon is not there, starting or stopping.
-    async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Trouble> {
-        let (status, body) = self.ask(method, path, body).await?;
-        if status.is_success() {
-            return Ok(serde_json::from_slice(&body).unwrap_or_default());
+    /// What an answer that is no success means.
+    pub(super) fn refusal(&self, answered: &Answered) -> Trouble {
+        let Answered { status, body, .. } = answered;
+        let transient = status.is_server_error();
+        if answered.headers.contains_key("x-amzn-errortype") {
+            let message = format!(
+                "{} answers as Lambda's API does: that is the ingest listener, or Lambda; name the admin listener with \
+                 --admin, by default http://127.0.0.1:9478",
+                self.base
+            );
+            return Trouble { code: "wrong-listener".to_owned(), message, transient: false };
         }
-        let message = words(status, &body);
-        Err(Trouble { code: status.as_u16().to_string(), message, transient: status.is_server_error() })
+        Trouble { code: status.as_u16().to_string(), message: words(*status, body), transient }
     }
 
-    /// Status and body of one answer; a trouble only if there is none.
-    pub async fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> Result<(StatusCode, Bytes), Trouble> {
-        let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+    /// One answer; a trouble only if there is none.
+    pub async fn ask(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Answered, Trouble> {
+        let body = body.unwrap_or_default();
         let request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         let request = request.header(header::CONTENT_TYPE, "application/json").body(Full::new(body));
         let request = request.map_err(|error| Trouble {
@@ -155,13 +199,13 @@ impl AdminClient {
                     let (head, body) = response.into_parts();
                     let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
                     let body = body.map_err(|error| self.unreachable(&format!("no whole answer ({error})")))?;
-                    Ok((head.status, body.to_bytes()))
+                    Ok(Answered { status: head.status, headers: head.headers, body: body.to_bytes() })
                 }
                 Way::InProcess(routes) => {
                     let response = routes.call(request).await.unwrap_or_else(|never| match never {});
                     let (head, body) = response.into_parts();
                     let body = body.collect().await.map_err(|error| self.unreachable(&error.to_string()))?;
-                    Ok((head.status, body.to_bytes()))
+                    Ok(Answered { status: head.status, headers: head.headers, body: body.to_bytes() })
                 }
             }
         });
@@ -181,21 +225,21 @@ impl From<Trouble> for Failure {
     }
 }
 
-/// What an answer says: its `message`, or its text.
-pub(super) fn words(status: StatusCode, body: &[u8]) -> String {
-    let value: Option<Value> = serde_json::from_slice(body).ok();
-    match value.as_ref().and_then(|value| value["message"].as_str()) {
-        Some(message) => message.to_owned(),
-        None if body.is_empty() => status.to_string(),
-        None => String::from_utf8_lossy(body).trim().to_owned(),
-    }
+/// One answer of a daemon.
+#[derive(Debug)]
+pub struct Answered {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
 }
 
-/// One request of the operator's API.
-pub(super) enum Ask {
-    Get(String),
-    Post(String),
-    Delete(String),
+/// What an answer says: its `message`, or its text.
+pub(super) fn words(status: StatusCode, body: &[u8]) -> String {
+    match serde_json::from_slice(body) {
+        Ok(Message { message }) => message,
+        Err(_) if body.is_empty() => status.to_string(),
+        Err(_) => String::from_utf8_lossy(body).trim().to_owned(),
+    }
 }
 
 /// A daemon to ask, one request after another.
@@ -211,15 +255,31 @@ impl Asker {
         Ok(Self { client, runtime: runtime.map_err(|error| Failure::new(Exit::Internal, error))? })
     }
 
-    pub(super) fn ask(&self, ask: &Ask) -> Result<Value, Failure> {
-        let answered = self.runtime.block_on(async {
-            match ask {
-                Ask::Get(path) => self.client.get(path).await,
-                Ask::Post(path) => self.client.post(path, &Value::Null).await,
-                Ask::Delete(path) => self.client.delete(path).await,
-            }
-        });
-        Ok(answered?)
+    pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        Ok(self.runtime.block_on(self.client.get(path))?)
+    }
+
+    pub(super) fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        Ok(self.runtime.block_on(self.client.post(path, &()))?)
+    }
+
+    pub(super) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        Ok(self.runtime.block_on(self.client.delete(path))?)
+    }
+
+    /// The function of this name, seen or not; of a pattern with `*`, the known functions that fit, at least one.
+    pub(super) fn functions(&self, name: &str) -> Result<Vec<String>, Failure> {
+        if !name.contains('*') {
+            return Ok(vec![name.to_owned()]);
+        }
+        let page: FunctionPage = self.get("/v1/functions")?;
+        let names = page.functions.into_iter().map(|function| function.function);
+        let fitting: Vec<String> = names.filter(|known| FunctionName::new(known).fits(name)).collect();
+        if fitting.is_empty() {
+            let why = format!("no known function fits {name:?}; `sendoff functions` lists those that are known");
+            return Err(Failure::saying(Exit::Failed, why));
+        }
+        Ok(fitting)
     }
 }
 
@@ -233,15 +293,6 @@ pub(super) fn query(pairs: &[(&str, Option<&str>)]) -> String {
     let given = pairs.iter().filter_map(|(name, value)| value.map(|value| format!("{name}={}", percent(value))));
     let given: Vec<_> = given.collect();
     if given.is_empty() { String::new() } else { format!("?{}", given.join("&")) }
-}
-
-/// Text of a JSON value, without quotes; a dash where there is none.
-pub(super) fn text(value: &Value) -> String {
-    match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
-    }
 }
 
 #[cfg(test)]
@@ -267,12 +318,24 @@ mod tests {
         let routes = axum::Router::new()
             .route(
                 "/v1/x",
-                axum::routing::post(|body: axum::Json<Value>| async move { axum::Json(body.0["n"].clone()) }),
+                axum::routing::post(
+                    |body: axum::Json<serde_json::Value>| async move { axum::Json(body.0["n"].clone()) },
+                ),
             )
             .route("/v1/no", axum::routing::get(|| async { (StatusCode::SERVICE_UNAVAILABLE, "starting") }));
         let client = AdminClient::in_process(routes);
-        assert_eq!(client.post("/v1/x", &serde_json::json!({ "n": 7 })).await, Ok(Value::from(7)));
-        let trouble = client.get("/v1/no").await.unwrap_err();
+        assert_eq!(client.post("/v1/x", &serde_json::json!({ "n": 7 })).await, Ok(7));
+        let trouble = client.get::<u64>("/v1/no").await.unwrap_err();
         assert_eq!((trouble.code.as_str(), trouble.message.as_str(), trouble.transient), ("503", "starting", true));
+        let trouble = client.post::<Message>("/v1/x", &serde_json::json!({ "n": 7 })).await.unwrap_err();
+        assert!(trouble.message.contains("does not understand"), "{trouble}");
+    }
+
+    #[tokio::test]
+    async fn the_ingest_listener_is_told_from_the_admin_listener() {
+        let lambda = || async { (StatusCode::NOT_FOUND, [("x-amzn-ErrorType", "UnknownOperationException")], "{}") };
+        let client = AdminClient::in_process(axum::Router::new().route("/v1/x", axum::routing::get(lambda)));
+        let trouble = client.get::<u64>("/v1/x").await.unwrap_err();
+        assert!(trouble.message.contains("--admin") && !trouble.transient, "{trouble}");
     }
 }

@@ -1,20 +1,25 @@
 //! `sendoff dead-letters`: those in the daemon's store.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytesize::ByteSize;
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::admin_client::{AdminClient, Daemon, Listing, One, query};
-use super::{Exit, Failure, print, table};
-use crate::clock::Clock;
+use super::table::{Rows, or_dash};
+use super::{Exit, Failure, out};
+use crate::admin::api::{Answer, Answers, Ids, LetterPage, LetterView};
+use crate::clock::{Clock, UnixMillis};
 use crate::config::Environment;
 use crate::deadletter::letter;
-use crate::event::Pattern;
+use crate::event::{EventId, Pattern};
 
 /// Bytes of lines that one request of an import carries; a larger line goes alone. The daemon takes 2 MiB.
 const IMPORT_BYTES_MAX: usize = 1 << 20;
@@ -22,10 +27,20 @@ const IMPORT_BYTES_MAX: usize = 1 << 20;
 /// A line holds 1 MiB of payload as base64, and its envelope.
 const LINE_BYTES_MAX: u64 = 2 << 20;
 
+/// Ids of one request.
+const PURGE_IDS_MAX: usize = 100;
+
+const EXAMPLES: &str = "\
+Examples:
+  sendoff dead-letters list --function 'orders-*' --where reason=refused --since 2h
+  sendoff dead-letters export dead.ndjson
+  sendoff dead-letters purge --function orders --until 7d";
+
 /// Look at, save and remove the dead letters in the daemon's store
 ///
 /// A dead letter is an event that was given up. Without a dead-letter queue, or until that takes it, it is in the store.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Options {
     #[command(subcommand)]
     command: Command,
@@ -54,8 +69,11 @@ enum Command {
         daemon: Daemon,
         #[command(flatten)]
         filter: FilterOptions,
-        /// A new file; stdout if none
+        /// The file, which only its owner may read; stdout if none
         file: Option<PathBuf>,
+        /// Replace a file that exists
+        #[arg(long, requires = "file")]
+        force: bool,
     },
     /// Take in what `export` wrote; what is there already is passed over
     Import {
@@ -64,16 +82,26 @@ enum Command {
         /// The file; - is stdin
         file: PathBuf,
     },
-    /// Remove dead letters for good, by id
+    /// Remove dead letters for good, by id or by filter
+    ///
+    /// Says first how many they are, and asks.
     Purge {
         #[command(flatten)]
         daemon: Daemon,
+        /// The events' ids
+        #[arg(conflicts_with_all = ["function", "conditions", "since", "until"])]
+        ids: Vec<EventId>,
+        #[command(flatten)]
+        filter: FilterOptions,
         /// Keep their idempotency keys: the same key sent again is then a duplicate and is not stored
         #[arg(long)]
         keep_keys: bool,
-        /// The events' ids
-        #[arg(required = true)]
-        ids: Vec<String>,
+        /// Only say how many
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -112,8 +140,8 @@ fn parse_condition(text: &str) -> Result<Condition, String> {
     }
 }
 
-fn parse_moment(text: &str) -> Result<String, String> {
-    let moment = letter::moment(text, Clock::system().now());
+pub(super) fn parse_moment(text: &str) -> Result<String, String> {
+    let moment = UnixMillis::read(text, Clock::system().now());
     moment.map(|moment| moment.rfc3339()).ok_or_else(|| "write it like 2h or 2026-11-23T14:00:00Z".to_owned())
 }
 
@@ -132,6 +160,11 @@ impl FilterOptions {
         })
     }
 
+    /// Whether it leaves out any letter of a function that fits.
+    fn is_narrow(&self) -> bool {
+        !self.conditions.is_empty() || self.since.is_some() || self.until.is_some()
+    }
+
     /// As the query of `/v1/dead-letters`, with these pairs of it.
     pub(super) fn query(&self, more: &[(&str, Option<&str>)]) -> String {
         let filters = [
@@ -148,115 +181,211 @@ impl FilterOptions {
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let runtime = super::runtime()?;
     match options.command {
-        Command::List { listing: Listing { daemon, limit, json }, filter } => {
-            runtime.block_on(list(&daemon.client(environment)?, &filter, limit, json))
+        Command::List { listing, filter } => {
+            runtime.block_on(list(&listing.daemon.client(environment)?, &filter, &listing))
         }
         Command::Show { event: One { daemon, id }, payload } => {
-            runtime.block_on(show(&daemon.client(environment)?, &id, payload))
+            runtime.block_on(show(&daemon.client(environment)?, id, payload))
         }
-        Command::Export { daemon, filter, file } => {
-            runtime.block_on(export(&daemon.client(environment)?, &filter, file.as_deref()))
+        Command::Export { daemon, filter, file, force } => {
+            runtime.block_on(export(&daemon.client(environment)?, &filter, file.as_deref(), force))
         }
         Command::Import { daemon, file } => runtime.block_on(import(&daemon.client(environment)?, &file)),
-        Command::Purge { daemon, keep_keys, ids } => {
-            runtime.block_on(purge(&daemon.client(environment)?, &ids, keep_keys))
+        Command::Purge { daemon, ids, filter, keep_keys, dry_run, yes } => {
+            let purge = Purge { client: daemon.client(environment)?, keep_keys, dry_run, yes };
+            runtime.block_on(purge.run(ids, &filter))
         }
     }
 }
 
-/// Calls `each` with every page of the dead letters that fit, until it says that it has enough.
+/// Calls `each` with every page of the dead letters that fit, until it says that it has enough. Returns where to go on.
 pub(super) async fn pages(
     client: &AdminClient,
     filter: &FilterOptions,
+    after: Option<String>,
     more: &[(&str, Option<&str>)],
-    mut each: impl AsyncFnMut(&Value) -> Result<bool, Failure>,
-) -> Result<(), Failure> {
-    let mut after: Option<String> = None;
+    mut each: impl AsyncFnMut(LetterPage) -> Result<bool, Failure>,
+) -> Result<Option<String>, Failure> {
+    let mut after = after;
     loop {
         let query = filter.query(&[&[("after", after.as_deref())], more].concat());
-        let page = client.get(&format!("/v1/dead-letters{query}")).await?;
-        let wants_more = each(&page).await?;
-        match page["next"].as_str() {
-            Some(next) if wants_more => after = Some(next.to_owned()),
-            Some(_) | None => return Ok(()),
+        let page: LetterPage = client.get(&format!("/v1/dead-letters{query}")).await?;
+        after.clone_from(&page.next);
+        let wants_more = each(page).await?;
+        if !wants_more || after.is_none() {
+            return Ok(after);
         }
     }
 }
 
-/// The letters of a page.
-pub(super) fn letters(page: &Value) -> &[Value] {
-    page["dead_letters"].as_array().map(Vec::as_slice).unwrap_or_default()
+async fn list(client: &AdminClient, filter: &FilterOptions, listing: &Listing) -> Result<(), Failure> {
+    let limit = listing.limit();
+    let mut found: Vec<LetterView> = Vec::new();
+    let mut store = Stored::default();
+    let mut after = listing.after.clone();
+    // One page at a time, each asked for no more than is still to be shown, so that the token is where the list ends.
+    while found.len() < limit {
+        let size = (limit - found.len()).min(1_000).to_string();
+        after = pages(client, filter, after, &[("limit", Some(size.as_str()))], async |page| {
+            store = Stored { buried: page.buried, shipped: page.shipped, queues: page.queues };
+            found.extend(page.dead_letters);
+            Ok(false)
+        })
+        .await?;
+        if after.is_none() {
+            break;
+        }
+    }
+    let after = match after {
+        Some(after) => is_more(client, filter, &after).await?.then_some(after),
+        None => None,
+    };
+    let shown = store.shown(found.len() as u64, filter.is_narrow(), after.as_deref());
+    if listing.json {
+        found.iter().try_for_each(out::json)?;
+        if after.is_some() {
+            out::note(shown);
+        }
+        return Ok(());
+    }
+    out::print(&listed(&found).lines())?;
+    out::line(shown)?;
+    out::line(store.in_words())
 }
 
-async fn list(client: &AdminClient, filter: &FilterOptions, limit: usize, json: bool) -> Result<(), Failure> {
-    let mut found: Vec<Value> = Vec::new();
-    let mut buried = 0;
-    let page_size = limit.clamp(1, 1_000).to_string();
-    pages(client, filter, &[("limit", Some(page_size.as_str()))], async |page| {
-        buried = page["buried"].as_u64().unwrap_or_default();
-        found.extend(letters(page).iter().cloned());
-        found.truncate(limit);
-        Ok(found.len() < limit)
+/// Whether there is any letter after the token: a page that is full may have been the last.
+async fn is_more(client: &AdminClient, filter: &FilterOptions, after: &str) -> Result<bool, Failure> {
+    let mut any = false;
+    pages(client, filter, Some(after.to_owned()), &[("limit", Some("1"))], async |page| {
+        any = !page.dead_letters.is_empty();
+        Ok(!any)
     })
     .await?;
-    if json {
-        let lines: String = found.iter().map(|letter| format!("{letter}\n")).collect();
-        return print(&lines);
-    }
-    let mut table = table::headed(&["ID", "FUNCTION", "DIED", "REASON", "ATTEMPTS", "REDRIVES", "LAST ERROR"]);
-    for letter in &found {
-        table.add_row(row(letter));
-    }
-    let shown = found.len();
-    print(&format!("{}{shown} shown; the store holds {buried} dead letters\n", table::lines(table)))
+    Ok(any)
 }
 
-fn row(letter: &Value) -> Vec<String> {
-    let text = |name: &str| letter[name].as_str().unwrap_or("-").to_owned();
-    let number = |name: &str| letter[name].to_string();
-    let mut error = letter["error"]["code"].as_str().unwrap_or("-").to_owned();
-    if let Some(why) = letter["unshippable"].as_str() {
-        error += &format!(" (unshippable: {why})");
-    }
-    vec![text("id"), text("function"), text("buried_at"), text("reason"), number("attempts"), number("redrives"), error]
+/// What the daemon says beside a page.
+#[derive(Debug, Clone, Default)]
+struct Stored {
+    buried: u64,
+    shipped: u64,
+    queues: Vec<String>,
 }
 
-async fn show(client: &AdminClient, id: &str, payload: bool) -> Result<(), Failure> {
-    let path = format!("/v1/dead-letters/{}?payload={payload}", super::send::percent(id));
-    let letter = client.get(&path).await?;
+impl Stored {
+    fn shown(&self, shown: u64, is_narrow: bool, after: Option<&str>) -> String {
+        match after {
+            None => format!("{} shown", out::count(shown, "dead letter")),
+            Some(after) => {
+                let of = if is_narrow { String::new() } else { format!(" of {}", self.buried) };
+                format!("{shown}{of} shown; continue with --after {after}, or list them with --all")
+            }
+        }
+    }
+
+    /// Where all of them are.
+    fn in_words(&self) -> String {
+        let Self { buried, shipped, queues } = self;
+        let here = format!("{} in the store", out::count(*buried, "dead letter"));
+        let names: Vec<&str> = queues.iter().map(|queue| name_of(queue)).collect();
+        match (&names[..], shipped) {
+            ([], 0) => format!("{here}; no dead-letter queue is configured, so they stay here"),
+            ([], shipped) => format!("{here}; {shipped} shipped since the daemon's start"),
+            (names, shipped) => format!("{here}; {shipped} shipped to {} since the daemon's start", names.join(", ")),
+        }
+    }
+}
+
+/// The name of a queue, of its URL or ARN.
+fn name_of(queue: &str) -> &str {
+    queue.rsplit(['/', ':']).next().unwrap_or(queue)
+}
+
+fn listed(letters: &[LetterView]) -> Rows {
+    let heads = ["ID", "FUNCTION", "DIED", "REASON", "ATTEMPTS", "CHARGED", "REDRIVES", "LAST ERROR"];
+    let mut rows = Rows::headed(&heads);
+    for letter in letters {
+        let mut error = or_dash(letter.last_error.as_ref().map(|error| error.code.as_str()));
+        if let Some(why) = &letter.unshippable {
+            error += &format!(" (unshippable: {why})");
+        }
+        rows.add([
+            letter.id.to_string(),
+            letter.function.clone(),
+            or_dash(letter.buried_at.as_ref()),
+            or_dash(letter.reason.map(|reason| reason.as_str())),
+            letter.attempts.to_string(),
+            letter.charged.to_string(),
+            letter.redrives.to_string(),
+            error,
+        ]);
+    }
+    rows
+}
+
+async fn show(client: &AdminClient, id: EventId, payload: bool) -> Result<(), Failure> {
+    let letter: LetterView = client.get(&format!("/v1/dead-letters/{id}?payload={payload}")).await?;
     if !payload {
-        let shown = serde_json::to_string_pretty(&letter).map_err(|error| Failure::new(Exit::Internal, error))?;
-        return print(&format!("{shown}\n"));
+        return out::pretty(&letter);
     }
-    let bytes = letter["export"]["payload_base64"].as_str().and_then(|text| STANDARD.decode(text).ok());
-    let bytes = bytes.ok_or_else(|| Failure::saying(Exit::Failed, "the answer has no payload"))?;
-    super::print_bytes(&bytes)
+    /// What is wanted of a line of an export.
+    #[derive(serde::Deserialize)]
+    struct Exported {
+        payload_base64: String,
+    }
+    let exported = letter.export.and_then(|export| serde_json::from_str::<Exported>(export.get()).ok());
+    let bytes = exported.and_then(|exported| STANDARD.decode(exported.payload_base64).ok());
+    out::payload(&bytes.ok_or_else(|| Failure::saying(Exit::Failed, "the answer has no payload"))?)
 }
 
-async fn export(client: &AdminClient, filter: &FilterOptions, file: Option<&Path>) -> Result<(), Failure> {
-    let cannot = |error: std::io::Error| {
-        Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot write the export"))
-    };
-    let mut out: Box<dyn Write> = match file {
-        Some(path) => Box::new(File::create_new(path).map_err(cannot)?),
-        None => Box::new(std::io::stdout()),
-    };
+async fn export(client: &AdminClient, filter: &FilterOptions, file: Option<&Path>, force: bool) -> Result<(), Failure> {
+    let mut to_file = file.map(|path| create(path, force)).transpose()?;
     let mut count = 0;
-    pages(client, filter, &[("payloads", Some("true"))], async |page| {
-        for letter in letters(page) {
-            match writeln!(out, "{}", letter["export"]) {
-                // The reader has had enough, as `head` has.
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(false),
-                written => written.map_err(cannot)?,
+    let every = pages(client, filter, None, &[("payloads", Some("true"))], async |page| {
+        for letter in &page.dead_letters {
+            let line = letter.export.as_ref();
+            let line = line.ok_or_else(|| Failure::saying(Exit::Failed, "the answer has no payloads"))?;
+            match &mut to_file {
+                None => out::json(line)?,
+                Some(out) => {
+                    writeln!(out, "{}", line.get())
+                        .map_err(|error| unwritable(file.unwrap_or(Path::new("-")), error))?;
+                }
             }
             count += 1;
         }
         Ok(true)
-    })
-    .await?;
-    out.flush().map_err(cannot)?;
-    super::say(&format!("{count} dead letters written"));
+    });
+    every.await?;
+    if let (Some(out), Some(path)) = (&mut to_file, file) {
+        out.flush().and_then(|()| out.sync_all()).map_err(|error| unwritable(path, error))?;
+    }
+    let to = file.map_or_else(String::new, |path| format!(" to {}", path.display()));
+    out::note(format!("{} written{to}", out::count(count, "dead letter")));
     Ok(())
+}
+
+/// A new file that its owner alone may read: payloads and keys are in it.
+fn create(path: &Path, force: bool) -> Result<File, Failure> {
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600);
+    let opened = if force { options.create(true).truncate(true) } else { options.create_new(true) }.open(path);
+    let file = opened.map_err(|error| {
+        if error.kind() != std::io::ErrorKind::AlreadyExists {
+            return unwritable(path, error);
+        }
+        let why = format!("{} exists already: name another file, or replace it with --force", path.display());
+        Failure::saying(Exit::Failed, why)
+    })?;
+    let is_file = file.metadata().map_err(|error| unwritable(path, error))?.is_file();
+    if is_file {
+        file.set_permissions(std::fs::Permissions::from_mode(0o600)).map_err(|error| unwritable(path, error))?;
+    }
+    Ok(file)
+}
+
+fn unwritable(path: &Path, error: std::io::Error) -> Failure {
+    Failure::new(Exit::Failed, anyhow::Error::new(error).context(format!("cannot write the export {}", path.display())))
 }
 
 async fn import(client: &AdminClient, file: &Path) -> Result<(), Failure> {
@@ -268,7 +397,7 @@ async fn import(client: &AdminClient, file: &Path) -> Result<(), Failure> {
         Some(_) | None => Box::new(File::open(file).map_err(cannot)?),
     };
     let mut reader = BufReader::new(source);
-    let (mut stored, mut repeats, mut number) = (0, 0, 0);
+    let (mut stored, mut duplicates, mut number) = (0, 0, 0);
     let mut at_end = false;
     while !at_end {
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -279,53 +408,141 @@ async fn import(client: &AdminClient, file: &Path) -> Result<(), Failure> {
             number += 1;
             if !line.trim().is_empty() {
                 bytes += line.len();
-                let letter: Value = serde_json::from_str(&line).map_err(|error| {
+                let letter: Box<RawValue> = serde_json::from_str(line.trim()).map_err(|error| {
                     Failure::saying(Exit::Failed, format!("line {number} is not an exported dead letter: {error}"))
                 })?;
-                batch.push(letter);
+                batch.push((number, letter));
             }
         }
-        for answer in take_in(client, batch).await? {
-            match answer["result"].as_str() {
-                Some("stored") => stored += 1,
-                Some("repeat") => repeats += 1,
-                Some(_) | None => {
-                    let why = format!("the daemon does not take line {number} or one before it: {}", answer["message"]);
+        for (number, answer) in take_in(client, batch).await? {
+            match answer {
+                Answer::Stored { .. } => stored += 1,
+                Answer::Duplicate { .. } => duplicates += 1,
+                Answer::Busy { message }
+                | Answer::Refused { message }
+                | Answer::Ceiling { message }
+                | Answer::Shipping { message }
+                | Answer::NotFound { message } => {
+                    let why = format!("the daemon does not take line {number}: {message}");
                     return Err(Failure::saying(Exit::Failed, why));
+                }
+                Answer::Purged { id } => {
+                    let why = format!("the daemon answers that {id} was purged, which nobody asked for");
+                    return Err(Failure::saying(Exit::Internal, why));
                 }
             }
         }
     }
-    print(&format!("{stored} dead letters taken in, {repeats} were there already\n"))
+    out::line(format!("{} taken in, {duplicates} were there already", out::count(stored, "dead letter")))
 }
 
-/// One request; half of the letters at a time if the daemon finds it too large.
-async fn take_in(client: &AdminClient, batch: Vec<Value>) -> Result<Vec<Value>, Failure> {
+/// Letters to take in.
+#[derive(Serialize)]
+struct Letters<'a> {
+    letters: Vec<&'a RawValue>,
+}
+
+/// One request; half of the letters at a time if the daemon finds it too large. Each answer with its line.
+async fn take_in(client: &AdminClient, batch: Vec<(u64, Box<RawValue>)>) -> Result<Vec<(u64, Answer)>, Failure> {
     let mut answers = Vec::new();
     let mut parts = vec![batch];
     while let Some(mut batch) = parts.pop() {
         if batch.is_empty() {
             continue;
         }
-        match client.post("/v1/dead-letters", &json!({ "letters": batch })).await {
-            Ok(answer) => answers.extend(answer["answers"].as_array().cloned().unwrap_or_default()),
+        let letters = Letters { letters: batch.iter().map(|(_, letter)| &**letter).collect() };
+        match client.post::<Answers>("/v1/dead-letters", &letters).await {
+            Ok(answer) => answers.extend(batch.iter().map(|(number, _)| *number).zip(answer.answers)),
             Err(trouble) if trouble.code == "413" && batch.len() > 1 => {
                 let rest = batch.split_off(batch.len() / 2);
                 parts.extend([rest, batch]);
             }
-            Err(trouble) => return Err(trouble.into()),
+            Err(trouble) => {
+                let number = |letter: Option<&(u64, Box<RawValue>)>| letter.map_or(0, |(number, _)| *number);
+                let (first, last) = (number(batch.first()), number(batch.last()));
+                let which = if first == last { format!("line {first}") } else { format!("lines {first} to {last}") };
+                return Err(Failure::from(crate::deadletter::Trouble {
+                    message: format!("{which}: {}", trouble.message),
+                    ..trouble
+                }));
+            }
         }
     }
     Ok(answers)
 }
 
-async fn purge(client: &AdminClient, ids: &[String], keep_keys: bool) -> Result<(), Failure> {
-    for id in ids {
-        let keys = query(&[("keep_keys", keep_keys.then_some("true"))]);
-        client.delete(&format!("/v1/dead-letters/{}{keys}", super::send::percent(id))).await?;
-        print(&format!("{id} purged\n"))?;
+/// A purge of dead letters.
+struct Purge {
+    client: AdminClient,
+    keep_keys: bool,
+    dry_run: bool,
+    yes: bool,
+}
+
+impl Purge {
+    async fn run(&self, ids: Vec<EventId>, filter: &FilterOptions) -> Result<(), Failure> {
+        let by_id = !ids.is_empty();
+        if !by_id && filter.function.is_none() && !filter.is_narrow() {
+            let why = "name the dead letters by id, or by a filter; --function '*' means all of them";
+            return Err(Failure::saying(Exit::Usage, why));
+        }
+        let (ids, bytes) = if by_id { self.look_up(ids).await? } else { self.find(filter).await? };
+        let count = out::count(ids.len() as u64, "dead letter");
+        let size = ByteSize::b(bytes).display().iec();
+        if self.dry_run || ids.is_empty() {
+            return out::line(format!("{count}, {size}, would be purged"));
+        }
+        if !self.yes && !out::agreed(&format!("purge {count}, {size}, for good?"))? {
+            return Err(Failure::saying(Exit::Failed, "nothing is purged"));
+        }
+        let path = format!("/v1/dead-letters/purge?keep_keys={}", self.keep_keys);
+        let mut purged = 0;
+        let mut stay = Vec::new();
+        for ids in ids.chunks(PURGE_IDS_MAX) {
+            let Answers { answers } = self.client.post(&path, &Ids { ids: ids.to_vec() }).await?;
+            for answer in answers {
+                match answer {
+                    Answer::Purged { .. } => purged += 1,
+                    Answer::Busy { message }
+                    | Answer::Refused { message }
+                    | Answer::Ceiling { message }
+                    | Answer::Shipping { message }
+                    | Answer::NotFound { message } => stay.push(message),
+                    Answer::Stored { id } | Answer::Duplicate { id } => stay.push(format!("{id} was not purged")),
+                }
+            }
+        }
+        out::line(format!("{} purged", out::count(purged, "dead letter")))?;
+        stay.iter().take(20).for_each(out::note);
+        match stay.len() {
+            0 => Ok(()),
+            more => {
+                let why = format!("{} not purged", out::count(more as u64, "dead letter"));
+                Err(Failure::saying(Exit::Failed, why))
+            }
+        }
     }
-    Ok(())
+
+    /// Those that were named, which must all be there.
+    async fn look_up(&self, ids: Vec<EventId>) -> Result<(Vec<EventId>, u64), Failure> {
+        let mut bytes = 0;
+        for id in &ids {
+            let letter: LetterView = self.client.get(&format!("/v1/dead-letters/{id}")).await?;
+            bytes += letter.payload_bytes as u64;
+        }
+        Ok((ids, bytes))
+    }
+
+    async fn find(&self, filter: &FilterOptions) -> Result<(Vec<EventId>, u64), Failure> {
+        let (mut ids, mut bytes) = (Vec::new(), 0);
+        pages(&self.client, filter, None, &[("limit", Some("1000"))], async |page| {
+            bytes += page.dead_letters.iter().map(|letter| letter.payload_bytes as u64).sum::<u64>();
+            ids.extend(page.dead_letters.iter().map(|letter| letter.id));
+            Ok(true)
+        })
+        .await?;
+        Ok((ids, bytes))
+    }
 }
 
 #[cfg(test)]
@@ -340,6 +557,23 @@ mod tests {
         for text in ["", "reason", "reason=bored", "error=", "colour=red"] {
             assert!(parse_condition(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_list_says_where_the_others_are() {
+        let queues = vec!["https://sqs.eu-central-1.amazonaws.com/123456789012/orders-dlq".to_owned()];
+        let stored = Stored { buried: 0, shipped: 25, queues };
+        assert_eq!(stored.in_words(), "0 dead letters in the store; 25 shipped to orders-dlq since the daemon's start");
+        let stored = Stored { buried: 1, ..Stored::default() };
+        assert_eq!(
+            stored.in_words(),
+            "1 dead letter in the store; no dead-letter queue is configured, so they stay here"
+        );
+        assert_eq!(name_of("arn:aws:sqs:us-west-2:123456789012:payments-dlq.fifo"), "payments-dlq.fifo");
+        let stored = Stored { buried: 6, ..Stored::default() };
+        assert_eq!(stored.shown(6, false, None), "6 dead letters shown");
+        assert!(stored.shown(2, false, Some("1.x")).starts_with("2 of 6 shown; continue with --after 1.x"));
+        assert!(stored.shown(2, true, Some("1.x")).starts_with("2 shown; continue"));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use clap::Args;
+use http::Method;
 
 use super::admin_client::{AdminClient, Daemon};
-use super::{Exit, Failure, print};
+use super::{Exit, Failure, out};
 use crate::admin::status::Summary;
 use crate::clock::Clock;
 use crate::config::Environment;
@@ -13,11 +14,18 @@ use crate::config::Environment;
 /// Between two looks at what is left.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+const EXAMPLES: &str = "\
+Examples:
+  sendoff drain --timeout 60s
+  sendoff drain --undo";
+
 /// Make the daemon not ready, and wait until it has delivered what it holds
 ///
-/// Load balancers then send clients elsewhere; who comes all the same is served. Dead letters and events with a time ahead
-/// are not waited for. Exits with 0 once nothing is left, 1 if the time is up before: what is left stays on disk.
+/// Load balancers then send clients elsewhere; requests that still arrive are served. Dead letters and events that are
+/// scheduled for later are not waited for. Exits with 0 once nothing is left, with 1 if the time is up before: what is left
+/// stays on disk.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
@@ -33,10 +41,10 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let client = options.daemon.client(environment)?;
     super::runtime()?.block_on(async {
         if options.undo {
-            client.delete("/v1/drain").await?;
-            return print("ready again\n");
+            client.tell(Method::DELETE, "/v1/drain").await?;
+            return out::line("ready again");
         }
-        client.put("/v1/drain").await?;
+        client.tell(Method::PUT, "/v1/drain").await?;
         until_empty(&client, options.timeout).await
     })
 }
@@ -45,13 +53,15 @@ async fn until_empty(client: &AdminClient, timeout: Duration) -> Result<(), Fail
     let clock = Clock::system();
     let until = clock.now().plus(timeout);
     loop {
-        let summary: Summary = client.value("/v1/status").await?;
+        let summary: Summary = client.get("/v1/status").await?;
         let left = summary.outbox.ready + summary.outbox.waiting;
         if left == 0 {
-            return print("drained: no event is waiting for delivery\n");
+            return out::line("drained: no event is waiting for delivery");
         }
         if clock.now() >= until {
-            let why = format!("{left} events still wait for delivery; they stay on disk for the next start");
+            let verb = if left == 1 { "waits" } else { "wait" };
+            let left = out::count(left, "event");
+            let why = format!("{left} still {verb} for delivery; what is left stays on disk for the next start");
             return Err(Failure::saying(Exit::Failed, why));
         }
         clock.sleep(LOOK_EVERY).await;

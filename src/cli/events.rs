@@ -1,16 +1,25 @@
 //! `sendoff events`: those that a daemon stores.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
-use comfy_table::Table;
-use serde_json::Value;
 
-use super::admin_client::{Ask, Asker, Listing, One, query, text};
-use super::send::percent;
-use super::{Failure, print, table};
+use super::admin_client::{Asker, Listing, One, query};
+use super::table::{Rows, or_dash};
+use super::{Exit, Failure, out};
+use crate::admin::api::{Cancelled, Due, EventDetail, EventPage, EventView};
 use crate::config::Environment;
+use crate::event::{EventId, Pattern};
+
+const EXAMPLES: &str = "\
+Examples:
+  sendoff events list --function 'orders-*' --state waiting
+  sendoff events show 0197a1b2-... --payload
+  sendoff events attempt 0197a1b2-...";
 
 /// Look at stored events, cancel one, or have one attempted now
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Options {
     #[command(subcommand)]
     command: Command,
@@ -22,18 +31,18 @@ enum Command {
     List {
         #[command(flatten)]
         listing: Listing,
-        /// Only this function's
+        /// Only those for this function; * stands for any characters
         #[arg(long)]
-        function: Option<String>,
+        function: Option<Pattern>,
         /// Only those in this state: ready, waiting, scheduled or buried
         #[arg(long)]
         state: Option<String>,
     },
-    /// Show one as JSON
+    /// Show one as JSON, without what the client sent
     Show {
         #[command(flatten)]
         event: One,
-        /// With its payload, as base64
+        /// Print the payload instead, byte for byte
         #[arg(long)]
         payload: bool,
     },
@@ -46,71 +55,136 @@ enum Command {
         keep_keys: bool,
     },
     /// Make one that waits due now
+    ///
+    /// If its function is paused or held, the command says until when, since the event waits for that, too.
     Attempt(One),
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     match options.command {
-        Command::List { listing: Listing { daemon, limit, json }, function, state } => {
-            let asker = Asker::new(&daemon, environment)?;
-            let events = collect(&asker, function.as_deref(), state.as_deref(), limit)?;
-            if json {
-                return events.iter().try_for_each(|event| print(&format!("{event}\n")));
-            }
-            print(&table::lines(listed(&events)))
+        Command::List { listing, function, state } => {
+            let asker = Asker::new(&listing.daemon, environment)?;
+            list(&asker, &listing, function.as_ref().map(Pattern::as_str), state.as_deref())
         }
-        Command::Show { event: One { daemon, id }, payload } => {
-            let path = format!("{}{}", path(&id), query(&[("payload", payload.then_some("true"))]));
-            let event = Asker::new(&daemon, environment)?.ask(&Ask::Get(path))?;
-            print(&format!("{event:#}\n"))
-        }
+        Command::Show { event: One { daemon, id }, payload } => show(&Asker::new(&daemon, environment)?, id, payload),
         Command::Cancel { event: One { daemon, id }, keep_keys } => {
-            let path = format!("{}{}", path(&id), query(&[("keep_keys", keep_keys.then_some("true"))]));
-            Asker::new(&daemon, environment)?.ask(&Ask::Delete(path))?;
-            print(&format!("{id} is cancelled\n"))
+            let path = format!("{}?keep_keys={keep_keys}", path(id));
+            let cancelled: Cancelled = Asker::new(&daemon, environment)?.delete(&path)?;
+            out::line(format!("{id} is cancelled; it was for {}", cancelled.function))
         }
         Command::Attempt(One { daemon, id }) => {
-            Asker::new(&daemon, environment)?.ask(&Ask::Post(format!("{}/attempt", path(&id))))?;
-            print(&format!("{id} is due now\n"))
+            let due: Due = Asker::new(&daemon, environment)?.post(&format!("{}/attempt", path(id)))?;
+            out::line(due_in_words(&due))
         }
     }
 }
 
-fn path(id: &str) -> String {
-    format!("/v1/events/{}", percent(id))
+fn path(id: EventId) -> String {
+    format!("/v1/events/{id}")
 }
 
-/// Page by page, up to `limit`.
-fn collect(asker: &Asker, function: Option<&str>, state: Option<&str>, limit: usize) -> Result<Vec<Value>, Failure> {
-    let mut events = Vec::new();
-    let mut after: Option<String> = None;
-    while events.len() < limit {
-        let left = (limit - events.len()).to_string();
+fn due_in_words(due: &Due) -> String {
+    let Due { id, function, paused, held } = due;
+    match (paused, held) {
+        (true, _) => format!("{id} is due now, but {function} is paused: `sendoff resume {function}` lets it go"),
+        (false, Some(held)) => format!(
+            "{id} is due now, but {function} is held ({}) until {}, when one event at a time is tried: {}",
+            held.kind, held.until, held.reason
+        ),
+        (false, None) => format!("{id} is due now"),
+    }
+}
+
+fn show(asker: &Asker, id: EventId, payload: bool) -> Result<(), Failure> {
+    let event: EventDetail = asker.get(&format!("{}?payload={payload}", path(id)))?;
+    if !payload {
+        return out::pretty(&event);
+    }
+    let bytes = event.payload_base64.and_then(|text| STANDARD.decode(text).ok());
+    out::payload(&bytes.ok_or_else(|| Failure::saying(Exit::Failed, "the answer has no payload"))?)
+}
+
+/// Page by page, up to the limit.
+fn list(asker: &Asker, listing: &Listing, function: Option<&str>, state: Option<&str>) -> Result<(), Failure> {
+    let mut events: Vec<EventView> = Vec::new();
+    let (mut after, mut total) = (listing.after.clone(), 0);
+    while events.len() < listing.limit() {
+        let left = (listing.limit() - events.len()).min(500).to_string();
         let filter =
             [("function", function), ("state", state), ("after", after.as_deref()), ("limit", Some(left.as_str()))];
-        let page = asker.ask(&Ask::Get(format!("/v1/events{}", query(&filter))))?;
-        events.extend(page["events"].as_array().into_iter().flatten().cloned());
-        match page["next"].as_str() {
-            Some(next) => after = Some(next.to_owned()),
-            None => break,
+        let page: EventPage = asker.get(&format!("/v1/events{}", query(&filter)))?;
+        events.extend(page.events);
+        (after, total) = (page.next, page.total);
+        if after.is_none() {
+            break;
         }
     }
-    Ok(events)
+    let shown = shown(events.len() as u64, total, after.as_deref());
+    if listing.json {
+        events.iter().try_for_each(out::json)?;
+        if after.is_some() {
+            out::note(shown);
+        }
+        return Ok(());
+    }
+    out::print(&listed(&events).lines())?;
+    out::line(shown)
 }
 
-fn listed(events: &[Value]) -> Table {
-    let mut table = table::headed(&["EVENT", "FUNCTION", "STATE", "ACCEPTED", "DUE", "ATTEMPTS", "LAST"]);
+/// How much of the list was shown, and how to see more.
+fn shown(shown: u64, total: u64, after: Option<&str>) -> String {
+    match after {
+        Some(after) => format!("{shown} of {total} shown; continue with --after {after}, or list them with --all"),
+        None if shown == total => format!("{} shown", out::count(shown, "event")),
+        None => format!("{} shown, the end of a list of {total}", out::count(shown, "event")),
+    }
+}
+
+fn listed(events: &[EventView]) -> Rows {
+    let heads = ["ID", "FUNCTION", "STATE", "ACCEPTED", "DUE", "ATTEMPTS", "CHARGED", "LAST ERROR"];
+    let mut rows = Rows::headed(&heads);
     for event in events {
-        let cell = |name: &str| text(&event[name]);
-        table.add_row([
-            cell("event_id"),
-            cell("function"),
-            if event["in_flight"] == true { "in flight".to_owned() } else { cell("state") },
-            cell("accepted_at"),
-            cell("due"),
-            cell("attempts"),
-            text(&event["last"]["code"]),
+        rows.add([
+            event.id.to_string(),
+            event.function.clone(),
+            if event.in_flight { "in flight".to_owned() } else { event.state.clone() },
+            event.accepted_at.clone(),
+            event.due.clone(),
+            event.attempts.to_string(),
+            event.charged.to_string(),
+            or_dash(event.last_error.as_ref().map(|error| error.code.as_str())),
         ]);
     }
-    table
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::api::Held;
+
+    #[test]
+    fn a_list_says_what_it_does_not_show() {
+        assert_eq!(shown(1, 1, None), "1 event shown");
+        assert_eq!(
+            shown(100, 150, Some("7r.")),
+            "100 of 150 shown; continue with --after 7r., or list them with --all"
+        );
+        assert_eq!(shown(50, 150, None), "50 events shown, the end of a list of 150");
+    }
+
+    #[test]
+    fn an_event_that_is_due_names_what_it_still_waits_for() {
+        let held = Held {
+            scope: "lane".into(),
+            kind: "held".into(),
+            reason: "AccessDenied".into(),
+            until: "2026-11-30T10:00:00.000Z".into(),
+        };
+        let due =
+            |paused, held| due_in_words(&Due { id: EventId::from_bytes([1; 16]), function: "f".into(), paused, held });
+        assert!(due(false, None).ends_with("is due now"));
+        assert!(due(true, None).contains("`sendoff resume f`"));
+        assert!(due(false, Some(held)).contains("until 2026-11-30T10:00:00.000Z"));
+    }
 }

@@ -1,44 +1,75 @@
 //! `sendoff functions`: the lanes of a daemon.
 
 use clap::Args;
-use comfy_table::Table;
-use serde_json::Value;
 
-use super::admin_client::{Ask, Asker, Daemon, text};
-use super::{Failure, print, table};
+use super::admin_client::{AdminClient, Daemon};
+use super::table::{Rows, or_dash};
+use super::watch::Watch;
+use super::{Exit, Failure, out};
+use crate::admin::api::{FunctionPage, FunctionView};
 use crate::config::Environment;
+use crate::visible::visible_json;
 
-/// List the functions that have events: how many, how old, how fast, and what holds them
+const EXAMPLES: &str = "\
+Examples:
+  sendoff functions
+  sendoff functions --watch
+  sendoff functions --json | jq 'select(.held)'";
+
+/// List the functions that have events: how many, how old, and what holds them
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
+    #[command(flatten)]
+    watch: Watch,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let answer = Asker::new(&options.daemon, environment)?.ask(&Ask::Get("/v1/functions".to_owned()))?;
-    let functions = answer["functions"].as_array().map_or(&[][..], Vec::as_slice);
-    if options.json {
-        return functions.iter().try_for_each(|function| print(&format!("{function}\n")));
-    }
-    print(&table::lines(listed(functions)))
+    let client = options.daemon.client(environment)?;
+    super::runtime()?.block_on(async {
+        if options.watch.watch {
+            return options.watch.show(options.json, async || look(&client, options.json).await).await;
+        }
+        out::painted(&look(&client, options.json).await?)
+    })
 }
 
-fn listed(functions: &[Value]) -> Table {
-    let mut table = table::headed(&["FUNCTION", "DEPTH", "OLDEST", "IN FLIGHT", "LIMIT", "BURIED", "STATE"]);
-    for function in functions {
-        let age = function["oldest_age_seconds"].as_f64().map_or_else(|| "-".to_owned(), |age| format!("{age:.0}s"));
-        let held = &function["held"];
-        let state = match (function["paused"].as_bool(), held.is_null()) {
-            (Some(true), _) => "paused".to_owned(),
-            (_, true) => "open".to_owned(),
-            (_, false) => format!("{} until {}: {}", text(&held["kind"]), text(&held["until"]), text(&held["reason"])),
-        };
-        let cell = |name: &str| text(&function[name]);
-        table.add_row([cell("function"), cell("depth"), age, cell("in_flight"), cell("limit"), cell("buried"), state]);
+async fn look(client: &AdminClient, json: bool) -> Result<String, Failure> {
+    let FunctionPage { functions } = client.get("/v1/functions").await?;
+    if !json {
+        return Ok(listed(&functions).lines());
     }
-    table
+    functions.iter().try_fold(String::new(), |lines, function| {
+        let line = serde_json::to_string(function).map_err(|error| Failure::new(Exit::Internal, error))?;
+        Ok(lines + &visible_json(&line) + "\n")
+    })
+}
+
+fn listed(functions: &[FunctionView]) -> Rows {
+    let mut rows = Rows::headed(&["FUNCTION", "DEPTH", "OLDEST", "IN FLIGHT", "LIMIT", "BURIED", "STATE"]);
+    for function in functions {
+        rows.add([
+            function.function.clone(),
+            function.depth.to_string(),
+            or_dash(function.oldest_age_seconds.map(|age| format!("{age:.0}s"))),
+            function.in_flight.to_string(),
+            or_dash(function.limit),
+            function.buried.to_string(),
+            state(function),
+        ]);
+    }
+    rows
+}
+
+fn state(function: &FunctionView) -> String {
+    match (function.paused, &function.held) {
+        (true, _) => "paused".to_owned(),
+        (false, None) => "open".to_owned(),
+        (false, Some(held)) => format!("{} until {}: {}", held.kind, held.until, held.reason),
+    }
 }

@@ -2,28 +2,63 @@
 
 use clap::Args;
 
-use super::admin_client::{Ask, Asker, Daemon, lane_path};
-use super::{Failure, print};
+use super::admin_client::{Asker, Daemon, lane_path};
+use super::{Failure, out};
+use crate::admin::api::Paused;
 use crate::config::Environment;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  sendoff pause orders\n  sendoff resume 'orders-*'")]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
-    /// The function, as `sendoff functions` lists it
+    /// The function, by name or ARN; with * all known ones that fit
     function: String,
 }
 
 pub fn pause(options: Options, environment: &Environment) -> Result<(), Failure> {
-    ask(options, environment, "pause", "paused")
+    ask(options, environment, "pause")
 }
 
 pub fn resume(options: Options, environment: &Environment) -> Result<(), Failure> {
-    ask(options, environment, "resume", "resumed")
+    ask(options, environment, "resume")
 }
 
-fn ask(options: Options, environment: &Environment, what: &str, done: &str) -> Result<(), Failure> {
+fn ask(options: Options, environment: &Environment, verb: &str) -> Result<(), Failure> {
     let asker = Asker::new(&options.daemon, environment)?;
-    asker.ask(&Ask::Post(lane_path(&options.function, what)))?;
-    print(&format!("{} is {done}\n", options.function))
+    for function in asker.functions(&options.function)? {
+        let paused: Paused = asker.post(&lane_path(&function, verb))?;
+        out::line(in_words(&paused))?;
+    }
+    Ok(())
+}
+
+fn in_words(Paused { function, paused, held }: &Paused) -> String {
+    match (paused, held) {
+        (true, _) => format!("{function} is paused"),
+        (false, None) => format!("{function} is resumed"),
+        (false, Some(held)) => format!(
+            "{function} is resumed, but it is held ({}) until {}, when one event at a time is tried: {}",
+            held.kind, held.until, held.reason
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::api::Held;
+
+    #[test]
+    fn a_resumed_function_that_is_held_says_until_when() {
+        let held = Held {
+            scope: "account".into(),
+            kind: "unreachable".into(),
+            reason: "no connection".into(),
+            until: "2026-11-30T10:00:00.000Z".into(),
+        };
+        let said = |paused, held| in_words(&Paused { function: "f".into(), paused, held });
+        assert_eq!((said(true, None), said(false, None)), ("f is paused".into(), "f is resumed".into()));
+        assert!(said(false, Some(held)).contains("held (unreachable) until 2026-11-30T10:00:00.000Z"));
+    }
 }

@@ -1,27 +1,36 @@
 //! `sendoff purge`: removes events that wait, after saying how many.
 
-use std::io::{IsTerminal, Write};
-
+use bytesize::ByteSize;
 use clap::Args;
 
-use super::admin_client::{Ask, Asker, Daemon, lane_path, query, text};
-use super::{Exit, Failure, print};
+use super::admin_client::{Asker, Daemon, lane_path, query};
+use super::dead_letters::parse_moment;
+use super::{Exit, Failure, out};
+use crate::admin::api::Purged;
 use crate::config::Environment;
+
+const EXAMPLES: &str = "\
+Examples:
+  sendoff purge orders --dry-run
+  sendoff purge orders --accepted-before 2h --yes
+  sendoff purge 'test-*' --state scheduled";
 
 /// Remove a function's events that wait, without delivering them
 ///
-/// Says first how many they are and asks. What is being attempted, and dead letters, stay.
+/// Says first how many they are, and asks. Events that are being attempted stay, and so do dead letters (`sendoff dead-letters
+/// purge` removes those).
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
-    /// The function, as `sendoff functions` lists it
+    /// The function, as `sendoff functions` lists it; with * all that fit
     function: String,
     /// Only events in this state: ready, waiting or scheduled
     #[arg(long)]
     state: Option<String>,
-    /// Only events accepted before this time, as in 2026-11-23T14:00:00Z
-    #[arg(long, value_name = "TIME")]
+    /// Only events accepted before this: a time (RFC 3339) or how long ago ("2h")
+    #[arg(long, value_name = "TIME|AGO", value_parser = parse_moment)]
     accepted_before: Option<String>,
     /// Keep the idempotency keys of the events: the same key sent again is then a duplicate and is not stored
     #[arg(long)]
@@ -35,38 +44,38 @@ pub struct Options {
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let path = |dry_run| {
+    let asker = Asker::new(&options.daemon, environment)?;
+    let functions = asker.functions(&options.function)?;
+    let counted = purge(&asker, &options, &functions, true)?;
+    let size = ByteSize::b(counted.bytes).display().iec().to_string();
+    let of = match &functions[..] {
+        [one] => one.clone(),
+        many => format!("{} functions ({})", many.len(), many.join(", ")),
+    };
+    let said = format!("{} of {of}, {size}", out::count(counted.events, "event"));
+    if options.dry_run || counted.events == 0 {
+        return out::line(said);
+    }
+    if !options.yes && !out::agreed(&format!("purge {said}?"))? {
+        return Err(Failure::saying(Exit::Failed, "nothing is purged"));
+    }
+    let purged = purge(&asker, &options, &functions, false)?;
+    out::line(format!("{} purged", out::count(purged.events, "event")))
+}
+
+/// All of it over the functions.
+fn purge(asker: &Asker, options: &Options, functions: &[String], dry_run: bool) -> Result<Purged, Failure> {
+    let mut sum = Purged { function: options.function.clone(), dry_run, events: 0, bytes: 0 };
+    for function in functions {
         let filter = [
             ("state", options.state.as_deref()),
             ("accepted_before", options.accepted_before.as_deref()),
-            ("dry_run", Some(dry_run)),
+            ("dry_run", Some(if dry_run { "true" } else { "false" })),
             ("keep_keys", options.keep_keys.then_some("true")),
         ];
-        Ask::Post(format!("{}{}", lane_path(&options.function, "purge"), query(&filter)))
-    };
-    let asker = Asker::new(&options.daemon, environment)?;
-    let counted = asker.ask(&path("true"))?;
-    let said =
-        format!("{} events of {}, {} bytes", text(&counted["events"]), options.function, text(&counted["bytes"]));
-    if options.dry_run || counted["events"] == 0 {
-        return print(&format!("{said}\n"));
+        let purged: Purged = asker.post(&format!("{}{}", lane_path(function, "purge"), query(&filter)))?;
+        sum.events += purged.events;
+        sum.bytes += purged.bytes;
     }
-    if !options.yes && !agreed(&format!("purge {said}? [y/N] "))? {
-        return Err(Failure::saying(Exit::Failed, "nothing is purged"));
-    }
-    let purged = asker.ask(&path("false"))?;
-    print(&format!("{} events are purged\n", text(&purged["events"])))
-}
-
-/// Whether a person says yes; nobody to ask is an error, not a yes.
-fn agreed(question: &str) -> Result<bool, Failure> {
-    let failed = |error| Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot ask"));
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::saying(Exit::Failed, "nobody to ask: repeat with --yes, or with --dry-run"));
-    }
-    let mut stderr = std::io::stderr().lock();
-    stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush()).map_err(failed)?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).map_err(failed)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    Ok(sum)
 }

@@ -3,19 +3,22 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use http::Method;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::admin_client::{AdminClient, Daemon, UNREACHABLE};
 use super::dead_letters::FilterOptions;
-use super::{Exit, Failure, print};
+use super::{Exit, Failure, out};
+use crate::admin::api::{self, Answers};
 use crate::aws;
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{Config, Environment};
 use crate::deadletter::Trouble;
-use crate::deadletter::letter::{self, Letter, Wanted};
+use crate::deadletter::letter::{Letter, Wanted};
 use crate::deadletter::redrive::{Answer, Door, Ended, Plan, Redrive, Tally};
 use crate::shutdown;
+use crate::visible::visible;
 use direct::Direct;
 use local::Local;
 use own_store::OwnStore;
@@ -136,7 +139,7 @@ async fn redrive(options: Options, environment: &Environment) -> Result<(), Fail
 
 /// Before any message is hidden from others: later a daemon that is away is waited for.
 async fn must_be_there(client: &AdminClient) -> Result<(), Failure> {
-    match client.get("/livez").await {
+    match client.ask(Method::GET, "/livez", None).await {
         Err(trouble) if trouble.code == UNREACHABLE => {
             let message = format!("{}, or redrive without a daemon: --standalone or --direct", trouble.message);
             Err(Failure::from(Trouble { message, ..trouble }))
@@ -182,7 +185,7 @@ async fn until_interrupted(
         done = &mut work => return done,
         signal = shutdown::requested() => {
             let signal = signal.map_err(|error| Failure::new(Exit::Internal, error))?;
-            crate::cli::say(&format!("{signal}: finishing what is under way"));
+            out::note(format!("{signal}: finishing what is under way"));
             stop.cancel();
         }
     }
@@ -195,7 +198,7 @@ async fn until_interrupted(
 }
 
 fn wanted_of(filter: &FilterOptions, now: UnixMillis) -> Wanted {
-    let moment = |text: &Option<String>| text.as_ref().and_then(|text| letter::moment(text, now));
+    let moment = |text: &Option<String>| text.as_ref().and_then(|text| UnixMillis::read(text, now));
     Wanted {
         function: filter.function.as_ref().map(|pattern| pattern.as_str().to_owned()),
         queue_function: None,
@@ -247,7 +250,7 @@ impl Source {
         let (ended, tally) = run.run(stop, |tally| progress.at(tally.seen())).await;
         progress.finish();
         let whereabouts = if options.dry_run || tally.accepted == 0 { "" } else { whereabouts };
-        print(&summary(&tally, options.dry_run, whereabouts))?;
+        out::print(&summary(&tally, options.dry_run, whereabouts))?;
         conclude(ended, &tally)
     }
 }
@@ -257,7 +260,10 @@ fn summary(tally: &Tally, dry_run: bool, whereabouts: &str) -> String {
     let Tally { accepted, repeats, undeleted, left } = tally;
     let mut text = match dry_run {
         true => format!("{accepted} would be redriven\n"),
-        false => format!("{accepted} redriven, {repeats} repeats of earlier ones\n"),
+        false => {
+            let duplicates = super::out::count(*repeats, "duplicate");
+            format!("{accepted} redriven, {duplicates} of earlier ones\n")
+        }
     };
     if !whereabouts.is_empty() {
         text += &format!("{whereabouts}\n");
@@ -268,7 +274,7 @@ fn summary(tally: &Tally, dry_run: bool, whereabouts: &str) -> String {
     for (kind, left) in left {
         text += &format!("{} left on the queue: {kind}\n", left.count);
         if *kind != "not-selected" {
-            text.extend(left.named.iter().map(|(id, why)| format!("  {id}: {why}\n")));
+            text.extend(left.named.iter().map(|(id, why)| format!("  {id}: {}\n", visible(why))));
         }
         if left.count > left.named.len() as u64 && *kind != "not-selected" {
             text += &format!("  and {} more\n", left.count - left.named.len() as u64);
@@ -294,26 +300,33 @@ fn conclude(ended: Ended, tally: &Tally) -> Result<(), Failure> {
     }
 }
 
+/// Letters for a daemon.
+#[derive(Serialize)]
+struct Letters<'a> {
+    letters: &'a [Letter],
+}
+
 impl Door for AdminClient {
     async fn accept(&self, letters: &[Letter]) -> Result<Vec<Answer>, Trouble> {
-        let answer = self.post("/v1/redrive", &json!({ "letters": letters })).await?;
-        let answers: Vec<Answer> = answer["answers"].as_array().into_iter().flatten().map(answer_of).collect();
+        let Answers { answers } = self.post("/v1/redrive", &Letters { letters }).await?;
         if answers.len() == letters.len() {
-            return Ok(answers);
+            return Ok(answers.into_iter().map(answer_of).collect());
         }
         let message = format!("{} answers for {} letters", answers.len(), letters.len());
         Err(Trouble { code: "unanswered".to_owned(), message, transient: true })
     }
 }
 
-fn answer_of(answer: &Value) -> Answer {
-    let message = answer["message"].as_str().unwrap_or_default().to_owned();
-    match answer["result"].as_str() {
-        Some("stored") => Answer::Accepted,
-        Some("repeat") => Answer::Repeat,
-        Some("busy") => Answer::Busy { why: message, retry_after: None },
-        Some("ceiling") => Answer::Ceiling(message),
-        Some(_) | None => Answer::Refused(message),
+fn answer_of(answer: api::Answer) -> Answer {
+    match answer {
+        api::Answer::Stored { .. } => Answer::Accepted,
+        api::Answer::Duplicate { .. } => Answer::Repeat,
+        api::Answer::Busy { message } | api::Answer::Shipping { message } => {
+            Answer::Busy { why: message, retry_after: None }
+        }
+        api::Answer::Ceiling { message } => Answer::Ceiling(message),
+        api::Answer::Refused { message } | api::Answer::NotFound { message } => Answer::Refused(message),
+        api::Answer::Purged { id } => Answer::Refused(format!("{id} was purged meanwhile")),
     }
 }
 
@@ -336,7 +349,7 @@ mod tests {
         foreign.count = 12;
         foreign.named = vec![("m-1".into(), "hello".into())];
         tally.left.entry("not-selected").or_default().count = 2;
-        let expected = "3 redriven, 1 repeats of earlier ones\n\
+        let expected = "3 redriven, 1 duplicate of earlier ones\n\
                         12 left on the queue: foreign\n  m-1: hello\n  and 11 more\n\
                         2 left on the queue: not-selected\n";
         assert_eq!(summary(&tally, false, ""), expected);
@@ -349,12 +362,11 @@ mod tests {
 
     #[test]
     fn answers_of_the_daemon_are_told_apart() {
-        assert_eq!(answer_of(&json!({ "result": "stored" })), Answer::Accepted);
-        assert_eq!(answer_of(&json!({ "result": "repeat" })), Answer::Repeat);
-        assert_eq!(
-            answer_of(&json!({ "result": "busy", "message": "full" })),
-            Answer::Busy { why: "full".into(), retry_after: None }
-        );
-        assert_eq!(answer_of(&json!({})), Answer::Refused(String::new()));
+        let id = crate::event::EventId::from_bytes([3; 16]);
+        assert_eq!(answer_of(api::Answer::Stored { id }), Answer::Accepted);
+        assert_eq!(answer_of(api::Answer::Duplicate { id }), Answer::Repeat);
+        let busy = Answer::Busy { why: "full".into(), retry_after: None };
+        assert_eq!(answer_of(api::Answer::Busy { message: "full".into() }), busy);
+        assert_eq!(answer_of(api::Answer::Shipping { message: "full".into() }), busy);
     }
 }

@@ -12,10 +12,14 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use serde::Serialize;
+use serde_json::value::RawValue;
 
-use super::{Exit, Failure, print};
+use super::{Exit, Failure, out};
+use crate::clock::{Clock, UnixMillis};
 use crate::config::{self, Environment, Flags};
 use crate::event::PAYLOAD_BYTES_MAX;
+use crate::visible::{visible, visible_json};
 
 /// How long to wait for the answer; an append takes milliseconds, on a loaded disk seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,10 +27,17 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of an answer that are read: a refusal is a short JSON object.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
+const EXAMPLES: &str = "\
+Examples:
+  sendoff send orders '{\"id\": 17}' --key order-17
+  sendoff send orders @order.json --delay 10m --expires 2h
+  sendoff send arn:aws:lambda:eu-central-1:123456789012:function:orders:prod - < order.json";
+
 /// Hand one event to the daemon
 ///
 /// Prints the event's id once the event is on disk.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Options {
     /// Function to invoke: name, name:qualifier or ARN
     function: String,
@@ -39,13 +50,25 @@ pub struct Options {
     /// Version or alias of the function
     #[arg(long)]
     qualifier: Option<String>,
+    /// Deliver it after so much time, as in 10m
+    #[arg(long, value_name = "TIME", value_parser = parse_delay, conflicts_with = "at")]
+    delay: Option<String>,
+    /// Deliver it at this time (RFC 3339), as in 2026-11-23T14:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    at: Option<String>,
+    /// Make it a dead letter if it was not delivered by then: a time (RFC 3339), or how long from now, as in 2h
+    #[arg(long, value_name = "TIME|AHEAD", value_parser = parse_time_ahead)]
+    expires: Option<String>,
     /// Where the daemon listens, as http://HOST:PORT; by default what the configuration says
     #[arg(long, value_name = "URL", value_parser = parse_endpoint)]
     endpoint: Option<Uri>,
+    /// Only here to be explained
+    #[arg(long, hide = true, value_parser = not_the_admin_listener)]
+    admin: Option<String>,
     /// Configuration file of the daemon, to find where it listens
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print JSON: an object with event_id and repeat
+    /// Print JSON: an object with id and duplicate
     #[arg(long)]
     json: bool,
 }
@@ -66,15 +89,41 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::new(Exit::Internal, error))?;
     let answer = runtime.block_on(exchange(&endpoint, request))?;
-    print(&said(&answer, options.json)?)
+    out::print(&said(&answer, options.json)?)
 }
 
-pub(super) fn parse_endpoint(text: &str) -> Result<Uri, String> {
-    let uri: Uri = text.parse().map_err(|_| "not a URL".to_owned())?;
-    match (uri.scheme_str(), uri.host()) {
-        (Some("http"), Some(host)) if !host.is_empty() => Ok(uri),
-        _ => Err("write it like http://127.0.0.1:9477".to_owned()),
+fn parse_endpoint(text: &str) -> Result<Uri, String> {
+    parse_url(text, "http://127.0.0.1:9477")
+}
+
+pub(super) fn parse_url(text: &str, example: &str) -> Result<Uri, String> {
+    let uri = text.parse::<Uri>().ok();
+    let uri = uri.filter(|uri| uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()));
+    uri.ok_or_else(|| format!("write it like {example}"))
+}
+
+fn not_the_admin_listener(_: &str) -> Result<String, String> {
+    Err("it names the admin listener, which other commands speak to; `send` speaks to the ingest listener, as an \
+         application does: give --endpoint, as in --endpoint http://127.0.0.1:9477"
+        .to_owned())
+}
+
+/// A time as RFC 3339 has it.
+fn parse_time(text: &str) -> Result<String, String> {
+    let time = UnixMillis::read_rfc3339(text).map(|time| time.rfc3339());
+    time.ok_or_else(|| "write it like 2026-11-23T14:00:00Z".to_owned())
+}
+
+/// A time, or how long from now, which is then told as a time.
+fn parse_time_ahead(text: &str) -> Result<String, String> {
+    match humantime::parse_duration(text) {
+        Ok(ahead) => Ok(Clock::system().now().plus(ahead).rfc3339()),
+        Err(_) => parse_time(text).map_err(|_| "write it like 2h or 2026-11-23T14:00:00Z".to_owned()),
     }
+}
+
+fn parse_delay(text: &str) -> Result<String, String> {
+    humantime::parse_duration(text).map(|_| text.to_owned()).map_err(|_| "write it like 10m or 1h 30m".to_owned())
 }
 
 fn parse_key(text: &str) -> Result<HeaderValue, String> {
@@ -119,6 +168,9 @@ fn unreadable(name: &str, error: std::io::Error) -> Failure {
 }
 
 fn request(endpoint: &Uri, options: &Options, payload: Bytes) -> Result<Request<Full<Bytes>>, Failure> {
+    if options.is_scheduled() {
+        return native_request(endpoint, options, &payload);
+    }
     let mut uri = format!("{}/2015-03-31/functions/{}/invocations", base(endpoint), percent(&options.function));
     if let Some(qualifier) = &options.qualifier {
         uri += &format!("?Qualifier={}", percent(qualifier));
@@ -132,6 +184,55 @@ fn request(endpoint: &Uri, options: &Options, payload: Bytes) -> Result<Request<
         request = request.header("Idempotency-Key", key);
     }
     request.body(Full::new(payload)).map_err(|error| Failure::new(Exit::Failed, error))
+}
+
+/// An event of the native door, which knows times.
+#[derive(Serialize)]
+struct NewEvent<'a> {
+    function: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    qualifier: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delay: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deliver_at: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<&'a str>,
+}
+
+impl Options {
+    fn is_scheduled(&self) -> bool {
+        self.delay.is_some() || self.at.is_some() || self.expires.is_some()
+    }
+}
+
+fn native_request(endpoint: &Uri, options: &Options, payload: &[u8]) -> Result<Request<Full<Bytes>>, Failure> {
+    let text = std::str::from_utf8(payload).map_err(|error| Failure::saying(Exit::Failed, not_json(error)))?;
+    let payload = if text.is_empty() { None } else { Some(serde_json::from_str::<&RawValue>(text)) };
+    let payload = payload.transpose().map_err(|error| Failure::saying(Exit::Failed, not_json(error)))?;
+    let event = NewEvent {
+        function: &options.function,
+        payload,
+        qualifier: options.qualifier.as_deref(),
+        delay: options.delay.as_deref(),
+        deliver_at: options.at.as_deref(),
+        expires_at: options.expires.as_deref(),
+    };
+    let body = serde_json::to_vec(&event).map_err(|error| Failure::new(Exit::Internal, error))?;
+    let mut request = Request::builder()
+        .method(Method::POST)
+        .uri(format!("{}/v1/events", base(endpoint)))
+        .header(header::CONTENT_TYPE, "application/json");
+    if let Some(key) = &options.key {
+        request = request.header("Idempotency-Key", key);
+    }
+    request.body(Full::new(body.into())).map_err(|error| Failure::new(Exit::Failed, error))
+}
+
+fn not_json(error: impl std::fmt::Display) -> String {
+    format!("the payload is not JSON ({error}), which Lambda would refuse")
 }
 
 /// The endpoint's URL without a slash at its end.
@@ -195,11 +296,13 @@ fn said(answer: &Answer, json: bool) -> Result<String, Failure> {
         return Err(Failure::saying(Exit::Failed, refusal(answer)));
     }
     let id = header("x-sendoff-event-id").or_else(|| header("x-amzn-requestid")).unwrap_or_default();
-    let repeat = header("x-sendoff-duplicate") == Some("true");
-    Ok(match (json, repeat) {
-        (true, _) => format!("{}\n", serde_json::json!({ "event_id": id, "repeat": repeat })),
-        (false, true) => format!("{id} (repeat: this event was accepted before)\n"),
-        (false, false) => format!("{id}\n"),
+    let duplicate = header("x-sendoff-duplicate") == Some("true");
+    Ok(match (json, duplicate) {
+        (true, _) => {
+            format!("{}\n", visible_json(&serde_json::json!({ "id": id, "duplicate": duplicate }).to_string()))
+        }
+        (false, true) => format!("{} (duplicate: this event was accepted before)\n", visible(id)),
+        (false, false) => format!("{}\n", visible(id)),
     })
 }
 
@@ -216,7 +319,10 @@ fn refusal(answer: &Answer) -> String {
         (Some(code), Some(message)) => format!("{code}: {message} (HTTP {status})"),
         (Some(code), None) => format!("{code} (HTTP {status})"),
         (None, Some(message)) => format!("{message} (HTTP {status})"),
-        (None, None) => format!("HTTP {status}; this does not look like sendoff or Lambda"),
+        (None, None) => format!(
+            "HTTP {status}; this does not look like sendoff's ingest listener or Lambda: name the ingest listener with \
+             --endpoint, by default http://127.0.0.1:9477"
+        ),
     }
 }
 
@@ -300,10 +406,25 @@ mod tests {
     }
 
     #[test]
+    fn an_event_with_a_time_goes_through_the_native_door_byte_for_byte() {
+        let line = ["orders", "{\"a\": 1.0}", "--delay", "10m", "--expires", "2099-01-01T00:00:00Z", "--key", "k"];
+        let (printed, request) = send(&line, ACCEPTED);
+        assert_eq!(printed.unwrap(), "e1\n");
+        assert!(request.starts_with("POST /v1/events HTTP/1.1\r\n"), "{request}");
+        assert!(request.contains("\r\nidempotency-key: k\r\n"), "{request}");
+        let body =
+            r#"{"function":"orders","payload":{"a": 1.0},"delay":"10m","expires_at":"2099-01-01T00:00:00.000Z"}"#;
+        assert!(request.ends_with(body), "{request}");
+        for wrong in [&["--delay", "soon"][..], &["--at", "2h"], &["--delay", "1m", "--at", "2099-01-01T00:00:00Z"]] {
+            assert!(Line::try_parse_from([&["send", "f"], wrong].concat()).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn a_repeat_is_told_apart() {
-        assert_eq!(send(&["f"], REPEATED).0.unwrap(), "e1 (repeat: this event was accepted before)\n");
-        assert_eq!(send(&["f", "--json"], REPEATED).0.unwrap(), "{\"event_id\":\"e1\",\"repeat\":true}\n");
-        assert_eq!(send(&["f", "--json"], ACCEPTED).0.unwrap(), "{\"event_id\":\"e1\",\"repeat\":false}\n");
+        assert_eq!(send(&["f"], REPEATED).0.unwrap(), "e1 (duplicate: this event was accepted before)\n");
+        assert_eq!(send(&["f", "--json"], REPEATED).0.unwrap(), "{\"duplicate\":true,\"id\":\"e1\"}\n");
+        assert_eq!(send(&["f", "--json"], ACCEPTED).0.unwrap(), "{\"duplicate\":false,\"id\":\"e1\"}\n");
     }
 
     #[test]
@@ -322,7 +443,8 @@ mod tests {
         );
         assert_eq!(
             refused("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 6\r\n\r\n<html>"),
-            "HTTP 502 Bad Gateway; this does not look like sendoff or Lambda"
+            "HTTP 502 Bad Gateway; this does not look like sendoff's ingest listener or Lambda: name the ingest listener \
+             with --endpoint, by default http://127.0.0.1:9477"
         );
     }
 

@@ -6,28 +6,29 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::Args;
 
-use super::admin_client::{AdminClient, Daemon};
-use super::{Exit, Failure, print};
-use crate::admin::status::Summary;
-use crate::clock::Clock;
+use super::admin_client::Daemon;
+use super::watch::Watch;
+use super::{Exit, Failure, out};
+use crate::admin::status::{Rates, Summary};
 use crate::config::Environment;
+use crate::visible::{visible, visible_json};
+
+const EXAMPLES: &str = "\
+Examples:
+  sendoff status
+  sendoff status --watch --interval 5
+  sendoff status --json | jq .outbox.ready";
 
 /// Show what the daemon stores, delivers and holds
 ///
 /// Exits with 0 if the daemon is ready, 1 if it is not, 69 if it does not run.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
-    /// Show it again every second, until interrupted
-    #[arg(long)]
-    watch: bool,
-    /// Seconds between two showings
-    #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600), requires = "watch")]
-    interval: u64,
-    /// Stop after so many showings
-    #[arg(long, value_name = "N", requires = "watch")]
-    count: Option<u64>,
+    #[command(flatten)]
+    watch: Watch,
     /// Print JSON: one object, with --watch one a line
     #[arg(long)]
     json: bool,
@@ -35,42 +36,30 @@ pub struct Options {
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let client = options.daemon.client(environment)?;
-    let terminal = std::io::stdout().is_terminal();
-    let colours = terminal && environment.get("NO_COLOR").is_none();
+    let colours = std::io::stdout().is_terminal() && environment.get("NO_COLOR").is_none();
     super::runtime()?.block_on(async {
-        if options.watch {
-            return watch(&client, &options, terminal, colours).await;
+        if options.watch.watch {
+            let mut before: Option<Summary> = None;
+            let look = async || {
+                let summary: Summary = client.get("/v1/status").await?;
+                let rates = before.as_ref().and_then(|before| between(before, &summary));
+                let text =
+                    shown(&Summary { rates: rates.unwrap_or(summary.rates), ..summary.clone() }, options.json, colours);
+                before = Some(summary);
+                text
+            };
+            return options.watch.show(options.json, look).await;
         }
-        let summary = summary(&client).await?;
-        print(&shown(&summary, options.json, colours)?)?;
+        let summary: Summary = client.get("/v1/status").await?;
+        out::painted(&shown(&summary, options.json, colours)?)?;
         if summary.ready { Ok(()) } else { Err(Failure::saying(Exit::Failed, format!("not ready: {}", summary.state))) }
     })
 }
 
-async fn summary(client: &AdminClient) -> Result<Summary, Failure> {
-    client.value("/v1/status").await
-}
-
-async fn watch(client: &AdminClient, options: &Options, terminal: bool, colours: bool) -> Result<(), Failure> {
-    /// Cursor to the corner, and everything from there cleared.
-    const TO_THE_CORNER: &str = "\x1b[H\x1b[J";
-    let clock = Clock::system();
-    let mut left = options.count;
-    while left != Some(0) {
-        // A daemon that restarts is worth watching, too: say so and go on.
-        let text = match summary(client).await {
-            Ok(summary) => shown(&summary, options.json, colours)?,
-            Err(failure) if options.json => serde_json::json!({ "error": failure.to_string() }).to_string() + "\n",
-            Err(failure) => format!("{failure}\n"),
-        };
-        let corner = if terminal && !options.json { TO_THE_CORNER } else { "" };
-        print(&format!("{corner}{text}"))?;
-        left = left.map(|left| left - 1);
-        if left != Some(0) {
-            clock.sleep(Duration::from_secs(options.interval)).await;
-        }
-    }
-    Ok(())
+/// The rates between two looks at one process; none if it was started in between.
+fn between(before: &Summary, now: &Summary) -> Option<Rates> {
+    let seconds = now.uptime_seconds - before.uptime_seconds;
+    (seconds > 0.0).then(|| Rates::between(before.totals, now.totals, Duration::from_secs_f64(seconds)))
 }
 
 fn shown(summary: &Summary, json: bool, colours: bool) -> Result<String, Failure> {
@@ -78,22 +67,20 @@ fn shown(summary: &Summary, json: bool, colours: bool) -> Result<String, Failure
         return Ok(table(summary, colours));
     }
     let text = serde_json::to_string(summary).map_err(|error| Failure::new(Exit::Internal, error))?;
-    Ok(text + "\n")
+    Ok(visible_json(&text).into_owned() + "\n")
 }
 
 fn table(summary: &Summary, colours: bool) -> String {
     let Summary { version, state, ready, uptime_seconds, log_level, outbox, totals, rates, held } = summary;
     let age = |seconds: f64| humantime::format_duration(Duration::from_secs(seconds as u64)).to_string();
     let size = |bytes: u64| ByteSize::b(bytes).display().iec().to_string();
-    let state = match (colours, ready) {
-        (false, _) => state.clone(),
-        (true, true) => format!("\x1b[32m{state}\x1b[0m"),
-        (true, false) => format!("\x1b[31m{state}\x1b[0m"),
-    };
     let held = named(held);
     let rows = [
         ("state", format!("{state}, version {version}, up {}, log level {log_level}", age(*uptime_seconds))),
-        ("stored", format!("{} events, {}; {} in flight", outbox.events, size(outbox.bytes), outbox.leased)),
+        (
+            "stored",
+            format!("{}, {}; {} in flight", out::count(outbox.events, "event"), size(outbox.bytes), outbox.leased),
+        ),
         (
             "",
             format!(
@@ -101,12 +88,12 @@ fn table(summary: &Summary, colours: bool) -> String {
                 outbox.ready, outbox.waiting, outbox.scheduled, outbox.buried
             ),
         ),
-        ("oldest ready", age(outbox.oldest_ready_age_seconds)),
+        ("oldest", format!("{}, of those ready or waiting", age(outbox.oldest_age_seconds))),
         ("functions", format!("{}; held: {held}", outbox.functions)),
         ("keys", outbox.keys.to_string()),
         ("disk", format!("{} used, {} free", size(outbox.disk_bytes), size(outbox.disk_free_bytes))),
         (
-            "a second",
+            "per second",
             format!(
                 "{:.1} accepted, {:.1} attempted, {:.1} delivered, {:.1} buried",
                 rates.accepted_per_second,
@@ -115,10 +102,15 @@ fn table(summary: &Summary, colours: bool) -> String {
                 rates.buried_per_second
             ),
         ),
-        ("", format!("on average over the last {:.0} s", rates.window_seconds)),
+        ("", format!("over the last {:.0} s", rates.window_seconds)),
         (
             "since start",
-            format!("{} accepted, {} repeats, {} refused", totals.accepted, totals.repeats, totals.refused),
+            format!(
+                "{} accepted, {}, {} refused",
+                totals.accepted,
+                out::count(totals.duplicates, "duplicate"),
+                totals.refused
+            ),
         ),
         (
             "",
@@ -128,7 +120,13 @@ fn table(summary: &Summary, colours: bool) -> String {
             ),
         ),
     ];
-    rows.iter().map(|(name, value)| format!("{name:<13}{value}\n")).collect()
+    let text: String = rows.iter().map(|(name, value)| format!("{name:<13}{}\n", visible(value))).collect();
+    if !colours {
+        return text;
+    }
+    let colour = if *ready { "\x1b[32m" } else { "\x1b[31m" };
+    let state = visible(state);
+    text.replacen(&*state, &format!("{colour}{state}\x1b[0m"), 1)
 }
 
 /// The first few of them, and how many more: in an outage they are all.

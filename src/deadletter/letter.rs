@@ -2,7 +2,6 @@
 //! destination records. Pure. Whatever is none of these is foreign, and stays where it is.
 
 use std::collections::BTreeMap;
-use std::time::UNIX_EPOCH;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -267,16 +266,8 @@ pub fn reason_of(word: &str) -> Option<BuryReason> {
     BuryReason::ALL.into_iter().find(|reason| reason.as_str() == word)
 }
 
-/// A point in time: RFC 3339, or a duration such as "2h" for so long before `now`.
-pub fn moment(text: &str, now: UnixMillis) -> Option<UnixMillis> {
-    let ago = humantime::parse_duration(text).ok();
-    let ago = ago.and_then(|ago| u64::try_from(ago.as_millis()).ok());
-    ago.map(|millis| UnixMillis(now.0.saturating_sub(millis))).or_else(|| time_of(text))
-}
-
 fn time_of(text: &str) -> Option<UnixMillis> {
-    let since = humantime::parse_rfc3339_weak(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some(UnixMillis::default().plus(since))
+    UnixMillis::read_rfc3339(text)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use super::{Error, History, LaneId, Outbox, Place, keys};
 use crate::clock::UnixMillis;
-use crate::event::{EventId, FunctionName};
+use crate::event::{EventId, FunctionName, Pattern};
 
 /// Events of one page.
 pub const PAGE_MAX: usize = 500;
@@ -82,7 +82,8 @@ pub enum Touched {
 /// Which events to list.
 #[derive(Debug, Clone, Default)]
 pub struct ListWant {
-    pub function: Option<FunctionName>,
+    /// The function's canonical name, with `*` for any run of characters.
+    pub function: Option<Pattern>,
     pub place: Option<Place>,
     /// Where the page before ended.
     pub after: Option<Cursor>,

@@ -71,7 +71,7 @@ where
     let (filter, handle) = reload::Layer::new(super::parse(&log.level)?);
     let lines = tracing_subscriber::fmt::layer().with_ansi(colours).log_internal_errors(false).with_writer(writer);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
-        LogFormat::Text => lines.boxed(),
+        LogFormat::Text => lines.fmt_fields(super::text_fields()).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
     };
     let dispatch =

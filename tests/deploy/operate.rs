@@ -29,7 +29,7 @@ fn status_shows_counts_and_rates_as_text_and_json_and_keeps_watching() {
         (&true.into(), &1.into(), &1.into())
     );
     let text = said(&ask(&daemon, &["status"]));
-    assert!(text.contains("state        ready, version") && text.contains("1 accepted, 0 repeats"), "{text}");
+    assert!(text.contains("state        ready, version") && text.contains("1 accepted, 0 duplicates"), "{text}");
     assert!(!text.contains('\x1b'), "no colours beside a terminal");
     let watched = ask(&daemon, &["status", "--watch", "--json", "--count", "2"]);
     assert_eq!(said(&watched).lines().count(), 2, "{watched:?}");

@@ -27,6 +27,8 @@ mod operate;
 
 mod operator;
 
+mod commands;
+
 mod delivery;
 
 mod loops;

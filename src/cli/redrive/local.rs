@@ -2,19 +2,22 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
 use super::{Options, answer_of};
+use crate::admin::api::{Answers, Ids, LetterPage};
 use crate::cli::admin_client::AdminClient;
-use crate::cli::dead_letters::{letters, pages};
-use crate::cli::{Exit, Failure, print};
+use crate::cli::dead_letters::{FilterOptions, pages};
+use crate::cli::{Exit, Failure, out};
 use crate::clock::Clock;
 use crate::deadletter::redrive::Answer;
 
 /// Ids of one request to the store.
 const BATCH: usize = 100;
+
+/// Letters that stay which are named, each with why.
+const NAMED_MAX: usize = 20;
 
 /// A redrive from a store.
 pub(super) struct Local<'a> {
@@ -30,19 +33,20 @@ impl Local<'_> {
         let mut progress = Progress::start(*progress, None, clock);
         let (mut revived, mut stayed, mut seen) = (0_u64, Vec::new(), 0_u64);
         let size = rate.map_or(BATCH, |rate| ((rate / 10.0) as usize).clamp(1, BATCH));
-        let done = pages(&client, filter, &[("limit", Some(size.to_string().as_str()))], async |page| {
-            progress.expect(page["buried"].as_u64().map_or(0, |buried| (buried + seen).min(limit)));
-            let ids = letters(page).iter().map(|letter| letter["id"].clone());
-            let ids: Vec<Value> = ids.take(usize::try_from(limit - revived).unwrap_or(usize::MAX)).collect();
+        let done = pages(&client, filter, None, &[("limit", Some(size.to_string().as_str()))], async |page| {
+            progress.expect((page.buried + seen).min(limit));
+            let ids = page.dead_letters.iter().map(|letter| letter.id);
+            let ids: Vec<_> = ids.take(usize::try_from(limit - revived).unwrap_or(usize::MAX)).collect();
             if dry_run {
                 revived += ids.len() as u64;
             } else if !ids.is_empty() {
-                let answer = client.post("/v1/dead-letters/redrive", &json!({ "ids": ids })).await?;
-                for (id, answer) in ids.iter().zip(answer["answers"].as_array().into_iter().flatten()) {
+                let ids = Ids { ids: ids.clone() };
+                let Answers { answers } = client.post("/v1/dead-letters/redrive", &ids).await?;
+                for (id, answer) in ids.ids.iter().zip(answers) {
                     match answer_of(answer) {
                         Answer::Accepted | Answer::Repeat => revived += 1,
                         Answer::Busy { why, .. } | Answer::Ceiling(why) | Answer::Refused(why) => {
-                            stayed.push(format!("{}: {why}", id.as_str().unwrap_or_default()));
+                            stayed.push(format!("{id}: {why}"));
                         }
                     }
                 }
@@ -60,13 +64,14 @@ impl Local<'_> {
         })
         .await;
         progress.finish();
-        let verb = if dry_run { "would be redriven" } else { "redriven" };
-        let mut text = format!("{revived} {verb} from the store, {} stay there\n", stayed.len());
+        out::line(said(revived, dry_run, stayed_in(&client, filter).await))?;
         if *standalone && !dry_run && revived > 0 {
-            text += "A daemon delivers them when it next runs on this outbox.\n";
+            out::line("A daemon delivers them when it next runs on this outbox.")?;
         }
-        text.extend(stayed.iter().take(20).map(|why| format!("  {why}\n")));
-        print(&text)?;
+        stayed.iter().take(NAMED_MAX).try_for_each(|why| out::line(format!("  {why}")))?;
+        if stayed.len() > NAMED_MAX {
+            out::line(format!("  and {} more", stayed.len() - NAMED_MAX))?;
+        }
         done?;
         if stop.is_cancelled() {
             return Err(Failure::saying(Exit::Failed, "interrupted; what is left is still in the store"));
@@ -76,5 +81,38 @@ impl Local<'_> {
         } else {
             Err(Failure::saying(Exit::Failed, "some dead letters stay in the store"))
         }
+    }
+}
+
+/// How many dead letters of the functions asked for are in the store; none if that cannot be told.
+async fn stayed_in(client: &AdminClient, filter: &FilterOptions) -> Option<u64> {
+    let query = FilterOptions { function: filter.function.clone(), ..FilterOptions::default() };
+    let page = client.get::<LetterPage>(&format!("/v1/dead-letters{}", query.query(&[("limit", Some("1"))]))).await;
+    page.ok().map(|page| page.buried)
+}
+
+fn said(revived: u64, dry_run: bool, stay: Option<u64>) -> String {
+    let done = match dry_run {
+        true => format!("{} would be redriven from the store", out::count(revived, "dead letter")),
+        false => format!("{} redriven from the store", out::count(revived, "dead letter")),
+    };
+    let stay = stay.map(|stay| if dry_run { stay.saturating_sub(revived) } else { stay });
+    match stay {
+        Some(1) => format!("{done}, 1 stays there"),
+        Some(stay) => format!("{done}, {stay} stay there"),
+        None => done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_is_what_is_still_in_the_store() {
+        assert_eq!(said(2, false, Some(4)), "2 dead letters redriven from the store, 4 stay there");
+        assert_eq!(said(2, true, Some(6)), "2 dead letters would be redriven from the store, 4 stay there");
+        assert_eq!(said(1, false, Some(1)), "1 dead letter redriven from the store, 1 stays there");
+        assert_eq!(said(1, false, None), "1 dead letter redriven from the store");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use super::Shown;
-use crate::cli::say;
+use crate::cli::out;
 use crate::clock::{Clock, UnixMillis};
 
 /// Between two lines.
@@ -64,7 +64,7 @@ impl Progress {
                 let now = clock.now();
                 if now >= *next {
                     *next = now.plus(LINE_EVERY);
-                    say(&line(count, *expected, now.since(*began)));
+                    out::note(line(count, *expected, now.since(*began)));
                 }
             }
             Self::None => {}
@@ -76,10 +76,10 @@ impl Progress {
             Self::Bar(bar) => {
                 bar.abandon();
                 // The bar leaves the cursor on its own line.
-                say("");
+                out::note("");
             }
             Self::Lines { clock, began, expected, last, .. } => {
-                say(&line(last, expected, clock.now().since(began)));
+                out::note(line(last, expected, clock.now().since(began)));
             }
             Self::None => {}
         }

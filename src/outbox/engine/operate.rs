@@ -25,8 +25,9 @@ impl<K: Kv> Engine<K> {
 
     /// One piece of a purge, after `after`; says what it took and where to go on.
     pub fn purge_piece(&mut self, purge: &Purge, after: Option<Cursor>) -> Result<(Purged, Option<Cursor>), Failed> {
-        let want = ListWant { function: Some(purge.function.clone()), place: purge.place, after, max: PIECE_EVENTS };
-        let (found, next) = self.scan_pages(&want, &LIVE)?;
+        let want = ListWant { function: None, place: purge.place, after, max: PIECE_EVENTS };
+        let lanes = self.by_name.get(&purge.function).copied().into_iter().collect();
+        let (found, next) = self.scan_pages(&want, lanes, &LIVE)?;
         let mut purged = Purged::default();
         for (cursor, bytes) in found {
             let Cursor { lane, place, id } = cursor;
@@ -74,7 +75,9 @@ impl<K: Kv> Engine<K> {
 
     pub fn list(&self, want: &ListWant) -> Result<Page, Failed> {
         let want = ListWant { max: want.max.clamp(1, PAGE_MAX), ..want.clone() };
-        let (found, next) = self.scan_pages(&want, &Place::ALL)?;
+        let fits = |name: &FunctionName| want.function.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
+        let lanes = self.lanes.iter().filter(|(_, lane)| fits(lane.function())).map(|(&id, _)| id).collect();
+        let (found, next) = self.scan_pages(&want, lanes, &Place::ALL)?;
         let mut events = Vec::new();
         for (Cursor { lane, place, id }, bytes) in found {
             let Some(lane) = self.lanes.get(&lane) else { continue };
@@ -85,12 +88,8 @@ impl<K: Kv> Engine<K> {
         Ok(Page { events, next })
     }
 
-    /// Up to `max` records in the order of lane, state and id, and where to go on.
-    fn scan_pages(&self, want: &ListWant, places: &[Place]) -> Result<Scanned, Failed> {
-        let lanes: Vec<LaneId> = match &want.function {
-            Some(function) => self.by_name.get(function).copied().into_iter().collect(),
-            None => self.lanes.keys().copied().collect(),
-        };
+    /// Up to `max` records of these lanes in the order of lane, state and id, and where to go on.
+    fn scan_pages(&self, want: &ListWant, lanes: Vec<LaneId>, places: &[Place]) -> Result<Scanned, Failed> {
         let mut found = Vec::new();
         let from = want.after.map(|after| (after.lane, after.place, after.id));
         let wanted = |place: &&Place| want.place.is_none_or(|wanted| wanted == **place);

@@ -159,7 +159,7 @@ fn failures_of_deleting_leave_messages_that_the_next_redrive_recognises() {
     // A receipt that no longer counts will never do; what is throttled is tried again.
     gate.answer("AmazonSQS.DeleteMessageBatch", 1, |body| entries_failed(body, "ReceiptHandleIsInvalid"));
     let (code, said) = gated();
-    assert_eq!((code, said.contains("10 redriven, 0 repeats")), (0, true), "{said}");
+    assert_eq!((code, said.contains("10 redriven, 0 duplicates")), (0, true), "{said}");
     assert!(said.contains("10 accepted but not deleted"), "{said}");
     assert_eq!(service.count(queue), 10);
     gate.answer("AmazonSQS.DeleteMessageBatch", 2, |_| failure("RequestThrottled"));
@@ -167,9 +167,9 @@ fn failures_of_deleting_leave_messages_that_the_next_redrive_recognises() {
         let (_, said) = gated();
         (service.count(queue) == 0).then_some(said)
     });
-    assert!(said.contains("0 redriven, 10 repeats"), "{said}");
+    assert!(said.contains("0 redriven, 10 duplicates"), "{said}");
     daemon.wait_until_empty();
     assert!(lambda.taken().values().all(|&times| times == 1));
     let (code, said) = redrive(&daemon, service, queue, &[]);
-    assert_eq!((code, said.contains("0 redriven, 0 repeats")), (0, true), "{said}");
+    assert_eq!((code, said.contains("0 redriven, 0 duplicates")), (0, true), "{said}");
 }

@@ -39,10 +39,10 @@ fn letters_go_into_the_outbox_of_a_daemon_that_does_not_run_and_out_when_it_does
     let (code, said) = redrive(&["--dry-run"]);
     assert_eq!((code, said.contains("35 would be redriven")), (0, true), "{said}");
     let (code, said) = redrive(&["--limit", "30"]);
-    assert_eq!((code, said.contains("30 redriven, 0 repeats")), (0, true), "{said}");
+    assert_eq!((code, said.contains("30 redriven, 0 duplicates")), (0, true), "{said}");
     assert!(said.contains("delivered when a daemon next runs on it"), "{said}");
     let (code, said) = redrive(&[]);
-    assert_eq!((code, said.contains("5 redriven, 0 repeats")), (0, true), "{said}");
+    assert_eq!((code, said.contains("5 redriven, 0 duplicates")), (0, true), "{said}");
     assert_eq!((service.count(queue), lambda.taken().len()), (0, 0), "accepted, not yet delivered");
 
     let daemon = setup.start();
@@ -79,7 +79,7 @@ fn letters_of_the_store_itself_come_back_without_a_daemon() {
     daemon.kill9();
     lambda.take_all();
     let (code, said) = run(alone(&state, &lambda, "http://127.0.0.1:9", &["--local", "--standalone"]));
-    assert_eq!((code, said.contains("12 redriven from the store")), (0, true), "{said}");
+    assert_eq!((code, said.contains("12 dead letters redriven from the store")), (0, true), "{said}");
     let daemon = setup.start();
     lambda.wait_for(&ids(0..12));
     daemon.wait_until_empty();

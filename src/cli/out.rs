@@ -1,0 +1,93 @@
+//! What commands write, and what they ask. Text of others (functions, errors, answers of a server) is made visible here, and
+//! for commands only here: no command writes to stdout or stderr by itself.
+
+use std::fmt::Display;
+use std::io::{ErrorKind, IsTerminal, Write};
+
+use serde::Serialize;
+
+use super::{Exit, Failure};
+use crate::telemetry::say;
+use crate::visible::{visible, visible_json, visible_lines};
+
+/// Writes one line to stdout.
+pub(super) fn line(text: impl Display) -> Result<(), Failure> {
+    raw(format!("{}\n", visible(&text.to_string())).as_bytes())
+}
+
+/// Writes text of several lines to stdout. Text of others in it was made visible before, so that it forges no line.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    raw(visible_lines(text).as_bytes())
+}
+
+/// Writes text to stdout that moves a cursor or has colours; all else in it is visible already.
+pub(super) fn painted(text: &str) -> Result<(), Failure> {
+    raw(text.as_bytes())
+}
+
+/// Writes a value to stdout as one line of JSON.
+pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string(value).map_err(|error| Failure::new(Exit::Internal, error))?;
+    raw(format!("{}\n", visible_json(&text)).as_bytes())
+}
+
+/// Writes a value to stdout as JSON for people.
+pub(super) fn pretty(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::new(Exit::Internal, error))?;
+    raw(format!("{}\n", visible_json(&text)).as_bytes())
+}
+
+/// Writes a payload to stdout: byte for byte, but to a terminal without what would act on it.
+pub(super) fn payload(bytes: &[u8]) -> Result<(), Failure> {
+    if std::io::stdout().is_terminal() {
+        return print(&String::from_utf8_lossy(bytes));
+    }
+    raw(bytes)
+}
+
+/// A reader that has gone away, as `head` does, is no failure.
+fn raw(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot write to stdout")))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Writes one line to stderr, beside a result. That stderr takes none is no failure.
+pub(super) fn note(text: impl Display) {
+    say(&visible(&text.to_string()));
+}
+
+/// `1 event`, `2 events`.
+pub(super) fn count(number: u64, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
+/// Whether a person says yes; nobody to ask is an error, not a yes.
+pub(super) fn agreed(question: &str) -> Result<bool, Failure> {
+    let failed = |error| Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot ask"));
+    if !std::io::stdin().is_terminal() {
+        let why =
+            "this asks before it removes anything, and stdin is no terminal: repeat with --yes, or with --dry-run";
+        return Err(Failure::saying(Exit::Failed, why));
+    }
+    let mut stderr = std::io::stderr().lock();
+    let asked = write!(stderr, "{} [y/N] ", visible(question)).and_then(|()| stderr.flush());
+    asked.map_err(failed)?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(failed)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!([0, 1, 2].map(|n| count(n, "event")), ["0 events", "1 event", "2 events"]);
+    }
+}

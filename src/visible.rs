@@ -1,0 +1,89 @@
+//! Text of others, made safe to show: no character of it may act on a terminal, forge a line, or hide.
+//!
+//! Function names, errors of Lambda and SQS, keys and answers of a server are other people's text. Whatever shows them to a
+//! person (a table, a message, a log line as text) passes them through here. JSON for machines carries them unchanged.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// Whether a terminal acts on the character, or a reader does not see it: control characters (C0, DEL, C1), separators of
+/// lines and paragraphs, marks that change the direction of text, and characters without width.
+fn is_hazard(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}'
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}'
+            | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// The text on one line, with every hazard as an escape such as `\n` or `\u{1b}`.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    escaped(text, is_hazard, |out, c| out.extend(c.escape_default()))
+}
+
+/// The text with its own line breaks and tabs, and every other hazard as an escape.
+pub fn visible_lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| is_hazard(c) && !matches!(c, '\n' | '\t'), |out, c| out.extend(c.escape_default()))
+}
+
+/// JSON with every hazard in its strings as `\uXXXX`: the same values, safe to show.
+pub fn visible_json(json: &str) -> Cow<'_, str> {
+    escaped(
+        json,
+        |c| is_hazard(c) && c != '\n',
+        |out, c| {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(out, "\\u{unit:04x}").unwrap_or_default();
+            }
+        },
+    )
+}
+
+fn escaped(text: &str, is_hazard: impl Fn(char) -> bool, escape: impl Fn(&mut String, char)) -> Cow<'_, str> {
+    if !text.contains(&is_hazard) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.chars().fold(String::with_capacity(text.len() + 16), |mut out, c| {
+        if is_hazard(c) {
+            escape(&mut out, c)
+        } else {
+            out.push(c)
+        }
+        out
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOSTILE: &str = "a\x1b[2J\x07\r\nb\u{9b}31m\u{202e}c\u{2067}\u{200b}\u{2028}\u{feff}\u{e0041}\x7fd";
+
+    #[test]
+    fn what_acts_on_a_terminal_or_hides_is_escaped() {
+        let shown = visible(HOSTILE);
+        assert_eq!(
+            shown,
+            "a\\u{1b}[2J\\u{7}\\r\\nb\\u{9b}31m\\u{202e}c\\u{2067}\\u{200b}\\u{2028}\\u{feff}\\u{e0041}\\u{7f}d"
+        );
+        assert!(!shown.contains(is_hazard));
+    }
+
+    #[test]
+    fn text_that_people_write_stays_as_it_is() {
+        for text in ["", "orders:prod", "Größe 10 µm", "日本語", "🙂 \\ \"quoted\""] {
+            assert!(matches!(visible(text), Cow::Borrowed(same) if same == text), "{text}");
+        }
+        assert_eq!(visible_lines("a\n\tb\x1b"), "a\n\tb\\u{1b}");
+    }
+
+    #[test]
+    fn json_keeps_its_values() {
+        let value = serde_json::json!({ "message": HOSTILE, "beside": ["é", 1] });
+        for text in [value.to_string(), format!("{value:#}")] {
+            let shown = visible_json(&text);
+            assert!(!shown.replace('\n', "").contains(is_hazard), "{shown}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), value);
+        }
+    }
+}
