@@ -166,7 +166,8 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
         let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).ruled(config.rules.clone());
-        let opened = closed.marked(shared.hop()).passing(passthrough, config.passthrough.clone());
+        let closed = closed.marked(shared.hop()).leaving(door.clone());
+        let opened = closed.passing(passthrough, config.passthrough.clone());
         let opened = opened.called(config.listen.ingest_hosts.clone());
         for unix in unix.listeners {
             door.spawn(server.clone().serve(unix, opened.clone().called(Hosts::any()).service()));

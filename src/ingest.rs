@@ -23,6 +23,8 @@ pub mod admission;
 
 pub mod body;
 
+pub mod content;
+
 pub mod events_api;
 
 pub mod openapi;
@@ -36,8 +38,8 @@ pub mod server;
 pub struct Settings {
     /// Connections at once; further ones wait in the listen queue.
     pub connections_max: usize,
-    /// Bytes of requests in memory at once, bodies and [`admission::SLOT_BYTES`] each; beyond them a request is refused
-    /// with 429. At least [`admission::REQUEST_BYTES_MIN`], or the largest payloads never fit.
+    /// Bytes of requests in memory at once, counted as [`admission`] does; beyond them a request is refused with 429. At
+    /// least [`admission::REQUEST_BYTES_MIN`], or the largest payloads never fit.
     pub request_bytes_max: u64,
     /// Header lines of a request.
     pub headers_max: usize,

@@ -11,6 +11,7 @@ use super::{endpoint, level, listen, passthrough, rules};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::{FunctionName, PAYLOAD_BYTES_MAX, Pattern};
+use crate::ingest::admission::REQUEST_BYTES_MIN;
 use crate::{aws, deadletter, dispatch, hop, ingest, outbox};
 
 /// Below this, the largest payload that Lambda takes would never get through.
@@ -157,7 +158,7 @@ fn ingest(r: &mut Reader, region: Option<Option<String>>) -> Option<ingest::Sett
     const HEADER_BYTES_MIN: u64 = 8 << 10;
     const HEADER_BYTES_MAX: u64 = 1 << 20;
     let connections_max = r.number("listen.connections_max", 1..=1_000_000);
-    let request_bytes_max = r.size("listen.request_bytes_max", ONE_PAYLOAD..=MEMORY_MAX);
+    let request_bytes_max = r.size("listen.request_bytes_max", REQUEST_BYTES_MIN..=MEMORY_MAX);
     let headers_max = r.number("listen.headers_max", 1..=1_000);
     let header_bytes_max = r.size("listen.header_bytes_max", HEADER_BYTES_MIN..=HEADER_BYTES_MAX);
     let header_timeout = r.duration("listen.header_timeout", Zero::Refused);
@@ -541,7 +542,7 @@ mod tests {
             "listen.request_bytes_max = '1MB'\nlisten.header_bytes_max = '4KiB'\nlambda.account_id = '1234'\nlog.format = 'xml'",
             &[],
             &[
-                "s.toml:1: listen.request_bytes_max = \"1MB\": less than 1.0 MiB, the least that works",
+                "s.toml:1: listen.request_bytes_max = \"1MB\": less than 4.0 MiB, the least that works",
                 "s.toml:2: listen.header_bytes_max = \"4KiB\": less than 8.0 KiB, the least that works",
                 "s.toml:3: lambda.account_id = \"1234\": not the 12 digits of an AWS account",
                 "s.toml:4: log.format = \"xml\": must be \"text\" or \"json\"",

@@ -1,40 +1,129 @@
 //! Reading a request's body within its limits.
 
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes};
 use http_body_util::BodyExt;
-use hyper::body::Body;
-use tokio::time::timeout;
+use hyper::body::{Body, Frame};
+use tokio::time::{Sleep, sleep, timeout};
 
-use crate::ingest::refusal::Refusal;
+use crate::ingest::admission::{Crowded, Permit};
+
+/// The first piece of memory that is set aside for a body, in bytes; each further one doubles what there is.
+const FIRST_BYTES: usize = 4 * 1024;
+
+/// How often to look how a body is coming on; also after so many frames.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const FRAMES_A_LOOK: u64 = 256;
+
+/// While memory is scarce, a body must bring at least so many bytes from one look to the next, or it is given up: else
+/// clients that send slowly, or not at all, would keep the others out for as long as a body may take.
+const SCARCE_BYTES_MIN: usize = 4 * 1024;
 
 /// How much of a body that is not wanted is read nevertheless, in bytes: what a synchronous invocation may send. A client
 /// that still writes when the connection closes sees a reset instead of the answer, and tries again for nothing.
 const DISCARD_BYTES_MAX: u64 = 6_291_456;
 
-/// Reads the whole body, at most `limit` bytes of it, within `time_max`.
-pub async fn read<B: Body>(mut body: Pin<&mut B>, limit: usize, time_max: Duration) -> Result<Bytes, Refusal> {
-    let announced = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
-    let complete = async {
-        // Copied out of the connection's buffers, so that a small payload that waits for its commit does not hold a large one.
-        let mut payload = BytesMut::with_capacity(announced.min(limit));
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|_torn| Refusal::BodyTorn)?.into_data() else { continue };
-            if data.remaining() > limit - payload.len() {
-                return Err(Refusal::PayloadTooLarge { bytes: None, limit: limit as u64 });
-            }
-            payload.put(data);
-        }
-        Ok(payload.freeze())
-    };
-    timeout(time_max, complete).await.unwrap_or(Err(Refusal::BodyTimeout))
+/// Why a body was not read to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unread {
+    /// Larger than the limit; its length, if the client announced it.
+    TooLarge(Option<u64>),
+    /// There is no memory for it now.
+    Crowded(Crowded),
+    /// It did not come in time.
+    Late,
+    /// The connection ended within it.
+    Torn,
 }
 
-/// Reads and forgets what is left of a body, within limits, so that the client gets to read its answer.
-pub async fn discard<B: Body>(mut body: Pin<&mut B>, time_max: Duration) {
-    if body.is_end_stream() || body.size_hint().lower() > DISCARD_BYTES_MAX {
+impl From<Crowded> for Unread {
+    fn from(crowded: Crowded) -> Self {
+        Self::Crowded(crowded)
+    }
+}
+
+/// Reads the whole body, at most `limit` bytes of it, within `time_max`. Its memory is set aside in `permit` as it arrives:
+/// what a client only announces costs nothing. Where there is no memory the body is refused; it never waits for another's.
+pub async fn read<B: Body>(
+    mut body: Pin<&mut B>,
+    limit: usize,
+    time_max: Duration,
+    permit: &mut Permit,
+) -> Result<Bytes, Unread> {
+    let announced = body.size_hint().exact();
+    if announced.is_some_and(|bytes| bytes > limit as u64) {
+        return Err(Unread::TooLarge(announced));
+    }
+    // Before the first byte, as a client that waits for "100 Continue" then need not send any.
+    permit.could_grow(announced.unwrap_or(0))?;
+    let most = announced.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(limit);
+    // Copied out of the connection's buffers, so that a small payload that waits for its commit does not hold a large one.
+    let mut payload = Vec::new();
+    let mut clock = pin!(sleep(LOOK_EVERY.min(time_max)));
+    let (mut left, mut seen) = (time_max, 0);
+    for frames in 1_u64.. {
+        match next(body.as_mut(), clock.as_mut(), frames.is_multiple_of(FRAMES_A_LOOK)).await {
+            None => {
+                left = left.saturating_sub(LOOK_EVERY);
+                if left.is_zero() || permit.is_scarce() && payload.len() - seen < SCARCE_BYTES_MIN {
+                    return Err(Unread::Late);
+                }
+                seen = payload.len();
+                let next = clock.deadline() + LOOK_EVERY.min(left);
+                clock.as_mut().reset(next);
+            }
+            Some(None) => break,
+            Some(Some(frame)) => {
+                let Ok(data) = frame.map_err(|_torn| Unread::Torn)?.into_data() else { continue };
+                if data.remaining() > limit - payload.len() {
+                    return Err(Unread::TooLarge(None));
+                }
+                make_room(&mut payload, data.remaining(), most, permit)?;
+                payload.put(data);
+            }
+        }
+    }
+    Ok(payload.into())
+}
+
+/// The next frame, or the end of the body; or none if `clock` comes first. It is looked at first where `look_first` says so:
+/// a flood of frames would otherwise keep the time from passing.
+async fn next<B: Body>(
+    mut body: Pin<&mut B>,
+    mut clock: Pin<&mut Sleep>,
+    look_first: bool,
+) -> Option<Option<Result<Frame<B::Data>, B::Error>>> {
+    poll_fn(|cx| {
+        if look_first && clock.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        match body.as_mut().poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Some(frame)),
+            Poll::Pending => clock.as_mut().poll(cx).map(|()| None),
+        }
+    })
+    .await
+}
+
+/// Makes room for `more` bytes: at least doubles what there is, so that little is copied, but not beyond `most`.
+fn make_room(payload: &mut Vec<u8>, more: usize, most: usize, permit: &mut Permit) -> Result<(), Crowded> {
+    let needed = payload.len() + more;
+    if needed > payload.capacity() {
+        let capacity = needed.max((2 * payload.capacity()).max(FIRST_BYTES).min(most));
+        permit.grow((capacity - payload.capacity()) as u64)?;
+        payload.reserve_exact(capacity - payload.len());
+    }
+    Ok(())
+}
+
+/// Reads and forgets what is left of a body, within limits, so that the client gets to read its answer. Not while memory is
+/// scarce, as the request keeps some of it meanwhile.
+pub async fn discard<B: Body>(mut body: Pin<&mut B>, time_max: Duration, permit: &Permit) {
+    if body.is_end_stream() || body.size_hint().lower() > DISCARD_BYTES_MAX || permit.is_scarce() {
         return;
     }
     let rest = async {

@@ -1,8 +1,10 @@
 //! The native door on the wire, read from and written as plain data: `/v1/events` and `/v1/events/{id}`.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -12,7 +14,7 @@ use crate::event::{Carried, EventId, Function, KeySource, PAYLOAD_BYTES_MAX};
 use crate::ingest::Settings;
 use crate::ingest::key::Offers;
 use crate::ingest::lambda_api::{self, Fields};
-use crate::ingest::refusal::Refusal;
+use crate::ingest::refusal::{Refusal, echo_of};
 use crate::outbox::{Found, LastOutcome};
 use crate::trace;
 
@@ -74,37 +76,68 @@ fn raw<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValu
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-/// A whole number; `7.0` is one too, as JSON Schema has it and some writers of JSON put it.
-fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Number {
-        Whole(u64),
-        Fraction(f64),
-    }
-    match Number::deserialize(deserializer)? {
-        Number::Whole(number) => Ok(number),
-        // Every time and delay that is accepted is far below 2^53, up to which the conversion is exact.
-        Number::Fraction(number) if number.fract() == 0.0 && (0.0..9e15).contains(&number) => Ok(number as u64),
-        Number::Fraction(_) => Err(serde::de::Error::custom("not a whole number")),
-    }
-}
-
 /// A point in time: milliseconds since 1970 UTC, or RFC 3339.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "a time is text like \"2026-11-23T15:00:00Z\", or whole milliseconds")]
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
 pub enum Time {
-    Millis(#[serde(deserialize_with = "whole")] u64),
+    Millis(u64),
     #[schema(format = DateTime)]
     Text(String),
 }
 
 /// A span of time of at most 366 days: seconds, or as in `10m`, `1h 30m`, `500ms`.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "a delay is text like \"10m\", or whole seconds")]
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
 pub enum Delay {
-    Seconds(#[serde(deserialize_with = "whole")] u64),
+    Seconds(u64),
     Text(String),
+}
+
+/// A whole number or a text. Not serde's `untagged`, which first keeps whatever is there: a list of millions of numbers, for
+/// example, at 32 bytes each.
+struct WholeOrText<T> {
+    expected: &'static str,
+    whole: fn(u64) -> T,
+    text: fn(String) -> T,
+}
+
+impl<T> Visitor<'_> for WholeOrText<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        Ok((self.whole)(number))
+    }
+
+    /// `7.0` is whole too, as JSON Schema has it and some writers of JSON put it.
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
+        if number.fract() != 0.0 || !(0.0..9e15).contains(&number) {
+            return Err(E::invalid_value(Unexpected::Float(number), &self));
+        }
+        // Every time and delay that is accepted is far below 2^53, up to which the conversion is exact.
+        Ok((self.whole)(number as u64))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        Ok((self.text)(text.to_owned()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = "a time: text like \"2026-11-23T15:00:00Z\", or whole milliseconds";
+        deserializer.deserialize_any(WholeOrText { expected, whole: Self::Millis, text: Self::Text })
+    }
+}
+
+impl<'de> Deserialize<'de> for Delay {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = "a delay: text like \"10m\", or whole seconds";
+        deserializer.deserialize_any(WholeOrText { expected, whole: Self::Seconds, text: Self::Text })
+    }
 }
 
 /// What is to become an event; all of it checked but the key, which may be in the payload.
@@ -129,7 +162,8 @@ pub fn read_event(
     settings: &Settings,
 ) -> Result<Draft, Refusal> {
     let invalid = Refusal::InvalidContent;
-    let event: NewEvent<'_> = serde_json::from_str(text).map_err(|error| invalid(format!("not an event: {error}")))?;
+    let event: NewEvent<'_> =
+        serde_json::from_str(text).map_err(|error| invalid(format!("not an event: {}", echo_of(&error))))?;
     let payload = event.payload.map_or_else(Bytes::new, |raw| body.slice_ref(raw.get().as_bytes()));
     if payload.len() > PAYLOAD_BYTES_MAX {
         let (bytes, limit) = (Some(payload.len() as u64), PAYLOAD_BYTES_MAX as u64);
@@ -216,20 +250,23 @@ fn rfc3339(text: &str) -> Option<UnixMillis> {
     .map(UnixMillis)
 }
 
-/// The lines of a batch, or none if the body is one event: by its type if that says so, else by its first line.
-pub fn lines<'a>(content_type: Option<&str>, body: &'a str) -> Option<Vec<&'a str>> {
+/// Whether the body is a batch of lines: by its type if that says so, else by its first line.
+pub fn is_batch(content_type: Option<&str>, body: &str) -> bool {
     let mime = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let says_lines = ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
-    let lines = || body.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>();
     if says_lines.contains(&mime.as_str()) {
-        return Some(lines());
+        return true;
     }
     if mime == "application/json" {
-        return None;
+        return false;
     }
-    let (first, rest) = body.trim_start().split_once('\n')?;
-    let is_whole = !rest.trim().is_empty() && serde_json::from_str::<serde::de::IgnoredAny>(first).is_ok();
-    is_whole.then(lines)
+    let Some((first, rest)) = body.trim_start().split_once('\n') else { return false };
+    !rest.trim().is_empty() && serde_json::from_str::<serde::de::IgnoredAny>(first).is_ok()
+}
+
+/// The lines of a batch that are not blank.
+pub fn lines(body: &str) -> impl Iterator<Item = &str> {
+    body.lines().filter(|line| !line.trim().is_empty())
 }
 
 /// What became of one event: the answer to it, or its line in the answer to a batch.
@@ -445,7 +482,7 @@ mod tests {
             (r#""function":"f","deliver_at":"2099-01-01T00:00:00Z""#, "more than 366 days ahead"),
             (r#""function":"f","deliver_at":1790003600000,"delay":1"#, "contradict each other"),
             (r#""function":"f","delay":"soon""#, "delay must be seconds"),
-            (r#""function":"f","delay":-1"#, "not an event: a delay is text like \"10m\", or whole seconds"),
+            (r#""function":"f","delay":-1"#, "expected a delay: text like \"10m\", or whole seconds"),
             (r#""function":"f","delay":1.5"#, "or whole seconds"),
             (r#""function":"f","expires_at":true"#, "or whole milliseconds"),
             (r#""function":"f","expires_at":1790000000000"#, "expires_at is not after now"),
@@ -501,13 +538,18 @@ mod tests {
     #[test]
     fn a_batch_is_told_by_its_type_or_by_its_first_line() {
         let (two, pretty) = ("{\"a\":1}\n\n{\"b\":2}\n", "{\n  \"a\": 1\n}\n");
-        assert_eq!(lines(Some("application/x-ndjson; charset=utf-8"), two), Some(vec!["{\"a\":1}", "{\"b\":2}"]));
-        assert_eq!(lines(Some("application/x-ndjson"), "{\"a\":1}"), Some(vec!["{\"a\":1}"]));
-        assert_eq!(lines(None, two).map(|lines| lines.len()), Some(2));
-        assert_eq!(lines(Some("application/x-www-form-urlencoded"), two).map(|lines| lines.len()), Some(2));
-        for (content_type, body) in [(Some("application/json"), two), (None, pretty), (None, "{\"a\":1}\n"), (None, "")]
-        {
-            assert_eq!(lines(content_type, body), None, "{body}");
+        assert_eq!(lines(two).collect::<Vec<_>>(), ["{\"a\":1}", "{\"b\":2}"]);
+        for (content_type, body, batch) in [
+            (Some("application/x-ndjson; charset=utf-8"), two, true),
+            (Some("application/x-ndjson"), "{\"a\":1}", true),
+            (None, two, true),
+            (Some("application/x-www-form-urlencoded"), two, true),
+            (Some("application/json"), two, false),
+            (None, pretty, false),
+            (None, "{\"a\":1}\n", false),
+            (None, "", false),
+        ] {
+            assert_eq!(is_batch(content_type, body), batch, "{content_type:?} {body}");
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::ingest::name::{
     NAME_CHARS_MAX, NAME_PATTERN, Parts, QUALIFIER_CHARS_MAX, QUALIFIER_PATTERN, is_qualifier, percent_decode,
 };
 use crate::ingest::passthrough::{CALL_BYTES_MAX, Operation};
-use crate::ingest::refusal::{Refusal, Violation};
+use crate::ingest::refusal::{Refusal, Violation, echo};
 use crate::trace;
 
 /// The largest payload of the deprecated InvokeAsync, in bytes (its API reference: 256 KB).
@@ -253,7 +253,7 @@ struct Check {
 
 impl Check {
     fn refuse(&mut self, field: &'static str, value: &str, constraint: String) {
-        self.violations.push(Violation { field, value: value.to_owned(), constraint });
+        self.violations.push(Violation { field, value: echo(value), constraint });
     }
 
     fn name<'a>(&mut self, address: &'a str) -> Option<Parts<'a>> {

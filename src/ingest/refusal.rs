@@ -46,6 +46,11 @@ pub enum Refusal {
     QualifierMismatch,
     /// A header or the payload is not what it must be; the text says why.
     InvalidContent(String),
+    /// The body is compressed or otherwise encoded; `header` says so.
+    Encoded {
+        header: &'static str,
+        coding: String,
+    },
     /// `bytes` is the payload's length, where it is known.
     PayloadTooLarge {
         bytes: Option<u64>,
@@ -113,6 +118,7 @@ pub enum Refusal {
 pub struct Violation {
     /// Lambda's name of the field, `functionName` for example.
     pub field: &'static str,
+    /// Not all of a long one, see [`echo`].
     pub value: String,
     /// What is required, in Lambda's words.
     pub constraint: String,
@@ -194,6 +200,7 @@ impl Refusal {
             | Self::Validation(_)
             | Self::QualifierMismatch
             | Self::InvalidContent(_)
+            | Self::Encoded { .. }
             | Self::PayloadTooLarge { .. }
             | Self::CallTooLarge { .. }
             | Self::ModeNotSupported { .. }
@@ -243,6 +250,10 @@ impl Refusal {
             }
             Self::InvalidContent(_) => {
                 user(StatusCode::BAD_REQUEST, "InvalidRequestContentException", "invalid-content")
+            }
+            // Lambda's own word for a body that is not JSON.
+            Self::Encoded { .. } => {
+                user(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaTypeException", "encoded")
             }
             Self::PayloadTooLarge { .. } | Self::CallTooLarge { .. } => {
                 user(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLargeException", "payload-too-large")
@@ -309,6 +320,10 @@ impl Refusal {
                 "The derived qualifier from the function name does not match the specified qualifier.".to_owned()
             }
             Self::InvalidContent(why) => why.clone(),
+            Self::Encoded { header, coding } => format!(
+                "{header} {coding} is not supported: sendoff hands bodies on as they are, so send the JSON itself, without {header}",
+                coding = echo(coding)
+            ),
             Self::PayloadTooLarge { bytes, limit } => {
                 let size = bytes.map(|bytes| format!("{bytes} byte ")).unwrap_or_default();
                 format!("{size}payload is too large for the Event invocation type (limit {limit} bytes)")
@@ -345,10 +360,36 @@ impl Refusal {
 impl std::fmt::Display for Violation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { field, value, constraint } = self;
-        let echo: String = value.chars().take(ECHO_CHARS_MAX).collect();
-        let more = if echo.len() < value.len() { "..." } else { "" };
-        write!(f, "Value '{echo}{more}' at '{field}' failed to satisfy constraint: {constraint}")
+        write!(f, "Value '{value}' at '{field}' failed to satisfy constraint: {constraint}")
     }
+}
+
+/// As much of a client's own value as an error message repeats. Whoever keeps the value keeps no more than this, as a client
+/// decides how long it is.
+pub fn echo(value: &str) -> String {
+    match value.char_indices().nth(ECHO_CHARS_MAX) {
+        Some((end, _)) => format!("{}...", &value[..end]),
+        None => value.to_owned(),
+    }
+}
+
+/// As [`echo`], of an error that may repeat a client's value; `text` is not written out any further than that.
+pub fn echo_of(text: &impl std::fmt::Display) -> String {
+    /// Takes what an echo may be long, and then fails, so that no more is written.
+    struct Short(String);
+
+    impl std::fmt::Write for Short {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            let room = (4 * ECHO_CHARS_MAX + 4).saturating_sub(self.0.len());
+            let end = if text.len() <= room { text.len() } else { text.floor_char_boundary(room) };
+            self.0.push_str(&text[..end]);
+            if end < text.len() { Err(std::fmt::Error) } else { Ok(()) }
+        }
+    }
+    let mut short = Short(String::new());
+    // An error says that it is longer, and so does its echo.
+    std::fmt::write(&mut short, format_args!("{text}")).unwrap_or_default();
+    echo(&short.0)
 }
 
 /// A header value of text that we wrote ourselves: ids, numbers and words. What cannot be a header value becomes empty,
@@ -418,6 +459,12 @@ mod tests {
                 r#"{"Reason":"CallerRateLimitExceeded","Type":"User","message":"Rate Exceeded. Requests in progress hold 9 bytes of at most 10 (request_bytes_max)"}"#.to_owned(),
             ),
             (
+                Refusal::Encoded { header: "Content-Encoding", coding: "gzip".into() },
+                415,
+                "UnsupportedMediaTypeException",
+                r#"{"Type":"User","message":"Content-Encoding gzip is not supported: sendoff hands bodies on as they are, so send the JSON itself, without Content-Encoding"}"#.to_owned(),
+            ),
+            (
                 Refusal::Full { why: "the outbox is full".into(), retry_after: wait },
                 503,
                 "ServiceException",
@@ -452,7 +499,13 @@ mod tests {
 
     #[test]
     fn a_long_value_is_repeated_in_part_only() {
-        let violation = Violation { field: "functionName", value: "é".repeat(10_000), constraint: "c".into() };
-        assert!(violation.to_string().len() < 1_000);
+        for long in ["é".repeat(10_000), "x".repeat(10_000)] {
+            let start: String = long.chars().take(ECHO_CHARS_MAX).collect();
+            assert_eq!(echo(&long), format!("{start}..."));
+            assert_eq!(echo_of(&format_args!("{long}{long}")), format!("{start}..."));
+        }
+        for short in ["", "é".repeat(ECHO_CHARS_MAX).as_str()] {
+            assert_eq!((echo(short), echo_of(&short)), (short.to_owned(), short.to_owned()));
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
+use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::clock::{Clock, UnixMillis};
@@ -20,23 +21,27 @@ use crate::event::{Event, EventId, FunctionName, KeySource, PAYLOAD_BYTES_MAX};
 use crate::hop::Hop;
 use crate::http::host::Hosts;
 use crate::ingest::Settings;
-use crate::ingest::admission::Admission;
+use crate::ingest::admission::{Admission, Crowded, Permit};
+use crate::ingest::body::{self, Unread};
 use crate::ingest::events_api::{AcceptedEvent, Draft};
 use crate::ingest::lambda_api::{InvocationType, Invoke, check_payload, read_head};
 use crate::ingest::passthrough::{self, Gate, Off, Passed, Passthrough};
 use crate::ingest::refusal::{EVENT_ID, REQUEST_ID, Refusal, header_value};
 use crate::ingest::rules::Rules;
-use crate::ingest::{body, key};
+use crate::ingest::{content, key};
 use crate::metrics::Metrics;
 use crate::outbox::{Appended, Error, Outbox};
 use crate::trace;
 
 mod browser;
 
+mod handover;
+
 mod native;
 
 mod pass;
 
+use handover::ToItsEnd;
 use native::{json, native_refusal, written};
 
 pub const KEY_SOURCE: HeaderName = HeaderName::from_static("x-sendoff-key-source");
@@ -46,6 +51,9 @@ pub const DUPLICATE: HeaderName = HeaderName::from_static("x-sendoff-duplicate")
 const CROWDED_RETRY: Duration = Duration::from_millis(500);
 const FULL_RETRY: Duration = Duration::from_secs(2);
 const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
+
+/// Payloads up to this many bytes are taken apart by several workers at once.
+const TOGETHER_BYTES_MAX: usize = 64 * 1024;
 
 /// How often the log may say that the door changed between accepting and refusing.
 const HEALTH_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -63,6 +71,8 @@ pub struct Door<O, P = Off> {
     hosts: Arc<Hosts>,
     hop: Hop,
     shared: Arc<Shared>,
+    /// Runs the hand-overs whose clients have gone.
+    leftovers: TaskTracker,
 }
 
 struct Shared {
@@ -70,6 +80,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     settings: Settings,
     admission: Admission,
+    /// Held while a large payload is searched for its key.
+    search: Mutex<()>,
     health: HealthLog,
 }
 
@@ -84,26 +96,27 @@ struct Accepted {
 impl<O: Outbox> Door<O> {
     pub fn new(outbox: O, clock: Clock, metrics: Arc<Metrics>, settings: Settings) -> Self {
         let admission = Admission::new(settings.request_bytes_max);
-        let shared = Shared { clock, metrics, settings, admission, health: HealthLog::default() };
-        Self {
-            outbox,
-            gate: None,
-            rules: Arc::default(),
-            hosts: Arc::default(),
-            hop: Hop::nameless(),
-            shared: Arc::new(shared),
-        }
+        let (search, health) = (Mutex::default(), HealthLog::default());
+        let shared = Arc::new(Shared { clock, metrics, settings, admission, search, health });
+        let (rules, hosts, hop, leftovers) = (Arc::default(), Arc::default(), Hop::nameless(), TaskTracker::new());
+        Self { outbox, gate: None, rules, hosts, hop, shared, leftovers }
     }
 
     /// The same door, through which calls that are not Events pass to Lambda; without limits none does.
     pub fn passing<P: Passthrough>(self, passthrough: P, limits: Option<passthrough::Limits>) -> Door<O, P> {
         let gate = limits.map(|limits| Gate::new(passthrough, limits));
-        Door { outbox: self.outbox, gate, rules: self.rules, hosts: self.hosts, hop: self.hop, shared: self.shared }
+        let Self { outbox, gate: _, rules, hosts, hop, shared, leftovers } = self;
+        Door { outbox, gate, rules, hosts, hop, shared, leftovers }
     }
 
     /// The same door with rules for keys.
     pub fn ruled(self, rules: Rules) -> Self {
         Self { rules: Arc::new(rules), ..self }
+    }
+
+    /// The same door, whose unfinished hand-overs to the outbox are tasks of `leftovers`, for whoever drains it.
+    pub fn leaving(self, leftovers: TaskTracker) -> Self {
+        Self { leftovers, ..self }
     }
 }
 
@@ -137,7 +150,8 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     /// Dropping the future is safe at every await (hyper does so when an HTTP/2 client resets its stream; an HTTP/1 client
     /// that closes its side is not noticed until the answer). Before the append, nothing is stored. From the append on,
     /// the outbox alone decides: it stores the event or does not, and a client that saw no answer repeats the request and
-    /// is told which (G3). What is lost is a count in the metrics.
+    /// is told which (G3). The hand-over then goes on without the client, with the memory that was set aside for it
+    /// ([`ToItsEnd`]). What is lost is a count in the metrics.
     pub async fn handle<B: Body>(&self, request: Request<B>) -> Answer {
         let span = trace::request(request.headers());
         let answer = self.answer(request).instrument(span.clone()).await;
@@ -164,7 +178,10 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
                 self.note(&refusal);
                 // A client that waits for "100 Continue" has not begun to send; reading would ask it to.
                 if refusal.leaves_body() && !head.headers.contains_key(EXPECT) {
-                    body::discard(body, self.shared.settings.body_timeout).await;
+                    // Only where this takes no memory from others.
+                    if let Ok(permit) = self.shared.admission.admit(&head) {
+                        body::discard(body, self.shared.settings.body_timeout, &permit).await;
+                    }
                 }
                 let request_id = uuid::Builder::from_random_bytes(self.shared.clock.random_bits().to_be_bytes());
                 let response = refusal.response(&request_id.into_uuid().to_string());
@@ -176,46 +193,62 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     async fn lambda<B: Body>(&self, head: &Head, body: Pin<&mut B>) -> Result<Answer, Refusal> {
         let invoke = read_head(head, &self.shared.settings)?;
         match invoke.invocation_type {
-            InvocationType::Event => Ok(self.accept(invoke, body).await?.response().map(Either::Left)),
+            InvocationType::Event => Ok(self.accept(head, invoke, body).await?.response().map(Either::Left)),
             InvocationType::RequestResponse | InvocationType::DryRun => self.pass(head, invoke, body).await,
         }
     }
 
-    async fn accept<B: Body>(&self, invoke: Invoke, body: Pin<&mut B>) -> Result<Accepted, Refusal> {
+    async fn accept<B: Body>(&self, head: &Head, invoke: Invoke, body: Pin<&mut B>) -> Result<Accepted, Refusal> {
         let Shared { settings, admission, .. } = &*self.shared;
-        let limit = invoke.payload_max as u64;
-        let expected = body.size_hint().exact().unwrap_or(limit);
-        if expected > limit {
-            return Err(Refusal::PayloadTooLarge { bytes: Some(expected), limit });
-        }
-        // Held until the answer is ready: until then the payload is in memory, here or in the outbox's queue.
-        let _permit = admission
-            .admit(expected)
-            .map_err(|crowded| Refusal::Crowded { crowded, retry_after: self.retry_after(CROWDED_RETRY) })?;
-        let payload = body::read(body, invoke.payload_max, settings.body_timeout).await?;
+        content::is_plain(&head.headers)?;
+        let limit = invoke.payload_max;
+        let mut permit = admission.admit(head).map_err(|crowded| self.crowded(crowded))?;
+        let payload = body::read(body, limit, settings.body_timeout, &mut permit)
+            .await
+            .map_err(|unread| self.unread(unread, |bytes| Refusal::PayloadTooLarge { bytes, limit: limit as u64 }))?;
         check_payload(&payload)?;
         let Invoke { function, carried, keys, payload_max, .. } = invoke;
-        self.append(Draft { function, carried, keys, payload, deliver_at: None, expires_at: None, payload_max }).await
+        let draft = Draft { function, carried, keys, payload, deliver_at: None, expires_at: None, payload_max };
+        Ok(self.append(draft, permit).await?.0)
     }
 
-    async fn append(&self, draft: Draft) -> Result<Accepted, Refusal> {
+    fn crowded(&self, crowded: Crowded) -> Refusal {
+        Refusal::Crowded { crowded, retry_after: self.retry_after(CROWDED_RETRY) }
+    }
+
+    /// Why a body was not read, as its client is told.
+    fn unread(&self, unread: Unread, too_large: impl FnOnce(Option<u64>) -> Refusal) -> Refusal {
+        match unread {
+            Unread::TooLarge(bytes) => too_large(bytes),
+            Unread::Crowded(crowded) => self.crowded(crowded),
+            Unread::Late => Refusal::BodyTimeout,
+            Unread::Torn => Refusal::BodyTorn,
+        }
+    }
+
+    /// Stores one event; the permit comes back once the outbox has answered.
+    async fn append(&self, draft: Draft, mut permit: Permit) -> Result<(Accepted, Permit), Refusal> {
         let Shared { clock, metrics, .. } = &*self.shared;
         let started = clock.instant();
+        if self.rules.of(&draft.function.name).inject.is_some() {
+            // The payload with its key is another beside the one that came.
+            permit.grow(draft.payload.len() as u64).map_err(|crowded| self.crowded(crowded))?;
+        }
         let event = self.event(draft)?;
         // Some clients use one SDK invocation id for several calls. Nobody chose that id, so another payload is another event.
         let other = (event.key.source == KeySource::SdkInvocationId)
             .then(|| Event { key: key::mint(clock.random_bits()), ..event.clone() });
         let event = self.carry(event)?;
         let (id, mut source, function) = (event.id, event.key.source, event.function.name.clone());
-        let mut appended = self.append_one(event).await?;
+        let (mut appended, mut permit) = self.append_one(event, permit).await?;
         if let (Appended::Conflict { .. }, Some(other)) = (&appended, other) {
             source = other.key.source;
-            appended = self.append_one(self.carry(other)?).await?;
+            (appended, permit) = self.append_one(self.carry(other)?, permit).await?;
         }
         metrics.outbox_append_seconds.observe(started.elapsed().as_secs_f64());
         let accepted = self.accepted(appended, id, source, &function)?;
         trace::is_for(accepted.id);
-        Ok(accepted)
+        Ok((accepted, permit))
     }
 
     /// The event that a draft becomes now, with its key.
@@ -223,6 +256,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let clock = &self.shared.clock;
         let rule = self.rules.of(&draft.function.name);
         let accepted_at = clock.now();
+        let _alone = rule.key.is_some().then(|| self.alone(draft.payload.len()));
         Ok(Event {
             id: EventId::mint(accepted_at, clock.random_bits(), &draft.function.name),
             key: draft.keys.choose(&draft.payload, rule.key.as_ref(), || clock.random_bits())?,
@@ -236,9 +270,16 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         })
     }
 
+    /// For as long as this is held, no other large payload is taken apart: each becomes a tree of up to 30 times its size.
+    fn alone(&self, payload_bytes: usize) -> Option<MutexGuard<'_, ()>> {
+        (payload_bytes > TOGETHER_BYTES_MAX).then(|| self.shared.search.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Puts the key where the function finds it.
     fn carry(&self, mut event: Event) -> Result<Event, Refusal> {
-        self.rules.of(&event.function.name).carry(&mut event, PAYLOAD_BYTES_MAX)?;
+        let rule = self.rules.of(&event.function.name);
+        let _alone = rule.inject.is_some().then(|| self.alone(event.payload.len()));
+        rule.carry(&mut event, PAYLOAD_BYTES_MAX)?;
         Ok(event)
     }
 
@@ -270,22 +311,29 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         }
     }
 
-    async fn append_one(&self, event: Event) -> Result<Appended, Refusal> {
-        self.append_all(vec![event]).await?.pop().ok_or_else(|| Refusal::Unavailable {
+    async fn append_one(&self, event: Event, permit: Permit) -> Result<(Appended, Permit), Refusal> {
+        let (mut appended, permit) = self.append_all(vec![event], permit).await?;
+        let appended = appended.pop().ok_or_else(|| Refusal::Unavailable {
             why: "the outbox did not say whether it stored the event".to_owned(),
             retry_after: self.retry_after(UNAVAILABLE_RETRY),
-        })
+        })?;
+        Ok((appended, permit))
     }
 
-    async fn append_all(&self, events: Vec<Event>) -> Result<Vec<Appended>, Refusal> {
+    /// Hands the events over. From here on the memory that is set aside for them is the outbox's, until it has answered.
+    async fn append_all(&self, events: Vec<Event>, permit: Permit) -> Result<(Vec<Appended>, Permit), Refusal> {
         if events.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), permit));
         }
-        self.outbox.append(events).await.map_err(|error| match error {
-            Error::Poisoned { .. } | Error::Closed => {
-                Refusal::Unavailable { why: error.to_string(), retry_after: self.retry_after(UNAVAILABLE_RETRY) }
+        let outbox = self.outbox.clone();
+        let (appended, permit) =
+            ToItsEnd::new(async move { (outbox.append(events).await, permit) }, &self.leftovers).await;
+        match appended {
+            Ok(appended) => Ok((appended, permit)),
+            Err(error @ (Error::Poisoned { .. } | Error::Closed)) => {
+                Err(Refusal::Unavailable { why: error.to_string(), retry_after: self.retry_after(UNAVAILABLE_RETRY) })
             }
-        })
+        }
     }
 
     fn retry_after(&self, at_least: Duration) -> Duration {
@@ -322,6 +370,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             | Refusal::Validation(_)
             | Refusal::QualifierMismatch
             | Refusal::InvalidContent(_)
+            | Refusal::Encoded { .. }
             | Refusal::PayloadTooLarge { .. }
             | Refusal::CallTooLarge { .. }
             | Refusal::ModeNotSupported { .. }
@@ -355,9 +404,9 @@ impl Accepted {
     }
 
     /// The same with what the headers say as JSON.
-    fn native_response(self) -> Answer {
+    fn native_response(self, permit: Permit) -> Answer {
         let (head, _) = self.response().into_parts();
-        let mut response = json(head.status, written(&AcceptedEvent::from(self)));
+        let mut response = json(head.status, written(&AcceptedEvent::from(self)), permit);
         response.headers_mut().extend(head.headers);
         response
     }

@@ -10,17 +10,19 @@ use http_body_util::{Either, Full};
 use hyper::body::Body;
 use serde::Serialize;
 
-use super::{Answer, CROWDED_RETRY, Door, UNAVAILABLE_RETRY};
+use super::{Answer, Door, UNAVAILABLE_RETRY};
 use crate::event::EventId;
-use crate::ingest::admission::SLOT_BYTES;
-use crate::ingest::body;
+use crate::ingest::admission::{BESIDE_BODY_BYTES, EVENT_BYTES, Permit, SLOT_BYTES};
 use crate::ingest::events_api::{
-    BATCH_BYTES_MAX, BATCH_EVENTS_MAX, Draft, EventAnswer, EventState, RefusedEvent, lines, read_event,
+    BATCH_BYTES_MAX, BATCH_EVENTS_MAX, EventAnswer, EventState, RefusedEvent, is_batch, lines, read_event,
 };
-use crate::ingest::openapi;
 use crate::ingest::passthrough::Passthrough;
 use crate::ingest::refusal::Refusal;
+use crate::ingest::{body, content, openapi};
 use crate::outbox::Outbox;
+
+/// What the largest batch takes beside its text, in bytes.
+const BATCH_BESIDE_TEXT: u64 = BESIDE_BODY_BYTES + BATCH_EVENTS_MAX as u64 * EVENT_BYTES;
 
 impl<O: Outbox, P: Passthrough> Door<O, P> {
     /// Answers a request below `/v1/`.
@@ -29,27 +31,28 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let of = |method: &Method, allow: &'static str| {
             if head.method == *method { Ok(()) } else { Err(Refusal::MethodNotAllowed { allow }) }
         };
+        let admit = || self.shared.admission.admit(head).map_err(|crowded| self.crowded(crowded));
         match route.split_once('/') {
             None if route == "events" => {
                 of(&Method::POST, "POST")?;
-                self.take_events(head, body).await
+                self.take_events(head, body, admit()?).await
             }
             None if route == "openapi.json" => {
                 of(&Method::GET, "GET")?;
-                Ok(json(StatusCode::OK, Bytes::from_static(openapi::document().as_bytes())))
+                Ok(json(StatusCode::OK, Bytes::from_static(openapi::document().as_bytes()), admit()?))
             }
             Some(("events", id)) => {
                 of(&Method::GET, "GET")?;
-                self.show_event(id).await
+                self.show_event(id, admit()?).await
             }
             Some(_) | None => Err(Refusal::UnknownOperation),
         }
     }
 
-    async fn show_event(&self, id: &str) -> Result<Answer, Refusal> {
+    async fn show_event(&self, id: &str, permit: Permit) -> Result<Answer, Refusal> {
         let id: EventId = id.parse().map_err(|_| Refusal::InvalidContent("not the id of an event".to_owned()))?;
         match self.outbox.find(id).await {
-            Ok(Some(found)) => Ok(json(StatusCode::OK, written(&EventState::from(found)))),
+            Ok(Some(found)) => Ok(json(StatusCode::OK, written(&EventState::from(found)), permit)),
             Ok(None) => Err(Refusal::EventUnknown { id }),
             Err(error) => {
                 Err(Refusal::Unavailable { why: error.to_string(), retry_after: self.retry_after(UNAVAILABLE_RETRY) })
@@ -57,62 +60,67 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         }
     }
 
-    async fn take_events<B: Body>(&self, head: &Head, body: Pin<&mut B>) -> Result<Answer, Refusal> {
+    async fn take_events<B: Body>(
+        &self,
+        head: &Head,
+        body: Pin<&mut B>,
+        mut permit: Permit,
+    ) -> Result<Answer, Refusal> {
+        content::is_plain(&head.headers)?;
         let settings = &self.shared.settings;
         // Never more than fits at all, or such a batch would be told to come back for ever.
-        let room = usize::try_from(settings.request_bytes_max.saturating_sub(SLOT_BYTES)).unwrap_or(usize::MAX);
-        let limit = BATCH_BYTES_MAX.min(room);
-        let expected = body.size_hint().exact().unwrap_or(limit as u64);
-        if expected > limit as u64 {
-            return Err(Refusal::BatchTooLarge { limit: format!("{limit} bytes") });
-        }
-        let _permit = self
-            .shared
-            .admission
-            .admit(expected)
-            .map_err(|crowded| Refusal::Crowded { crowded, retry_after: self.retry_after(CROWDED_RETRY) })?;
-        let bytes = body::read(body, limit, settings.body_timeout).await.map_err(|refusal| {
-            let too_large = matches!(refusal, Refusal::PayloadTooLarge { .. });
-            if too_large { Refusal::BatchTooLarge { limit: format!("{limit} bytes") } } else { refusal }
-        })?;
+        let room = usize::try_from(settings.request_bytes_max.saturating_sub(BATCH_BESIDE_TEXT) / 2);
+        let limit = BATCH_BYTES_MAX.min(room.unwrap_or(usize::MAX));
+        let bytes = body::read(body, limit, settings.body_timeout, &mut permit)
+            .await
+            .map_err(|unread| self.unread(unread, |_| Refusal::BatchTooLarge { limit: format!("{limit} bytes") }))?;
         let text = std::str::from_utf8(&bytes).map_err(|error| Refusal::InvalidContent(error.to_string()))?;
-        let now = self.shared.clock.now();
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let Some(lines) = lines(content_type, text) else {
-            let draft = read_event(text, &bytes, Some(&head.headers), now, settings)?;
-            return Ok(self.append(draft).await?.native_response());
-        };
-        if lines.len() > BATCH_EVENTS_MAX {
+        // What is read from the text takes as much again at most, beside what every event takes.
+        permit.grow(bytes.len() as u64).map_err(|crowded| self.crowded(crowded))?;
+        if !is_batch(content_type, text) {
+            let draft = read_event(text, &bytes, Some(&head.headers), self.shared.clock.now(), settings)?;
+            let (accepted, permit) = self.append(draft, permit).await?;
+            return Ok(accepted.native_response(permit));
+        }
+        let events = lines(text).take(BATCH_EVENTS_MAX + 1).count();
+        if events > BATCH_EVENTS_MAX {
             return Err(Refusal::BatchTooLarge { limit: format!("{BATCH_EVENTS_MAX} events") });
         }
-        if lines.is_empty() {
+        if events == 0 {
             return Err(Refusal::InvalidContent("there is no event in the batch".to_owned()));
         }
         if head.headers.contains_key("idempotency-key") {
             let why = "Idempotency-Key is for a single event: give idempotency_key in each line of a batch";
             return Err(Refusal::InvalidContent(why.to_owned()));
         }
-        let drafts = lines.iter().map(|line| read_event(line, &bytes, None, now, settings)).collect();
-        Ok(batch_response(&self.append_batch(drafts).await?))
+        permit.grow(events as u64 * EVENT_BYTES).map_err(|crowded| self.crowded(crowded))?;
+        let (answers, permit) = self.append_batch(text, &bytes, permit).await?;
+        Ok(batch_response(&answers, permit))
     }
 
     /// Stores what is valid of a batch in one commit; an answer for each, in order. An error means that none is stored.
-    async fn append_batch(&self, drafts: Vec<Result<Draft, Refusal>>) -> Result<Vec<EventAnswer>, Refusal> {
+    async fn append_batch(
+        &self,
+        text: &str,
+        bytes: &Bytes,
+        permit: Permit,
+    ) -> Result<(Vec<EventAnswer>, Permit), Refusal> {
+        let now = self.shared.clock.now();
         let mut events = Vec::new();
         let mut sources = Vec::new();
-        for draft in drafts {
-            let event = draft.and_then(|draft| self.carry(self.event(draft)?));
-            sources.push(
-                event
-                    .as_ref()
-                    .map(|event| (event.id, event.key.source, event.function.name.clone()))
-                    .map_err(Clone::clone),
-            );
-            events.extend(event.ok());
+        for line in lines(text) {
+            let draft = read_event(line, bytes, None, now, &self.shared.settings);
+            sources.push(draft.and_then(|draft| self.carry(self.event(draft)?)).map(|event| {
+                let source = (event.id, event.key.source, event.function.name.clone());
+                events.push(event);
+                source
+            }));
         }
         let started = self.shared.clock.instant();
-        let mut appended = self.append_all(events).await?.into_iter();
+        let (appended, permit) = self.append_all(events, permit).await?;
         self.shared.metrics.outbox_append_seconds.observe(started.elapsed().as_secs_f64());
+        let mut appended = appended.into_iter();
         let unsaid = || Refusal::Unavailable {
             why: "the outbox did not say whether it stored the event".to_owned(),
             retry_after: self.retry_after(UNAVAILABLE_RETRY),
@@ -129,19 +137,19 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
                 }
             }
         });
-        Ok(answers.collect())
+        Ok((answers.collect(), permit))
     }
 }
 
 /// A line for each event. 202 if all were accepted; 207 says that the lines must be read.
-fn batch_response(answers: &[EventAnswer]) -> Answer {
+fn batch_response(answers: &[EventAnswer], permit: Permit) -> Answer {
     let all = answers.iter().all(EventAnswer::is_accepted);
     let mut body = Vec::new();
     for answer in answers {
         body.extend_from_slice(&written(answer));
         body.push(b'\n');
     }
-    let mut response = json(if all { StatusCode::ACCEPTED } else { StatusCode::MULTI_STATUS }, body.into());
+    let mut response = json(if all { StatusCode::ACCEPTED } else { StatusCode::MULTI_STATUS }, body.into(), permit);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
 }
@@ -151,11 +159,25 @@ pub(super) fn written(value: &impl Serialize) -> Bytes {
     Bytes::from(serde_json::to_vec(value).unwrap_or_default())
 }
 
-pub(super) fn json(status: StatusCode, body: Bytes) -> Answer {
-    let mut response = Response::new(Either::Left(Full::new(body)));
+/// The permit is held until the client has taken the answer, as the answer is in memory until then.
+pub(super) fn json(status: StatusCode, body: Bytes, mut permit: Permit) -> Answer {
+    permit.keep(SLOT_BYTES + body.len() as u64);
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from_owner(Untaken { body, _permit: permit }))));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+/// An answer's body, with the memory that is set aside for it.
+struct Untaken {
+    body: Bytes,
+    _permit: Permit,
+}
+
+impl AsRef<[u8]> for Untaken {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 /// What the native door says otherwise than Lambda's: a conflict of keys is 422 (draft-ietf-httpapi-idempotency-key-header).

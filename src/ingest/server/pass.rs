@@ -29,21 +29,12 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             limit: gate.limits.calls_max,
             retry_after: self.retry_after(CROWDED_RETRY),
         })?;
-        let limit = invoke.payload_max as u64;
-        let expected = body.size_hint().exact().unwrap_or(limit);
-        if expected > limit {
-            return Err(Refusal::CallTooLarge { limit });
-        }
         // Held until the call is answered: until then its payload is in memory.
-        let _permit = gate
-            .admission
-            .admit(expected)
-            .map_err(|crowded| Refusal::Crowded { crowded, retry_after: self.retry_after(CROWDED_RETRY) })?;
-        let payload = body::read(body, invoke.payload_max, self.shared.settings.body_timeout).await;
-        let payload = payload.map_err(|refusal| {
-            let too_large = matches!(refusal, Refusal::PayloadTooLarge { .. });
-            if too_large { Refusal::CallTooLarge { limit } } else { refusal }
-        })?;
+        let mut permit = gate.admission.admit(head).map_err(|crowded| self.crowded(crowded))?;
+        let (limit, time_max) = (invoke.payload_max, self.shared.settings.body_timeout);
+        let payload = body::read(body, limit, time_max, &mut permit)
+            .await
+            .map_err(|unread| self.unread(unread, |_| Refusal::CallTooLarge { limit: limit as u64 }))?;
         let mut time_is_up = Box::pin(self.shared.clock.sleep(CALL_TIME_MAX));
         let mut gone = Box::pin(gone(head));
         let call =

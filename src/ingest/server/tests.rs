@@ -11,11 +11,13 @@ use tokio_util::task::TaskTracker;
 use super::*;
 use crate::event::PAYLOAD_BYTES_MAX;
 use crate::http::{Limits, Server};
-use crate::ingest::admission::{REQUEST_BYTES_MIN, SLOT_BYTES};
+use crate::ingest::admission::REQUEST_BYTES_MIN;
 use crate::ingest::lambda_api::tests::settings;
 use crate::outbox::{
     Census, Changes, Found, Full as OutboxFull, History, LaneNews, Lease, LeaseWant, Leased, Place, Settlement,
 };
+
+mod memory;
 
 mod native;
 
@@ -219,8 +221,8 @@ async fn a_full_outbox_names_its_limit_and_says_when_to_come_back() {
 #[tokio::test]
 async fn a_body_that_does_not_fit_into_memory_is_refused_before_it_is_read() {
     let (door, kept) = door(Settings { request_bytes_max: REQUEST_BYTES_MIN, ..settings() });
-    let held = door.shared.admission.admit(PAYLOAD_BYTES_MAX as u64 / 2).unwrap();
-    let large = "1".repeat(PAYLOAD_BYTES_MAX / 2 + 1);
+    let held = door.shared.admission.set_aside(REQUEST_BYTES_MIN - PAYLOAD_BYTES_MAX as u64).unwrap();
+    let large = "1".repeat(PAYLOAD_BYTES_MAX);
     let reply = event(&door, &[], &large).await;
     assert_eq!((reply.status, reply.header("x-amzn-errortype")), (429, "TooManyRequestsException"));
     assert!(reply.body.contains("\"Reason\":\"CallerRateLimitExceeded\""));
@@ -254,7 +256,7 @@ async fn what_is_refused_is_not_stored_and_is_counted() {
         assert!(!reply.header("x-amzn-requestid").is_empty());
     }
     assert!(kept.is_empty());
-    assert!(door.shared.admission.admit(settings().request_bytes_max - SLOT_BYTES).is_ok(), "all memory is given back");
+    assert!(door.shared.admission.set_aside(settings().request_bytes_max).is_ok(), "all memory is given back");
 }
 
 #[tokio::test]

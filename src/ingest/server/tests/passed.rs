@@ -139,7 +139,7 @@ async fn calls_in_flight_are_limited_and_events_are_not_touched() {
     assert_eq!(reply.status, 202);
     drop(held);
     assert_eq!(door.gate.as_ref().unwrap().slots.available_permits(), 2);
-    assert!(door.gate.as_ref().unwrap().admission.admit(CALLS.bytes_max - SLOT_BYTES).is_ok());
+    assert!(door.gate.as_ref().unwrap().admission.set_aside(CALLS.bytes_max).is_ok());
 }
 
 #[tokio::test(start_paused = true)]
