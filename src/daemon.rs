@@ -165,10 +165,9 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
     {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
-        let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).ruled(config.rules.clone());
-        let closed = closed.marked(shared.hop()).leaving(door.clone());
+        let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).leaving(door.clone());
+        let closed = closed.marked(shared.hop()).ruled(config.rules.clone()).called(config.listen.ingest_hosts.clone());
         let opened = closed.passing(passthrough, config.passthrough.clone());
-        let opened = opened.called(config.listen.ingest_hosts.clone());
         for unix in unix.listeners {
             door.spawn(server.clone().serve(unix, opened.clone().called(Hosts::any()).service()));
         }
