@@ -117,9 +117,21 @@ doc: ## fail on any warning of the documentation
 deny: $(TOOLS)/.made ## fail on a dependency, licence or source that deny.toml does not allow
 	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny --locked check --hide-inclusion-graph bans licenses sources
 
+# cargo-deny looks for its database by this name: the repository's, and a hash of its address.
+ADVISORY_DB := advisory-db-3157b0e258782691
+ADVISORIES := $(CURDIR)/target/advisory-dbs
+
 .PHONY: advisories
-advisories: $(TOOLS)/.made ## fail on a known vulnerability; fetches the advisory database from the network
-	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny --locked check advisories
+advisories: $(TOOLS)/.made ## fail on a known vulnerability; DB=PATH reads a local clone of RustSec's advisory-db, without a network
+	if [ -z "$(DB)" ]; then \
+	  PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny --locked check advisories; \
+	else \
+	  test -d "$(DB)/crates" || { echo "DB=$(DB) is no clone of https://github.com/rustsec/advisory-db" >&2; exit 1; }; \
+	  rm -rf "$(ADVISORIES)"; mkdir -p "$(ADVISORIES)"; \
+	  ln -s "$$(realpath "$(DB)")" "$(ADVISORIES)/$(ADVISORY_DB)"; \
+	  sed '/^\[advisories\]$$/a db-path = "$(ADVISORIES)"' deny.toml >"$(ADVISORIES)/deny.toml"; \
+	  PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny --locked --offline --config "$(ADVISORIES)/deny.toml" check advisories; \
+	fi
 
 # Made anew whenever the pins change; the stamp comes last, so that a half-made one is made again.
 $(VENV)/.made: tests/requirements.txt

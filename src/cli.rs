@@ -125,6 +125,10 @@ impl ConfigOptions {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let environment = Environment::inherited();
+    // What is written for a packager is no secret; all else may hold payloads.
+    if !matches!(cli.command, Command::Man(_)) {
+        private_files();
+    }
     let done = match cli.command {
         Command::Serve(options) => serve::run(options, &environment),
         Command::Demo(options) => run_demo(options),
@@ -152,6 +156,11 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// From here on what this process makes is for its owner alone, whatever umask it was given: libraries make files too.
+fn private_files() {
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
 }
 
 fn run_demo(options: demo::DemoArgs) -> Result<(), Failure> {

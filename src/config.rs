@@ -23,6 +23,8 @@ pub mod endpoint;
 
 pub mod passthrough;
 
+mod patterns;
+
 pub mod rules;
 
 pub mod check;
@@ -30,6 +32,8 @@ pub mod check;
 pub mod level;
 
 pub mod listen;
+
+mod unix;
 
 pub use problem::{Origin, Problem, Problems};
 pub use raw::{Entry, Value};
@@ -62,11 +66,21 @@ pub struct Config {
 pub struct Listen {
     pub ingest: SocketAddr,
     pub admin: SocketAddr,
-    pub unix: Option<PathBuf>,
+    pub unix: Option<UnixSocket>,
     /// The names, beside addresses and localhost, by which the ingest door answers to what a browser could ask.
     pub ingest_hosts: Hosts,
     /// The same of the admin listener, for all but probes and metrics.
     pub admin_hosts: Hosts,
+}
+
+/// A socket file, and who may open it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnixSocket {
+    pub path: PathBuf,
+    /// The permission bits of the file.
+    pub mode: u32,
+    /// The name or number of the group that the file is given; none leaves it the daemon's own.
+    pub group: Option<String>,
 }
 
 /// How to log.

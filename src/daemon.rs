@@ -22,20 +22,26 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
 use crate::dispatch::Dispatch;
+use crate::dispatch::verdict::Outcome;
+use crate::event::KeySource;
 use crate::hop::Hop;
 use crate::http::host::Hosts;
 use crate::http::{Limits, Server};
+use crate::ingest::refusal::Refusal;
 use crate::ingest::server::Door;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Words};
 use crate::notify;
 use crate::outbox::engine::{Engine, OpenError};
+use crate::outbox::store::place::exposure;
 use crate::outbox::store::{self, kept};
 use crate::outbox::writer::{Handle, Writer};
-use crate::outbox::{self, Outbox};
+use crate::outbox::{self, BuryReason, Outbox};
 use crate::reload::Reload;
 use crate::shutdown::{Signals, Stop};
 
 mod listeners;
+
+mod socket;
 
 use listeners::Listeners;
 
@@ -63,13 +69,14 @@ const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Why the daemon cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot listen on {address}: {source}")]
-    Bind { address: String, source: io::Error },
+    #[error("cannot listen on {address}: {why}; {remedy}")]
+    Bind { key: &'static str, address: String, why: String, remedy: String },
     #[error(transparent)]
     Store(#[from] OpenError),
     #[error(transparent)]
     Aws(#[from] aws::Error),
-    #[error("{doing}: {source}")]
+    // Whoever shows the error shows its source, too.
+    #[error("{doing}")]
     System { doing: &'static str, source: io::Error },
 }
 
@@ -112,11 +119,7 @@ impl Clients {
 /// any crash.
 pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let clock = Clock::system();
-    let metrics = Arc::new(Metrics::new().map_err(|error| Error::System {
-        doing: "registering metrics",
-        source: io::Error::other(error.to_string()),
-    })?);
-    metrics.start_time_seconds.set(clock.now().0 as f64 / 1_000.0);
+    let metrics = metrics(&clock)?;
     let dropped = metrics.log_dropped.clone();
     reload.level().count_dropped(move |lines| dropped.inc_by(lines));
     for variable in &config.ignored_endpoints {
@@ -144,7 +147,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
 
     let (outbox, writer) = open(&config, &clock, &metrics).await?;
     // Only now: the store's lock tells that no other daemon listens on the socket file that is replaced here.
-    let unix = unix.open()?;
+    let mut unix = unix.open()?;
     operator.outbox_is(Some(outbox.clone()));
     let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock, own).await?;
 
@@ -168,7 +171,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
         let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).leaving(door.clone());
         let closed = closed.marked(shared.hop()).ruled(config.rules.clone()).called(config.listen.ingest_hosts.clone());
         let opened = closed.passing(passthrough, config.passthrough.clone());
-        for unix in unix.listeners {
+        for unix in unix.listeners.drain(..) {
             door.spawn(server.clone().serve(unix, opened.clone().called(Hosts::any()).service()));
         }
         let service = opened.service();
@@ -191,9 +194,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     admin_stop.cancel();
     admin_tasks.close();
     admin_tasks.wait().await;
-    if let Some(path) = &unix.own_path {
-        drop(std::fs::remove_file(path)); // the next start would remove it too
-    }
+    unix.remove();
     close(writer).await?;
     tracing::info!(ended = ?ended, "stopped");
     Ok(ended)
@@ -252,6 +253,20 @@ async fn until_poisoned(outbox: &Handle, clock: &Clock) {
     }
 }
 
+/// The metrics, with every series whose labels are known.
+fn metrics(clock: &Clock) -> Result<Arc<Metrics>, Error> {
+    let metrics = Metrics::new()
+        .map_err(|error| Error::System { doing: "registering metrics", source: io::Error::other(error.to_string()) })?;
+    metrics.begin(Words {
+        refused: &Refusal::REASONS,
+        buried: BuryReason::ALL.map(BuryReason::as_str).to_vec(),
+        outcomes: &Outcome::WORDS,
+        key_sources: KeySource::ALL.map(KeySource::as_str).to_vec(),
+    });
+    metrics.start_time_seconds.set(clock.now().0 as f64 / 1_000.0);
+    Ok(Arc::new(metrics))
+}
+
 fn serve_admin(
     listener: TcpListener,
     router: axum::Router,
@@ -301,8 +316,9 @@ pub fn redrive_rules(config: &Config, shared: &aws::Shared) -> Rules {
 /// Opens the store, which may take a while, and starts its writer.
 pub async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<(Handle, JoinHandle<()>), Error> {
     let (dir, settings) = (config.state_dir.clone(), config.outbox.clone());
-    let (clock, metrics) = (clock.clone(), metrics.clone());
+    let (clock, metrics, labels) = (clock.clone(), metrics.clone(), metrics.clone());
     let shown = dir.display().to_string();
+    let shown_again = shown.clone();
     tracing::info!(state_dir = shown, "opening the outbox");
     let began = clock.instant();
     let opened = tokio::task::spawn_blocking(move || -> Result<_, OpenError> {
@@ -318,9 +334,16 @@ pub async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Res
         path: shown,
         why: format!("the engine panicked while opening it: {error}"),
     })??;
+    if let Some(remark) = exposure(&config.state_dir) {
+        tracing::warn!(state_dir = shown_again, remedy = remark.remedy, "{}", remark.what);
+    }
     let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || writer.run());
     let thread = thread.map_err(|source| Error::System { doing: "starting the outbox's thread", source })?;
     let census = handle.census().await.unwrap_or_default();
+    // So that the series of every known function are there before they count.
+    for function in census.lanes.keys() {
+        labels.function_label(function);
+    }
     tracing::info!(events = census.events, bytes = census.bytes, functions = census.lanes.len(), took = ?began.elapsed(), "outbox is open");
     Ok((handle, thread))
 }

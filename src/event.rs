@@ -161,6 +161,17 @@ pub enum KeySource {
 }
 
 impl KeySource {
+    pub const ALL: [Self; 8] = [
+        Self::Header,
+        Self::DurableExecutionName,
+        Self::Field,
+        Self::ClientContext,
+        Self::Expression,
+        Self::CloudEvent,
+        Self::SdkInvocationId,
+        Self::Minted,
+    ];
+
     /// The word used in headers, logs and messages.
     pub fn as_str(self) -> &'static str {
         match self {

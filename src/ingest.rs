@@ -29,6 +29,8 @@ pub mod events_api;
 
 pub mod openapi;
 
+pub mod pattern;
+
 pub mod passthrough;
 
 pub mod server;

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -28,11 +28,29 @@ const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 /// Events in one commit.
 const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
+/// Where a dead letter that did not ship may have failed without a word of SQS's own.
+const SHIP_FAILURES: [&str; 3] = ["unshippable", "unreachable", "unanswered"];
+
+/// Classes of an HTTP status.
+const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
+
+/// The values of labels that are known before anything is counted.
+#[derive(Debug, Clone)]
+pub struct Words {
+    pub refused: &'static [&'static str],
+    pub buried: Vec<&'static str>,
+    pub outcomes: &'static [&'static str],
+    pub key_sources: Vec<&'static str>,
+}
+
 /// All metrics of one daemon.
 pub struct Metrics {
     registry: Registry,
     catalog: Vec<Described>,
     labels: Mutex<BTreeSet<FunctionName>>,
+    words: OnceLock<Words>,
+    /// Set once the series of [`OTHER`] are made.
+    other: OnceLock<()>,
     /// by function
     pub ingest_accepted: IntCounterVec,
     /// by reason
@@ -282,9 +300,34 @@ impl Metrics {
                 Gauge::with_opts(Opts::new("sendoff_start_time_seconds", "Start of the daemon, Unix time."))?,
             )?,
             labels: Mutex::new(BTreeSet::new()),
+            words: OnceLock::new(),
+            other: OnceLock::new(),
             catalog: table.catalog.into_inner(),
             registry: table.registry,
         })
+    }
+
+    /// Makes every series whose labels are known, at 0: an `increase()` does not see the first step of a series that is born
+    /// at 1. Those of a function follow with its label.
+    pub fn begin(&self, words: Words) {
+        words.refused.iter().for_each(|word| touch(&self.ingest_refused, &[word]));
+        CLASSES.iter().for_each(|class| touch(&self.ingest_passed, &[class]));
+        SHIP_FAILURES.iter().for_each(|code| touch(&self.deadletter_ship_failures, &[code]));
+        self.words.get_or_init(|| words);
+    }
+
+    fn begin_function(&self, function: &str) {
+        let Some(words) = self.words.get() else { return };
+        touch(&self.ingest_accepted, &[function]);
+        touch(&self.dispatch_retries, &[function]);
+        // Asking for these makes them, at 0.
+        self.dispatch_held.with_label_values(&[function]);
+        self.dispatch_attempt_seconds.with_label_values(&[function]);
+        touch(&self.deadletter_shipped, &[function]);
+        touch(&self.deadletter_unshippable, &[function]);
+        words.key_sources.iter().for_each(|source| touch(&self.ingest_repeats, &[function, source]));
+        words.outcomes.iter().for_each(|outcome| touch(&self.dispatch_attempts, &[function, outcome]));
+        words.buried.iter().for_each(|reason| touch(&self.deadletter_buried, &[function, reason]));
     }
 
     /// Every metric that there can be, in the order of this file.
@@ -301,8 +344,10 @@ impl Metrics {
         }
         if labels.len() < FUNCTION_LABELS_MAX {
             labels.insert(function.clone());
+            self.begin_function(function.as_str());
             return function.as_str();
         }
+        self.other.get_or_init(|| self.begin_function(OTHER));
         OTHER
     }
 
@@ -312,6 +357,11 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
+
+/// Makes a series, at 0 if it is new.
+fn touch(counters: &IntCounterVec, labels: &[&str]) {
+    counters.with_label_values(labels).inc_by(0);
 }
 
 /// What is registered, and its description beside it: a family without a series yet is in no scrape.
@@ -374,5 +424,31 @@ mod tests {
         }
         assert_eq!(metrics.function_label(&FunctionName::new("late")), OTHER);
         assert_eq!(metrics.function_label(&FunctionName::new("f7")), "f7");
+    }
+
+    #[test]
+    fn a_series_is_there_before_it_counts() {
+        let metrics = Metrics::new().unwrap();
+        metrics.begin(Words {
+            refused: &["full"],
+            buried: vec!["refused"],
+            outcomes: &["delivered"],
+            key_sources: vec!["client"],
+        });
+        metrics.function_label(&FunctionName::new("orders"));
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        for series in [
+            "sendoff_ingest_refused_total{reason=\"full\"} 0",
+            "sendoff_deadletter_buried_total{function=\"orders\",reason=\"refused\"} 0",
+            "sendoff_dispatch_attempts_total{function=\"orders\",outcome=\"delivered\"} 0",
+            "sendoff_ingest_accepted_total{function=\"orders\"} 0",
+        ] {
+            assert!(text.contains(series), "{series} in\n{text}");
+        }
+        for n in 0..FUNCTION_LABELS_MAX {
+            metrics.function_label(&FunctionName::new(&format!("f{n}")));
+        }
+        let text = String::from_utf8(metrics.render().unwrap()).unwrap();
+        assert!(text.contains("sendoff_deadletter_buried_total{function=\"other\",reason=\"refused\"} 0"), "{text}");
     }
 }

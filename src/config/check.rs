@@ -7,10 +7,10 @@ use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Log, LogFormat};
-use super::{endpoint, level, listen, passthrough, rules};
+use super::{endpoint, level, listen, passthrough, patterns, rules};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
-use crate::event::{FunctionName, PAYLOAD_BYTES_MAX, Pattern};
+use crate::event::PAYLOAD_BYTES_MAX;
 use crate::ingest::admission::REQUEST_BYTES_MIN;
 use crate::{aws, deadletter, dispatch, hop, ingest, outbox};
 
@@ -40,7 +40,9 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let sqs_region = self::region(r, "sqs.region", environment);
     let sqs = service(r, "sqs", sqs_region, &own, environment);
 
+    let own_region = region.clone().flatten();
     let ingest = ingest(r, region);
+    patterns::read(r, own_region.as_deref());
     let passthrough = passthrough::read(r);
     let rules = rules::read(r);
     let outbox = outbox(r);
@@ -222,14 +224,8 @@ fn dispatch(r: &mut Reader) -> Option<dispatch::Settings> {
     let in_flight_bytes_max = r.size("lambda.in_flight_bytes_max", ONE_PAYLOAD..=MEMORY_MAX);
     let default = policy(r, None, in_flight_max);
     let tables = r.values().functions().to_vec();
-    let functions: Vec<Option<(String, Policy)>> = tables
-        .iter()
-        .enumerate()
-        .map(|(at, (pattern, table))| {
-            check_pattern(r, pattern, table, &tables[..at]);
-            Some((pattern.clone(), policy(r, Some(table), in_flight_max)?))
-        })
-        .collect();
+    let functions: Vec<Option<(String, Policy)>> =
+        tables.into_iter().map(|(pattern, table)| Some((pattern, policy(r, Some(&table), in_flight_max)?))).collect();
     let rate = r.number("lambda.rate", 0..=RATE_MAX);
     Some(dispatch::Settings {
         rate: rate?,
@@ -238,23 +234,6 @@ fn dispatch(r: &mut Reader) -> Option<dispatch::Settings> {
         policy: default?,
         functions: functions.into_iter().collect::<Option<_>>()?,
     })
-}
-
-/// Refuses a pattern that no function can have, that is over the limits of patterns, or that an earlier one takes all
-/// functions from.
-fn check_pattern(r: &mut Reader, pattern: &str, table: &str, earlier: &[(String, String)]) {
-    let is_valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | ':' | '/' | '$' | '*');
-    if pattern.is_empty() || !pattern.chars().all(is_valid) {
-        let hint = "a pattern is a function's name, `[region/][account/]name[:qualifier]`, with `*` for any characters";
-        r.refuse_table(table, "no function has such a name", hint);
-    } else if let Err(why) = pattern.parse::<Pattern>() {
-        r.refuse_table(table, &why.to_string(), "split the table into several with shorter patterns");
-    }
-    // To the earlier pattern, a `*` of this one is a character like others: it fits only if all that it stands for does.
-    if let Some((wider, _)) = earlier.iter().find(|(wider, _)| FunctionName::new(pattern).fits(wider)) {
-        let why = format!("never counts: {wider:?} comes earlier and takes all of {pattern:?}");
-        r.refuse_table(table, &why, "put the narrow pattern before the wide one");
-    }
 }
 
 /// The policy of `[delivery]`, with the keys of one table of `[functions]` over it.
@@ -475,7 +454,19 @@ mod tests {
 
     #[test]
     fn a_socket_path_fits_into_the_address_of_a_socket() {
-        assert_eq!(config_of("listen.unix = '/run/s.sock'", &[]).listen.unix, Some(PathBuf::from("/run/s.sock")));
+        let socket = |more: &str| config_of(&format!("listen.unix = '/run/s.sock'\n{more}"), &[]).listen.unix.unwrap();
+        assert_eq!((socket("").path, socket("").mode, socket("").group), (PathBuf::from("/run/s.sock"), 0o660, None));
+        let socket = socket("listen.unix_mode = '0600'\nlisten.unix_group = 'web'");
+        assert_eq!((socket.mode, socket.group.as_deref()), (0o600, Some("web")));
+        for mode in ["660", "0o660", "0777"] {
+            assert!(load(&format!("listen.unix_mode = '{mode}'"), &[]).is_ok(), "{mode}");
+        }
+        for (mode, why) in
+            [("rw-", "not the mode"), ("1777", "not the mode"), ("0060", "no right"), ("99", "not the mode")]
+        {
+            let problems = load(&format!("listen.unix_mode = '{mode}'"), &[]).unwrap_err().to_string();
+            assert!(problems.contains(why), "{problems}");
+        }
         let long = format!("/{}", "x".repeat(107));
         let problems = load(&format!("listen.unix = '{long}'"), &[]).unwrap_err().to_string();
         assert!(problems.contains("longer than the 107 bytes of a socket's path"), "{problems}");
@@ -614,14 +605,14 @@ queue_url = "https://sqs"
 
     #[test]
     fn a_pattern_beyond_the_limits_of_patterns_is_refused() {
-        let (stars, long) = ("*a".repeat(17), "b".repeat(257));
+        let (stars, long) = ("*a".repeat(17), "b".repeat(513));
         let file = format!("[functions.\"{stars}\"]\nage_max = \"1h\"\n[functions.{long}]\nage_max = \"1h\"\n");
         assert_refused(
             &file,
             &[],
             &[
                 &format!("s.toml:2: [functions.\"{stars}\"]: the pattern has 17 stars; use at most 16"),
-                &format!("s.toml:4: [functions.{long}]: the pattern has 257 bytes; use at most 256"),
+                &format!("s.toml:4: [functions.{long}]: the pattern has 513 bytes; use at most 512"),
             ],
         );
     }

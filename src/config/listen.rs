@@ -1,16 +1,15 @@
 //! The `[listen]` table: where to listen, and under which names.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
-use super::Listen;
 use super::read::Reader;
+use super::{Listen, unix};
 use crate::http::host::Hosts;
 
 pub fn read(r: &mut Reader) -> Option<Listen> {
     let ingest = r.address("listen.ingest");
     let admin = r.address("listen.admin");
-    let unix = unix(r);
+    let unix = unix::read(r);
     let ingest_hosts = hosts(r, "listen.ingest_hosts");
     let admin_hosts = hosts(r, "listen.admin_hosts");
     let remote_allowed = r.boolean("listen.allow_unauthenticated_remote")?;
@@ -33,16 +32,6 @@ pub fn read(r: &mut Reader) -> Option<Listen> {
 pub fn own_addresses(r: &Reader) -> Vec<SocketAddr> {
     let address = |key| r.values().find(key).and_then(|entry| entry.value.to_string().parse().ok());
     ["listen.ingest", "listen.admin"].into_iter().filter_map(address).collect()
-}
-
-fn unix(r: &mut Reader) -> Option<Option<PathBuf>> {
-    /// `sun_path` has 108 bytes, the last of which is zero (unix(7)).
-    const PATH_BYTES_MAX: usize = 107;
-    let path = r.optional("listen.unix")?;
-    if path.as_ref().is_some_and(|path| path.len() > PATH_BYTES_MAX) {
-        return r.refuse("listen.unix", "longer than the 107 bytes of a socket's path", None);
-    }
-    Some(path.map(PathBuf::from))
 }
 
 fn hosts(r: &mut Reader, key: &str) -> Option<Hosts> {

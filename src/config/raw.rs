@@ -83,6 +83,13 @@ impl Values {
         self.set(key.to_owned(), Value::Text(text.to_owned()), origin);
     }
 
+    /// Gives the tables of `[functions]` other patterns, in their order.
+    pub(super) fn rename_functions(&mut self, patterns: impl IntoIterator<Item = String>) {
+        for ((pattern, _), new) in self.functions.iter_mut().zip(patterns) {
+            *pattern = new;
+        }
+    }
+
     fn set(&mut self, key: String, value: Value, origin: Origin) {
         match self.entries.iter_mut().find(|entry| entry.key == key) {
             Some(entry) => (entry.value, entry.origin) = (value, origin),

@@ -43,6 +43,11 @@ impl Reader {
         &self.values
     }
 
+    /// See [`Values::rename_functions`].
+    pub fn rename_functions(&mut self, patterns: impl IntoIterator<Item = String>) {
+        self.values.rename_functions(patterns);
+    }
+
     /// See [`Values::fill`].
     pub fn fill(&mut self, key: &str, text: &str, origin: Origin) {
         self.values.fill(key, text, origin);

@@ -1,14 +1,17 @@
 //! Where requests come from: sockets that a service manager opened for us; of each kind that it did not, our own.
 
-use std::io;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use super::Error;
+use super::socket::{self, Own};
 use crate::activation::Inherited;
-use crate::config::Listen;
+use crate::config::{Listen, UnixSocket};
+
+/// Connections that wait to be accepted: what the kernel allows at most by default.
+const BACKLOG: u32 = 4096;
 
 pub(super) struct Listeners {
     /// At least one.
@@ -20,14 +23,13 @@ pub(super) struct Listeners {
 /// The Unix sockets of the ingest door before the store is locked.
 pub(super) struct Unopened {
     inherited: Vec<UnixListener>,
-    path: Option<PathBuf>,
+    own: Option<UnixSocket>,
 }
 
 /// The Unix sockets of the ingest door.
 pub(super) struct UnixSockets {
     pub(super) listeners: Vec<UnixListener>,
-    /// The socket file that is ours to remove.
-    pub(super) own_path: Option<PathBuf>,
+    own: Option<Own>,
 }
 
 impl Listeners {
@@ -38,13 +40,13 @@ impl Listeners {
         let unix = inherited.unix.into_iter().map(UnixListener::from_std).collect::<io::Result<Vec<_>>>();
         let (mut ingest, unix) = (ingest.map_err(system)?, unix.map_err(system)?);
         if ingest.is_empty() {
-            ingest.push(bind(&listen.ingest.to_string()).await?);
+            ingest.push(bind("listen.ingest", listen.ingest)?);
         }
         let admin = match inherited.admin {
             Some(admin) => TcpListener::from_std(admin).map_err(system)?,
-            None => bind(&listen.admin.to_string()).await?,
+            None => bind("listen.admin", listen.admin)?,
         };
-        Ok(Self { ingest, admin, unix: Unopened { inherited: unix, path: listen.unix.clone() } })
+        Ok(Self { ingest, admin, unix: Unopened { inherited: unix, own: listen.unix.clone() } })
     }
 }
 
@@ -57,26 +59,114 @@ impl Listeners {
 }
 
 impl Unopened {
-    /// To be called under the store's lock, which tells that no other daemon listens on the socket file that is replaced.
+    /// To be called under the store's lock, so that a daemon that does not get the store leaves the other's socket alone.
     pub(super) fn open(self) -> Result<UnixSockets, Error> {
         if !self.inherited.is_empty() {
-            return Ok(UnixSockets { listeners: self.inherited, own_path: None });
+            return Ok(UnixSockets { listeners: self.inherited, own: None });
         }
-        let own = self.path.as_deref().map(bind_unix).transpose()?;
-        Ok(UnixSockets { listeners: own.into_iter().collect(), own_path: self.path })
+        let Some(socket) = self.own else { return Ok(UnixSockets { listeners: Vec::new(), own: None }) };
+        let refused = |why: String, remedy: String| Error::Bind {
+            key: "listen.unix",
+            address: socket.path.display().to_string(),
+            why,
+            remedy,
+        };
+        let (listener, own) = socket::listen(&socket).map_err(|no| refused(no.why, no.remedy))?;
+        let listener = UnixListener::from_std(listener)
+            .map_err(|error| refused(error.to_string(), "choose another listen.unix".into()))?;
+        Ok(UnixSockets { listeners: vec![listener], own: Some(own) })
     }
 }
 
-async fn bind(address: &str) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Bind { address: address.to_owned(), source })
-}
-/// Replaces the socket file that a killed daemon left behind, which would be in the way of `bind`.
-fn bind_unix(path: &Path) -> Result<UnixListener, Error> {
-    let shown = |source| Error::Bind { address: path.display().to_string(), source };
-    match std::fs::remove_file(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(shown(error)),
+impl UnixSockets {
+    /// Removes the socket file, if it is ours.
+    pub(super) fn remove(&self) {
+        if let Some(own) = &self.own {
+            own.remove();
+        }
     }
-    UnixListener::bind(path).map_err(shown)
+}
+
+/// Listens at an address. `[::]` takes IPv4 too, whatever net.ipv6.bindv6only says; on a machine without IPv6 it is 0.0.0.0, so
+/// that one configuration serves every cluster.
+pub(super) fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
+    let bound = match listen(address) {
+        Err(error) if address.ip() == IpAddr::from([0_u16; 8]) && is_without_ipv6(&error) => {
+            tracing::warn!(key, "this machine has no IPv6: listening on 0.0.0.0 instead of [::]");
+            listen(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
+        }
+        bound => bound,
+    };
+    bound.map_err(|error| {
+        let (why, remedy) = in_words(key, address, &error);
+        Error::Bind { key, address: address.to_string(), why, remedy }
+    })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    if address.is_ipv6() {
+        rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    }
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    let none = [rustix::io::Errno::AFNOSUPPORT, rustix::io::Errno::ADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|number| none.iter().any(|errno| errno.raw_os_error() == number))
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the kinds of errors are not ours, and grow")]
+fn in_words(key: &str, address: SocketAddr, error: &io::Error) -> (String, String) {
+    let port = address.port();
+    match error.kind() {
+        ErrorKind::AddrInUse => (
+            "the address is in use".to_owned(),
+            format!("perhaps another sendoff runs (`sendoff status`): stop it, or choose another {key}"),
+        ),
+        ErrorKind::AddrNotAvailable => (
+            "this machine has no such address".to_owned(),
+            format!("set {key} to an address of this machine (`ip address` lists them)"),
+        ),
+        ErrorKind::PermissionDenied if port < 1024 => (
+            format!("this user may not listen on a port below 1024, such as {port}"),
+            format!("choose a higher port for {key}, or give sendoff the capability CAP_NET_BIND_SERVICE"),
+        ),
+        _ if is_without_ipv6(error) => {
+            ("this machine has no IPv6".to_owned(), format!("set {key} to an IPv4 address, such as 127.0.0.1:{port}"))
+        }
+        _ => (error.to_string(), format!("choose another {key}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn any_address_means_both_families() {
+        let listener = bind("listen.ingest", "[::]:0".parse().unwrap()).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for host in ["127.0.0.1", "::1"] {
+            tokio::net::TcpStream::connect((host, port)).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_cannot_be_opened_says_why_once_and_what_to_do() {
+        let taken = bind("listen.admin", "127.0.0.1:0".parse().unwrap()).unwrap();
+        let said = bind("listen.ingest", taken.local_addr().unwrap()).unwrap_err().to_string();
+        let address = taken.local_addr().unwrap();
+        assert_eq!(
+            said,
+            format!(
+                "cannot listen on {address}: the address is in use; perhaps another sendoff runs (`sendoff status`): \
+                 stop it, or choose another listen.ingest"
+            )
+        );
+        let said = bind("listen.ingest", "192.0.2.1:0".parse().unwrap()).unwrap_err().to_string();
+        assert!(said.contains("no such address; set listen.ingest to"), "{said}");
+    }
 }

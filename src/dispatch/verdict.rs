@@ -61,6 +61,10 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Every word of [`Outcome::as_str`].
+    pub const WORDS: [&str; 9] =
+        ["delivered", "function-failed", "throttled", "transient", "foreign", "lost", "not-sent", "held", "refused"];
+
     /// The word used in metrics and logs.
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -6,8 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The longest pattern, in bytes. The longest canonical name has about 230.
-pub const BYTES_MAX: usize = 256;
+/// The longest pattern, in bytes. The longest canonical name has 385: a name of 256, a colon, a qualifier of 128.
+pub const BYTES_MAX: usize = 512;
 
 /// The most stars in a pattern; neighbouring stars count as one.
 pub const STARS_MAX: usize = 16;
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn a_pattern_is_bounded_in_length_and_in_stars() {
         assert_eq!("".parse::<Pattern>(), Err(PatternError::Empty));
-        assert_eq!("a".repeat(257).parse::<Pattern>(), Err(PatternError::Long(257)));
+        assert_eq!("a".repeat(513).parse::<Pattern>(), Err(PatternError::Long(513)));
         assert_eq!("*a".repeat(17).parse::<Pattern>(), Err(PatternError::Stars(17)));
         assert_eq!(("*".repeat(200) + "x").parse::<Pattern>().unwrap().as_str(), "*x");
         assert_eq!("*a".repeat(16).parse::<Pattern>().unwrap().as_str(), "*a".repeat(16));

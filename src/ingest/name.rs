@@ -55,9 +55,14 @@ impl<'a> Parts<'a> {
 
     /// `[region/][account/]name[:qualifier]`, without what is the daemon's own anyway.
     pub fn canonical(&self, qualifier: Option<&str>, settings: &Settings) -> FunctionName {
+        self.among(qualifier, settings.region.as_deref(), settings.account_id.as_deref())
+    }
+
+    /// The same, for a daemon of this region and account.
+    pub fn among(&self, qualifier: Option<&str>, region: Option<&str>, account_id: Option<&str>) -> FunctionName {
         let mut text = String::new();
-        for (given, own) in [(self.region, &settings.region), (self.account_id, &settings.account_id)] {
-            if let Some(given) = given.filter(|given| own.as_deref() != Some(given)) {
+        for (given, own) in [(self.region, region), (self.account_id, account_id)] {
+            if let Some(given) = given.filter(|given| own != Some(given)) {
                 text.push_str(given);
                 text.push('/');
             }

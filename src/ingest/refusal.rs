@@ -137,6 +137,33 @@ struct Shape {
 }
 
 impl Refusal {
+    /// Every word of [`Refusal::reason`].
+    pub const REASONS: [&str; 23] = [
+        "unknown-operation",
+        "from-browser",
+        "host-unknown",
+        "looped",
+        "event-unknown",
+        "batch-too-large",
+        "method-not-allowed",
+        "validation",
+        "qualifier-mismatch",
+        "invalid-content",
+        "encoded",
+        "payload-too-large",
+        "mode-not-supported",
+        "crowded",
+        "body-timeout",
+        "body-torn",
+        "conflict",
+        "calls-in-flight",
+        "not-passed",
+        "answer-lost",
+        "caller-gone",
+        "full",
+        "unavailable",
+    ];
+
     /// The label in `sendoff_ingest_refused_total` and in the log: one of few words.
     pub fn reason(&self) -> &'static str {
         self.shape().reason
@@ -484,6 +511,7 @@ mod tests {
             ),
         ];
         for (refusal, status, code, body) in known {
+            assert!(Refusal::REASONS.contains(&refusal.reason()), "{}", refusal.reason());
             assert_eq!(parts(&refusal).await, (status, code.to_owned(), body));
         }
     }

@@ -79,8 +79,8 @@ pub struct Engine<K> {
 /// Why a store could not be opened.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OpenError {
-    #[error("{path} is in use by another sendoff; stop that one first, or give this one its own --state-dir")]
-    Locked { path: String },
+    #[error("{path} is in use by another sendoff{by}; stop that one first, or give this one its own --state-dir")]
+    Locked { path: String, by: String },
     #[error("{path} was written by a newer sendoff (format {found}, this one reads up to {supported})")]
     Newer { path: String, found: u32, supported: u32 },
     #[error("{path} is damaged: {why}")]

@@ -28,6 +28,8 @@ use super::sled::{OpenError as IndexError, SledIndex, sync_all_below, wait_until
 use suspicion::Suspicion;
 use witness::Witness;
 
+pub mod place;
+
 mod salvage;
 
 mod suspicion;
@@ -156,7 +158,12 @@ impl journaled::Watch for Watcher {
 impl Home {
     /// Makes the directory if need be, locks it, and finishes what a crash interrupted.
     fn open(state_dir: &Path) -> Result<Arc<Self>, OpenError> {
-        make_durable_dir(state_dir).map_err(io_error("making", state_dir))?;
+        if let Some(place::Remark { what, remedy, .. }) = place::look(state_dir, 0).into_iter().find(|it| it.is_fatal) {
+            let doing = "cannot use the state directory";
+            let why = format!("{what}; {remedy}");
+            return Err(OpenError::Io { doing, path: state_dir.display().to_string(), why });
+        }
+        make_durable_dir(state_dir).map_err(io_error("cannot make the state directory", state_dir))?;
         let lock = lock(state_dir)?;
         salvage::finish_interrupted(state_dir).map_err(io_error("tidying", state_dir))?;
         let store = state_dir.join(STORE);
@@ -308,9 +315,9 @@ fn create(path: &Path, settings: &Settings, first_commit: u64) -> Result<(), Ope
     if path.exists() {
         fs::remove_dir_all(path).map_err(io_error("removing", path))?;
     }
-    fs::create_dir(path).map_err(io_error("making", path))?;
+    place::make_dir(path).map_err(io_error("making", path))?;
     let dir = path.join(JOURNAL);
-    let made = fs::create_dir(&dir).and_then(|()| Journal::create(&Directory::of(&dir), first_commit));
+    let made = place::make_dir(&dir).and_then(|()| Journal::create(&Directory::of(&dir), first_commit));
     made.map_err(io_error("making", &dir))?;
     let journal = open_journal(path, false)?;
     create_index_aside(path, settings, &journal)?;
@@ -339,18 +346,22 @@ fn create_index_aside(store: &Path, settings: &Settings, journal: &Journal) -> R
 
 fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.display().to_string();
-    move |error| OpenError::Io { doing, path, why: error.to_string() }
+    move |error| OpenError::Io { doing, path, why: place::in_words(&error) }
 }
 
 /// Takes the state directory's lock, held as long as the file is open.
 fn lock(state_dir: &Path) -> Result<File, OpenError> {
     let path = state_dir.join("lock");
     let shown = path.display().to_string();
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|error| OpenError::Io { doing: "opening", path: shown.clone(), why: error.to_string() })?;
+    let file = place::options().create(true).truncate(false).write(true).open(&path);
+    let file =
+        file.map_err(|error| OpenError::Io { doing: "opening", path: shown.clone(), why: place::in_words(&error) })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(OpenError::Locked { path: state_dir.display().to_string() }),
+        Err(fs::TryLockError::WouldBlock) => {
+            let by = place::lock_holder(&file).map(|pid| format!(" (process {pid})")).unwrap_or_default();
+            Err(OpenError::Locked { path: state_dir.display().to_string(), by })
+        }
         Err(fs::TryLockError::Error(error)) => {
             Err(OpenError::Io { doing: "locking", path: shown, why: error.to_string() })
         }
@@ -364,10 +375,10 @@ fn make_durable_dir(dir: &Path) -> io::Result<()> {
     }
     if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         make_durable_dir(parent)?;
-        fs::create_dir(dir)?;
+        place::make_dir(dir)?;
         return sync_dir(parent);
     }
-    fs::create_dir(dir)
+    place::make_dir(dir)
 }
 
 #[cfg(test)]

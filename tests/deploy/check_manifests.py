@@ -66,6 +66,12 @@ else:
     assert sendoff["lifecycle"]["preStop"]["exec"]["command"][:2] == ["/sendoff", "drain"]
     services = {service["metadata"]["name"]: service for service in kind("Service")}
     assert workload["spec"]["serviceName"] in services
+    # clusters of IPv4, of IPv6 and of both: listeners, services and Pod Identity's two addresses
+    toml = one("ConfigMap")["data"]["sendoff.toml"]
+    assert 'ingest = "[::]:9477"' in toml and 'admin = "[::]:9478"' in toml and "0.0.0.0" not in toml
+    assert all(service["spec"]["ipFamilyPolicy"] == "PreferDualStack" for service in services.values())
+    blocks = [to["ipBlock"]["cidr"] for rule in one("NetworkPolicy")["spec"]["egress"] for to in rule.get("to", [])]
+    assert blocks == ["169.254.170.23/32", "fd00:ec2::23/128"]
     for service in services.values():
         assert all(labels.get(key) == value for key, value in service["spec"]["selector"].items())
         assert all(port["targetPort"] in ports for port in service["spec"]["ports"])

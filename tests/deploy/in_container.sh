@@ -46,6 +46,23 @@ until_ready
 seen watchdog-restarts "$(show NRestarts)"
 seen kept-after-kill "$("$sendoff" status --json | sed -n 's/.*"events":\([0-9]*\).*/\1/p')"
 
+# A configuration that nobody can start with: systemd tries for ever, the socket survives it, and the repaired file is enough.
+sed -i 's/^level = .*/level = "nonsense"/' /etc/sendoff/sendoff.toml
+kill -KILL "$(show MainPID)"
+"$sendoff" send orders '{"id":"late"}' >/dev/null 2>>/out/refused & # its connection starts the service, too
+for _ in $(seq 300); do [ "$(show NRestarts)" -ge 8 ] && break; sleep 0.1; done
+seen still-trying "$([ "$(show NRestarts)" -ge 8 ] && echo yes)"
+seen socket-survives "$(systemctl show sendoff.socket --property=ActiveState --value)"
+sed -i 's/^level = .*/level = "warn"/' /etc/sendoff/sendoff.toml
+until_ready
+seen repaired "$(ready && echo ready)"
+# An end that was not asked for by `systemctl stop`, however orderly, is followed by a start.
+pid=$(show MainPID)
+kill -TERM "$pid"
+for _ in $(seq 150); do [ "$(show MainPID)" != "$pid" ] && ready && break; sleep 0.1; done
+seen started-again "$(ready && echo yes)"
+seen private "$(stat -c %a /var/lib/private/sendoff) $(find /var/lib/private/sendoff -mindepth 1 -perm /077 | wc -l)"
+
 # SIGTERM drains and ends well.
 systemctl stop sendoff.socket sendoff.service
 seen stopped "$(show Result)" "$(show ExecMainStatus)"

@@ -88,6 +88,42 @@ fn the_dashboard_and_the_alerts_name_only_metrics_and_labels_that_exist() {
     }
 }
 
+/// What `increase()`, `rate()` and `changes()` of the alerts look at.
+fn stepped() -> BTreeSet<String> {
+    let alerts = std::fs::read_to_string(root().join("deploy/prometheus/alerts.yml")).unwrap();
+    let mut found = BTreeSet::new();
+    for function in ["increase(", "rate(", "changes("] {
+        found.extend(
+            alerts.split(function).skip(1).filter_map(|rest| named(rest).into_iter().next()).map(|(name, _)| name),
+        );
+    }
+    found
+}
+
+#[test]
+fn every_series_whose_steps_raise_an_alert_is_there_before_its_first_step() {
+    let (_scratch, state) = scratch();
+    let daemon = Setup::new(&state).set("lambda.endpoint_url", "http://127.0.0.1:9").start();
+    let exported = |series: &str| daemon.scrape().0.lines().any(|line| line.starts_with(series));
+    for reason in ["full", "crowded", "unavailable"] {
+        assert!(exported(&format!("sendoff_ingest_refused_total{{reason=\"{reason}\"}} 0")), "{reason}");
+    }
+    daemon.accept("orders", &[], b"{}");
+    assert!(stepped().len() >= 6, "{:?}", stepped());
+    for name in stepped() {
+        assert!(exported(&format!("{name}{{")) || exported(&format!("{name} ")), "{name}");
+    }
+    for reason in sendoff::outbox::BuryReason::ALL {
+        let reason = reason.as_str();
+        assert!(exported(&format!("sendoff_deadletter_buried_total{{function=\"orders\",reason=\"{reason}\"}} 0")));
+    }
+    // A restart knows the functions that have events, and begins with them.
+    daemon.kill9();
+    let daemon = Setup::new(&state).set("lambda.endpoint_url", "http://127.0.0.1:9").start();
+    let text = daemon.scrape().0;
+    assert!(text.contains("sendoff_deadletter_buried_total{function=\"orders\",reason=\"refused\"} 0"), "{text}");
+}
+
 #[test]
 fn selectors_are_read_from_expressions() {
     let read = named("sum(rate(sendoff_a_total{x=~\"$x\", y=\"z\"}[5m])) / sendoff_b");

@@ -22,8 +22,12 @@ fn the_units_are_verified_and_hardened() {
     std::fs::write(&service, unit(env!("CARGO_BIN_EXE_sendoff"), "")).unwrap();
     std::fs::copy(root().join("deploy/systemd/sendoff.socket"), &socket).unwrap();
     let output = Command::new(&analyze).args(["verify", "--man=no"]).args([&service, &socket]).output().unwrap();
-    // It finds fault without failing.
-    assert!(output.status.success() && said(&output).trim().is_empty(), "{}", said(&output));
+    // It finds fault without failing. Before 254 it does not know the growing pauses, and says that it leaves them out.
+    let is_news =
+        |line: &&str| !(line.contains("Unknown key") && line.contains("'Restart") && line.ends_with("ignoring."));
+    let all = said(&output);
+    let faults: Vec<&str> = all.lines().map(str::trim).filter(|line| !line.is_empty()).filter(is_news).collect();
+    assert!(output.status.success() && faults.is_empty(), "{faults:#?}");
     // Tenths of the exposure level: 1.5 of 10.
     succeed(Command::new(&analyze).args(["security", "--offline=true", "--threshold=15"]).arg(&service));
 }
@@ -87,6 +91,11 @@ fn a_real_systemd_starts_reloads_restarts_and_watches_it() {
         ("reloaded-level", "warn"),
         ("loop-refused", "0"),
         ("watchdog-restarts", "1"),
+        ("still-trying", "yes"),
+        ("socket-survives", "active"),
+        ("repaired", "ready"),
+        ("started-again", "yes"),
+        ("private", "700 0"),
         ("stopped", "success 0"),
         ("done", "yes"),
     ] {

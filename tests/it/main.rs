@@ -46,3 +46,7 @@ mod logs;
 mod streams;
 
 mod guard;
+
+mod place;
+
+mod applications;

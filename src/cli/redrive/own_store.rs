@@ -27,7 +27,7 @@ impl OwnStore {
         let metrics = Arc::new(Metrics::new().map_err(|error| Failure::new(Exit::Internal, error))?);
         let opened = daemon::open(config, clock, &metrics).await;
         let (outbox, writer) = opened.map_err(|error| match error {
-            daemon::Error::Store(OpenError::Locked { path }) => Failure::saying(
+            daemon::Error::Store(OpenError::Locked { path, .. }) => Failure::saying(
                 Exit::Unavailable,
                 format!("a daemon runs on {path}: leave out --standalone, and the letters go through it"),
             ),

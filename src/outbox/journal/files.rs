@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::outbox::store::place::options;
+
 const SUFFIX: &str = ".segment";
 
 /// A directory of segments. What was not synced may be gone after a power cut, in part or whole: entries of the directory
@@ -73,7 +75,7 @@ impl Files for Directory {
     }
 
     fn create(&self, segment: u32) -> io::Result<File> {
-        File::options().read(true).write(true).create_new(true).open(self.path_of(segment))
+        options().read(true).write(true).create_new(true).open(self.path_of(segment))
     }
 
     fn open(&self, segment: u32) -> io::Result<File> {

@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::place::make_dir;
 use super::{INDEX, JOURNAL, STORE, create, create_index_aside, io_error, open_journal, sync_dir};
 use crate::clock::Clock;
 use crate::outbox::engine::{FORMAT, OpenError};
@@ -145,8 +146,8 @@ fn open_copy(
         if copy.exists() {
             fs::remove_dir_all(&copy)?;
         }
-        fs::create_dir(&copy)?;
-        fs::create_dir(copy.join(JOURNAL))?;
+        make_dir(&copy)?;
+        make_dir(&copy.join(JOURNAL))?;
         if store.join(JOURNAL).exists() {
             for segment in segments_in(&store.join(JOURNAL))? {
                 let to = copy.join(JOURNAL).join(segment.file_name().unwrap_or_default());
@@ -182,7 +183,7 @@ fn unwatched(
 }
 
 fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir(to)?;
+    make_dir(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let to = to.join(entry.file_name());

@@ -28,7 +28,7 @@ impl Witness {
     pub(super) fn open(state_dir: &Path) -> io::Result<Self> {
         let path = state_dir.join(NAME);
         let known = path.exists();
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let file = super::place::options().read(true).write(true).create(true).truncate(false).open(&path)?;
         if !known {
             super::sync_dir(state_dir)?;
         }

@@ -219,7 +219,8 @@ pub fn invoke_path(function: &str) -> String {
 pub fn scratch() -> (tempfile::TempDir, PathBuf) {
     let scratch = tempfile::tempdir().unwrap();
     let state = scratch.path().join("state");
-    std::fs::create_dir(&state).unwrap();
+    // As sendoff makes it itself: a wider one is worth a warning.
+    std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&state).unwrap();
     (scratch, state)
 }
 

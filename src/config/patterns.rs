@@ -1,0 +1,38 @@
+//! The patterns of `[functions]`: read as the door reads names, and each able to count.
+
+use super::read::Reader;
+use crate::event::{FunctionName, Pattern};
+use crate::ingest::pattern::canonical;
+
+const HINT: &str = "write a function's name, `name:qualifier` or its ARN, with `*` for any characters";
+
+/// Puts every pattern into the form of stored names. Refuses those that no function can have, that are over the limits of patterns,
+/// or that an earlier one takes all functions from.
+pub fn read(r: &mut Reader, region: Option<&str>) {
+    let account = r.values().find("lambda.account_id").map(|entry| entry.value.to_string());
+    let mut read: Vec<String> = Vec::new();
+    for (written, table) in r.values().functions().to_vec() {
+        let stored = canonical(&written, region, account.as_deref().filter(|account| !account.is_empty()));
+        let pattern = stored.as_deref().unwrap_or(&written);
+        if stored.is_none() && written.chars().count() <= 512 {
+            r.refuse_table(&table, "no function has such a name", HINT);
+        } else if let Err(why) = pattern.parse::<Pattern>() {
+            r.refuse_table(&table, &why.to_string(), "split the table into several with shorter patterns");
+        }
+        // To the earlier pattern, a `*` of this one is a character like others: it fits only if all that it stands for does.
+        if let Some(wider) = read.iter().find(|wider| FunctionName::new(pattern).fits(wider)) {
+            let (why, hint) = if wider == pattern {
+                (
+                    format!("never counts: an earlier table is for {pattern:?}, too"),
+                    "put the keys of both into one table",
+                )
+            } else {
+                let why = format!("never counts: {wider:?} comes earlier and takes all of {pattern:?}");
+                (why, "put the narrow pattern before the wide one")
+            };
+            r.refuse_table(&table, &why, hint);
+        }
+        read.push(pattern.to_owned());
+    }
+    r.rename_functions(read);
+}

@@ -1,0 +1,33 @@
+//! The socket file of the ingest door.
+
+use std::path::PathBuf;
+
+use super::UnixSocket;
+use super::read::Reader;
+
+/// `sun_path` has 108 bytes, the last of which is zero (unix(7)).
+const PATH_BYTES_MAX: usize = 107;
+
+pub fn read(r: &mut Reader) -> Option<Option<UnixSocket>> {
+    let path = r.optional("listen.unix");
+    let mode = mode(r);
+    let group = r.optional("listen.unix_group");
+    let Some(path) = path? else { return Some(None) };
+    if path.len() > PATH_BYTES_MAX {
+        return r.refuse("listen.unix", "longer than the 107 bytes of a socket's path", Some("choose a shorter path"));
+    }
+    Some(Some(UnixSocket { path: PathBuf::from(path), mode: mode?, group: group? }))
+}
+
+fn mode(r: &mut Reader) -> Option<u32> {
+    const KEY: &str = "listen.unix_mode";
+    let text = r.text(KEY)?;
+    let digits = text.strip_prefix("0o").unwrap_or(&text);
+    let mode = u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777 && digits.len() >= 3);
+    match mode {
+        // Without the right to write nobody can connect (unix(7)).
+        Some(mode) if mode & 0o600 == 0o600 => Some(mode),
+        Some(_) => r.refuse(KEY, "leaves its owner no right to connect", Some("write it like \"0660\"")),
+        None => r.refuse(KEY, "not the mode of a file", Some("write it in octal, like \"0660\" or \"0600\"")),
+    }
+}

@@ -1,0 +1,212 @@
+//! The socket file of the ingest door: who may open it, and what may be replaced by it.
+//!
+//! Holds: only a socket that nobody listens on is removed. The file is never open to more than was asked for, not even for a moment.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use crate::config::UnixSocket;
+
+/// Where groups are by name. Groups of a directory service are given by number.
+const GROUPS: &str = "/etc/group";
+
+/// Why there is no socket file, and what to do about it.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) why: String,
+    pub(super) remedy: String,
+}
+
+impl Refused {
+    fn new(why: impl ToString, remedy: impl Into<String>) -> Self {
+        Self { why: why.to_string(), remedy: remedy.into() }
+    }
+}
+
+/// A socket file that is ours to remove at the end.
+#[derive(Debug)]
+pub(super) struct Own {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Own {
+    /// Removes the file, unless another one is in its place by now.
+    pub(super) fn remove(&self) {
+        let is_ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
+        if is_ours {
+            drop(fs::remove_file(&self.path)); // the next start would remove it too
+        }
+    }
+}
+
+/// Listens at a path. To be called by a process whose umask leaves others no rights.
+pub(super) fn listen(socket: &UnixSocket) -> Result<(UnixListener, Own), Refused> {
+    let path = &socket.path;
+    // First, so that a wrong name costs no socket.
+    let group = socket.group.as_deref().map(group_id).transpose()?;
+    make_way(path)?;
+    let listener = UnixListener::bind(path).map_err(|error| cannot_bind(path, &error))?;
+    let opened = || -> Result<Own, Refused> {
+        let failed = |error: io::Error| Refused::new(error, "check the permissions of its directory");
+        let found = fs::symlink_metadata(path).map_err(failed)?;
+        let own = Own { path: path.clone(), device: found.dev(), inode: found.ino() };
+        // The group before its rights: until then only the owner has any.
+        fs::set_permissions(path, fs::Permissions::from_mode(socket.mode & 0o700)).map_err(failed)?;
+        if let Some(group) = group {
+            std::os::unix::fs::chown(path, None, Some(group)).map_err(|error| {
+                let name = socket.group.as_deref().unwrap_or_default();
+                let remedy = format!("make sendoff's user a member of {name} (systemd: SupplementaryGroups={name})");
+                Refused::new(format!("it cannot be given to the group {name}: {error}"), remedy)
+            })?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(socket.mode)).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(own)
+    };
+    let own = opened().inspect_err(|_| drop(fs::remove_file(path)))?;
+    Ok((listener, own))
+}
+
+/// Removes the socket that a killed daemon left behind, which would be in the way of `bind`. Nothing else is removed.
+fn make_way(path: &Path) -> Result<(), Refused> {
+    let kind = match fs::symlink_metadata(path) {
+        Ok(found) => found.file_type(),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(cannot_bind(path, &error)),
+    };
+    if !kind.is_socket() {
+        let kind = if kind.is_dir() {
+            "a directory"
+        } else if kind.is_symlink() {
+            "a symbolic link"
+        } else {
+            "a file that is no socket"
+        };
+        return Err(Refused::new(
+            format!("{kind} is there, and was left alone"),
+            "move it away, or choose another listen.unix",
+        ));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .map_err(|error| Refused::new(format!("a dead socket there cannot be removed: {error}"), "remove it")),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Ok(_) => Err(Refused::new(
+            "another process listens on it",
+            "perhaps another sendoff runs (`sendoff status`): stop it, or choose another listen.unix",
+        )),
+        Err(error) => Err(Refused::new(
+            format!("whether another process listens on it cannot be told: {error}"),
+            "remove the socket if nobody does, or choose another listen.unix",
+        )),
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "the kinds of errors are not ours, and grow")]
+fn cannot_bind(path: &Path, error: &io::Error) -> Refused {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let shown = directory.display();
+    match error.kind() {
+        ErrorKind::NotFound => Refused::new(
+            format!("the directory {shown} does not exist"),
+            "make it (systemd: RuntimeDirectory=), or choose another listen.unix",
+        ),
+        ErrorKind::NotADirectory => Refused::new(format!("{shown} is not a directory"), "choose another listen.unix"),
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Refused::new(
+            format!("the directory {shown} cannot be written: {error}"),
+            "give sendoff's user the right to (systemd: RuntimeDirectory=), or choose another listen.unix",
+        ),
+        _ => Refused::new(error, "choose another listen.unix"),
+    }
+}
+
+/// The number of a group: as written, or of its line in /etc/group.
+fn group_id(name: &str) -> Result<u32, Refused> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let text = fs::read_to_string(GROUPS).unwrap_or_default();
+    number_of(name, &text).ok_or_else(|| {
+        let remedy = "make it, or set listen.unix_group to its number";
+        Refused::new(format!("there is no group {name} in {GROUPS}"), remedy)
+    })
+}
+
+fn number_of(name: &str, groups: &str) -> Option<u32> {
+    let mut lines = groups.lines().map(|line| line.split(':'));
+    lines.find_map(|mut fields| (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket(path: &Path, mode: u32) -> UnixSocket {
+        UnixSocket { path: path.to_owned(), mode, group: None }
+    }
+
+    #[test]
+    fn groups_are_found_by_name_and_number() {
+        const FILE: &str = "root:x:0:\nweb:x:33:a,b\nbroken\nwebs:x:34:\n";
+        assert_eq!((number_of("web", FILE), number_of("webs", FILE)), (Some(33), Some(34)));
+        assert_eq!((number_of("x", FILE), number_of("broken", FILE), number_of("", FILE)), (None, None, None));
+        assert_eq!(group_id("1234").unwrap(), 1234);
+        assert!(group_id("no such group").unwrap_err().why.contains("no group"));
+    }
+
+    #[test]
+    fn the_file_has_the_mode_that_was_asked_for_and_is_removed_only_while_it_is_ours() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("s");
+        for mode in [0o600, 0o660, 0o666] {
+            let (_listener, own) = listen(&socket(&path, mode)).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, mode);
+            own.remove();
+            assert!(!path.exists());
+        }
+        let (_listener, own) = listen(&socket(&path, 0o600)).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, b"another's").unwrap();
+        own.remove();
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn only_a_socket_that_nobody_listens_on_is_replaced() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        let (live, _) = listen(&socket(&path, 0o600)).unwrap();
+        let said = listen(&socket(&path, 0o600)).unwrap_err();
+        assert!(said.why.contains("another process listens"), "{said:?}");
+        drop(live);
+
+        let dead = fs::symlink_metadata(&path).unwrap().ino();
+        let link = scratch.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        fs::write(scratch.path().join("file"), b"precious").unwrap();
+        fs::create_dir(scratch.path().join("directory")).unwrap();
+        for (name, why) in [("file", "no socket"), ("directory", "a directory"), ("link", "a symbolic link")] {
+            let said = listen(&socket(&scratch.path().join(name), 0o600)).unwrap_err();
+            assert!(said.why.contains(why) && said.remedy.contains("listen.unix"), "{said:?}");
+        }
+        assert_eq!(fs::read(scratch.path().join("file")).unwrap(), b"precious");
+        assert_eq!(fs::symlink_metadata(&path).unwrap().ino(), dead, "nothing behind the link is touched");
+    }
+
+    #[test]
+    fn a_missing_directory_is_named() {
+        let scratch = tempfile::tempdir().unwrap();
+        let said = listen(&socket(&scratch.path().join("no/s"), 0o600)).unwrap_err();
+        assert!(said.why.contains("no does not exist") && said.remedy.contains("RuntimeDirectory"), "{said:?}");
+        let mut wrong = socket(&scratch.path().join("s"), 0o600);
+        wrong.group = Some("no such group".into());
+        assert!(listen(&wrong).is_err() && !wrong.path.exists());
+    }
+}

@@ -1,0 +1,116 @@
+//! Patterns of function names as people write them, in the form in which the door stores names.
+//!
+//! Holds: every name that the door can store is a pattern, which matches that name alone. ARNs and all other forms that Lambda
+//! takes are read as the door reads them, with or without stars in them.
+
+use super::name::Parts;
+use crate::event::FunctionName;
+
+/// Stands for a star while a pattern is read as a name: it fits wherever a part of a name may stand.
+const STAR: &str = "--any--";
+
+/// The pattern in the form of stored names, without what is the daemon's own `region` and `account` anyway. None if no function
+/// can have a name that fits.
+pub fn canonical(pattern: &str, region: Option<&str>, account: Option<&str>) -> Option<String> {
+    if !pattern.contains(STAR) {
+        let read = pattern.replace('*', STAR);
+        if let Some(parts) = Parts::parse(&read) {
+            return Some(parts.among(None, region, account).as_str().replace(STAR, "*"));
+        }
+    }
+    stored(pattern, region, account).map(|name| name.as_str().to_owned())
+}
+
+/// A pattern that is written as names are stored: `[region/][account/]name[:qualifier]`.
+fn stored(pattern: &str, region: Option<&str>, account: Option<&str>) -> Option<FunctionName> {
+    let is_of = |text: &str, more: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '*' || more.contains(c))
+    };
+    let (place, function) = pattern.rsplit_once('/').map_or((None, pattern), |(place, name)| (Some(place), name));
+    let (name, qualifier) = function.split_once(':').map_or((function, None), |(name, more)| (name, Some(more)));
+    let qualifier_fits = qualifier.is_none_or(|qualifier| is_of(qualifier, "-_$."));
+    if !is_of(name, "-_.") || !qualifier_fits {
+        return None;
+    }
+    let mut parts = Parts { region: None, account_id: None, name, qualifier };
+    match place.map(|place| place.split('/').collect::<Vec<_>>()).as_deref() {
+        None => {}
+        Some([one]) if is_of(one, "-") => {
+            let is_account = one.bytes().all(|byte| byte.is_ascii_digit());
+            *(if is_account { &mut parts.account_id } else { &mut parts.region }) = Some(*one);
+        }
+        Some([one, two]) if is_of(one, "-") && is_of(two, "") => {
+            (parts.region, parts.account_id) = (Some(*one), Some(*two));
+        }
+        Some(_) => return None,
+    }
+    Some(parts.among(None, region, account))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ingest::lambda_api::tests::settings;
+    use crate::ingest::name::QUALIFIER_PATTERN;
+
+    fn of(pattern: &str) -> Option<String> {
+        canonical(pattern, Some("eu-central-1"), Some("123456789012"))
+    }
+
+    #[test]
+    fn every_form_of_a_name_is_a_pattern_of_its_stored_name() {
+        for (written, stored) in [
+            ("orders", "orders"),
+            ("*", "*"),
+            ("orders-*", "orders-*"),
+            ("orders.v2", "orders.v2"),
+            ("orders:$LATEST", "orders"),
+            ("orders:$LATEST.PUBLISHED", "orders:$LATEST.PUBLISHED"),
+            ("orders:prod", "orders:prod"),
+            ("orders:*", "orders:*"),
+            ("*:prod", "*:prod"),
+            ("123456789012:function:orders", "orders"),
+            ("210987654321:orders", "210987654321/orders"),
+            ("arn:aws:lambda:eu-central-1:123456789012:function:orders", "orders"),
+            ("arn:aws:lambda:eu-central-1:123456789012:function:orders-*:prod", "orders-*:prod"),
+            ("arn:aws:lambda:us-east-1:123456789012:function:orders", "us-east-1/orders"),
+            ("arn:aws-cn:lambda:cn-north-1:210987654321:function:orders", "cn-north-1/210987654321/orders"),
+            ("arn:aws-us-gov:lambda:us-gov-west-1:210987654321:function:*", "us-gov-west-1/210987654321/*"),
+            ("eu-central-1/orders", "orders"),
+            ("us-east-1/210987654321/orders:7", "us-east-1/210987654321/orders:7"),
+            ("us-*/orders", "us-*/orders"),
+            ("*/orders", "*/orders"),
+        ] {
+            assert_eq!(of(written).as_deref(), Some(stored), "{written}");
+        }
+        for nobody_s in
+            ["", "a b", "orders:", ":prod", "a/b/c/d", "/orders", "orders/", "orders#1", "arn:aws:s3:::b", "ö"]
+        {
+            assert_eq!(of(nobody_s), None, "{nobody_s}");
+        }
+    }
+
+    /// Names that would be read as a part of another form: `123456789012:x` is a function of an account.
+    fn is_ambiguous(name: &str) -> bool {
+        let first = name.split(':').next().unwrap_or_default();
+        name.contains(':') && (first == "function" || Parts::parse(&format!("{first}:function:f:q")).is_some())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_name_the_door_stores_is_a_pattern_of_that_name_alone(
+            written in "((arn:aws(-cn)?:lambda:)?((us-east-1|eu-central-1|us-gov-west-1):)?([0-9]{12}:)?(function:)?)?[a-zA-Z0-9_.-]{1,20}(:(\\$LATEST(\\.PUBLISHED)?|[a-zA-Z0-9_-]{1,9}))?",
+            qualifier in proptest::option::of(QUALIFIER_PATTERN),
+        ) {
+            let Some(parts) = Parts::parse(&written) else { return Ok(()) };
+            let stored = parts.canonical(qualifier.as_deref(), &settings());
+            let pattern = canonical(stored.as_str(), settings().region.as_deref(), settings().account_id.as_deref());
+            prop_assert!(pattern.is_some(), "{stored}");
+            if !is_ambiguous(stored.as_str()) {
+                prop_assert_eq!(pattern.as_deref(), Some(stored.as_str()));
+            }
+        }
+    }
+}

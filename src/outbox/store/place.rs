@@ -1,0 +1,186 @@
+//! The state directory as a place: private to its owner, and fit to keep events in.
+//!
+//! Holds: what is made here is for its owner alone, whatever the umask. What is there already is looked at and never changed:
+//! another mode may be somebody's wish.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+
+use super::STORE;
+
+/// The permission bits of everybody but the owner.
+const OTHERS: u32 = 0o077;
+
+/// Makes one directory that only its owner may enter.
+pub(super) fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(path)
+}
+
+/// How to open a file that, if it is made, only its owner may read.
+pub(crate) fn options() -> OpenOptions {
+    let mut options = File::options();
+    options.mode(0o600);
+    options
+}
+
+/// Something to say about a state directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remark {
+    pub is_fatal: bool,
+    pub what: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+/// Whether others can read what the store in `state_dir` keeps. None if they cannot.
+pub fn exposure(state_dir: &Path) -> Option<Remark> {
+    let mine = rustix::process::geteuid().as_raw();
+    let is_wide = |path: &Path| fs::metadata(path).ok().filter(|found| found.mode() & OTHERS != 0);
+    let (home, store) = (is_wide(state_dir), is_wide(&state_dir.join(STORE)));
+    let found = home.as_ref()?;
+    // A volume that an orchestrator mounts belongs to root and is wide on purpose; what sendoff keeps in it is not.
+    if found.uid() != mine && store.is_none() {
+        return None;
+    }
+    let (shown, mode, quoted) = (state_dir.display(), found.mode() & 0o7777, quoted(state_dir));
+    Some(Remark {
+        is_fatal: false,
+        what: format!(
+            "{shown} has mode {mode:04o}: other users of this machine can look into it, and payloads are in it"
+        ),
+        remedy: format!("take their rights away: chmod -R go-rwx {quoted}"),
+    })
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%".contains(c);
+    if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+/// Looks at where a store is to be, without changing anything. `reserve` is the free space that new events leave on the disk.
+pub fn look(state_dir: &Path, reserve: u64) -> Vec<Remark> {
+    let shown = state_dir.display();
+    let fatal = |what: String, remedy: &str| vec![Remark { is_fatal: true, what, remedy: remedy.to_owned() }];
+    let (above, found) = match first_that_exists(state_dir) {
+        Ok(found) => found,
+        Err(error) => return fatal(format!("{shown} cannot be looked at: {error}"), "check its parents' permissions"),
+    };
+    if !found.is_dir() {
+        let remedy = "set state_dir to a directory, or move the file away";
+        return fatal(format!("{} is not a directory", above.display()), remedy);
+    }
+    let needed = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+    if let Err(error) = accessat(CWD, &above, needed, AtFlags::EACCESS) {
+        let (who, owner) = (rustix::process::geteuid().as_raw(), found.uid());
+        let remedy = match error {
+            rustix::io::Errno::ROFS => "the file system is read-only: set state_dir to a writable one".to_owned(),
+            _ => format!("this is user {who}, the directory belongs to user {owner}: chown it, or run as that user"),
+        };
+        return fatal(format!("{} cannot be written: {}", above.display(), io::Error::from(error)), &remedy);
+    }
+    let mut remarks = Vec::from_iter(exposure(state_dir));
+    if let Ok(disk) = rustix::fs::statvfs(&above) {
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        // A file system that reports no blocks says nothing.
+        if disk.f_blocks > 0 && free <= reserve {
+            remarks.push(Remark {
+                is_fatal: true,
+                what: format!("the disk of {shown} has {free} bytes free, and outbox.disk_reserve keeps {reserve}"),
+                remedy: "make room on it, or set state_dir to a larger disk: until then every event is refused".into(),
+            });
+        }
+    }
+    remarks
+}
+
+/// What an error of the disk says, and what to do about it where that is known.
+#[expect(clippy::wildcard_enum_match_arm, reason = "the kinds of errors are not ours, and grow")]
+pub(super) fn in_words(error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk, then start again",
+        io::ErrorKind::ReadOnlyFilesystem => "mount the file system writable, or set another state_dir",
+        io::ErrorKind::PermissionDenied => "make it the property of the user that sendoff runs as (chown -R)",
+        _ => return error.to_string(),
+    };
+    format!("{error}; {remedy}")
+}
+
+/// The process that has locked a file, as far as /proc tells.
+pub(super) fn lock_holder(file: &File) -> Option<u32> {
+    let inode = format!(":{}", file.metadata().ok()?.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let line =
+        locks.lines().find(|line| line.split_whitespace().nth(5).is_some_and(|place| place.ends_with(&inode)))?;
+    line.split_whitespace().nth(4)?.parse().ok().filter(|pid| *pid > 0)
+}
+
+/// The path itself, or the nearest directory above it that exists.
+fn first_that_exists(path: &Path) -> io::Result<(PathBuf, fs::Metadata)> {
+    let absolute = std::path::absolute(path)?;
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for above in absolute.ancestors() {
+        match fs::metadata(above) {
+            Ok(found) => return Ok((above.to_owned(), found)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => last = error,
+            // A file is where a directory must be: the next one above is that file.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => last = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn what_is_made_is_for_its_owner_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (dir, file) = (scratch.path().join("d"), scratch.path().join("d/f"));
+        make_dir(&dir).unwrap();
+        options().write(true).create_new(true).open(&file).unwrap();
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & OTHERS, 0);
+        assert_eq!(fs::metadata(&file).unwrap().mode() & OTHERS, 0);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_enter_is_remarked_upon_with_the_command_that_mends_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("it's state");
+        make_dir(&dir).unwrap();
+        assert_eq!(exposure(&dir), None);
+        assert_eq!(exposure(&scratch.path().join("missing")), None);
+        mode(&dir, 0o750);
+        let remark = exposure(&dir).unwrap();
+        assert!(!remark.is_fatal && remark.what.contains("mode 0750"), "{remark:?}");
+        assert!(remark.remedy.ends_with(r"state'") && remark.remedy.contains(r"it'\''s"), "{remark:?}");
+    }
+
+    #[test]
+    fn a_place_that_cannot_hold_a_store_is_told_from_one_that_can() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = |name: &str| scratch.path().join(name);
+        assert_eq!(look(&path("not/there/yet"), 0), []);
+        fs::write(path("file"), b"").unwrap();
+        for under in ["file", "file/below"] {
+            let remarks = look(&path(under), 0);
+            assert!(remarks.len() == 1 && remarks[0].is_fatal, "{remarks:?}");
+            assert!(remarks[0].what.ends_with("file is not a directory"), "{remarks:?}");
+        }
+        let remarks = look(scratch.path(), u64::MAX);
+        assert!(remarks.iter().any(|remark| remark.is_fatal && remark.what.contains("bytes free")), "{remarks:?}");
+    }
+}
