@@ -9,8 +9,9 @@ use std::os::unix::net::UnixListener;
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-/// The `FileDescriptorName=` of a socket for the admin listener; all others are for ingest.
+/// The `FileDescriptorName=` of a socket for the admin listener and of one for the health listener; all others are for ingest.
 const ADMIN: &str = "admin";
+const HEALTH: &str = "health";
 
 /// Listeners that were handed over.
 #[derive(Debug, Default)]
@@ -18,6 +19,7 @@ pub struct Inherited {
     pub ingest: Vec<TcpListener>,
     pub unix: Vec<UnixListener>,
     pub admin: Option<TcpListener>,
+    pub health: Option<TcpListener>,
 }
 
 impl Inherited {
@@ -40,10 +42,10 @@ impl Inherited {
         let tcp = TcpListener::from(socket);
         tcp.local_addr()?; // neither TCP nor Unix: say so now
         tcp.set_nonblocking(true)?;
-        if name == ADMIN {
-            self.admin = Some(tcp)
-        } else {
-            self.ingest.push(tcp)
+        match name {
+            ADMIN => self.admin = Some(tcp),
+            HEALTH => self.health = Some(tcp),
+            _ => self.ingest.push(tcp),
         }
         Ok(())
     }
@@ -69,10 +71,12 @@ mod tests {
         let tcp = || TcpListener::bind("127.0.0.1:0").unwrap();
         inherited.add(tcp().into(), "ingest").unwrap();
         inherited.add(tcp().into(), "admin").unwrap();
+        inherited.add(tcp().into(), "health").unwrap();
         inherited.add(tcp().into(), "unknown").unwrap();
         let unix = UnixListener::bind(directory.path().join("s")).unwrap();
         inherited.add(unix.into(), "ingest").unwrap();
-        assert_eq!((inherited.ingest.len(), inherited.unix.len(), inherited.admin.is_some()), (2, 1, true));
+        assert_eq!((inherited.ingest.len(), inherited.unix.len()), (2, 1));
+        assert!(inherited.admin.is_some() && inherited.health.is_some());
     }
 
     #[test]

@@ -68,22 +68,34 @@ pub struct Admin<O> {
     outbox: Arc<Mutex<Option<O>>>,
     rules: Arc<Mutex<Option<dead_letters::Rules>>>,
     status: Arc<Mutex<Option<Status>>>,
+    /// Held while the store's gauges are set and gathered.
+    rendering: Arc<Mutex<()>>,
 }
 
 impl<O: Graveyard + Operator> Admin<O> {
     pub fn new(readiness: Readiness, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        Self { readiness, metrics, clock, outbox: Arc::default(), rules: Arc::default(), status: Arc::default() }
+        let (outbox, rules, status, rendering) = Default::default();
+        Self { readiness, metrics, clock, outbox, rules, status, rendering }
     }
 
     pub fn outbox_is(&self, outbox: Option<O>) {
         *self.outbox.lock().unwrap_or_else(PoisonError::into_inner) = outbox;
     }
 
-    pub fn router(&self) -> Router {
+    /// Probes and metrics alone, which change nothing.
+    pub fn health_router(&self) -> Router {
+        self.open_routes().with_state(self.clone())
+    }
+
+    fn open_routes(&self) -> Router<Self> {
         Router::new()
             .route("/livez", get(|| async { "live\n" }))
             .route("/readyz", get(readyz::<O>))
             .route("/metrics", get(metrics::<O>))
+    }
+
+    pub fn router(&self) -> Router {
+        self.open_routes()
             .merge(dead_letters::router())
             .merge(functions::router())
             .merge(events::router())
@@ -163,9 +175,13 @@ async fn readyz<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
 
 async fn metrics<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
     // A store that cannot be asked leaves its gauges as they were; the rest is worth having all the same.
-    if let Some(outbox) = admin.outbox()
-        && let Ok(census) = outbox.census().await
-    {
+    let census = match admin.outbox() {
+        Some(outbox) => outbox.census().await.ok(),
+        None => None,
+    };
+    // Scrapers come at the same time: what one of them shows is gathered before the next one counts.
+    let _one_at_a_time = admin.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(census) = census {
         show(&census, &admin.metrics, &admin.clock);
     }
     match admin.metrics.render() {

@@ -66,6 +66,8 @@ pub struct Config {
 pub struct Listen {
     pub ingest: SocketAddr,
     pub admin: SocketAddr,
+    /// Probes and metrics alone; none has them on the admin listener only.
+    pub health: Option<SocketAddr>,
     pub unix: Option<UnixSocket>,
     /// The names, beside addresses and localhost, by which the ingest door answers to what a browser could ask.
     pub ingest_hosts: Hosts,

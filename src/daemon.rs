@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::api::{FunctionQueue, Queues};
 use crate::admin::dead_letters::Rules;
-use crate::admin::guard::guarded;
+use crate::admin::guard::{Guard, guarded};
 use crate::admin::status::Status;
 use crate::admin::{Admin, Readiness};
 use crate::aws;
@@ -26,7 +26,7 @@ use crate::dispatch::verdict::Outcome;
 use crate::event::KeySource;
 use crate::hop::Hop;
 use crate::http::host::Hosts;
-use crate::http::{Limits, Server};
+use crate::http::{GivesWay, Limits, Server};
 use crate::ingest::refusal::Refusal;
 use crate::ingest::server::Door;
 use crate::metrics::{Metrics, Words};
@@ -43,7 +43,15 @@ mod listeners;
 
 mod socket;
 
+mod vital;
+
+mod descriptors;
+
+mod ending;
+
+use ending::{AdminParts, Running};
 use listeners::Listeners;
+use vital::Vital;
 
 /// How often what is remembered for a while is swept, at most: a full pass over all keys.
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3_600);
@@ -60,10 +68,7 @@ const WRITE_MAX: Duration = Duration::from_secs(30);
 /// How often the daemon looks whether a write has failed or hangs.
 const WRITE_LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// How long callers have to take their 503 once the outbox is poisoned.
-const POISONED_GRACE: Duration = Duration::from_secs(2);
-
-/// Connections of the admin listener.
+/// Connections of the admin listener, and of the health listener.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
 
 /// Why the daemon cannot run.
@@ -91,6 +96,8 @@ pub enum Ended {
     AtOnce,
     /// The outbox failed; a restart recovers.
     Poisoned,
+    /// A stage ended before its time; a restart brings it back.
+    Failed(&'static str),
 }
 
 /// What talks to AWS.
@@ -115,35 +122,53 @@ impl Clients {
     }
 }
 
-/// Runs until SIGTERM or SIGINT, or until the outbox fails. A second signal ends the process at once, which is as safe as
-/// any crash.
+/// Runs until SIGTERM or SIGINT, or until the outbox fails or a stage ends. A second signal ends the process at once, and so
+/// does the first while it starts: that is as safe as any crash.
 pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
+    let mut signals = Signals::catch().map_err(|source| Error::System { doing: "listening for signals", source })?;
+    let running = tokio::select! {
+        biased;
+        signal = signals.next() => {
+            notify::stopping(signal);
+            tracing::info!(signal, "stopped while starting");
+            return Ok(Ended::AtOnce);
+        }
+        running = start(config, reload) => running?,
+    };
+    running.until_ended(signals).await
+}
+
+async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let clock = Clock::system();
     let metrics = metrics(&clock)?;
     let dropped = metrics.log_dropped.clone();
     reload.level().count_dropped(move |lines| dropped.inc_by(lines));
+    let open_files = descriptors::raise();
     for variable in &config.ignored_endpoints {
         tracing::warn!(variable, "ignored: it points at this daemon's own listener");
     }
 
     let listeners = Listeners::open(&config.listen).await?;
     let own = Own { hop: Hop::minted(clock.random_bits()), addresses: listeners.addresses()? };
-    let Listeners { ingest, admin, unix } = listeners;
-    let (stop, door, stages) = (Stop::default(), TaskTracker::new(), TaskTracker::new());
-    let admin_stop = CancellationToken::new();
+    let Listeners { ingest, admin, health, unix } = listeners;
+    let (stop, door, stages, vital) = (Stop::default(), TaskTracker::new(), TaskTracker::new(), Vital::new());
     let readiness = Readiness::new(&metrics);
     let operator = Admin::<Handle>::new(readiness.clone(), metrics.clone(), clock.clone());
-    let admin_address = address(&admin)?;
-    let admin_tasks = TaskTracker::new();
+    let (admin_address, health_address) = (address(&admin)?, health.as_ref().map(address).transpose()?);
+    let parts = AdminParts::default();
     let status = Status::new(operator.clone(), reload.level().clone());
     let routes = operator.router().merge(status.router());
-    let routes = guarded(routes, config.listen.admin_hosts.clone(), metrics.clone());
-    serve_admin(admin, routes, &config, &clock, &admin_stop, &admin_tasks);
-    admin_tasks.spawn(notify::pulse(status, clock.clone(), admin_stop.clone()));
+    let routes = guarded(routes, guard(&config, &metrics));
+    serve_admin("admin", admin, routes, &config, &clock, &parts, &vital);
+    if let Some(health) = health {
+        let routes = guarded(operator.health_router(), guard(&config, &metrics));
+        serve_admin("health", health, routes, &config, &clock, &parts, &vital);
+    }
+    let pulse = notify::pulse(status, clock.clone(), parts.stop.clone());
+    vital.spawn_endless(&parts.tasks, "notify", parts.stop.clone(), pulse);
     let policies = reload.dispatch();
-    let signals = Signals::catch().map_err(|source| Error::System { doing: "listening for signals", source })?;
     let hangup = Reload::signal().map_err(|source| Error::System { doing: "listening for signals", source })?;
-    admin_tasks.spawn(reload.run(hangup, admin_stop.clone()));
+    vital.spawn_endless(&parts.tasks, "reload", parts.stop.clone(), reload.run(hangup, parts.stop.clone()));
 
     let (outbox, writer) = open(&config, &clock, &metrics).await?;
     // Only now: the store's lock tells that no other daemon listens on the socket file that is replaced here.
@@ -151,106 +176,54 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     operator.outbox_is(Some(outbox.clone()));
     let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock, own).await?;
 
+    let leasing = || stop.leasing.clone();
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
     operator.dispatch_is(dispatch.status());
-    stages.spawn(report("dispatch", dispatch.following(policies).run(stop.clone())));
+    vital.spawn(&stages, "dispatch", leasing(), dispatch.following(policies).run(stop.clone()));
     let letters = DeadLetters::new(outbox.clone(), sqs, config.dead_letter.clone(), clock.clone(), metrics.clone());
-    stages.spawn(report("dead letters", letters.run(stop.clone())));
-    stages.spawn(report("making room", make_room(outbox.clone(), clock.clone(), stop.leasing.clone())));
-    stages.spawn(report("sweep", sweep(outbox.clone(), clock.clone(), config.outbox.clone(), stop.leasing.clone())));
+    vital.spawn(&stages, "dead letters", leasing(), letters.run(stop.clone()));
+    vital.spawn(&stages, "making room", leasing(), make_room(outbox.clone(), clock.clone(), leasing()));
+    vital.spawn(&stages, "sweep", leasing(), sweep(outbox.clone(), clock.clone(), config.outbox.clone(), leasing()));
 
     let ingest_address = ingest.first().map(address).transpose()?.unwrap_or_default();
     let rules = redrive_rules(&config, &shared);
     let settings = rules.names.clone();
     operator.rules_are(rules);
-    let limits = limits(&settings, settings.connections_max);
+    let limits = limits(&settings, descriptors::connections(open_files, &config, 2 * ADMIN_CONNECTIONS_MAX));
     let connections = Some(metrics.ingest_connections.clone());
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
+    let server = server.cut_by(stop.working.clone());
     {
         // The tasks alone hold the door, so that the outbox closes with the last of them.
         let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).leaving(door.clone());
         let closed = closed.marked(shared.hop()).ruled(config.rules.clone()).called(config.listen.ingest_hosts.clone());
         let opened = closed.passing(passthrough, config.passthrough.clone());
+        let accepting = || stop.accepting.clone();
         for unix in unix.listeners.drain(..) {
-            door.spawn(server.clone().serve(unix, opened.clone().called(Hosts::any()).service()));
+            let serving = server.clone().serve(unix, opened.clone().called(Hosts::any()).service());
+            vital.spawn_endless(&door, "ingest", accepting(), serving);
         }
-        let service = opened.service();
         for ingest in ingest {
-            door.spawn(server.clone().serve(ingest, service.clone()));
+            let serving = server.clone().serve(ingest, opened.service());
+            vital.spawn_endless(&door, "ingest", accepting(), serving);
         }
     }
 
+    announce(&config, &readiness, [ingest_address, admin_address, health_address.unwrap_or_default()]);
+    let grace = config.grace;
+    Ok(Running { outbox, writer, clock, operator, readiness, stop, vital, door, stages, admin: parts, unix, grace })
+}
+
+fn announce(config: &Config, readiness: &Readiness, [ingest, admin, health]: [String; 3]) {
     readiness.ready();
     let state_dir = config.state_dir.display().to_string();
-    tracing::info!(ingest = ingest_address, admin = admin_address, state_dir, "ready");
+    tracing::info!(ingest, admin, health, state_dir, "ready");
     notify::ready();
-    let ended = run_until_stopped(signals, &outbox, &clock, &readiness, &stop, &door, &stages, config.grace).await?;
-    if matches!(ended, Ended::AtOnce | Ended::Poisoned) {
-        return Ok(ended);
-    }
-
-    operator.outbox_is(None);
-    drop(outbox);
-    admin_stop.cancel();
-    admin_tasks.close();
-    admin_tasks.wait().await;
-    unix.remove();
-    close(writer).await?;
-    tracing::info!(ended = ?ended, "stopped");
-    Ok(ended)
 }
 
-#[expect(clippy::too_many_arguments, reason = "the parts of the one daemon, each named")]
-async fn run_until_stopped(
-    mut signals: Signals,
-    outbox: &Handle,
-    clock: &Clock,
-    readiness: &Readiness,
-    stop: &Stop,
-    door: &TaskTracker,
-    stages: &TaskTracker,
-    grace: Duration,
-) -> Result<Ended, Error> {
-    tokio::select! {
-        biased;
-        signal = signals.next() => {
-            readiness.not_ready("draining");
-            notify::stopping(signal);
-            tracing::info!(signal, grace = ?grace, "draining: no new requests, no new attempts");
-        }
-        () = until_poisoned(outbox, clock) => {
-            readiness.not_ready("outbox is poisoned");
-            notify::stopping("outbox is poisoned");
-            // Callers that wait get their 503. What waits for a write that never returns is not waited for.
-            drop(tokio::time::timeout(POISONED_GRACE, stop.drain(door, stages, POISONED_GRACE)).await);
-            return Ok(Ended::Poisoned);
-        }
-    }
-    let drained = tokio::select! {
-        biased;
-        drained = stop.drain(door, stages, grace) => drained,
-        signal = signals.next() => {
-            tracing::warn!(signal, "second signal: ending at once, the outbox keeps what is left");
-            return Ok(Ended::AtOnce);
-        }
-        () = until_poisoned(outbox, clock) => return Ok(Ended::Poisoned),
-    };
-    if !drained {
-        tracing::warn!("the grace ran out: attempts in flight are cut off, their events stay in the outbox");
-    }
-    Ok(if drained { Ended::Drained } else { Ended::CutOff })
-}
-
-/// Returns once a write has failed, or has not returned for so long that the disk is taken for failed: sled's `flush` may
-/// wait for ever after an error in one of its own threads.
-async fn until_poisoned(outbox: &Handle, clock: &Clock) {
-    while outbox.poisoned().is_none() {
-        let lasts = outbox.turn_lasts(clock.now());
-        if lasts > WRITE_MAX {
-            return outbox.give_up(format!("a write has not returned for {} s", lasts.as_secs()));
-        }
-        clock.sleep(WRITE_LOOK_EVERY).await;
-    }
+fn guard(config: &Config, metrics: &Arc<Metrics>) -> Guard {
+    let (hosts, body_timeout) = (config.listen.admin_hosts.clone(), config.ingest.body_timeout);
+    Guard { hosts, body_timeout, metrics: metrics.clone() }
 }
 
 /// The metrics, with every series whose labels are known.
@@ -267,17 +240,21 @@ fn metrics(clock: &Clock) -> Result<Arc<Metrics>, Error> {
     Ok(Arc::new(metrics))
 }
 
+/// Serves the operator or the probes. Whoever comes is let in, and another one gives way: probes must always be answered.
 fn serve_admin(
+    stage: &'static str,
     listener: TcpListener,
-    router: axum::Router,
+    routes: axum::Router,
     config: &Config,
     clock: &Clock,
-    stop: &CancellationToken,
-    tasks: &TaskTracker,
+    parts: &AdminParts,
+    vital: &Vital,
 ) {
+    let AdminParts { tasks, stop, cut } = parts;
     let limits = limits(&config.ingest, ADMIN_CONNECTIONS_MAX);
     let server = Server::new(limits, None, clock.clone(), stop.clone(), tasks.clone());
-    tasks.spawn(server.serve(listener, TowerToHyperService::new(router)));
+    let server = server.cut_by(cut.clone()).giving_way(GivesWay::Any);
+    vital.spawn_endless(tasks, stage, stop.clone(), server.serve(listener, TowerToHyperService::new(routes)));
 }
 
 fn limits(settings: &crate::ingest::Settings, connections_max: usize) -> Limits {
@@ -406,19 +383,13 @@ async fn make_room(outbox: Handle, clock: Clock, stop: CancellationToken) -> Res
     }
 }
 
-/// A stage ends early only with its outbox, which ends the daemon; the log says which stage saw it.
-async fn report(stage: &'static str, run: impl Future<Output = Result<(), outbox::Error>>) {
-    if let Err(error) = run.await {
-        tracing::error!(stage, %error, "stage has ended");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
 
     use bytes::Bytes;
 
+    use super::ending::tests::until_poisoned;
     use super::*;
     use crate::clock::UnixMillis;
     use crate::config::{self, Environment, Flags};

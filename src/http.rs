@@ -6,11 +6,12 @@
 use std::error::Error;
 use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::service::{Service, service_fn};
@@ -29,7 +30,15 @@ pub mod peer;
 
 pub mod host;
 
+mod progress;
+
+mod open;
+
+pub use open::GivesWay;
+
+use open::{InFlight, Open};
 use peer::{Peek, Peer, Watched};
+use progress::{Answering, Progress};
 
 /// How long to wait after an accept that failed for a reason of our own (no file descriptors, no memory): the next one
 /// would fail at once.
@@ -49,6 +58,35 @@ const H2_STREAMS_MAX: u32 = 128;
 const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
+/// Bytes of answers that wait in h2 for one stream's reader, beside those that have window.
+const H2_SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Streams that a peer may have opened and reset before they were looked at, and streams that we reset for its mistakes; beyond
+/// either the connection ends (CVE-2023-44487, "rapid reset", and CVE-2025-8671, "made you reset").
+const H2_RESETS_MAX: usize = 64;
+
+/// How often an HTTP/2 peer is asked for a sign of life, and how long it has to give one.
+const H2_PING_EVERY: Duration = Duration::from_secs(30);
+const H2_PING_PATIENCE: Duration = Duration::from_secs(20);
+
+/// After so long an HTTP/2 connection is asked to close; whoever has more to ask opens another. Bounds what a peer can pile up
+/// on one connection, bit by bit.
+const H2_AGE_MAX: Duration = Duration::from_secs(30 * 60);
+
+/// How long a connection that is told to close may take for its last answers: longer than any call that is passed through.
+const LAST_ANSWERS_MAX: Duration = Duration::from_secs(17 * 60);
+
+/// How long an idle connection that gives way to another may take to close by itself.
+const LEAVE_PATIENCE: Duration = Duration::from_millis(100);
+
+/// While a new connection waits for a place: how often the others are looked at.
+const ROOM_EVERY: Duration = Duration::from_millis(50);
+
+tokio::task_local! {
+    /// Ends the task of one HTTP/2 request alone.
+    static ALONE: CancellationToken;
+}
+
 /// What a peer may make us hold.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -58,7 +96,8 @@ pub struct Limits {
     pub headers_max: usize,
     /// Bytes of a request's head, at least 8 KiB.
     pub header_bytes_max: usize,
-    /// Until a request's head is complete; also how long a connection without a request is kept.
+    /// Until a request's head is complete; also how long a connection without a request is kept, and how long an answer may wait
+    /// for a peer that does not take it.
     pub header_timeout: Duration,
 }
 
@@ -68,24 +107,37 @@ pub struct Limits {
 pub struct Server {
     limits: Limits,
     slots: Arc<Semaphore>,
-    open: Option<IntGauge>,
+    gauge: Option<IntGauge>,
     clock: Clock,
     stop: CancellationToken,
+    cut: CancellationToken,
     connections: TaskTracker,
+    open: Open,
+    gives_way: GivesWay,
 }
 
 impl Server {
-    /// `open` shows the open connections. Once `stop` is cancelled no connection is accepted, idle ones are closed, and
+    /// `gauge` shows the open connections. Once `stop` is cancelled no connection is accepted, idle ones are closed, and
     /// requests already read are finished; `connections` is empty when all of that is done.
     pub fn new(
         limits: Limits,
-        open: Option<IntGauge>,
+        gauge: Option<IntGauge>,
         clock: Clock,
         stop: CancellationToken,
         connections: TaskTracker,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
-        Self { limits, slots, open, clock, stop, connections }
+        let (cut, open) = (CancellationToken::new(), Open::default());
+        Self { limits, slots, gauge, clock, stop, cut, connections, open, gives_way: GivesWay::Idle }
+    }
+
+    /// Once `cut` is cancelled every connection ends at once, whatever it is doing.
+    pub fn cut_by(self, cut: CancellationToken) -> Self {
+        Self { cut, ..self }
+    }
+
+    pub fn giving_way(self, gives_way: GivesWay) -> Self {
+        Self { gives_way, ..self }
     }
 
     /// Accepts connections until stopped, and serves each in a task of its own. Never fails: what goes wrong with accepting
@@ -96,12 +148,11 @@ impl Server {
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
         S::Future: Send + 'static,
         S::Error: Into<Box<dyn Error + Send + Sync>>,
-        B: Body + Send + Unpin + 'static,
-        B::Data: Send,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let mut failing = false;
-        while let Some(slot) = self.slot().await {
+        loop {
             let accepted = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
@@ -110,6 +161,7 @@ impl Server {
             match accepted {
                 Ok(io) => {
                     failing = false;
+                    let Some(slot) = self.slot().await else { return };
                     self.connections.spawn(self.clone().connection(io, service.clone(), slot));
                 }
                 Err(error) if is_of_the_peer(&error) => {
@@ -119,6 +171,8 @@ impl Server {
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(%error, "cannot accept connections");
                     }
+                    // Without descriptors the one of an idle client is all that can be had.
+                    self.open.make_room(self.gives_way);
                     tokio::select! {
                         biased;
                         () = self.stop.cancelled() => return,
@@ -129,12 +183,22 @@ impl Server {
         }
     }
 
-    /// A place for one more connection; none once stopped.
+    /// A place for one more connection, for which another one may have to give way; none once stopped.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => None,
-            slot = Arc::clone(&self.slots).acquire_owned() => slot.ok(),
+        let mut slot = pin!(Arc::clone(&self.slots).acquire_owned());
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return None,
+                slot = slot.as_mut() => return slot.ok(),
+                () = std::future::ready(()) => self.open.make_room(self.gives_way),
+            }
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return None,
+                slot = slot.as_mut() => return slot.ok(),
+                () = self.clock.sleep(ROOM_EVERY) => {}
+            }
         }
     }
 
@@ -144,31 +208,45 @@ impl Server {
         S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
         S::Future: Send + 'static,
         S::Error: Into<Box<dyn Error + Send + Sync>>,
-        B: Body + Send + Unpin + 'static,
-        B::Data: Send,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let _slot = slot;
-        let _open = self.open.clone().map(Raised::new);
-        let (requests, in_flight) = watch::channel(0_usize);
-        let requests = Arc::new(requests);
+        let _gauge = self.gauge.clone().map(Raised::new);
+        let progress = Progress::new(self.clock.clone(), self.limits.header_timeout);
+        let opened = self.open.add(&self.clock, progress.clone());
+        let this = Arc::clone(&opened.connection);
+        let in_flight = this.in_flight();
         let peer = Peer::default();
-        let io = Watched::new(io, peer.clone());
+        let io = Watched::new(io, peer.clone(), progress.clone());
+        let asked = Arc::clone(&this);
         let counted = service_fn(move |mut request: Request<Incoming>| {
-            let in_flight = InFlight::new(&requests);
+            let in_flight = InFlight::new(&asked);
+            asked.speaks(request.version());
+            let progress = asked.progress.clone();
             request.extensions_mut().insert(peer.clone());
             let answer = service.call(request);
-            async move { answer.await.map(|answer| answer.map(|body| Answering { body, in_flight })) }
+            async move {
+                let alone = ALONE.try_with(CancellationToken::clone).ok();
+                answer.await.map(|answer| answer.map(|body| Answering::new(body, progress, alone, in_flight)))
+            }
         });
-        let protocol = self.protocol();
+        // The tasks of its HTTP/2 requests end with it.
+        let cut = self.cut.child_token();
+        let _ends = cut.clone().drop_guard();
+        let protocol = self.protocol(cut.clone());
         let mut connection = pin!(protocol.serve_connection(TokioIo::new(io), counted));
         // hyper bounds the head of an HTTP/1 request; `quiet` bounds what it does not: the bytes before the protocol is
         // known, and HTTP/2 connections that ask for nothing.
         let ended = tokio::select! {
             biased;
+            () = cut.cancelled() => return,
             result = connection.as_mut() => Some(result),
             () = self.stopped(in_flight.clone()) => None,
+            () = this.leave.cancelled() => None,
             () = self.quiet(in_flight.clone()) => None,
+            () = self.aged(&this) => None,
+            () = progress.stalled() => return,
         };
         let result = match ended {
             Some(result) => result,
@@ -176,9 +254,13 @@ impl Server {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     biased;
+                    () = cut.cancelled() => return,
                     result = connection.as_mut() => result,
                     // The peer neither takes its answer nor closes.
-                    () = self.quiet(in_flight) => Ok(()),
+                    () = self.quiet(in_flight.clone()) => Ok(()),
+                    () = progress.stalled() => Ok(()),
+                    () = self.left(&this, in_flight) => Ok(()),
+                    () = self.clock.sleep(LAST_ANSWERS_MAX) => Ok(()),
                 }
             }
         };
@@ -187,9 +269,28 @@ impl Server {
         }
     }
 
-    fn protocol(&self) -> auto::Builder<Tracked> {
+    /// Returns once a connection that is told to give way has had its time.
+    async fn left(&self, this: &open::Connection, mut in_flight: watch::Receiver<usize>) {
+        this.leave.cancelled().await;
+        self.clock.sleep(LEAVE_PATIENCE).await;
+        match self.gives_way {
+            GivesWay::Any => {}
+            // A request that came at the last moment is answered.
+            GivesWay::Idle => drop(in_flight.wait_for(|requests| *requests == 0).await),
+        }
+    }
+
+    /// Returns once an HTTP/2 connection is old.
+    async fn aged(&self, this: &open::Connection) {
+        self.clock.sleep(H2_AGE_MAX).await;
+        if !this.is_http_2.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn protocol(&self, cut: CancellationToken) -> auto::Builder<Tracked> {
         let Limits { headers_max, header_bytes_max, header_timeout, .. } = self.limits;
-        let mut builder = auto::Builder::new(Tracked(self.connections.clone()));
+        let mut builder = auto::Builder::new(Tracked { tasks: self.connections.clone(), cut });
         builder
             .http1()
             .timer(TokioTimer::new())
@@ -204,7 +305,12 @@ impl Server {
             .max_header_list_size(u32::try_from(header_bytes_max).unwrap_or(u32::MAX))
             .max_concurrent_streams(H2_STREAMS_MAX)
             .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES);
+            .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
+            .max_send_buf_size(H2_SEND_BUFFER_BYTES)
+            .max_pending_accept_reset_streams(H2_RESETS_MAX)
+            .max_local_error_reset_streams(H2_RESETS_MAX)
+            .keep_alive_interval(H2_PING_EVERY)
+            .keep_alive_timeout(H2_PING_PATIENCE);
         builder
     }
 
@@ -268,9 +374,12 @@ fn is_of_the_peer(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionReset | NotConnected | Interrupted | InvalidInput)
 }
 
-/// Runs the tasks of HTTP/2 requests where they are waited for at the stop.
+/// Runs the tasks of one connection's HTTP/2 requests where they are waited for at the stop, each with what ends it alone.
 #[derive(Clone)]
-struct Tracked(TaskTracker);
+struct Tracked {
+    tasks: TaskTracker,
+    cut: CancellationToken,
+}
 
 impl<F> hyper::rt::Executor<F> for Tracked
 where
@@ -278,7 +387,14 @@ where
     F::Output: Send + 'static,
 {
     fn execute(&self, task: F) {
-        self.0.spawn(task);
+        let alone = self.cut.child_token();
+        self.tasks.spawn(ALONE.scope(alone.clone(), async move {
+            tokio::select! {
+                biased;
+                () = alone.cancelled() => {}
+                _ = task => {}
+            }
+        }));
     }
 }
 
@@ -295,50 +411,6 @@ impl Raised {
 impl Drop for Raised {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-/// A body on its way out: its request is in flight until hyper has taken the end of it, so that an answer that is streamed
-/// does not count as silence.
-struct Answering<B> {
-    body: B,
-    #[expect(dead_code, reason = "held for its drop")]
-    in_flight: InFlight,
-}
-
-impl<B: Body + Unpin> Body for Answering<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<hyper::body::Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> hyper::body::SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// One request of a connection whose answer is not complete.
-struct InFlight(Arc<watch::Sender<usize>>);
-
-impl InFlight {
-    fn new(requests: &Arc<watch::Sender<usize>>) -> Self {
-        requests.send_modify(|requests| *requests += 1);
-        Self(Arc::clone(requests))
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.send_modify(|requests| *requests -= 1);
     }
 }
 

@@ -13,7 +13,7 @@ pub struct Stop {
     pub accepting: CancellationToken,
     /// Cancelled next: take no further lease.
     pub leasing: CancellationToken,
-    /// Cancelled when the grace is over: give up attempts in flight and release their events, uncharged.
+    /// Cancelled when the grace is over: give up attempts in flight and release their events, uncharged; end connections.
     pub working: CancellationToken,
 }
 
@@ -31,6 +31,7 @@ impl Stop {
         .await
         .is_ok();
         self.working.cancel();
+        door.wait().await;
         stages.wait().await;
         in_time
     }

@@ -6,7 +6,9 @@
 //! nothing, and whoever scrapes them uses whatever name a cluster gives.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -20,6 +22,9 @@ use serde_json::json;
 
 use crate::http::host::{Authority, Host, Hosts, Unclear};
 use crate::metrics::Metrics;
+
+/// Bytes of a body at most: what axum takes of JSON.
+const BODY_BYTES_MAX: usize = 2 << 20;
 
 /// What is answered to everybody: asking for it changes nothing.
 const OPEN: [&str; 3] = ["/livez", "/readyz", "/metrics"];
@@ -49,20 +54,31 @@ enum Refused {
     /// A page of another site opens what holds payloads.
     PayloadsForOtherSite,
     NotJson,
+    /// Longer than [`BODY_BYTES_MAX`], or torn.
+    BodyTooLarge,
+    BodyLate,
 }
 
-/// The same routes behind the guard. `hosts` are the names that the listener has beside addresses and localhost.
-pub fn guarded(routes: Router, hosts: Hosts, metrics: Arc<Metrics>) -> Router {
-    routes.layer(from_fn_with_state((Arc::new(hosts), metrics), guard))
+/// What the guard knows.
+#[derive(Clone)]
+pub struct Guard {
+    /// The names that the listener has beside addresses and localhost.
+    pub hosts: Hosts,
+    /// From the end of the headers to the end of the body.
+    pub body_timeout: Duration,
+    pub metrics: Arc<Metrics>,
 }
 
-async fn guard(State((hosts, metrics)): State<(Arc<Hosts>, Arc<Metrics>)>, request: Request, next: Next) -> Response {
-    let has_body = !request.body().is_end_stream();
-    let checked = check(request.method(), request.uri(), request.headers(), has_body, &hosts);
-    let mut response = match checked {
-        Ok(()) => next.run(request).await,
+/// The same routes behind the guard.
+pub fn guarded(routes: Router, guard: Guard) -> Router {
+    routes.layer(from_fn_with_state(guard, stand_guard))
+}
+
+async fn stand_guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+    let mut response = match guard.admit(request).await {
+        Ok(request) => next.run(request).await,
         Err(refused) => {
-            metrics.admin_refused.with_label_values(&[refused.reason()]).inc();
+            guard.metrics.admin_refused.with_label_values(&[refused.reason()]).inc();
             tracing::debug!(reason = refused.reason(), "request to the admin listener refused");
             refused.into_response()
         }
@@ -71,6 +87,21 @@ async fn guard(State((hosts, metrics)): State<(Arc<Hosts>, Arc<Metrics>)>, reque
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
+}
+
+impl Guard {
+    /// The request with its whole body, so that no handler waits for a client that sends none.
+    async fn admit(&self, request: Request) -> Result<Request, Refused> {
+        let has_body = !request.body().is_end_stream();
+        check(request.method(), request.uri(), request.headers(), has_body, &self.hosts)?;
+        if !has_body {
+            return Ok(request);
+        }
+        let (head, body) = request.into_parts();
+        let body = tokio::time::timeout(self.body_timeout, to_bytes(body, BODY_BYTES_MAX)).await;
+        let body = body.map_err(|_| Refused::BodyLate)?.map_err(|_| Refused::BodyTooLarge)?;
+        Ok(Request::from_parts(head, Body::from(body)))
+    }
 }
 
 fn check(method: &Method, uri: &Uri, headers: &HeaderMap, has_body: bool, hosts: &Hosts) -> Result<(), Refused> {
@@ -141,6 +172,8 @@ impl Refused {
             Self::HostUnknown(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::OtherSite | Self::PayloadsForOtherSite => StatusCode::FORBIDDEN,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyLate => StatusCode::REQUEST_TIMEOUT,
         }
     }
 
@@ -151,6 +184,8 @@ impl Refused {
             Self::HostUnknown(_) => "host-unknown",
             Self::OtherSite | Self::PayloadsForOtherSite => "other-site",
             Self::NotJson => "not-json",
+            Self::BodyTooLarge => "body-too-large",
+            Self::BodyLate => "body-late",
         }
     }
 
@@ -182,6 +217,10 @@ impl Refused {
                     .to_owned()
             }
             Self::NotJson => "a request with a body must have the header Content-Type: application/json".to_owned(),
+            Self::BodyTooLarge => {
+                format!("the body is longer than {BODY_BYTES_MAX} bytes, or ended early: send less at once")
+            }
+            Self::BodyLate => "the body did not come in time (listen.body_timeout)".to_owned(),
         }
     }
 }

@@ -28,11 +28,19 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     }
     let environment = environment.clone();
     let reload = Reload::new(&loaded, level, move || options.config.clone().load(&environment));
-    match super::runtime()?.block_on(daemon::run(loaded.config, reload)) {
+    let runtime = super::runtime()?;
+    let ended = runtime.block_on(daemon::run(loaded.config, reload));
+    // Without waiting for threads that hang, as in opening a store on a disk that does not answer.
+    runtime.shutdown_background();
+    match ended {
         Ok(Ended::Drained | Ended::CutOff | Ended::AtOnce) => Ok(()),
         Ok(Ended::Poisoned) => {
             Err(Failure::saying(Exit::Internal, "a write to the outbox failed; a restart recovers what was accepted"))
         }
+        Ok(Ended::Failed(stage)) => Err(Failure::saying(
+            Exit::Internal,
+            format!("the part {stage:?} of the daemon has ended (the log says why); a restart brings it back"),
+        )),
         Err(error) => Err(Failure::new(exit_of(&error), error)),
     }
 }

@@ -10,6 +10,7 @@ pub fn read(r: &mut Reader) -> Option<Listen> {
     let ingest = r.address("listen.ingest");
     let admin = r.address("listen.admin");
     let unix = unix::read(r);
+    let health = r.optional_address("listen.health");
     let ingest_hosts = hosts(r, "listen.ingest_hosts");
     let admin_hosts = hosts(r, "listen.admin_hosts");
     let remote_allowed = r.boolean("listen.allow_unauthenticated_remote")?;
@@ -20,18 +21,30 @@ pub fn read(r: &mut Reader) -> Option<Listen> {
             r.refuse::<()>(key, "not a loopback address", Some(hint));
         }
     }
-    let (ingest, admin) = (ingest?, admin?);
-    let any = |address: SocketAddr| address.ip().is_unspecified();
-    if ingest.port() != 0 && ingest.port() == admin.port() && (ingest.ip() == admin.ip() || any(ingest) || any(admin)) {
-        r.contradiction("listen.admin", "is the same address as", "listen.ingest", Some("give it another port"));
+    let (ingest, admin, health) = (ingest?, admin?, health?);
+    let keys = [("listen.ingest", Some(ingest)), ("listen.admin", Some(admin)), ("listen.health", health)];
+    for (at, (key, address)) in keys.iter().enumerate() {
+        for (before, other) in &keys[..at] {
+            if let (Some(address), Some(other)) = (address, other)
+                && meet(*address, *other)
+            {
+                r.contradiction(key, "is the same address as", before, Some("give it another port"));
+            }
+        }
     }
-    Some(Listen { ingest, admin, unix: unix?, ingest_hosts: ingest_hosts?, admin_hosts: admin_hosts? })
+    Some(Listen { ingest, admin, health, unix: unix?, ingest_hosts: ingest_hosts?, admin_hosts: admin_hosts? })
+}
+
+/// Whether two listeners cannot both have their address.
+fn meet(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = |address: SocketAddr| address.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || any(one) || any(other))
 }
 
 /// The addresses of our own listeners, as far as they are valid.
 pub fn own_addresses(r: &Reader) -> Vec<SocketAddr> {
     let address = |key| r.values().find(key).and_then(|entry| entry.value.to_string().parse().ok());
-    ["listen.ingest", "listen.admin"].into_iter().filter_map(address).collect()
+    ["listen.ingest", "listen.admin", "listen.health"].into_iter().filter_map(address).collect()
 }
 
 fn hosts(r: &mut Reader, key: &str) -> Option<Hosts> {

@@ -140,6 +140,11 @@ impl Reader {
         text.parse().ok().or_else(|| self.refuse(key, "not an address and a port", Some(hint)))
     }
 
+    /// An address and a port, where the empty text means that there is none.
+    pub fn optional_address(&mut self, key: &str) -> Option<Option<SocketAddr>> {
+        if self.optional(key)?.is_none() { Some(None) } else { self.address(key).map(Some) }
+    }
+
     /// The URL of an endpoint, where the empty one means that there is none.
     pub fn endpoint(&mut self, key: &str) -> Option<Option<String>> {
         let url = self.optional(key)?;

@@ -17,6 +17,7 @@ pub(super) struct Listeners {
     /// At least one.
     pub(super) ingest: Vec<TcpListener>,
     pub(super) admin: TcpListener,
+    pub(super) health: Option<TcpListener>,
     pub(super) unix: Unopened,
 }
 
@@ -46,14 +47,25 @@ impl Listeners {
             Some(admin) => TcpListener::from_std(admin).map_err(system)?,
             None => bind("listen.admin", listen.admin)?,
         };
-        Ok(Self { ingest, admin, unix: Unopened { inherited: unix, own: listen.unix.clone() } })
+        let health = match (inherited.health, listen.health) {
+            (Some(health), _) => Some(TcpListener::from_std(health).map_err(system)?),
+            (None, Some(address)) => Some(bind("listen.health", address)?),
+            (None, None) => None,
+        };
+        Ok(Self { ingest, admin, health, unix: Unopened { inherited: unix, own: listen.unix.clone() } })
     }
 }
 
 impl Listeners {
     /// Where requests reach this process: the real ports, and the addresses of sockets that were inherited.
     pub(super) fn addresses(&self) -> Result<Vec<SocketAddr>, Error> {
-        let all = self.ingest.iter().chain([&self.admin]).map(TcpListener::local_addr).collect::<io::Result<_>>();
+        let all = self
+            .ingest
+            .iter()
+            .chain([&self.admin])
+            .chain(&self.health)
+            .map(TcpListener::local_addr)
+            .collect::<io::Result<_>>();
         all.map_err(|source| Error::System { doing: "reading an address", source })
     }
 }

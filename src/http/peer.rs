@@ -14,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 
+use super::progress::Progress;
+
 /// The peer of one connection, in the extensions of each of its requests. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Peer {
@@ -74,15 +76,16 @@ impl Peek for UnixStream {}
 #[cfg(test)]
 impl Peek for tokio::io::DuplexStream {}
 
-/// A stream that looks after its [`Peer`].
+/// A stream that looks after its [`Peer`], and tells whether the peer takes what is written.
 pub struct Watched<S> {
     stream: S,
     peer: Peer,
+    progress: Progress,
 }
 
 impl<S> Watched<S> {
-    pub fn new(stream: S, peer: Peer) -> Self {
-        Self { stream, peer }
+    pub(super) fn new(stream: S, peer: Peer, progress: Progress) -> Self {
+        Self { stream, peer, progress }
     }
 }
 
@@ -94,7 +97,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Peek + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.progress.written(&written);
+        written
     }
 
     fn poll_write_vectored(
@@ -102,7 +108,10 @@ impl<S: AsyncWrite + Peek + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.progress.written(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

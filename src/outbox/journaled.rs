@@ -204,7 +204,15 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
 
     fn freeze(&mut self) -> Result<(), Failed> {
         let segment = self.journal.newest();
-        self.journal.roll().map_err(|error| Failed::new("beginning a segment of the journal", error))?;
+        match self.journal.roll() {
+            Ok(()) => {}
+            // The file was not made, and the segment that there is takes more: the next commit tries again.
+            Err(error) if is_out_of_descriptors(&error) => {
+                tracing::warn!(%error, "no new segment of the journal: going on in the old one");
+                return Ok(());
+            }
+            Err(error) => return Err(Failed::new("beginning a segment of the journal", error)),
+        }
         let overlay = Arc::new(std::mem::take(&mut self.overlay));
         self.frozen = Some(overlay.clone());
         let Settings { keys_per_commit, .. } = self.settings;
@@ -215,6 +223,12 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         self.indexed = indexed;
         self.frozen.take().map_or(Ok(()), |overlay| self.checkpointer.drop_overlay(overlay))
     }
+}
+
+/// The process or the machine has no file descriptor left, which passes.
+fn is_out_of_descriptors(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {

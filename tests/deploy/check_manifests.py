@@ -1,6 +1,7 @@
 """What no schema says: names that must agree between rendered manifests, and the rules of hardening."""
 
 import sys
+import tomllib
 
 import yaml
 
@@ -56,13 +57,20 @@ for probe, where in (("startupProbe", "/readyz"), ("livenessProbe", "/livez")):
     assert get["path"] == where and get["port"] in ports, (probe, get)
 assert pod["terminationGracePeriodSeconds"] > 20 + 25
 
+# what other pods reach is health and, of a StatefulSet, ingest: the operator's API stays on loopback
+settings = tomllib.loads(one("ConfigMap")["data"]["sendoff.toml"])["listen"]
+assert "admin" not in settings and "allow_unauthenticated_remote" not in settings or name == "statefulset"
+numbers = {port["containerPort"] for port in sendoff["ports"]}
+listening = {int(settings[key].rsplit(":", 1)[1]) for key in ("ingest", "health") if key in settings}
+assert numbers == listening and 9478 not in numbers and settings["health"].startswith("[::]:"), (numbers, settings)
+
 if name == "example":
     # a native sidecar, started before the application and pointed at by it
     assert sendoff in pod["initContainers"] and sendoff["restartPolicy"] == "Always"
     environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
     assert environment["AWS_ENDPOINT_URL_LAMBDA"] == "http://127.0.0.1:9477"
 else:
-    assert sendoff["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "admin"}
+    assert sendoff["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health"}
     assert sendoff["lifecycle"]["preStop"]["exec"]["command"][:2] == ["/sendoff", "drain"]
     services = {service["metadata"]["name"]: service for service in kind("Service")}
     assert workload["spec"]["serviceName"] in services

@@ -50,3 +50,7 @@ mod guard;
 mod place;
 
 mod applications;
+
+mod hostile;
+
+mod ending;

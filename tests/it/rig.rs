@@ -9,6 +9,8 @@ pub mod daemon;
 
 pub mod http;
 
+pub mod h2;
+
 pub mod metrics;
 
 pub mod python;

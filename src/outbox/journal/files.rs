@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use crate::outbox::store::place::options;
 
@@ -46,11 +47,13 @@ pub trait SegmentFile: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    /// Held from the first sync on: a segment that was made must not go unsynced because there is no descriptor left.
+    handle: OnceLock<File>,
 }
 
 impl Directory {
     pub fn of(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), handle: OnceLock::new() }
     }
 
     fn path_of(&self, segment: u32) -> PathBuf {
@@ -87,7 +90,14 @@ impl Files for Directory {
     }
 
     fn sync(&self) -> io::Result<()> {
-        sync_dir(&self.path)
+        let handle = match self.handle.get() {
+            Some(handle) => handle,
+            None => {
+                let opened = File::open(&self.path)?;
+                self.handle.get_or_init(|| opened)
+            }
+        };
+        handle.sync_all()
     }
 }
 

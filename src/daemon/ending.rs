@@ -1,0 +1,194 @@
+//! How a daemon ends: within the grace and two seconds, whatever hangs.
+
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::listeners::UnixSockets;
+use super::vital::Vital;
+use super::{Ended, Error, WRITE_LOOK_EVERY, WRITE_MAX, close};
+use crate::admin::{Admin, Readiness};
+use crate::clock::Clock;
+use crate::notify;
+use crate::outbox::Outbox;
+use crate::outbox::writer::Handle;
+use crate::shutdown::{Signals, Stop};
+
+/// How long callers have to take their 503 once the outbox is poisoned, or a stage is gone.
+const FAILED_GRACE: Duration = Duration::from_secs(2);
+
+/// After the grace: how long what was cut off may take to end, ...
+const CUT_OFF_PATIENCE: Duration = Duration::from_millis(500);
+
+/// ... the admin listener to finish its last answers, ...
+const ADMIN_PATIENCE: Duration = Duration::from_millis(250);
+
+/// ... and the outbox to close. Beyond that the process ends as by a crash, which loses nothing.
+const CLOSE_PATIENCE: Duration = Duration::from_millis(750);
+
+/// The last word of a thread that depends on nothing, should even the runtime hang.
+const LAST_WORD_AFTER: Duration = Duration::from_millis(1_800);
+
+/// sysexits.h: EX_SOFTWARE.
+const EXIT_INTERNAL: i32 = 70;
+
+/// Why a daemon begins to end.
+#[derive(Debug, Clone, Copy)]
+enum Why {
+    Signal(&'static str),
+    Poisoned,
+    Failed(&'static str),
+}
+
+/// A daemon that runs.
+pub(super) struct Running {
+    pub(super) outbox: Handle,
+    pub(super) writer: JoinHandle<()>,
+    pub(super) clock: Clock,
+    pub(super) operator: Admin<Handle>,
+    pub(super) readiness: Readiness,
+    pub(super) stop: Stop,
+    pub(super) vital: Vital,
+    pub(super) door: TaskTracker,
+    pub(super) stages: TaskTracker,
+    pub(super) admin: AdminParts,
+    pub(super) unix: UnixSockets,
+    pub(super) grace: Duration,
+}
+
+/// What serves the operator and the probes.
+#[derive(Clone, Default)]
+pub(super) struct AdminParts {
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+    /// Ends connections at once.
+    pub(super) cut: CancellationToken,
+}
+
+impl Running {
+    /// Runs until a signal comes or something that cannot be done without is gone, then ends in order. A further signal ends
+    /// it at once, at any moment.
+    pub(super) async fn until_ended(self, mut signals: Signals) -> Result<Ended, Error> {
+        let why = tokio::select! {
+            biased;
+            signal = signals.next() => Why::Signal(signal),
+            why = until_lost(&self.outbox, Some(&self.writer), &self.clock) => why,
+            stage = self.vital.fails() => Why::Failed(stage),
+        };
+        // A stage ends with its outbox: then that is the reason.
+        let why = if self.outbox.poisoned().is_some() { Why::Poisoned } else { why };
+        let grace = match why {
+            Why::Signal(signal) => {
+                self.readiness.not_ready("draining");
+                notify::stopping(signal);
+                tracing::info!(signal, grace = ?self.grace, "draining: no new requests, no new attempts");
+                self.grace
+            }
+            Why::Poisoned => {
+                self.readiness.not_ready("outbox is poisoned");
+                notify::stopping("outbox is poisoned");
+                FAILED_GRACE
+            }
+            Why::Failed(stage) => {
+                self.readiness.not_ready("a stage has ended");
+                notify::stopping("a stage has ended");
+                tracing::error!(stage, "ending, so that a restart brings the stage back: what was accepted is kept");
+                FAILED_GRACE
+            }
+        };
+        last_word(grace + LAST_WORD_AFTER, matches!(why, Why::Signal(_)));
+        tokio::select! {
+            biased;
+            signal = signals.next() => {
+                tracing::warn!(signal, "second signal: ending at once, the outbox keeps what is left");
+                Ok(match why {
+                    Why::Signal(_) => Ended::AtOnce,
+                    Why::Poisoned => Ended::Poisoned,
+                    Why::Failed(stage) => Ended::Failed(stage),
+                })
+            }
+            ended = self.end(why, grace) => ended,
+        }
+    }
+
+    async fn end(self, why: Why, grace: Duration) -> Result<Ended, Error> {
+        let Self { outbox, clock, stop, vital, door, stages, .. } = &self;
+        let drain = tokio::time::timeout(grace + CUT_OFF_PATIENCE, stop.drain(door, stages, grace));
+        let drained = tokio::select! {
+            biased;
+            drained = drain => drained.unwrap_or_else(|_| {
+                tracing::warn!("something does not let itself be cut off: ending without it");
+                false
+            }),
+            // Not waited for: a write that never returns.
+            _ = until_lost(outbox, None, clock) => return Ok(Ended::Poisoned),
+        };
+        let ended = match (why, vital.failed()) {
+            (Why::Poisoned, _) => return Ok(Ended::Poisoned),
+            (Why::Failed(stage), _) | (Why::Signal(_), Some(stage)) => Ended::Failed(stage),
+            (Why::Signal(_), None) if drained => Ended::Drained,
+            (Why::Signal(_), None) => {
+                tracing::warn!("the grace ran out: attempts in flight are cut off, their events stay in the outbox");
+                Ended::CutOff
+            }
+        };
+        let Self { outbox, writer, operator, admin, unix, .. } = self;
+        operator.outbox_is(None);
+        drop(outbox);
+        admin.stop.cancel();
+        admin.tasks.close();
+        if tokio::time::timeout(ADMIN_PATIENCE, admin.tasks.wait()).await.is_err() {
+            admin.cut.cancel();
+            drop(tokio::time::timeout(ADMIN_PATIENCE, admin.tasks.wait()).await);
+        }
+        unix.remove();
+        match tokio::time::timeout(CLOSE_PATIENCE, close(writer)).await {
+            Ok(closed) => closed?,
+            Err(_) => tracing::warn!("the outbox takes long to close: ending without waiting, the next start recovers"),
+        }
+        tracing::info!(ended = ?ended, "stopped");
+        Ok(ended)
+    }
+}
+
+/// Returns once a write has failed, or has not returned for so long that the disk is taken for failed (sled's `flush` may
+/// wait for ever after an error in one of its own threads), or the writer's thread is gone.
+async fn until_lost(outbox: &Handle, writer: Option<&JoinHandle<()>>, clock: &Clock) -> Why {
+    loop {
+        if outbox.poisoned().is_some() {
+            return Why::Poisoned;
+        }
+        if writer.is_some_and(JoinHandle::is_finished) {
+            return Why::Failed("outbox");
+        }
+        let lasts = outbox.turn_lasts(clock.now());
+        if lasts > WRITE_MAX {
+            outbox.give_up(format!("a write has not returned for {} s", lasts.as_secs()));
+            return Why::Poisoned;
+        }
+        clock.sleep(WRITE_LOOK_EVERY).await;
+    }
+}
+
+/// Ends the process after `time`, if nothing else has: promised is the grace and two seconds, whatever hangs.
+fn last_word(time: Duration, was_asked: bool) {
+    let exit = move || {
+        std::thread::sleep(time);
+        tracing::error!("something hangs: ending without it, as after a crash; what was accepted is kept");
+        std::process::exit(if was_asked { 0 } else { EXIT_INTERNAL });
+    };
+    // Without a thread the stop in order remains.
+    drop(std::thread::Builder::new().name("last word".into()).spawn(exit));
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Returns once the outbox is poisoned.
+    pub(in crate::daemon) async fn until_poisoned(outbox: &Handle, clock: &Clock) {
+        assert!(matches!(until_lost(outbox, None, clock).await, Why::Poisoned));
+    }
+}

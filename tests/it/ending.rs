@@ -1,0 +1,191 @@
+//! SIGTERM ends the daemon within the grace and two seconds, whatever it is doing at that moment.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use sendoff::standin::Script;
+
+use crate::rig::daemon::{Daemon, Setup, invoke_path, scratch};
+use crate::rig::h2::Client;
+use crate::rig::lambda::{Lambda, payload};
+use crate::rig::{PATIENCE, eventually, http, lasting_port};
+
+/// The grace of these tests is a second. With two more, and what a busy machine may add; a daemon that waits for its peer
+/// takes minutes.
+const IN_TIME: Duration = Duration::from_secs(12);
+
+fn brief(lambda: &Lambda, state: &std::path::Path) -> Setup {
+    Setup::new(state)
+        .set("lambda.endpoint_url", &lambda.endpoint_url())
+        .set("lambda.read_timeout", "120s")
+        .set("shutdown.grace", "1s")
+        .set("listen.header_timeout", "120s")
+        .set("listen.body_timeout", "120s")
+}
+
+fn assert_ends_in_time(daemon: Daemon) {
+    let begun = Instant::now();
+    daemon.terminate();
+    let status = daemon.wait();
+    assert_eq!(status.code(), Some(0), "{status}");
+    assert!(begun.elapsed() < IN_TIME, "it took {:?}", begun.elapsed());
+}
+
+fn sends(to: SocketAddr, text: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(to).unwrap();
+    stream.write_all(text.as_bytes()).unwrap();
+    stream
+}
+
+fn slow_lambda() -> Lambda {
+    let lambda = Lambda::start();
+    lambda.default_script(Script::default().latency(PATIENCE * 2, Duration::ZERO));
+    lambda
+}
+
+#[test]
+fn while_a_call_is_passed_through_on_either_protocol() {
+    let (_scratch, state) = scratch();
+    let lambda = slow_lambda();
+    let daemon = brief(&lambda, &state).start();
+    let head = http::head(daemon.ingest, "POST", &invoke_path("orders"), &[], 2);
+    let _one = sends(daemon.ingest, &format!("{}{{}}", String::from_utf8(head).unwrap()));
+    let mut two = Client::connect(daemon.ingest);
+    two.ask("POST", &invoke_path("orders"), &[], b"{}").unwrap();
+    eventually("both calls are in flight", || (lambda.in_flight() >= 2).then_some(()));
+    assert_ends_in_time(daemon);
+}
+
+#[test]
+fn while_peers_neither_send_what_they_began_nor_read_what_they_asked_for() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let daemon = brief(&lambda, &state).start();
+    let mut held = Vec::new();
+    let body = "Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
+    held.push(sends(daemon.ingest, &format!("POST /v1/events HTTP/1.1\r\n{body}")));
+    held.push(sends(daemon.ingest, "POST /v1/events HTT"));
+    held.push(sends(daemon.admin, &format!("POST /v1/redrive HTTP/1.1\r\n{body}")));
+    held.push(sends(daemon.admin, "GET /metr"));
+    held.push(sends(daemon.admin, ""));
+    let mut client = Client::connect(daemon.ingest);
+    client.ask("POST", &invoke_path("orders"), &[], b"{}").unwrap();
+    let mut admin = Client::connect(daemon.admin);
+    admin.ask("GET", "/metrics", &[], b"").unwrap();
+    lambda.default_script(Script::default());
+    eventually("the call is answered", || (lambda.requests() > 0).then_some(()));
+    assert_ends_in_time(daemon);
+}
+
+/// A server that takes connections and says nothing.
+fn silence() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+#[test]
+fn while_the_dead_letter_queue_and_lambda_do_not_answer() {
+    let (_scratch, state) = scratch();
+    let lambda = slow_lambda();
+    let (listener, url) = silence();
+    let queue = format!("{url}/000000000000/dlq");
+    let setup = brief(&lambda, &state).set("sqs.endpoint_url", &url).set("sqs.read_timeout", "120s");
+    let daemon = setup.set("dead_letter.queue_url", &queue).start();
+    daemon.accept("orders", &[], &payload("in flight"));
+    eventually("an attempt is in flight", || (lambda.in_flight() > 0).then_some(()));
+    let _asked = listener.accept().unwrap();
+    assert_ends_in_time(daemon);
+}
+
+#[test]
+fn while_credentials_do_not_come() {
+    let (scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let profile = scratch.path().join("config");
+    std::fs::write(&profile, "[default]\ncredential_process = sleep 600\n").unwrap();
+    let mut setup = brief(&lambda, &state).env("AWS_CONFIG_FILE", profile.to_str().unwrap());
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"] {
+        setup = setup.without_env(name);
+    }
+    let daemon = setup.start();
+    daemon.accept("orders", &[], &payload("without credentials"));
+    assert_ends_in_time(daemon);
+}
+
+#[test]
+fn while_the_store_is_being_opened() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    // Opening a FIFO to write waits for somebody who reads: a disk that does not answer.
+    assert!(Command::new("mkfifo").arg(state.join("lock")).status().unwrap().success());
+    let port = lasting_port();
+    let setup = brief(&lambda, &state).set("listen.admin", &format!("127.0.0.1:{port}"));
+    let mut process = setup.spawn();
+    let admin = SocketAddr::from(([127, 0, 0, 1], port));
+    eventually("it lives and is not ready", || {
+        (http::listens(admin) && http::get(admin, "/readyz").status == 503).then_some(())
+    });
+    let begun = Instant::now();
+    process.signal(Signal::TERM);
+    let status = process.wait(PATIENCE);
+    assert_eq!(status.code(), Some(0), "{status}");
+    assert!(begun.elapsed() < IN_TIME, "it took {:?}", begun.elapsed());
+}
+
+#[test]
+fn while_nobody_reads_its_log() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let ports = [lasting_port(), lasting_port()];
+    let [ingest, admin] = ports.map(|port| format!("127.0.0.1:{port}"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
+    command.args(["serve", "--state-dir", state.to_str().unwrap(), "--set", "log.level=trace"]);
+    for (key, value) in [
+        ("listen.ingest", ingest.as_str()),
+        ("listen.admin", &admin),
+        ("lambda.endpoint_url", &lambda.endpoint_url()),
+        ("shutdown.grace", "1s"),
+    ] {
+        command.args(["--set", &format!("{key}={value}")]);
+    }
+    crate::rig::python::aws_environment(&mut command);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let (ingest, admin): (SocketAddr, SocketAddr) = (ingest.parse().unwrap(), admin.parse().unwrap());
+    eventually("it is ready", || (http::listens(admin) && http::get(admin, "/readyz").status == 200).then_some(()));
+    // More lines than a pipe holds.
+    for n in 0..300 {
+        let headers = [("X-Amz-Invocation-Type", "Event")];
+        let answer = http::request(ingest, "POST", &invoke_path("orders"), &headers, &payload(&n.to_string()));
+        assert_eq!(answer.status, 202);
+    }
+    let begun = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > PATIENCE {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(status.code(), Some(0), "{status}");
+    assert!(begun.elapsed() < IN_TIME, "it took {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_second_signal_is_heard_while_a_peer_holds_the_last_connection() {
+    let (_scratch, state) = scratch();
+    let lambda = slow_lambda();
+    let daemon = brief(&lambda, &state).set("shutdown.grace", "600s").start();
+    let mut client = Client::connect(daemon.ingest);
+    client.ask("POST", &invoke_path("orders"), &[], b"{}").unwrap();
+    eventually("the call is in flight", || (lambda.in_flight() > 0).then_some(()));
+    daemon.terminate();
+    eventually("it is not ready", || (http::get(daemon.admin, "/readyz").status == 503).then_some(()));
+    assert_ends_in_time(daemon);
+}
