@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -16,8 +16,12 @@ pub mod catalog;
 
 use catalog::Described;
 
-/// Functions that get a label of their own; all later ones share [`OTHER`].
+/// Functions that get a label of their own; all others share [`OTHER`].
 const FUNCTION_LABELS_MAX: usize = 200;
+
+/// How many of them nothing was delivered to yet. Their names come from clients, who can invent any number of them; the rest
+/// is for functions that Lambda has taken an event for.
+const UNPROVEN_LABELS_MAX: usize = 100;
 
 /// The label of the functions beyond the cap.
 pub const OTHER: &str = "other";
@@ -47,7 +51,7 @@ pub struct Words {
 pub struct Metrics {
     registry: Registry,
     catalog: Vec<Described>,
-    labels: Mutex<BTreeSet<FunctionName>>,
+    labels: Mutex<Labels>,
     words: OnceLock<Words>,
     /// Set once the series of [`OTHER`] are made.
     other: OnceLock<()>,
@@ -299,7 +303,7 @@ impl Metrics {
                 r,
                 Gauge::with_opts(Opts::new("sendoff_start_time_seconds", "Start of the daemon, Unix time."))?,
             )?,
-            labels: Mutex::new(BTreeSet::new()),
+            labels: Mutex::default(),
             words: OnceLock::new(),
             other: OnceLock::new(),
             catalog: table.catalog.into_inner(),
@@ -338,17 +342,29 @@ impl Metrics {
     /// The label of a function: its name, or [`OTHER`] once the cap is reached. A caller cannot grow the metrics without
     /// bound by inventing names.
     pub fn function_label<'a>(&self, function: &'a FunctionName) -> &'a str {
-        let mut labels = self.labels.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if labels.contains(function) {
+        let Labels { unproven, proven } = &mut *self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        if proven.contains(function) || unproven.contains(function) {
             return function.as_str();
         }
-        if labels.len() < FUNCTION_LABELS_MAX {
-            labels.insert(function.clone());
+        if unproven.len() < UNPROVEN_LABELS_MAX && unproven.len() + proven.len() < FUNCTION_LABELS_MAX {
+            unproven.insert(function.clone());
             self.begin_function(function.as_str());
             return function.as_str();
         }
         self.other.get_or_init(|| self.begin_function(OTHER));
         OTHER
+    }
+
+    /// Notes that Lambda has taken an event of this function, so that it is no invented name.
+    pub fn is_proven(&self, function: &FunctionName) {
+        let Labels { unproven, proven } = &mut *self.labels.lock().unwrap_or_else(PoisonError::into_inner);
+        if proven.contains(function) {
+            return;
+        }
+        if unproven.remove(function) || unproven.len() + proven.len() < FUNCTION_LABELS_MAX {
+            proven.insert(function.clone());
+            self.begin_function(function.as_str());
+        }
     }
 
     /// The Prometheus text format, version 0.0.4.
@@ -362,6 +378,13 @@ impl Metrics {
 /// Makes a series, at 0 if it is new.
 fn touch(counters: &IntCounterVec, labels: &[&str]) {
     counters.with_label_values(labels).inc_by(0);
+}
+
+/// The functions that have a label of their own.
+#[derive(Default)]
+struct Labels {
+    unproven: BTreeSet<FunctionName>,
+    proven: BTreeSet<FunctionName>,
 }
 
 /// What is registered, and its description beside it: a family without a series yet is in no scrape.
@@ -420,9 +443,12 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         for n in 0..FUNCTION_LABELS_MAX {
             let name = FunctionName::new(&format!("f{n}"));
+            metrics.is_proven(&name);
             assert_eq!(metrics.function_label(&name), name.as_str());
         }
         assert_eq!(metrics.function_label(&FunctionName::new("late")), OTHER);
+        metrics.is_proven(&FunctionName::new("late"));
+        assert_eq!(metrics.function_label(&FunctionName::new("late")), OTHER, "the cap holds");
         assert_eq!(metrics.function_label(&FunctionName::new("f7")), "f7");
     }
 
@@ -450,5 +476,17 @@ mod tests {
         }
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();
         assert!(text.contains("sendoff_deadletter_buried_total{function=\"other\",reason=\"refused\"} 0"), "{text}");
+    }
+
+    #[test]
+    fn invented_names_do_not_take_the_labels_of_functions_that_work() {
+        let metrics = Metrics::new().unwrap();
+        let invented: Vec<_> = (0..10_000).map(|n| FunctionName::new(&format!("invented{n}"))).collect();
+        let labelled = invented.iter().filter(|name| metrics.function_label(name) != OTHER).count();
+        assert_eq!(labelled, UNPROVEN_LABELS_MAX);
+        let orders = FunctionName::new("orders");
+        assert_eq!(metrics.function_label(&orders), OTHER);
+        metrics.is_proven(&orders);
+        assert_eq!(metrics.function_label(&orders), "orders");
     }
 }

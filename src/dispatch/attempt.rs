@@ -270,6 +270,9 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let outcome = outcome_of(&reply, mode);
         let verdict = decide(&outcome, &reply, &event, &history, policy, now, &self.clock);
 
+        if outcome == Outcome::Delivered {
+            self.metrics.is_proven(name);
+        }
         let function = self.metrics.function_label(name);
         self.metrics.dispatch_attempts.with_label_values(&[function, outcome.as_str()]).inc();
         let seconds = ended.duration_since(began).as_secs_f64();

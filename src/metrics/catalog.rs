@@ -37,7 +37,7 @@ const LABELS: &[(&str, &str)] = &[
     ("code", "error code of SQS, or `unshippable`, `unreachable`, `unanswered`"),
     (
         "function",
-        "canonical name of the function; the first 200 functions have their own, all later ones share `other`",
+        "canonical name of the function; 200 have their own, at most 100 of which nothing was delivered to yet; all others share `other`",
     ),
     ("key_source", "where the idempotency key came from"),
     ("outcome", "`delivered`, `throttled`, `transient`, `lost`, `not-sent`, `held`, `refused`"),
@@ -84,7 +84,7 @@ pub(super) fn describe(collector: &impl Collector) -> Vec<Described> {
 pub fn page(catalog: &[Described]) -> String {
     let mut page = "# Metrics\n\n\
         <!-- Written from src/metrics.rs: SENDOFF_BLESS=1 cargo test --test deploy metrics -->\n\n\
-        `GET /metrics` on the admin listener (default `127.0.0.1:9478`), Prometheus text format 0.0.4.\n\
+        `GET /metrics` on the admin listener (default `127.0.0.1:9478`) and on `listen.health`, Prometheus text format 0.0.4.\n\
         Names are `sendoff_<stage>_<noun>_<unit>[_total]`; times are seconds, sizes bytes. All counters begin at 0 with the\n\
         process. Gauges of the outbox are counted in the store when it is scraped, so they are right from the first scrape\n\
         after a restart.\n\n\

@@ -165,3 +165,82 @@ fn a_body_that_does_not_come_is_answered_by_the_operators_api() {
     let answer = http::exchange(daemon.admin, format!("{head}Content-Length: 100\r\n\r\n{{").as_bytes()).unwrap();
     assert_eq!(answer.status, 408, "{answer:?}");
 }
+
+#[test]
+fn each_scrape_adds_up_however_many_scrape_at_once() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    lambda.throttle_all();
+    let daemon = impatient(&lambda, &state).start();
+    for n in 0..10 {
+        daemon.accept(&format!("function-{n}"), &[], &payload(&n.to_string()));
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    let scrape = daemon.scrape();
+                    assert_eq!(scrape.sum("sendoff_outbox_events", &[]), 10.0, "{}", scrape.0);
+                }
+            });
+        }
+    });
+}
+
+/// Under limits of open files: soft, hard.
+fn limited(setup: Setup, limits: &str) -> Setup {
+    setup.under(&["sh", "-c", &format!("{limits} && exec \"$0\" \"$@\"")])
+}
+
+#[test]
+fn the_soft_limit_of_open_files_is_raised_to_the_hard_one() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let daemon = limited(impatient(&lambda, &state), "ulimit -S -n 128").start();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(fields[3], fields[4], "{line}");
+}
+
+#[test]
+fn idle_clients_at_the_limit_of_open_files_keep_neither_events_nor_the_store_from_going_on() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let setup = impatient(&lambda, &state).set("listen.header_timeout", "60s").set("outbox.segment_bytes", "1MiB");
+    let daemon = limited(setup, "ulimit -n 512").start();
+    let idle = flood(daemon.ingest, 600, &|to| connected(to, b""));
+    let long = format!("{{\"id\":\"long\",\"filler\":\"{}\"}}", "x".repeat(1_000_000));
+    for _ in 0..40 {
+        daemon.accept("orders", &[], long.as_bytes());
+    }
+    lambda.wait_for(&["long".to_owned()]);
+    daemon.wait_until_empty();
+    assert_eq!(daemon.scrape().sum("sendoff_outbox_poisoned", &[]), 0.0);
+    drop(idle);
+}
+
+#[test]
+fn the_health_listener_has_probes_and_metrics_and_nothing_else() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    // No permission is needed for it on other addresses than loopback.
+    let daemon = impatient(&lambda, &state).set("listen.health", "[::]:0").start();
+    let ready = daemon.wait_for_log(|fields| fields["message"] == "ready");
+    let health: SocketAddr = ready["health"].as_str().unwrap().parse().unwrap();
+    let health = SocketAddr::from(([127, 0, 0, 1], health.port()));
+    for path in ["/livez", "/readyz", "/metrics"] {
+        assert_eq!(http::get(health, path).status, 200, "{path}");
+    }
+    for path in ["/", "/v1/status", "/v1/events", "/v1/dead-letters?payloads=true"] {
+        assert_eq!(http::get(health, path).status, 404, "{path}");
+    }
+    let purge = http::request(health, "POST", "/v1/functions/orders/purge", &[], b"");
+    assert_eq!(purge.status, 404);
+    let (code, said) = crate::operator::sendoff(health, &["healthcheck"]);
+    assert_eq!((code, said.trim()), (0, "ready"));
+    assert_eq!(http::get(daemon.admin, "/v1/status").status, 200, "the admin listener is as it was");
+    let held = flood(health, 100, &|to| connected(to, b"GET /livez HT"));
+    assert_eq!(http::get(health, "/livez").status, 200);
+    drop(held);
+}
