@@ -11,14 +11,24 @@ use std::time::Duration;
 
 use aws_config::retry::RetryConfig;
 use aws_config::{AppName, BehaviorVersion, ConfigLoader, Region, SdkConfig};
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
+use aws_sdk_lambda::config::IdentityCache;
 use aws_smithy_runtime_api::client::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use aws_types::origin::Origin;
+use aws_types::os_shim_internal::{Env, Fs};
 use aws_types::service_config::ServiceConfigKey;
 
+use crate::clock::Clock;
 use crate::hop::{self, Hop};
+use outside::Outside;
+use sign::Keeper;
+use wire::Wire;
 
 mod answer;
+
+pub mod outside;
 
 pub mod lambda;
 
@@ -83,6 +93,13 @@ pub enum Error {
          AWS's own"
     )]
     OwnAddress { service: &'static str, url: String },
+    #[error("{service} cannot be reached as configured: {why}")]
+    Endpoint { service: &'static str, why: String },
+    #[error(
+        "{named_by} names {path:?}, which cannot be used: {why}; give it a file of PEM certificates that this user can read, or \
+         leave it out to trust the machine's"
+    )]
+    CaBundle { named_by: &'static str, path: String, why: String },
 }
 
 /// Who and where this process is.
@@ -95,6 +112,11 @@ pub struct Own {
 }
 
 impl Own {
+    /// A process that takes no requests.
+    pub fn nobody() -> Self {
+        Self { hop: Hop::nameless(), addresses: Vec::new() }
+    }
+
     fn is_at(&self, url: &str) -> bool {
         self.addresses.iter().any(|own| hop::points_at(url, *own))
     }
@@ -105,26 +127,45 @@ impl Own {
 pub struct Shared {
     config: SdkConfig,
     own: Own,
+    wire: Wire,
+    credentials: Keeper,
 }
 
 impl Shared {
     /// Reads environment, profile and, unless `region` is given, instance metadata. Takes seconds where a metadata
-    /// service does not answer; never fails, as credentials may come later.
-    pub async fn load(region: Option<&str>) -> Self {
-        let mut loader = loader();
+    /// service does not answer. Fails only of certificates that cannot be read; credentials may come later.
+    pub async fn load(region: Option<&str>, outside: &Outside, own: Own, clock: Clock) -> Result<Self, Error> {
+        let mut files = EnvConfigFiles::default();
+        if let Some((config, credentials, dropped)) = outside.cleaned(&own) {
+            for url in dropped {
+                tracing::warn!(url, "ignored: endpoint_url of the AWS profile is this daemon's own address");
+            }
+            files = EnvConfigFiles::builder()
+                .with_contents(EnvConfigFileKind::Config, config)
+                .with_contents(EnvConfigFileKind::Credentials, credentials)
+                .build();
+        }
+        let profile = aws_config::profile::load(&Fs::real(), &Env::real(), &files, None).await;
+        let profile = profile.inspect_err(|error| {
+            let why = words_of(error);
+            tracing::warn!(why, "the AWS profile cannot be read; what it says does not count");
+        });
+        let wire = Wire::new(outside, outside.authorities(profile.ok().as_ref())?);
+        let mut loader = loader(&wire).profile_files(files);
         if let Some(region) = region {
             loader = loader.region(Region::new(region.to_owned()));
         }
-        Self::with(loader.load().await)
+        Ok(Self::with(loader.load().await, wire, own, clock))
     }
 
-    fn with(config: SdkConfig) -> Self {
-        Self { config, own: Own { hop: Hop::nameless(), addresses: Vec::new() } }
-    }
-
-    /// The same for a daemon with that mark and those listeners.
-    pub fn of(self, own: Own) -> Self {
-        Self { own, ..self }
+    fn with(config: SdkConfig, wire: Wire, own: Own, clock: Clock) -> Self {
+        let credentials = Keeper::new(config.credentials_provider(), clock);
+        let config = config
+            .to_builder()
+            .credentials_provider(SharedCredentialsProvider::new(credentials.clone()))
+            .identity_cache(IdentityCache::no_cache())
+            .build();
+        Self { config, own, wire, credentials }
     }
 
     /// The mark on every call.
@@ -168,7 +209,7 @@ impl Shared {
         };
         let otherwise = endpoint_url.is_some().then_some(REGION_OF_AN_ENDPOINT);
         let region = region.or(otherwise).ok_or(Error::NoRegion { service })?;
-        if !endpoint_url.as_deref().is_some_and(is_plain) && !wire::has_authorities() {
+        if !endpoint_url.as_deref().is_some_and(is_plain) && !self.wire.has_authorities() {
             return Err(Error::NoCertificates { service });
         }
         Ok(Place { region: region.to_owned(), endpoint_url, timeouts: timeouts(settings) })
@@ -215,11 +256,12 @@ enum Stage {
     Sending,
 }
 
-fn loader() -> ConfigLoader {
+fn loader(wire: &Wire) -> ConfigLoader {
     aws_config::defaults(BehaviorVersion::v2026_01_12())
         .app_name(AppName::new("sendoff").unwrap_or_else(|_| unreachable!("a literal of letters")))
-        .http_client(wire::http_client())
-        .identity_cache(aws_sdk_lambda::config::IdentityCache::lazy().load_timeout(CREDENTIALS_TIMEOUT).build())
+        .http_client(wire.http_client())
+        // Or the SDK would read retry_mode, and refuse to start for a value that only other SDKs know.
+        .retry_config(RetryConfig::standard())
         // Bodies are in memory, at most 1 MiB, and under the timeouts of a call.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
 }
@@ -289,7 +331,7 @@ mod tests {
     }
 
     fn without_region() -> Shared {
-        Shared::with(SdkConfig::builder().build())
+        testing::with(SdkConfig::builder().build())
     }
 
     #[test]
@@ -302,13 +344,13 @@ mod tests {
         assert_eq!(shared.place("lambda", &region).unwrap().region, "eu-central-1");
         let endpoint = Settings { endpoint_url: Some("http://127.0.0.1:9001".into()), ..settings() };
         assert_eq!(shared.place("sqs", &endpoint).unwrap().region, REGION_OF_AN_ENDPOINT);
-        let empty = Shared::with(SdkConfig::builder().region(Region::from_static("")).build());
+        let empty = testing::with(SdkConfig::builder().region(Region::from_static("")).build());
         assert_eq!(empty.place("lambda", &settings()).unwrap_err(), error);
     }
 
     #[test]
     fn an_endpoint_of_the_environment_counts_only_where_it_is_not_ignored() {
-        let shared = Shared::with(SdkConfig::builder().endpoint_url("http://127.0.0.1:9477").build());
+        let shared = testing::with(SdkConfig::builder().endpoint_url("http://127.0.0.1:9477").build());
         assert_eq!(shared.place("lambda", &settings()).unwrap_err(), Error::NoRegion { service: "lambda" });
         let heeded = Settings { ignore_configured_endpoint_urls: false, ..settings() };
         assert_eq!(shared.place("lambda", &heeded).unwrap().region, REGION_OF_AN_ENDPOINT);

@@ -15,6 +15,8 @@ pub mod serve;
 
 pub mod demo;
 
+mod again;
+
 pub mod check_config;
 
 pub mod show_config;

@@ -21,6 +21,8 @@ pub mod read;
 
 pub mod endpoint;
 
+pub mod outside;
+
 pub mod passthrough;
 
 mod patterns;
@@ -52,8 +54,12 @@ pub struct Config {
     pub lambda: aws::Settings,
     pub transport: aws::direct::Transport,
     pub sqs: aws::Settings,
+    /// What environment and profile say of the way to AWS.
+    pub outside: aws::outside::Outside,
     /// Inherited variables that are not followed because they name our own listener: worth a line in the log.
     pub ignored_endpoints: Vec<&'static str>,
+    /// The variables about endpoints that must not reach the SDK, because they name our own listener.
+    pub own_variables: Vec<String>,
     pub dispatch: dispatch::Settings,
     pub dead_letter: deadletter::Settings,
     /// How long a stop waits for what is in flight.

@@ -110,7 +110,7 @@ struct Clients {
 
 impl Clients {
     async fn load(config: &Config, clock: &Clock, own: Own) -> Result<Self, Error> {
-        let shared = aws::Shared::load(config.lambda.region.as_deref()).await.of(own);
+        let shared = aws::Shared::load(config.lambda.region.as_deref(), &config.outside, own, clock.clone()).await?;
         let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
         let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
         Ok(Self {

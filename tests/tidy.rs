@@ -25,7 +25,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("aws::direct", &["event", "clock", "hop", "dispatch"]),
     ("aws::passthrough", &["event", "clock", "hop", "ingest"]),
     ("aws::sqs", &["event", "clock", "hop", "deadletter"]),
-    ("aws::placed", &["dispatch", "deadletter"]),
+    ("aws::placed", &["event", "dispatch", "deadletter"]),
     ("aws::answer", &["dispatch", "hop"]),
     ("aws::probe", &["dispatch", "deadletter"]),
     // around them
@@ -112,7 +112,8 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("aws_sdk_lambda", &["aws"], "only aws/ names the SDK"),
     ("aws_sdk_sqs", &["aws"], "only aws/ names the SDK"),
     ("aws_sdk_sts", &["aws"], "only aws/ names the SDK"),
-    ("aws_smithy_http_client", &["aws"], "only aws/ names the SDK"),
+    ("aws_runtime", &["aws"], "only aws/ names the SDK"),
+    ("hyper_rustls", &["aws"], "only aws/ speaks TLS"),
     ("aws_smithy_runtime_api", &["aws"], "only aws/ names the SDK"),
     ("aws_smithy_types", &["aws"], "only aws/ names the SDK"),
     ("rustls_native_certs", &["aws"], "only aws/ speaks TLS"),

@@ -154,7 +154,7 @@ struct ErrorBody {
 }
 
 /// `ns#Code:http://...` is `Code`.
-fn bare_code(code: &str) -> &str {
+pub(super) fn bare_code(code: &str) -> &str {
     let code = code.split_once(':').map_or(code, |(code, _)| code);
     code.rsplit_once('#').map_or(code, |(_, code)| code).trim()
 }

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_lambda::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
-use aws_smithy_http_client::Connector;
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorSettings};
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_runtime_api::http::HttpError;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
@@ -20,8 +20,8 @@ use http_body_util::{BodyExt, Limited};
 
 use super::answer::{Asked, answer_of};
 use super::lambda::{Lambda, TRACE_HEADER, context, never_connected};
-use super::sign::{Cached, percent_encode, signed};
-use super::wire::connector;
+use super::sign::{Keeper, percent_encode, signed};
+use super::wire::Connector;
 use super::{Error, Place, Settings, Shared, words_of};
 use crate::clock::Clock;
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
@@ -99,7 +99,7 @@ struct Inner {
     region: String,
     /// Without a slash at its end.
     endpoint: String,
-    credentials: Cached,
+    credentials: Keeper,
     connector: Connector,
     /// The mark of this process.
     hop: HeaderValue,
@@ -115,8 +115,8 @@ impl Direct {
         let endpoint = resolve(shared, &region, endpoint_url).await?;
         let mut connecting = HttpConnectorSettings::builder();
         connecting.set_connect_timeout(timeouts.connect_timeout()).set_read_timeout(timeouts.read_timeout());
-        let connector = connector(connecting.build());
-        let credentials = Cached::new(shared.config.credentials_provider());
+        let connector = shared.wire.connector(connecting.build());
+        let credentials = shared.credentials.clone();
         let whole = timeouts.operation_attempt_timeout().unwrap_or(Duration::MAX);
         Ok(Self {
             shared: Arc::new(Inner {
@@ -136,16 +136,16 @@ impl Direct {
 
 /// The endpoint as the SDK's own client finds it, but once instead of for every call.
 async fn resolve(shared: &Shared, region: &str, configured: Option<String>) -> Result<String, Error> {
-    let unusable = |url: String| Error::EndpointUrl { service: "lambda", url };
+    let unusable = |why: String| Error::Endpoint { service: "lambda", why };
     let params = Params::builder()
         .region(region)
-        .set_endpoint(configured.clone())
+        .set_endpoint(configured)
         .set_use_fips(shared.config.use_fips())
         .set_use_dual_stack(shared.config.use_dual_stack())
         .build()
         .map_err(|error| unusable(words_of(&error)))?;
     let found = DefaultResolver::new().resolve_endpoint(&params).await;
-    let found = found.map_err(|error| unusable(configured.unwrap_or_else(|| words_of(&*error))))?;
+    let found = found.map_err(|error| unusable(words_of(&*error)))?;
     Ok(found.url().trim_end_matches('/').to_owned())
 }
 
@@ -156,7 +156,12 @@ impl Invoke for Direct {
         if elsewhere || call.mode != Mode::Event {
             return inner.sdk.invoke(call).await;
         }
-        tokio::time::timeout(inner.whole, inner.invoke(call)).await.unwrap_or_else(|_elapsed| {
+        let signed = match inner.signed(call).await {
+            Ok(signed) => signed,
+            Err(failure) => return Reply::NotSent(failure),
+        };
+        // The time-out is the call's own: whoever waits for credentials has sent nothing yet.
+        tokio::time::timeout(inner.whole, inner.send(signed)).await.unwrap_or_else(|_elapsed| {
             let message = format!("no complete answer within {:?}", inner.whole);
             Reply::Lost(Failure { kind: FailureKind::ReadTimeout, message })
         })
@@ -168,31 +173,24 @@ impl Invoke for Direct {
 }
 
 impl Inner {
-    async fn invoke(&self, call: Call) -> Reply {
-        let not_sent = |kind, message| Reply::NotSent(Failure { kind, message });
-        let mut request = match request(&self.endpoint, call) {
-            Ok(request) => request,
-            Err(why) => return not_sent(FailureKind::Unbuildable, why),
-        };
-        let credentials = match self.credentials.get(&self.clock).await {
-            Ok(credentials) => credentials,
-            Err(why) => return not_sent(FailureKind::Credentials, why),
-        };
-        if let Err(why) = signed(&mut request, credentials, &self.region, self.skew.corrected(self.clock.wall())) {
-            return not_sent(FailureKind::Unbuildable, why);
-        }
+    /// The call as it goes on the wire, or why it cannot.
+    async fn signed(&self, call: Call) -> Result<HttpRequest, Failure> {
+        let unbuildable = |message| Failure { kind: FailureKind::Unbuildable, message };
+        let mut request = request(&self.endpoint, call).map_err(unbuildable)?;
+        let credentials = self.credentials.get().await;
+        let credentials = credentials.map_err(|message| Failure { kind: FailureKind::Credentials, message })?;
+        let time = self.skew.corrected(self.clock.wall());
+        signed(&mut request, credentials, &self.region, time).map_err(unbuildable)?;
         request.headers_mut().insert(hop::HEADER, self.hop.clone());
-        let request = match request.map(SdkBody::from).try_into() {
-            Ok(request) => request,
-            Err(error) => {
-                let error: aws_smithy_runtime_api::http::HttpError = error;
-                return not_sent(FailureKind::Unbuildable, words_of(&error));
-            }
-        };
+        request.map(SdkBody::from).try_into().map_err(|error: HttpError| unbuildable(words_of(&error)))
+    }
+
+    async fn send(&self, request: HttpRequest) -> Reply {
         match self.connector.call(request).await {
             Ok(response) => {
                 let date = response.headers().get("date").map(str::to_owned);
                 let answer = read(response).await;
+                self.credentials.refused(answer.code.as_deref());
                 self.skew.learn(answer.code.as_deref(), date.as_deref(), self.clock.wall());
                 Reply::Answer(answer)
             }

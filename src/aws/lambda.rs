@@ -21,6 +21,7 @@ use serde::Deserialize;
 
 use super::answer::{Asked, Signs, answer_of, judged};
 use super::elsewhere::Elsewhere;
+use super::sign::Keeper;
 use super::{Error, Place, Settings, Shared, Stage, causes, is_region, words_of};
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
 use crate::event::Function;
@@ -46,6 +47,7 @@ struct Regions {
     config: aws_sdk_lambda::config::Builder,
     elsewhere: Elsewhere<Client>,
     hop: Hop,
+    credentials: Keeper,
 }
 
 impl Lambda {
@@ -56,12 +58,20 @@ impl Lambda {
     fn at(shared: &Shared, place: Place) -> Self {
         let config = aws_sdk_lambda::config::Builder::from(&shared.config(place));
         let own = Client::from_conf(config.clone().build());
-        Self { shared: Arc::new(Regions { own, config, elsewhere: Elsewhere::default(), hop: shared.own.hop.clone() }) }
+        Self {
+            shared: Arc::new(Regions {
+                own,
+                config,
+                elsewhere: Elsewhere::default(),
+                hop: shared.own.hop.clone(),
+                credentials: shared.credentials.clone(),
+            }),
+        }
     }
 
     /// The client for a region; none if that cannot be a region's name.
     fn client(&self, region: Option<&str>) -> Option<Client> {
-        let Regions { own, config, elsewhere, hop: _ } = &*self.shared;
+        let Regions { own, config, elsewhere, hop: _, credentials: _ } = &*self.shared;
         let Some(region) = region.filter(|region| own.config().region().is_none_or(|own| own.as_ref() != *region))
         else {
             return Some(own.clone());
@@ -92,12 +102,20 @@ impl Lambda {
                 let body = output.payload().map(AsRef::as_ref);
                 Reply::Answer(judged(Asked::DryRun, &progress.signs(), body, answer))
             }
-            Err(error) => reply_of(Asked::DryRun, &error, progress.stage()),
+            Err(error) => self.refused(reply_of(Asked::DryRun, &error, progress.stage())),
         }
     }
 }
 
 impl Lambda {
+    /// Notes what an error says of the credentials.
+    fn refused(&self, reply: Reply) -> Reply {
+        if let Reply::Answer(answer) = &reply {
+            self.shared.credentials.refused(answer.code.as_deref());
+        }
+        reply
+    }
+
     fn wire(&self, trace_header: Option<String>, progress: &Progress) -> Wire {
         Wire { trace_header, hop: self.shared.hop.clone(), progress: progress.clone() }
     }
@@ -148,7 +166,7 @@ impl Invoke for Lambda {
                 let body = output.payload().map(AsRef::as_ref);
                 Reply::Answer(judged(asked, &progress.signs(), body, answer))
             }
-            Err(error) => reply_of(asked, &error, progress.stage()),
+            Err(error) => self.refused(reply_of(asked, &error, progress.stage())),
         }
     }
 

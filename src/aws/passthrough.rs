@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use aws_sdk_lambda::config::endpoint::{DefaultResolver, Params, ResolveEndpoint};
-use aws_smithy_http_client::Connector;
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorSettings};
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
@@ -14,9 +13,10 @@ use http::header::{CONTENT_LENGTH, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt;
 
+use super::answer::bare_code;
 use super::placed::Placed;
-use super::sign::{Cached, percent_encode, signed};
-use super::wire::connector;
+use super::sign::{Keeper, percent_encode, signed};
+use super::wire::Connector;
 use super::{Error, Place, Settings, Shared, is_region, words_of};
 use crate::clock::Clock;
 use crate::event::Function;
@@ -41,7 +41,7 @@ struct Inner {
     use_fips: Option<bool>,
     use_dual_stack: Option<bool>,
     resolver: DefaultResolver,
-    credentials: Cached,
+    credentials: Keeper,
     connector: Connector,
     clock: Clock,
     /// The mark of this process.
@@ -53,8 +53,8 @@ impl LambdaPassthrough {
         let Place { region, endpoint_url, timeouts } = shared.place("lambda", settings)?;
         let mut connecting = HttpConnectorSettings::builder();
         connecting.set_connect_timeout(timeouts.connect_timeout());
-        let connector = connector(connecting.build());
-        let credentials = Cached::new(shared.config.credentials_provider());
+        let connector = shared.wire.connector(connecting.build());
+        let credentials = shared.credentials.clone();
         let (use_fips, use_dual_stack) = (shared.config.use_fips(), shared.config.use_dual_stack());
         let resolver = DefaultResolver::new();
         let hop = shared.own.hop.value();
@@ -73,6 +73,8 @@ impl Passthrough for LambdaPassthrough {
             let words = words_of(&error);
             if super::lambda::never_connected(&error) { Failed::NotSent(words) } else { Failed::Lost(words) }
         })?;
+        let code = response.headers().get("x-amzn-errortype").map(bare_code);
+        self.shared.credentials.refused(code);
         let response = response.try_into_http1x().map_err(|error| Failed::Lost(words_of(&error)))?;
         Ok(response.map(BodyExt::boxed_unsync))
     }
@@ -103,7 +105,7 @@ impl Inner {
         *request.uri_mut() = uri;
         *request.headers_mut() = call.headers;
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
-        let credentials = self.credentials.get(&self.clock).await?;
+        let credentials = self.credentials.get().await?;
         signed(&mut request, credentials, region, self.clock.wall())?;
         request.headers_mut().insert(hop::HEADER, self.hop.clone());
         let length = HeaderValue::from(request.body().len());

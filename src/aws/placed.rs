@@ -20,7 +20,13 @@ impl<C> Placed<C> {
         match client {
             Ok(client) => Ok(Self::At(client)),
             Err(error @ (Error::NoRegion { .. } | Error::NoCertificates { .. })) => Ok(Self::Nowhere(error)),
-            Err(error @ (Error::Region { .. } | Error::EndpointUrl { .. } | Error::OwnAddress { .. })) => Err(error),
+            Err(
+                error @ (Error::Region { .. }
+                | Error::EndpointUrl { .. }
+                | Error::OwnAddress { .. }
+                | Error::Endpoint { .. }
+                | Error::CaBundle { .. }),
+            ) => Err(error),
         }
     }
 
@@ -78,6 +84,10 @@ fn code(error: &Error) -> &'static str {
     match error {
         Error::NoRegion { .. } => "no-region",
         Error::NoCertificates { .. } => "no-certificates",
-        Error::Region { .. } | Error::EndpointUrl { .. } | Error::OwnAddress { .. } => "misconfigured",
+        Error::Region { .. }
+        | Error::EndpointUrl { .. }
+        | Error::OwnAddress { .. }
+        | Error::Endpoint { .. }
+        | Error::CaBundle { .. } => "misconfigured",
     }
 }

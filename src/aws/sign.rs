@@ -1,20 +1,45 @@
 //! Signing a request as Lambda checks it (AWS, "Signature Version 4"), and the credentials to do it with.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
-use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
 use aws_sigv4::sign::v4;
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
 use http::Request;
-use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 use super::{CREDENTIALS_TIMEOUT, words_of};
 use crate::clock::Clock;
 
 /// How long before they expire credentials are fetched anew: a signature must outlast its way.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
+
+/// Codes with which AWS refuses credentials, sorted: new ones may do better.
+const REFUSED: &[&str] = &[
+    "AuthFailure",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "IncompleteSignature",
+    "IncompleteSignatureException",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "InvalidSignatureException",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
+];
+
+/// Credentials younger than this are not asked for anew, though AWS refuses them: their source has no better ones.
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
+
+/// Between two questions to the source while what is kept is still valid.
+const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long credentials are kept that do not say when they expire: as long as the SDK keeps them.
 const KEPT_WITHOUT_EXPIRY: Duration = Duration::from_secs(15 * 60);
@@ -62,59 +87,148 @@ pub(super) fn percent_encode(text: &str) -> String {
     encoded
 }
 
-/// Credentials, kept until shortly before they expire: the provider asks its source anew each time.
+/// The credentials of all clients here, kept until shortly before they expire: the provider asks its source anew each
+/// time. Cheap to clone; all clones are one.
+///
+/// Holds: the source is asked once at a time, by a task of its own. While old credentials are valid, nobody waits for it.
+#[derive(Debug, Clone)]
+pub(super) struct Keeper(Arc<Keeping>);
+
 #[derive(Debug)]
-pub(super) struct Cached {
+struct Keeping {
     provider: Option<SharedCredentialsProvider>,
-    /// Locked while they are fetched, so that they are fetched once.
-    kept: Mutex<Option<Kept>>,
+    clock: Clock,
+    state: Mutex<State>,
 }
+
+#[derive(Debug, Default)]
+struct State {
+    kept: Option<Kept>,
+    /// Under way to the source.
+    asking: Option<Asking>,
+    /// When the source may be asked again although what is kept is still valid.
+    not_before: Option<SystemTime>,
+    /// Who asks: one task, which ends with this.
+    task: JoinSet<()>,
+}
+
+type Asking = Shared<BoxFuture<'static, Result<Credentials, String>>>;
 
 #[derive(Debug)]
 struct Kept {
     credentials: Credentials,
+    since: SystemTime,
     until: SystemTime,
 }
 
-impl Cached {
-    pub(super) fn new(provider: Option<SharedCredentialsProvider>) -> Self {
-        Self { provider, kept: Mutex::new(None) }
+impl Keeper {
+    pub(super) fn new(provider: Option<SharedCredentialsProvider>, clock: Clock) -> Self {
+        Self(Arc::new(Keeping { provider, clock, state: Mutex::default() }))
     }
 
-    /// The credentials, fetched if need be. While those at hand are still valid, a source that fails does no harm.
-    pub(super) async fn get(&self, clock: &Clock) -> Result<Credentials, String> {
-        let mut kept = self.kept.lock().await;
-        let now = clock.wall();
-        if let Some(kept) = kept.as_ref().filter(|kept| now + EXPIRY_MARGIN < kept.until) {
-            return Ok(kept.credentials.clone());
-        }
-        match (self.fetch().await, kept.as_ref()) {
-            (Ok(credentials), _) => {
-                let until = credentials.expiry().unwrap_or(now + KEPT_WITHOUT_EXPIRY);
-                *kept = Some(Kept { credentials: credentials.clone(), until });
-                Ok(credentials)
+    /// The credentials, fetched if need be. While those at hand are still valid, a source that fails or hangs does no harm.
+    pub(super) async fn get(&self) -> Result<Credentials, String> {
+        let asking = {
+            let mut state = self.0.state();
+            let now = self.0.clock.wall();
+            let valid = state.kept.as_ref().filter(|kept| now < kept.until);
+            let valid = valid.map(|kept| (kept.credentials.clone(), now + EXPIRY_MARGIN < kept.until));
+            match valid {
+                Some((credentials, true)) => return Ok(credentials),
+                Some((credentials, false)) => {
+                    if state.not_before.is_none_or(|not_before| now >= not_before) {
+                        // Its own task asks; nobody waits here.
+                        drop(self.ask(&mut state));
+                    }
+                    return Ok(credentials);
+                }
+                None => self.ask(&mut state),
             }
-            (Err(_), Some(kept)) if now < kept.until => Ok(kept.credentials.clone()),
-            (Err(why), _) => Err(why),
+        };
+        asking.await
+    }
+
+    /// Notes that AWS refuses the credentials in use: they are asked for anew at the next call, but for those that were
+    /// fetched just now.
+    pub(super) fn refused(&self, code: Option<&str>) {
+        if code.is_none_or(|code| REFUSED.binary_search(&code).is_err()) {
+            return;
         }
+        let mut state = self.0.state();
+        let now = self.0.clock.wall();
+        let stale = |kept: &Kept| now.duration_since(kept.since).is_ok_and(|age| age >= REFUSED_PAUSE);
+        if state.kept.as_ref().is_some_and(stale) {
+            state.kept = None;
+            tracing::warn!(code, "AWS refuses the credentials: asking their source for new ones");
+        }
+    }
+
+    /// The one question to the source, begun if there is none.
+    fn ask(&self, state: &mut State) -> Asking {
+        if let Some(asking) = &state.asking {
+            return asking.clone();
+        }
+        let keeping = Arc::clone(&self.0);
+        let asking = async move {
+            let fetched = keeping.fetch().await;
+            keeping.answered(&fetched);
+            fetched
+        };
+        let asking = asking.boxed().shared();
+        while state.task.try_join_next().is_some() {}
+        // Also where whoever asked goes away: the next one has the answer then.
+        let task = asking.clone();
+        state.task.spawn(async move { drop(task.await) });
+        state.asking = Some(asking.clone());
+        asking
+    }
+}
+
+impl Keeping {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn fetch(&self) -> Result<Credentials, String> {
         let provider = self.provider.as_ref().ok_or("there is no provider of credentials")?;
         tokio::time::timeout(CREDENTIALS_TIMEOUT, provider.provide_credentials())
             .await
-            .map_err(|_elapsed| format!("no credentials within {CREDENTIALS_TIMEOUT:?}"))?
+            .map_err(|_elapsed| format!("their source gave no credentials within {CREDENTIALS_TIMEOUT:?}"))?
             .map_err(|error| words_of(&error))
+    }
+
+    fn answered(&self, fetched: &Result<Credentials, String>) {
+        let now = self.clock.wall();
+        let mut state = self.state();
+        state.asking = None;
+        state.not_before = Some(now + RENEWAL_PAUSE);
+        match fetched {
+            Ok(credentials) => {
+                let until = credentials.expiry().unwrap_or(now + KEPT_WITHOUT_EXPIRY);
+                state.kept = Some(Kept { credentials: credentials.clone(), since: now, until });
+            }
+            Err(why) if state.kept.as_ref().is_some_and(|kept| now < kept.until) => {
+                tracing::warn!(why, "the credentials expire soon, and their source gives no new ones");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl ProvideCredentials for Keeper {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async move {
+            self.get().await.map_err(|why| CredentialsError::provider_error(std::io::Error::other(why)))
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
-
-    use aws_credential_types::provider::error::CredentialsError;
-    use aws_credential_types::provider::future;
 
     use super::*;
     use crate::clock::UnixMillis;
@@ -141,21 +255,86 @@ mod tests {
         }
     }
 
+    fn keeper(answers: u64) -> (Keeper, Arc<AtomicU64>, Clock) {
+        let asked = Arc::new(AtomicU64::new(0));
+        let source = Source { asked: Arc::clone(&asked), answers };
+        let clock = Clock::seeded(UnixMillis(0), 1);
+        (Keeper::new(Some(SharedCredentialsProvider::new(source)), clock.clone()), asked, clock)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn credentials_are_fetched_once_and_again_before_they_expire() {
-        let asked = Arc::new(AtomicU64::new(0));
-        let source = Source { asked: Arc::clone(&asked), answers: 1 };
-        let cached = Cached::new(Some(SharedCredentialsProvider::new(source)));
-        let clock = Clock::seeded(UnixMillis(0), 1);
+        let (keeper, asked, clock) = keeper(1);
         for _ in 0..3 {
-            assert_eq!(cached.get(&clock).await.unwrap().access_key_id(), "AK0");
+            assert_eq!(keeper.get().await.unwrap().access_key_id(), "AK0");
         }
         assert_eq!(asked.load(Ordering::Relaxed), 1);
         clock.sleep(Duration::from_secs(550)).await;
-        assert_eq!(cached.get(&clock).await.unwrap().access_key_id(), "AK0", "still valid, whatever the source says");
-        assert_eq!(asked.load(Ordering::Relaxed), 2, "a new one was asked for in time");
+        assert_eq!(keeper.get().await.unwrap().access_key_id(), "AK0", "still valid, whatever the source says");
+        clock.sleep(Duration::from_secs(1)).await;
+        assert_eq!(asked.load(Ordering::Relaxed), 2, "new ones were asked for in time");
         clock.sleep(Duration::from_secs(60)).await;
-        assert!(cached.get(&clock).await.unwrap_err().contains("not"), "expired");
+        assert!(keeper.get().await.unwrap_err().contains("not"), "expired");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn credentials_that_aws_refuses_are_asked_for_anew_with_a_pause() {
+        let (keeper, asked, clock) = keeper(9);
+        keeper.get().await.unwrap();
+        keeper.refused(Some("ExpiredTokenException"));
+        keeper.get().await.unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "fetched just now");
+        clock.sleep(REFUSED_PAUSE).await;
+        keeper.refused(Some("AccessDeniedException"));
+        keeper.refused(None);
+        keeper.get().await.unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), 1, "another refusal says nothing of the credentials");
+        keeper.refused(Some("ExpiredTokenException"));
+        assert_eq!(keeper.get().await.unwrap().access_key_id(), "AK1");
+        assert!(REFUSED.is_sorted(), "binary search relies on it");
+    }
+
+    /// Never answers, but for its first question.
+    #[derive(Debug)]
+    struct Hanging {
+        asked: AtomicU64,
+    }
+
+    impl ProvideCredentials for Hanging {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            let first = self.asked.fetch_add(1, Ordering::Relaxed) == 0;
+            let expiry = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+            future::ProvideCredentials::new(async move {
+                if first {
+                    Ok(Credentials::new("AK", "s", None, Some(expiry), "test"))
+                } else {
+                    std::future::pending().await
+                }
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_source_that_hangs_while_the_old_credentials_are_valid_nor_in_a_queue_after() {
+        let clock = Clock::seeded(UnixMillis(0), 1);
+        let source = SharedCredentialsProvider::new(Hanging { asked: AtomicU64::new(0) });
+        let keeper = Keeper::new(Some(source), clock.clone());
+        keeper.get().await.unwrap();
+        clock.sleep(Duration::from_secs(60)).await;
+        let began = clock.instant();
+        assert_eq!(keeper.get().await.unwrap().access_key_id(), "AK");
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        clock.sleep(Duration::from_secs(60)).await;
+        let began = clock.instant();
+        let waiting = futures_util::future::join_all((0..20).map(|_| keeper.get())).await;
+        assert!(
+            waiting.iter().all(|answer| answer.as_ref().is_err_and(|why| why.contains("within 15s"))),
+            "{waiting:?}"
+        );
+        assert!(began.elapsed() <= CREDENTIALS_TIMEOUT, "{:?}: one question for all", began.elapsed());
     }
 
     #[test]

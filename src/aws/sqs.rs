@@ -145,16 +145,23 @@ impl Sqs {
 
     /// The client of a queue's region, and its URL.
     fn reach(&self, queue: &str) -> (Client, String) {
-        let Address { url, region } = Address::of(queue, self.settings.endpoint_url.as_deref());
-        let Some(region) = region.filter(|region| self.settings.region.as_ref() != Some(region)) else {
+        let Address { url, region, endpoint } = Address::of(queue, self.settings.endpoint_url.as_deref());
+        let region = region.filter(|region| self.settings.region.as_ref() != Some(region));
+        if region.is_none() && endpoint.is_none() {
             return (self.client.clone(), url);
-        };
+        }
         let make = || {
-            let settings = Settings { region: Some(region.clone()), ..self.settings.clone() };
+            let own = self.settings.clone();
+            let settings = Settings {
+                region: region.clone().or(own.region),
+                endpoint_url: endpoint.clone().or(own.endpoint_url),
+                ..own
+            };
             // The region was checked when it was read, and the rest when the first client was made.
             client(&self.shared, &settings).unwrap_or_else(|_| self.client.clone())
         };
-        (self.elsewhere.client(&region, make), url)
+        let place = format!("{} {}", region.as_deref().unwrap_or_default(), endpoint.as_deref().unwrap_or_default());
+        (self.elsewhere.client(&place, make), url)
     }
 
     /// One `SendMessageBatch`.

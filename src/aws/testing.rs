@@ -9,7 +9,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use super::{Settings, Shared, loader};
+use super::outside::Outside;
+use super::wire::Wire;
+use super::{Own, SdkConfig, Settings, Shared, loader};
+use crate::clock::Clock;
 
 /// What the server does with one connection.
 #[derive(Debug, Clone)]
@@ -142,5 +145,14 @@ pub(super) fn settings(url: &str) -> Settings {
 /// With credentials of no worth.
 pub(super) async fn shared() -> Shared {
     let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
-    Shared::with(loader().region(Region::new("eu-central-1")).credentials_provider(credentials).load().await)
+    with(loader(&wire()).region(Region::new("eu-central-1")).credentials_provider(credentials).load().await)
+}
+
+pub(super) fn wire() -> Wire {
+    Wire::new(&Outside::default(), None)
+}
+
+/// With that configuration, and no listener.
+pub(super) fn with(config: SdkConfig) -> Shared {
+    Shared::with(config, wire(), Own::nobody(), Clock::system())
 }

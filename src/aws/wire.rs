@@ -1,48 +1,192 @@
-//! Connections to AWS: the SDK's connector, and whom it trusts.
+//! Connections to AWS, for every client here: through which proxy, and whom to trust.
+//!
+//! Holds: HTTP/1.1 only, so that a connection which dies in silence costs the one call that waits on it, and no other;
+//! a call that is given up ends its connection. TCP keepalive finds a dead peer within a minute, and keeps NAT gateways
+//! and load balancers from forgetting a connection while a function runs for long.
 
-use std::sync::LazyLock;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
-use aws_smithy_http_client::{Builder, Connector};
-use aws_smithy_runtime_api::client::http::{HttpConnectorSettings, SharedHttpClient};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient, SharedHttpConnector, http_client_fn,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_types::body::SdkBody;
+use http::header::PROXY_AUTHORIZATION;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector as Tcp;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+
+use super::causes;
+use super::outside::Outside;
+
+mod way;
+
+use way::{Proxies, Timed, Way};
 
 /// How long an idle connection is kept: shorter than what lies between keeps it, so that few requests meet a connection
 /// that is just being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What the SDK's clients connect with, for http and https.
-pub(super) fn http_client() -> SharedHttpClient {
-    let builder = Builder::new().pool_idle_timeout(IDLE_TIMEOUT).tls_provider(Provider::Rustls(CryptoMode::Ring));
-    match nobody() {
-        Some(nobody) => builder.tls_context(nobody).build_https(),
-        None => builder.build_https(),
+/// The first keepalive probe; NAT gateways and Network Load Balancers of AWS forget a connection after 350 s.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Between two probes, and how many go unanswered before the connection is given up.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// How long data may stay without an acknowledgement before the connection is given up.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
+
+/// Clients kept, one for each time-out of connecting: there are two or three.
+const CLIENTS_MAX: usize = 16;
+
+type Pooled = Client<Timed<HttpsConnector<Way>>, SdkBody>;
+
+/// All connections of this process to AWS. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Wire(Arc<Inner>);
+
+struct Inner {
+    tls: ClientConfig,
+    proxies: Arc<Proxies>,
+    has_authorities: bool,
+    clients: Mutex<BTreeMap<Option<Duration>, Pooled>>,
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Wire")
     }
 }
 
-/// The same connector without a client around it.
-pub(super) fn connector(settings: HttpConnectorSettings) -> Connector {
-    let builder = Connector::builder()
-        .connector_settings(settings)
-        .pool_idle_timeout(IDLE_TIMEOUT)
-        .tls_provider(Provider::Rustls(CryptoMode::Ring));
-    match nobody() {
-        Some(nobody) => builder.tls_context(nobody).build(),
-        None => builder.build(),
+impl Wire {
+    /// Trusts `authorities` alone if there are any, else what the machine trusts: `SSL_CERT_FILE` and `SSL_CERT_DIR`, else
+    /// the system's certificates.
+    pub(super) fn new(outside: &Outside, authorities: Option<Vec<CertificateDer<'static>>>) -> Self {
+        let authorities = authorities.unwrap_or_else(|| rustls_native_certs::load_native_certs().certs);
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(authorities);
+        let has_authorities = !roots.is_empty();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let versions = [&rustls::version::TLS13, &rustls::version::TLS12];
+        let mut tls = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&versions)
+            .unwrap_or_else(|_| unreachable!("ring has cipher suites for both versions"))
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let proxies = Arc::new(Proxies::new(outside));
+        Self(Arc::new(Inner { tls, proxies, has_authorities, clients: Mutex::default() }))
+    }
+
+    /// Whether a server can be known by a certificate at all.
+    pub(super) fn has_authorities(&self) -> bool {
+        self.0.has_authorities
+    }
+
+    /// What the SDK's clients connect with.
+    pub(super) fn http_client(&self) -> SharedHttpClient {
+        let wire = self.clone();
+        http_client_fn(move |settings, _| SharedHttpConnector::new(wire.connector(settings.clone())))
+    }
+
+    /// The same for those who make their own requests. Connectors share their connections.
+    pub(super) fn connector(&self, settings: HttpConnectorSettings) -> Connector {
+        let client = self.0.client(settings.connect_timeout());
+        Connector { client, proxies: Arc::clone(&self.0.proxies), read_timeout: settings.read_timeout() }
     }
 }
 
-/// Whether this machine has CA certificates, as rustls finds them: `SSL_CERT_FILE` and `SSL_CERT_DIR`, else the system's.
-pub(super) fn has_authorities() -> bool {
-    static ANY: LazyLock<bool> = LazyLock::new(|| !rustls_native_certs::load_native_certs().certs.is_empty());
-    *ANY
+impl Inner {
+    fn client(&self, connect_timeout: Option<Duration>) -> Pooled {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&connect_timeout) {
+            return client.clone();
+        }
+        if clients.len() >= CLIENTS_MAX {
+            clients.pop_first();
+        }
+        let client = self.make(connect_timeout);
+        clients.insert(connect_timeout, client.clone());
+        client
+    }
+
+    fn make(&self, connect_timeout: Option<Duration>) -> Pooled {
+        let mut tcp = Tcp::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(KEEPALIVE));
+        tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+        tcp.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+        tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX));
+        let way = Way::new(tcp, self.tls.clone(), Arc::clone(&self.proxies));
+        let https = HttpsConnector::from((way, self.tls.clone()));
+        Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .build(Timed { inner: https, limit: connect_timeout })
+    }
 }
 
-/// What to trust where there are no certificates: nobody. The connector asserts that it finds some unless it is told so.
-fn nobody() -> Option<TlsContext> {
-    (!has_authorities()).then(|| {
-        // Only a list of further names could fail to be built.
-        TlsContext::builder().with_trust_store(TrustStore::empty()).build().unwrap_or_default()
-    })
+/// Makes requests. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Connector {
+    client: Pooled,
+    proxies: Arc<Proxies>,
+    read_timeout: Option<Duration>,
 }
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connector")
+    }
+}
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let mut request = match request.try_into_http1x() {
+            Ok(request) => request,
+            Err(error) => return HttpConnectorFuture::ready(Err(ConnectorError::user(error.into()))),
+        };
+        // A request that is tunnelled must not show the proxy's password to AWS.
+        if let Some(authorization) = self.proxies.authorization_of_plain(request.uri()) {
+            request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
+        }
+        let (client, limit) = (self.client.clone(), self.read_timeout);
+        HttpConnectorFuture::new(async move {
+            let answered = async { client.request(request).await.map_err(failed) };
+            let answer = match limit {
+                Some(limit) => tokio::time::timeout(limit, answered).await.unwrap_or_else(|_elapsed| {
+                    Err(ConnectorError::timeout(Late { what: "HTTP read", limit }.into()))
+                })?,
+                None => answered.await?,
+            };
+            HttpResponse::try_from(answer.map(SdkBody::from_body_1_x))
+                .map_err(|error| ConnectorError::other(error.into(), None))
+        })
+    }
+}
+
+fn failed(error: hyper_util::client::legacy::Error) -> ConnectorError {
+    let late = causes(&error).any(|cause| cause.is::<Late>());
+    if late { ConnectorError::timeout(error.into()) } else { ConnectorError::io(error.into()) }
+}
+
+/// Something that took too long.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} timeout occurred after {limit:?}")]
+struct Late {
+    what: &'static str,
+    limit: Duration,
+}
+
+#[cfg(test)]
+mod tests;

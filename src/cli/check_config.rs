@@ -6,7 +6,8 @@ use clap::Args;
 
 use super::{ConfigOptions, Exit, Failure, print};
 use crate::aws::probe::{Finding, Probe, Target, Verdict};
-use crate::aws::{self, Shared};
+use crate::aws::{self, Own, Shared};
+use crate::clock::Clock;
 use crate::config::{Config, Environment};
 
 /// Check the configuration, naming all that is wrong with it
@@ -27,6 +28,9 @@ pub struct Options {
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let config = options.config.load(environment)?.config;
+    if options.online {
+        super::again::without_own_endpoints(&config);
+    }
     let mut said = "the configuration has no problems\n".to_owned();
     for variable in &config.ignored_endpoints {
         said += &format!("note: ${variable} names sendoff's own listener, so sendoff itself does not follow it\n");
@@ -45,7 +49,12 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
 
 /// Asks one thing after another and prints each answer as it comes; how many are missing.
 async fn ask(config: &Config, more: &[String]) -> Result<usize, Failure> {
-    let shared = Shared::load(config.lambda.region.as_deref()).await;
+    let own = Own { addresses: vec![config.listen.ingest, config.listen.admin], ..Own::nobody() };
+    let shared = Shared::load(config.lambda.region.as_deref(), &config.outside, own, Clock::system()).await;
+    let shared = shared.map_err(no_place)?;
+    for way in config.outside.in_words() {
+        print(&format!("ok      on the way to AWS: {way}\n"))?;
+    }
     let mut probe = Probe::new(&shared, &config.lambda, &config.sqs).map_err(no_place)?;
     let mut missing = 0;
     let mut tell = |finding: &Finding| {

@@ -116,7 +116,9 @@ async fn redrive(options: Options, environment: &Environment) -> Result<(), Fail
         true => options.daemon.config.clone().load(environment)?.config,
         false => options.daemon.config(environment)?,
     };
-    let shared = aws::Shared::load(config.lambda.region.as_deref()).await;
+    let own = aws::Own::nobody();
+    let shared = aws::Shared::load(config.lambda.region.as_deref(), &config.outside, own, clock.clone()).await;
+    let shared = shared.map_err(|error| Failure::new(Exit::Configuration, error))?;
     let only_looks = options.dry_run && options.queue.is_some();
     let own_store = match options.standalone && !only_looks {
         true => Some(OwnStore::open(&config, &shared, &clock).await?),

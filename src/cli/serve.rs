@@ -18,6 +18,7 @@ pub struct Options {
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let loaded = options.config.clone().load(environment)?;
+    super::again::without_own_endpoints(&loaded.config);
     // Held to the end, so that the last spans are exported.
     let (level, _telemetry) =
         telemetry::install(&loaded.config.log).map_err(|error| Failure::new(Exit::Internal, error))?;

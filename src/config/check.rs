@@ -7,7 +7,7 @@ use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Log, LogFormat};
-use super::{endpoint, level, listen, passthrough, patterns, rules};
+use super::{endpoint, level, listen, outside, passthrough, patterns, rules};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::PAYLOAD_BYTES_MAX;
@@ -41,6 +41,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let sqs = service(r, "sqs", sqs_region, &own, environment);
 
     let own_region = region.clone().flatten();
+    let outside = outside::read(r, environment);
     let ingest = ingest(r, region);
     patterns::read(r, own_region.as_deref());
     let passthrough = passthrough::read(r);
@@ -65,7 +66,9 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         lambda,
         transport: transport?,
         sqs,
+        outside,
         ignored_endpoints,
+        own_variables: endpoint::own_variables(environment, &own),
         dispatch: dispatch?,
         dead_letter: dead_letter?,
         grace: grace?,

@@ -14,6 +14,17 @@ use crate::hop::points_at;
 /// endpoints").
 const IGNORE_ALL: &str = "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS";
 
+/// Set by a sendoff that started itself again without the variables that it lists (see [`own_variables`]).
+pub const PASSED_OVER: &str = "_SENDOFF_PASSED_OVER";
+
+/// All variables about endpoints that point at one of `own`. The SDK reads the environment by itself and would follow them
+/// for STS and SSO too, so they must be gone before it looks.
+pub fn own_variables(environment: &Environment, own: &[SocketAddr]) -> Vec<String> {
+    let is_own = |url: &str| own.iter().any(|own| points_at(url, *own));
+    let about_endpoints = environment.iter().filter(|(name, _)| name.starts_with("AWS_ENDPOINT_URL"));
+    about_endpoints.filter(|(_, url)| is_own(url)).map(|(name, _)| name.to_owned()).collect()
+}
+
 /// What the environment says of one service's endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inherited {
@@ -29,7 +40,11 @@ pub fn inherited(environment: &Environment, variables: &[&'static str], own: &[S
     if environment.get(IGNORE_ALL).is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         return inherited;
     }
+    let passed_over: Vec<&str> = environment.get(PASSED_OVER).unwrap_or_default().split(',').collect();
     for &variable in variables {
+        if passed_over.contains(&variable) {
+            inherited.ignored.push(variable);
+        }
         let Some(url) = environment.get(variable) else { continue };
         if own.iter().any(|own| points_at(url, *own)) {
             inherited.ignored.push(variable);
@@ -82,6 +97,21 @@ mod tests {
             Some((ours.0, "http://127.0.0.1:9001".to_owned()))
         );
         assert_eq!(read(&[emulator, (IGNORE_ALL, "True")]), Inherited::default());
+    }
+
+    #[test]
+    fn every_variable_that_names_ourselves_is_found_and_remembered_over_a_new_start() {
+        let ours = "http://127.0.0.1:9477";
+        let variables = [
+            ("AWS_ENDPOINT_URL", ours),
+            ("AWS_ENDPOINT_URL_STS", ours),
+            ("AWS_ENDPOINT_URL_SQS", "http://127.0.0.1:4566"),
+            ("OTHER", ours),
+        ];
+        let found = own_variables(&Environment::from_pairs(&variables), &[own("127.0.0.1:9477")]);
+        assert_eq!(found, ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_STS"]);
+        let environment = Environment::from_pairs(&[(PASSED_OVER, &found.join(","))]);
+        assert_eq!(inherited(&environment, VARIABLES, &[]).ignored, ["AWS_ENDPOINT_URL"]);
     }
 
     #[test]

@@ -214,6 +214,11 @@ impl Reader {
         self.values.find(key).cloned()
     }
 
+    /// Notes what is wrong outside of the keys.
+    pub fn note(&mut self, problem: Problem) {
+        self.problem(problem);
+    }
+
     fn problem(&mut self, problem: Problem) {
         self.problems.push(problem);
     }

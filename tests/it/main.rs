@@ -33,6 +33,8 @@ mod delivery;
 
 mod loops;
 
+mod outside;
+
 mod dead_letters;
 
 mod clients;

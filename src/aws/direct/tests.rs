@@ -216,7 +216,7 @@ async fn without_credentials_nothing_is_sent() {
     )
     .await
     .unwrap();
-    Arc::get_mut(&mut direct.shared).unwrap().credentials = Cached::new(None);
+    Arc::get_mut(&mut direct.shared).unwrap().credentials = Keeper::new(None, Clock::system());
     let reply = direct.invoke(call()).await;
     assert!(matches!(&reply, Reply::NotSent(failure) if failure.kind == FailureKind::Credentials), "{reply:?}");
     assert!(server.seen().is_empty());
@@ -309,7 +309,7 @@ async fn a_success_that_is_not_lambdas_is_told_apart_by_both_transports() {
 async fn every_call_carries_the_mark_and_no_signature_covers_it() {
     let server = Server::start([say("202 Accepted", &[], "")]).await;
     let own = Own { hop: hop::Hop::minted(7), addresses: Vec::new() };
-    let shared = shared().await.of(own);
+    let shared = Shared { own, ..shared().await };
     for transport in [Transport::Direct, Transport::Sdk] {
         let client = Client::new(&shared, &server.settings(), transport, Clock::system()).await.unwrap();
         client.invoke(call()).await;

@@ -3,8 +3,8 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 
 use super::*;
-use crate::aws::testing::{Act, Server, refusing_address, say, settings, shared};
-use crate::aws::{loader, wire};
+use crate::aws::loader;
+use crate::aws::testing::{Act, Server, refusing_address, say, settings, shared, wire, with};
 use crate::event::{Carried, Function, FunctionName, IdempotencyKey, KeySource};
 
 fn call() -> Call {
@@ -226,11 +226,13 @@ async fn a_failed_tls_handshake_is_certainly_not_sent() {
 async fn no_credentials_are_not_the_events_fault() {
     let server = Server::start([say("202 Accepted", &[], "")]).await;
     let nobody = aws_config::profile::ProfileFileCredentialsProvider::builder()
-        .configure(&aws_config::provider_config::ProviderConfig::without_region().with_http_client(wire::http_client()))
+        .configure(
+            &aws_config::provider_config::ProviderConfig::without_region().with_http_client(wire().http_client()),
+        )
         .profile_name("sendoff-test-no-such-profile")
         .build();
-    let config = loader().region(Region::new("eu-central-1")).credentials_provider(nobody).load().await;
-    let lambda = Lambda::new(&Shared::with(config), &server.settings()).unwrap();
+    let config = loader(&wire()).region(Region::new("eu-central-1")).credentials_provider(nobody).load().await;
+    let lambda = Lambda::new(&with(config), &server.settings()).unwrap();
     let failure = not_sent(lambda.invoke(call()).await);
     assert_eq!(failure.kind, FailureKind::Credentials, "{failure:?}");
     assert!(server.seen().is_empty());

@@ -6,7 +6,7 @@ use http::HeaderMap;
 use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::aws::testing::{Act, Seen, Server, refusing_address, say, settings, shared};
+use crate::aws::testing::{Act, Seen, Server, refusing_address, say, settings, shared, with};
 use crate::clock::UnixMillis;
 use crate::event::FunctionName;
 
@@ -116,7 +116,7 @@ async fn what_was_not_sent_is_told_from_what_was_lost() {
 #[tokio::test]
 async fn without_credentials_nothing_is_sent() {
     let server = Server::start([say("200 OK", &[], "")]).await;
-    let bare = Shared::with(aws_config::SdkConfig::builder().region(Region::new("eu-central-1")).build());
+    let bare = with(aws_config::SdkConfig::builder().region(Region::new("eu-central-1")).build());
     let passthrough = LambdaPassthrough::new(&bare, &settings(&server.url), Clock::seeded(NOW, 1)).unwrap();
     let failed = passthrough.call(call(Operation::Invoke, "orders", None)).await.unwrap_err();
     assert_eq!(failed, Failed::NotSent("there is no provider of credentials".to_owned()));

@@ -7,20 +7,25 @@ use super::super::is_region;
 pub(super) struct Address {
     pub(super) url: String,
     pub(super) region: Option<String>,
+    /// The host of a URL that is not a region's public endpoint: a VPC endpoint, an emulator. The SDK itself would ask
+    /// the public one.
+    pub(super) endpoint: Option<String>,
 }
 
 impl Address {
-    /// Of a URL, or of an ARN; the URL of an ARN is below `endpoint` where there is one, as emulators have it.
+    /// Of a URL, or of an ARN; the URL of an ARN is below `endpoint` where there is one, as emulators have it. A configured
+    /// `endpoint` counts before the host of a URL.
     pub(super) fn of(queue: &str, endpoint: Option<&str>) -> Self {
         let Some(arn) = Arn::parse(queue) else {
-            return Self { url: queue.to_owned(), region: region_of(queue).map(str::to_owned) };
+            let endpoint = own_endpoint(queue).filter(|_| endpoint.is_none());
+            return Self { url: queue.to_owned(), region: region_of(queue).map(str::to_owned), endpoint };
         };
         let Arn { partition, region, account_id, name } = arn;
         let url = match endpoint {
             Some(endpoint) => format!("{}/{account_id}/{name}", endpoint.trim_end_matches('/')),
             None => format!("https://sqs.{region}.{}/{account_id}/{name}", domain_of(partition)),
         };
-        Self { url, region: Some(region.to_owned()) }
+        Self { url, region: Some(region.to_owned()), endpoint: None }
     }
 }
 
@@ -68,14 +73,27 @@ fn domain_of(partition: &str) -> &'static str {
     }
 }
 
-/// The region in the host of a public endpoint: `sqs.REGION.`, `sqs-fips.REGION.`, or the old `REGION.queue.`; none of
-/// other hosts, as emulators and VPC endpoints have them.
+/// Scheme and host of a URL, unless it is the public endpoint that the SDK finds by the region.
+fn own_endpoint(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let host = rest.split('/').next()?;
+    let is_public = match host.split_once('.') {
+        Some(("sqs" | "queue", rest)) => rest.ends_with("amazonaws.com") || rest.ends_with("amazonaws.com.cn"),
+        Some((_, rest)) => rest == "queue.amazonaws.com",
+        None => false,
+    };
+    (!is_public).then(|| format!("{scheme}://{host}"))
+}
+
+/// The region in the host of a public endpoint: `sqs.REGION.`, `sqs-fips.REGION.`, the old `REGION.queue.`, or a VPC
+/// endpoint's `vpce-ID.sqs.REGION.vpce.`; none of other hosts, as emulators have them.
 fn region_of(url: &str) -> Option<&str> {
     let (_, rest) = url.split_once("://")?;
     let host = rest.split(['/', ':']).next()?;
     let mut labels = host.split('.');
     let region = match (labels.next()?, labels.next()?, labels.next()?) {
         ("sqs" | "sqs-fips", region, _) => region,
+        (vpce, "sqs", region) if vpce.starts_with("vpce-") => region,
         (region, "queue", _) => region,
         ("queue", "amazonaws", "com") => "us-east-1",
         _ => return None,
@@ -103,6 +121,28 @@ mod tests {
             let address = Address::of(url, Some("http://ignored"));
             assert_eq!((address.url.as_str(), address.region.as_deref()), (url, region));
         }
+    }
+
+    #[test]
+    fn the_host_of_a_url_counts_unless_it_is_public_or_an_endpoint_is_configured() {
+        for (url, endpoint) in [
+            ("https://sqs.eu-central-1.amazonaws.com/123456789012/q", None),
+            ("https://sqs.cn-north-1.amazonaws.com.cn/123456789012/q", None),
+            ("https://eu-west-1.queue.amazonaws.com/123456789012/q", None),
+            ("https://queue.amazonaws.com/123456789012/q", None),
+            ("http://localhost:4566/123456789012/q", Some("http://localhost:4566")),
+            ("http://127.0.0.1:4566/123456789012/q", Some("http://127.0.0.1:4566")),
+            ("https://sqs-fips.us-east-1.amazonaws.com/1/q", Some("https://sqs-fips.us-east-1.amazonaws.com")),
+            (
+                "https://vpce-0a1b-c2d3.sqs.eu-central-1.vpce.amazonaws.com/123456789012/q",
+                Some("https://vpce-0a1b-c2d3.sqs.eu-central-1.vpce.amazonaws.com"),
+            ),
+        ] {
+            assert_eq!(Address::of(url, None).endpoint.as_deref(), endpoint, "{url}");
+            assert_eq!(Address::of(url, Some("http://configured")).endpoint, None, "{url}");
+        }
+        let vpce = Address::of("https://vpce-0a1b-c2d3.sqs.eu-central-1.vpce.amazonaws.com/123456789012/q", None);
+        assert_eq!(vpce.region.as_deref(), Some("eu-central-1"));
     }
 
     #[test]
