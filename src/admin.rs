@@ -24,6 +24,8 @@ pub mod functions;
 
 pub mod events;
 
+pub mod problems;
+
 pub mod status;
 
 pub mod guard;
@@ -70,12 +72,14 @@ pub struct Admin<O> {
     status: Arc<Mutex<Option<Status>>>,
     /// Held while the store's gauges are set and gathered.
     rendering: Arc<Mutex<()>>,
+    /// What the daemon lacks to reach AWS at all, in words.
+    missing: Arc<Mutex<Vec<String>>>,
 }
 
 impl<O: Graveyard + Operator> Admin<O> {
     pub fn new(readiness: Readiness, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        let (outbox, rules, status, rendering) = Default::default();
-        Self { readiness, metrics, clock, outbox, rules, status, rendering }
+        let (outbox, rules, status, rendering, missing) = Default::default();
+        Self { readiness, metrics, clock, outbox, rules, status, rendering, missing }
     }
 
     pub fn outbox_is(&self, outbox: Option<O>) {
@@ -107,6 +111,15 @@ impl<O: Outbox> Admin<O> {
     /// Whom to ask what dispatch is doing.
     pub fn dispatch_is(&self, status: Status) {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    }
+
+    /// What the daemon lacks to reach AWS at all.
+    pub fn lacks(&self, missing: Vec<String>) {
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+    }
+
+    fn missing(&self) -> Vec<String> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn lane_status(&self) -> lanes::Lanes {

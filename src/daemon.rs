@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::api::{FunctionQueue, Queues};
 use crate::admin::dead_letters::Rules;
 use crate::admin::guard::{Guard, guarded};
+use crate::admin::problems;
 use crate::admin::status::Status;
 use crate::admin::{Admin, Readiness};
 use crate::aws;
@@ -109,16 +110,14 @@ struct Clients {
 }
 
 impl Clients {
-    async fn load(config: &Config, clock: &Clock, own: Own) -> Result<Self, Error> {
+    async fn load(config: &Config, clock: &Clock, own: Own, operator: &Admin<Handle>) -> Result<Self, Error> {
         let shared = aws::Shared::load(config.lambda.region.as_deref(), &config.outside, own, clock.clone()).await?;
         let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
         let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
-        Ok(Self {
-            lambda: Placed::of(lambda)?.warned(),
-            passthrough: Placed::of(passthrough)?,
-            sqs: Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?.warned(),
-            shared,
-        })
+        let (lambda, passthrough) = (Placed::of(lambda)?.warned(), Placed::of(passthrough)?);
+        let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?.warned();
+        operator.lacks([lambda.missing(), sqs.missing()].into_iter().flatten().collect());
+        Ok(Self { shared, lambda, passthrough, sqs })
     }
 }
 
@@ -174,7 +173,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     // Only now: the store's lock tells that no other daemon listens on the socket file that is replaced here.
     let mut unix = unix.open()?;
     operator.outbox_is(Some(outbox.clone()));
-    let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock, own).await?;
+    let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock, own, &operator).await?;
 
     let leasing = || stop.leasing.clone();
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
@@ -286,8 +285,9 @@ pub fn redrive_rules(config: &Config, shared: &aws::Shared) -> Rules {
         endpoint_url: config.sqs.endpoint_url.clone(),
         region: config.sqs.region.clone().or_else(|| shared.region().map(str::to_owned)),
     };
-    let functions_max = config.outbox.functions_max;
-    Rules { names, redrives_max: dead_letter.redrives_max, functions_max, queues }
+    let outbox::Settings { bytes_max, events_max, functions_max, disk_reserve, .. } = config.outbox;
+    let limits = problems::Limits { bytes_max, events_max, disk_reserve };
+    Rules { names, redrives_max: dead_letter.redrives_max, limits, functions_max, queues }
 }
 
 /// Opens the store, which may take a while, and starts its writer.

@@ -138,8 +138,8 @@ impl Metrics {
             )?,
             ingest_repeats: counter_vec(
                 r,
-                "sendoff_ingest_repeats_total",
-                "Requests recognised as repeats of a stored event.",
+                "sendoff_ingest_duplicates_total",
+                "Requests recognised as duplicates of a stored event.",
                 &["function", "key_source"],
             )?,
             ingest_passed: counter_vec(
@@ -207,7 +207,7 @@ impl Metrics {
             )?,
             outbox_oldest_ready_age_seconds: gauge_vec(
                 r,
-                "sendoff_outbox_oldest_ready_age_seconds",
+                "sendoff_outbox_oldest_age_seconds",
                 "Age of the oldest event that waits for delivery; the one to alert on.",
                 &["function"],
             )?,
@@ -288,7 +288,7 @@ impl Metrics {
             deadletter_redrive_refused: counter_vec(
                 r,
                 "sendoff_deadletter_redrive_refused_total",
-                "Dead letters that were to be redriven and were not: repeats, those at the ceiling, and others.",
+                "Dead letters that were to be redriven and were not: duplicates, those at the ceiling, and others.",
                 &["result"],
             )?,
             log_dropped: counter(r, "sendoff_log_dropped_total", "Log lines that stderr did not take.")?,

@@ -94,6 +94,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "clock",
             "config",
             "deadletter",
+            "event",
             "outbox",
             "aws",
             "shutdown",

@@ -40,6 +40,16 @@ impl From<&LastOutcome> for LastError {
     }
 }
 
+/// Something that keeps the daemon from delivering, of `GET /v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// One word, for machines.
+    pub kind: String,
+    pub message: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
 /// One event of `GET /v1/events`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventView {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::api::{Answer, Answers, Ids, LetterPage, LetterView, Queues};
 use super::events::KeysQuery;
 use super::functions::matching;
+use super::problems::Limits;
 use super::{Admin, Problem, moment};
 use crate::clock::{Clock, UnixMillis};
 use crate::deadletter::letter::{self, Letter, from_base64, to_base64};
@@ -41,6 +42,8 @@ pub struct Rules {
     pub names: ingest::Settings,
     /// How often an event may come back.
     pub redrives_max: u32,
+    /// The limits of the store.
+    pub limits: Limits,
     /// How many functions the store may know.
     pub functions_max: u64,
     /// Where dead letters go.
@@ -69,6 +72,10 @@ impl<O: Graveyard> Admin<O> {
 }
 
 impl<O: Outbox> Admin<O> {
+    pub(super) fn limits(&self) -> Limits {
+        self.rules().map(|rules| rules.limits).unwrap_or_default()
+    }
+
     fn rules(&self) -> Result<Rules, Problem> {
         let rules = self.rules.lock().unwrap_or_else(PoisonError::into_inner).clone();
         rules.ok_or_else(|| Problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is starting; try again".to_owned()))

@@ -1,6 +1,6 @@
 //! `GET /v1/status`: the daemon in one answer. `PUT /v1/log-level`, and `/v1/drain`: what an operator changes while it runs.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use prometheus::core::Collector;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::Admin;
+use super::problems::{Facts, problems};
+use super::{Admin, api};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::outbox::{Census, Outbox, Place};
@@ -43,6 +44,9 @@ pub struct Summary {
     pub rates: Rates,
     /// Functions whose lane is held for a reason that is not its events' fault.
     pub held: Vec<String>,
+    /// What keeps it from delivering, with what to do.
+    #[serde(default)]
+    pub problems: Vec<api::Problem>,
 }
 
 /// What is stored.
@@ -148,7 +152,33 @@ impl<O: Outbox> Status<O> {
             totals,
             rates: self.rates(now, totals),
             held: held(metrics),
+            problems: Vec::new(),
         })
+    }
+
+    /// All of it, and the problems.
+    async fn whole(&self) -> Option<Summary> {
+        let mut summary = self.summary().await?;
+        let Admin { metrics, .. } = &self.admin;
+        let outbox = self.admin.outbox()?;
+        let poisoned = outbox.poisoned().map(|why| format!("the outbox is poisoned: {why}"));
+        let lanes = outbox.lanes(0).await.ok()?.lanes;
+        let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or_default();
+        let facts = Facts {
+            not_ready: poisoned.or_else(|| self.admin.readiness.why_not().map(str::to_owned)),
+            missing: self.admin.missing(),
+            lanes: self.admin.lane_status().await,
+            paused: lanes.into_iter().filter(|lane| lane.paused).map(|lane| lane.function).collect(),
+            census: outbox.census().await.ok()?,
+            limits: self.admin.limits(),
+            unreadable: count(&metrics.outbox_unreadable_events),
+            set_aside: count(&metrics.outbox_damaged_stores),
+            unshippable: sum_where(&metrics.deadletter_unshippable, ""),
+            ship_failures: by_label(&metrics.deadletter_ship_failures),
+            log_dropped: metrics.log_dropped.get(),
+        };
+        summary.problems = problems(&facts);
+        Some(summary)
     }
 
     fn totals(&self) -> Totals {
@@ -201,6 +231,17 @@ fn sum_where(counter: &prometheus::IntCounterVec, outcome: &str) -> u64 {
         .sum()
 }
 
+/// The series of a counter with one label that counted anything.
+fn by_label(counter: &prometheus::IntCounterVec) -> BTreeMap<String, u64> {
+    let families = counter.collect();
+    let series = families.iter().flat_map(|family| family.get_metric());
+    let counted = series.filter_map(|metric| {
+        let count = metric.get_counter().get_value() as u64;
+        (count > 0).then_some((metric.get_label().first()?.value().to_owned(), count))
+    });
+    counted.collect()
+}
+
 /// The functions whose lane is held, as their label says.
 fn held(metrics: &crate::metrics::Metrics) -> Vec<String> {
     let families = metrics.dispatch_held.collect();
@@ -234,7 +275,7 @@ fn problem(status: StatusCode, message: &str) -> Response {
 }
 
 async fn status<O: Outbox>(State(status): State<Status<O>>) -> Response {
-    match status.summary().await {
+    match status.whole().await {
         Some(summary) => Json(summary).into_response(),
         None => problem(StatusCode::SERVICE_UNAVAILABLE, "the outbox is not open, or does not answer"),
     }

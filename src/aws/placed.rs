@@ -30,6 +30,14 @@ impl<C> Placed<C> {
         }
     }
 
+    /// What is missing, in words; none if nothing is.
+    pub fn missing(&self) -> Option<String> {
+        match self {
+            Self::At(_) => None,
+            Self::Nowhere(error) => Some(error.to_string()),
+        }
+    }
+
     /// The same, with a warning in the log if it has nowhere to go: once for each service.
     pub fn warned(self) -> Self {
         if let Self::Nowhere(error) = &self {

@@ -10,13 +10,14 @@ use tokio_util::sync::CancellationToken;
 use super::admin_client::{AdminClient, Daemon, UNREACHABLE};
 use super::dead_letters::FilterOptions;
 use super::{Exit, Failure, out};
-use crate::admin::api::{self, Answers};
+use crate::admin::api::{self, Answers, Queues};
 use crate::aws;
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{Config, Environment};
 use crate::deadletter::Trouble;
 use crate::deadletter::letter::{Letter, Wanted};
 use crate::deadletter::redrive::{Answer, Door, Ended, Plan, Redrive, Tally};
+use crate::event::FunctionName;
 use crate::shutdown;
 use crate::visible::visible;
 use direct::Direct;
@@ -32,6 +33,16 @@ mod own_store;
 
 mod progress;
 
+/// How long a queue that cannot be reached is tried before a redrive gives up.
+const REACH: Duration = Duration::from_secs(5);
+
+const EXAMPLES: &str = "\
+Examples:
+  sendoff redrive --dry-run
+  sendoff redrive --function 'orders-*' --where reason=retries-exhausted --rate 50/s
+  sendoff redrive --queue arn:aws:sqs:eu-central-1:123456789012:orders-dlq
+  sendoff redrive --local --limit 10";
+
 /// Send dead letters again
 ///
 /// Through a running daemon; without one into its outbox (--standalone), or straight to Lambda (--direct).
@@ -42,12 +53,14 @@ mod progress;
 ///
 /// Messages of Lambda's own queues do not tell their function: --function does, or else the queue's tag sendoff:function.
 ///
-/// With --local from the daemon's own store.
+/// Without --queue from the queue that the daemon's configuration names, reached as the daemon reaches it. With --local from
+/// the daemon's own store.
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("source").required(true).args(["queue", "local"]))]
+#[command(after_help = EXAMPLES)]
+#[command(group = clap::ArgGroup::new("source").args(["queue", "local"]))]
 #[command(group = clap::ArgGroup::new("target").args(["admin", "standalone", "direct"]))]
 pub struct Options {
-    /// The dead-letter queue, by URL or ARN
+    /// The dead-letter queue, by URL or ARN; by default what the daemon's configuration says
     #[arg(long, value_name = "URL|ARN")]
     queue: Option<String>,
     /// The dead letters in the daemon's store
@@ -55,13 +68,13 @@ pub struct Options {
     local: bool,
     #[command(flatten)]
     filter: FilterOptions,
-    /// At most so many a second, as in 50/s
+    /// Maximum rate, as in 50/s
     #[arg(long, value_name = "N/s", value_parser = parse_rate)]
     rate: Option<f64>,
     /// At most so many
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
-    /// Receives, and deletions, under way at once; 1 for an emulator that mixes up more
+    /// Number of concurrent receive and delete calls; give 1 for an emulator that cannot handle more
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=32))]
     calls: u8,
     /// Only look: nothing is accepted or deleted
@@ -112,10 +125,17 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
 
 async fn redrive(options: Options, environment: &Environment) -> Result<(), Failure> {
     let clock = Clock::system();
-    let config = match options.standalone {
+    let mut config = match options.standalone {
         true => options.daemon.config.clone().load(environment)?.config,
         false => options.daemon.config(environment)?,
     };
+    let mut options = options;
+    if !options.local {
+        let queues = ask_for_queues(&options, &config, environment).await?;
+        options.queue = Some(queue_of(&options, &queues)?);
+        config.sqs.endpoint_url = config.sqs.endpoint_url.or(queues.endpoint_url);
+        config.sqs.region = config.sqs.region.or(queues.region);
+    }
     let own = aws::Own::nobody();
     let shared = aws::Shared::load(config.lambda.region.as_deref(), &config.outside, own, clock.clone()).await;
     let shared = shared.map_err(|error| Failure::new(Exit::Configuration, error))?;
@@ -139,13 +159,60 @@ async fn redrive(options: Options, environment: &Environment) -> Result<(), Fail
     done
 }
 
+/// Where dead letters go: as the daemon says, and where none is asked, as this side's configuration does. A daemon that is away
+/// is no trouble to whoever names a queue and needs no daemon.
+async fn ask_for_queues(options: &Options, config: &Config, environment: &Environment) -> Result<Queues, Failure> {
+    if options.standalone || options.direct {
+        let functions = config.dead_letter.functions.iter();
+        let functions = functions.map(|(function, queue_url)| api::FunctionQueue {
+            function: function.clone(),
+            queue_url: queue_url.clone(),
+        });
+        let queue_url = config.dead_letter.queue_url.clone();
+        return Ok(Queues { queue_url, functions: functions.collect(), ..Queues::default() });
+    }
+    match options.daemon.client(environment)?.get("/v1/dead-letters/queues").await {
+        Ok(queues) => Ok(queues),
+        Err(_) if options.dry_run && options.queue.is_some() => Ok(Queues::default()),
+        Err(trouble) if trouble.code == UNREACHABLE => Err(without_a_daemon(trouble)),
+        Err(trouble) => Err(trouble.into()),
+    }
+}
+
+/// The queue that is named, else the one of the function that is asked for, else the only one that is configured.
+fn queue_of(options: &Options, queues: &Queues) -> Result<String, Failure> {
+    if let Some(queue) = &options.queue {
+        return Ok(queue.clone());
+    }
+    let fits = |name: &str| {
+        let wanted = options.filter.function.as_ref();
+        wanted.is_some_and(|wanted| FunctionName::new(wanted.as_str()).fits(name))
+    };
+    let own = queues.functions.iter().find(|queue| fits(&queue.function)).map(|queue| &queue.queue_url);
+    if let Some(queue) = own.or(queues.queue_url.as_ref()) {
+        return Ok(queue.clone());
+    }
+    let why = match &queues.functions[..] {
+        [] => "no dead-letter queue is configured, so dead letters stay in the store: redrive them with --local, or name a \
+               queue with --queue"
+            .to_owned(),
+        some => {
+            let names: Vec<&str> = some.iter().map(|queue| queue.queue_url.as_str()).collect();
+            format!("only some functions have a dead-letter queue: name one with --queue ({})", names.join(", "))
+        }
+    };
+    Err(Failure::saying(Exit::Failed, why))
+}
+
+fn without_a_daemon(trouble: Trouble) -> Failure {
+    let message = format!("{}, or redrive without a daemon: --standalone or --direct", trouble.message);
+    Failure::from(Trouble { message, ..trouble })
+}
+
 /// Before any message is hidden from others: later a daemon that is away is waited for.
 async fn must_be_there(client: &AdminClient) -> Result<(), Failure> {
     match client.ask(Method::GET, "/livez", None).await {
-        Err(trouble) if trouble.code == UNREACHABLE => {
-            let message = format!("{}, or redrive without a daemon: --standalone or --direct", trouble.message);
-            Err(Failure::from(Trouble { message, ..trouble }))
-        }
+        Err(trouble) if trouble.code == UNREACHABLE => Err(without_a_daemon(trouble)),
         Ok(_) | Err(_) => Ok(()),
     }
 }
@@ -229,10 +296,9 @@ impl Source {
     ) -> Result<Self, Failure> {
         let sqs = aws::sqs::Sqs::new(shared, &config.sqs).map_err(|error| Failure::new(Exit::Configuration, error))?;
         let mut wanted = wanted_of(&options.filter, clock.now());
+        let messages = reach(&sqs, queue, config, clock).await?;
         let source = sqs.queue(queue, options.visibility);
         wanted.queue_function = source.tagged_function().await;
-        // Who may receive need not be allowed to ask.
-        let messages = sqs.facts_of(queue).await.ok().map(|facts| facts.messages);
         let expected = messages.map_or(options.limit, |messages| Some(options.limit.unwrap_or(u64::MAX).min(messages)));
         let Options { limit, rate, dry_run, calls, .. } = *options;
         let plan = Plan { wanted, limit, rate, dry_run, calls: usize::from(calls) };
@@ -254,6 +320,37 @@ impl Source {
         let whereabouts = if options.dry_run || tally.accepted == 0 { "" } else { whereabouts };
         out::print(&summary(&tally, options.dry_run, whereabouts))?;
         conclude(ended, &tally)
+    }
+}
+
+/// How many messages the queue has, as far as it tells. A queue that is not there, or that nothing answers for, ends the redrive
+/// before it has begun.
+async fn reach(sqs: &aws::sqs::Sqs, queue: &str, config: &Config, clock: &Clock) -> Result<Option<u64>, Failure> {
+    let until = clock.now().plus(REACH);
+    let way = config.sqs.endpoint_url.as_ref().map(|url| format!(" by way of {url}")).unwrap_or_default();
+    loop {
+        let asked = tokio::time::timeout(REACH * 2, sqs.facts_of(queue)).await;
+        let why = match asked {
+            Ok(Ok(facts)) => return Ok(Some(facts.messages)),
+            Ok(Err(trouble)) if trouble.code == "unreachable" => trouble.message,
+            Ok(Err(trouble))
+                if trouble.code.contains("NonExistentQueue") || trouble.code.contains("QueueDoesNotExist") =>
+            {
+                let why = format!("there is no queue {queue}{way}: {}; nothing was received", trouble.message);
+                return Err(Failure::saying(Exit::Failed, why));
+            }
+            // Who may receive need not be allowed to ask.
+            Ok(Err(_)) => return Ok(None),
+            Err(_) => format!("no answer within {} s", (REACH * 2).as_secs()),
+        };
+        if clock.now() >= until {
+            let why = format!(
+                "cannot reach the queue {queue}{way}: {why}; correct --queue or sqs.endpoint_url, and see to the network and \
+                 the credentials; nothing was received"
+            );
+            return Err(Failure::saying(Exit::Unavailable, why));
+        }
+        clock.sleep(Duration::from_millis(500)).await;
     }
 }
 

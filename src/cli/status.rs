@@ -71,7 +71,7 @@ fn shown(summary: &Summary, json: bool, colours: bool) -> Result<String, Failure
 }
 
 fn table(summary: &Summary, colours: bool) -> String {
-    let Summary { version, state, ready, uptime_seconds, log_level, outbox, totals, rates, held } = summary;
+    let Summary { version, state, ready, uptime_seconds, log_level, outbox, totals, rates, held, problems } = summary;
     let age = |seconds: f64| humantime::format_duration(Duration::from_secs(seconds as u64)).to_string();
     let size = |bytes: u64| ByteSize::b(bytes).display().iec().to_string();
     let held = named(held);
@@ -120,11 +120,22 @@ fn table(summary: &Summary, colours: bool) -> String {
             ),
         ),
     ];
+    let mut rows = rows.to_vec();
+    for (n, problem) in problems.iter().enumerate() {
+        let name = if n == 0 { "problems" } else { "" };
+        rows.insert(1 + 2 * n, (name, problem.message.clone()));
+        rows.insert(2 + 2 * n, ("", format!("-> {}", problem.remedy)));
+    }
     let text: String = rows.iter().map(|(name, value)| format!("{name:<13}{}\n", visible(value))).collect();
     if !colours {
         return text;
     }
-    let colour = if *ready { "\x1b[32m" } else { "\x1b[31m" };
+    // A daemon that is ready accepts; green is one that delivers, too.
+    let colour = match (ready, problems.is_empty()) {
+        (true, true) => "\x1b[32m",
+        (true, false) => "\x1b[33m",
+        (false, _) => "\x1b[31m",
+    };
     let state = visible(state);
     text.replacen(&*state, &format!("{colour}{state}\x1b[0m"), 1)
 }
@@ -142,6 +153,7 @@ fn named(held: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::api::Problem;
     use crate::admin::status::OutboxCounts;
 
     fn summary() -> Summary {
@@ -175,6 +187,20 @@ mod tests {
         assert_eq!(named(&[]), "none");
         assert_eq!(named(&held[..3]), "f0, f1, f2");
         assert_eq!(named(&held), "f0, f1, f2 and 997 more");
+    }
+
+    #[test]
+    fn problems_stand_first_with_what_to_do_and_ready_is_not_green_beside_them() {
+        let message = "orders is held: AccessDenied\nstate        fine".to_owned();
+        let problem = Problem { kind: "held".into(), message, remedy: "allow it".into() };
+        let text = table(&Summary { problems: vec![problem.clone(), problem], ..summary() }, false);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[1], "problems     orders is held: AccessDenied\\nstate        fine");
+        assert_eq!((lines[2], lines[4]), ("             -> allow it", "             -> allow it"));
+        assert!(lines[5].starts_with("stored"), "{text}");
+        let problem = Problem { kind: "held".into(), message: "no".into(), remedy: "yes".into() };
+        let coloured = table(&Summary { problems: vec![problem], ..summary() }, true);
+        assert!(coloured.contains("\x1b[33mready") && !coloured.contains("\x1b[32m"), "{coloured}");
     }
 
     #[test]

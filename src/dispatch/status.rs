@@ -12,7 +12,7 @@ use crate::event::FunctionName;
 const QUESTIONS_MAX: usize = 16;
 
 /// One lane, as dispatch sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LaneStatus {
     pub in_flight: u32,
     /// Attempts that may be in flight: what the limiter has found.

@@ -344,10 +344,10 @@ pub struct EventState {
     pub state: &'static str,
     /// It is being attempted, or shipped, right now.
     pub in_flight: bool,
-    /// Attempts that count against `attempts_max`.
+    /// Calls of Invoke.
     pub attempts: u32,
-    /// All calls of Invoke, those too that count for nothing.
-    pub calls: u32,
+    /// Those of them that count towards `attempts_max`.
+    pub charged: u32,
     #[schema(format = DateTime)]
     pub accepted_at: String,
     #[schema(format = DateTime)]
@@ -357,11 +357,11 @@ pub struct EventState {
     /// Not to be attempted before.
     #[schema(format = DateTime)]
     pub due: Option<String>,
-    pub last: Option<Outcome>,
+    pub last_error: Option<Outcome>,
     pub burial: Option<Buried>,
 }
 
-/// What the last attempt brought.
+/// What the latest attempt that failed ended with.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Outcome {
     #[schema(format = DateTime)]
@@ -398,13 +398,13 @@ impl From<Found> for EventState {
             function: event.function.name.as_str().to_owned(),
             state: place.as_str(),
             in_flight: leased,
-            attempts: history.attempts,
-            calls: history.calls,
+            attempts: history.calls,
+            charged: history.attempts,
             accepted_at: event.accepted_at.rfc3339(),
             deliver_at: event.deliver_at.map(UnixMillis::rfc3339),
             expires_at: event.expires_at.map(UnixMillis::rfc3339),
             due: Some(history.due).filter(|due| due.0 > 0).map(UnixMillis::rfc3339),
-            last: history.last.map(outcome),
+            last_error: history.last.map(outcome),
             burial: history.burial.map(|burial| Buried { at: burial.at.rfc3339(), reason: burial.reason.as_str() }),
         }
     }

@@ -88,7 +88,7 @@ pub fn page(catalog: &[Described]) -> String {
         Names are `sendoff_<stage>_<noun>_<unit>[_total]`; times are seconds, sizes bytes. All counters begin at 0 with the\n\
         process. Gauges of the outbox are counted in the store when it is scraped, so they are right from the first scrape\n\
         after a restart.\n\n\
-        The one to alert on is `sendoff_outbox_oldest_ready_age_seconds`: whatever goes wrong between sendoff and a function,\n\
+        The one to alert on is `sendoff_outbox_oldest_age_seconds`: whatever goes wrong between sendoff and a function,\n\
         it grows. Alert rules with tests: `deploy/prometheus/`; a dashboard: `deploy/grafana/sendoff.json`.\n\n\
         | name | type | labels | what it says |\n| --- | --- | --- | --- |\n"
         .to_owned();

@@ -34,7 +34,7 @@ fn a_throttled_account_shows_as_held_lanes_and_an_age_and_costs_no_event() {
     let functions = operator(&daemon, &["functions"]);
     assert!(functions.contains("throttled until") && functions.contains("TooManyRequestsException"), "{functions}");
     eventually("what the alert watches grows", || {
-        (daemon.scrape().sum("sendoff_outbox_oldest_ready_age_seconds", &[("function", "orders")]) > 0.5).then_some(())
+        (daemon.scrape().sum("sendoff_outbox_oldest_age_seconds", &[("function", "orders")]) > 0.5).then_some(())
     });
     assert!(daemon.scrape().sum("sendoff_dispatch_attempts_total", &[("outcome", "throttled")]) >= 1.0);
     lambda.take_all();

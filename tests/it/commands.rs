@@ -317,6 +317,41 @@ fn dead_letters_are_purged_by_filter_after_a_question_and_exported_once_and_for_
 }
 
 #[test]
+fn status_names_what_keeps_events_here_and_what_to_do() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    lambda.script("orders", Script::always(Trouble::error(403, "AccessDeniedException", "not authorized")));
+    let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
+    let (code, said) = sendoff(daemon.admin, &["status"]);
+    assert_eq!((code, said.contains("problems")), (0, false), "{said}");
+    daemon.accept("orders", &[], &payload("held"));
+    assert_eq!(sendoff(daemon.admin, &["pause", "invoices"]).0, 0);
+    let said = eventually("the held function is named", || {
+        let (code, said) = sendoff(daemon.admin, &["status"]);
+        (code == 0 && said.contains("orders is held: ")).then_some(said)
+    });
+    assert!(said.contains("AccessDeniedException") && said.contains("check-config --online"), "{said}");
+    assert!(said.contains("invoices is paused by an operator"), "{said}");
+    let problems = listed(daemon.admin, &["status", "--json"])[0]["problems"].clone();
+    let kinds: Vec<&str> =
+        problems.as_array().unwrap().iter().map(|problem| problem["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["held", "paused"], "{problems}");
+    assert_eq!(sendoff(daemon.admin, &["functions", "--watch", "--count", "1"]).0, 0);
+}
+
+#[test]
+fn status_names_a_missing_region_before_any_event() {
+    let (_scratch, state) = scratch();
+    let daemon = Setup::new(&state)
+        .without_env("AWS_REGION")
+        .without_env("AWS_DEFAULT_REGION")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .start();
+    let (code, said) = sendoff(daemon.admin, &["status"]);
+    assert_eq!((code, said.contains("no AWS region for lambda: set lambda.region")), (0, true), "{said}");
+}
+
+#[test]
 fn send_schedules_and_expires_events() {
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();
@@ -362,7 +397,7 @@ fn a_listener_that_is_the_other_one_is_explained() {
     let url = format!("http://{}", daemon.admin);
     for (args, hint) in [
         (&["send", "f", "{}", "--endpoint", &url][..], "name the ingest listener"),
-        (&["send", "f", "{}", "--delay", "1m", "--endpoint", &url], "admin"),
+        (&["send", "f", "{}", "--delay", "1m", "--endpoint", &url], "name the ingest listener"),
         (&["send", "f", "{}", "--admin", &url], "give --endpoint"),
         (&["functions", "--endpoint", &url], "give --admin"),
         (&["functions", "--admin", "127.0.0.1:9478"], "http://127.0.0.1:9478"),

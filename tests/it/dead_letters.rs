@@ -533,3 +533,42 @@ fn a_redrive_that_is_interrupted_finishes_what_it_has_and_leaves_the_rest_visibl
     lambda.wait_for(&ids(0..60));
     assert!(lambda.taken().values().all(|&times| times == 1));
 }
+
+#[test]
+fn a_redrive_asks_the_daemon_which_queue_it_is_and_how_to_reach_it() {
+    let Parts { service, lambda, queue, setup, .. } = &Parts::new();
+    let daemon = setup.start();
+    kill_events(&daemon, service, queue, &ids(0..3));
+    let admin = format!("http://{}", daemon.admin);
+    let mut list = Command::new(env!("CARGO_BIN_EXE_sendoff"));
+    list.args(["dead-letters", "list", "--admin", &admin]).env_clear();
+    let (code, said) = run(list);
+    assert_eq!((code, said.contains("0 dead letters in the store; 3 shipped to dead since")), (0, true), "{said}");
+    lambda.take_all();
+    let redrive = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
+        command.arg("redrive").args(args).args(["--admin", &admin]).env_clear();
+        python::aws_environment(&mut command);
+        run(command)
+    };
+    // Neither the queue nor its endpoint is told.
+    let (code, said) = redrive(&["--calls", "1"]);
+    assert_eq!((code, said.contains("3 redriven")), (0, true), "{said}");
+    lambda.wait_for(&ids(0..3));
+    let (code, said) = redrive(&["--queue", &format!("{}-that-is-none", queue)]);
+    assert_eq!((code, said.contains("there is no queue")), (1, true), "{said}");
+    let nowhere = format!("http://127.0.0.1:{}", lasting_port());
+    let (code, said) = redrive(&["--queue", queue, "--set", &format!("sqs.endpoint_url={nowhere}")]);
+    assert_eq!((code, said.contains("cannot reach the queue") && said.contains(&nowhere)), (69, true), "{said}");
+    drop(daemon);
+
+    let daemon = setup.clone().set("dead_letter.queue_url", "").start();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
+    command.args(["redrive", "--admin", &format!("http://{}", daemon.admin)]).env_clear();
+    let (code, said) = run(command);
+    assert_eq!(
+        (code, said.contains("no dead-letter queue is configured") && said.contains("--local")),
+        (1, true),
+        "{said}"
+    );
+}

@@ -33,10 +33,10 @@ fn a_batch_is_delivered_and_shown_until_it_is() {
 
     let throttled = eventually("the event is throttled once", || {
         let shown = state(&daemon, &lines[0]["id"]).json();
-        (shown["last"]["code"] == "TooManyRequestsException").then_some(shown)
+        (shown["last_error"]["code"] == "TooManyRequestsException").then_some(shown)
     });
-    assert_eq!(throttled["attempts"], 0, "a throttle is no event's fault");
-    assert!(throttled["calls"].as_u64() >= Some(1), "{throttled}");
+    assert_eq!(throttled["charged"], 0, "a throttle is no event's fault");
+    assert!(throttled["attempts"].as_u64() >= Some(1), "{throttled}");
     assert_eq!(state(&daemon, &lines[1]["id"]).json()["state"], "scheduled");
 
     lambda.take_all();

@@ -53,7 +53,7 @@ fn an_endpoint_variable_that_names_the_daemon_itself_is_passed_over_and_logged()
     daemon.wait_until_empty();
     let scrape = daemon.scrape();
     assert_eq!(scrape.sum("sendoff_ingest_accepted_total", &[]), 1.0, "it did not invoke itself");
-    assert_eq!(scrape.sum("sendoff_ingest_repeats_total", &[]), 0.0);
+    assert_eq!(scrape.sum("sendoff_ingest_duplicates_total", &[]), 0.0);
 }
 
 #[test]

@@ -99,16 +99,17 @@ fn a_hostile_pattern_is_answered_at_once_and_the_daemon_goes_on() {
     daemon.accept("orders-of-a-rather-long-name", &[], &payload("before"));
     let list = |pattern: &str| http::get(daemon.admin, &format!("/v1/dead-letters?function={pattern}"));
     for (pattern, status) in [
-        ("%2A".repeat(200) + "x", 200),
-        ("*".repeat(200) + "x", 200),
-        ("%2Ao".repeat(16) + "x", 200),
+        ("%2A".repeat(200) + "x", 404),
+        ("*".repeat(200) + "x", 404),
+        ("%2Ao".repeat(16) + "x", 404),
+        ("%2Ao".repeat(2) + "*", 200),
         ("%2Ao".repeat(17) + "x", 400),
         ("o".repeat(257), 400),
         (String::new(), 400),
     ] {
         let answer = list(&pattern);
         assert_eq!(answer.status, status, "{pattern}: {}", answer.text());
-        assert!(status == 200 || answer.text().contains("function: the pattern"), "{}", answer.text());
+        assert!(status != 400 || answer.text().contains("function: the pattern"), "{}", answer.text());
     }
     let (code, said) = sendoff(daemon.admin, &["dead-letters", "list", "--function", &"*a".repeat(17)]);
     assert!(code != 0 && said.contains("the pattern has 17 stars; use at most 16"), "{code}: {said}");

@@ -75,7 +75,7 @@ fn an_sdk_that_calls_again_because_the_answer_was_lost_makes_no_second_event() {
     assert_eq!(lambda.taken().get("lost-answer"), Some(&1));
     let scrape = daemon.scrape();
     assert_eq!(scrape.sum("sendoff_ingest_accepted_total", &[]), 1.0);
-    assert_eq!(scrape.sum("sendoff_ingest_repeats_total", &[("key_source", "sdk-invocation-id")]), 1.0);
+    assert_eq!(scrape.sum("sendoff_ingest_duplicates_total", &[("key_source", "sdk-invocation-id")]), 1.0);
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn a_lost_202_that_the_aws_cli_2_repeats_is_one_event_if_it_carries_a_key() {
     lambda.wait_for(&["v2".to_owned()]);
     daemon.wait_until_empty();
     assert_eq!(lambda.taken().get("v2"), Some(&1));
-    let repeats = daemon.scrape().sum("sendoff_ingest_repeats_total", &[("key_source", "client-context")]);
+    let repeats = daemon.scrape().sum("sendoff_ingest_duplicates_total", &[("key_source", "client-context")]);
     assert_eq!(repeats, 1.0, "the CLI's own retry was recognised");
 }
 

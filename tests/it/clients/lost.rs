@@ -10,7 +10,7 @@ fn told(daemon: &Daemon, lambda: &Lambda, id: &str, invoke: impl Fn(&str) -> Str
     lambda.wait_for(&[id.to_owned()]);
     daemon.wait_until_empty();
     assert_eq!(lambda.taken().get(id), Some(&1), "{id} is delivered once");
-    let logged = daemon.scrape().sum("sendoff_ingest_repeats_total", &[("key_source", "sdk-invocation-id")]);
+    let logged = daemon.scrape().sum("sendoff_ingest_duplicates_total", &[("key_source", "sdk-invocation-id")]);
     assert!(logged >= 1.0, "{id}: the retry was recognised");
     assert!(told.len() == 36, "the client is told an event's id: {told}");
 }

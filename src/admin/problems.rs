@@ -1,0 +1,221 @@
+//! What keeps the daemon from delivering, in words and with what to do: the part of `sendoff status` to read first. Pure.
+
+use std::collections::BTreeMap;
+
+use super::api;
+use crate::dispatch::status::Lanes;
+use crate::dispatch::verdict::PauseKind;
+use crate::event::FunctionName;
+use crate::outbox::{Census, Place};
+
+/// Functions that one problem names; of more it tells the number.
+const NAMED_MAX: usize = 3;
+
+/// What the problems are found in.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Facts {
+    /// Why the daemon is not ready.
+    pub not_ready: Option<String>,
+    /// What it lacks to reach AWS at all.
+    pub missing: Vec<String>,
+    pub lanes: Lanes,
+    pub paused: Vec<FunctionName>,
+    pub census: Census,
+    pub limits: Limits,
+    pub unreadable: u64,
+    /// Damaged stores that were set aside.
+    pub set_aside: u64,
+    pub unshippable: u64,
+    /// How often SQS did not take dead letters, by code.
+    pub ship_failures: BTreeMap<String, u64>,
+    pub log_dropped: u64,
+}
+
+/// The limits of the store that a problem may be about.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    pub bytes_max: u64,
+    pub events_max: u64,
+    pub disk_reserve: u64,
+}
+
+pub(super) fn problems(facts: &Facts) -> Vec<api::Problem> {
+    let mut found = Vec::new();
+    let mut say = |kind: &str, message: String, remedy: &str| {
+        found.push(api::Problem { kind: kind.to_owned(), message, remedy: remedy.to_owned() });
+    };
+    if let Some(why) = &facts.not_ready {
+        say("not-ready", format!("the daemon is not ready: {why}"), "wait, or read its log");
+    }
+    for missing in &facts.missing {
+        let remedy = "set it and restart; accepted events wait meanwhile";
+        say("configuration", missing.clone(), remedy);
+    }
+    for ((kind, reason), functions) in held(&facts.lanes) {
+        let message = format!("{} {}: {reason}", named(&functions), words_of(kind));
+        say(kind.as_str(), message, remedy_of(kind));
+    }
+    let waiting: Vec<FunctionName> = facts.paused.clone();
+    if !waiting.is_empty() {
+        let message = format!("{} paused by an operator; events are kept and expire", named(&waiting));
+        say("paused", message, "`sendoff resume FUNCTION` lets them go");
+    }
+    room(facts, &mut say);
+    damage(facts, &mut say);
+    if facts.unshippable > 0 {
+        let message = format!("{} dead letters were refused by their queue and stay in the store", facts.unshippable);
+        say("unshippable", message, "`sendoff dead-letters list` says why; then redrive, export or purge them");
+    }
+    let buried: u64 =
+        facts.census.lanes.values().filter_map(|lane| lane.by_place.get(&Place::Buried)).map(|c| c.events).sum();
+    if buried > 0 && !facts.ship_failures.is_empty() {
+        let codes: Vec<String> =
+            facts.ship_failures.iter().map(|(code, count)| format!("{code} {count} times")).collect();
+        let message = format!("SQS did not take dead letters since the start ({})", codes.join(", "));
+        say("shipping", message, "the log names the queue and what to do; `sendoff check-config --online` tries it");
+    }
+    if facts.log_dropped > 0 {
+        let message = format!("{} log lines were lost, because stderr did not take them", facts.log_dropped);
+        say("log", message, "see to what reads the daemon's stderr");
+    }
+    found
+}
+
+/// The lanes that are held, by why. One reason often holds many.
+fn held(lanes: &Lanes) -> BTreeMap<(PauseKind, String), Vec<FunctionName>> {
+    let mut held: BTreeMap<(PauseKind, String), Vec<FunctionName>> = BTreeMap::new();
+    for (function, lane) in lanes {
+        if let Some(why) = &lane.held {
+            held.entry((why.kind, why.reason.clone())).or_default().push(function.clone());
+        }
+    }
+    held
+}
+
+fn words_of(kind: PauseKind) -> &'static str {
+    match kind {
+        PauseKind::Throttled => "throttled by Lambda",
+        PauseKind::Unreachable => "not reached",
+        PauseKind::Held => "held",
+        PauseKind::Spent => "at the ceiling of invocations an hour",
+    }
+}
+
+fn remedy_of(kind: PauseKind) -> &'static str {
+    match kind {
+        PauseKind::Throttled => "raise the concurrency of the function or account; nothing is charged meanwhile",
+        PauseKind::Unreachable => "see to the network, the proxy and lambda.endpoint_url; it is tried again by itself",
+        PauseKind::Held => {
+            "repair what it says (`sendoff check-config --online` tries it); it is tried again by itself"
+        }
+        PauseKind::Spent => "wait for the next hour, or raise invocations_per_hour_max",
+    }
+}
+
+fn named(functions: &[FunctionName]) -> String {
+    let names: Vec<&str> = functions.iter().take(NAMED_MAX).map(FunctionName::as_str).collect();
+    let names = names.join(", ");
+    match functions.len() {
+        1 => format!("{names} is"),
+        few if few <= NAMED_MAX => format!("{names} are"),
+        many => format!("{names} and {} more are", many - NAMED_MAX),
+    }
+}
+
+/// Room that is used up, or soon will be.
+fn room(facts: &Facts, say: &mut impl FnMut(&str, String, &str)) {
+    let Limits { bytes_max, events_max, disk_reserve } = facts.limits;
+    let Census { disk_bytes, disk_free_bytes, events, .. } = facts.census;
+    let mib = |bytes: u64| bytes >> 20;
+    let remedy = "enlarge the volume, or find out why events stay";
+    if disk_free_bytes <= disk_reserve && disk_reserve > 0 {
+        let message = format!(
+            "the disk has {} MiB free, no more than outbox.disk_reserve ({} MiB): events are refused",
+            mib(disk_free_bytes),
+            mib(disk_reserve)
+        );
+        say("disk", message, remedy);
+    } else if disk_free_bytes / 2 < disk_reserve {
+        let message = format!(
+            "the disk has {} MiB free; at {} MiB (outbox.disk_reserve) events are refused",
+            mib(disk_free_bytes),
+            mib(disk_reserve)
+        );
+        say("disk", message, remedy);
+    }
+    for (used, limit, key) in [(disk_bytes, bytes_max, "outbox.bytes_max"), (events, events_max, "outbox.events_max")] {
+        if limit > 0 && used >= limit / 10 * 9 {
+            let percent = used.saturating_mul(100) / limit;
+            say("room", format!("the outbox has used {percent} % of {key}; at 100 % events are refused"), remedy);
+        }
+    }
+}
+
+fn damage(facts: &Facts, say: &mut impl FnMut(&str, String, &str)) {
+    if facts.unreadable > 0 {
+        let message = format!("{} stored events cannot be read", facts.unreadable);
+        say("damage", message, "look at the disk; `sendoff fsck`, with the daemon stopped, tells more");
+    }
+    if facts.set_aside > 0 {
+        let message = format!("{} damaged stores were set aside in the state directory", facts.set_aside);
+        say("damage", message, "keep them until nothing is missed, then remove them");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::UnixMillis;
+    use crate::dispatch::status::{Held, LaneStatus};
+    use crate::dispatch::verdict::Scope;
+
+    fn lane(kind: PauseKind, reason: &str) -> LaneStatus {
+        let held = Held { scope: Scope::Lane, kind, reason: reason.to_owned(), until: UnixMillis(1) };
+        LaneStatus { held: Some(held), ..LaneStatus::default() }
+    }
+
+    fn kinds(facts: &Facts) -> Vec<String> {
+        problems(facts).into_iter().map(|problem| problem.kind).collect()
+    }
+
+    #[test]
+    fn a_daemon_that_delivers_has_no_problems() {
+        assert_eq!(problems(&Facts::default()), []);
+    }
+
+    #[test]
+    fn one_reason_that_holds_many_lanes_is_one_problem_with_a_remedy() {
+        let lanes = (0..5).map(|n| (FunctionName::new(&format!("f{n}")), lane(PauseKind::Held, "AccessDenied")));
+        let mut facts = Facts { lanes: lanes.collect(), ..Facts::default() };
+        facts.lanes.insert(FunctionName::new("g"), lane(PauseKind::Unreachable, "connection refused"));
+        let found = problems(&facts);
+        assert_eq!(found.len(), 2, "{found:?}");
+        let said: Vec<&str> = found.iter().map(|problem| problem.message.as_str()).collect();
+        assert!(said.contains(&"f0, f1, f2 and 2 more are held: AccessDenied"), "{said:?}");
+        assert!(said.contains(&"g is not reached: connection refused"), "{said:?}");
+        assert!(found.iter().all(|problem| !problem.remedy.is_empty()));
+    }
+
+    #[test]
+    fn whatever_keeps_events_here_is_named() {
+        let orders = FunctionName::new("orders");
+        let facts = Facts {
+            not_ready: Some("draining on request".to_owned()),
+            missing: vec!["no AWS region for lambda".to_owned()],
+            paused: vec![orders],
+            limits: Limits { bytes_max: 100, events_max: 100, disk_reserve: 256 << 20 },
+            census: Census { events: 90, disk_bytes: 89, disk_free_bytes: 300 << 20, ..Census::default() },
+            unreadable: 1,
+            set_aside: 1,
+            unshippable: 2,
+            log_dropped: 3,
+            ..Facts::default()
+        };
+        let expected =
+            ["not-ready", "configuration", "paused", "disk", "room", "damage", "damage", "unshippable", "log"];
+        assert_eq!(kinds(&facts), expected);
+        let full = Census { disk_free_bytes: 1, ..facts.census.clone() };
+        let full = problems(&Facts { census: full, ..facts });
+        assert!(full.iter().any(|problem| problem.kind == "disk" && problem.message.contains("are refused")));
+    }
+}
