@@ -145,7 +145,13 @@ impl Outbox for Kept {
 
     async fn find(&self, id: EventId) -> Result<Option<Found>, Error> {
         let event = self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().find(|event| event.id == id).cloned();
-        Ok(event.map(|event| Found { event, history: History::default(), place: Place::Ready, leased: false }))
+        Ok(event.map(|event| Found {
+            payload_bytes: event.payload.len(),
+            event,
+            history: History::default(),
+            place: Place::Ready,
+            leased: false,
+        }))
     }
 
     async fn lease(&self, _: LeaseWant) -> Result<Vec<Leased>, Error> {

@@ -159,7 +159,11 @@ impl Problem {
 
 impl From<outbox::Error> for Problem {
     fn from(error: outbox::Error) -> Self {
-        Self(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+        let status = match error {
+            outbox::Error::Poisoned { .. } | outbox::Error::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            outbox::Error::Unreadable { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self(status, error.to_string())
     }
 }
 

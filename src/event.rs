@@ -231,6 +231,19 @@ pub struct Event {
     pub redrives: u32,
 }
 
+/// What an event takes in memory beside the bytes of its client: its own fields, its keys, its entries in a batch.
+pub const EVENT_BYTES: usize = 1_024;
+
+impl Event {
+    /// The bytes of memory that an event costs on its way through the store, about.
+    pub fn cost(&self) -> usize {
+        let Carried { trace_header, client_context, tenant_id, durable_execution_name } = &self.carried;
+        let carried = [trace_header, client_context, tenant_id, durable_execution_name];
+        let carried: usize = carried.into_iter().flatten().map(String::len).sum();
+        EVENT_BYTES + self.payload.len() + self.key.value.len() + carried
+    }
+}
+
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "event {} for {}, {} bytes", self.id, self.function.name, self.payload.len())

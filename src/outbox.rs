@@ -69,6 +69,11 @@ pub trait Outbox: Clone + Send + Sync + 'static {
     /// One event's state, or none if it is not stored (any more).
     fn find(&self, id: EventId) -> impl Future<Output = Result<Option<Found>, Error>> + Send;
 
+    /// As [`Outbox::find`], without reading the payload.
+    fn find_head(&self, id: EventId) -> impl Future<Output = Result<Option<Found>, Error>> + Send {
+        self.find(id)
+    }
+
     /// Removes what is only remembered for a while: keys whose window is over, lanes long empty. A bounded piece of work
     /// a call; says whether there is more.
     fn sweep(&self) -> impl Future<Output = Result<bool, Error>> + Send;
@@ -114,6 +119,12 @@ pub enum Full {
     Functions { used: u64, limit: u64 },
     #[error("the disk has {free} bytes free, {reserve} are kept for settling (outbox.disk_reserve)")]
     Disk { free: u64, reserve: u64 },
+    /// The disk is slower than what comes in. It passes by itself.
+    #[error("the outbox's index is behind its journal: the disk is too slow for what comes in; try again in a moment")]
+    Behind,
+    /// One commit cannot hold more.
+    #[error("one commit of the outbox takes at most {limit} bytes; send fewer events at once")]
+    Commit { limit: u64 },
 }
 
 impl Full {
@@ -121,7 +132,7 @@ impl Full {
     pub fn wants_room(&self) -> bool {
         match self {
             Self::Bytes { .. } | Self::Disk { .. } => true,
-            Self::Events { .. } | Self::Functions { .. } => false,
+            Self::Events { .. } | Self::Functions { .. } | Self::Behind | Self::Commit { .. } => false,
         }
     }
 }
@@ -134,6 +145,11 @@ pub enum Error {
     Poisoned { why: String },
     #[error("the outbox is closed")]
     Closed,
+    /// The one event that was asked for cannot be read; everything else goes on.
+    #[error(
+        "event {id} is stored but cannot be read ({why}); remove it by its id, or stop the daemon and run `sendoff fsck`"
+    )]
+    Unreadable { id: EventId, why: String },
 }
 
 /// Which events to take.
@@ -354,7 +370,9 @@ impl Spent {
 /// Where an event is.
 #[derive(Debug, Clone)]
 pub struct Found {
+    /// With an empty payload if only its head was asked for.
     pub event: Event,
+    pub payload_bytes: usize,
     pub history: History,
     pub place: Place,
     /// Being attempted or shipped right now.
@@ -372,7 +390,7 @@ pub struct Census {
     pub events: u64,
     /// Bytes that the store takes on disk.
     pub disk_bytes: u64,
-    /// Bytes that its disk has free.
+    /// Bytes that its disk has free; `u64::MAX` if the file system does not tell.
     pub disk_free_bytes: u64,
 }
 

@@ -24,7 +24,7 @@ use sendoff::outbox::{
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
 const CACHE: u64 = 8 << 20;
-const ROOM: Disk = Disk { used: 0, free: u64::MAX, to_come: 0 };
+const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")

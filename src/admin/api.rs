@@ -69,6 +69,9 @@ pub struct EventView {
     pub last_error: Option<LastError>,
     /// Why it was buried.
     pub reason: Option<BuryReason>,
+    /// Why it cannot be read. It can be removed by its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 /// `GET /v1/events/{id}`.
@@ -191,10 +194,20 @@ pub struct LetterView {
     pub export: Option<Box<RawValue>>,
 }
 
+/// A dead letter that cannot be read, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadableLetter {
+    pub id: EventId,
+    pub why: String,
+}
+
 /// `GET /v1/dead-letters`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LetterPage {
     pub dead_letters: Vec<LetterView>,
+    /// Those of this page that cannot be read. They can be purged by their ids.
+    #[serde(default)]
+    pub unreadable: Vec<UnreadableLetter>,
     /// Where to go on; none at the end. A page may be empty and yet have a next one.
     pub next: Option<String>,
     /// Dead letters in the store of the functions asked for, whatever the other filters.

@@ -12,7 +12,7 @@ use http::StatusCode;
 use prometheus::core::Collector;
 use serde::{Deserialize, Serialize};
 
-use super::api::{Answer, Answers, Ids, LetterPage, LetterView, Queues};
+use super::api::{Answer, Answers, Ids, LetterPage, LetterView, Queues, UnreadableLetter};
 use super::events::KeysQuery;
 use super::functions::matching;
 use super::problems::Limits;
@@ -162,6 +162,7 @@ async fn list<O: Graveyard>(
         letters.map(|letter| view(&letter.event, &letter.history, letter.payload_bytes, letter.leased, payloads));
     Ok(Json(LetterPage {
         dead_letters: letters.collect::<Result<_, _>>()?,
+        unreadable: page.unreadable.into_iter().map(|(id, why)| UnreadableLetter { id, why }).collect(),
         next: page.next.map(|next| next.to_string()),
         buried,
         shipped: shipped(&admin.metrics, pattern.as_deref()),
@@ -208,10 +209,10 @@ async fn show<O: Graveyard>(
     Query(query): Query<ShowQuery>,
 ) -> Result<Json<LetterView>, Problem> {
     let (store, _) = admin.open()?;
-    let found = store.find(id).await?.filter(|found| found.place == Place::Buried);
+    let found = if query.payload { store.find(id).await? } else { store.find_head(id).await? };
+    let found = found.filter(|found| found.place == Place::Buried);
     let found = found.ok_or_else(|| Problem(StatusCode::NOT_FOUND, format!("no dead letter {id} in the store")))?;
-    let bytes = found.event.payload.len();
-    Ok(Json(view(&found.event, &found.history, bytes, found.leased, query.payload)?))
+    Ok(Json(view(&found.event, &found.history, found.payload_bytes, found.leased, query.payload)?))
 }
 
 async fn purge<O: Graveyard>(

@@ -5,6 +5,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use http::StatusCode;
 use serde::Deserialize;
 
 use super::api::{Cancelled, Due, EventDetail, EventPage, EventView};
@@ -13,7 +14,7 @@ use super::{Admin, Problem};
 use crate::clock::UnixMillis;
 use crate::event::{EventId, FunctionName, Pattern};
 use crate::outbox::operator::{Cursor, Keys, ListWant, Listed, Operator, PAGE_MAX, Touched};
-use crate::outbox::{Found, History, Place};
+use crate::outbox::{self, Found, History, Place};
 
 /// Events of a page that nobody asked the size of.
 const PAGE: usize = 100;
@@ -66,8 +67,8 @@ async fn list<O: Operator>(
 }
 
 fn listed(event: &Listed) -> EventView {
-    let Listed { id, function, place, leased, history } = event;
-    view(*id, function, *place, *leased, history)
+    let Listed { id, function, place, leased, history, unreadable } = event;
+    EventView { unreadable: unreadable.clone(), ..view(*id, function, *place, *leased, history) }
 }
 
 fn view(id: EventId, function: &FunctionName, place: Place, leased: bool, history: &History) -> EventView {
@@ -82,6 +83,7 @@ fn view(id: EventId, function: &FunctionName, place: Place, leased: bool, histor
         charged: history.attempts,
         last_error: history.last.as_ref().map(Into::into),
         reason: history.burial.as_ref().map(|burial| burial.reason),
+        unreadable: None,
     }
 }
 
@@ -99,14 +101,15 @@ async fn show<O: Operator>(
     Query(query): Query<ShowQuery>,
 ) -> Result<Json<EventDetail>, Problem> {
     let id = event_id(&id)?;
-    let found = admin.store()?.find(id).await?;
-    let Found { event, history, place, leased } = found.ok_or_else(|| gone(id))?;
+    let store = admin.store()?;
+    let found = if query.payload { store.find(id).await? } else { store.find_head(id).await? };
+    let Found { event, payload_bytes, history, place, leased } = found.ok_or_else(|| gone(id))?;
     Ok(Json(EventDetail {
         event: view(id, &event.function.name, place, leased, &history),
         deliver_at: event.deliver_at.map(UnixMillis::rfc3339),
         expires_at: event.expires_at.map(UnixMillis::rfc3339),
         redrives: event.redrives,
-        payload_bytes: event.payload.len(),
+        payload_bytes,
         payload_base64: query.payload.then(|| BASE64_STANDARD.encode(&event.payload)),
     }))
 }
@@ -148,7 +151,12 @@ async fn attempt<O: Operator>(State(admin): State<Admin<O>>, Path(id): Path<Stri
 }
 
 async fn function_of<O: Operator>(store: &O, id: EventId) -> Result<FunctionName, Problem> {
-    Ok(store.find(id).await?.ok_or_else(|| gone(id))?.event.function.name)
+    match store.find_head(id).await {
+        Ok(found) => Ok(found.ok_or_else(|| gone(id))?.event.function.name),
+        // It can be removed all the same.
+        Err(outbox::Error::Unreadable { .. }) => Ok(FunctionName::new("unknown")),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn touched(touched: Touched, id: EventId) -> Result<(), Problem> {
@@ -156,6 +164,10 @@ fn touched(touched: Touched, id: EventId) -> Result<(), Problem> {
         Touched::Done => Ok(()),
         Touched::NotFound => Err(gone(id)),
         Touched::InFlight => Err(Problem::conflict(format!("event {id} is being attempted just now; try again"))),
+        Touched::Unreadable => Err(Problem(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("event {id} cannot be read, so it cannot be attempted; `sendoff events cancel {id}` removes it"),
+        )),
         Touched::Buried => Err(Problem::conflict(format!(
             "event {id} is a dead letter: `sendoff redrive --local` sends dead letters again, `sendoff dead-letters purge` \
              removes them"

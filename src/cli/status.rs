@@ -75,6 +75,10 @@ fn table(summary: &Summary, colours: bool) -> String {
     let age = |seconds: f64| humantime::format_duration(Duration::from_secs(seconds as u64)).to_string();
     let size = |bytes: u64| ByteSize::b(bytes).display().iec().to_string();
     let held = named(held);
+    let free = match outbox.disk_free_bytes {
+        u64::MAX => "the file system does not report what is free".to_owned(),
+        free => format!("{} free", size(free)),
+    };
     let rows = [
         ("state", format!("{state}, version {version}, up {}, log level {log_level}", age(*uptime_seconds))),
         (
@@ -91,7 +95,7 @@ fn table(summary: &Summary, colours: bool) -> String {
         ("oldest", format!("{}, of those ready or waiting", age(outbox.oldest_age_seconds))),
         ("functions", format!("{}; held: {held}", outbox.functions)),
         ("keys", outbox.keys.to_string()),
-        ("disk", format!("{} used, {} free", size(outbox.disk_bytes), size(outbox.disk_free_bytes))),
+        ("disk", format!("{} used, {}", size(outbox.disk_bytes), free)),
         (
             "per second",
             format!(

@@ -8,12 +8,12 @@ use tokio_util::task::TaskTracker;
 
 use super::listeners::UnixSockets;
 use super::vital::Vital;
-use super::{Ended, Error, WRITE_LOOK_EVERY, WRITE_MAX, close};
+use super::{Ended, Error, WRITE_LOOK_EVERY, WRITE_LOOKS_MAX, close};
 use crate::admin::{Admin, Readiness};
 use crate::clock::Clock;
 use crate::notify;
 use crate::outbox::Outbox;
-use crate::outbox::writer::Handle;
+use crate::outbox::writer::{Handle, Watch};
 use crate::shutdown::{Signals, Stop};
 
 /// How long callers have to take their 503 once the outbox is poisoned, or a stage is gone.
@@ -153,9 +153,11 @@ impl Running {
     }
 }
 
-/// Returns once a write has failed, or has not returned for so long that the disk is taken for failed (sled's `flush` may
-/// wait for ever after an error in one of its own threads), or the writer's thread is gone.
+/// Returns once a write has failed, or has not returned for so long that the disk is taken for failed, or the writer's thread is
+/// gone. A slow disk is no failed one: each write that returns begins the count anew. Nor is a process that was stopped: it has
+/// not looked meanwhile.
 async fn until_lost(outbox: &Handle, writer: Option<&JoinHandle<()>>, clock: &Clock) -> Why {
+    let mut watch = Watch::default();
     loop {
         if outbox.poisoned().is_some() {
             return Why::Poisoned;
@@ -163,9 +165,9 @@ async fn until_lost(outbox: &Handle, writer: Option<&JoinHandle<()>>, clock: &Cl
         if writer.is_some_and(JoinHandle::is_finished) {
             return Why::Failed("outbox");
         }
-        let lasts = outbox.turn_lasts(clock.now());
-        if lasts > WRITE_MAX {
-            outbox.give_up(format!("a write has not returned for {} s", lasts.as_secs()));
+        if watch.look(outbox.pulse()) >= WRITE_LOOKS_MAX {
+            let seconds = (WRITE_LOOK_EVERY * WRITE_LOOKS_MAX).as_secs();
+            outbox.give_up(format!("a write has not returned for {seconds} s"));
             return Why::Poisoned;
         }
         clock.sleep(WRITE_LOOK_EVERY).await;

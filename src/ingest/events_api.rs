@@ -385,7 +385,7 @@ pub struct Buried {
 
 impl From<Found> for EventState {
     fn from(found: Found) -> Self {
-        let Found { event, history, place, leased } = found;
+        let Found { event, history, place, leased, payload_bytes: _ } = found;
         let outcome = |last: LastOutcome| Outcome {
             at: last.at.rfc3339(),
             status: last.status,

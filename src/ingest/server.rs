@@ -330,7 +330,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             ToItsEnd::new(async move { (outbox.append(events).await, permit) }, &self.leftovers).await;
         match appended {
             Ok(appended) => Ok((appended, permit)),
-            Err(error @ (Error::Poisoned { .. } | Error::Closed)) => {
+            Err(error @ (Error::Poisoned { .. } | Error::Closed | Error::Unreadable { .. })) => {
                 Err(Refusal::Unavailable { why: error.to_string(), retry_after: self.retry_after(UNAVAILABLE_RETRY) })
             }
         }

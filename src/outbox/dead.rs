@@ -14,7 +14,8 @@ pub trait Graveyard: Outbox {
     /// A page of the dead letters, by lane and then in the order of acceptance.
     fn buried(&self, want: BuriedWant) -> impl Future<Output = Result<BuriedPage, Error>> + Send;
 
-    /// Carries out all of `change` in one commit; one answer per event of it, in order.
+    /// Carries out `change`, in pieces of one commit each, between which others are served; one answer per event of it, in
+    /// order. After an error, or if the caller gives up, the pieces so far are done, and to ask again does no harm.
     fn change(&self, change: Change) -> impl Future<Output = Result<Vec<Changed>, Error>> + Send;
 }
 
@@ -90,6 +91,8 @@ impl std::str::FromStr for Cursor {
 #[derive(Debug, Clone, Default)]
 pub struct BuriedPage {
     pub letters: Vec<Letter>,
+    /// Dead letters that cannot be read, and why. They can be removed by their ids.
+    pub unreadable: Vec<(EventId, String)>,
     /// Where to go on; none at the end. A page may be empty and yet have a next one.
     pub next: Option<Cursor>,
 }
@@ -120,12 +123,12 @@ pub enum Change {
 }
 
 impl Change {
-    /// Payload bytes that come in.
-    pub fn payload_bytes(&self) -> usize {
+    /// The bytes of memory that it takes while it waits, about.
+    pub fn cost(&self) -> usize {
         match self {
-            Self::Redrive(redriven) => redriven.iter().map(|redriven| redriven.event.payload.len()).sum(),
-            Self::Bury(letters) => letters.iter().map(|(event, _)| event.payload.len()).sum(),
-            Self::Revive { .. } | Self::Purge { .. } => 0,
+            Self::Redrive(redriven) => redriven.iter().map(|redriven| redriven.event.cost()).sum(),
+            Self::Bury(letters) => letters.iter().map(|(event, _)| event.cost()).sum(),
+            Self::Revive { ids, .. } | Self::Purge { ids, .. } => size_of_val(ids.as_slice()),
         }
     }
 }

@@ -17,6 +17,8 @@ use key_filter::KeyFilter;
 use lane::Lane;
 use remember::Known;
 
+pub use read::Part;
+
 mod dead;
 
 mod floors;
@@ -26,6 +28,8 @@ mod key_filter;
 mod lane;
 
 mod lease;
+
+mod read;
 
 mod remember;
 
@@ -44,6 +48,9 @@ const KEYS_BYTES: u64 = 64;
 /// How much an append may take on disk beyond its own bytes: in the journal, in the index, and once more when the journal is
 /// written anew. The disk reserve is checked against this, so that the reserve itself stays whole for settling.
 const WRITE_AMPLIFICATION: u64 = 4;
+
+/// Bytes of new events in one commit, far below what the 32-bit lengths of the journal can say.
+const COMMIT_BYTES_MAX: u64 = 256 << 20;
 
 /// One part in so many of `bytes_max` is kept from appends, so that settling does not break the limit.
 const SETTLING_SHARE: u64 = 16;
@@ -68,12 +75,13 @@ pub struct Engine<K> {
     clock_stored: UnixMillis,
     /// The writes since the last commit.
     batch: Batch,
-    /// Bytes of the events in it.
+    /// Bytes of the events in it, and at most so many.
     uncommitted: u64,
+    commit_bytes_max: u64,
     /// The lanes whose counts the batch must carry.
     dirty: BTreeSet<LaneId>,
-    /// Events that were set aside since the start because they cannot be read.
-    unreadable: u64,
+    /// Events that were met since the start and cannot be read.
+    unreadable: BTreeSet<EventId>,
 }
 
 /// Why a store could not be opened.
@@ -130,8 +138,9 @@ impl<K: Kv> Engine<K> {
             clock_stored: UnixMillis(clock_stored),
             batch,
             uncommitted: 0,
+            commit_bytes_max: COMMIT_BYTES_MAX,
             dirty: BTreeSet::new(),
-            unreadable: 0,
+            unreadable: BTreeSet::new(),
             kv,
             clock,
         };
@@ -254,21 +263,33 @@ impl<K: Kv> Engine<K> {
         // free, for settling what is there.
         let used = self.totals.bytes.max(disk.used + disk.to_come + self.uncommitted);
         let limit = bytes_max - bytes_max / SETTLING_SHARE;
-        if used + bytes > limit {
+        if let Some(not_now) = self.not_now(bytes, disk) {
+            Some(not_now)
+        } else if used + bytes > limit {
             Some(Full::Bytes { used, wanted: bytes, limit })
         } else if self.totals.events + 1 > events_max {
             Some(Full::Events { used: self.totals.events, limit: events_max })
         } else if functions + 1 > functions_max && !self.by_name.contains_key(&event.function.name) {
             Some(Full::Functions { used: functions, limit: functions_max })
         } else {
-            self.no_disk(bytes, disk)
+            None
         }
     }
 
-    fn no_disk(&self, bytes: u64, disk: Disk) -> Option<Full> {
-        let reserve = self.settings.disk_reserve;
-        let full = disk.free < reserve.saturating_add((self.uncommitted + bytes) * WRITE_AMPLIFICATION);
-        full.then_some(Full::Disk { free: disk.free, reserve })
+    /// Why the disk does not take so many bytes just now.
+    fn not_now(&self, bytes: u64, disk: Disk) -> Option<Full> {
+        let (reserve, limit) = (self.settings.disk_reserve, self.commit_bytes_max);
+        if disk.behind {
+            return Some(Full::Behind);
+        }
+        if self.uncommitted + bytes > limit {
+            return Some(Full::Commit { limit });
+        }
+        // A reserve of nothing means that the disk is not asked. One that does not tell is not taken for full: to write to it
+        // says whether it is.
+        let free = disk.free.filter(|_| reserve > 0)?;
+        let full = free < reserve.saturating_add((self.uncommitted + bytes) * WRITE_AMPLIFICATION);
+        full.then_some(Full::Disk { free, reserve })
     }
 
     fn lane_for(&mut self, function: &FunctionName) -> LaneId {
@@ -353,9 +374,14 @@ impl<K: Kv> Engine<K> {
         self.kv.disk()
     }
 
-    /// Events that leases have passed over since the start because they cannot be read: still stored, for `sendoff fsck`.
+    /// Lets the store hear of what goes on beside it. Nothing may be in the batch.
+    pub fn catch_up(&mut self) -> Result<(), Failed> {
+        self.kv.catch_up()
+    }
+
+    /// Events that were met since the start, cannot be read, and are still stored: for the operator, and `sendoff fsck`.
     pub fn unreadable(&self) -> u64 {
-        self.unreadable
+        self.unreadable.len() as u64
     }
 
     /// The lanes that changed after `since`.
@@ -385,7 +411,7 @@ impl<K: Kv> Engine<K> {
             bytes: self.totals.bytes,
             events: self.totals.events,
             disk_bytes: disk.used,
-            disk_free_bytes: disk.free,
+            disk_free_bytes: disk.free.unwrap_or(u64::MAX),
         })
     }
 }
@@ -409,7 +435,7 @@ pub(super) fn account(record_bytes: usize, body_bytes: u32) -> u64 {
 }
 
 fn unreadable(doing: &'static str, why: &Unreadable) -> Failed {
-    Failed::new(doing, why)
+    Failed::of_value(doing, why)
 }
 
 fn read_number(kv: &impl Kv, key: &[u8]) -> Result<Option<u64>, Failed> {

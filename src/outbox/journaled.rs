@@ -10,19 +10,22 @@
 //!
 //! Holds: the journal alone has everything, so an index that is lost or stale is made again from it, and nothing is lost
 //! with it. Every op that is not the newest of its key may go, and only with all that is older.
-//! Limits: an overlay holds the keys of a segment's worth, [`OVERLAYS_MAX`] of them if the index does not keep up; then commits wait. The
-//! journal holds at most twice what is live and [`Settings::slack`], less near [`Settings::bytes_max`].
-//! Fails: a failed write, also one of the index, is told by the next commit; then the store must not be used again.
+//! Limits: an overlay holds the keys of a segment's worth. If the index does not keep up, it holds [`OVERLAYS_MAX`] of them before the
+//! store says that it is behind; what is written all the same (settlements) is slowed down at twice that. The journal holds at
+//! most twice what is live and [`Settings::slack`], less near [`Settings::bytes_max`].
+//! Fails: a failed write, also one of the index, is told by the next commit; then the store must not be used again. A value
+//! that cannot be read is told as such, and the store goes on.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::journal::files::{Directory, Files};
-use super::journal::frame::Op;
+use super::journal::frame::{Op, op_bytes};
 use super::journal::{Journal, Location, Next};
-use super::kv::{Batch, Disk, Failed, Index, Kv};
+use super::kv::{Batch, Disk, Failed, Index, Kv, Pair};
 use checkpoint::{Checkpointer, Job};
 use entry::{Checkpoint, Entry};
 use merge::{Newest, merge};
@@ -46,8 +49,16 @@ mod tests;
 pub use checkpoint::{Checkpoints, KEYS_PER_COMMIT};
 pub use recover::{Recovered, Stale, begin_index};
 
-/// How many segments' worth of overlay is held while the index is behind.
+/// How many segments' worth of overlay is held until the store says that its index is behind.
 const OVERLAYS_MAX: u64 = 2;
+
+/// How long a commit waits for the index while the overlay is at twice that: long enough for the index to catch up with
+/// settlements, and far from the time of a whole checkpoint on a slow disk.
+const WAIT_FOR_INDEX: Duration = Duration::from_millis(50);
+
+/// The largest frame, and the end of the largest segment: lengths and offsets have 32 bits.
+const FRAME_BYTES_MAX: u64 = 1 << 30;
+const SEGMENT_END_MAX: u64 = u32::MAX as u64;
 
 /// Keys in an overlay, which bounds the commit that brings it in.
 const OVERLAY_KEYS_MAX: usize = 65_536;
@@ -67,8 +78,8 @@ pub trait Watch: Send + 'static {
     /// A value of the journal cannot be read.
     fn damaged(&self);
 
-    /// Bytes that the disk has free.
-    fn free(&self) -> u64;
+    /// Bytes that the disk has free; none if it does not tell.
+    fn free(&self) -> Option<u64>;
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -141,13 +152,23 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
 
     /// A value by its place in the journal, which must be the value of `key`.
     fn value_at(&self, key: &[u8], at: Location) -> Result<Bytes, Failed> {
-        let op = self.journal.read_op(at).map_err(|error| Failed::new("reading the journal", error))?;
-        match op {
-            Some(Op { key: found, value: Some(value) }) if found == key => Ok(value),
-            Some(_) | None => {
-                self.watch.damaged();
-                let why = format!("segment {}, byte {}: it is damaged", at.segment, at.offset);
-                Err(Failed::of_value("reading a value from the journal", why))
+        let why = match self.journal.read_op(at) {
+            Ok(Some(Op { key: found, value: Some(value) })) if found == key => return Ok(value),
+            Ok(Some(_) | None) => "it is damaged".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.watch.damaged();
+        let why = format!("segment {}, byte {}: {why}", at.segment, at.offset);
+        Err(Failed::of_value("reading a value from the journal", why))
+    }
+
+    /// Where a key's value was found, and the value if it is held in memory.
+    fn place_of(&self, newest: Newest) -> Result<(Location, Option<Bytes>), Failed> {
+        match newest {
+            Newest::Noted(at, held) => Ok((at, held)),
+            Newest::Indexed(entry) => {
+                let Entry { at, inlined } = self.entry(&entry)?;
+                Ok((at, inlined))
             }
         }
     }
@@ -160,6 +181,10 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
 
     /// Writes a frame of what is put together, and notes it.
     fn append(&mut self, noted: Vec<(Key, Slot)>) -> Result<(), Failed> {
+        let end = self.journal.segment_bytes(self.journal.newest()) + self.journal.frame().frame_bytes() as u64;
+        if end > SEGMENT_END_MAX {
+            self.journal.roll().map_err(|error| Failed::new("beginning a segment of the journal", error))?;
+        }
         let (frame, commit) = self.journal.append().map_err(|error| Failed::new("writing the journal", error))?;
         self.watch.committed(commit).map_err(|error| Failed::new("writing the witness", error))?;
         for (key, mut slot) in noted {
@@ -173,24 +198,27 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         Ok(())
     }
 
-    /// Hears of a checkpoint that is done, and begins the next one if it is time.
+    /// Hears of a checkpoint that is done, and begins the next one if it is time. Never waits for a whole one.
     fn checkpoint(&mut self) -> Result<(), Failed> {
         self.hear_of_checkpoint()?;
-        let full = self.overlay.len() >= OVERLAY_KEYS_MAX
-            || self.journal.segment_bytes(self.journal.newest()) >= self.settings.segment_bytes;
-        if !full {
-            return Ok(());
-        }
-        if self.frozen.is_some() {
-            let behind = self.overlay.bytes() >= OVERLAYS_MAX * self.settings.segment_bytes
-                || self.overlay.len() >= OVERLAYS_MAX as usize * OVERLAY_KEYS_MAX;
-            if !behind {
-                return Ok(());
+        if self.is_behind(2) && self.checkpointer.runs_beside() {
+            if let Some(indexed) = self.checkpointer.wait_for(WAIT_FOR_INDEX)? {
+                self.checkpoint_done(indexed)?;
             }
-            let indexed = self.checkpointer.wait()?;
+        } else if self.is_behind(1) && !self.checkpointer.runs_beside() {
+            let indexed = self.checkpointer.finish()?;
             self.checkpoint_done(indexed)?;
         }
-        self.freeze()
+        let full = self.overlay.len() >= OVERLAY_KEYS_MAX
+            || self.journal.segment_bytes(self.journal.newest()) >= self.settings.segment_bytes;
+        if full && self.frozen.is_none() { self.freeze() } else { Ok(()) }
+    }
+
+    /// Whether the overlay holds this many times what it may while a checkpoint is being written.
+    fn is_behind(&self, times: u64) -> bool {
+        self.frozen.is_some()
+            && (self.overlay.bytes() >= times * OVERLAYS_MAX * self.settings.segment_bytes
+                || self.overlay.len() as u64 >= times * OVERLAYS_MAX * OVERLAY_KEYS_MAX as u64)
     }
 
     fn hear_of_checkpoint(&mut self) -> Result<(), Failed> {
@@ -241,18 +269,21 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
     }
 
     fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>> {
+        self.pairs(from, to).map(|pair| pair.and_then(|(key, value)| Ok((key, value?))))
+    }
+
+    fn pairs(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<Pair, Failed>> {
         self.merged(from, to).map(|found| {
             let (key, newest) = found?;
-            let (at, value) = match newest {
-                Newest::Noted(at, held) => (at, held),
-                Newest::Indexed(entry) => {
-                    let Entry { at, inlined } = self.entry(&entry)?;
-                    (at, inlined)
-                }
-            };
-            let value = value.map_or_else(|| self.value_at(&key, at), Ok)?;
+            let (at, held) = self.place_of(newest)?;
+            let value = held.map_or_else(|| self.value_at(&key, at), Ok);
             Ok((key, value))
         })
+    }
+
+    fn value_bytes(&self, key: &[u8]) -> Result<Option<usize>, Failed> {
+        let bytes = |at: Location| (at.bytes as usize).saturating_sub(op_bytes(key.len(), 0));
+        Ok(self.newest(key)?.map(|(at, held)| held.map_or_else(|| bytes(at), |held| held.len())))
     }
 
     fn keys(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<Bytes, Failed>> {
@@ -260,6 +291,11 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
+        let bytes: usize = batch.writes().map(|(key, value)| op_bytes(key.len(), value.map_or(0, Bytes::len))).sum();
+        if bytes as u64 > FRAME_BYTES_MAX {
+            let why = format!("a commit of {bytes} bytes; at most {FRAME_BYTES_MAX} are safe");
+            return Err(Failed::new("writing the journal", why));
+        }
         let mut noted = Vec::with_capacity(batch.len());
         self.journal.frame().begin();
         // First, so that this batch has the last word.
@@ -279,6 +315,7 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
 
     fn tend(&mut self, stored: u64) -> Result<bool, Failed> {
         self.hear_of_checkpoint()?;
+        self.journal.frame().shrink();
         if self.wants_reclaim() {
             self.commit(&Batch::default())?;
             return Ok(true);
@@ -297,12 +334,17 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
         Ok(self.frozen.is_some())
     }
 
+    fn catch_up(&mut self) -> Result<(), Failed> {
+        if self.checkpointer.runs_beside() { self.checkpoint() } else { Ok(()) }
+    }
+
     fn disk(&self) -> Disk {
         let keys = self.overlay.len() + self.frozen.as_ref().map_or(0, |frozen| frozen.len());
         Disk {
             used: self.journal.bytes() + self.index.bytes(),
             free: self.watch.free(),
             to_come: keys as u64 * INDEX_BYTES_PER_KEY,
+            behind: self.is_behind(1),
         }
     }
 }

@@ -5,12 +5,25 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+/// A key, and its value if that can be read.
+pub type Pair = (Bytes, Result<Bytes, Failed>);
+
 /// An ordered map of bytes on stable storage. Used from one thread only (storage.md rules 1 and 5).
 pub trait Kv: Send + 'static {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed>;
 
     /// The pairs from `from` (included) to `to` (excluded), in order.
     fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>>;
+
+    /// As [`Kv::scan`], with each value's own outcome: one that cannot be read does not end the scan.
+    fn pairs(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<Pair, Failed>> {
+        self.scan(from, to).map(|pair| pair.map(|(key, value)| (key, Ok(value))))
+    }
+
+    /// The bytes of a key's value, without reading it; none if there is no such key.
+    fn value_bytes(&self, key: &[u8]) -> Result<Option<usize>, Failed> {
+        Ok(self.get(key)?.map(|value| value.len()))
+    }
 
     /// As [`Kv::scan`], without reading the values.
     fn keys(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<Bytes, Failed>> {
@@ -26,6 +39,11 @@ pub trait Kv: Send + 'static {
     fn tend(&mut self, stored: u64) -> Result<bool, Failed> {
         let _ = stored;
         Ok(false)
+    }
+
+    /// Hears of what goes on beside the commits. Called between two of them.
+    fn catch_up(&mut self) -> Result<(), Failed> {
+        Ok(())
     }
 
     /// Bytes that the store takes, and that its disk has free.
@@ -49,9 +67,12 @@ pub trait Index: Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Disk {
     pub used: u64,
-    pub free: u64,
+    /// None if the file system does not tell.
+    pub free: Option<u64>,
     /// Bytes that the store will take, about, for what it has already.
     pub to_come: u64,
+    /// Nothing new should be written before what is there has been brought in order: the disk does not keep up.
+    pub behind: bool,
 }
 
 /// A read or write that the store could not do.
@@ -73,6 +94,14 @@ impl Failed {
     /// One value could not be read.
     pub fn of_value(doing: &'static str, why: impl ToString) -> Self {
         Self { doing, why: why.to_string(), one_value: true }
+    }
+
+    /// Tells the trouble of one value, inside, from that of the whole store, outside.
+    pub fn apart<T>(result: Result<T, Self>) -> Result<Result<T, Self>, Self> {
+        match result {
+            Err(failed) if !failed.one_value => Err(failed),
+            of_value => Ok(of_value),
+        }
     }
 }
 

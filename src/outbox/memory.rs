@@ -82,6 +82,6 @@ impl Kv for MemoryKv {
 
     fn disk(&self) -> Disk {
         let used = self.disk.pairs().iter().map(|(key, value)| (key.len() + value.len()) as u64).sum();
-        Disk { used, free: self.free, to_come: 0 }
+        Disk { used, free: Some(self.free), to_come: 0, behind: false }
     }
 }

@@ -77,6 +77,8 @@ pub enum Touched {
     InFlight,
     /// A dead letter: it is for `/v1/dead-letters`.
     Buried,
+    /// It cannot be read, so it can only be removed; the log says why.
+    Unreadable,
 }
 
 /// Which events to list.
@@ -106,7 +108,10 @@ pub struct Listed {
     pub place: Place,
     /// Being attempted or shipped right now.
     pub leased: bool,
+    /// Empty if it cannot be read.
     pub history: History,
+    /// Why it cannot be read.
+    pub unreadable: Option<String>,
 }
 
 /// A place in the listing. Its text is for the caller to give back, not to read.

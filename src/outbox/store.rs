@@ -15,7 +15,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::io::Errno;
 
 use super::Settings;
 use super::engine::OpenError;
@@ -134,6 +137,8 @@ struct Home {
     dir: PathBuf,
     witness: Mutex<Witness>,
     suspicion: suspicion::Note,
+    /// That the disk does not tell its size was said.
+    size_unknown: AtomicBool,
     _lock: File,
 }
 
@@ -149,10 +154,28 @@ impl journaled::Watch for Watcher {
         self.0.suspicion.raise(Suspicion::Journal);
     }
 
-    fn free(&self) -> u64 {
-        // A disk that cannot be asked is taken for full: refusing is safe, a failed write is not.
-        rustix::fs::statvfs(&self.0.dir).map(|fs| fs.f_bavail * fs.f_frsize).unwrap_or(0)
+    fn free(&self) -> Option<u64> {
+        let free = match rustix::fs::statvfs(&self.0.dir) {
+            Ok(fs) => free_of(fs.f_blocks, fs.f_bavail, fs.f_frsize),
+            // The call is not there to be asked: as good as a file system that reports nothing.
+            Err(Errno::NOSYS | Errno::OPNOTSUPP) => None,
+            // Any other disk that cannot be asked is taken for full: refusing is safe, a failed write is not.
+            Err(_) => Some(0),
+        };
+        if free.is_none() && !self.0.size_unknown.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                state_dir = %self.0.dir.display(),
+                "the file system does not report its size: outbox.disk_reserve cannot be kept, outbox.bytes_max still holds"
+            );
+        }
+        free
     }
+}
+
+/// The bytes that are free. FUSE and network file systems may report no blocks at all: then nothing is known, which does not
+/// mean full.
+fn free_of(blocks: u64, available: u64, block_bytes: u64) -> Option<u64> {
+    (blocks > 0 && block_bytes > 0).then(|| available.saturating_mul(block_bytes))
 }
 
 impl Home {
@@ -174,7 +197,13 @@ impl Home {
         }
         let witness = Witness::open(state_dir).map_err(io_error("opening the witness in", state_dir))?;
         let suspicion = suspicion::Note::of(state_dir);
-        Ok(Arc::new(Self { dir: state_dir.to_owned(), witness: Mutex::new(witness), suspicion, _lock: lock }))
+        Ok(Arc::new(Self {
+            dir: state_dir.to_owned(),
+            witness: Mutex::new(witness),
+            suspicion,
+            size_unknown: AtomicBool::new(false),
+            _lock: lock,
+        }))
     }
 
     fn store(&self) -> PathBuf {

@@ -2,31 +2,46 @@
 //!
 //! Holds: each turn takes everything that waits, makes one batch of its writes, commits once, and only then answers
 //! (G1; storage.md rules 1 and 5). Reads come after the commit of their turn, so they see it.
-//! Limits: [`QUEUE_MAX`] requests wait; whoever comes later waits in `send`. A turn takes up to [`TURN_BYTES_MAX`].
+//! Limits: [`QUEUE_MAX`] requests of [`QUEUE_KIB_MAX`] wait; whoever comes later waits before the queue. A turn takes up to
+//! [`TURN_BYTES_MAX`], and makes up to [`TURN_COMMITS_MAX`] commits beside its own. What an operator asks for is done in pieces,
+//! each a request of its own, so that others are served between them.
 //! Fails: a failed or panicking write poisons: this and every later request is answered with [`Error::Poisoned`]. A write
-//! that never returns is seen from outside ([`Handle::turn_lasts`]) and given up.
+//! that never returns is seen from outside ([`Handle::pulse`]) and given up. A value that cannot be read is the trouble of
+//! whoever asked for it, and of nobody else.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::dead::{BuriedPage, BuriedWant, Change, Changed, Graveyard};
-use super::engine::Engine;
+use super::engine::{Engine, Part};
 use super::kv::{Failed, Kv};
 use super::operator::{Cursor, Keys, ListWant, Operator, Page, Purge, Purged, Touched};
 use super::{Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
-use crate::clock::{Clock, UnixMillis};
-use crate::event::{Event, EventId, FunctionName};
+use crate::clock::Clock;
+use crate::event::{EVENT_BYTES, Event, EventId, FunctionName, PAYLOAD_BYTES_MAX};
 use crate::metrics::Metrics;
+use pulse::Pulse;
+
+pub use pulse::Watch;
+
+mod pulse;
 
 /// Requests that may wait for the writer.
 const QUEUE_MAX: usize = 4_096;
 
-/// Payload bytes that one turn may gather before it commits: what a crash can cost in repeats, and a sync in time.
+/// What all requests that wait may cost in memory, in KiB: payloads, and [`EVENT_BYTES`] an event.
+const QUEUE_KIB_MAX: u32 = 32 << 10;
+
+/// What the requests of one turn may cost, in the same bytes: what a crash can cost in repeats, and a sync in time. One request
+/// that costs more has a turn of its own.
 const TURN_BYTES_MAX: usize = 16 << 20;
+
+/// Commits that a turn may make for what operators ask, so that clients do not wait for them all.
+const TURN_COMMITS_MAX: usize = 8;
 
 /// Requests of one turn.
 const TURN_REQUESTS_MAX: usize = 1_024;
@@ -34,11 +49,19 @@ const TURN_REQUESTS_MAX: usize = 1_024;
 /// The outbox as everybody sees it. Cheap to clone; the writer ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct Handle {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<Queued>,
+    /// KiB that the queue still takes.
+    queue: Arc<Semaphore>,
     news: Arc<AllNews>,
     poison: Arc<OnceLock<String>>,
-    turn_began: Arc<AtomicU64>,
+    pulse: Arc<Pulse>,
     room: Arc<Notify>,
+}
+
+/// A request in the queue, with its place in it, which it keeps until it is answered.
+struct Queued {
+    request: Request,
+    place: OwnedSemaphorePermit,
 }
 
 /// The version that the store has come to. Who waits for a later one is woken in turn: a watch channel of tokio leaves the
@@ -89,10 +112,10 @@ enum Request {
     Tend(Answer<bool>),
     Lease(LeaseWant, Answer<Vec<Leased>>),
     Lanes(u64, Answer<LaneNews>),
-    Find(EventId, Answer<Option<Found>>),
+    Find(EventId, Part, Answer<Option<Found>>),
     Census(Answer<Census>),
     Buried(BuriedWant, Answer<BuriedPage>),
-    Change(Change, Answer<Vec<Changed>>),
+    Change(Change, Answer<ChangedPiece>),
     Operate(Operation),
 }
 
@@ -105,6 +128,9 @@ enum Operation {
     List(ListWant, Answer<Page>),
 }
 
+/// The answers of one piece of a change, and what is left of it.
+type ChangedPiece = (Vec<Changed>, Option<Change>);
+
 type Settlements = Vec<(Lease, Settlement)>;
 
 type Answer<T> = oneshot::Sender<Result<T, Error>>;
@@ -112,13 +138,16 @@ type Answer<T> = oneshot::Sender<Result<T, Error>>;
 /// The owner of the engine. Runs on a thread of its own by [`Writer::run`]; the simulation drives it turn by turn.
 pub struct Writer<K> {
     engine: Engine<K>,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<Queued>,
+    /// Taken from the queue, but too much for the turn before.
+    ahead: Option<Queued>,
     news: Arc<AllNews>,
     poison: Arc<OnceLock<String>>,
-    /// When the present turn began, in Unix milliseconds; 0 between turns.
-    turn_began: Arc<AtomicU64>,
+    pulse: Arc<Pulse>,
     /// Told when an event was refused for want of room.
     room: Arc<Notify>,
+    /// Unreadable events that the metric has.
+    unreadable: i64,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -129,21 +158,22 @@ impl<K: Kv> Writer<K> {
         let news = Arc::new(AllNews::default());
         news.tell(engine.version(), engine.buried_version());
         let poison = Arc::new(OnceLock::new());
-        let turn_began = Arc::new(AtomicU64::new(0));
+        let pulse = Arc::new(Pulse::default());
         let room = Arc::new(Notify::new());
         let handle = Handle {
             requests: sender,
+            queue: Arc::new(Semaphore::new(QUEUE_KIB_MAX as usize)),
             news: news.clone(),
             poison: poison.clone(),
-            turn_began: turn_began.clone(),
+            pulse: pulse.clone(),
             room: room.clone(),
         };
-        (Self { engine, requests, news, poison, turn_began, room, clock, metrics }, handle)
+        (Self { engine, requests, ahead: None, news, poison, pulse, room, unreadable: 0, clock, metrics }, handle)
     }
 
     /// Works until the last handle is gone; blocks.
     pub fn run(mut self) {
-        while let Some(first) = self.requests.blocking_recv() {
+        while let Some(first) = self.ahead.take().or_else(|| self.requests.blocking_recv()) {
             self.turn(first);
         }
     }
@@ -151,21 +181,30 @@ impl<K: Kv> Writer<K> {
     /// As [`Writer::run`], for a runtime with a virtual clock: a turn begins `latency` after its first request, as if the
     /// sync before it still ran, and so gathers what comes meanwhile.
     pub async fn run_async(mut self, mut latency: impl FnMut() -> Duration) {
-        while let Some(first) = self.requests.recv().await {
+        loop {
+            let first = match self.ahead.take() {
+                Some(first) => first,
+                None => match self.requests.recv().await {
+                    Some(first) => first,
+                    None => return,
+                },
+            };
             self.clock.sleep(latency()).await;
             self.turn(first);
         }
     }
 
     /// One turn. After a failure the requests are dropped unanswered: their callers then find the poison.
-    fn turn(&mut self, first: Request) {
+    fn turn(&mut self, first: Queued) {
         let mut turn = self.gather(first);
         if self.poison.get().is_some() {
             return;
         }
-        self.turn_began.store(self.clock.now().0, Ordering::Relaxed);
+        self.pulse.begin();
         let outcome = catch_unwind(AssertUnwindSafe(|| self.carry_out(&mut turn)));
-        self.turn_began.store(0, Ordering::Relaxed);
+        self.pulse.rest();
+        let newly_unreadable = self.newly_unreadable();
+        self.metrics.outbox_unreadable_events.add(newly_unreadable);
         let why = match outcome {
             Ok(Ok(())) => return,
             Ok(Err(failed)) => failed.to_string(),
@@ -178,29 +217,24 @@ impl<K: Kv> Writer<K> {
     }
 
     /// The first request and all that wait behind it, up to a turn's limits.
-    fn gather(&mut self, first: Request) -> Turn {
+    fn gather(&mut self, first: Queued) -> Turn {
         let mut turn = Turn::default();
         let mut next = Some(first);
-        while let Some(request) = next {
-            turn.bytes += request.payload_bytes();
-            match request {
-                Request::Append(events, answer) => turn.appends.push((events, answer)),
-                Request::Settle(done, answer) => turn.settles.push((done, answer)),
-                Request::Sweep(answer) => turn.sweeps.push(answer),
-                Request::Tend(answer) => turn.tends.push(answer),
-                Request::Operate(operation) => turn.operations.push(operation),
-                Request::Change(change, answer) => turn.changes.push((Some(change), answer)),
-                read @ (Request::Lease(..)
-                | Request::Lanes(..)
-                | Request::Find(..)
-                | Request::Census(_)
-                | Request::Buried(..)) => turn.reads.push(read),
+        while let Some(queued) = next {
+            if !turn.has_room_for(&queued.request) {
+                self.ahead = Some(queued);
+                break;
             }
-            turn.requests += 1;
-            let full = turn.requests >= TURN_REQUESTS_MAX || turn.bytes >= TURN_BYTES_MAX;
-            next = if full { None } else { self.requests.try_recv().ok() };
+            turn.add(queued);
+            next = self.requests.try_recv().ok();
         }
         turn
+    }
+
+    /// How many more stored events than when this was asked last are known to be unreadable.
+    fn newly_unreadable(&mut self) -> i64 {
+        let known = i64::try_from(self.engine.unreadable()).unwrap_or(i64::MAX);
+        known - std::mem::replace(&mut self.unreadable, known)
     }
 
     fn carry_out(&mut self, turn: &mut Turn) -> Result<(), Failed> {
@@ -208,6 +242,7 @@ impl<K: Kv> Writer<K> {
         let before = self.engine.version();
         let mut appended = Vec::with_capacity(turn.appends.len());
         let mut events = 0;
+        self.engine.catch_up()?;
         if !turn.appends.is_empty() {
             let disk = self.engine.disk();
             for (batch, _) in &mut turn.appends {
@@ -229,6 +264,7 @@ impl<K: Kv> Writer<K> {
         for change in turn.changes.iter_mut().filter_map(|(change, _)| change.take()) {
             // A change reads what it moves, so all before it must be committed.
             self.engine.commit()?;
+            self.pulse.beat();
             changed.push(self.engine.change(change, self.engine.disk())?);
         }
         for request in &turn.reads {
@@ -240,6 +276,7 @@ impl<K: Kv> Writer<K> {
             self.metrics.outbox_flush_seconds.observe(started.elapsed().as_secs_f64());
             self.metrics.outbox_batch_events.observe(events as f64);
         }
+        self.pulse.beat();
         self.tell(before);
 
         // A caller that gave up has dropped its receiver; what it asked for is done all the same.
@@ -287,6 +324,7 @@ impl<K: Kv> Writer<K> {
             }
             Operation::List(want, answer) => drop(answer.send(Ok(self.engine.list(&want)?))),
         }
+        self.pulse.beat();
         self.tell(before);
         Ok(())
     }
@@ -294,17 +332,17 @@ impl<K: Kv> Writer<K> {
     fn read(&mut self, request: Request) -> Result<(), Failed> {
         match request {
             Request::Lease(want, answer) => {
-                let before = self.engine.unreadable();
                 let leased = self.engine.lease(&want)?;
-                let unreadable = self.engine.unreadable() - before;
-                self.metrics.outbox_unreadable_events.add(i64::try_from(unreadable).unwrap_or(i64::MAX));
                 if let Err(Ok(leased)) = answer.send(Ok(leased)) {
                     // Nobody is there to settle them.
                     self.engine.settle(leased.into_iter().map(|l| (l.lease, Settlement::Release)).collect())?;
                 }
             }
             Request::Lanes(since, answer) => drop(answer.send(Ok(self.engine.lanes(since)?))),
-            Request::Find(id, answer) => drop(answer.send(Ok(self.engine.find(id)?))),
+            Request::Find(id, part, answer) => {
+                let found = self.engine.find_part(id, part)?.transpose();
+                drop(answer.send(found.map_err(|failed| Error::Unreadable { id, why: failed.to_string() })));
+            }
             Request::Census(answer) => drop(answer.send(Ok(self.engine.census()?))),
             Request::Buried(want, answer) => drop(answer.send(Ok(self.engine.buried(&want)?))),
             Request::Append(..)
@@ -314,6 +352,7 @@ impl<K: Kv> Writer<K> {
             | Request::Change(..)
             | Request::Operate(_) => {}
         }
+        self.pulse.beat();
         Ok(())
     }
 }
@@ -326,38 +365,88 @@ struct Turn {
     sweeps: Vec<Answer<bool>>,
     tends: Vec<Answer<bool>>,
     /// Each is taken out when it is carried out.
-    changes: Vec<(Option<Change>, Answer<Vec<Changed>>)>,
+    changes: Vec<(Option<Change>, Answer<ChangedPiece>)>,
     operations: Vec<Operation>,
     reads: Vec<Request>,
     requests: usize,
+    /// What they cost in memory.
     bytes: usize,
+    /// Commits that they make beside the turn's own.
+    commits: usize,
+    /// Given back once all of them are answered.
+    places: Vec<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    fn has_room_for(&self, request: &Request) -> bool {
+        self.requests == 0
+            || (self.requests < TURN_REQUESTS_MAX
+                && self.bytes + request.cost() <= TURN_BYTES_MAX
+                && self.commits + request.commits() <= TURN_COMMITS_MAX)
+    }
+
+    fn add(&mut self, Queued { request, place }: Queued) {
+        self.requests += 1;
+        self.bytes += request.cost();
+        self.commits += request.commits();
+        self.places.push(place);
+        match request {
+            Request::Append(events, answer) => self.appends.push((events, answer)),
+            Request::Settle(done, answer) => self.settles.push((done, answer)),
+            Request::Sweep(answer) => self.sweeps.push(answer),
+            Request::Tend(answer) => self.tends.push(answer),
+            Request::Operate(operation) => self.operations.push(operation),
+            Request::Change(change, answer) => self.changes.push((Some(change), answer)),
+            read @ (Request::Lease(..)
+            | Request::Lanes(..)
+            | Request::Find(..)
+            | Request::Census(_)
+            | Request::Buried(..)) => self.reads.push(read),
+        }
+    }
 }
 
 impl Request {
-    fn payload_bytes(&self) -> usize {
+    /// What it costs in memory while it waits and is carried out, about.
+    fn cost(&self) -> usize {
         match self {
-            Self::Append(events, _) => events.iter().map(|event| event.payload.len()).sum(),
-            Self::Settle(..)
+            Self::Append(events, _) => events.iter().map(Event::cost).sum(),
+            Self::Settle(done, _) => done.len() * EVENT_BYTES,
+            Self::Change(change, _) => EVENT_BYTES + change.cost(),
+            Self::Find(_, Part::Whole, _) => PAYLOAD_BYTES_MAX,
+            Self::Buried(want, _) if want.payloads => 2 * PAYLOAD_BYTES_MAX,
+            Self::Sweep(_)
+            | Self::Tend(_)
+            | Self::Lease(..)
+            | Self::Lanes(..)
+            | Self::Find(_, Part::Head, _)
+            | Self::Census(_)
+            | Self::Operate(_)
+            | Self::Buried(..) => EVENT_BYTES,
+        }
+    }
+
+    /// The commits that it makes beside the turn's own.
+    fn commits(&self) -> usize {
+        match self {
+            Self::Change(..) | Self::Operate(_) => 1,
+            Self::Append(..)
+            | Self::Settle(..)
             | Self::Sweep(_)
             | Self::Tend(_)
             | Self::Lease(..)
             | Self::Lanes(..)
             | Self::Find(..)
             | Self::Census(_)
-            | Self::Operate(_)
             | Self::Buried(..) => 0,
-            Self::Change(change, _) => change.payload_bytes(),
         }
     }
 }
 
 impl Handle {
-    /// For how long the writer has been in its present turn.
-    pub fn turn_lasts(&self, now: UnixMillis) -> Duration {
-        match self.turn_began.load(Ordering::Relaxed) {
-            0 => Duration::ZERO,
-            began => now.since(UnixMillis(began)),
-        }
+    /// How many pieces of work the writer has done; none if it has nothing to do. See [`Watch`].
+    pub fn pulse(&self) -> Option<u64> {
+        self.pulse.read()
     }
 
     /// Returns once an event was refused for want of room.
@@ -381,7 +470,10 @@ impl Handle {
             return Err(self.why_unanswered());
         }
         let (answer, answered) = oneshot::channel();
-        if self.requests.send(request(answer)).await.is_err() {
+        let request = request(answer);
+        let cost = u32::try_from(request.cost().div_ceil(1_024)).unwrap_or(u32::MAX).clamp(1, QUEUE_KIB_MAX);
+        let Ok(place) = self.queue.clone().acquire_many_owned(cost).await else { return Err(self.why_unanswered()) };
+        if self.requests.send(Queued { request, place }).await.is_err() {
             return Err(self.why_unanswered());
         }
         answered.await.unwrap_or_else(|_| Err(self.why_unanswered()))
@@ -410,7 +502,11 @@ impl Outbox for Handle {
     }
 
     async fn find(&self, id: EventId) -> Result<Option<Found>, Error> {
-        self.ask(|answer| Request::Find(id, answer)).await
+        self.ask(|answer| Request::Find(id, Part::Whole, answer)).await
+    }
+
+    async fn find_head(&self, id: EventId) -> Result<Option<Found>, Error> {
+        self.ask(|answer| Request::Find(id, Part::Head, answer)).await
     }
 
     async fn sweep(&self) -> Result<bool, Error> {
@@ -439,7 +535,13 @@ impl Graveyard for Handle {
     }
 
     async fn change(&self, change: Change) -> Result<Vec<Changed>, Error> {
-        self.ask(|answer| Request::Change(change, answer)).await
+        let (mut changed, mut left) = (Vec::new(), Some(change));
+        while let Some(change) = left {
+            let (piece, rest) = self.ask(|answer| Request::Change(change, answer)).await?;
+            changed.extend(piece);
+            left = rest;
+        }
+        Ok(changed)
     }
 }
 
@@ -484,3 +586,6 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 fn say_poisoned(why: &str) {
     tracing::error!(why, "outbox is poisoned: nothing is accepted or settled any more, restart to recover");
 }
+
+#[cfg(test)]
+mod tests;

@@ -102,13 +102,13 @@ fn one_turn_of_appends_does_not_pass_the_limit() {
     let limit = store::settings().bytes_max / 16 * 15;
     let event = |n| Event { payload: vec![b'x'; MIB as usize].into(), ..store::event(n * 40) };
     for (used, to_come) in [(limit - 3 * MIB, 0), (limit - 8 * MIB, 5 * MIB)] {
-        let disk = Disk { used, to_come, free: u64::MAX };
+        let disk = Disk { used, to_come, ..Disk::default() };
         let appended = engine.append((used..used + 16).map(event).collect(), disk).unwrap();
         let stored = appended.iter().filter(|appended| **appended == Appended::Stored).count();
         engine.commit().unwrap();
         assert_eq!(stored, 2, "two and their heads, in three MiB");
     }
-    let disk = Disk { free: 20 * MIB, ..Disk::default() };
+    let disk = Disk { free: Some(20 * MIB), ..Disk::default() };
     let appended = engine.append((0..16).map(event).collect(), disk).unwrap();
     let stored = appended.iter().filter(|appended| **appended == Appended::Stored).count();
     assert!((1..=5).contains(&stored), "{stored} were accepted with 20 MiB free");

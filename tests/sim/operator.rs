@@ -105,7 +105,7 @@ async fn cancel(world: &Arc<World>, front: &Front, function: &str) {
     world.ledger().cancels(id, keys);
     match ask(world, front, async move { outbox.cancel(id, keys).await }).await {
         Some(Touched::Done) => world.ledger().has_cancelled(id),
-        Some(Touched::NotFound | Touched::InFlight | Touched::Buried) => {}
+        Some(Touched::NotFound | Touched::InFlight | Touched::Buried | Touched::Unreadable) => {}
         None => world.ledger().has_purged(None),
     }
 }

@@ -51,7 +51,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
 
     async fn show_event(&self, id: &str, permit: Permit) -> Result<Answer, Refusal> {
         let id: EventId = id.parse().map_err(|_| Refusal::InvalidContent("not the id of an event".to_owned()))?;
-        match self.outbox.find(id).await {
+        match self.outbox.find_head(id).await {
             Ok(Some(found)) => Ok(json(StatusCode::OK, written(&EventState::from(found)), permit)),
             Ok(None) => Err(Refusal::EventUnknown { id }),
             Err(error) => {

@@ -94,7 +94,13 @@ impl Outbox for Kept {
 
     async fn find(&self, id: EventId) -> Result<Option<Found>, Error> {
         let event = self.events.lock().unwrap().iter().find(|event| event.id == id).cloned();
-        let found = |event| Found { event, history: History::default(), place: Place::Ready, leased: false };
+        let found = |event: Event| Found {
+            payload_bytes: event.payload.len(),
+            event,
+            history: History::default(),
+            place: Place::Ready,
+            leased: false,
+        };
         Ok(event.map(found))
     }
 

@@ -8,7 +8,7 @@ use crate::outbox::kv::{Disk as Room, Kv};
 const FUNCTIONS: [&str; 3] = ["a", "b", "c"];
 
 /// Ample, and nothing to do with a real disk.
-const ROOM: Room = Room { used: 0, free: u64::MAX, to_come: 0 };
+const ROOM: Room = Room { used: 0, free: None, to_come: 0, behind: false };
 
 #[derive(Debug, Clone)]
 enum Call {

@@ -38,6 +38,8 @@ pub(super) struct Held {
     pub expires_at: Option<UnixMillis>,
     /// Where its idempotency key is remembered, if it can come again.
     pub key: Option<[u8; keys::REMEMBERED_BYTES]>,
+    /// It is leased by nobody, but kept out of the way because it cannot be read.
+    pub set_aside: bool,
 }
 
 impl Lane {
@@ -93,6 +95,15 @@ impl Lane {
 
     pub(super) fn is_leased(&self, id: EventId) -> bool {
         self.leased.contains_key(&id)
+    }
+
+    /// Whether it is being attempted or shipped.
+    pub(super) fn is_busy(&self, id: EventId) -> bool {
+        self.leased.get(&id).is_some_and(|held| !held.set_aside)
+    }
+
+    pub(super) fn is_set_aside(&self, id: EventId) -> bool {
+        self.leased.get(&id).is_some_and(|held| held.set_aside)
     }
 
     pub(super) fn added(&mut self, place: Place, count: Count, id: EventId) {

@@ -1,15 +1,15 @@
-//! Taking events for an attempt or a shipment, and finding one by its id.
+//! Taking events for an attempt or a shipment.
 
-use bytes::{Bytes, BytesMut};
+use std::collections::BTreeSet;
 
+use super::Engine;
 use super::lane::Held;
-use super::{Engine, account, unreadable};
+use super::read::{Part, Read};
 use crate::clock::UnixMillis;
-use crate::event::{Event, EventId};
+use crate::event::EventId;
 use crate::outbox::keys::{self, Due};
 use crate::outbox::kv::{Failed, Kv};
-use crate::outbox::record::{Record, chunk_count, decode_body};
-use crate::outbox::{Found, LaneId, Lease, LeaseWant, Leased, Place, Which};
+use crate::outbox::{LaneId, LaneWant, Lease, LeaseWant, Leased, Place, Which};
 
 /// What a scan came upon: where the record is, and its place in a due index.
 struct Candidate {
@@ -19,22 +19,43 @@ struct Candidate {
 }
 
 impl<K: Kv> Engine<K> {
-    /// Takes what is wanted, as far as it is there.
+    /// Takes what is wanted, as far as it is there. Less than a lane's `events_max` means that there is no more of it, or that
+    /// `bytes_max` is used up.
     pub fn lease(&mut self, want: &LeaseWant) -> Result<Vec<Leased>, Failed> {
         let mut taken = Vec::new();
         let mut bytes_left = want.bytes_max;
         for lane in &want.lanes {
-            for candidate in self.candidates(lane.lane, lane.which, lane.events_max)? {
-                if bytes_left == 0 {
-                    return Ok(taken);
-                }
-                if let Some(leased) = self.take(lane.lane, candidate)? {
-                    bytes_left = bytes_left.saturating_sub(leased.event.payload.len().max(1) as u64);
-                    taken.push(leased);
-                }
+            if bytes_left == 0 {
+                break;
             }
+            self.lease_of(lane, &mut bytes_left, &mut taken)?;
         }
         Ok(taken)
+    }
+
+    fn lease_of(&mut self, want: &LaneWant, bytes_left: &mut u64, taken: &mut Vec<Leased>) -> Result<(), Failed> {
+        let mut wanted = want.events_max;
+        while wanted > 0 {
+            let (mut passed_over, before) = (false, taken.len());
+            for candidate in self.candidates(want.lane, want.which, wanted)? {
+                if *bytes_left == 0 {
+                    return Ok(());
+                }
+                match self.take(want.lane, candidate)? {
+                    Some(leased) => {
+                        *bytes_left = bytes_left.saturating_sub(leased.event.payload.len().max(1) as u64);
+                        taken.push(leased);
+                    }
+                    None => passed_over = true,
+                }
+            }
+            wanted -= taken.len() - before;
+            // Events that cannot be read must not take the places of others.
+            if !passed_over {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Adds to the batch what a lease is to note of its lanes; it must be committed before the lease is answered.
@@ -62,9 +83,7 @@ impl<K: Kv> Engine<K> {
                 self.scan_events(Place::Waiting, lane, None, cutoff, max, &mut found)?;
                 self.scan_due(Due::Attempt, lane, UnixMillis(cutoff.0.saturating_sub(1)), max, &mut found)?;
                 self.scan_due(Due::Expiry, lane, self.clock.now(), max, &mut found)?;
-                // One may be found by two of its times.
                 found.sort_by_key(|candidate| candidate.id);
-                found.dedup_by_key(|candidate| candidate.id);
             }
             Which::Buried => self.scan_due(Due::Ship, lane, self.clock.now(), max, &mut found)?,
         }
@@ -82,20 +101,20 @@ impl<K: Kv> Engine<K> {
         let Some(leases) = self.lanes.get(&lane) else { return Ok(()) };
         let (from, to) = keys::due_until(index, lane, until);
         let Some(start) = leases.floors.start(&from, &to) else { return Ok(()) };
-        for pair in leases.floors.noting(self.kv.scan(&start, &to), &to, |(key, _)| key) {
+        // One may be found by two of its times; it must not count twice against `max`.
+        let known: BTreeSet<EventId> = found.iter().map(|candidate| candidate.id).collect();
+        for pair in leases.floors.noting(self.kv.pairs(&start, &to), &to, |(key, _)| key) {
             if found.len() >= max {
                 break;
             }
             let (key, letter) = pair?;
-            let Some(id) = keys::id_of(&key).filter(|id| !leases.is_leased(*id)) else { continue };
-            match index {
-                Due::Ship => found.push(Candidate { place: Place::Buried, id, due: keys::due_of(&key) }),
-                Due::Attempt => {
-                    if let Some(place) = letter.first().and_then(|&letter| keys::place(letter)) {
-                        found.push(Candidate { place, id, due: keys::due_of(&key) });
-                    }
-                }
-                Due::Expiry => found.extend(self.resting(lane, id)?),
+            let free = |id: &EventId| !leases.is_leased(*id) && !known.contains(id);
+            let Some(id) = keys::id_of(&key).filter(free) else { continue };
+            let letter = letter.ok().and_then(|letter| letter.first().copied());
+            match (index, letter.and_then(keys::place)) {
+                (Due::Ship, _) => found.push(Candidate { place: Place::Buried, id, due: keys::due_of(&key) }),
+                (Due::Attempt, Some(place)) => found.push(Candidate { place, id, due: keys::due_of(&key) }),
+                (Due::Attempt | Due::Expiry, _) => found.extend(self.resting(lane, id)?),
             }
         }
         Ok(())
@@ -105,8 +124,8 @@ impl<K: Kv> Engine<K> {
     fn resting(&self, lane: LaneId, id: EventId) -> Result<Option<Candidate>, Failed> {
         for place in [Place::Ready, Place::Waiting, Place::Scheduled] {
             let key = keys::event(place, lane, id);
-            if let Some(found) = self.kv.keys(&key, &keys::after(&key)).next() {
-                return found.map(|_| Some(Candidate { place, id, due: None }));
+            if self.kv.value_bytes(&key)?.is_some() {
+                return Ok(Some(Candidate { place, id, due: None }));
             }
         }
         Ok(None)
@@ -150,71 +169,38 @@ impl<K: Kv> Engine<K> {
 
     fn take_unseen(&mut self, lane_id: LaneId, candidate: Candidate) -> Result<Option<Leased>, Failed> {
         let Candidate { place, id, due } = candidate;
-        let record = match self.kv.get(&keys::event(place, lane_id, id)) {
-            Err(failed) if failed.one_value => Some(Err(failed)),
-            record => record?.map(Ok),
-        };
-        let read = record.map(|record| record.and_then(|record| self.read(lane_id, id, &record)));
-        let Some(lane) = self.lanes.get_mut(&lane_id) else { return Ok(None) };
-        let (record_bytes, record, event) = match read {
-            Some(Ok(read)) => read,
-            Some(Err(failed)) => {
-                tracing::error!(event_id = %id, function = %lane.function(), error = %failed, "event cannot be read and is set aside");
-                lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None, key: None });
-                self.unreadable += 1;
-                return Ok(None);
+        let read = self.read_at(place, lane_id, id, Part::Whole)?;
+        let missing = || Err(Failed::of_value("leasing an event", "it stands in the due index but has no record"));
+        match read.unwrap_or_else(missing) {
+            Ok(read) => {
+                let held = Held {
+                    due: if place == Place::Ready { None } else { due.or(read.held(place).due) },
+                    ..read.held(place)
+                };
+                let Some(lane) = self.lanes.get_mut(&lane_id) else { return Ok(None) };
+                lane.take(id, held);
+                let Read { event, record, .. } = read;
+                Ok(Some(Leased { lease: Lease { lane: lane_id, id, place }, event, history: record.history }))
             }
-            None => {
-                tracing::error!(event_id = %id, function = %lane.function(), "event stands in the due index but has no record");
-                lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None, key: None });
-                self.unreadable += 1;
-                return Ok(None);
-            }
-        };
-        let due = match place {
-            Place::Ready => None,
-            Place::Waiting | Place::Scheduled | Place::Buried => due.or(Some(record.history.due)),
-        };
-        let bytes = account(record_bytes, record.body_bytes);
-        let expires_at = event.expires_at.filter(|_| place != Place::Buried);
-        let key = keys::remembered_of(&event);
-        lane.take(id, Held { place, due, bytes, body_bytes: record.body_bytes, expires_at, key });
-        Ok(Some(Leased { lease: Lease { lane: lane_id, id, place }, event, history: record.history }))
-    }
-
-    /// The event of a record, with its body from the record or from its chunks.
-    pub(super) fn read(&self, lane: LaneId, id: EventId, bytes: &Bytes) -> Result<(usize, Record, Event), Failed> {
-        let damaged = |why: &str| Failed::new("reading an event", why);
-        let record = Record::decode(bytes).map_err(|e| unreadable("reading an event record", &e))?;
-        let body = match chunk_count(record.body_bytes) {
-            0 => record.inline.clone(),
-            count => {
-                let mut body = BytesMut::with_capacity(record.body_bytes as usize);
-                for index in 0..count {
-                    let chunk = self.kv.get(&keys::chunk(id, index))?.ok_or_else(|| damaged("a chunk is missing"))?;
-                    body.extend_from_slice(&chunk);
-                }
-                body.freeze()
-            }
-        };
-        if body.len() != record.body_bytes as usize {
-            return Err(damaged("the chunks have another length than the record says"));
-        }
-        let lane = self.lanes.get(&lane).ok_or_else(|| damaged("its lane is missing"))?;
-        let event = decode_body(id, lane.function(), &body).map_err(|e| unreadable("reading an event", &e))?;
-        Ok((bytes.len(), record, event))
-    }
-
-    /// Where an event is, by its id alone.
-    pub fn find(&self, id: EventId) -> Result<Option<Found>, Failed> {
-        for (&lane_id, lane) in self.lanes.iter().filter(|(_, lane)| lane.function().tag() == id.function_tag()) {
-            for place in Place::ALL {
-                if let Some(bytes) = self.kv.get(&keys::event(place, lane_id, id))? {
-                    let (_, record, event) = self.read(lane_id, id, &bytes)?;
-                    return Ok(Some(Found { event, history: record.history, place, leased: lane.is_leased(id) }));
-                }
+            Err(failed) => {
+                self.set_aside(lane_id, place, id, due, &failed);
+                Ok(None)
             }
         }
-        Ok(None)
+    }
+
+    /// Keeps an event that cannot be read out of the way until a restart; it stays where it is.
+    pub(super) fn set_aside(
+        &mut self,
+        lane_id: LaneId,
+        place: Place,
+        id: EventId,
+        due: Option<UnixMillis>,
+        why: &Failed,
+    ) {
+        self.note_unreadable(id, why);
+        if let Some(lane) = self.lanes.get_mut(&lane_id) {
+            lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None, key: None, set_aside: true });
+        }
     }
 }

@@ -48,7 +48,9 @@ impl<K: Kv> Engine<K> {
     /// What the store, or this batch, remembers of a key.
     pub(super) fn known(&self, function: &FunctionName, key: &[u8], now: UnixMillis) -> Result<Known, Failed> {
         let Some(known) = self.key_record(key)? else {
-            let forgotten = self.batch.pending(key).is_some();
+            // Also over is one that is there and cannot be read.
+            let forgotten = self.batch.pending(key).is_some()
+                || (!self.key_filter.lacks(key) && self.kv.value_bytes(key)?.is_some());
             return Ok(if forgotten { Known::Over } else { Known::Nowhere });
         };
         let lane = self.by_name.get(function).copied();
@@ -56,7 +58,8 @@ impl<K: Kv> Engine<K> {
         Ok(if within { Known::Within(known) } else { Known::Over })
     }
 
-    /// The record of a key in this batch or in the store.
+    /// The record of a key in this batch or in the store. One that cannot be read counts for nothing: the next event of its
+    /// key is accepted, and remembered anew.
     fn key_record(&self, key: &[u8]) -> Result<Option<KeyRecord>, Failed> {
         let stored;
         let bytes = match self.batch.pending(key) {
@@ -64,12 +67,18 @@ impl<K: Kv> Engine<K> {
             Some(Some(pending)) => pending,
             None if self.key_filter.lacks(key) => return Ok(None),
             None => {
-                stored = self.kv.get(key)?;
-                let Some(stored) = &stored else { return Ok(None) };
-                stored
+                match Failed::apart(self.kv.get(key))? {
+                    Ok(Some(found)) => stored = found,
+                    Ok(None) => return Ok(None),
+                    Err(failed) => return Ok(lost(&failed)),
+                }
+                &stored
             }
         };
-        KeyRecord::decode(bytes).map(Some).map_err(|e| unreadable("reading a remembered key", &e))
+        match KeyRecord::decode(bytes) {
+            Ok(known) => Ok(Some(known)),
+            Err(why) => Ok(lost(&unreadable("reading a remembered key", &why))),
+        }
     }
 
     /// Whether an event is stored in one of these lanes, or will be by this batch.
@@ -159,6 +168,11 @@ impl<K: Kv> Engine<K> {
     }
 }
 
+fn lost(why: &Failed) -> Option<KeyRecord> {
+    tracing::error!(error = %why, "the record of a remembered key cannot be read: the key is forgotten");
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use crate::clock::{Clock, UnixMillis};
@@ -168,7 +182,7 @@ mod tests {
     use crate::outbox::memory::MemoryDisk;
     use crate::outbox::{Appended, Settings, keys};
 
-    const ROOM: Disk = Disk { used: 0, free: u64::MAX, to_come: 0 };
+    const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
 
     fn event(clock: &Clock, tenant: &str) -> Event {
         let name = FunctionName::new("orders");

@@ -58,7 +58,15 @@ impl<K: Kv> Engine<K> {
         self.touch(lane_id);
     }
 
-    /// Moves an event to `place` with a new history; its chunks stay where they are.
+    /// A record that must be there; the inner error is this one event's.
+    fn record(&self, key: &[u8]) -> Result<Result<Record, Failed>, Failed> {
+        let missing = || Failed::of_value("settling an event", "its record is missing");
+        let bytes = self.kv.get(key).and_then(|bytes| bytes.ok_or_else(missing));
+        Failed::apart(bytes.and_then(|b| Record::decode(&b).map_err(|e| unreadable("settling an event", &e))))
+    }
+
+    /// Moves an event to `place` with a new history; its chunks stay where they are. One whose record cannot be read stays
+    /// where it is, out of the way.
     pub(super) fn rewrite(
         &mut self,
         lane_id: LaneId,
@@ -68,9 +76,14 @@ impl<K: Kv> Engine<K> {
         history: History,
     ) -> Result<(), Failed> {
         let key = keys::event(held.place, lane_id, id);
-        let missing = || Failed::new("settling an event", "its record is missing");
-        let bytes = self.kv.get(&key)?.ok_or_else(missing)?;
-        let mut record = Record::decode(&bytes).map_err(|e| unreadable("settling an event", &e))?;
+        let mut record = match self.record(&key)? {
+            Ok(record) => record,
+            Err(failed) => {
+                self.set_aside(lane_id, held.place, id, held.due, &failed);
+                self.touch_view(lane_id);
+                return Ok(());
+            }
+        };
         record.history = history;
         let encoded = record.encode();
 

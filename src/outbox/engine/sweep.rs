@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Engine, unreadable};
+use super::Engine;
 use crate::outbox::kv::{Failed, Kv};
 use crate::outbox::record::KeyRecord;
 use crate::outbox::{LaneId, keys};
@@ -41,18 +41,23 @@ impl<K: Kv> Engine<K> {
             added.for_each(|(key, _)| self.key_filter.kept(key));
             start
         });
-        for pair in self.kv.scan(&from, &end) {
+        for pair in self.kv.pairs(&from, &end) {
             let (key, value) = pair?;
-            let known = KeyRecord::decode(&value).map_err(|e| unreadable("sweeping remembered keys", &e))?;
+            let known = value.ok().and_then(|value| KeyRecord::decode(&value).ok());
+            // One that cannot be read means nothing any more.
+            let over = known.is_none_or(|known| known.expires_at <= now);
             seen += 1;
             // One that was used again in this turn has a new record, which only the batch knows.
-            let over = known.expires_at <= now && self.batch.pending(&key).is_none();
+            let over = over && self.batch.pending(&key).is_none();
             let lanes = over.then(|| lanes.get_or_insert_with(|| self.lanes_by_tag()));
-            let of_tag = lanes.and_then(|lanes| lanes.get(&known.first.function_tag()));
-            match (over, of_tag) {
-                (true, Some(of_tag)) if self.stores(of_tag, known.first)? => outlived.push((key.to_vec(), known)),
-                (true, _) => expired.push(key.to_vec()),
-                (false, _) => self.key_filter.kept(&key),
+            let of_tag = |known: &KeyRecord| lanes.and_then(|lanes| lanes.get(&known.first.function_tag()));
+            let of_tag = known.as_ref().and_then(of_tag);
+            match (over, known, of_tag) {
+                (true, Some(known), Some(of_tag)) if self.stores(of_tag, known.first)? => {
+                    outlived.push((key.to_vec(), known));
+                }
+                (true, ..) => expired.push(key.to_vec()),
+                (false, ..) => self.key_filter.kept(&key),
             }
             last = Some(key);
             if seen == PIECE_KEYS || expired.len() + outlived.len() >= PIECE_SEARCHES {
@@ -127,7 +132,7 @@ mod tests {
     use crate::outbox::{LaneWant, LeaseWant, Settings, Settlement, Spent, Which};
 
     const START: UnixMillis = UnixMillis(1_790_000_000_000);
-    const ROOM: Disk = Disk { used: 0, free: u64::MAX, to_come: 0 };
+    const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
     const WINDOW: Duration = Duration::from_secs(30);
 
     fn engine(clock: &Clock) -> Engine<impl Kv + use<>> {

@@ -108,10 +108,15 @@ pub fn find_frame(bytes: &[u8], from: usize) -> Option<usize> {
     }
 }
 
+/// Memory that is kept for the next frame whatever happens.
+const KEPT_BYTES: usize = 256 << 10;
+
 /// A frame in the making; its memory is used again.
 #[derive(Debug, Default)]
 pub struct FrameWriter {
     bytes: Vec<u8>,
+    /// The largest frame since the last [`FrameWriter::shrink`].
+    peak: usize,
 }
 
 impl FrameWriter {
@@ -134,6 +139,20 @@ impl FrameWriter {
         (at as u32, (self.bytes.len() - at) as u32)
     }
 
+    /// The bytes so far, head included.
+    pub fn frame_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Gives back memory that a large frame took and no frame since the last call needed.
+    pub fn shrink(&mut self) {
+        let needed = std::mem::take(&mut self.peak).max(KEPT_BYTES);
+        if self.bytes.capacity() > 2 * needed {
+            self.bytes.clear();
+            self.bytes.shrink_to(needed);
+        }
+    }
+
     /// The whole frame.
     pub fn finish(&mut self, commit: u64) -> &[u8] {
         let (head, body) = self.bytes.split_at_mut(FRAME_HEAD_BYTES);
@@ -142,8 +161,14 @@ impl FrameWriter {
         head[4..8].copy_from_slice(&body_bytes.to_le_bytes());
         head[8..16].copy_from_slice(&commit.to_le_bytes());
         head[16..].copy_from_slice(&frame_crc(body_bytes, commit, body).to_le_bytes());
+        self.peak = self.peak.max(self.bytes.len());
         &self.bytes
     }
+}
+
+/// The bytes of an op.
+pub fn op_bytes(key_bytes: usize, value_bytes: usize) -> usize {
+    OP_HEAD_BYTES + key_bytes + value_bytes
 }
 
 /// One write, as it stands in a journal.
@@ -264,5 +289,19 @@ mod tests {
         let crc = crc32fast::hash(&bytes[..24]);
         bytes[24..].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(SegmentHead::decode(&bytes), Err(BadHead::Newer(2)));
+    }
+
+    #[test]
+    fn the_memory_of_a_large_frame_is_given_back_once_frames_are_small_again() {
+        let mut frame = FrameWriter::default();
+        let mut write = |bytes: usize| {
+            frame.begin();
+            frame.op(b"k", Some(&vec![0; bytes]));
+            frame.finish(1);
+            frame.shrink();
+            frame.bytes.capacity()
+        };
+        assert!(write(8 << 20) >= 8 << 20, "the last frames were large");
+        assert!(write(100) <= KEPT_BYTES);
     }
 }

@@ -6,8 +6,9 @@
 //! index then has, so that they are right after such a crash too.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::entry::{CHECKPOINT, Checkpoint, Entry};
 use super::overlay::{Key, Overlay, Value};
@@ -142,10 +143,23 @@ impl<B: Index> Checkpointer<B> {
         }
     }
 
-    /// Waits for the job at hand.
-    pub fn wait(&mut self) -> Result<Checkpoint, Failed> {
+    /// Whether the index is written by a thread of its own.
+    pub fn runs_beside(&self) -> bool {
+        matches!(self, Self::Beside(_))
+    }
+
+    /// Waits a while for the job at hand.
+    pub fn wait_for(&mut self, time: Duration) -> Result<Option<Checkpoint>, Failed> {
         match self {
-            Self::Beside(thread) => thread.wait(),
+            Self::Beside(thread) => thread.wait_for(time),
+            Self::InTurn(..) => self.poll(),
+        }
+    }
+
+    /// Writes the rest of the job at hand.
+    pub fn finish(&mut self) -> Result<Checkpoint, Failed> {
+        match self {
+            Self::Beside(thread) => thread.done.recv().map_err(|_| gone())?,
             Self::InTurn(index, current) => current.take().ok_or_else(gone)?.finish(&**index),
         }
     }
@@ -198,8 +212,12 @@ impl Thread {
         }
     }
 
-    fn wait(&self) -> Result<Checkpoint, Failed> {
-        self.done.recv().map_err(|_| gone())?
+    fn wait_for(&self, time: Duration) -> Result<Option<Checkpoint>, Failed> {
+        match self.done.recv_timeout(time) {
+            Ok(written) => written.map(Some),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(gone()),
+        }
     }
 }
 
@@ -215,5 +233,5 @@ impl Drop for Thread {
 }
 
 fn gone() -> Failed {
-    Failed::new("writing a checkpoint", "nobody does it")
+    Failed::new("writing a checkpoint", "the checkpoint thread has stopped")
 }

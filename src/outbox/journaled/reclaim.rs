@@ -10,8 +10,10 @@ use crate::outbox::journal::files::Files;
 use crate::outbox::journal::{self, Location};
 use crate::outbox::kv::{Batch, Failed, Index};
 
-/// Bytes of the oldest segment that are looked at with a commit, beside four times its own.
+/// Bytes of the oldest segment that are looked at with a commit, beside four times its own; and at most so many, as what is
+/// carried over makes the frame larger.
 const PIECE_BYTES: u64 = 128 << 10;
+const PIECE_BYTES_MAX: u64 = 16 << 20;
 
 /// How far the oldest segment has been looked through.
 #[derive(Debug, Default)]
@@ -46,7 +48,8 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         if self.reclaim.segment != segment {
             self.reclaim = Progress { segment, at: journal::START, stuck: false };
         }
-        let mut left = PIECE_BYTES + 4 * batch.writes().map(|(key, value)| cost(key, value)).sum::<u64>();
+        let own: u64 = batch.writes().map(|(key, value)| cost(key, value)).sum();
+        let mut left = (PIECE_BYTES + 4 * own).min(PIECE_BYTES_MAX);
         loop {
             let next = self.journal.read(segment, self.reclaim.at);
             let frame = match next.map_err(|error| Failed::new("reading the journal", error))? {

@@ -79,8 +79,8 @@ impl Watch for Heard {
         self.0.1.store(true, Ordering::Relaxed);
     }
 
-    fn free(&self) -> u64 {
-        u64::MAX
+    fn free(&self) -> Option<u64> {
+        None
     }
 }
 
@@ -418,7 +418,7 @@ fn what_is_written_after_the_newest_segment_was_lost_is_read_by_the_next_start()
     let mut store = bench.open();
     put(&mut store, "a", "1");
     store.freeze().unwrap();
-    let indexed = store.checkpointer.wait().unwrap();
+    let indexed = store.checkpointer.finish().unwrap();
     store.checkpoint_done(indexed).unwrap();
     drop(store);
     let segments = bench.segments();
@@ -518,4 +518,57 @@ fn without_descriptors_the_journal_goes_on_in_the_segment_that_there_is() {
     assert!(bench.segments().len() > segments);
     drop(store);
     assert_eq!(pairs(&bench.open()).len(), 22);
+}
+
+/// An index whose commits wait until they are let go.
+#[derive(Clone, Default)]
+struct Slow(MapIndex, Arc<Mutex<()>>);
+
+impl Index for Slow {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed> {
+        self.0.get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>> {
+        self.0.scan(from, to)
+    }
+
+    fn commit(&self, batch: &Batch) -> Result<(), Failed> {
+        drop(self.1.lock().unwrap());
+        self.0.commit(batch)
+    }
+
+    fn bytes(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn an_index_that_stands_still_holds_up_no_commit_and_is_told_as_being_behind() {
+    let bench = Bench::new();
+    let index = Slow(bench.index.clone(), Arc::default());
+    let held = index.1.clone();
+    let journal = Journal::open(bench.files(), false).unwrap();
+    let recovered = Journaled::recover(journal, index, bench.heard.clone(), bench.settings, None, false);
+    let mut store = recovered.unwrap_or_else(|why| panic!("{why}")).store;
+    let commit = |store: &mut Journaled<Slow, Heard>, n: u32| {
+        let mut batch = Batch::default();
+        batch.put(format!("k{n}").into_bytes(), "x".repeat(100));
+        store.commit(&batch).unwrap();
+    };
+    let standing_still = held.lock().unwrap();
+    // Far more than may be held before it is behind: this would never end if a commit waited for a checkpoint.
+    for n in 0..60 {
+        commit(&mut store, n);
+    }
+    assert!(store.disk().behind);
+    assert_eq!(store.keys(b"k", b"l").count(), 60, "all of it is there");
+    drop(standing_still);
+    while store.disk().behind {
+        store.catch_up().unwrap();
+        std::thread::yield_now();
+    }
+    commit(&mut store, 60);
+    drop(store);
+    assert_eq!(bench.open().keys(b"k", b"l").count(), 61);
 }

@@ -54,8 +54,8 @@ impl Watch for Nobody {
 
     fn damaged(&self) {}
 
-    fn free(&self) -> u64 {
-        u64::MAX
+    fn free(&self) -> Option<u64> {
+        None
     }
 }
 

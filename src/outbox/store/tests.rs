@@ -151,3 +151,11 @@ fn a_journal_without_its_end_is_salvaged_once_and_the_witness_goes_on() {
 fn keys_of(n: u8) -> &'static [u8] {
     [&b"pa"[..], b"pb", b"pc"][usize::from(n)]
 }
+
+#[test]
+fn a_file_system_that_reports_no_blocks_is_not_taken_for_a_full_one() {
+    assert_eq!(free_of(0, 0, 0), None);
+    assert_eq!(free_of(0, 0, 4_096), None);
+    assert_eq!(free_of(1_000, 0, 4_096), Some(0), "that one is full");
+    assert_eq!(free_of(1_000, 10, 4_096), Some(40_960));
+}

@@ -57,7 +57,7 @@ impl Watch for FakeWitness {
         }
     }
 
-    fn free(&self) -> u64 {
-        if self.plug.as_ref().is_some_and(|plug| plug.world.disk_is_full()) { 1_000 } else { ROOM }
+    fn free(&self) -> Option<u64> {
+        Some(if self.plug.as_ref().is_some_and(|plug| plug.world.disk_is_full()) { 1_000 } else { ROOM })
     }
 }
