@@ -59,7 +59,7 @@ assert pod["terminationGracePeriodSeconds"] > 20 + 25
 
 # what other pods reach is health and, of a StatefulSet, ingest: the operator's API stays on loopback
 settings = tomllib.loads(one("ConfigMap")["data"]["sendoff.toml"])["listen"]
-assert "admin" not in settings and "allow_unauthenticated_remote" not in settings or name == "statefulset"
+assert "admin" not in settings and ("allow_unauthenticated_remote" in settings) == (name == "statefulset")
 numbers = {port["containerPort"] for port in sendoff["ports"]}
 listening = {int(settings[key].rsplit(":", 1)[1]) for key in ("ingest", "health") if key in settings}
 assert numbers == listening and 9478 not in numbers and settings["health"].startswith("[::]:"), (numbers, settings)
@@ -76,7 +76,7 @@ else:
     assert workload["spec"]["serviceName"] in services
     # clusters of IPv4, of IPv6 and of both: listeners, services and Pod Identity's two addresses
     toml = one("ConfigMap")["data"]["sendoff.toml"]
-    assert 'ingest = "[::]:9477"' in toml and 'admin = "[::]:9478"' in toml and "0.0.0.0" not in toml
+    assert 'ingest = "[::]:9477"' in toml and 'health = "[::]:9479"' in toml and "0.0.0.0" not in toml
     assert all(service["spec"]["ipFamilyPolicy"] == "PreferDualStack" for service in services.values())
     blocks = [to["ipBlock"]["cidr"] for rule in one("NetworkPolicy")["spec"]["egress"] for to in rule.get("to", [])]
     assert blocks == ["169.254.170.23/32", "fd00:ec2::23/128"]
