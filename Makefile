@@ -48,6 +48,10 @@ churn: ## 2 million events through the store: the file must stay bounded
 scale: ## start on 1 million waiting events, also after a kill: time and memory
 	SCALE=$${SCALE:-1000000} $(CARGO) test --locked --test proofs -- --nocapture a_large_backlog
 
+.PHONY: hostile
+hostile: ## attack a daemon for FOR=3600 seconds while a good client sends: memory, p99, lost events
+	FOR=$${FOR:-3600} $(CARGO) test --locked --test proofs -- --nocapture hostile::
+
 .PHONY: proofs
 proofs: sim kill powerloss faults churn scale ## all of the above, one after the other: about two hours (docs/guarantees.md has the last one's numbers)
 

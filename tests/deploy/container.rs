@@ -61,7 +61,7 @@ fn the_image_is_built_from_scratch_and_runs_as_nobody() {
 
     let Some(buildah) = tool("buildah", "buildah") else { return };
     if !is_root() {
-        return not_run("chroot isolation needs root");
+        return crate::rig::tools::not_allowed("chroot isolation needs root");
     }
     let buildah = |args: &[&str]| {
         let mut command = Command::new(&buildah);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::tools::{boot, is_root, not_run, root, said, succeed, tool};
+use crate::tools::{boot, is_root, root, said, succeed, tool};
 
 /// cargo-deb of .tools, where CI installs it, or on the path.
 fn cargo_deb() -> Option<PathBuf> {
@@ -51,9 +51,11 @@ fn the_package_installs_starts_upgrades_and_goes_without_a_trace() {
 
     let Some(nspawn) = tool("systemd-nspawn", "systemd-container") else { return };
     if !is_root() {
-        return not_run("booting a container needs root");
+        return crate::rig::tools::not_allowed("booting a container needs root");
     }
-    let Some(tree) = Overlay::mount(scratch.path()) else { return not_run("no overlay file system") };
+    let Some(tree) = Overlay::mount(scratch.path()) else {
+        return crate::rig::tools::not_allowed("no overlay file system");
+    };
     let out = scratch.path().join("out");
     std::fs::create_dir(&out).unwrap();
     let mut command = boot(&nspawn, "package", 120);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use crate::tools::{boot, is_root, not_run, root, said, succeed, tool};
+use crate::tools::{boot, is_root, root, said, succeed, tool};
 
 /// The unit as deployed, with the binary of this build in place of the installed one.
 fn unit(binary: &str, more: &str) -> String {
@@ -48,7 +48,7 @@ pub const CHECK: &str = "[Service]\nType=oneshot\nExecStart=/bin/bash /opt/in_co
 fn a_real_systemd_starts_reloads_restarts_and_watches_it() {
     let Some(nspawn) = tool("systemd-nspawn", "systemd-container") else { return };
     if !is_root() {
-        return not_run("booting a container needs root");
+        return crate::rig::tools::not_allowed("booting a container needs root");
     }
     let scratch = tempfile::Builder::new().prefix("sendoff-").tempdir().unwrap();
     let dir = scratch.path();

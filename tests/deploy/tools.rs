@@ -1,7 +1,9 @@
 //! Where the tools are, and what happens if they are not.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
+
+pub use crate::rig::tools::{not_run, tool};
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -17,24 +19,6 @@ pub fn sendoff() -> Command {
 pub fn clean(command: &mut Command) {
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", "/nonexistent");
     crate::rig::python::aws_environment(command);
-}
-
-/// A program on the path; none, said loudly, if it is missing and nobody demands it.
-pub fn tool(name: &str, package: &str) -> Option<PathBuf> {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let places = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    let found = std::env::split_paths(&paths).chain(places).map(|dir| dir.join(name)).find(|path| path.is_file());
-    if found.is_none() {
-        not_run(&format!("{name} is missing (Debian package {package})"));
-    }
-    found
-}
-
-/// Says that the test does not run; fails it where tools are demanded.
-pub fn not_run(why: &str) {
-    let name = std::thread::current().name().unwrap_or("a test").to_owned();
-    assert!(std::env::var_os("SENDOFF_REQUIRE_TOOLS").is_none(), "{name} cannot run: {why}");
-    eprintln!("NOT RUN: {name}: {why}");
 }
 
 /// A program of .venv-deploy.

@@ -70,7 +70,7 @@ impl Tmpfs {
         match mount.output() {
             Ok(output) if output.status.success() => Some(Self { at: at.to_owned() }),
             failed => {
-                eprintln!("NOT RUN: the full disk needs the right to mount a tmpfs: {failed:?}");
+                crate::rig::tools::not_allowed(&format!("the right to mount a tmpfs is missing: {failed:?}"));
                 None
             }
         }

@@ -29,6 +29,8 @@ pub mod sender;
 
 pub mod streaming;
 
+pub mod tools;
+
 /// Long enough for a busy machine; a test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -1,18 +1,15 @@
 //! G1, seen from the kernel: the sync comes between the request and its 202.
 
 use std::path::Path;
-use std::process::Command;
 
 use crate::rig::daemon::{Setup, scratch};
 use crate::rig::eventually;
 use crate::rig::lambda::{Lambda, payload};
+use crate::rig::tools::tool;
 
 #[test]
 fn between_the_request_and_its_202_the_store_is_synced() {
-    if !Command::new("strace").arg("--version").output().is_ok_and(|output| output.status.success()) {
-        eprintln!("NOT RUN: strace is not installed");
-        return;
-    }
+    let Some(_strace) = tool("strace", "strace") else { return };
     let (scratch, state) = scratch();
     let lambda = Lambda::start();
     lambda.throttle_all();

@@ -10,6 +10,7 @@ use sendoff::event::EventId;
 use crate::it::rig::daemon::Setup;
 use crate::it::rig::eventually;
 use crate::it::rig::lambda::{Lambda, throttle};
+use crate::it::rig::tools::{not_allowed, tool};
 use crate::load::{self, Ack};
 use crate::{size, store};
 
@@ -20,11 +21,9 @@ fn what_was_accepted_is_on_a_copy_of_the_raw_disk_made_the_instant_the_202_came(
     let scratch = tempfile::tempdir().unwrap();
     let image = scratch.path().join("disk");
     File::create(&image).unwrap().set_len(IMAGE_BYTES).unwrap();
-    let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image).output();
-    if !made.is_ok_and(|output| output.status.success()) {
-        eprintln!("NOT RUN: the quick power loss needs mkfs.ext4");
-        return;
-    }
+    let Some(mkfs) = tool("mkfs.ext4", "e2fsprogs") else { return };
+    let made = Command::new(mkfs).args(["-q", "-F"]).arg(&image).output();
+    assert!(made.is_ok_and(|output| output.status.success()), "make a file system");
     let Some(mounted) = Mounted::at(&image, scratch.path().join("mounted")) else { return };
     let lambda = Lambda::start();
     lambda.default_script(sendoff::standin::Script::always(throttle()));
@@ -75,7 +74,7 @@ impl Mounted {
         match mounted {
             Ok(output) if output.status.success() => Some(Self { at }),
             failed => {
-                eprintln!("NOT RUN: the quick power loss needs root and a loop device: {failed:?}");
+                not_allowed(&format!("root and a loop device are missing: {failed:?}"));
                 None
             }
         }

@@ -30,6 +30,8 @@ mod space;
 
 mod full;
 
+mod hostile;
+
 /// The size of a run: the variable's number, or what CI does.
 fn size(variable: &str, in_ci: u64) -> u64 {
     std::env::var(variable).map_or(in_ci, |text| text.parse().unwrap_or_else(|_| panic!("{variable} is no number")))

@@ -135,9 +135,7 @@ fn version_2(endpoint_url: &str) -> Option<Command> {
     let program = "/usr/bin/aws";
     let version = Command::new(program).arg("--version").output();
     if !version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).starts_with("aws-cli/2.")) {
-        let why = format!("{program} is not the AWS CLI 2 (Debian: apt-get install awscli)");
-        assert!(std::env::var_os("SENDOFF_REQUIRE_TOOLS").is_none(), "{why}");
-        eprintln!("NOT RUN: {why}");
+        crate::rig::tools::not_run(&format!("{program} is not the AWS CLI 2 (Debian: apt-get install awscli)"));
         return None;
     }
     let mut command = Command::new(program);

@@ -182,10 +182,7 @@ fn a_daemon_that_is_killed_while_it_ships_loses_nothing_and_copies_are_recognise
 
 #[test]
 fn a_daemon_that_is_killed_at_any_sync_of_an_events_life_and_death_loses_nothing() {
-    if !Command::new("strace").arg("--version").output().is_ok_and(|output| output.status.success()) {
-        eprintln!("NOT RUN: strace is not installed");
-        return;
-    }
+    let Some(_strace) = crate::rig::tools::tool("strace", "strace") else { return };
     let Parts { service, lambda, queue, .. } = &Parts::new();
     let (mut deaths, mut accepted_at_all) = (0, 0);
     for n in 1.. {

@@ -1,0 +1,257 @@
+//! The hostile hour: everything that a client can do wrong, at once, while one client behaves well.
+//!
+//! The daemon runs with few file descriptors and small limits. A well-behaved client keeps sending meanwhile: each of its
+//! events must be accepted within a bound, the probe must answer, and resident memory must stay under what
+//! docs/operations.md says. Afterwards every event that was accepted must have been delivered.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::it::rig::daemon::{Daemon, Setup, invoke_path, scratch};
+use crate::it::rig::lambda::Lambda;
+use crate::it::rig::tools::tool;
+use crate::it::rig::{PATIENCE, eventually, http};
+use crate::size;
+
+mod attacks;
+
+mod h2;
+
+/// The daemon's soft and hard limit of file descriptors; the clients want far more.
+const DESCRIPTORS: u64 = 512;
+
+const MIB: u64 = 1 << 20;
+
+/// What docs/operations.md says that a daemon with these settings takes at most: its limits, and 128 KiB for each connection
+/// that its descriptors allow, beside 64 MiB for the process itself.
+const RESIDENT_MAX: u64 = (64 + CACHE + REQUESTS + IN_FLIGHT + 3 * SEGMENT) * MIB + DESCRIPTORS * 128 * 1024;
+const CACHE: u64 = 4;
+const REQUESTS: u64 = 32;
+const IN_FLIGHT: u64 = 16;
+const SEGMENT: u64 = 8;
+
+/// Within which a well-behaved client's event is accepted, all its retries included. Connections that attackers hold idle are
+/// closed after `listen.header_timeout`, so a new one waits for about that long.
+const ACCEPTED_WITHIN: Duration = Duration::from_secs(30);
+
+/// What the attackers count.
+pub struct Attack {
+    pub ingest: SocketAddr,
+    pub admin: SocketAddr,
+    stop: AtomicBool,
+    pub requests: AtomicU64,
+    pub connections: AtomicU64,
+}
+
+impl Attack {
+    pub fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// A connection that gives up soon; none if there is none.
+    pub fn connect(&self, to: SocketAddr) -> Option<TcpStream> {
+        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
+        stream.set_write_timeout(Some(Duration::from_millis(500))).ok()?;
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Some(stream)
+    }
+
+    pub fn asked(&self, requests: u64) {
+        self.requests.fetch_add(requests, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_hostile_crowd_neither_starves_a_good_client_nor_takes_more_memory_than_documented() {
+    let lasts = Duration::from_secs(size("FOR", 45));
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let limit = format!("ulimit -n {DESCRIPTORS}; exec \"$@\"");
+    let daemon = Setup::new(&state)
+        .set("lambda.endpoint_url", &lambda.endpoint_url())
+        .set("outbox.cache", &format!("{CACHE}MiB"))
+        .set("outbox.segment_bytes", &format!("{SEGMENT}MiB"))
+        .set("listen.request_bytes_max", &format!("{REQUESTS}MiB"))
+        .set("lambda.in_flight_bytes_max", &format!("{IN_FLIGHT}MiB"))
+        .set("listen.header_timeout", "3s")
+        .set("listen.body_timeout", "5s")
+        .set("log.level", "warn,sendoff::daemon=info")
+        .under(&["sh", "-c", &limit, "sh"])
+        .start();
+    let attack = Arc::new(Attack {
+        ingest: daemon.ingest,
+        admin: daemon.admin,
+        stop: AtomicBool::new(false),
+        requests: AtomicU64::new(0),
+        connections: AtomicU64::new(0),
+    });
+    let good = Good::start(daemon.ingest);
+    let attackers = attacks::start(&attack);
+    let tools = [slowhttptest(daemon.ingest, lasts), h2load(daemon.ingest, lasts)];
+    let watched = watch(&daemon, lasts);
+    attack.stop.store(true, Ordering::Relaxed);
+    attackers.into_iter().for_each(|attacker| attacker.join().expect("an attacker"));
+    for mut tool in tools.into_iter().flatten() {
+        drop(tool.kill());
+        tool.wait().unwrap();
+    }
+    let ledger = good.stop();
+
+    // It recovers: a new client is served at once, and everything that was accepted is delivered.
+    daemon.accept("good", &[], br#"{"id":"after"}"#);
+    let began = Instant::now();
+    eventually("everything is delivered", || {
+        let taken = lambda.taken();
+        ledger.ids.iter().all(|id| taken.contains_key(id)).then_some(())
+    });
+    let p99 = ledger.quantile(0.99);
+    let longest = ledger.quantile(1.0);
+    eprintln!(
+        "{} s: {} hostile requests on {} connections; good client: {} events accepted, p99 {p99:?}, longest {longest:?}; \
+         lost 0, delivered after {:?}; peak resident {} MiB of {} MiB; longest probe {:?}",
+        lasts.as_secs(),
+        attack.requests.load(Ordering::Relaxed),
+        attack.connections.load(Ordering::Relaxed),
+        ledger.ids.len(),
+        began.elapsed(),
+        watched.resident / MIB,
+        RESIDENT_MAX / MIB,
+        watched.probe,
+    );
+    assert!(ledger.ids.len() as u64 >= lasts.as_secs(), "the good client was hardly served: {}", ledger.ids.len());
+    assert!(longest < ACCEPTED_WITHIN, "an event waited {longest:?}");
+    assert!(watched.resident < RESIDENT_MAX, "{} MiB were resident", watched.resident / MIB);
+    daemon.terminate();
+    assert!(daemon.wait().success(), "it drains");
+}
+
+/// The largest values seen.
+struct Watched {
+    resident: u64,
+    probe: Duration,
+}
+
+/// Looks at the daemon until the time is over: it must answer its probe, and not grow.
+fn watch(daemon: &Daemon, lasts: Duration) -> Watched {
+    let begun = Instant::now();
+    let mut watched = Watched { resident: 0, probe: Duration::ZERO };
+    while begun.elapsed() < lasts {
+        let asked = Instant::now();
+        let live = eventually("the probe answers", || {
+            let probe = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+            http::exchange_if_there(daemon.admin, probe).map(|response| response.status)
+        });
+        assert_eq!(live, 200, "/livez");
+        watched.probe = watched.probe.max(asked.elapsed());
+        watched.resident = resident_peak(daemon.pid());
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    watched
+}
+
+/// The largest resident set that the process ever had, in bytes.
+fn resident_peak(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") * 1024
+}
+
+/// One client that sends an event, waits for its answer, and repeats what was not accepted, as an SDK does.
+struct Good {
+    stop: Arc<AtomicBool>,
+    ledger: Arc<Mutex<Ledger>>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Ledger {
+    ids: BTreeSet<String>,
+    /// How long each took until it was accepted.
+    took: Vec<Duration>,
+}
+
+impl Ledger {
+    fn quantile(&self, part: f64) -> Duration {
+        let mut took = self.took.clone();
+        took.sort();
+        took.get(((took.len() as f64 * part) as usize).min(took.len().saturating_sub(1))).copied().unwrap_or_default()
+    }
+}
+
+impl Good {
+    fn start(to: SocketAddr) -> Self {
+        let (stop, ledger) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Ledger>>::default());
+        let (stopping, entries) = (stop.clone(), ledger.clone());
+        let thread = std::thread::spawn(move || {
+            let mut n = 0_u64;
+            while !stopping.load(Ordering::Relaxed) {
+                n += 1;
+                let (id, begun) = (format!("good-{n}"), Instant::now());
+                while !accepted(to, &id) {
+                    assert!(begun.elapsed() < PATIENCE, "{id} was not accepted within {PATIENCE:?}");
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                let mut ledger = entries.lock().unwrap();
+                ledger.ids.insert(id);
+                ledger.took.push(begun.elapsed());
+                drop(ledger);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        Self { stop, ledger, thread }
+    }
+
+    fn stop(self) -> Ledger {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the good client was served to the end");
+        std::mem::take(&mut self.ledger.lock().unwrap())
+    }
+}
+
+/// Sends one event on a connection of its own; whether it was accepted. The same key each time: a repeat is no second event.
+fn accepted(to: SocketAddr, id: &str) -> bool {
+    let body = format!("{{\"id\":\"{id}\"}}");
+    let mut request = http::head(
+        to,
+        "POST",
+        &invoke_path("good"),
+        &[("X-Amz-Invocation-Type", "Event"), ("Idempotency-Key", id)],
+        body.len(),
+    );
+    request.extend_from_slice(body.as_bytes());
+    let answer = (|| {
+        let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+        stream.write_all(&request).ok()?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).ok()?;
+        Some(answer)
+    })();
+    answer.is_some_and(|answer| answer.starts_with(b"HTTP/1.1 202"))
+}
+
+fn slowhttptest(to: SocketAddr, lasts: Duration) -> Option<std::process::Child> {
+    let program = tool("slowhttptest", "slowhttptest")?;
+    let url = format!("http://{to}{}", invoke_path("attack"));
+    let seconds = lasts.as_secs().to_string();
+    let args = ["-c", "150", "-B", "-i", "1", "-r", "50", "-s", "65536", "-t", "POST", "-x", "24", "-p", "3", "-l"];
+    let mut command = Command::new(program);
+    command.args(args).arg(seconds).args(["-u", &url]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Some(command.spawn().expect("start slowhttptest"))
+}
+
+fn h2load(to: SocketAddr, lasts: Duration) -> Option<std::process::Child> {
+    let program = tool("h2load", "nghttp2-client")?;
+    let mut command = Command::new(program);
+    command.args(["-c", "8", "-m", "64", "-t", "1", "-D"]).arg(lasts.as_secs().to_string());
+    command.arg(format!("http://{to}/v1/openapi.json"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Some(command.spawn().expect("start h2load"))
+}
