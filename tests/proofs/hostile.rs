@@ -29,9 +29,8 @@ const DESCRIPTORS: u64 = 512;
 const MIB: u64 = 1 << 20;
 
 /// What docs/operations.md says that a daemon with these settings takes at most: its limits, and 128 KiB for each connection
-/// of its two doors, beside 64 MiB for the process itself.
-const RESIDENT_MAX: u64 = (64 + CACHE + REQUESTS + IN_FLIGHT + 3 * SEGMENT) * MIB + (CONNECTIONS + 64) * 128 * 1024;
-const CONNECTIONS: u64 = 300;
+/// that its descriptors allow, beside 64 MiB for the process itself.
+const RESIDENT_MAX: u64 = (64 + CACHE + REQUESTS + IN_FLIGHT + 3 * SEGMENT) * MIB + DESCRIPTORS * 128 * 1024;
 const CACHE: u64 = 4;
 const REQUESTS: u64 = 32;
 const IN_FLIGHT: u64 = 16;
@@ -81,9 +80,6 @@ fn a_hostile_crowd_neither_starves_a_good_client_nor_takes_more_memory_than_docu
         .set("outbox.segment_bytes", &format!("{SEGMENT}MiB"))
         .set("listen.request_bytes_max", &format!("{REQUESTS}MiB"))
         .set("lambda.in_flight_bytes_max", &format!("{IN_FLIGHT}MiB"))
-        // As docs/operations.md sizes descriptors: connections, attempts, and 100.
-        .set("listen.connections_max", &CONNECTIONS.to_string())
-        .set("lambda.in_flight_max", "100")
         .set("listen.header_timeout", "3s")
         .set("listen.body_timeout", "5s")
         .set("log.level", "warn,sendoff::daemon=info")
