@@ -227,7 +227,6 @@ fn guard(config: &Config, metrics: &Arc<Metrics>) -> Guard {
 }
 
 /// The metrics, with every series whose labels are known.
-/// The metrics, with every series whose labels are known.
 fn metrics(clock: &Clock) -> Result<Arc<Metrics>, Error> {
     let metrics = Metrics::new()
         .map_err(|error| Error::System { doing: "registering metrics", source: io::Error::other(error.to_string()) })?;

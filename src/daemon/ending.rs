@@ -7,7 +7,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::listeners::UnixSockets;
-use super::listeners::UnixSockets;
 use super::vital::Vital;
 use super::{Ended, Error, WRITE_LOOK_EVERY, WRITE_LOOKS_MAX, close};
 use crate::admin::{Admin, Readiness};
