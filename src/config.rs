@@ -25,7 +25,11 @@ pub mod outside;
 
 pub mod passthrough;
 
+mod near;
+
 mod patterns;
+
+pub mod shapes;
 
 pub mod rules;
 
@@ -216,7 +220,7 @@ mod tests {
   s.toml:25: functions."orders-*".attempt_max: unknown key
       did you mean `functions."orders-*".attempts_max`?
   $SENDOFF_LISTEN__ADMIN: listen.admin = "9478": not an address and a port
-      write it like "127.0.0.1:9477" or "[::1]:9477"
+      write it like "127.0.0.1:9478" or "[::1]:9478": numbers, no name
   $SENDOFF_OUTBOX_CACHE: unknown variable
       did you mean `SENDOFF_OUTBOX__CACHE`?"#;
 

@@ -1,6 +1,8 @@
-//! `sendoff check-config`: the same reading and checking as `serve`, and nothing else; with `--online` also what AWS says.
+//! `sendoff check-config`: the same reading and checking as `serve`, a look at the state directory, and what looks like a mistake;
+//! with `--online` also what AWS says.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use clap::Args;
 
@@ -8,7 +10,9 @@ use super::{ConfigOptions, Exit, Failure, print};
 use crate::aws::probe::{Finding, Probe, Target, Verdict};
 use crate::aws::{self, Own, Shared};
 use crate::clock::Clock;
-use crate::config::{Config, Environment};
+use crate::config::shapes::suspicions;
+use crate::config::{Config, Entry, Environment, Loaded, Origin};
+use crate::outbox::store::place::{Remark, look};
 
 /// Check the configuration, naming all that is wrong with it
 #[derive(Debug, Args)]
@@ -24,14 +28,37 @@ pub struct Options {
     /// Also ask after this function: a name, name:alias or ARN; may be repeated
     #[arg(long, value_name = "NAME", requires = "online")]
     function: Vec<String>,
+    /// Do not look at the state directory: for a check on another machine than the daemon's
+    #[arg(long)]
+    skip_state_dir: bool,
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let config = options.config.load(environment)?.config;
+    let file = options.config.config.clone();
+    let Loaded { config, entries } = options.config.load(environment)?;
     if options.online {
         super::again::without_own_endpoints(&config);
     }
-    let mut said = "the configuration has no problems\n".to_owned();
+    let mut said = read_from(file.as_deref(), &entries);
+    let mut problems = Vec::new();
+    if !options.skip_state_dir {
+        for Remark { is_fatal, what, remedy } in look(&config.state_dir, config.outbox.disk_reserve) {
+            if is_fatal {
+                problems.push(format!("state_dir: {what}\n      {remedy}"));
+            } else {
+                said += &format!("note: {what}; {remedy}\n");
+            }
+        }
+    }
+    if !problems.is_empty() {
+        print(&said)?;
+        let all = problems.join("\n  ");
+        return Err(Failure::saying(Exit::Configuration, format!("the configuration does not work here:\n\n  {all}")));
+    }
+    said += "the configuration has no problems\n";
+    for suspicion in suspicions(&config) {
+        said += &format!("note: {suspicion}\n");
+    }
     for variable in &config.ignored_endpoints {
         said += &format!("note: ${variable} names sendoff's own listener, so sendoff itself does not follow it\n");
     }
@@ -45,6 +72,31 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         1 => Err(Failure::saying(Exit::Failed, "1 thing is missing: see above")),
         missing => Err(Failure::saying(Exit::Failed, format!("{missing} things are missing: see above"))),
     }
+}
+
+/// Where an installation keeps its file; it is read only if it is named.
+const INSTALLED: &str = "/etc/sendoff/sendoff.toml";
+
+/// Which sources had a say.
+fn read_from(file: Option<&Path>, entries: &[Entry]) -> String {
+    let variables: BTreeSet<String> = entries
+        .iter()
+        .filter(|entry| matches!(entry.origin, Origin::Environment(_)))
+        .map(|entry| entry.origin.to_string())
+        .collect();
+    let mut said = match file {
+        Some(file) => format!("read {}\n", file.display()),
+        None if Path::new(INSTALLED).exists() => {
+            format!("read no file: {INSTALLED} is there, but only --config FILE makes it count\n")
+        }
+        None => {
+            "read no file: name one with --config FILE; without it defaults, variables and flags count\n".to_owned()
+        }
+    };
+    if !variables.is_empty() {
+        said += &format!("read {}\n", variables.into_iter().collect::<Vec<_>>().join(", "));
+    }
+    said
 }
 
 /// Asks one thing after another and prints each answer as it comes; how many are missing.

@@ -343,12 +343,25 @@ fn queue_url(r: &mut Reader, key: &str) -> Option<Option<String>> {
         return if aws::sqs::is_queue_arn(&arn) { Some(Some(arn)) } else { r.refuse(key, why, Some(hint)) };
     }
     let url = r.endpoint(key)?;
-    let has_path = |url: &String| url.parse::<http::Uri>().is_ok_and(|uri| uri.path().len() > 1);
-    if url.as_ref().is_some_and(|url| !has_path(url)) {
+    if url.as_deref().is_some_and(|url| !names_a_queue(url)) {
         let hint = "write it like \"https://sqs.eu-central-1.amazonaws.com/123456789012/orders-dlq\"";
         return r.refuse(key, "not the URL of a queue", Some(hint));
     }
     Some(url)
+}
+
+/// Whether the path of a URL ends with a queue's name. SQS's own hosts have the account and the name there, nothing else.
+fn names_a_queue(url: &str) -> bool {
+    let Ok(uri) = url.parse::<http::Uri>() else { return false };
+    let parts: Vec<&str> = uri.path().split('/').skip(1).collect();
+    let is_account = |part: &str| part.len() == 12 && part.bytes().all(|byte| byte.is_ascii_digit());
+    let host = uri.host().unwrap_or_default();
+    match parts.as_slice() {
+        [account, name] if host.contains("amazonaws.com") => is_account(account) && !name.is_empty(),
+        _ if host.contains("amazonaws.com") => false,
+        [.., name] => !name.is_empty() && !is_account(name),
+        [] => false,
+    }
 }
 
 fn log(r: &mut Reader, environment: &Environment) -> Option<Log> {

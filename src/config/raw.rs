@@ -9,6 +9,7 @@ use std::ops::Range;
 use serde::Serialize;
 use toml::de::{DeTable, DeValue};
 
+use super::near::{did_you_mean, near_misses};
 use super::problem::{Origin, Problem};
 use super::{Environment, Flags};
 
@@ -140,16 +141,16 @@ impl Values {
             return Problem { origin, subject: Some(key), why: "is a table, not a key".to_owned(), hint };
         }
         let near = match path {
-            [functions, pattern, name] if functions == "functions" => near_miss(name, self.overridables())
-                .map(|near| dotted(&[functions.clone(), pattern.clone(), near.to_owned()])),
-            _ => near_miss(&key, self.entries.iter().map(|entry| entry.key.as_str())).map(str::to_owned),
+            [functions, pattern, name] if functions == "functions" => near_misses(name, self.overridables())
+                .into_iter()
+                .map(|near| dotted(&[functions.clone(), pattern.clone(), near.to_owned()]))
+                .collect::<Vec<_>>(),
+            _ => {
+                let keys = self.entries.iter().map(|entry| entry.key.as_str());
+                near_misses(&key, keys).into_iter().map(str::to_owned).collect()
+            }
         };
-        Problem {
-            origin,
-            subject: Some(key),
-            why: "unknown key".to_owned(),
-            hint: near.map(|near| format!("did you mean `{near}`?")),
-        }
+        Problem { origin, subject: Some(key), why: "unknown key".to_owned(), hint: did_you_mean(&near) }
     }
 
     /// The names of the keys that a table of `[functions]` may have.
@@ -236,12 +237,13 @@ fn lay_environment(values: &mut Values, environment: &Environment, problems: &mu
             problems.extend(values.lay(&path, Written::Untyped(value.to_owned()), origin).err());
         } else if !is_service_link(name) {
             let meant = name[PREFIX.len()..].to_lowercase().replace("__", ".");
-            let near = near_miss(&meant, variables.iter().map(|(_, key)| key.as_str()));
+            let near = near_misses(&meant, variables.iter().map(|(_, key)| key.as_str()));
+            let near: Vec<String> = near.into_iter().map(variable).collect();
             problems.push(Problem {
                 origin,
                 subject: None,
                 why: "unknown variable".to_owned(),
-                hint: near.map(|key| format!("did you mean `{}`?", variable(key))),
+                hint: did_you_mean(&near),
             });
         }
     }
@@ -341,22 +343,6 @@ fn dotted(path: &[String]) -> String {
     let parts: Vec<String> =
         path.iter().map(|part| if is_bare(part) { part.clone() } else { format!("{part:?}") }).collect();
     parts.join(".")
-}
-
-/// The known key that is most like `wanted`: some letters apart, or the same name in another table.
-fn near_miss<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    /// Below this, the guess is more likely to mislead.
-    const LIKENESS_MIN: f64 = 0.75;
-    let name = |key: &str| key.rsplit_once('.').map_or(key.to_owned(), |(_, name)| name.to_owned());
-    let likeness = |key: &str| {
-        let letters = strsim::normalized_damerau_levenshtein(wanted, key);
-        if name(key) == name(wanted) { letters.max(LIKENESS_MIN) } else { letters }
-    };
-    known
-        .map(|key| (likeness(key), key))
-        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, key)| key)
 }
 
 #[cfg(test)]
@@ -482,7 +468,7 @@ mod tests {
             problems,
             [
                 "$SENDOFF_LISTEN_INGEST: unknown variable\n      did you mean `SENDOFF_LISTEN__INGEST`?",
-                "$SENDOFF_LOG: unknown variable",
+                "$SENDOFF_LOG: unknown variable\n      did you mean `SENDOFF_LOG__FORMAT` or `SENDOFF_LOG__LEVEL`?",
             ]
         );
     }

@@ -78,7 +78,7 @@ impl Reader {
         let number = match self.ask(key)?.value {
             Value::Integer(number) => u32::try_from(number).ok(),
             Value::Text(_) | Value::Boolean(_) | Value::Other(_) => {
-                return self.refuse(key, "not a whole number", None);
+                return self.refuse(key, "not a whole number", Some("write digits without quotes and units, like 100"));
             }
         };
         let why = format!("not in {} to {}", range.start(), range.end());
@@ -88,7 +88,9 @@ impl Reader {
     pub fn boolean(&mut self, key: &str) -> Option<bool> {
         match self.ask(key)?.value {
             Value::Boolean(boolean) => Some(boolean),
-            Value::Text(_) | Value::Integer(_) | Value::Other(_) => self.refuse(key, "neither true nor false", None),
+            Value::Text(_) | Value::Integer(_) | Value::Other(_) => {
+                self.refuse(key, "neither true nor false", Some("write true or false, without quotes"))
+            }
         }
     }
 
@@ -119,7 +121,9 @@ impl Reader {
         };
         match duration {
             None => self.refuse(key, "not a duration", Some("write it like \"500ms\", \"30s\", \"5m\" or \"6h\"")),
-            Some(Duration::ZERO) if zero == Zero::Refused => self.refuse(key, "must not be zero", None),
+            Some(Duration::ZERO) if zero == Zero::Refused => {
+                self.refuse(key, "must not be zero", Some("write it like \"500ms\", \"30s\", \"5m\" or \"6h\""))
+            }
             Some(duration) if duration > DURATION_MAX => self.refuse(key, "more than ten years", None),
             Some(duration) => Some(duration),
         }
@@ -136,8 +140,13 @@ impl Reader {
     /// An address and a port to listen on.
     pub fn address(&mut self, key: &str) -> Option<SocketAddr> {
         let text = self.text(key)?;
-        let hint = "write it like \"127.0.0.1:9477\" or \"[::1]:9477\"";
-        text.parse().ok().or_else(|| self.refuse(key, "not an address and a port", Some(hint)))
+        let port = match key {
+            "listen.admin" => 9478,
+            "listen.health" => 9479,
+            _ => 9477,
+        };
+        let hint = format!("write it like \"127.0.0.1:{port}\" or \"[::1]:{port}\": numbers, no name");
+        text.parse().ok().or_else(|| self.refuse(key, "not an address and a port", Some(&hint)))
     }
 
     /// An address and a port, where the empty text means that there is none.
@@ -151,7 +160,7 @@ impl Reader {
         match url.as_deref().map_or(Ok(()), endpoint::check) {
             Ok(()) => Some(url),
             Err(why) => {
-                let hint = Some("write it like \"http://127.0.0.1:9001\"".to_owned());
+                let hint = Some(format!("write it like \"{}\"", example_of(key)));
                 // Without the value: it may have a password in it.
                 let subject = Some(key.to_owned());
                 self.problem(Problem { origin: self.origin(key), subject, why: why.to_owned(), hint });
@@ -221,6 +230,17 @@ impl Reader {
 
     fn problem(&mut self, problem: Problem) {
         self.problems.push(problem);
+    }
+}
+
+/// What a URL of this key looks like.
+fn example_of(key: &str) -> &'static str {
+    match key.rsplit('.').next() {
+        Some("queue_url") => "https://sqs.eu-central-1.amazonaws.com/123456789012/orders-dlq",
+        _ if key.starts_with("sqs.") => {
+            "https://vpce-1.sqs.eu-central-1.vpce.amazonaws.com\" or \"http://127.0.0.1:9324"
+        }
+        _ => "https://vpce-1.lambda.eu-central-1.vpce.amazonaws.com\" or \"http://127.0.0.1:9001",
     }
 }
 

@@ -83,7 +83,7 @@ fn every_example_for_applications_runs_as_it_stands_on_the_page() {
         if run(name, language, text, &daemon, scratch.path()).is_none() {
             continue;
         }
-        let id = text.split("order-").nth(1).unwrap().split('"').next().unwrap();
+        let id = text.rsplit("order-").next().unwrap().split('"').next().unwrap();
         lambda.wait_for(&[format!("order-{id}")]);
     }
     // Those with a key were one event each, however often they were run.

@@ -56,3 +56,5 @@ mod applications;
 mod hostile;
 
 mod ending;
+
+mod check_config;

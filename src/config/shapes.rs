@@ -1,0 +1,112 @@
+//! What is allowed and yet looks like a mistake: said by `check-config`, and no reason not to start.
+
+use super::Config;
+use crate::dispatch::Mode;
+
+/// The regions of AWS that are known as of 2026-11. A newer one is used as it is written.
+const REGIONS: &[&str] = &[
+    "af-south-1",
+    "ap-east-1",
+    "ap-east-2",
+    "ap-northeast-1",
+    "ap-northeast-2",
+    "ap-northeast-3",
+    "ap-south-1",
+    "ap-south-2",
+    "ap-southeast-1",
+    "ap-southeast-2",
+    "ap-southeast-3",
+    "ap-southeast-4",
+    "ap-southeast-5",
+    "ap-southeast-6",
+    "ap-southeast-7",
+    "ca-central-1",
+    "ca-west-1",
+    "cn-north-1",
+    "cn-northwest-1",
+    "eu-central-1",
+    "eu-central-2",
+    "eu-north-1",
+    "eu-south-1",
+    "eu-south-2",
+    "eu-west-1",
+    "eu-west-2",
+    "eu-west-3",
+    "eusc-de-east-1",
+    "il-central-1",
+    "me-central-1",
+    "me-south-1",
+    "mx-central-1",
+    "sa-east-1",
+    "us-east-1",
+    "us-east-2",
+    "us-gov-east-1",
+    "us-gov-west-1",
+    "us-iso-east-1",
+    "us-iso-west-1",
+    "us-isob-east-1",
+    "us-west-1",
+    "us-west-2",
+];
+
+/// Each suspicion, in a sentence that says what to do.
+pub fn suspicions(config: &Config) -> Vec<String> {
+    let mut found = Vec::new();
+    for (key, region) in [("lambda.region", &config.lambda.region), ("sqs.region", &config.sqs.region)] {
+        if let Some(region) = region.as_deref().filter(|region| !REGIONS.contains(region)) {
+            let near = REGIONS.iter().map(|known| (strsim::damerau_levenshtein(known, region), known)).min();
+            let near = near.filter(|(apart, _)| *apart <= 3);
+            let meant = near.map_or("check it".to_owned(), |(_, known)| format!("did you mean \"{known}\"?"));
+            found.push(format!("{key} = \"{region}\" is no region that this version knows: {meant}"));
+        }
+    }
+    if config.lambda.region.is_none() {
+        found.push(
+            "lambda.region is not set, and neither are AWS_REGION and AWS_DEFAULT_REGION: unless a profile or instance metadata \
+             has one, events are stored and wait. Set lambda.region"
+                .to_owned(),
+        );
+    }
+    let policies =
+        config.dispatch.functions.iter().map(|(pattern, policy)| (format!("functions.\"{pattern}\""), policy));
+    for (table, policy) in [("delivery".to_owned(), &config.dispatch.policy)].into_iter().chain(policies) {
+        if let Mode::Confirm { timeout } = policy.mode
+            && timeout >= policy.age_max
+        {
+            found.push(format!(
+                "{table}: one attempt may take confirm_timeout ({}), and an event is given up at age_max ({}): raise age_max",
+                humantime::format_duration(timeout),
+                humantime::format_duration(policy.age_max)
+            ));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Flags, load};
+
+    fn of(set: &[&str]) -> Vec<String> {
+        let flags = Flags { set: set.iter().map(|&pair| pair.to_owned()).collect(), ..Flags::default() };
+        suspicions(&load(&flags, &Environment::from_pairs(&[("HOME", "/h")])).unwrap().config)
+    }
+
+    #[test]
+    fn a_region_that_is_mistyped_is_named_with_the_one_that_was_meant() {
+        assert_eq!(of(&["lambda.region=eu-central-1"]), Vec::<String>::new());
+        let said = of(&["lambda.region=eu-centrl-1"]);
+        assert_eq!(said.len(), 2, "of Lambda, and so of SQS: {said:?}");
+        assert!(
+            said[0].contains("lambda.region = \"eu-centrl-1\"") && said[0].contains("did you mean \"eu-central-1\"?")
+        );
+        assert!(of(&[])[0].contains("lambda.region is not set"));
+    }
+
+    #[test]
+    fn an_attempt_that_outlasts_its_event_is_suspicious() {
+        let said = of(&["lambda.region=eu-central-1", "functions.a.mode=confirm", "functions.a.age_max=10m"]);
+        assert!(said.len() == 1 && said[0].contains("functions.\"a\": one attempt may take"), "{said:?}");
+    }
+}
