@@ -10,7 +10,7 @@ use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorSettings}
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, USER_AGENT};
-use http::{HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt;
 
 use super::answer::bare_code;
@@ -21,7 +21,7 @@ use super::{Error, Place, Settings, Shared, is_region, words_of};
 use crate::clock::Clock;
 use crate::event::Function;
 use crate::hop;
-use crate::ingest::passthrough::{AnswerBody, Call, Failed, Operation, Passthrough};
+use crate::ingest::passthrough::{AnswerBody, Call, Failed, Operation, Other, Passthrough};
 
 /// What we call ourselves, as every client of AWS does.
 const PRODUCT: &str = concat!("sendoff/", env!("CARGO_PKG_VERSION"));
@@ -67,16 +67,14 @@ impl LambdaPassthrough {
 impl Passthrough for LambdaPassthrough {
     async fn call(&self, call: Call) -> Result<Response<AnswerBody>, Failed> {
         let request = self.shared.request(call).await.map_err(Failed::NotSent)?;
-        let request = aws_smithy_runtime_api::http::Request::try_from(request.map(SdkBody::from))
-            .map_err(|error| Failed::NotSent(words_of(&error)))?;
-        let response = self.shared.connector.call(request).await.map_err(|error| {
-            let words = words_of(&error);
-            if super::lambda::never_connected(&error) { Failed::NotSent(words) } else { Failed::Lost(words) }
-        })?;
-        let code = response.headers().get("x-amzn-errortype").map(bare_code);
-        self.shared.credentials.refused(code);
-        let response = response.try_into_http1x().map_err(|error| Failed::Lost(words_of(&error)))?;
-        Ok(response.map(BodyExt::boxed_unsync))
+        self.shared.send(request).await
+    }
+
+    async fn other(&self, other: Other) -> Result<Response<AnswerBody>, Failed> {
+        let Other { method, target, headers, payload } = other;
+        let region = &self.shared.region;
+        let request = self.shared.signed(region, method, &target, headers, payload).await.map_err(Failed::NotSent)?;
+        self.shared.send(request).await
     }
 }
 
@@ -84,6 +82,13 @@ impl Passthrough for Placed<LambdaPassthrough> {
     async fn call(&self, call: Call) -> Result<Response<AnswerBody>, Failed> {
         match self {
             Self::At(passthrough) => passthrough.call(call).await,
+            Self::Nowhere(error) => Err(Failed::NotSent(error.to_string())),
+        }
+    }
+
+    async fn other(&self, other: Other) -> Result<Response<AnswerBody>, Failed> {
+        match self {
+            Self::At(passthrough) => passthrough.other(other).await,
             Self::Nowhere(error) => Err(Failed::NotSent(error.to_string())),
         }
     }
@@ -96,21 +101,48 @@ impl Inner {
         if !is_region(region) {
             return Err("the function's region cannot be a region's name".to_owned());
         }
+        let target = path(call.operation, &call.function);
+        self.signed(region, Method::POST, &target, call.headers, call.payload).await
+    }
+
+    async fn signed(
+        &self,
+        region: &str,
+        method: Method,
+        target: &str,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<Request<Bytes>, String> {
         let endpoint = self.endpoint(region).await?;
-        let uri: Uri = format!("{}{}", endpoint.trim_end_matches('/'), path(call.operation, &call.function))
+        let uri: Uri = format!("{}{target}", endpoint.trim_end_matches('/'))
             .parse()
             .map_err(|error| format!("the endpoint {endpoint:?} cannot be called: {error}"))?;
-        let mut request = Request::new(call.payload);
-        *request.method_mut() = Method::POST;
+        let sends_length = method == Method::POST || !payload.is_empty();
+        let mut request = Request::new(payload);
+        *request.method_mut() = method;
         *request.uri_mut() = uri;
-        *request.headers_mut() = call.headers;
+        *request.headers_mut() = headers;
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
         let credentials = self.credentials.get().await?;
         signed(&mut request, credentials, region, self.clock.wall())?;
         request.headers_mut().insert(hop::HEADER, self.hop.clone());
-        let length = HeaderValue::from(request.body().len());
-        request.headers_mut().insert(CONTENT_LENGTH, length);
+        if sends_length {
+            let length = HeaderValue::from(request.body().len());
+            request.headers_mut().insert(CONTENT_LENGTH, length);
+        }
         Ok(request)
+    }
+
+    async fn send(&self, request: Request<Bytes>) -> Result<Response<AnswerBody>, Failed> {
+        let request = aws_smithy_runtime_api::http::Request::try_from(request.map(SdkBody::from))
+            .map_err(|error| Failed::NotSent(words_of(&error)))?;
+        let response = self.connector.call(request).await.map_err(|error| {
+            let words = words_of(&error);
+            if super::lambda::never_connected(&error) { Failed::NotSent(words) } else { Failed::Lost(words) }
+        })?;
+        self.credentials.refused(response.headers().get("x-amzn-errortype").map(bare_code));
+        let response = response.try_into_http1x().map_err(|error| Failed::Lost(words_of(&error)))?;
+        Ok(response.map(BodyExt::boxed_unsync))
     }
 
     async fn endpoint(&self, region: &str) -> Result<String, String> {

@@ -64,7 +64,8 @@ pub(super) fn signed(
         .into();
     let uri = request.uri().to_string();
     let headers = request.headers().iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-    let signable = SignableRequest::new("POST", &uri, headers, SignableBody::Bytes(request.body()))
+    let method = request.method().as_str().to_owned();
+    let signable = SignableRequest::new(&method, &uri, headers, SignableBody::Bytes(request.body()))
         .map_err(|error| words_of(&error))?;
     let (instructions, _signature) = sign(signable, &params).map_err(|error| words_of(&error))?.into_parts();
     instructions.apply_to_request_http1x(request);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderValue, Response};
+use http::{HeaderValue, Method, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -54,6 +54,9 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 pub trait Passthrough: Clone + Send + Sync + 'static {
     /// One call, once: no retries inside. Dropping the future, or the answer's body, cancels it.
     fn call(&self, call: Call) -> impl Future<Output = Result<Response<AnswerBody>, Failed>> + Send;
+
+    /// The same for an operation of Lambda's API that invokes nothing.
+    fn other(&self, other: Other) -> impl Future<Output = Result<Response<AnswerBody>, Failed>> + Send;
 }
 
 /// A body that is streamed.
@@ -67,6 +70,10 @@ impl Passthrough for Off {
     async fn call(&self, _call: Call) -> Result<Response<AnswerBody>, Failed> {
         match *self {}
     }
+
+    async fn other(&self, _other: Other) -> Result<Response<AnswerBody>, Failed> {
+        match *self {}
+    }
 }
 
 /// One call as it is to be made.
@@ -78,6 +85,44 @@ pub struct Call {
     pub headers: HeaderMap,
     /// At most [`CALL_BYTES_MAX`].
     pub payload: Bytes,
+}
+
+/// A request for an operation that invokes nothing, as it came: `GetFunction`, `ListFunctions` and their like.
+#[derive(Debug, Clone)]
+pub struct Other {
+    pub method: Method,
+    /// Path and query, encoded as the client encoded them.
+    pub target: String,
+    pub headers: HeaderMap,
+    pub payload: Bytes,
+}
+
+/// Which operations pass through beside those that invoke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Others {
+    /// Those that only read: GET and HEAD.
+    Reads,
+    All,
+}
+
+impl Others {
+    /// Whether a request is for an operation of Lambda's API that may pass. In this API all operations but those that invoke
+    /// read by GET and change something by POST, PUT, PATCH and DELETE (botocore's model of Lambda).
+    pub(super) fn take(self, method: &Method, path: &str) -> bool {
+        let reads = *method == Method::GET || *method == Method::HEAD;
+        is_of_lambdas_api(path) && (reads || self == Self::All)
+    }
+}
+
+/// Whether a path begins with a version of Lambda's API: a date, as in `/2015-03-31/functions`.
+fn is_of_lambdas_api(path: &str) -> bool {
+    let Some((version, rest)) = path.strip_prefix('/').and_then(|path| path.split_once('/')) else { return false };
+    let is_date = version.len() == 10
+        && version
+            .bytes()
+            .enumerate()
+            .all(|(at, byte)| if at == 4 || at == 7 { byte == b'-' } else { byte.is_ascii_digit() });
+    is_date && !rest.is_empty()
 }
 
 /// The operations that are passed through.
@@ -103,6 +148,8 @@ pub struct Limits {
     pub calls_max: usize,
     /// Bytes of their payloads in memory at once; at least one of [`CALL_BYTES_MAX`].
     pub bytes_max: u64,
+    /// Which operations that invoke nothing pass, too.
+    pub others: Others,
 }
 
 /// The way through, with its own limits. Cheap to clone.
@@ -204,6 +251,27 @@ mod tests {
         let mut binary = HeaderMap::new();
         binary.insert("x-amz-tenant-id", HeaderValue::from_bytes(b"\xff").unwrap());
         assert_eq!(forwarded(&binary), HeaderMap::new());
+    }
+
+    #[test]
+    fn reads_of_lambdas_api_pass_and_changes_only_where_all_may() {
+        for (method, path, reads, all) in [
+            (Method::GET, "/2015-03-31/functions/orders", true, true),
+            (Method::HEAD, "/2015-03-31/functions/", true, true),
+            (Method::GET, "/2018-10-31/layers", true, true),
+            (Method::GET, "/2025-11-30/capacity-providers", true, true),
+            (Method::DELETE, "/2015-03-31/functions/orders", false, true),
+            (Method::POST, "/2015-03-31/functions", false, true),
+            (Method::PUT, "/2017-10-31/functions/orders/concurrency", false, true),
+            (Method::GET, "/v1/events", false, false),
+            (Method::GET, "/latest/meta-data", false, false),
+            (Method::GET, "/2015-03-31", false, false),
+            (Method::GET, "/2015-03-31/", false, false),
+            (Method::GET, "/2015-3-31/functions", false, false),
+        ] {
+            assert_eq!(Others::Reads.take(&method, path), reads, "{method} {path}");
+            assert_eq!(Others::All.take(&method, path), all, "{method} {path}");
+        }
     }
 
     #[test]

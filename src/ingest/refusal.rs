@@ -313,7 +313,8 @@ impl Refusal {
     pub fn message(&self) -> String {
         match self {
             Self::UnknownOperation => "sendoff serves Lambda's Invoke and InvokeAsync: \
-                POST /2015-03-31/functions/{FunctionName}/invocations, and POST /v1/events"
+                POST /2015-03-31/functions/{FunctionName}/invocations, and POST /v1/events; with lambda.passthrough = \"reads\" \
+                Lambda's operations that only read pass through, with \"all\" every operation"
                 .to_owned(),
             Self::FromBrowser => {
                 "requests with Origin or Sec-Fetch-Site are refused, as only browsers send those: a web \

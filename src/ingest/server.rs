@@ -191,7 +191,12 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     }
 
     async fn lambda<B: Body>(&self, head: &Head, body: Pin<&mut B>) -> Result<Answer, Refusal> {
-        let invoke = read_head(head, &self.shared.settings)?;
+        let invoke = match (read_head(head, &self.shared.settings), &self.gate) {
+            (Err(Refusal::UnknownOperation), Some(gate)) if gate.limits.others.take(&head.method, head.uri.path()) => {
+                return self.pass_other(gate, head, body).await;
+            }
+            (read, _) => read?,
+        };
         match invoke.invocation_type {
             InvocationType::Event => Ok(self.accept(head, invoke, body).await?.response().map(Either::Left)),
             InvocationType::RequestResponse | InvocationType::DryRun => self.pass(head, invoke, body).await,

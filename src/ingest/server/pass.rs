@@ -2,6 +2,8 @@
 
 use std::pin::Pin;
 
+use bytes::Bytes;
+use http::Response;
 use http::request::Parts as Head;
 use http_body_util::Either;
 use hyper::body::Body;
@@ -11,7 +13,8 @@ use crate::http::peer::Peer;
 use crate::ingest::body;
 use crate::ingest::lambda_api::Invoke;
 use crate::ingest::passthrough::{
-    CALL_TIME_MAX, Call, Failed, Operation, Passed, Passthrough, forwarded, without_hop_by_hop,
+    AnswerBody, CALL_BYTES_MAX, CALL_TIME_MAX, Call, Failed, Gate, Operation, Other, Passed, Passthrough, forwarded,
+    without_hop_by_hop,
 };
 use crate::ingest::refusal::Refusal;
 use crate::outbox::Outbox;
@@ -25,24 +28,49 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         body: Pin<&mut B>,
     ) -> Result<Answer, Refusal> {
         let Some(gate) = &self.gate else { return Err(Refusal::ModeNotSupported { mode: invoke.mode() }) };
+        let Invoke { operation, function, payload_max, .. } = invoke;
+        let headers = forwarded(&head.headers);
+        let call = |payload| gate.passthrough.call(Call { operation, function, headers, payload });
+        self.through(gate, head, body, payload_max, call).await
+    }
+
+    /// The same for an operation that invokes nothing.
+    pub(super) async fn pass_other<B: Body>(
+        &self,
+        gate: &Gate<P>,
+        head: &Head,
+        body: Pin<&mut B>,
+    ) -> Result<Answer, Refusal> {
+        let target = head.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
+        let (method, headers) = (head.method.clone(), forwarded(&head.headers));
+        let other = |payload| gate.passthrough.other(Other { method, target, headers, payload });
+        self.through(gate, head, body, CALL_BYTES_MAX, other).await
+    }
+
+    async fn through<B: Body, F: Future<Output = Result<Response<AnswerBody>, Failed>>>(
+        &self,
+        gate: &Gate<P>,
+        head: &Head,
+        body: Pin<&mut B>,
+        limit: usize,
+        call: impl FnOnce(Bytes) -> F,
+    ) -> Result<Answer, Refusal> {
         let slot = gate.slots.clone().try_acquire_owned().map_err(|_none_left| Refusal::CallsInFlight {
             limit: gate.limits.calls_max,
             retry_after: self.retry_after(CROWDED_RETRY),
         })?;
         // Held until the call is answered: until then its payload is in memory.
         let mut permit = gate.admission.admit(head).map_err(|crowded| self.crowded(crowded))?;
-        let (limit, time_max) = (invoke.payload_max, self.shared.settings.body_timeout);
+        let time_max = self.shared.settings.body_timeout;
         let payload = body::read(body, limit, time_max, &mut permit)
             .await
             .map_err(|unread| self.unread(unread, |_| Refusal::CallTooLarge { limit: limit as u64 }))?;
         let mut time_is_up = Box::pin(self.shared.clock.sleep(CALL_TIME_MAX));
         let mut gone = Box::pin(gone(head));
-        let call =
-            Call { operation: invoke.operation, function: invoke.function, headers: forwarded(&head.headers), payload };
         let answer = tokio::select! {
             biased;
             () = gone.as_mut() => Err(Refusal::CallerGone),
-            answer = gate.passthrough.call(call) => answer.map_err(|failed| match failed {
+            answer = call(payload) => answer.map_err(|failed| match failed {
                 Failed::NotSent(why) => Refusal::NotPassed { why, retry_after: self.retry_after(UNAVAILABLE_RETRY) },
                 Failed::Lost(why) => Refusal::AnswerLost { why },
             }),

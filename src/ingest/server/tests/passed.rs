@@ -9,6 +9,7 @@ type Answered = Result<Response<passthrough::AnswerBody>, passthrough::Failed>;
 #[derive(Clone, Default)]
 struct Fake {
     calls: Arc<Mutex<Vec<passthrough::Call>>>,
+    others: Arc<Mutex<Vec<String>>>,
     answer: Arc<Mutex<Option<Answered>>>,
     given_up: CancellationToken,
 }
@@ -25,6 +26,11 @@ impl Passthrough for Fake {
             }
         }
     }
+
+    async fn other(&self, other: passthrough::Other) -> Answered {
+        self.others.lock().unwrap().push(format!("{} {}", other.method, other.target));
+        Ok(Response::new(body_of("{}")))
+    }
 }
 
 fn body_of(text: &'static str) -> passthrough::AnswerBody {
@@ -36,7 +42,8 @@ fn open_door(limits: passthrough::Limits) -> (Door<Kept, Fake>, Fake) {
     (door(settings()).0.passing(fake.clone(), Some(limits)), fake)
 }
 
-const CALLS: passthrough::Limits = passthrough::Limits { calls_max: 2, bytes_max: 7 << 20 };
+const CALLS: passthrough::Limits =
+    passthrough::Limits { calls_max: 2, bytes_max: 7 << 20, others: passthrough::Others::Reads };
 
 async fn pass(door: &Door<Kept, Fake>, target: &str, headers: &[(&str, &str)], body: &str) -> Reply {
     let (head, body) = door.handle(post(target, headers, body)).await.into_parts();
@@ -176,4 +183,28 @@ async fn a_caller_who_leaves_cancels_the_call() {
     stop.cancel();
     tasks.close();
     tasks.wait().await;
+}
+
+#[tokio::test]
+async fn operations_that_only_read_pass_and_others_are_refused_in_lambdas_shape() {
+    let (door, fake) = open_door(CALLS);
+    let ask = async |method: &str, target: &str| {
+        let request = Request::builder().method(method).uri(target).header("host", "127.0.0.1");
+        door.handle(request.body(Full::<Bytes>::default()).unwrap()).await
+    };
+    let target =
+        "/2015-03-31/functions/arn%3Aaws%3Alambda%3Aeu-west-1%3A123456789012%3Afunction%3Af?Qualifier=%24LATEST";
+    assert_eq!(ask("GET", target).await.status(), 200);
+    assert_eq!(fake.others.lock().unwrap().drain(..).collect::<Vec<_>>(), [format!("GET {target}")]);
+    for (method, target, status) in [
+        ("DELETE", "/2015-03-31/functions/orders", 404),
+        ("POST", "/2015-03-31/functions", 404),
+        ("GET", "/latest/meta-data/", 404),
+        ("GET", INVOKE, 405),
+    ] {
+        let answer = ask(method, target).await;
+        assert_eq!(answer.status(), status, "{method} {target}");
+        assert!(answer.headers().contains_key("x-amzn-errortype"));
+    }
+    assert!(fake.others.lock().unwrap().is_empty());
 }
