@@ -104,7 +104,7 @@ fn a_hostile_pattern_is_answered_at_once_and_the_daemon_goes_on() {
         ("%2Ao".repeat(16) + "x", 404),
         ("%2Ao".repeat(2) + "*", 200),
         ("%2Ao".repeat(17) + "x", 400),
-        ("o".repeat(257), 400),
+        ("o".repeat(513), 400),
         (String::new(), 400),
     ] {
         let answer = list(&pattern);
