@@ -198,7 +198,7 @@ impl Metrics {
             outbox_unreadable_events: int_gauge(
                 r,
                 "sendoff_outbox_unreadable_events",
-                "Stored events that cannot be read: found by dispatch since the start, or lost by a salvage at the start.",
+                "Stored events that cannot be read: met since the start, or lost by a salvage at the start.",
             )?,
             outbox_damaged_stores: int_gauge(
                 r,
