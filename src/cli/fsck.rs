@@ -9,6 +9,9 @@ use crate::outbox::engine::OpenError;
 use crate::outbox::repair::Report;
 use crate::outbox::store::{Examined, examine, kept};
 
+/// What a sound store is.
+const SOUND: &str = "sound: every checksum of the journal is right, every event can be read, and indexes and counts agree with the events";
+
 /// Check the outbox while the daemon is stopped; with --repair, replace a damaged one by what can be read of it
 ///
 /// Reads every event. A repair keeps the damaged store beside the new one, under a dated name. Ends with 1 if there is
@@ -73,9 +76,10 @@ fn in_words(examined: &Examined, kept: &[String]) -> String {
         lines.push(format!("{events} events of {functions} functions, {bytes} bytes; {keys} keys"));
     }
     lines.extend(troubles(&examined.report));
+    lines.extend(examined.report.damaged.iter().map(|area| format!("  damaged: {area}")));
     lines.extend(examined.report.unreadable_ids.iter().map(|id| format!("  cannot be read: {id}")));
     if is_sound(examined) {
-        lines.push("sound".to_owned());
+        lines.push(SOUND.to_owned());
     }
     if let Some(path) = &examined.replaced {
         lines.push(format!("replaced; what was there is kept as {}", path.display()));
@@ -87,6 +91,7 @@ fn in_words(examined: &Examined, kept: &[String]) -> String {
 fn troubles(report: &Report) -> impl Iterator<Item = String> {
     let counted = [
         (report.unreadable_events, "events cannot be read"),
+        (report.damaged_areas, "areas of the journal are damaged"),
         (report.unreadable_ranges, "gaps hold an unknown number of records that cannot be read"),
         (report.unreadable_records, "keys or functions have a record that cannot be read"),
         (report.wrong_counts, "functions have a wrong count"),
@@ -104,7 +109,7 @@ mod tests {
     #[test]
     fn a_report_says_what_is_wrong_and_nothing_else() {
         let sound = Examined { unusable: None, report: Report { events: 3, ..Report::default() }, replaced: None };
-        assert_eq!(in_words(&sound, &[]), "3 events of 0 functions, 0 bytes; 0 keys\nsound\n");
+        assert_eq!(in_words(&sound, &[]), format!("3 events of 0 functions, 0 bytes; 0 keys\n{SOUND}\n"));
         let report = Report { unreadable_events: 1, unreadable_ids: vec!["some-id".into()], ..Report::default() };
         let examined = Examined { unusable: None, report, replaced: None };
         let words = in_words(&examined, &["/s/outbox.damaged-1".into()]);

@@ -24,6 +24,10 @@ pub mod frame;
 /// Segments that are held open for reading.
 const FILES_OPEN_MAX: usize = 64;
 
+/// Bytes that are looked through at once for the beginning of a frame; two windows overlap by less than its first bytes.
+const WINDOW_BYTES: u64 = 1 << 20;
+const OVERLAP_BYTES: u64 = 3;
+
 /// Where the first frame of a segment begins.
 pub const START: u64 = SEGMENT_HEAD_BYTES as u64;
 
@@ -142,8 +146,19 @@ impl<D: Files> Journal<D> {
         let frame = read_frame(&*file, segment, at, end)?;
         Ok(match frame {
             Some(frame) => Next::Frame(frame),
-            None => Next::Bad { resumes_at: find_frame(&*file, at + 1, end)? },
+            None => Next::Bad { resumes_at: find_frame(&*file, segment, at + 1, end) },
         })
+    }
+
+    /// As [`Journal::read`], where bytes that the disk does not give are bad like any others; says so in words.
+    pub fn read_on(&self, segment: u32, at: u64) -> io::Result<(Next, Option<String>)> {
+        match self.read(segment, at) {
+            Ok(next) => Ok((next, None)),
+            Err(error) => {
+                let resumes_at = find_frame(&*self.file(segment)?, segment, at + 1, self.segment_bytes(segment));
+                Ok((Next::Bad { resumes_at }, Some(error.to_string())))
+            }
+        }
     }
 
     /// One op, by its location. None if it is damaged.
@@ -213,6 +228,19 @@ impl<D: Files> Journal<D> {
             return Ok(());
         }
         self.dir.remove(number)?;
+        self.dir.sync()?;
+        self.open.get_mut().remove(&number);
+        self.bytes -= self.segments.remove(&number).unwrap_or(0);
+        Ok(())
+    }
+
+    /// As [`Journal::remove_oldest`], but what was in it is kept under another name: some of it is wanted, and damaged.
+    pub fn set_oldest_aside(&mut self) -> io::Result<()> {
+        let number = self.oldest();
+        if number == self.newest() {
+            return Ok(());
+        }
+        self.dir.set_aside(number)?;
         self.dir.sync()?;
         self.open.get_mut().remove(&number);
         self.bytes -= self.segments.remove(&number).unwrap_or(0);
@@ -308,12 +336,23 @@ fn read_frame(file: &impl SegmentFile, segment: u32, at: u64, end: u64) -> io::R
     Ok(Some(Frame { commit: head.commit, ops, end: body_at + u64::from(head.body_bytes) }))
 }
 
-/// Where the next whole frame begins between `from` and `end`.
-fn find_frame(file: &impl SegmentFile, from: u64, end: u64) -> io::Result<Option<u64>> {
-    if from >= end {
-        return Ok(None);
+/// Where the next whole frame begins between `from` and `end`. What cannot be read is stepped over, a window at a time.
+fn find_frame(file: &impl SegmentFile, segment: u32, from: u64, end: u64) -> Option<u64> {
+    let mut at = from;
+    while at < end {
+        let mut window = vec![0; WINDOW_BYTES.min(end - at) as usize];
+        if file.read_exact_at(&mut window, at).is_ok() {
+            let mut within = 0;
+            while let Some(found) = frame::find_magic(&window, within) {
+                let candidate = at + found as u64;
+                if let Ok(Some(_)) = read_frame(file, segment, candidate, end) {
+                    return Some(candidate);
+                }
+                within = found + 1;
+            }
+        }
+        // The beginning of a frame may stand across the end of a window.
+        at = if at + (window.len() as u64) < end { at + WINDOW_BYTES - OVERLAP_BYTES } else { end };
     }
-    let mut rest = vec![0; (end - from) as usize];
-    file.read_exact_at(&mut rest, from)?;
-    Ok(frame::find_frame(&rest, 0).map(|at| from + at as u64))
+    None
 }

@@ -33,6 +33,8 @@ use overlay::{Key, Overlay, Slot, Value};
 
 mod checkpoint;
 
+pub mod damage;
+
 pub mod entry;
 
 mod merge;

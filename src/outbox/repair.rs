@@ -38,6 +38,10 @@ pub struct Report {
     pub unreadable_ids: Vec<String>,
     /// Gaps that could not be read at all; how many events stood in them is not known.
     pub unreadable_ranges: u64,
+    /// Damaged areas of the journal, also of those bytes of it that nothing leads to any more.
+    pub damaged_areas: u64,
+    /// The first hundred of them, in words.
+    pub damaged: Vec<String>,
     /// Remembered keys and lanes whose record cannot be read.
     pub unreadable_records: u64,
     /// Functions whose stored count is not what is there.
@@ -53,8 +57,14 @@ pub struct Report {
 impl Report {
     /// Whether all that was stored can be read and will be found.
     pub fn is_sound(&self) -> bool {
-        self.unreadable_events + self.unreadable_ranges + self.unreadable_records == 0
+        self.unreadable_events + self.unreadable_ranges + self.unreadable_records + self.damaged_areas == 0
             && self.wrong_counts + self.index_missing + self.index_stray == 0
+    }
+
+    /// As it is, with what is damaged in the journal.
+    pub fn with_damage(self, areas: &[impl ToString]) -> Self {
+        let damaged = areas.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+        Self { damaged_areas: areas.len() as u64, damaged, ..self }
     }
 
     fn name_unreadable(&mut self, id: EventId) {

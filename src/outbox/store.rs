@@ -117,7 +117,7 @@ pub fn examine(state_dir: &Path, settings: &Settings, repair: bool) -> Result<Op
     let mut examined = Examined { unusable: None, report: Report::default(), replaced: None };
     match if repair { home.open_sound(settings) } else { home.open_as_it_is(settings).map(|store| (store, None)) } {
         Ok((store, replaced)) => {
-            examined.report = repair::check(&store);
+            examined.report = repair::check(&store).with_damage(&store.damaged_areas());
             examined.replaced = replaced.map(|index| index.kept);
         }
         Err(OpenError::Damaged { why, .. }) => examined.unusable = Some(why),
@@ -126,7 +126,8 @@ pub fn examine(state_dir: &Path, settings: &Settings, repair: bool) -> Result<Op
     if repair && !(examined.unusable.is_none() && examined.report.is_sound()) {
         let damage = examined.unusable.as_deref().unwrap_or("sendoff fsck found damage");
         let Salvage { report, kept } = home.salvage(settings, damage)?;
-        examined.report = report;
+        let Report { damaged_areas, damaged, .. } = examined.report;
+        examined.report = Report { damaged_areas, damaged, ..report };
         examined.replaced = Some(kept);
     }
     Ok(Some(examined))

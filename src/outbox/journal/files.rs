@@ -26,6 +26,11 @@ pub trait Files: Send + 'static {
 
     fn remove(&self, segment: u32) -> io::Result<()>;
 
+    /// Takes a segment out of the journal and keeps its bytes, where that can be done.
+    fn set_aside(&self, segment: u32) -> io::Result<()> {
+        self.remove(segment)
+    }
+
     /// Makes durable which segments there are.
     fn sync(&self) -> io::Result<()>;
 }
@@ -87,6 +92,11 @@ impl Files for Directory {
 
     fn remove(&self, segment: u32) -> io::Result<()> {
         fs::remove_file(self.path_of(segment))
+    }
+
+    fn set_aside(&self, segment: u32) -> io::Result<()> {
+        let path = self.path_of(segment);
+        fs::rename(&path, path.with_extension("segment.damaged"))
     }
 
     fn sync(&self) -> io::Result<()> {

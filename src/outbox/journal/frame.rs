@@ -92,11 +92,17 @@ impl FrameHead {
     }
 }
 
+/// Where the next bytes stand that a frame begins with, from `from` on.
+pub fn find_magic(bytes: &[u8], from: usize) -> Option<usize> {
+    let found = bytes.get(from..)?.windows(FRAME_MAGIC.len()).position(|window| window == FRAME_MAGIC)?;
+    Some(from + found)
+}
+
 /// Where the next whole frame begins in `bytes`, from `from` on.
 pub fn find_frame(bytes: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     loop {
-        at += bytes.get(at..)?.windows(FRAME_MAGIC.len()).position(|window| window == FRAME_MAGIC)?;
+        at = find_magic(bytes, at)?;
         let whole = FrameHead::decode(&bytes[at..]).is_some_and(|head| {
             let body = at + FRAME_HEAD_BYTES;
             bytes.get(body..body + head.body_bytes as usize).is_some_and(|body| head.fits(body))

@@ -5,7 +5,8 @@
 
 use bytes::Bytes;
 
-use super::{Journaled, Key, Next, Slot, Value, Watch};
+use super::damage::Passing;
+use super::{Journaled, Key, Next, Slot, Watch};
 use crate::outbox::journal::files::Files;
 use crate::outbox::journal::{self, Location};
 use crate::outbox::kv::{Batch, Failed, Index};
@@ -19,16 +20,18 @@ const PIECE_BYTES_MAX: u64 = 16 << 20;
 #[derive(Debug, Default)]
 pub struct Progress {
     segment: u32,
-    at: u64,
-    /// It cannot be read to its end, and must stay.
-    stuck: bool,
+    pub(super) at: u64,
+    /// A damaged area that is being got past.
+    pub(super) passing: Option<Passing>,
+    /// A value is lost that is still wanted: the segment is kept, out of the journal.
+    pub(super) lost: bool,
 }
 
 impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     /// Whether the journal has more that is worthless than it may.
     pub(super) fn wants_reclaim(&self) -> bool {
         let (bytes, oldest) = (self.journal.bytes(), self.journal.oldest());
-        if oldest > self.indexed.segment || (self.reclaim.stuck && self.reclaim.segment == oldest) {
+        if oldest > self.indexed.segment {
             return false;
         }
         let (settings, live) = (&self.settings, self.live());
@@ -46,33 +49,30 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         }
         let segment = self.journal.oldest();
         if self.reclaim.segment != segment {
-            self.reclaim = Progress { segment, at: journal::START, stuck: false };
+            self.reclaim = Progress { segment, at: journal::START, passing: None, lost: false };
         }
         let own: u64 = batch.writes().map(|(key, value)| cost(key, value)).sum();
         let mut left = (PIECE_BYTES + 4 * own).min(PIECE_BYTES_MAX);
         loop {
-            let next = self.journal.read(segment, self.reclaim.at);
-            let frame = match next.map_err(|error| Failed::new("reading the journal", error))? {
-                Next::Frame(frame) => frame,
-                Next::End => return Ok(true),
-                Next::Bad { .. } => {
-                    self.reclaim.stuck = true;
-                    self.watch.damaged();
-                    tracing::error!(
-                        segment,
-                        at = self.reclaim.at,
-                        "the journal is damaged: its oldest segment stays until a restart has salvaged what can be read"
-                    );
+            if let Some(passing) = self.reclaim.passing.take() {
+                if !self.pass(passing, batch, noted)? {
                     return Ok(false);
+                }
+                continue;
+            }
+            let next = self.journal.read_on(segment, self.reclaim.at);
+            let frame = match next.map_err(|error| Failed::new("opening a segment of the journal", error))? {
+                (Next::Frame(frame), _) => frame,
+                (Next::End, _) => return Ok(true),
+                (Next::Bad { resumes_at }, error) => {
+                    self.begin_passing(segment, resumes_at, error);
+                    continue;
                 }
             };
             for (at, op) in frame.ops {
                 let Some(value) = op.value else { continue };
                 if batch.pending(&op.key).is_none() && self.is_newest(&op.key, at)? {
-                    let (offset, bytes) = self.journal.frame().op(&op.key, Some(&value));
-                    let at = Location { segment: 0, offset, bytes };
-                    let value = Value::read(Some(&value));
-                    noted.push((Key::from_slice(&op.key), Slot { value, at, is_new: false }));
+                    self.carry_over(&op.key, &value, noted);
                 }
             }
             left = left.saturating_sub(frame.end - self.reclaim.at);
@@ -88,7 +88,16 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     }
 
     pub(super) fn remove_oldest(&mut self) -> Result<(), Failed> {
-        self.journal.remove_oldest().map_err(|error| Failed::new("removing a segment of the journal", error))
+        let removed = if self.reclaim.lost {
+            tracing::error!(
+                segment = self.reclaim.segment,
+                "a segment with a value that is lost is kept as *.segment.damaged in the journal's directory"
+            );
+            self.journal.set_oldest_aside()
+        } else {
+            self.journal.remove_oldest()
+        };
+        removed.map_err(|error| Failed::new("removing a segment of the journal", error))
     }
 }
 

@@ -572,3 +572,78 @@ fn an_index_that_stands_still_holds_up_no_commit_and_is_told_as_being_behind() {
     drop(store);
     assert_eq!(bench.open().keys(b"k", b"l").count(), 61);
 }
+
+/// Flips a byte of the first value of a run of `fill`, in the oldest segment.
+fn flip(bench: &Bench, fill: u8) {
+    let first = &bench.segments()[0];
+    let mut bytes = fs::read(first).unwrap();
+    let at = bytes.windows(9).position(|window| window == [fill; 9]).unwrap();
+    bytes[at] ^= 1;
+    fs::write(first, bytes).unwrap();
+}
+
+#[test]
+fn a_damaged_value_that_nothing_needs_any_more_does_not_stop_reclaiming() {
+    let bench = Bench::new();
+    let mut store = bench.open();
+    let mut first = Batch::default();
+    first.put(b"beside".to_vec(), "b".repeat(150));
+    first.put(b"over".to_vec(), "o".repeat(150));
+    store.commit(&first).unwrap();
+    put(&mut store, "over", "written anew");
+    for n in 0..20 {
+        put(&mut store, &format!("more {n}"), &"z".repeat(200));
+    }
+    drop(store);
+    flip(&bench, b'o');
+    let mut store = bench.open();
+    let areas = store.damaged_areas();
+    assert!(areas.len() == 1 && areas[0].segment == 1, "{areas:?}");
+    for n in 0..400 {
+        put(&mut store, "count", &format!("{n}{}", "x".repeat(140)));
+    }
+    while store.tend(u64::MAX).unwrap() {}
+    assert!(store.journal.oldest() > 1, "the damaged segment is gone");
+    assert!(!bench.heard.damage(), "nothing is lost");
+    assert_eq!(
+        store.get(b"beside").unwrap(),
+        Some(Bytes::from("b".repeat(150))),
+        "what stood beside it is carried over"
+    );
+    assert_eq!(store.get(b"over").unwrap(), Some(Bytes::from_static(b"written anew")));
+    assert!(store.damaged_areas().is_empty());
+    let expected = pairs(&store);
+    drop(store);
+    bench.new_index();
+    assert_eq!(pairs(&bench.open()), expected, "from the journal alone");
+}
+
+#[test]
+fn a_damaged_value_that_is_still_needed_is_lost_alone_and_its_segment_is_kept() {
+    let bench = Bench::new();
+    let mut store = bench.open();
+    let mut first = Batch::default();
+    first.put(b"beside".to_vec(), "b".repeat(150));
+    first.put(b"lost".to_vec(), "l".repeat(150));
+    store.commit(&first).unwrap();
+    for n in 0..20 {
+        put(&mut store, &format!("more {n}"), &"z".repeat(200));
+    }
+    drop(store);
+    flip(&bench, b'l');
+    let mut store = bench.open();
+    for n in 0..400 {
+        put(&mut store, "count", &format!("{n}{}", "x".repeat(140)));
+    }
+    while store.tend(u64::MAX).unwrap() {}
+    assert!(store.journal.oldest() > 1 && bench.heard.damage());
+    assert!(store.get(b"lost").is_err_and(|failed| failed.one_value), "whoever asks for it is told");
+    assert_eq!(store.value_bytes(b"lost").unwrap(), Some(150));
+    assert_eq!(store.get(b"beside").unwrap(), Some(Bytes::from("b".repeat(150))));
+    let kept = fs::read_dir(bench.journal()).unwrap().flatten();
+    assert_eq!(kept.filter(|entry| entry.file_name().to_string_lossy().ends_with(".damaged")).count(), 1);
+    let mut batch = Batch::default();
+    batch.remove(b"lost".to_vec());
+    store.commit(&batch).unwrap();
+    assert_eq!(store.get(b"lost").unwrap(), None, "and it can be removed");
+}
