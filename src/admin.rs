@@ -222,10 +222,11 @@ fn show(census: &Census, metrics: &Metrics, clock: &Clock) {
             metrics.outbox_events.with_label_values(&[label, place.as_str()]).add(gauge(count.events));
             metrics.outbox_bytes.with_label_values(&[label, place.as_str()]).add(gauge(count.bytes));
         }
-        let age = lane.oldest_ready.map_or(0.0, |oldest| now.since(oldest).as_secs_f64());
+        let age = lane.oldest_ready.map_or(0.0, |oldest| now.since(clock.present(oldest)).as_secs_f64());
         let shown = metrics.outbox_oldest_ready_age_seconds.with_label_values(&[label]);
         shown.set(shown.get().max(age));
     }
+    metrics.clock_offset_seconds.set(clock.stepped() as f64 / 1_000.0);
     metrics.outbox_disk_bytes.set(gauge(census.disk_bytes));
     metrics.outbox_disk_free_bytes.set(gauge(census.disk_free_bytes));
     metrics.outbox_keys.set(gauge(census.keys));

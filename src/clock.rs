@@ -1,16 +1,36 @@
 //! The only source of now and of chance.
 //!
-//! Holds: time never goes backwards, within a process (it follows the monotonic clock) nor over restarts (the outbox
-//! hands back the latest time that it stored, see [`Clock::not_before`]). A step of the wall clock in either direction
-//! therefore neither expires events early nor keeps keys for ever; it is taken over at the next start.
+//! Holds: [`Clock::now`] follows the wall clock in both directions, within a second or two. So an instant that somebody
+//! names means what their clock means. A span is counted over the steps of the wall clock ([`Clock::since`]); what a process
+//! only waits for is counted on [`Clock::steady`], which never steps. docs/adr/0013 says what is which.
 
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio::time::Instant;
+
+pub use steps::{Step, Steps};
+
+mod steps;
+
+/// A smaller difference between the wall clock and ours is what reading two clocks one after the other costs.
+const STEP_MIN_MS: u64 = 250;
+
+/// How long a sleep lasts at most before it looks at the wall clock again.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Event ids keep their order while the clock is set back by no more than this.
+const ORDERED_WITHIN: Duration = Duration::from_secs(5);
+
+/// A clock before the year 2020 has not been set yet.
+const SET_AFTER: UnixMillis = UnixMillis(1_577_836_800_000);
+
+/// The end of the year 9999, the last that RFC 3339 can write.
+const MILLIS_MAX: u64 = 253_402_300_799_999;
 
 /// Milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -22,6 +42,11 @@ impl UnixMillis {
 
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// The same distance from a clock that was set by so many milliseconds; the end of time stays where it is.
+    pub fn shifted(self, by_millis: i64) -> Self {
+        if self == Self::MAX { self } else { Self(self.0.saturating_add_signed(by_millis)) }
     }
 
     /// How long ago `earlier` was; zero if it lies ahead.
@@ -62,16 +87,21 @@ struct Shared {
     is_system: bool,
     anchor: Instant,
     anchor_millis: AtomicU64,
-    random: std::sync::Mutex<fastrand::Rng>,
+    /// The sum of the steps since the anchor, in milliseconds.
+    offset: AtomicI64,
+    /// For how long the machine has been suspended since it was started, as last looked at, in milliseconds.
+    asleep: AtomicI64,
+    steps: Mutex<Steps>,
+    /// The time of the youngest id.
+    youngest: AtomicU64,
+    stepped: Notify,
+    random: Mutex<fastrand::Rng>,
 }
 
 impl Clock {
     /// The machine's clock and a randomly seeded generator.
     pub fn system() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
-        let wall = SystemTime::now();
-        let since_epoch = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::starting_at(UnixMillis::default().plus(since_epoch), fastrand::Rng::new(), true)
+        Self::starting_at(wall_millis(), fastrand::Rng::new(), true)
     }
 
     /// A clock that starts at `start` and a generator with a fixed seed: for simulation and tests.
@@ -86,19 +116,127 @@ impl Clock {
                 #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
                 anchor: Instant::now(),
                 anchor_millis: AtomicU64::new(start.0),
-                random: std::sync::Mutex::new(random),
+                offset: AtomicI64::new(0),
+                asleep: AtomicI64::new(suspended_millis()),
+                steps: Mutex::default(),
+                youngest: AtomicU64::new(0),
+                stepped: Notify::new(),
+                random: Mutex::new(random),
             }),
         }
     }
 
-    /// The present time.
+    /// The present time, as the wall clock shows it.
     pub fn now(&self) -> UnixMillis {
-        let start = UnixMillis(self.shared.anchor_millis.load(Ordering::Relaxed));
-        start.plus(self.shared.anchor.elapsed())
+        if self.shared.is_system {
+            let (wall, ours) = (wall_millis(), self.reckoned());
+            if wall.0.abs_diff(ours.0) >= STEP_MIN_MS {
+                self.look();
+            }
+        }
+        self.reckoned()
     }
 
-    /// The time of day, for what others compare with their own clocks, as the time of a signature: it follows every step
-    /// of the wall clock, also those that [`Clock::now`] leaves out on purpose.
+    /// The time since the start that no step changes, from the time of the start on: for what is only waited for.
+    pub fn steady(&self) -> UnixMillis {
+        UnixMillis(self.shared.anchor_millis.load(Ordering::Relaxed)).plus(self.shared.anchor.elapsed())
+    }
+
+    /// The sum of all steps since the start, in milliseconds: by what an instant of before the last step must be moved to
+    /// lie as far ahead as it did.
+    pub fn stepped(&self) -> i64 {
+        self.shared.offset.load(Ordering::Relaxed)
+    }
+
+    fn reckoned(&self) -> UnixMillis {
+        UnixMillis(self.steady().0.saturating_add_signed(self.stepped()).min(MILLIS_MAX))
+    }
+
+    /// Takes over a step of the wall clock, if there was one.
+    fn look(&self) {
+        let mut steps = self.steps_held();
+        // Read again under the lock: another thread may have taken it over already.
+        let (before, after) = (self.reckoned(), wall_millis());
+        if after.0.abs_diff(before.0) < STEP_MIN_MS {
+            return;
+        }
+        let by = i64::try_from(i128::from(after.0) - i128::from(before.0)).unwrap_or(i64::MAX);
+        self.shared.offset.fetch_add(by, Ordering::Relaxed);
+        if self.slept(by) {
+            tracing::warn!(seconds = by / 1_000, "the machine was suspended; going on with the present time");
+        } else {
+            steps.note(Step { before, after });
+            let (before, after) = (before.rfc3339(), after.rfc3339());
+            tracing::warn!(
+                seconds = by as f64 / 1_000.0,
+                before,
+                after,
+                "the wall clock was set; times that events name follow it, and spans count what has really passed"
+            );
+        }
+        drop(steps);
+        self.shared.stepped.notify_waiters();
+    }
+
+    /// Whether the machine was suspended for about as long as the wall clock went ahead of the monotonic one.
+    fn slept(&self, by: i64) -> bool {
+        let asleep = suspended_millis();
+        let before = self.shared.asleep.swap(asleep, Ordering::Relaxed);
+        by > 0 && asleep.saturating_sub(before).abs_diff(by) < STEP_MIN_MS * 4
+    }
+
+    /// Sets a clock of a test, as somebody sets a wall clock.
+    pub fn step(&self, by_millis: i64) {
+        let before = self.now();
+        self.shared.offset.fetch_add(by_millis, Ordering::Relaxed);
+        self.steps_held().note(Step { before, after: self.now() });
+        self.shared.stepped.notify_waiters();
+    }
+
+    /// The steps that this clock knows of, those of earlier processes included.
+    pub fn steps(&self) -> Steps {
+        self.steps_held().clone()
+    }
+
+    fn steps_held(&self) -> MutexGuard<'_, Steps> {
+        self.shared.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on from what a store knows: its steps, and the time of its last commit. Says whether the clock must have been
+    /// set since.
+    pub fn resume(&self, stored: Steps, last: UnixMillis) -> Option<Step> {
+        let now = self.now();
+        let mut steps = self.steps_held();
+        *steps = steps.after(stored);
+        // It was set back, or it had not been set when the store was used last.
+        let is_step =
+            now.0.saturating_add(STEP_MIN_MS) < last.0 || (last.0 > 0 && last < SET_AFTER && SET_AFTER <= now);
+        let step = is_step.then_some(Step { before: last, after: now });
+        step.into_iter().for_each(|step| steps.note(step));
+        step
+    }
+
+    /// A time that this clock, or a process before, showed once, on the present time line: see [`Steps::present`].
+    pub fn present(&self, at: UnixMillis) -> UnixMillis {
+        let now = self.now();
+        self.steps_held().present(at, now)
+    }
+
+    /// The time of an event that is accepted now. Ids sort by it, so it does not follow a small step back.
+    pub fn accepting(&self) -> UnixMillis {
+        let now = self.now();
+        let youngest = UnixMillis(self.shared.youngest.fetch_max(now.0, Ordering::Relaxed));
+        if youngest <= now {
+            return now;
+        }
+        if youngest.since(now) <= ORDERED_WITHIN {
+            return youngest;
+        }
+        self.shared.youngest.store(now.0, Ordering::Relaxed);
+        now
+    }
+
+    /// The time of day, for what others compare with their own clocks, as the time of a signature.
     pub fn wall(&self) -> SystemTime {
         if self.shared.is_system {
             #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
@@ -107,13 +245,12 @@ impl Clock {
         UNIX_EPOCH + Duration::from_millis(self.now().0)
     }
 
-    /// Moves the clock forward so that it is at least `time`: what a store that has seen a later time asks for.
-    /// Returns by how much it had to move.
-    pub fn not_before(&self, time: UnixMillis) -> Duration {
+    /// Lets time pass on a clock of a test that no runtime moves, until it shows at least `time`.
+    #[cfg(test)]
+    pub fn pass_until(&self, time: UnixMillis) {
         let behind = time.since(self.now());
         let millis = u64::try_from(behind.as_millis()).unwrap_or(u64::MAX);
         self.shared.anchor_millis.fetch_add(millis, Ordering::Relaxed);
-        behind
     }
 
     /// A monotonic instant, for measuring how long something took.
@@ -126,17 +263,48 @@ impl Clock {
         tokio::time::sleep(duration)
     }
 
-    /// Sleeps until `time`; for ever if that is [`UnixMillis::MAX`].
+    /// Sleeps until `time`, or until the clock is set: then whoever waits must look again what `time` is.
     pub async fn sleep_until(&self, time: UnixMillis) {
-        if time == UnixMillis::MAX {
-            return std::future::pending().await;
-        }
         let left = time.since(self.now());
         if left.is_zero() {
             // A timer would take to the next millisecond.
             return tokio::task::yield_now().await;
         }
-        tokio::time::sleep(left).await;
+        if time == UnixMillis::MAX {
+            return self.until_stepped().await;
+        }
+        let stepped = self.until_stepped();
+        tokio::select! {
+            biased;
+            () = stepped => {}
+            () = tokio::time::sleep(left) => {}
+        }
+    }
+
+    /// Returns once the clock is set.
+    pub async fn until_stepped(&self) {
+        let set = self.shared.stepped.notified();
+        tokio::pin!(set);
+        set.as_mut().enable();
+        let known = self.stepped();
+        loop {
+            // A clock of a test says when it is set; the machine's must be looked at.
+            let look = async {
+                match self.shared.is_system {
+                    true => tokio::time::sleep(LOOK_EVERY).await,
+                    false => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = set.as_mut() => return,
+                () = look => {}
+            }
+            self.now();
+            if self.stepped() != known {
+                return;
+            }
+        }
     }
 
     /// A uniformly random duration in `0..=limit`: full jitter.
@@ -151,9 +319,26 @@ impl Clock {
     }
 
     fn random<T>(&self, draw: impl FnOnce(&mut fastrand::Rng) -> T) -> T {
-        let mut random = self.shared.random.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut random = self.shared.random.lock().unwrap_or_else(PoisonError::into_inner);
         draw(&mut random)
     }
+}
+
+/// What the wall clock shows; the beginning of 1970 if it stands before that.
+fn wall_millis() -> UnixMillis {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    let wall = SystemTime::now();
+    UnixMillis(UnixMillis::default().plus(wall.duration_since(UNIX_EPOCH).unwrap_or_default()).0.min(MILLIS_MAX))
+}
+
+/// For how long the machine has been suspended since it was started.
+fn suspended_millis() -> i64 {
+    use rustix::time::{ClockId, clock_gettime};
+    let millis = |clock| {
+        let time = clock_gettime(clock);
+        time.tv_sec.saturating_mul(1_000).saturating_add(time.tv_nsec / 1_000_000)
+    };
+    millis(ClockId::Boottime).saturating_sub(millis(ClockId::Monotonic))
 }
 
 #[cfg(test)]
@@ -161,14 +346,53 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn time_follows_the_monotonic_clock_and_never_goes_back() {
-        let clock = Clock::seeded(UnixMillis(1_000), 1);
+    async fn time_follows_the_wall_clock_and_steady_time_does_not() {
+        let clock = Clock::seeded(UnixMillis(10_000), 1);
         clock.sleep(Duration::from_millis(500)).await;
-        assert_eq!(clock.now(), UnixMillis(1_500));
-        assert_eq!(clock.not_before(UnixMillis(1_200)), Duration::ZERO);
-        assert_eq!(clock.now(), UnixMillis(1_500));
-        assert_eq!(clock.not_before(UnixMillis(9_500)), Duration::from_secs(8));
-        assert_eq!(clock.now(), UnixMillis(9_500));
+        clock.step(-5_000);
+        assert_eq!((clock.now(), clock.steady(), clock.stepped()), (UnixMillis(5_500), UnixMillis(10_500), -5_000));
+        clock.step(90_000);
+        assert_eq!((clock.now(), clock.steady(), clock.stepped()), (UnixMillis(95_500), UnixMillis(10_500), 85_000));
+        clock.step(-900_000);
+        assert_eq!(clock.now(), UnixMillis(0), "no time is before 1970");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sleep_ends_when_the_clock_is_set() {
+        let clock = Clock::seeded(UnixMillis(1_000_000), 1);
+        for until in [UnixMillis(9_000_000), UnixMillis::MAX] {
+            let (asleep, began) = (clock.clone(), clock.steady());
+            let mut tasks = tokio::task::JoinSet::new();
+            tasks.spawn(async move { asleep.sleep_until(until).await });
+            clock.sleep(Duration::from_secs(1)).await;
+            clock.step(500_000);
+            tasks.join_next().await.unwrap().unwrap();
+            assert_eq!(clock.steady().since(began), Duration::from_secs(1));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ids_keep_their_order_over_a_small_step_back_and_follow_a_large_one() {
+        let clock = Clock::seeded(UnixMillis(1_000_000), 1);
+        let first = clock.accepting();
+        clock.step(-3_000);
+        assert_eq!(clock.accepting(), first);
+        clock.step(-60_000);
+        assert_eq!(clock.accepting(), UnixMillis(937_000));
+    }
+
+    #[test]
+    fn a_store_from_the_future_and_one_of_an_unset_clock_are_told() {
+        let now = UnixMillis(1_790_000_000_000);
+        let clock = || Clock::seeded(now, 1);
+        assert_eq!(clock().resume(Steps::default(), UnixMillis(now.0 - 86_400_000)), None, "it was off for a day");
+        assert_eq!(clock().resume(Steps::default(), UnixMillis(0)), None, "a new store");
+        for last in [UnixMillis(now.0 + 315_360_000_000), UnixMillis(60_000)] {
+            let clock = clock();
+            let step = clock.resume(Steps::default(), last).unwrap();
+            assert_eq!(step.before, last);
+            assert_eq!(clock.present(last), step.after);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -350,6 +350,8 @@ async fn sweep(
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
+            // What waits for a time that a wrong clock gave it must not wait for the next sweep.
+            () = clock.until_stepped() => {}
             () = clock.sleep(pause) => {}
         }
     }

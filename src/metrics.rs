@@ -114,6 +114,8 @@ pub struct Metrics {
     pub admin_refused: IntCounterVec,
     pub ready: IntGauge,
     pub start_time_seconds: Gauge,
+    /// Since the start.
+    pub clock_offset_seconds: Gauge,
 }
 
 impl Metrics {
@@ -302,6 +304,13 @@ impl Metrics {
             start_time_seconds: register(
                 r,
                 Gauge::with_opts(Opts::new("sendoff_start_time_seconds", "Start of the daemon, Unix time."))?,
+            )?,
+            clock_offset_seconds: register(
+                r,
+                Gauge::with_opts(Opts::new(
+                    "sendoff_clock_offset_seconds",
+                    "By how much the wall clock was set since the start, suspends included: 0 while it runs evenly.",
+                ))?,
             )?,
             labels: Mutex::default(),
             words: OnceLock::new(),

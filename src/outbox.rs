@@ -348,6 +348,9 @@ pub struct LaneView {
     pub spent: Spent,
 }
 
+/// What was spent in an hour still counts when the clock is set back by no more hours than this.
+const HOURS_BACK_MAX: u64 = 24;
+
 /// What a lane may have spent at most: attempts within one hour of the clock, those in reserve included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spent {
@@ -361,9 +364,16 @@ impl Spent {
         now.0 / 3_600_000
     }
 
-    /// Whether it still counts at `now`; also if the clock stands before the hour in which it was spent.
+    /// Whether it still counts at `now`: also if the clock stands up to a day before the hour in which it was spent. An hour
+    /// that lies further ahead is of a wrong clock.
     pub fn counts(self, now: UnixMillis) -> bool {
-        self.attempts > 0 && Self::hour_of(now) <= self.hour
+        self.attempts > 0 && self.is_of(now)
+    }
+
+    /// Whether its hour has not turned at `now`.
+    pub fn is_of(self, now: UnixMillis) -> bool {
+        let hour = Self::hour_of(now);
+        (hour..=hour + HOURS_BACK_MAX).contains(&self.hour)
     }
 }
 

@@ -64,7 +64,15 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         let mut seen = 0;
         let mut next_full_reading = UnixMillis(0);
         let mut next_facts = UnixMillis(0);
+        let mut stepped = 0;
         while !stop.leasing.is_cancelled() {
+            let by = self.clock.stepped() - stepped;
+            if by != 0 {
+                // The clock was set: a pause keeps its length.
+                stepped += by;
+                self.pauses.values_mut().for_each(|(until, _)| *until = until.shifted(by));
+                (next_full_reading, next_facts) = Default::default();
+            }
             if self.clock.now() >= next_facts {
                 tokio::select! {
                     biased;

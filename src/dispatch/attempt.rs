@@ -35,6 +35,8 @@ pub struct Dispatch<O, I> {
     changes: watch::Receiver<Settings>,
     seen: u64,
     next_full_reading: UnixMillis,
+    /// The sum of the clock's steps, as far as the lanes know them.
+    stepped: i64,
     attempts: JoinSet<Attempted>,
     settling: JoinSet<Result<(), Error>>,
     status: Status,
@@ -66,6 +68,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             changes,
             seen: 0,
             next_full_reading: UnixMillis(0),
+            stepped: 0,
             attempts: JoinSet::new(),
             settling: JoinSet::new(),
         }
@@ -84,9 +87,12 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     /// Works until told to stop leasing; then waits for the attempts in flight, until told to stop working. What is then
     /// still in flight stays in the outbox, uncharged. An error means that the outbox is lost to this process.
     pub async fn run(mut self, stop: Stop) -> Result<(), Error> {
+        self.stepped = self.clock.stepped();
+        self.lanes.stepped(0, self.clock.steps(), self.now());
         while !stop.leasing.is_cancelled() {
+            self.notice_step();
             // Where what is known is enough to go on with, the lease brings the news along.
-            let now = self.clock.now();
+            let now = self.now();
             let enough = now < self.next_full_reading && self.lanes.next_time(now) <= now;
             if !enough {
                 self.read_lanes().await?;
@@ -95,7 +101,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             if enough && !heard {
                 self.read_lanes().await?;
             }
-            let next = self.lanes.next_time(self.clock.now()).min(self.next_full_reading);
+            let next = self.lanes.next_time(self.now()).min(self.next_full_reading);
+            let next = if self.clock.stepped() == self.stepped { next } else { UnixMillis(0) };
             tokio::select! {
                 biased;
                 () = stop.leasing.cancelled() => break,
@@ -103,7 +110,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 Some(settled) = self.settling.join_next() => joined(settled)?,
                 Ok(()) = self.changes.changed() => {
                     let settings = self.changes.borrow_and_update().clone();
-                    self.lanes.reconfigure(settings, self.clock.now());
+                    self.lanes.reconfigure(settings, self.now());
                 }
                 () = self.outbox.changed(self.seen, Changes::Any) => {}
                 Some(question) = self.questions.recv() => self.answer(question),
@@ -129,8 +136,23 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         Ok(())
     }
 
+    /// The present time, as far as the lanes have heard: a step of the clock reaches them between two rounds only.
+    fn now(&self) -> UnixMillis {
+        self.clock.steady().shifted(self.stepped)
+    }
+
+    /// Moves what waits for a span to where the clock stands now, if it was set.
+    fn notice_step(&mut self) {
+        let by = self.clock.stepped() - self.stepped;
+        if by != 0 {
+            self.stepped += by;
+            self.lanes.stepped(by, self.clock.steps(), self.now());
+            self.next_full_reading = UnixMillis(0);
+        }
+    }
+
     async fn read_lanes(&mut self) -> Result<(), Error> {
-        let now = self.clock.now();
+        let now = self.now();
         if now >= self.next_full_reading {
             let news = self.outbox.lanes(0).await?;
             self.seen = news.version;
@@ -146,7 +168,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
 
     fn learn(&mut self, news: LaneNews) {
         self.seen = news.version;
-        self.lanes.learn(news, self.clock.now());
+        self.lanes.learn(news, self.now());
         self.announce_noticed();
     }
 
@@ -158,12 +180,12 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
 
     /// Whoever asked may have gone.
     fn answer(&self, question: tokio::sync::oneshot::Sender<super::status::Lanes>) {
-        drop(question.send(self.lanes.status(self.clock.now())));
+        drop(question.send(self.lanes.status(self.now())));
     }
 
     /// Buries what is past its time, leases what the plan wants and begins its attempts. Says whether the news were heard, too.
     async fn lease(&mut self) -> Result<bool, Error> {
-        let now = self.clock.now();
+        let now = self.now();
         let expired = self.lanes.expired(now);
         if !expired.is_empty() {
             let want = LeaseWant { lanes: expired, bytes_max: self.lanes.bytes_left() };
@@ -187,8 +209,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 futures_util::future::try_join(self.outbox.lease(want), self.outbox.lanes(self.seen)).await?;
             for leased in leased {
                 let lease = leased.lease;
-                if now < deadline(&leased.event, self.lanes.policy(&leased.event.function.name)) {
-                    if self.lanes.may_begin(lease.lane, self.clock.now()) {
+                if now < deadline(&leased.event, self.lanes.policy(&leased.event.function.name), &self.clock) {
+                    if self.lanes.may_begin(lease.lane, self.now()) {
                         self.begin(leased);
                     } else {
                         done.push((lease, Settlement::Release));
@@ -200,14 +222,14 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             self.write(done).await?;
             self.learn(news);
         }
-        self.lanes.planned(self.clock.now());
+        self.lanes.planned(self.now());
         Ok(hears)
     }
 
     /// The burial of an event that is past its time; none if it is not.
     fn bury_expired(&self, leased: Leased, now: UnixMillis) -> Option<Settlement> {
         let name = &leased.event.function.name;
-        if now < deadline(&leased.event, self.lanes.policy(name)) {
+        if now < deadline(&leased.event, self.lanes.policy(name), &self.clock) {
             return None;
         }
         let function = self.metrics.function_label(name);
@@ -220,7 +242,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     fn begin(&mut self, leased: Leased) {
         let event = &leased.event;
         let name = &event.function.name;
-        let (ticket, changes) = self.lanes.started(leased.lease.lane, event.payload.len() as u64, self.clock.now());
+        let (ticket, changes) = self.lanes.started(leased.lease.lane, event.payload.len() as u64, self.now());
         changes.into_iter().for_each(|change| self.announce(name, change));
         self.show(name, leased.lease.lane);
         let call = Call {
@@ -264,7 +286,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     fn judge(&mut self, attempted: Attempted) -> (Lease, Settlement) {
         let Attempted { leased, mode, ticket, reply, began, ended } = attempted;
         let Leased { lease, event, history } = leased;
-        let now = self.clock.now();
+        let now = self.now();
         let name = &event.function.name;
         let policy = self.lanes.policy(name);
         let outcome = outcome_of(&reply, mode);

@@ -15,12 +15,14 @@ use super::rate::{Rate, SpendGuard};
 use super::status::{Held, LaneStatus};
 use super::verdict::{Outcome, Pause, PauseKind, Scope};
 use super::{Mode, Policy, Settings};
-use crate::clock::UnixMillis;
+use crate::clock::{Steps, UnixMillis};
 use crate::event::FunctionName;
 use crate::outbox::{LaneId, LaneNews, LaneView, LaneWant, Which};
 use hold::{Ended, Hold};
 
 mod hold;
+
+mod step;
 
 /// Events that a lane may take before the next lane's turn.
 const QUANTUM: u32 = 64;
@@ -58,6 +60,8 @@ pub struct Lanes {
     in_flight: u32,
     bytes_in_flight: u64,
     rate: Option<Rate>,
+    /// By which ages are counted.
+    steps: Steps,
     /// What came with a new lane or the end of one, and people have not heard of.
     noticed: Vec<(FunctionName, Change)>,
 }
@@ -129,6 +133,7 @@ impl Lanes {
     pub fn new(settings: Settings) -> Self {
         Self {
             rate: Rate::per_second(settings.rate),
+            steps: Steps::default(),
             settings,
             lanes: BTreeMap::new(),
             accounts: BTreeMap::new(),
@@ -261,7 +266,7 @@ impl Lanes {
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             lane.expires = None;
             lane.next_expiry = now.plus(EXPIRY_EVERY);
-            let cutoff = UnixMillis(now.0.saturating_sub(millis(lane.policy.age_max)) + 1);
+            let cutoff = UnixMillis(self.steps.ago(lane.policy.age_max, now).0 + 1);
             wants.push(LaneWant {
                 lane: id,
                 which: Which::AcceptedBefore(cutoff),
@@ -469,7 +474,7 @@ impl Lanes {
 
     fn schedule_expiry(&mut self, id: LaneId, now: UnixMillis) {
         let Some(lane) = self.lanes.get_mut(&id) else { return };
-        let time = lane.expiry_time().max(now);
+        let time = lane.expiry_time(&self.steps, now).max(now);
         if lane.expires == Some(time) {
             return;
         }
@@ -583,8 +588,11 @@ impl Lane {
     }
 
     /// When an event may be past its time.
-    fn expiry_time(&self) -> UnixMillis {
-        let by_age = [self.view.oldest, self.view.next_due].into_iter().flatten().min();
+    fn expiry_time(&self, steps: &Steps, now: UnixMillis) -> UnixMillis {
+        // What is due later was not due before.
+        let next_due = self.view.next_due.map(|due| if due > now { due } else { steps.present(due, now) });
+        let oldest = self.view.oldest.map(|oldest| steps.present(oldest, now));
+        let by_age = [oldest, next_due].into_iter().flatten().min();
         let by_age = by_age.map(|oldest| oldest.plus(self.policy.age_max));
         let first = [by_age, self.view.next_expiry].into_iter().flatten().min();
         first.map_or(UnixMillis::MAX, |first| first.max(self.next_expiry))
@@ -637,10 +645,6 @@ impl Lane {
 
 fn region(function: &FunctionName) -> &str {
     function.region().unwrap_or_default()
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -42,6 +42,11 @@ impl Rate {
         UnixMillis(at.max(0.0).ceil() as u64).max(now)
     }
 
+    /// The clock was set by so many milliseconds.
+    pub fn stepped(&mut self, by: i64) {
+        self.full_at += by as f64;
+    }
+
     /// One start.
     pub fn take(&mut self, now: UnixMillis) {
         self.full_at = self.full_at.max(now.0 as f64) + self.interval;
@@ -103,7 +108,7 @@ impl SpendGuard {
 
     /// Whether a start is in reserve: not if the hour has turned since it was put there.
     pub fn has_reserve(&self, now: UnixMillis) -> bool {
-        Spent::hour_of(now) <= self.spent.hour && self.spent.attempts < self.reserved
+        self.spent.is_of(now) && self.spent.attempts < self.reserved
     }
 
     /// Gives back what is in reserve and will not be used: what to store, if there is anything.
@@ -125,10 +130,10 @@ impl SpendGuard {
         (max > 0).then(|| Self { max: max.into(), ..self })
     }
 
-    /// A later hour begins with nothing spent.
+    /// A later hour begins with nothing spent, and so does one long before a wrong clock's.
     fn turn(&mut self, now: UnixMillis) {
         let hour = Spent::hour_of(now);
-        if hour > self.spent.hour {
+        if !self.spent.is_of(now) {
             (self.spent, self.reserved) = (Spent { hour, attempts: 0 }, 0);
         }
     }

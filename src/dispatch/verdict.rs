@@ -226,9 +226,15 @@ pub fn decide(
 }
 
 /// When an event is buried, however it fares: `age_max` after its acceptance (or after the
-/// time that it was to be delivered at), or at its own `expires_at` if that is sooner.
-pub fn deadline(event: &Event, policy: &Policy) -> UnixMillis {
-    let by_age = event.deliver_at.unwrap_or(event.accepted_at).plus(policy.age_max);
+/// time that it was to be delivered at), or at its own `expires_at` if that is sooner. An age is a span: it counts the time
+/// that has passed, however the clock was set since.
+pub fn deadline(event: &Event, policy: &Policy, clock: &Clock) -> UnixMillis {
+    let began = match event.deliver_at {
+        Some(at) if at > clock.now() => at,
+        Some(at) => clock.present(at),
+        None => clock.present(event.accepted_at),
+    };
+    let by_age = began.plus(policy.age_max);
     event.expires_at.map_or(by_age, |expires_at| expires_at.min(by_age))
 }
 
@@ -292,7 +298,7 @@ impl Attempt<'_> {
 
     /// Tries again after `wait`, unless the event's time is over.
     fn retry(&self, history: History, wait: Duration) -> Settlement {
-        let deadline = deadline(self.event, self.policy);
+        let deadline = deadline(self.event, self.policy, self.clock);
         if self.now >= deadline {
             return bury(history, BuryReason::EventAgeExceeded, self.now);
         }

@@ -317,7 +317,7 @@ mod tests {
             let changed = with_field(&Bytes::from(payload.to_owned()), "k", "o\"1");
             assert_eq!(changed.as_deref(), expected.map(str::as_bytes), "{payload}");
             if let Some(changed) = changed {
-                assert!(serde_json::from_slice::<serde_json::Value>(&changed).is_ok());
+                assert!(serde_json::from_slice::<serde::de::IgnoredAny>(&changed).is_ok());
             }
         }
     }

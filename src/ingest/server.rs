@@ -260,7 +260,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     fn event(&self, draft: Draft) -> Result<Event, Refusal> {
         let clock = &self.shared.clock;
         let rule = self.rules.of(&draft.function.name);
-        let accepted_at = clock.now();
+        let accepted_at = clock.accepting();
         let _alone = rule.key.is_some().then(|| self.alone(draft.payload.len()));
         Ok(Event {
             id: EventId::mint(accepted_at, clock.random_bits(), &draft.function.name),
@@ -446,7 +446,7 @@ impl HealthLog {
         if said & 0b11 == health as u64 {
             return false;
         }
-        let now = clock.now();
+        let now = clock.steady();
         if said >> 2 != 0 && now.since(UnixMillis(said >> 2)) < HEALTH_LOG_INTERVAL {
             return false;
         }

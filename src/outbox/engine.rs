@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::kv::{Batch, Disk, Failed, Kv};
 use super::record::{KeyRecord, LaneRecord, Record, Unreadable, chunks, encode_body};
 use super::{Appended, Census, Count, Full, LaneCensus, LaneId, LaneNews, Place, Settings, keys};
-use crate::clock::{Clock, UnixMillis};
+use crate::clock::{Clock, Steps, UnixMillis};
 use crate::event::{Event, EventId, FunctionName};
 use key_filter::KeyFilter;
 use lane::Lane;
@@ -28,6 +28,8 @@ mod key_filter;
 mod lane;
 
 mod lease;
+
+mod mend;
 
 mod read;
 
@@ -73,6 +75,11 @@ pub struct Engine<K> {
     /// That of the last change of what is Buried.
     buried_version: u64,
     clock_stored: UnixMillis,
+    steps_stored: Steps,
+    /// Where mending goes on that a clock which was set back makes necessary; none if nothing is to be mended.
+    mending: Option<mend::Mending>,
+    /// The sum of the clock's steps when it was last looked at.
+    stepped: i64,
     /// The writes since the last commit.
     batch: Batch,
     /// Bytes of the events in it, and at most so many.
@@ -101,7 +108,7 @@ pub enum OpenError {
 pub(super) const FORMAT: u32 = 1;
 
 impl<K: Kv> Engine<K> {
-    /// Reads the lanes and moves `clock` past the latest time that the store has seen.
+    /// Reads the lanes, and tells `clock` what the store knows of its steps.
     pub fn open(kv: K, settings: Settings, clock: Clock, path: &str) -> Result<Self, OpenError> {
         let damaged = |why: String| OpenError::Damaged { path: path.to_owned(), why };
         let mut batch = Batch::default();
@@ -115,11 +122,15 @@ impl<K: Kv> Engine<K> {
             Some(_) => {}
         }
         let clock_stored = read_number(&kv, keys::META_CLOCK).map_err(|e| damaged(e.to_string()))?.unwrap_or(0);
-        let behind = clock.not_before(UnixMillis(clock_stored));
-        if !behind.is_zero() {
+        let steps = kv.get(keys::META_STEPS).map_err(|e| damaged(e.to_string()))?;
+        // Spans that are counted wrongly are better than a store that does not open.
+        let steps = steps.and_then(|bytes| Steps::decode(&bytes)).unwrap_or_default();
+        if let Some(step) = clock.resume(steps, UnixMillis(clock_stored)) {
             tracing::warn!(
-                behind_seconds = behind.as_secs(),
-                "the clock stands before the store's last commit; going on from there"
+                last_commit = step.before.rfc3339(),
+                now = step.after.rfc3339(),
+                "the wall clock was set since the store's last commit; going on with the present time. If it is wrong now, \
+                correct the clock of the machine: the daemon follows it"
             );
         }
         let next_lane = read_number(&kv, keys::META_NEXT_LANE).map_err(|e| damaged(e.to_string()))?.unwrap_or(0);
@@ -136,6 +147,9 @@ impl<K: Kv> Engine<K> {
             version: 0,
             buried_version: 0,
             clock_stored: UnixMillis(clock_stored),
+            steps_stored: Steps::default(),
+            mending: Some(mend::Mending::default()),
+            stepped: clock.stepped(),
             batch,
             uncommitted: 0,
             commit_bytes_max: COMMIT_BYTES_MAX,
@@ -322,9 +336,15 @@ impl<K: Kv> Engine<K> {
             return Ok(false);
         }
         let now = self.clock.now();
-        if now.0 >= self.clock_stored.0 + CLOCK_EVERY_MS {
+        // Also if it was set back: the next start must not take that for a step.
+        if now < self.clock_stored || now.0 >= self.clock_stored.0 + CLOCK_EVERY_MS {
             self.batch.put(keys::META_CLOCK.to_vec(), now.0.to_be_bytes().to_vec());
             self.clock_stored = now;
+            let steps = self.clock.steps();
+            if steps != self.steps_stored {
+                self.batch.put(keys::META_STEPS.to_vec(), steps.encode());
+                self.steps_stored = steps;
+            }
         }
         let batch = std::mem::take(&mut self.batch);
         self.uncommitted = 0;

@@ -21,6 +21,8 @@ use crate::event::{Event, EventId, FunctionName, IdempotencyKey, KeySource};
 
 pub const META_FORMAT: &[u8] = b"mformat";
 pub const META_CLOCK: &[u8] = b"mclock";
+/// The steps of the wall clock; see [`Steps`](crate::clock::Steps). A version that does not know it passes it over.
+pub const META_STEPS: &[u8] = b"msteps";
 pub const META_NEXT_LANE: &[u8] = b"mlane";
 
 const LANES: u8 = b'l';

@@ -158,7 +158,7 @@ fn note_answer<B>(world: &World, front: &Front, serial: u64, response: &Response
             ledger.waits(id, world.now());
         }
     }
-    let found = world.ledger().answered(serial, &answered, window, front.clock.now());
+    let found = world.ledger().answered(serial, &answered, window, front.clock.now(), world.now());
     if let Some((promise, what)) = found {
         world.violated(promise, what);
     }

@@ -25,13 +25,13 @@ pub struct Ledger {
     pub orders: BTreeMap<u64, Order>,
     /// What was answered with 202.
     pub accepted: BTreeMap<EventId, u64>,
-    /// The first event of a key, and until when (by the daemon's clock) it must be named.
-    keys: BTreeMap<(String, String), (EventId, UnixMillis)>,
+    /// The first event of a key, and until when (by the daemon's clock, and by the world's) it must be named.
+    keys: BTreeMap<(String, String), (EventId, UnixMillis, UnixMillis)>,
     /// Every event as it was first leased.
     seen: BTreeMap<EventId, Event>,
     by_serial: BTreeMap<u64, BTreeSet<EventId>>,
-    /// When a settlement said that an event is to be attempted, or shipped, again.
-    due: BTreeMap<EventId, UnixMillis>,
+    /// When a settlement said that an event is to be attempted, or shipped, again: by the daemon's clock, and by the world's.
+    due: BTreeMap<EventId, (UnixMillis, UnixMillis)>,
     /// Events that were leased before they were due, which is for burying only.
     early: BTreeSet<EventId>,
     /// What SQS has.
@@ -49,8 +49,10 @@ pub struct Ledger {
     pub life_began: UnixMillis,
     /// When calls of a function began within the last second of a life.
     starts: BTreeMap<String, (u32, VecDeque<UnixMillis>)>,
-    /// Calls of a function in an hour of the daemon's clock.
-    spent: BTreeMap<(String, u64), u32>,
+    /// Calls of a function in an hour of the daemon's clock, and in those before that a clock which was set back comes by again.
+    spent: BTreeMap<String, (u64, u32)>,
+    /// When the daemon's clock was set last, by the world's clock.
+    pub clock_set: Option<UnixMillis>,
     /// Functions that an operator has paused, and since when that is known.
     paused: BTreeMap<String, UnixMillis>,
     /// What an operator has cancelled.
@@ -125,7 +127,15 @@ impl Ledger {
     // --- clients ---
 
     /// A 202 went out, at `now` by the daemon's clock (G3).
-    pub fn answered(&mut self, serial: u64, answer: &Answered, window: Duration, now: UnixMillis) -> Option<Violation> {
+    /// `world_now` is by the world's clock: a window counts the time that has passed, unless the clock went ahead over a restart.
+    pub fn answered(
+        &mut self,
+        serial: u64,
+        answer: &Answered,
+        window: Duration,
+        now: UnixMillis,
+        world_now: UnixMillis,
+    ) -> Option<Violation> {
         let Answered { id, source, duplicate } = *answer;
         let order = &self.orders[&serial];
         let key = match source {
@@ -155,12 +165,14 @@ impl Ledger {
         }
         let scope = (order.function.clone(), key?);
         match self.keys.get(&scope) {
-            Some(&(first, until)) if now < until && first != id && !self.maybe_forgotten.contains(&first) => {
+            Some(&(first, until, passes))
+                if now < until && world_now < passes && first != id && !self.maybe_forgotten.contains(&first) =>
+            {
                 Some(("G3", format!("a repeat of {first} within its window was accepted as {id}")))
             }
-            Some(&(first, _)) if first == id => None,
+            Some(&(first, ..)) if first == id => None,
             Some(_) | None => {
-                self.keys.insert(scope, (id, id.accepted_at().plus(window)));
+                self.keys.insert(scope, (id, id.accepted_at().plus(window), world_now.plus(window)));
                 None
             }
         }
@@ -182,7 +194,7 @@ impl Ledger {
     }
 
     /// An event was leased at `now` by the daemon's clock (G4, G5, G6).
-    pub fn leased(&mut self, leased: &Leased, now: UnixMillis) -> Vec<Violation> {
+    pub fn leased(&mut self, leased: &Leased, now: UnixMillis, world_now: UnixMillis) -> Vec<Violation> {
         let Leased { event, history, .. } = leased;
         let id = event.id;
         let mut found = Vec::new();
@@ -205,7 +217,7 @@ impl Ledger {
                 found.push(("G6", format!("{id} is charged {}, owes {}", history.attempts, order.fate.charged)));
             }
             let due = self.due.get(&id).copied().unwrap_or_default();
-            if due > now {
+            if due.0 > now && due.1 > world_now {
                 self.early.insert(id);
             } else {
                 self.early.remove(&id);
@@ -215,9 +227,9 @@ impl Ledger {
     }
 
     /// A settlement is on the disk.
-    pub fn settled(&mut self, id: EventId, settlement: &Settlement) {
+    pub fn settled(&mut self, id: EventId, settlement: &Settlement, now: UnixMillis, world_now: UnixMillis) {
         if let Settlement::RetryAt(history) = settlement {
-            self.due.insert(id, history.due);
+            self.due.insert(id, (history.due, world_now.plus(history.due.since(now))));
         }
     }
 
@@ -275,10 +287,13 @@ impl Ledger {
         {
             found.push(("G4", format!("order {} reached {function} changed", order.serial)));
         }
-        if events.clone().all(|id| self.early.contains(id)) || order.not_before.is_some_and(|at| daemon_now < at) {
+        // A step between the lease and the call is nobody's fault.
+        let is_even = self.clock_set.is_none_or(|at| now.since(at) > slack);
+        let early = is_even && order.not_before.is_some_and(|at| daemon_now < at);
+        if events.clone().all(|id| self.early.contains(id)) || early {
             found.push(("G5", format!("order {} is attempted before it is due", order.serial)));
         }
-        if order.expires_at.is_some_and(|at| at.plus(slack) < daemon_now) {
+        if is_even && order.expires_at.is_some_and(|at| at.plus(slack) < daemon_now) {
             found.push(("expiry", format!("order {} is attempted after its expires_at", order.serial)));
         }
         if events.clone().count() > 0 && events.clone().all(|id| self.cancelled.contains(id)) {
@@ -315,7 +330,10 @@ impl Ledger {
                 format!("{} calls of {function} in a second, {} are allowed", starts.1.len(), scenario.rate),
             ));
         }
-        let spent = self.spent.entry((function.clone(), Spent::hour_of(daemon_now))).or_default();
+        let (hour, spent) = self.spent.entry(function.clone()).or_default();
+        if *hour < Spent::hour_of(daemon_now) {
+            (*hour, *spent) = (Spent::hour_of(daemon_now), 0);
+        }
         *spent += 1;
         if scenario.per_hour > 0 && *spent > scenario.per_hour {
             found.push(("spend", format!("{spent} calls of {function} in an hour, {} are allowed", scenario.per_hour)));

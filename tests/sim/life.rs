@@ -132,6 +132,10 @@ fn start(world: &Arc<World>, life: u32, clock_offset_ms: i64) -> Option<Parts> {
     let dispatch = Dispatch::new(tap.clone(), lambda, dispatch_settings(world), clock.clone(), metrics.clone());
     let letters = DeadLetters::new(tap.clone(), queue, letter_settings(world), clock.clone(), metrics.clone());
     let sweeping = sweep(tap.clone(), clock.clone(), stop.leasing.clone());
+    if scenario.clock_steps {
+        let setting = crate::time::set_now_and_then(world.clone(), clock.clone(), stop.leasing.clone());
+        world.powers(stages.spawn(setting).abort_handle());
+    }
     for (name, stage) in [
         ("dispatch", dispatch.run(stop.clone()).boxed()),
         ("dead letters", letters.run(stop.clone()).boxed()),
@@ -199,6 +203,7 @@ async fn sweep(tap: Tap, clock: Clock, stop: CancellationToken) -> Result<(), ou
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
+            () = clock.until_stepped() => {}
             () = clock.sleep(Duration::from_secs(15)) => {}
         }
     }

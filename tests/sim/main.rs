@@ -34,6 +34,7 @@ mod run;
 mod sabotage;
 mod scenario;
 mod tap;
+mod time;
 mod world;
 
 /// Seeds of a run in CI; `SEEDS=n` asks for more.

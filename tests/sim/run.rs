@@ -21,6 +21,9 @@ const LIVELY_WITHIN: Duration = Duration::from_secs(40 * 60);
 /// The same where a ceiling makes events wait for the next hours: until the oldest would be past any age.
 const FRUGAL_WITHIN: Duration = Duration::from_secs(8 * 3_600);
 
+/// From the earliest to the latest that a daemon's clock may stand.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(6 * 3_600);
+
 /// What a seed came to.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -128,6 +131,8 @@ async fn story(world: &Arc<World>) {
 /// The last life: no faults, no new orders. Everything must be delivered or in the queue in time.
 async fn rest(world: &Arc<World>, life: u32, offset_ms: i64) {
     let within = if world.scenario.per_hour > 0 { FRUGAL_WITHIN } else { LIVELY_WITHIN };
+    // What was scheduled while the clock stood ahead waits until it stands there again.
+    let within = if world.scenario.clock_jumps { within + CLOCKS_APART_MAX } else { within };
     let watching = async {
         let began = world.now();
         resume_all(world).await;

@@ -51,7 +51,10 @@ pub struct Scenario {
     pub account_faults: bool,
     pub sync_failures: bool,
     pub full_disks: bool,
+    /// Whether the clock may stand elsewhere in the next life, ...
     pub clock_jumps: bool,
+    /// ... and is set within a life.
+    pub clock_steps: bool,
     pub refusals: bool,
     /// Whether there is a queue at all.
     pub queue: bool,
@@ -106,6 +109,7 @@ impl Scenario {
             sync_failures: rng.u8(0..4) == 0,
             full_disks: rng.u8(0..4) == 0,
             clock_jumps: rng.bool(),
+            clock_steps: seed.is_multiple_of(3),
             rate: [0, 0, 4, 40][rng.usize(0..4)],
             per_hour: if rng.u8(0..4) == 0 { rng.u32(5..80) } else { 0 },
             confirm: rng.u8(0..3) == 0,

@@ -38,7 +38,7 @@ impl Outbox for Tap {
         let now = self.clock.now();
         for leased in &leased {
             self.world.note(|| format!("lease {} calls={}", leased.event.id, leased.history.calls));
-            let found = self.world.ledger().leased(leased, now);
+            let found = self.world.ledger().leased(leased, now, self.world.now());
             let delayed = self.world.ledger().delayed(leased.event.id, self.world.now());
             for (promise, what) in found.into_iter().chain(delayed) {
                 self.world.violated(promise, what);
@@ -60,7 +60,8 @@ impl Outbox for Tap {
         let settled = self.inner.settle(done.clone()).await;
         if settled.is_ok() {
             let mut ledger = self.world.ledger();
-            done.iter().for_each(|(lease, settlement)| ledger.settled(lease.id, settlement));
+            let (now, world_now) = (self.clock.now(), self.world.now());
+            done.iter().for_each(|(lease, settlement)| ledger.settled(lease.id, settlement, now, world_now));
         }
         self.world.point(self.life, "after a settlement").await;
         settled

@@ -42,6 +42,11 @@ impl Hold {
         self.number
     }
 
+    /// The clock was set by so many milliseconds: a pause is a span.
+    pub fn stepped(&mut self, by: i64) {
+        self.pause.until = self.pause.until.shifted(by);
+    }
+
     /// What the end of an attempt makes of a hold. Attempts that began before the hold can prolong it, not end it.
     pub fn judge(hold: &mut Option<Self>, pause: Option<Pause>, scope: Scope, ended: Ended) -> Option<Change> {
         let Ended { probe, base, now, number } = ended;

@@ -31,6 +31,14 @@ impl<K: Kv> Engine<K> {
         if keys::is_of_sdk(key) { self.settings.sdk_window } else { self.settings.dedupe_window }
     }
 
+    /// Whether the time of a key is over: its window counts the time that has passed, however the clock was set since.
+    pub(super) fn is_over(&self, key: &[u8], known: &KeyRecord, now: UnixMillis) -> bool {
+        let window = self.window(key);
+        let began =
+            UnixMillis(known.expires_at.0.saturating_sub(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)));
+        self.clock.present(began).plus(window) <= now
+    }
+
     /// What the store, or this batch, remembers of the key of an event.
     pub(super) fn known_of(&self, event: &Event, key: &[u8], now: UnixMillis) -> Result<Known, Failed> {
         let name = &event.function.name;
@@ -54,7 +62,7 @@ impl<K: Kv> Engine<K> {
             return Ok(if forgotten { Known::Over } else { Known::Nowhere });
         };
         let lane = self.by_name.get(function).copied();
-        let within = known.expires_at > now || self.stores(lane.as_slice(), known.first)?;
+        let within = !self.is_over(key, &known, now) || self.stores(lane.as_slice(), known.first)?;
         Ok(if within { Known::Within(known) } else { Known::Over })
     }
 
@@ -154,7 +162,7 @@ impl<K: Kv> Engine<K> {
         let Some(key) = key else { return Ok(()) };
         let now = self.clock.now();
         let window = self.window(&key);
-        if now.since(id.accepted_at()) < window / SOON_PART {
+        if now.since(self.clock.present(id.accepted_at())) < window / SOON_PART {
             return Ok(());
         }
         let record = match self.key_record(&key) {

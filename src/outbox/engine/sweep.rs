@@ -29,6 +29,9 @@ pub(super) struct Progress {
 impl<K: Kv> Engine<K> {
     /// One piece of a sweep; says whether there is more of it. Adds to the batch.
     pub fn sweep(&mut self) -> Result<bool, Failed> {
+        if self.mend()? {
+            return Ok(true);
+        }
         let now = self.clock.now();
         let (mut seen, mut expired, mut outlived, mut last) = (0, Vec::new(), Vec::new(), None);
         let mut lanes = None;
@@ -45,7 +48,7 @@ impl<K: Kv> Engine<K> {
             let (key, value) = pair?;
             let known = value.ok().and_then(|value| KeyRecord::decode(&value).ok());
             // One that cannot be read means nothing any more.
-            let over = known.is_none_or(|known| known.expires_at <= now);
+            let over = known.is_none_or(|known| self.is_over(&key, &known, now));
             seen += 1;
             // One that was used again in this turn has a new record, which only the batch knows.
             let over = over && self.batch.pending(&key).is_none();
@@ -175,7 +178,7 @@ mod tests {
         let leased = engine.lease(&LeaseWant { lanes, bytes_max: u64::MAX }).unwrap();
         engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
         engine.commit().unwrap();
-        clock.not_before(START.plus(WINDOW * 2));
+        clock.pass_until(START.plus(WINDOW * 2));
         let again = event(&clock);
         assert_eq!(engine.append(vec![again.clone()], ROOM).unwrap(), [Appended::Stored], "its window was over");
         while engine.sweep().unwrap() {}
@@ -210,7 +213,7 @@ mod tests {
         let leased = engine.lease(&want).unwrap();
         engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
         for (minutes, lanes) in [(15, 1), (46, 1), (60, 0)] {
-            clock.not_before(START.plus(Duration::from_secs(minutes * 60)));
+            clock.pass_until(START.plus(Duration::from_secs(minutes * 60)));
             while engine.sweep().unwrap() {}
             engine.commit().unwrap();
             assert_eq!(engine.lanes(0).unwrap().lanes.len(), lanes, "after {minutes} minutes");

@@ -1,0 +1,29 @@
+//! What a step of the wall clock means for lanes. Holds, rates and pauses are spans: they keep their length.
+
+use super::Lanes;
+use super::hold::Hold;
+use crate::clock::{Steps, UnixMillis};
+use crate::dispatch::rate::Rate;
+
+impl Lanes {
+    /// The clock was set by so many milliseconds and shows `now`; `steps` are all that count for ages.
+    pub fn stepped(&mut self, by: i64, steps: Steps, now: UnixMillis) {
+        self.steps = steps;
+        self.rate.iter_mut().for_each(|rate| Rate::stepped(rate, by));
+        for account in self.accounts.values_mut() {
+            account.hold.iter_mut().for_each(|hold| Hold::stepped(hold, by));
+        }
+        let ids: Vec<_> = self.lanes.keys().copied().collect();
+        for id in ids {
+            if let Some(lane) = self.lanes.get_mut(&id) {
+                lane.hold.iter_mut().for_each(|hold| Hold::stepped(hold, by));
+                lane.rate.iter_mut().for_each(|rate| Rate::stepped(rate, by));
+                lane.next_expiry = lane.next_expiry.shifted(by);
+                lane.idle_until = lane.idle_until.shifted(by);
+            }
+            // Its turn on the agenda is a time of before.
+            self.off_agenda(id);
+            self.reschedule(id, now);
+        }
+    }
+}
