@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::clock::UnixMillis;
+
+pub mod sendable;
 
 pub use pattern::{Pattern, PatternError};
 
@@ -134,7 +137,7 @@ pub struct Function {
     pub address: String,
     /// The `Qualifier` of the query, if one was given.
     pub qualifier: Option<String>,
-    /// The region of an ARN; none is the daemon's own.
+    /// The region of an ARN, also if it is the daemon's own now; none is the daemon's own, whichever that is.
     pub region: Option<String>,
 }
 
@@ -154,7 +157,7 @@ pub enum KeySource {
     Expression,
     /// `source` and `id` of a CloudEvent.
     CloudEvent,
-    /// `amz-sdk-invocation-id`, scoped to the access key: an SDK's own retries of one call.
+    /// A digest of `amz-sdk-invocation-id` and the access key that scopes it: an SDK's own retries of one call.
     SdkInvocationId,
     /// None was given: minted for this event alone.
     Minted,
@@ -192,6 +195,34 @@ impl KeySource {
 pub struct IdempotencyKey {
     pub value: String,
     pub source: KeySource,
+}
+
+impl IdempotencyKey {
+    /// The key of an SDK's invocation id, by a digest that is the same for every retry of the call: the access key id that
+    /// scopes it is nobody else's business.
+    pub fn of_sdk(access_key: &str, id: &str) -> Self {
+        let digest = Sha256::digest(format!("{access_key}/{id}"));
+        let value = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        Self { value, source: KeySource::SdkInvocationId }
+    }
+
+    /// The key as it may leave the daemon. Earlier versions stored an SDK's id with the access key id.
+    pub fn outward(&self) -> Self {
+        match (self.source, self.value.split_once('/')) {
+            (KeySource::SdkInvocationId, Some((access_key, id))) => Self::of_sdk(access_key, id),
+            (
+                KeySource::SdkInvocationId
+                | KeySource::Header
+                | KeySource::DurableExecutionName
+                | KeySource::Field
+                | KeySource::ClientContext
+                | KeySource::Expression
+                | KeySource::CloudEvent
+                | KeySource::Minted,
+                _,
+            ) => self.clone(),
+        }
+    }
 }
 
 impl fmt::Debug for IdempotencyKey {

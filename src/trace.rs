@@ -55,6 +55,14 @@ pub fn ended(outcome: &'static str) {
 #[cfg(not(feature = "otlp"))]
 pub fn ended(_outcome: &'static str) {}
 
+/// What a trace header that comes as a field must be like.
+pub const HEADER_RULE: &str = "trace_header must be printable ASCII of at most 1024 bytes";
+
+/// Whether a field keeps [`HEADER_RULE`]; Lambda's own headers are below 200 bytes.
+pub fn is_header(text: &str) -> bool {
+    text.len() <= 1_024 && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
+}
+
 /// The trace of a request, as X-Ray's header. Recursion detection needs that on every hop, so it goes before W3C's; one that
 /// is no text is of no use to anybody, and no reason to refuse.
 pub fn header(headers: &HeaderMap) -> Option<String> {

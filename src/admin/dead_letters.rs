@@ -20,11 +20,13 @@ use super::{Admin, Problem, moment};
 use crate::clock::{Clock, UnixMillis};
 use crate::deadletter::letter::{self, Letter, from_base64, to_base64};
 use crate::deadletter::message::Envelope;
+use crate::event::sendable::unsendable;
 use crate::event::{
     Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KEY_CHARS_MAX, KeySource, PAYLOAD_BYTES_MAX,
 };
 use crate::ingest;
-use crate::ingest::name::{Parts, is_qualifier};
+use crate::ingest::lambda_api::{Fields, check_carried, check_fields, check_payload};
+use crate::ingest::name::Parts;
 use crate::metrics::Metrics;
 use crate::outbox::dead::{BuriedWant, Change, Changed, Filter, Graveyard, Redriven};
 use crate::outbox::{History, Outbox, Place};
@@ -314,34 +316,19 @@ pub fn admit(letter: Letter, rules: &Rules, clock: &Clock) -> Result<Redriven, R
     if letter.payload.len() > PAYLOAD_BYTES_MAX {
         return Err(refused(format!("the payload has more than {PAYLOAD_BYTES_MAX} bytes")));
     }
-    let key_fits = |key: &String| (1..=KEY_CHARS_MAX).contains(&key.chars().count());
-    if letter.key.as_ref().is_some_and(|key| !key_fits(key)) {
-        return Err(refused(format!("the idempotency key has not 1 to {KEY_CHARS_MAX} characters")));
-    }
-    let parts = Parts::parse(&letter.function);
-    let parts = parts.ok_or_else(|| refused(format!("{:?} is not a function's name", letter.function)))?;
-    if let Some(qualifier) = letter.qualifier.as_ref().filter(|qualifier| !is_qualifier(qualifier)) {
-        return Err(refused(format!("{qualifier:?} is not a qualifier")));
-    }
-    let name = parts.canonical(letter.qualifier.as_deref(), &rules.names);
-    let accepted_at = clock.now();
-    let id = EventId::mint(accepted_at, clock.random_bits(), &name);
-    let region = parts.region.filter(|region| rules.names.region.as_deref() != Some(region)).map(str::to_owned);
+    let (function, carried) = checked(&letter, &rules.names).map_err(refused)?;
+    let accepted_at = clock.accepting();
+    let id = EventId::mint(accepted_at, clock.random_bits(), &function.name);
     let key = match (letter.key, letter.key_source) {
-        (Some(value), Some(source)) => IdempotencyKey { value, source },
+        (Some(value), Some(source)) => IdempotencyKey { value, source }.outward(),
         (Some(value), None) => IdempotencyKey { value, source: KeySource::Field },
         (None, _) => IdempotencyKey { value: id.to_string(), source: KeySource::Minted },
     };
     let event = Event {
         id,
-        function: Function { name, address: letter.function, qualifier: letter.qualifier, region },
+        function,
         key,
-        carried: Carried {
-            trace_header: letter.trace_header,
-            client_context: letter.client_context,
-            tenant_id: letter.tenant_id,
-            durable_execution_name: letter.durable_execution_name,
-        },
+        carried,
         payload: letter.payload,
         accepted_at,
         deliver_at: None,
@@ -349,6 +336,34 @@ pub fn admit(letter: Letter, rules: &Rules, clock: &Clock) -> Result<Redriven, R
         redrives: letter.redrives + 1,
     };
     Ok(Redriven { event, origin: letter.origin })
+}
+
+/// What a letter has beside its payload, checked as the doors check a client's request: a letter that no request can be made of
+/// would hold its function's lane. The error says what is wrong, and with what.
+fn checked(letter: &Letter, names: &ingest::Settings) -> Result<(Function, Carried), String> {
+    let key_fits = |key: &String| {
+        // An expression may find a key of several lines in a payload; a key that somebody sent has one.
+        let lines = matches!(letter.key_source, Some(KeySource::Expression | KeySource::CloudEvent));
+        (1..=KEY_CHARS_MAX).contains(&key.chars().count()) && (lines || !key.chars().any(char::is_control))
+    };
+    if letter.key.as_ref().is_some_and(|key| !key_fits(key)) {
+        return Err(format!("the idempotency key has not 1 to {KEY_CHARS_MAX} characters, none of them a control character"));
+    }
+    check_payload(&letter.payload).map_err(|refusal| refusal.message())?;
+    let fields = Fields {
+        address: letter.function.clone(),
+        qualifier: letter.qualifier.clone(),
+        tenant_id: letter.tenant_id.clone(),
+    };
+    let function = check_fields(&fields, names).map_err(|refusal| refusal.message())?;
+    let carried = Carried {
+        trace_header: letter.trace_header.clone(),
+        client_context: letter.client_context.clone(),
+        tenant_id: letter.tenant_id.clone(),
+        durable_execution_name: letter.durable_execution_name.clone(),
+    };
+    check_carried(&carried).map_err(|refusal| refusal.message())?;
+    Ok((function, carried))
 }
 
 /// What became of one letter, which had the id `id`.
@@ -465,7 +480,7 @@ impl Exported {
                 qualifier: envelope.qualifier,
                 region: envelope.region,
             },
-            key: IdempotencyKey { value: envelope.key, source: envelope.key_source },
+            key: IdempotencyKey { value: envelope.key, source: envelope.key_source }.outward(),
             carried: Carried {
                 trace_header: envelope.trace_header,
                 client_context: envelope.client_context,
@@ -478,6 +493,77 @@ impl Exported {
             expires_at: None,
             redrives: envelope.redrives,
         };
-        Ok((event, history))
+        match unsendable(&event) {
+            Some(field) => Err(Problem::bad(format!("{}: its {field} cannot be sent to Lambda", event.id))),
+            None => Ok((event, history)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn rules() -> Rules {
+        let names = ingest::Settings {
+            connections_max: 64,
+            request_bytes_max: 64 << 20,
+            headers_max: 64,
+            header_bytes_max: 16 << 10,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(10),
+            region: Some("eu-central-1".to_owned()),
+            account_id: Some("123456789012".to_owned()),
+        };
+        Rules { names, redrives_max: 3 }
+    }
+
+    fn letter(change: impl FnOnce(&mut Letter)) -> Letter {
+        let mut letter: Letter = serde_json::from_value(json!({
+            "origin": "o", "function": "arn:aws:lambda:eu-central-1:123456789012:function:orders", "payload_base64": "e30=",
+        }))
+        .unwrap();
+        change(&mut letter);
+        letter
+    }
+
+    #[test]
+    fn a_letter_passes_the_checks_of_the_doors() {
+        let clock = Clock::seeded(UnixMillis(1_790_000_000_000), 1);
+        let sound = admit(letter(|letter| letter.trace_header = Some("Root=1-2-3".into())), &rules(), &clock).unwrap();
+        assert_eq!(sound.event.function.name.as_str(), "orders");
+        assert_eq!(sound.event.function.region.as_deref(), Some("eu-central-1"), "the region of an ARN is kept");
+        let changes: [(&str, fn(&mut Letter)); 12] = [
+            ("trace_header", |letter| letter.trace_header = Some("a\nb".into())),
+            ("trace_header", |letter| letter.trace_header = Some("ü".into())),
+            ("Client context", |letter| letter.client_context = Some("%%%".into())),
+            ("Client context", |letter| letter.client_context = Some("A".repeat(4_000))),
+            ("tenantId", |letter| letter.tenant_id = Some("a\r\nx-evil: 1".into())),
+            ("durableExecutionName", |letter| letter.durable_execution_name = Some("a b".into())),
+            ("functionName", |letter| letter.function = "a/b".into()),
+            ("functionName", |letter| letter.function = "f".repeat(300)),
+            ("qualifier", |letter| letter.qualifier = Some("a.b".into())),
+            ("key", |letter| letter.key = Some("a\nb".into())),
+            ("key", |letter| letter.key = Some("k".repeat(256))),
+            ("parse", |letter| letter.payload = "not json".into()),
+        ];
+        for (what, change) in changes {
+            let refusal = admit(letter(change), &rules(), &clock).unwrap_err();
+            assert!(refusal.result == "refused" && refusal.message.contains(what), "{what}: {}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn an_sdks_key_of_an_earlier_version_comes_back_as_a_digest() {
+        let clock = Clock::seeded(UnixMillis(1_790_000_000_000), 1);
+        let old = letter(|letter| {
+            letter.key = Some("AKIDEXAMPLE/5f2c".into());
+            letter.key_source = Some(KeySource::SdkInvocationId);
+        });
+        let key = admit(old, &rules(), &clock).unwrap().event.key;
+        assert_eq!(key, IdempotencyKey::of_sdk("AKIDEXAMPLE", "5f2c"));
+        assert!(!key.value.contains("AKID"));
     }
 }

@@ -126,7 +126,7 @@ impl Envelope {
             address: function.address.clone(),
             qualifier: function.qualifier.clone(),
             region: function.region.clone(),
-            key: key.value.clone(),
+            key: key.outward().value,
             key_source: key.source,
             trace_header: carried.trace_header.clone(),
             client_context: carried.client_context.clone(),
@@ -246,17 +246,16 @@ fn attributes_of(
     Ok(filled.map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
-/// The key for people and consumers; the exact one is in the envelope.
+/// The key for people and consumers, if somebody chose it; the exact one is in the envelope.
 fn given_key(key: &IdempotencyKey) -> Option<String> {
     match key.source {
-        KeySource::Minted => None,
+        KeySource::Minted | KeySource::SdkInvocationId => None,
         KeySource::Header
         | KeySource::DurableExecutionName
         | KeySource::Field
         | KeySource::ClientContext
         | KeySource::Expression
-        | KeySource::CloudEvent
-        | KeySource::SdkInvocationId => Some(carriable(&key.value)),
+        | KeySource::CloudEvent => Some(carriable(&key.value)),
     }
 }
 

@@ -1,10 +1,11 @@
 //! The loop: lease what is buried, ship it, settle what SQS confirmed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::task::JoinSet;
 
 use super::message::{MESSAGE_BYTES_MAX, Message, message_of};
 use super::{QueueFacts, Settings, Ship, Shipment, Trouble};
@@ -20,11 +21,24 @@ use crate::shutdown::Stop;
 /// Messages of one batch (SQS, `SendMessageBatch`).
 const BATCH_MESSAGES_MAX: usize = 10;
 
-/// Letters taken at once: bounds the memory, as each may have 1 MiB.
-const LETTERS_MAX: usize = 40;
+/// Queues that are sent to at once, each by a task of its own: one that hangs delays its own letters only.
+const QUEUES_MAX: usize = 16;
+
+/// Bytes of the letters that are taken for one queue at once; the first is taken whatever its size. With [`QUEUES_MAX`] it bounds
+/// the memory.
+const QUEUE_BYTES_MAX: u64 = 2 << 20;
+
+/// Lanes that one queue's letters are taken from at once.
+const QUEUE_LANES_MAX: usize = 4;
+
+/// When a letter that its queue refuses is tried again: the fault may be the queue's settings, which somebody may mend.
+const REFUSED_RETRY: Duration = Duration::from_secs(3_600);
 
 /// A full reading makes up for whatever news was lost.
 const FULL_READING_EVERY: Duration = Duration::from_secs(60);
+
+/// How long all queues wait for one that does not tell its settings.
+const FACTS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often the queues are asked for their settings and sizes.
 const FACTS_EVERY: Duration = Duration::from_secs(300);
@@ -42,6 +56,18 @@ pub struct DeadLetters<O, S> {
     pauses: BTreeMap<String, (UnixMillis, u32)>,
     /// What the queues said of themselves, as far as they did.
     facts: BTreeMap<String, QueueFacts>,
+    /// The queues that are being sent to.
+    busy: BTreeSet<String>,
+    shipping: JoinSet<Shipped>,
+    /// The lane of each queue that was served last: the next turn goes to those after it.
+    served: BTreeMap<String, LaneId>,
+}
+
+/// What came of the letters that were taken for one queue.
+struct Shipped {
+    queue: String,
+    began: UnixMillis,
+    batches: Vec<(Vec<Letter>, Vec<Shipment>)>,
 }
 
 /// A letter on its way.
@@ -54,8 +80,9 @@ struct Letter {
 
 impl<O: Outbox, S: Ship> DeadLetters<O, S> {
     pub fn new(outbox: O, ship: S, settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        let (lanes, pauses, facts) = Default::default();
-        Self { outbox, ship, settings, clock, metrics, lanes, pauses, facts }
+        let (lanes, pauses, facts, busy, served) = Default::default();
+        let shipping = JoinSet::new();
+        Self { outbox, ship, settings, clock, metrics, lanes, pauses, facts, busy, shipping, served }
     }
 
     /// Works until told to stop leasing. A batch under way is finished, or given up when told to stop working: its letters
@@ -98,22 +125,24 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
             for id in news.retired {
                 self.lanes.remove(&id);
             }
+            self.ship_due().await?;
             let next = self.next_time().min(next_full_reading).min(next_facts);
-            if self.next_time() <= self.clock.now() {
-                tokio::select! {
-                    biased;
-                    shipped = self.ship_due() => shipped?,
-                    () = stop.working.cancelled() => break,
-                }
-                continue;
-            }
             tokio::select! {
                 biased;
                 () = stop.leasing.cancelled() => break,
+                Some(shipped) = self.shipping.join_next() => self.settle(shipped).await?,
                 () = self.outbox.changed(seen, Changes::Buried) => {}
                 () = self.clock.sleep_until(next) => {}
             }
         }
+        while !self.shipping.is_empty() {
+            tokio::select! {
+                biased;
+                () = stop.working.cancelled() => break,
+                Some(shipped) = self.shipping.join_next() => self.settle(shipped).await?,
+            }
+        }
+        self.shipping.abort_all();
         Ok(())
     }
 
@@ -122,11 +151,13 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
     async fn ask_queues(&mut self) {
         let queues: std::collections::BTreeSet<String> =
             self.settings.functions.iter().map(|(_, queue)| queue).chain(&self.settings.queue_url).cloned().collect();
-        let asked = join_all(queues.iter().map(|queue| self.ship.facts(queue))).await;
+        let asked = queues.iter().map(|queue| tokio::time::timeout(FACTS_PATIENCE, self.ship.facts(queue)));
+        let asked = join_all(asked).await;
         for (queue, facts) in queues.into_iter().zip(asked) {
             match facts {
-                Ok(facts) => self.learn(queue, facts),
-                Err(Trouble { code, message, .. }) => {
+                Ok(Ok(facts)) => self.learn(queue, facts),
+                Err(_elapsed) => tracing::warn!(queue, "dead-letter queue does not tell its settings in time"),
+                Ok(Err(Trouble { code, message, .. })) => {
                     tracing::warn!(queue, code, message, "dead-letter queue does not tell its settings");
                 }
             }
@@ -152,9 +183,12 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         own.map(|(_, queue)| queue.as_str()).or(self.settings.queue_url.as_deref())
     }
 
-    /// When a lane's letters may go; never, without a queue.
+    /// When a lane's letters may go; never, without a queue, and not while its queue is being sent to.
     fn time_of(&self, view: &LaneView) -> UnixMillis {
         let (Some(queue), Some(due)) = (self.queue_of(&view.function), view.next_ship) else { return UnixMillis::MAX };
+        if self.busy.contains(queue) || self.busy.len() >= QUEUES_MAX {
+            return UnixMillis::MAX;
+        }
         self.pauses.get(queue).map_or(due, |&(until, _)| due.max(until))
     }
 
@@ -162,54 +196,103 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         self.lanes.values().map(|view| self.time_of(view)).min().unwrap_or(UnixMillis::MAX)
     }
 
+    /// Takes due letters for each queue that is free, lane by lane in turn, and begins to send them.
     async fn ship_due(&mut self) -> Result<(), Error> {
         let now = self.clock.now();
-        let lanes: Vec<_> = self
-            .lanes
-            .values()
-            .filter(|view| self.time_of(view) <= now)
-            .map(|view| LaneWant { lane: view.lane, which: Which::Buried, events_max: BATCH_MESSAGES_MAX, spent: None })
-            .take(LETTERS_MAX / BATCH_MESSAGES_MAX)
-            .collect();
-        let bytes_max = (LETTERS_MAX * MESSAGE_BYTES_MAX) as u64;
-        let leased = self.outbox.lease(LeaseWant { lanes, bytes_max }).await?;
-        let mut settlements = Vec::new();
-        let mut by_queue: BTreeMap<String, Vec<Letter>> = BTreeMap::new();
-        for leased in leased {
-            // Only lanes with a queue are leased from.
-            let Some(queue) = self.queue_of(&leased.event.function.name).map(str::to_owned) else {
-                settlements.push((leased.lease, Settlement::Release));
-                continue;
-            };
-            let Leased { lease, event, history } = leased;
+        let mut due: BTreeMap<String, Vec<LaneId>> = BTreeMap::new();
+        for view in self.lanes.values().filter(|view| self.time_of(view) <= now) {
+            if let Some(queue) = self.queue_of(&view.function) {
+                due.entry(queue.to_owned()).or_default().push(view.lane);
+            }
+        }
+        for (queue, mut lanes) in due {
+            if self.busy.len() >= QUEUES_MAX {
+                break;
+            }
+            let next = self.served.get(&queue).map_or(0, |served| lanes.partition_point(|lane| lane <= served));
+            let first = next.checked_rem(lanes.len()).unwrap_or(0);
+            lanes.rotate_left(first);
+            lanes.truncate(QUEUE_LANES_MAX);
+            if let Some(&last) = lanes.last() {
+                self.served.insert(queue.clone(), last);
+            }
+            self.ship_from(queue, lanes, now).await?;
+        }
+        Ok(())
+    }
+
+    async fn ship_from(&mut self, queue: String, lanes: Vec<LaneId>, now: UnixMillis) -> Result<(), Error> {
+        let want = |lane| LaneWant { lane, which: Which::Buried, events_max: BATCH_MESSAGES_MAX, spent: None };
+        let lanes = lanes.into_iter().map(want).collect();
+        let leased = self.outbox.lease(LeaseWant { lanes, bytes_max: QUEUE_BYTES_MAX }).await?;
+        let bytes_max = self.facts.get(&queue).copied().unwrap_or_default().message_bytes_max;
+        let (mut settlements, mut letters) = (Vec::new(), Vec::new());
+        for Leased { lease, event, history } in leased {
             let function = event.function.name.clone();
-            let bytes_max = self.facts.get(&queue).copied().unwrap_or_default().message_bytes_max;
             match message_of(&event, &history, self.settings.format, self.settings.oversize, bytes_max) {
-                Ok(message) => by_queue.entry(queue).or_default().push(Letter { lease, history, function, message }),
+                Ok(message) => letters.push(Letter { lease, history, function, message }),
                 Err(why) => settlements.push((lease, self.keep(&function, &event.id, history, why.to_string()))),
             }
         }
-        for (queue, letters) in by_queue {
+        if !settlements.is_empty() {
+            self.outbox.settle(settlements).await?;
+        }
+        if letters.is_empty() {
+            return Ok(());
+        }
+        self.busy.insert(queue.clone());
+        let ship = self.ship.clone();
+        self.shipping.spawn(async move {
+            let mut done = Vec::new();
             for batch in batches(letters) {
-                settlements.extend(self.ship_batch(&queue, batch, now).await);
+                let messages = batch.iter().map(|letter| letter.message.clone()).collect();
+                let shipments = ship.ship(&queue, messages).await;
+                done.push((batch, shipments));
             }
+            Shipped { queue, began: now, batches: done }
+        });
+        Ok(())
+    }
+
+    /// Writes what the queue said of the letters that it was sent.
+    async fn settle(&mut self, shipped: Result<Shipped, tokio::task::JoinError>) -> Result<(), Error> {
+        let Shipped { queue, began, batches } = match shipped {
+            Ok(shipped) => shipped,
+            Err(error) => {
+                // Its letters stay leased until a restart, so nothing of theirs is lost or sent twice.
+                tracing::error!(%error, "shipping dead letters panicked: please report this");
+                return Err(Error::Closed);
+            }
+        };
+        self.busy.remove(&queue);
+        let mut settlements = Vec::new();
+        for (batch, shipments) in batches {
+            settlements.extend(self.judge(&queue, batch, shipments, began));
         }
         self.outbox.settle(settlements).await
     }
 
-    /// No queue can take it: it stays in the store, listed.
+    /// Its queue does not take it: it stays in the store, listed, and is tried again after a while and by the next start.
     fn keep(&self, function: &FunctionName, id: &crate::event::EventId, history: History, why: String) -> Settlement {
-        tracing::error!(event_id = %id, %function, why, "dead letter cannot be shipped and stays in the store");
-        self.metrics.deadletter_ship_failures.with_label_values(&["unshippable"]).inc();
-        let label = self.metrics.function_label(function);
-        self.metrics.deadletter_unshippable.with_label_values(&[label]).inc();
+        // Tried again and refused again, it is no news.
+        if history.burial.as_ref().is_none_or(|burial| burial.unshippable.is_none()) {
+            tracing::error!(event_id = %id, %function, why, "dead letter cannot be shipped and stays in the store");
+            self.metrics.deadletter_ship_failures.with_label_values(&["unshippable"]).inc();
+            let label = self.metrics.function_label(function);
+            self.metrics.deadletter_unshippable.with_label_values(&[label]).inc();
+        }
         let burial = history.burial.clone().map(|burial| Burial { unshippable: Some(why), ..burial });
-        Settlement::RetryAt(History { due: UnixMillis::MAX, burial, ..history })
+        let wait = REFUSED_RETRY + self.clock.jitter(REFUSED_RETRY / 4);
+        Settlement::RetryAt(History { due: self.clock.now().plus(wait), burial, ..history })
     }
 
-    async fn ship_batch(&mut self, queue: &str, batch: Vec<Letter>, now: UnixMillis) -> Vec<(Lease, Settlement)> {
-        let messages = batch.iter().map(|letter| letter.message.clone()).collect();
-        let shipments = self.ship.ship(queue, messages).await;
+    fn judge(
+        &mut self,
+        queue: &str,
+        batch: Vec<Letter>,
+        shipments: Vec<Shipment>,
+        now: UnixMillis,
+    ) -> Vec<(Lease, Settlement)> {
         let mut settlements = Vec::new();
         let mut refusal = None;
         for (letter, shipment) in batch.into_iter().zip(shipments) {

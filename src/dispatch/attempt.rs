@@ -13,7 +13,7 @@ use tracing::Instrument as _;
 
 use super::lane::{Change, FULL_READING_EVERY, Finished, Lanes, Ticket};
 use super::status::{Questions, Status};
-use super::verdict::{Outcome, bury, deadline, decide, outcome_of};
+use super::verdict::{Outcome, bury, deadline, decide, outcome_for, outcome_of};
 use super::{Call, Failure, FailureKind, Invoke, Mode, Reply, Settings};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::FunctionName;
@@ -247,7 +247,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         self.show(name, leased.lease.lane);
         let call = Call {
             function: event.function.clone(),
-            key: event.key.clone(),
+            key: event.key.outward(),
             carried: event.carried.clone(),
             payload: event.payload.clone(),
             mode: self.lanes.policy(name).mode,
@@ -289,7 +289,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let now = self.now();
         let name = &event.function.name;
         let policy = self.lanes.policy(name);
-        let outcome = outcome_of(&reply, mode);
+        let outcome = outcome_for(&event, &reply, mode);
         let verdict = decide(&outcome, &reply, &event, &history, policy, now, &self.clock);
 
         if outcome == Outcome::Delivered {

@@ -6,10 +6,11 @@
 
 use std::time::Duration;
 
-use super::{FailureKind, Mode, Policy, Reply};
+use super::{Failure, FailureKind, Mode, Policy, Reply};
 use crate::backoff;
 use crate::clock::{Clock, UnixMillis};
 use crate::event::Event;
+use crate::event::sendable::unsendable;
 use crate::outbox::{Burial, BuryReason, History, LastOutcome, Settlement};
 
 mod codes;
@@ -172,6 +173,14 @@ pub fn outcome_of(reply: &Reply, mode: Mode) -> Outcome {
         // Not Lambda's words, or new ones: see the head of this file.
         None => Outcome::Transient,
     }
+}
+
+/// The outcome of an event's attempt. That no request can be made of it holds its lane only if the configuration is at fault;
+/// an event that no configuration could send is refused, so that it does not stand in the way of others.
+pub fn outcome_for(event: &Event, reply: &Reply, mode: Mode) -> Outcome {
+    let is_unbuildable =
+        matches!(reply, Reply::NotSent(Failure { kind: FailureKind::Unbuildable, .. })) && unsendable(event).is_some();
+    if is_unbuildable { Outcome::Refused } else { outcome_of(reply, mode) }
 }
 
 fn not_sent(kind: FailureKind) -> Outcome {

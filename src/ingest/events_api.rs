@@ -27,9 +27,6 @@ pub const BATCH_BYTES_MAX: usize = 8 << 20;
 /// How far ahead an event may be scheduled; what is further ahead is more likely a mistaken unit.
 pub const AHEAD_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
 
-/// The longest trace header, in bytes; Lambda's are below 200.
-const TRACE_BYTES_MAX: usize = 1_024;
-
 /// Below this a number of milliseconds is one of seconds: it would lie before September 2001.
 pub const MILLIS_MIN: u64 = 1_000_000_000_000;
 
@@ -169,9 +166,8 @@ pub fn read_event(
         let (bytes, limit) = (Some(payload.len() as u64), PAYLOAD_BYTES_MAX as u64);
         return Err(Refusal::PayloadTooLarge { bytes, limit });
     }
-    let is_header = |text: &String| text.len() <= TRACE_BYTES_MAX && text.bytes().all(|b| (0x20..=0x7e).contains(&b));
-    if event.trace_header.as_ref().is_some_and(|text| !is_header(text)) {
-        return Err(invalid(format!("trace_header must be printable ASCII of at most {TRACE_BYTES_MAX} bytes")));
+    if event.trace_header.as_ref().is_some_and(|text| !trace::is_header(text)) {
+        return Err(invalid(trace::HEADER_RULE.to_owned()));
     }
     let fields = Fields { address: event.function, qualifier: event.qualifier, tenant_id: event.tenant_id };
     let function = lambda_api::check_fields(&fields, settings)?;
@@ -188,7 +184,7 @@ pub fn read_event(
     if expires_at.is_some_and(|time| time <= deliver_at.unwrap_or(now).max(now)) {
         return Err(invalid("expires_at is not after now and deliver_at".to_owned()));
     }
-    let of_request = || headers.and_then(trace::header).filter(is_header);
+    let of_request = || headers.and_then(trace::header).filter(|text| trace::is_header(text));
     let trace_header = event.trace_header.or_else(of_request);
     let carried = Carried { trace_header, tenant_id: fields.tenant_id, ..Carried::default() };
     let keys = Offers::native(headers, event.idempotency_key)?;

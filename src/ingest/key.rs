@@ -155,12 +155,13 @@ fn context_key(context: &Map<String, Value>) -> Result<Option<IdempotencyKey>, R
 }
 
 /// The same on every retry that an SDK makes of one call. Scoped to the access key, as only one caller's ids are unique;
-/// an id that is not printable or too long is no key, as nobody chose it on purpose.
+/// an id that is not printable or too long is no key, as nobody chose it on purpose. Kept as a digest, since the key goes to
+/// Lambda and SQS and the access key id must not.
 fn sdk_invocation_id(headers: &HeaderMap) -> Option<IdempotencyKey> {
     let id = headers.get(SDK_INVOCATION_ID)?.to_str().ok().filter(|id| !id.is_empty() && is_printable(id))?;
     let access_key = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(access_key);
-    let value = format!("{}/{id}", access_key.unwrap_or("-"));
-    (value.len() <= KEY_CHARS_MAX).then_some(IdempotencyKey { value, source: KeySource::SdkInvocationId })
+    let access_key = access_key.unwrap_or("-");
+    (access_key.len() + id.len() < KEY_CHARS_MAX).then(|| IdempotencyKey::of_sdk(access_key, id))
 }
 
 /// The access key id in the `Credential` of a signature of version 4.
@@ -281,8 +282,8 @@ mod tests {
             (&sdk_only, Some("d"), Some(&context), cloud, "d", KeySource::DurableExecutionName),
             (&sdk_only, None, Some(&context), cloud, "c", KeySource::ClientContext),
             (&sdk_only, None, Some(&plain), cloud, r#"["/orders","7"]"#, KeySource::CloudEvent),
-            (&sdk_only, None, None, b"{}", "AKID/5f2c", KeySource::SdkInvocationId),
-            (&unsigned, None, None, b"{}", "-/5f2c", KeySource::SdkInvocationId),
+            (&sdk_only, None, None, b"{}", "155b95debae74ea02732a8a68c83a113", KeySource::SdkInvocationId),
+            (&unsigned, None, None, b"{}", "fefaedad5d38d3393b80a01069419149", KeySource::SdkInvocationId),
             (&none, None, None, b"{}", "00000000-0000-4000-8000-000000000001", KeySource::Minted),
         ] {
             let key = Offers::read(headers, durable, context).unwrap().choose(payload, None, || 1).unwrap();
@@ -299,7 +300,7 @@ mod tests {
         for (headers, payload, value, source) in [
             (&named, &cloud[..], "k", KeySource::Header),
             (&sdk, cloud, "7", KeySource::Expression),
-            (&sdk, br#"{"id":null}"#, "-/5f2c", KeySource::SdkInvocationId),
+            (&sdk, br#"{"id":null}"#, "fefaedad5d38d3393b80a01069419149", KeySource::SdkInvocationId),
         ] {
             let key = Offers::read(headers, None, None).unwrap().choose(payload, Some(&id), || 1).unwrap();
             assert_eq!((key.value.as_str(), key.source), (value, source));

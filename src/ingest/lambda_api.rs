@@ -104,6 +104,26 @@ pub fn check_fields(fields: &Fields, settings: &Settings) -> Result<Function, Re
     Ok(function(&parts, address, qualifier.clone(), settings))
 }
 
+/// Checks what travels beside a payload, where it does not come in headers of a request.
+pub fn check_carried(carried: &Carried) -> Result<(), Refusal> {
+    let Carried { trace_header, client_context, tenant_id, durable_execution_name } = carried;
+    let mut check = Check::default();
+    for (text, rule) in [(tenant_id, &TENANT), (durable_execution_name, &DURABLE_EXECUTION)] {
+        if let Some(text) = text {
+            check.text_field(text, rule);
+        }
+    }
+    if !check.violations.is_empty() {
+        return Err(Refusal::Validation(check.violations));
+    }
+    // As long as a client's own header may be.
+    let is_text = |text: &str| text.bytes().all(|byte| byte == b'\t' || (0x20..=0x7e).contains(&byte));
+    if trace_header.as_deref().is_some_and(|text| !is_text(text)) {
+        return Err(Refusal::InvalidContent("trace_header must be printable ASCII".to_owned()));
+    }
+    client_context.as_deref().filter(|text| !text.is_empty()).map(key::client_context).transpose().map(drop)
+}
+
 /// Checks a payload as Lambda does before it answers, for Event too: JSON of any depth, or nothing at all.
 pub fn check_payload(payload: &[u8]) -> Result<(), Refusal> {
     let refused = |why: String| {
@@ -202,7 +222,8 @@ fn suffix_fits(parts: &Parts<'_>, qualifier: Option<&str>) -> Result<(), Refusal
 fn function(parts: &Parts<'_>, address: &str, qualifier: Option<String>, settings: &Settings) -> Function {
     Function {
         name: parts.canonical(qualifier.as_deref(), settings),
-        region: parts.region.filter(|region| settings.region.as_deref() != Some(region)).map(str::to_owned),
+        // Also the daemon's own: it may have another tomorrow, and the function has not moved.
+        region: parts.region.map(str::to_owned),
         address: address.to_owned(),
         qualifier,
     }

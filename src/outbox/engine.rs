@@ -148,7 +148,7 @@ impl<K: Kv> Engine<K> {
             buried_version: 0,
             clock_stored: UnixMillis(clock_stored),
             steps_stored: Steps::default(),
-            mending: Some(mend::Mending::default()),
+            mending: Some(mend::Mending { refused: true, ..mend::Mending::default() }),
             stepped: clock.stepped(),
             batch,
             uncommitted: 0,
@@ -338,13 +338,7 @@ impl<K: Kv> Engine<K> {
         let now = self.clock.now();
         // Also if it was set back: the next start must not take that for a step.
         if now < self.clock_stored || now.0 >= self.clock_stored.0 + CLOCK_EVERY_MS {
-            self.batch.put(keys::META_CLOCK.to_vec(), now.0.to_be_bytes().to_vec());
-            self.clock_stored = now;
-            let steps = self.clock.steps();
-            if steps != self.steps_stored {
-                self.batch.put(keys::META_STEPS.to_vec(), steps.encode());
-                self.steps_stored = steps;
-            }
+            self.note_time(now);
         }
         let batch = std::mem::take(&mut self.batch);
         self.uncommitted = 0;
@@ -355,6 +349,17 @@ impl<K: Kv> Engine<K> {
             }
         }
         Ok(true)
+    }
+
+    /// Adds the present time, and the clock's steps if there are new ones, to the batch.
+    fn note_time(&mut self, now: UnixMillis) {
+        self.batch.put(keys::META_CLOCK.to_vec(), now.0.to_be_bytes().to_vec());
+        self.clock_stored = now;
+        let steps = self.clock.steps();
+        if steps != self.steps_stored {
+            self.batch.put(keys::META_STEPS.to_vec(), steps.encode());
+            self.steps_stored = steps;
+        }
     }
 
     /// A piece of the store's own housekeeping; says whether there is more.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Count, History, Spent};
 use crate::clock::UnixMillis;
+use crate::event::sendable::region_in;
 use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
 
 /// The version that this build writes, of every kind of record.
@@ -167,9 +168,10 @@ pub fn decode_body(id: EventId, name: &FunctionName, body: &Bytes) -> Result<Eve
         id,
         function: Function {
             name: name.clone(),
+            // Earlier versions left out the region that was the daemon's own.
+            region: head.region.or_else(|| head.address.as_deref().and_then(region_in).map(str::to_owned)),
             address: head.address.unwrap_or_else(|| name.as_str().to_owned()),
             qualifier: head.qualifier,
-            region: head.region,
         },
         key: IdempotencyKey { value: head.key, source: head.key_source },
         carried: head.carried,

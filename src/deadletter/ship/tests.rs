@@ -56,6 +56,8 @@ struct FakeSqs {
     clock: Option<Clock>,
     /// Never answers, after having taken the messages.
     hangs: Arc<Mutex<bool>>,
+    /// Queues that neither answer nor take anything.
+    silent: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl FakeSqs {
@@ -70,6 +72,9 @@ impl Ship for FakeSqs {
     async fn ship(&self, queue: &str, batch: Vec<Message>) -> Vec<Shipment> {
         let now = self.clock.as_ref().map(Clock::now).unwrap_or_default();
         self.batches.lock().unwrap().push((queue.to_owned(), batch.len(), now));
+        if self.silent.lock().unwrap().contains(queue) {
+            std::future::pending::<()>().await;
+        }
         let answers = batch
             .iter()
             .map(|message| {
@@ -92,6 +97,9 @@ impl Ship for FakeSqs {
     }
 
     async fn facts(&self, queue: &str) -> Result<QueueFacts, Trouble> {
+        if self.silent.lock().unwrap().contains(queue) {
+            std::future::pending::<()>().await;
+        }
         self.facts.lock().unwrap().get(queue).copied().ok_or_else(|| Trouble {
             code: "AccessDenied".into(),
             message: "why".into(),
@@ -237,7 +245,7 @@ async fn what_is_confirmed_is_gone_in_batches_of_ten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_refused_stays_listed_and_is_not_tried_again_and_keeps_no_other() {
+async fn what_is_refused_stays_listed_for_a_while_and_keeps_no_other() {
     let bench = Bench::new();
     bench.sqs.script.lock().unwrap().insert(("q".into(), "1".into()), vec![refused()]);
     for n in 0..3 {
@@ -248,6 +256,52 @@ async fn what_is_refused_stays_listed_and_is_not_tried_again_and_keeps_no_other(
     assert_eq!(bench.buried().await, [("1".to_owned(), Some("InvalidMessageContents: why".to_owned()))]);
     assert_eq!(bench.sqs.batches.lock().unwrap().len(), 1);
     assert_eq!(bench.metrics.deadletter_unshippable.with_label_values(&["orders"]).get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_queue_refused_is_tried_again_after_a_while_and_counted_once() {
+    let bench = Bench::new();
+    // Told from the last to the first.
+    let mistaken = Shipment::Refused { code: "InvalidParameterValue".into(), message: "the queue is mistaken".into() };
+    bench.sqs.script.lock().unwrap().insert(("q".into(), "1".into()), vec![mistaken.clone(), mistaken]);
+    bench.bury("orders", "1").await;
+    bench.run_for(3 * 3_600).await;
+    assert_eq!((bench.sqs.had("q"), bench.buried().await), (vec!["1".to_owned()], vec![]));
+    assert_eq!(bench.sqs.batches.lock().unwrap().len(), 3);
+    assert_eq!(bench.metrics.deadletter_unshippable.with_label_values(&["orders"]).get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_hangs_delays_its_own_letters_only() {
+    let mut bench = Bench::new();
+    bench.settings.functions = vec![("orders".into(), "silent".into())];
+    bench.sqs.silent.lock().unwrap().insert("silent".into());
+    for n in 0..30 {
+        bench.bury("orders", "kept").await;
+        bench.bury("invoices", &n.to_string()).await;
+    }
+    let (stop, mut stage) = bench.start();
+    bench.clock.sleep(Duration::from_secs(20)).await;
+    assert_eq!(bench.sqs.had("q"), numbers(0..30));
+    assert_eq!(bench.sqs.had("silent"), [""; 0]);
+    stop.leasing.cancel();
+    stop.working.cancel();
+    stage.join_next().await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lanes_of_one_queue_take_turns() {
+    let bench = Bench::new();
+    for lane in 0..10 {
+        for _ in 0..40 {
+            bench.bury(&format!("f{lane}"), &lane.to_string()).await;
+        }
+    }
+    bench.run_for(60).await;
+    let has = bench.sqs.has.lock().unwrap()["q"].clone();
+    assert_eq!(has.len(), 400);
+    let first_of = |lane: usize| has.iter().position(|body| *body == lane.to_string()).unwrap();
+    assert!((0..10).all(|lane| first_of(lane) < 100 + 20), "each lane has its turn before any has a second");
 }
 
 #[tokio::test(start_paused = true)]

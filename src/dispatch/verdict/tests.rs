@@ -413,3 +413,17 @@ fn the_last_outcome_is_kept_and_its_message_cut_between_characters() {
     let last = retried(&verdict).last.as_ref().unwrap();
     assert_eq!((last.status, last.code.as_str(), last.message.as_str()), (0, "read-timeout", "reset"));
 }
+
+#[test]
+fn an_event_that_no_request_can_be_made_of_is_refused_and_holds_no_lane() {
+    let unbuildable = Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message: "failed to parse header".into() });
+    assert_eq!(outcome_for(&event(), &unbuildable, Mode::Event), Outcome::Operator { scope: Scope::Lane }, "the endpoint");
+    let mut torn = event();
+    torn.carried.trace_header = Some("a\nb".into());
+    assert_eq!(outcome_for(&torn, &unbuildable, Mode::Event), Outcome::Refused);
+    let mut nowhere = event();
+    nowhere.function.region = Some("eu central".into());
+    assert_eq!(outcome_for(&nowhere, &unbuildable, Mode::Event), Outcome::Refused);
+    let credentials = Reply::NotSent(Failure { kind: FailureKind::Credentials, message: String::new() });
+    assert_eq!(outcome_for(&torn, &credentials, Mode::Event), Outcome::Operator { scope: Scope::Account });
+}

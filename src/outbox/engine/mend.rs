@@ -4,14 +4,16 @@
 //! over, so a clock that is set back by an hour would make it an hour longer, and one that had stood ten years ahead would make it
 //! endless. What names an instant itself, a `deliver_at`, stays as it is.
 //!
+//! A start also makes the letters due that their queue refused: the queue or the configuration may be another now.
+//!
 //! Holds: a piece looks at [`PIECE_ENTRIES`] entries of the indexes by time; it runs after a start and after each step back.
 
 use super::Engine;
-use super::read::Part;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::outbox::keys::{self, Due};
 use crate::outbox::kv::{Failed, Kv};
+use crate::outbox::record::Record;
 use crate::outbox::{History, LaneId, Place};
 
 /// Entries that one piece looks at.
@@ -23,6 +25,8 @@ const AHEAD_MAX: std::time::Duration = std::time::Duration::from_secs(367 * 24 *
 /// How far the mending has come.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Mending {
+    /// Whether letters that their queue refused are due again: after a start, as the configuration may be another.
+    pub(super) refused: bool,
     /// The index and the key to go on from; none before the first.
     next: Option<(bool, LaneId, Vec<u8>)>,
 }
@@ -39,17 +43,23 @@ impl<K: Kv> Engine<K> {
     pub(super) fn mend(&mut self) -> Result<bool, Failed> {
         let stepped = self.clock.stepped();
         if stepped < self.stepped {
-            self.mending = Some(Mending::default());
+            let refused = self.mending.as_ref().is_some_and(|mending| mending.refused);
+            self.mending = Some(Mending { refused, next: None });
+        }
+        if stepped != self.stepped {
+            // A start from before the step must not count it as time that passed.
+            self.note_time(self.clock.now());
         }
         self.stepped = stepped;
         let Some(mending) = self.mending.take() else { return Ok(false) };
-        if self.clock.steps().is_empty() {
+        if self.clock.steps().is_empty() && !mending.refused {
             return Ok(false);
         }
+        let refused = mending.refused;
         let now = self.clock.now();
         let (found, next) = self.ahead(mending, now)?;
         for Ahead { lane, place, id } in found {
-            self.mend_one(lane, place, id, now)?;
+            self.mend_one(lane, place, id, now, refused)?;
         }
         self.mending = next;
         Ok(self.mending.is_some())
@@ -58,9 +68,11 @@ impl<K: Kv> Engine<K> {
     /// Entries that are due later than now, and where to go on.
     fn ahead(&self, mending: Mending, now: UnixMillis) -> Result<(Vec<Ahead>, Option<Mending>), Failed> {
         let mut found = Vec::new();
+        let refused = mending.refused;
         let (from_ship, from_lane, mut start) = match mending.next {
             Some((ship, lane, key)) => (ship, lane, Some(key)),
-            None => (false, LaneId(0), None),
+            // Without a step only refused letters are looked for.
+            None => (self.clock.steps().is_empty(), LaneId(0), None),
         };
         let mut seen = 0;
         for (ship, index) in
@@ -69,18 +81,17 @@ impl<K: Kv> Engine<K> {
             let first = if ship == from_ship { from_lane } else { LaneId(0) };
             for (&lane, leases) in self.lanes.range(first..) {
                 let (_, after_now) = keys::due_until(index, lane, now);
-                // A letter that no queue can take stands at the very end, and stays there.
-                let (_, end) = keys::due_until(index, lane, UnixMillis(UnixMillis::MAX.0 - 1));
+                let (_, end) = keys::due_until(index, lane, UnixMillis::MAX);
                 let from = start.take().unwrap_or(after_now);
                 for pair in self.kv.scan(&from, &end) {
                     let (key, letter) = pair?;
                     if seen == PIECE_ENTRIES {
-                        return Ok((found, Some(Mending { next: Some((ship, lane, key.to_vec())) })));
+                        return Ok((found, Some(Mending { refused, next: Some((ship, lane, key.to_vec())) })));
                     }
                     seen += 1;
                     let place =
                         if ship { Some(Place::Buried) } else { letter.first().and_then(|&letter| keys::place(letter)) };
-                    let id = keys::id_of(&key).filter(|id| !leases.is_busy(*id));
+                    let id = keys::id_of(&key).filter(|id| !leases.is_leased(*id));
                     // The index is read before this turn's batch is committed; what the batch touches has a new time.
                     let rests =
                         |(place, id): &(Place, EventId)| self.batch.pending(&keys::event(*place, lane, *id)).is_none();
@@ -91,18 +102,31 @@ impl<K: Kv> Engine<K> {
         Ok((found, None))
     }
 
-    fn mend_one(&mut self, lane: LaneId, place: Place, id: EventId, now: UnixMillis) -> Result<(), Failed> {
+    fn mend_one(
+        &mut self,
+        lane: LaneId,
+        place: Place,
+        id: EventId,
+        now: UnixMillis,
+        refused: bool,
+    ) -> Result<(), Failed> {
+        let bytes = match self.kv.get(&keys::event(place, lane, id)) {
+            Err(failed) if failed.one_value => return Ok(()),
+            bytes => bytes?,
+        };
+        let Some(bytes) = bytes else { return Ok(()) };
         // An event that cannot be read is told by whoever leases it.
-        let Some(Ok(read)) = self.read_at(place, lane, id, Part::Head)? else { return Ok(()) };
-        let (held, history, event) = (read.held(place), read.record.history, read.event);
-        if history.due <= now || history.due == UnixMillis::MAX {
+        let Ok(history) = Record::decode(&bytes).map(|record| record.history) else { return Ok(()) };
+        if history.due <= now {
             return Ok(());
         }
+        let is_refused = history.burial.as_ref().is_some_and(|burial| burial.unshippable.is_some());
         let set_at = match place {
             Place::Buried => history.burial.as_ref().map(|burial| burial.at),
             Place::Ready | Place::Waiting | Place::Scheduled => history.last.as_ref().map(|last| last.at),
         };
         let due = match (place, set_at) {
+            (Place::Buried, _) if refused && is_refused => now,
             (Place::Buried, Some(at)) if at > now => now,
             (Place::Waiting, Some(at)) if at > now => now.plus(history.due.since(at)),
             (Place::Scheduled, Some(at)) if at > now => now.plus(history.due.since(at)),
@@ -110,6 +134,10 @@ impl<K: Kv> Engine<K> {
                 now.plus(history.due.since(id.accepted_at()))
             }
             (Place::Ready | Place::Waiting | Place::Scheduled | Place::Buried, _) => return Ok(()),
+        };
+        let (_, held, event) = match self.held_at(lane, place, id, &bytes) {
+            Err(failed) if failed.one_value => return Ok(()),
+            held => held?,
         };
         // An event that was attempted already still waits for the instant that it names.
         let due = match event.deliver_at {
@@ -240,6 +268,7 @@ mod tests {
             let due = lease(&mut engine, Which::Due);
             assert_eq!(due.iter().map(|leased| leased.event.id).collect::<Vec<_>>(), [retried.id]);
             engine.settle(due.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
+            engine.commit().unwrap();
             clock.pass_until(clock.now().plus(HOUR));
             let due = lease(&mut engine, Which::Due);
             let ids: std::collections::BTreeSet<_> = due.iter().map(|leased| leased.event.id).collect();

@@ -1,0 +1,55 @@
+//! Whether an event can be a request to Lambda at all. The doors let nothing else in; a store, a queue or an export may hold
+//! what an earlier version or somebody else wrote.
+
+use super::{Carried, Event, Function};
+
+/// What no request can carry, by the name of the field; none if the event can be sent.
+pub fn unsendable(event: &Event) -> Option<&'static str> {
+    let Event { function: Function { name, address, qualifier, region }, carried, .. } = event;
+    let Carried { trace_header, client_context, tenant_id, durable_execution_name } = carried;
+    let is_name = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let is_region = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let is_header = |text: &str| text.bytes().all(|byte| byte == b'\t' || (0x20..=0x7e).contains(&byte));
+    [
+        ("function", is_name(name.as_str()) && is_name(address)),
+        ("qualifier", qualifier.as_deref().is_none_or(is_name)),
+        ("region", region.as_deref().is_none_or(is_region)),
+        ("trace_header", trace_header.as_deref().is_none_or(is_header)),
+        ("client_context", client_context.as_deref().is_none_or(is_header)),
+        ("tenant_id", tenant_id.as_deref().is_none_or(is_header)),
+        ("durable_execution_name", durable_execution_name.as_deref().is_none_or(is_header)),
+    ]
+    .into_iter()
+    .find_map(|(field, fits)| (!fits).then_some(field))
+}
+
+/// The region in a function's address, if it is an ARN or a part of one that has it.
+pub fn region_in(address: &str) -> Option<&str> {
+    let mut parts = address.split(':');
+    let first = parts.next()?;
+    let (region, account) = if first == "arn" { (parts.nth(2)?, parts.next()?) } else { (first, parts.next()?) };
+    // A function and its alias of twelve digits look like a region and an account, without a name after it.
+    parts.next()?;
+    let is_account = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
+    (is_account && region.contains('-')).then_some(region)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_region_of_an_address_is_that_of_its_arn() {
+        for (address, region) in [
+            ("orders", None),
+            ("orders:prod", None),
+            ("123456789012:function:orders", None),
+            ("my-function:123456789012", None),
+            ("eu-central-1:123456789012:function:orders", Some("eu-central-1")),
+            ("arn:aws:lambda:us-gov-west-1:123456789012:function:orders:7", Some("us-gov-west-1")),
+            ("arn:aws:s3:::bucket", None),
+        ] {
+            assert_eq!(region_in(address), region, "{address}");
+        }
+    }
+}
