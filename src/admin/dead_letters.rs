@@ -347,7 +347,12 @@ fn checked(letter: &Letter, names: &ingest::Settings) -> Result<(Function, Carri
         (1..=KEY_CHARS_MAX).contains(&key.chars().count()) && (lines || !key.chars().any(char::is_control))
     };
     if letter.key.as_ref().is_some_and(|key| !key_fits(key)) {
-        return Err(format!("the idempotency key has not 1 to {KEY_CHARS_MAX} characters, none of them a control character"));
+        return Err(format!(
+            "the idempotency key has not 1 to {KEY_CHARS_MAX} characters, none of them a control character"
+        ));
+    }
+    if Parts::parse(&letter.function).is_none() {
+        return Err(format!("{:?} is not a function's name", letter.function));
     }
     check_payload(&letter.payload).map_err(|refusal| refusal.message())?;
     let fields = Fields {
@@ -517,11 +522,11 @@ mod tests {
             region: Some("eu-central-1".to_owned()),
             account_id: Some("123456789012".to_owned()),
         };
-        Rules { names, redrives_max: 3 }
+        Rules { names, redrives_max: 3, limits: Limits::default(), functions_max: 100, queues: Queues::default() }
     }
 
     fn letter(change: impl FnOnce(&mut Letter)) -> Letter {
-        let mut letter: Letter = serde_json::from_value(json!({
+        let mut letter: Letter = serde_json::from_value(serde_json::json!({
             "origin": "o", "function": "arn:aws:lambda:eu-central-1:123456789012:function:orders", "payload_base64": "e30=",
         }))
         .unwrap();
@@ -535,14 +540,15 @@ mod tests {
         let sound = admit(letter(|letter| letter.trace_header = Some("Root=1-2-3".into())), &rules(), &clock).unwrap();
         assert_eq!(sound.event.function.name.as_str(), "orders");
         assert_eq!(sound.event.function.region.as_deref(), Some("eu-central-1"), "the region of an ARN is kept");
-        let changes: [(&str, fn(&mut Letter)); 12] = [
+        type Damage = fn(&mut Letter);
+        let changes: [(&str, Damage); 12] = [
             ("trace_header", |letter| letter.trace_header = Some("a\nb".into())),
             ("trace_header", |letter| letter.trace_header = Some("ü".into())),
             ("Client context", |letter| letter.client_context = Some("%%%".into())),
             ("Client context", |letter| letter.client_context = Some("A".repeat(4_000))),
             ("tenantId", |letter| letter.tenant_id = Some("a\r\nx-evil: 1".into())),
             ("durableExecutionName", |letter| letter.durable_execution_name = Some("a b".into())),
-            ("functionName", |letter| letter.function = "a/b".into()),
+            ("is not a function's name", |letter| letter.function = "a/b".into()),
             ("functionName", |letter| letter.function = "f".repeat(300)),
             ("qualifier", |letter| letter.qualifier = Some("a.b".into())),
             ("key", |letter| letter.key = Some("a\nb".into())),

@@ -28,7 +28,7 @@ async fn list<O: Operator>(State(admin): State<Admin<O>>) -> Result<Json<api::Fu
     let status = admin.lane_status().await;
     let now = admin.clock.now();
     let shown = census.lanes.iter().map(|(name, lane)| {
-        let age = lane.oldest_ready.map(|oldest| now.since(oldest).as_secs_f64());
+        let age = lane.oldest_ready.map(|oldest| now.since(admin.clock.present(oldest)).as_secs_f64());
         shown(name, lane, age, paused.contains(name), status.get(name))
     });
     Ok(Json(api::FunctionPage { functions: shown.collect() }))

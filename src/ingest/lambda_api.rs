@@ -424,9 +424,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_arn_of_the_own_region_needs_no_region() {
+    fn an_arn_of_the_own_region_keeps_it_in_case_that_changes() {
         let own = invoke("arn:aws:lambda:eu-central-1:123456789012:function:orders:prod", "", &[]).unwrap();
-        assert_eq!(own.function.region, None);
+        assert_eq!(own.function.region.as_deref(), Some("eu-central-1"));
         assert_eq!(own.function.name.as_str(), "orders:prod");
     }
 

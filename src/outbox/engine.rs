@@ -148,7 +148,7 @@ impl<K: Kv> Engine<K> {
             buried_version: 0,
             clock_stored: UnixMillis(clock_stored),
             steps_stored: Steps::default(),
-            mending: Some(mend::Mending { refused: true, ..mend::Mending::default() }),
+            mending: Some(mend::Mending::at_start()),
             stepped: clock.stepped(),
             batch,
             uncommitted: 0,

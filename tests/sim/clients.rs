@@ -97,7 +97,7 @@ async fn try_once(world: &Arc<World>, front: Front, order: &Order) -> Option<u16
             world.pass(5).await;
             world.point(front.life, "a request arrives").await;
             let response = front.door.handle(request).await;
-            note_answer(&world, &front, serial, &response);
+            note_answer(&world, serial, &response);
             world.point(front.life, "an answer leaves").await;
             world.pass(5).await;
             if !world.fault(3) {
@@ -134,7 +134,7 @@ fn request(order: &Order) -> Request<Full<Bytes>> {
 }
 
 /// What goes out is what counts, whether anybody hears it or not.
-fn note_answer<B>(world: &World, front: &Front, serial: u64, response: &Response<B>) {
+fn note_answer<B>(world: &World, serial: u64, response: &Response<B>) {
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
     world.note(|| format!("answer order {serial}: {} {}", response.status(), header(EVENT_ID).unwrap_or("-")));
     if response.status() != 202 {
@@ -158,7 +158,7 @@ fn note_answer<B>(world: &World, front: &Front, serial: u64, response: &Response
             ledger.waits(id, world.now());
         }
     }
-    let found = world.ledger().answered(serial, &answered, window, front.clock.now(), world.now());
+    let found = world.ledger().answered(serial, &answered, window, world.now());
     if let Some((promise, what)) = found {
         world.violated(promise, what);
     }
@@ -170,7 +170,12 @@ async fn schedule(world: &Arc<World>, serial: u64) {
     let now = front.clock.now();
     let ahead = world.draw(|rng| Duration::from_millis(rng.u64(0..90_000)));
     let expires_at = world.draw(|rng| rng.u8(0..3) == 0).then(|| now.plus(ahead * 2));
-    let order = Order { key: None, not_before: Some(now.plus(ahead)), expires_at, ..order(world, serial) };
+    let order = Order {
+        key: None,
+        not_before: Some((now.plus(ahead), world.now().plus(ahead))),
+        expires_at,
+        ..order(world, serial)
+    };
     world.ledger().orders.insert(serial, order.clone());
     let name = FunctionName::new(&order.function);
     let event = Event {
@@ -180,7 +185,7 @@ async fn schedule(world: &Arc<World>, serial: u64) {
         carried: order.carried,
         payload: order.payload,
         accepted_at: now,
-        deliver_at: order.not_before,
+        deliver_at: order.not_before.map(|(at, _)| at),
         expires_at,
         redrives: 0,
     };

@@ -25,8 +25,10 @@ pub struct Ledger {
     pub orders: BTreeMap<u64, Order>,
     /// What was answered with 202.
     pub accepted: BTreeMap<EventId, u64>,
-    /// The first event of a key, and until when (by the daemon's clock, and by the world's) it must be named.
-    keys: BTreeMap<(String, String), (EventId, UnixMillis, UnixMillis)>,
+    /// The first event of a key, and when it was accepted, by the world's clock.
+    keys: BTreeMap<(String, String), (EventId, UnixMillis)>,
+    /// When each life began, by the world's clock, and how far its clock then stood before it.
+    pub lives: Vec<(UnixMillis, i64)>,
     /// Every event as it was first leased.
     seen: BTreeMap<EventId, Event>,
     by_serial: BTreeMap<u64, BTreeSet<EventId>>,
@@ -90,7 +92,8 @@ pub struct Order {
     /// The given key, if there is one.
     pub key: Option<String>,
     pub sdk_id: String,
-    pub not_before: Option<UnixMillis>,
+    /// By the daemon's clock, and by the world's: an instant that has once come stays past.
+    pub not_before: Option<(UnixMillis, UnixMillis)>,
     pub expires_at: Option<UnixMillis>,
     /// Lambda will never take it.
     pub refused: bool,
@@ -126,14 +129,12 @@ impl Ledger {
 
     // --- clients ---
 
-    /// A 202 went out, at `now` by the daemon's clock (G3).
-    /// `world_now` is by the world's clock: a window counts the time that has passed, unless the clock went ahead over a restart.
+    /// A 202 went out, at `world_now` by the world's clock (G3).
     pub fn answered(
         &mut self,
         serial: u64,
         answer: &Answered,
         window: Duration,
-        now: UnixMillis,
         world_now: UnixMillis,
     ) -> Option<Violation> {
         let Answered { id, source, duplicate } = *answer;
@@ -165,17 +166,31 @@ impl Ledger {
         }
         let scope = (order.function.clone(), key?);
         match self.keys.get(&scope) {
-            Some(&(first, until, passes))
-                if now < until && world_now < passes && first != id && !self.maybe_forgotten.contains(&first) =>
+            Some(&(first, accepted))
+                if first != id
+                    && !self.maybe_forgotten.contains(&first)
+                    && self.within(accepted, window, world_now) =>
             {
                 Some(("G3", format!("a repeat of {first} within its window was accepted as {id}")))
             }
             Some(&(first, ..)) if first == id => None,
             Some(_) | None => {
-                self.keys.insert(scope, (id, id.accepted_at().plus(window), world_now.plus(window)));
+                self.keys.insert(scope, (id, world_now));
                 None
             }
         }
+    }
+
+    /// Whether a key that was accepted then must be known now: its window counts the time that has passed, and by what the clock
+    /// went ahead from one life to another, as that may have been a time without power.
+    fn within(&self, accepted: UnixMillis, window: Duration, now: UnixMillis) -> bool {
+        let offset = |&(_, offset): &(UnixMillis, i64)| offset;
+        let began = self.lives.partition_point(|&(began, _)| began <= accepted);
+        let first = self.lives[..began].last().map_or(0, offset);
+        let ends = self.lives[began..].iter().map(|&(began, _)| began).chain([now]);
+        let offsets = self.lives[began.saturating_sub(1)..].iter().map(offset);
+        let latest = ends.zip(offsets).map(|(end, offset)| end.shifted(offset)).max().unwrap_or(now);
+        now < accepted.plus(window) && latest.max(now.shifted(first)) < accepted.shifted(first).plus(window)
     }
 
     // --- the outbox ---
@@ -289,7 +304,7 @@ impl Ledger {
         }
         // A step between the lease and the call is nobody's fault.
         let is_even = self.clock_set.is_none_or(|at| now.since(at) > slack);
-        let early = is_even && order.not_before.is_some_and(|at| daemon_now < at);
+        let early = is_even && order.not_before.is_some_and(|(at, then)| daemon_now < at && now < then);
         if events.clone().all(|id| self.early.contains(id)) || early {
             found.push(("G5", format!("order {} is attempted before it is due", order.serial)));
         }

@@ -416,8 +416,13 @@ fn the_last_outcome_is_kept_and_its_message_cut_between_characters() {
 
 #[test]
 fn an_event_that_no_request_can_be_made_of_is_refused_and_holds_no_lane() {
-    let unbuildable = Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message: "failed to parse header".into() });
-    assert_eq!(outcome_for(&event(), &unbuildable, Mode::Event), Outcome::Operator { scope: Scope::Lane }, "the endpoint");
+    let unbuildable =
+        Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message: "failed to parse header".into() });
+    assert_eq!(
+        outcome_for(&event(), &unbuildable, Mode::Event),
+        Outcome::Operator { scope: Scope::Lane },
+        "the endpoint"
+    );
     let mut torn = event();
     torn.carried.trace_header = Some("a\nb".into());
     assert_eq!(outcome_for(&torn, &unbuildable, Mode::Event), Outcome::Refused);

@@ -309,7 +309,7 @@ fn a_search_for_expired_events_brings_as_many_as_it_may_while_there_are_more() {
     // Each is past its own time and older than the limit: found twice, counted once.
     let ids: Vec<EventId> = (0..70).map(|_| bench.append(1, |event| event.expires_at = Some(soon))).collect();
     bench.spoil(Place::Ready, ids[3]);
-    bench.clock.not_before(START.plus(Duration::from_secs(5)));
+    bench.clock.pass_until(START.plus(Duration::from_secs(5)));
     let which = Which::AcceptedBefore(bench.clock.now());
     assert_eq!(bench.lease(which, 64).len(), 64);
     assert_eq!(bench.lease(which, 64).len(), 5);
