@@ -26,7 +26,8 @@ pub fn settings() -> Settings {
         functions_max: 10_000,
         dedupe_window: Duration::from_secs(86_400),
         sdk_window: Duration::from_secs(3_600),
-        disk_reserve: 0,
+        // A reserve of nothing would mean that the disk is not asked.
+        disk_reserve: 1,
         segment_bytes: 1 << 20,
         cache: 16 * MIB,
     }
