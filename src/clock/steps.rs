@@ -38,6 +38,11 @@ impl Steps {
         self.all.is_empty()
     }
 
+    /// The one after which the clock has run evenly until now.
+    pub fn latest(&self) -> Option<Step> {
+        self.all.last().copied()
+    }
+
     pub fn note(&mut self, step: Step) {
         self.all.push(step);
         let surplus = self.all.len().saturating_sub(STEPS_MAX);

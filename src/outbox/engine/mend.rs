@@ -112,8 +112,10 @@ impl<K: Kv> Engine<K> {
     fn brought_up(&self, mut history: History, now: UnixMillis) -> History {
         let last = history.last.as_mut().map(|last| &mut last.at);
         let burial = history.burial.as_mut().map(|burial| &mut burial.at);
+        // Not before the latest step: the clock may have shown that time once before, and then it would be taken for that.
+        let since = self.clock.steps().latest().map_or(UnixMillis(0), |step| step.after);
         for at in last.into_iter().chain(burial).filter(|at| **at > now) {
-            *at = self.clock.present(*at).min(now);
+            *at = self.clock.present(*at).max(since).min(now);
         }
         history
     }
@@ -297,6 +299,30 @@ mod tests {
             clock.pass_until(clock.now().plus(HOUR * 2));
             swept(&mut engine);
         }
+    }
+
+    #[test]
+    fn a_retry_waits_as_long_as_it_was_to_wait_over_any_number_of_starts_with_a_clock_set_back() {
+        let disk = MemoryDisk::default();
+        let mut clock = Clock::seeded(NOW, 1);
+        let mut engine = open(&disk, &clock);
+        append(&mut engine, &event(&clock, "k", None));
+        let leased = lease(&mut engine, Which::Due);
+        let failed = failed(clock.now());
+        engine.settle(leased.into_iter().map(|l| (l.lease, Settlement::RetryAt(failed.clone()))).collect()).unwrap();
+        engine.commit().unwrap();
+        for start in 1..6 {
+            drop(engine);
+            clock = Clock::seeded(NOW.shifted(start * -20_000), start as u64);
+            engine = open(&disk, &clock);
+            swept(&mut engine);
+            clock.pass_until(clock.now().plus(Duration::from_secs(2)));
+            swept(&mut engine);
+            append(&mut engine, &event(&clock, &format!("k{start}"), Some(clock.now().plus(HOUR))));
+            assert_eq!(lease(&mut engine, Which::Due).len(), 0, "start {start}");
+        }
+        clock.pass_until(clock.now().plus(Duration::from_secs(30)));
+        assert_eq!(lease(&mut engine, Which::Due).len(), 1);
     }
 
     #[test]
