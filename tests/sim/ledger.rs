@@ -27,13 +27,18 @@ pub struct Ledger {
     pub accepted: BTreeMap<EventId, u64>,
     /// The first event of a key, and when it was accepted, by the world's clock.
     keys: BTreeMap<(String, String), (EventId, UnixMillis)>,
-    /// When each life began, by the world's clock, and how far its clock then stood before it.
-    pub lives: Vec<(UnixMillis, i64)>,
+    /// How far the daemon's clock stands before the world's, in milliseconds.
+    ahead: i64,
+    /// By how much it went ahead between two lives, and when. Nobody can tell that from a time without power.
+    jumps: Vec<(UnixMillis, Duration)>,
+    /// By how much it was set ahead within a life, and when: a wait for a retry ends sooner by that.
+    steps_ahead: Vec<(UnixMillis, Duration)>,
     /// Every event as it was first leased.
     seen: BTreeMap<EventId, Event>,
     by_serial: BTreeMap<u64, BTreeSet<EventId>>,
-    /// When a settlement said that an event is to be attempted, or shipped, again: by the daemon's clock, and by the world's.
-    due: BTreeMap<EventId, (UnixMillis, UnixMillis)>,
+    /// When a settlement said that an event is to be attempted, or shipped, again, by the daemon's clock; when it
+    /// said so, by the world's; and after how long.
+    due: BTreeMap<EventId, (UnixMillis, UnixMillis, Duration)>,
     /// Events that were leased before they were due, which is for burying only.
     early: BTreeSet<EventId>,
     /// What SQS has.
@@ -169,7 +174,7 @@ impl Ledger {
             Some(&(first, accepted))
                 if first != id
                     && !self.maybe_forgotten.contains(&first)
-                    && self.within(accepted, window, world_now) =>
+                    && self.passed(accepted, world_now) < window =>
             {
                 Some(("G3", format!("a repeat of {first} within its window was accepted as {id}")))
             }
@@ -181,16 +186,27 @@ impl Ledger {
         }
     }
 
-    /// Whether a key that was accepted then must be known now: its window counts the time that has passed, and by what the clock
-    /// went ahead from one life to another, as that may have been a time without power.
-    fn within(&self, accepted: UnixMillis, window: Duration, now: UnixMillis) -> bool {
-        let offset = |&(_, offset): &(UnixMillis, i64)| offset;
-        let began = self.lives.partition_point(|&(began, _)| began <= accepted);
-        let first = self.lives[..began].last().map_or(0, offset);
-        let ends = self.lives[began..].iter().map(|&(began, _)| began).chain([now]);
-        let offsets = self.lives[began.saturating_sub(1)..].iter().map(offset);
-        let latest = ends.zip(offsets).map(|(end, offset)| end.shifted(offset)).max().unwrap_or(now);
-        now < accepted.plus(window) && latest.max(now.shifted(first)) < accepted.shifted(first).plus(window)
+    // --- the clock ---
+
+    /// A life begins, and its clock stands so far before the world's.
+    pub fn begins_life(&mut self, now: UnixMillis, ahead: i64) {
+        self.life_began = now;
+        let jump = u64::try_from(ahead - self.ahead).unwrap_or(0);
+        self.jumps.push((now, Duration::from_millis(jump)));
+        self.ahead = ahead;
+    }
+
+    /// Somebody sets the daemon's clock.
+    pub fn sets_clock(&mut self, now: UnixMillis, by: i64) {
+        self.clock_set = Some(now);
+        self.ahead += by;
+        self.steps_ahead.push((now, Duration::from_millis(u64::try_from(by).unwrap_or(0))));
+    }
+
+    /// How long ago that is for a daemon, by the world's clock, at most.
+    fn passed(&self, since: UnixMillis, now: UnixMillis) -> Duration {
+        let jumps = self.jumps.iter().filter(|(at, _)| *at >= since).map(|(_, jump)| *jump);
+        now.since(since) + jumps.sum::<Duration>()
     }
 
     // --- the outbox ---
@@ -232,7 +248,9 @@ impl Ledger {
                 found.push(("G6", format!("{id} is charged {}, owes {}", history.attempts, order.fate.charged)));
             }
             let due = self.due.get(&id).copied().unwrap_or_default();
-            if due.0 > now && due.1 > world_now {
+            let (due, settled, wait) = due;
+            let ahead = self.steps_ahead.iter().filter(|(at, _)| *at >= settled).map(|(_, step)| *step);
+            if due > now && self.passed(settled, world_now) + ahead.sum::<Duration>() < wait {
                 self.early.insert(id);
             } else {
                 self.early.remove(&id);
@@ -244,7 +262,7 @@ impl Ledger {
     /// A settlement is on the disk.
     pub fn settled(&mut self, id: EventId, settlement: &Settlement, now: UnixMillis, world_now: UnixMillis) {
         if let Settlement::RetryAt(history) = settlement {
-            self.due.insert(id, (history.due, world_now.plus(history.due.since(now))));
+            self.due.insert(id, (history.due, world_now, history.due.since(now)));
         }
     }
 

@@ -48,9 +48,7 @@ struct Parts {
 pub async fn live(world: &Arc<World>, life: u32, clock_offset_ms: i64, steps_left: Option<u64>, ending: Ending) {
     world.note(|| format!("life {life} begins, its clock {clock_offset_ms} ms off, ending {ending:?}"));
     world.switch_on(life, steps_left);
-    let began = world.now();
-    world.ledger().life_began = began;
-    world.ledger().lives.push((began, clock_offset_ms));
+    world.ledger().begins_life(world.now(), clock_offset_ms);
     let Some(parts) = start(world, life, clock_offset_ms) else {
         world.end_process();
         return;

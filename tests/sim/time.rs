@@ -37,7 +37,7 @@ pub async fn set_now_and_then(world: Arc<World>, clock: Clock, stop: Cancellatio
         }
         let by = world.draw(|rng| rng.i64(-most..most));
         world.note(|| format!("the clock is set by {by} ms"));
-        world.ledger().clock_set = Some(world.now());
+        world.ledger().sets_clock(world.now(), by);
         clock.step(by);
     }
 }
