@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::clock::{Clock, UnixMillis};
 use crate::dispatch::status::{self as lanes, Status};
+use crate::event::FunctionName;
 use crate::metrics::Metrics;
 use crate::outbox::dead::Graveyard;
 use crate::outbox::operator::Operator;
@@ -128,6 +129,12 @@ impl<O: Outbox> Admin<O> {
             Some(status) => status.lanes().await,
             None => lanes::Lanes::new(),
         }
+    }
+
+    /// Has a function that is held probed at once; says what holds it until the probe comes back.
+    async fn probe(&self, function: &FunctionName) -> Option<lanes::Held> {
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        status?.probe(function.clone()).await
     }
 
     fn store(&self) -> Result<O, Problem> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::clock::UnixMillis;
 use crate::event::{Carried, Function, FunctionName, IdempotencyKey};
 
 pub mod verdict;
@@ -76,8 +77,10 @@ pub struct Answer {
     pub message: String,
     /// `Reason` of a 429.
     pub throttle_reason: Option<String>,
-    /// The longer of `Retry-After` (seconds) and `x-amz-retry-after` (milliseconds).
+    /// The longer of `Retry-After` (seconds, or a date measured from the answer's own) and `x-amz-retry-after`.
     pub retry_after: Option<Duration>,
+    /// A `Retry-After` that is a date, in an answer without a `Date`: to be measured from our own clock.
+    pub retry_at: Option<UnixMillis>,
     /// `x-amzn-RequestId`.
     pub request_id: Option<String>,
     /// `X-Amz-Function-Error`: the function ran and failed; its own words are in `message`.
@@ -95,6 +98,16 @@ pub struct Failure {
 }
 
 impl Reply {
+    /// The same with a wait that is counted from `now`, where only a date was given.
+    pub fn timed(mut self, now: UnixMillis) -> Self {
+        if let Self::Answer(answer) = &mut self
+            && let Some(at) = answer.retry_at.take().filter(|at| *at > now)
+        {
+            answer.retry_after = answer.retry_after.max(Some(at.since(now)));
+        }
+        self
+    }
+
     /// In words, for the log: code and message.
     pub fn in_words(&self) -> String {
         match self {
@@ -175,5 +188,27 @@ impl Settings {
     /// The policy for one function.
     pub fn policy(&self, function: &FunctionName) -> &Policy {
         self.functions.iter().find(|(pattern, _)| function.fits(pattern)).map_or(&self.policy, |(_, policy)| policy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_after_that_is_a_date_is_measured_from_our_own_clock_where_the_answer_has_none() {
+        let now = UnixMillis(1_790_000_000_000);
+        let wait = Duration::from_secs(30);
+        for (at, retry_after, expected) in [
+            (Some(now.plus(wait)), None, Some(wait)),
+            (Some(now.plus(wait)), Some(wait * 2), Some(wait * 2)),
+            (Some(now), None, None),
+            (Some(UnixMillis(0)), Some(wait), Some(wait)),
+            (None, None, None),
+        ] {
+            let answer = Answer { status: 429, retry_after, retry_at: at, ..Answer::default() };
+            let timed = Answer { retry_after: expected, retry_at: None, ..answer.clone() };
+            assert_eq!(Reply::Answer(answer).timed(now), Reply::Answer(timed), "{at:?}");
+        }
     }
 }

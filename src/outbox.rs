@@ -167,6 +167,8 @@ pub struct LaneWant {
     pub lane: LaneId,
     pub which: Which,
     pub events_max: usize,
+    /// How many of their payload bytes at most; the first event is taken whatever its size.
+    pub bytes_max: u64,
     /// To be kept with the lane, on stable storage before the lease is answered.
     pub spent: Option<Spent>,
 }
@@ -175,6 +177,8 @@ pub struct LaneWant {
 pub enum Which {
     /// Those that may be attempted now, due ones first, then in the order of acceptance.
     Due,
+    /// The same events, those that were never attempted first.
+    Fresh,
     /// Those past their time, whether due or not: Ready or Waiting and accepted before this, due before this and not yet
     /// attempted, or past an `expires_at` of their own.
     AcceptedBefore(UnixMillis),

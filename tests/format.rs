@@ -117,8 +117,10 @@ fn resting() -> BTreeMap<EventId, (Event, Place, History)> {
 
 fn lease_all<K: Kv>(store: &mut Engine<K>) -> Vec<Leased> {
     let views = store.lanes(0).unwrap().lanes;
-    let lanes =
-        views.iter().map(|view| LaneWant { lane: view.lane, which: Which::Due, events_max: 10, spent: None }).collect();
+    let lanes = views
+        .iter()
+        .map(|view| LaneWant { lane: view.lane, which: Which::Due, events_max: 10, bytes_max: u64::MAX, spent: None })
+        .collect();
     store.lease(&LeaseWant { lanes, bytes_max: u64::MAX }).unwrap()
 }
 

@@ -26,7 +26,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("aws::passthrough", &["event", "clock", "hop", "ingest"]),
     ("aws::sqs", &["event", "clock", "hop", "deadletter"]),
     ("aws::placed", &["event", "dispatch", "deadletter"]),
-    ("aws::answer", &["dispatch", "hop"]),
+    ("aws::answer", &["clock", "dispatch", "hop"]),
     ("aws::probe", &["dispatch", "deadletter"]),
     // around them
     ("backoff", &["clock"]),

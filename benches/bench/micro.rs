@@ -130,7 +130,13 @@ impl Bench<'_> {
             engine.commit()?;
         }
         report.add(&format!("append, {on}, {batch} a commit"), per_event(began.elapsed().as_nanos()));
-        let want = LaneWant { lane: LaneId(0), which: Which::Due, events_max: usize::try_from(batch)?, spent: None };
+        let want = LaneWant {
+            lane: LaneId(0),
+            which: Which::Due,
+            events_max: usize::try_from(batch)?,
+            bytes_max: u64::MAX,
+            spent: None,
+        };
         let want = LeaseWant { lanes: vec![want], bytes_max: u64::MAX };
         let mut taken = Vec::new();
         let began = self.clock.instant();

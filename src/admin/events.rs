@@ -146,7 +146,7 @@ async fn attempt<O: Operator>(State(admin): State<Admin<O>>, Path(id): Path<Stri
     touched(store.attempt_now(id).await?, id)?;
     tracing::info!(event_id = %id, %function, "operator has made the event due");
     let paused = is_paused(&store, &function).await?;
-    let held = admin.lane_status().await.get(&function).and_then(|lane| lane.held.as_ref()).map(held);
+    let held = admin.probe(&function).await.as_ref().map(held);
     Ok(Json(Due { id, function: function.as_str().to_owned(), paused, held }))
 }
 

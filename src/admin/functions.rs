@@ -95,7 +95,8 @@ async fn resume<O: Operator>(
     let function = known(&admin, &name).await?;
     admin.store()?.pause(&function, false).await?;
     tracing::info!(%function, "operator has resumed the function");
-    let held = admin.lane_status().await.get(&function).and_then(|lane| lane.held.as_ref()).map(held);
+    // What holds it is probed at once: an operator who resumes a function has perhaps just mended it.
+    let held = admin.probe(&function).await.as_ref().map(held);
     Ok(Json(api::Paused { function: function.as_str().to_owned(), paused: false, held }))
 }
 

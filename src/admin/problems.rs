@@ -96,6 +96,8 @@ fn words_of(kind: PauseKind) -> &'static str {
     match kind {
         PauseKind::Throttled => "throttled by Lambda",
         PauseKind::Unreachable => "not reached",
+        PauseKind::Outage => "in an outage",
+        PauseKind::Unready => "not ready",
         PauseKind::Held => "held",
         PauseKind::Spent => "at the ceiling of invocations an hour",
     }
@@ -105,6 +107,10 @@ fn remedy_of(kind: PauseKind) -> &'static str {
     match kind {
         PauseKind::Throttled => "raise the concurrency of the function or account; nothing is charged meanwhile",
         PauseKind::Unreachable => "see to the network, the proxy and lambda.endpoint_url; it is tried again by itself",
+        PauseKind::Outage => {
+            "see to Lambda (health.aws.amazon.com), the proxy or the function; nothing is charged, and it is probed by itself"
+        }
+        PauseKind::Unready => "wait until the function's update or its network is done; it is tried again by itself",
         PauseKind::Held => {
             "repair what it says (`sendoff check-config --online` tries it); it is tried again by itself"
         }

@@ -4,14 +4,15 @@
 //! looks like a success is somebody else's: a proxy's page, a captive portal, another service, a sendoff. To take that for
 //! a delivery would lose the event.
 
-use std::time::Duration;
-
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::http::Headers;
 use serde::Deserialize;
 
 use crate::dispatch::Answer;
 use crate::hop;
+use retry_after::RetryAfter;
+
+mod retry_after;
 
 /// Who answered in Lambda's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +122,7 @@ pub(super) fn answer_of(asked: Asked, response: &HttpResponse) -> Answer {
         let answer = Answer { status, request_id: signs.request_id.clone(), ..Answer::default() };
         return judged(asked, &signs, bytes, answer);
     }
-    let number = |name| headers.get(name).and_then(|value| value.trim().parse::<u64>().ok());
+    let RetryAfter { wait, at } = RetryAfter::read(|name| headers.get(name));
     let code = headers.get("x-amzn-errortype").map(ToOwned::to_owned).or(body.code).or(body.type_);
     let message = body.message.unwrap_or_else(|| match code {
         Some(_) => String::new(),
@@ -132,9 +133,8 @@ pub(super) fn answer_of(asked: Asked, response: &HttpResponse) -> Answer {
         code: code.as_deref().map(bare_code).filter(|code| !code.is_empty()).map(ToOwned::to_owned),
         message,
         throttle_reason: body.reason,
-        retry_after: number("retry-after")
-            .map(Duration::from_secs)
-            .max(number("x-amz-retry-after").map(Duration::from_millis)),
+        retry_after: wait,
+        retry_at: at,
         request_id: headers.get("x-amzn-requestid").map(ToOwned::to_owned),
         ..Answer::default()
     }

@@ -222,7 +222,13 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
     }
 
     async fn ship_from(&mut self, queue: String, lanes: Vec<LaneId>, now: UnixMillis) -> Result<(), Error> {
-        let want = |lane| LaneWant { lane, which: Which::Buried, events_max: BATCH_MESSAGES_MAX, spent: None };
+        let want = |lane| LaneWant {
+            lane,
+            which: Which::Buried,
+            events_max: BATCH_MESSAGES_MAX,
+            bytes_max: u64::MAX,
+            spent: None,
+        };
         let lanes = lanes.into_iter().map(want).collect();
         let leased = self.outbox.lease(LeaseWant { lanes, bytes_max: QUEUE_BYTES_MAX }).await?;
         let bytes_max = self.facts.get(&queue).copied().unwrap_or_default().message_bytes_max;

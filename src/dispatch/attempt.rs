@@ -5,15 +5,16 @@ use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::lane::{Change, FULL_READING_EVERY, Finished, Lanes, Ticket};
-use super::status::{Questions, Status};
-use super::verdict::{Outcome, bury, deadline, decide, outcome_for, outcome_of};
+use super::lane::{Change, EXPIRED_BYTES_MAX, FULL_READING_EVERY, Finished, Lanes, Settled, Ticket};
+use super::status::{Question, Questions, Status};
+use super::verdict::{Blame, Outcome, Scope, blame_after_dry_run, bury, deadline, decide, outcome_for, outcome_of};
 use super::{Call, Failure, FailureKind, Invoke, Mode, Reply, Settings};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::FunctionName;
@@ -24,6 +25,9 @@ use crate::trace;
 
 /// Batches of settlements that may be on their way to the disk; then the loop waits for one.
 const SETTLING_MAX: usize = 8;
+
+/// Dry runs that may be under way; each is of another lane, and keeps one event waiting for its verdict.
+const ASKING_MAX: usize = 64;
 
 /// Stage 3, ready to run.
 pub struct Dispatch<O, I> {
@@ -39,6 +43,9 @@ pub struct Dispatch<O, I> {
     stepped: i64,
     attempts: JoinSet<Attempted>,
     settling: JoinSet<Result<(), Error>>,
+    /// Events whose failure Lambda is being asked about, by their lane.
+    doubted: BTreeMap<LaneId, Doubted>,
+    asking: JoinSet<(LaneId, Reply)>,
     status: Status,
     questions: Questions,
 }
@@ -51,6 +58,14 @@ struct Attempted {
     reply: Reply,
     began: Instant,
     ended: Instant,
+}
+
+/// An attempt that failed, and nobody knows yet whose fault that is. The payload is left out.
+struct Doubted {
+    leased: Leased,
+    ticket: Ticket,
+    reply: Reply,
+    outcome: Outcome,
 }
 
 impl<O: Outbox, I: Invoke> Dispatch<O, I> {
@@ -71,6 +86,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             stepped: 0,
             attempts: JoinSet::new(),
             settling: JoinSet::new(),
+            doubted: BTreeMap::new(),
+            asking: JoinSet::new(),
         }
     }
 
@@ -91,6 +108,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         self.lanes.stepped(0, self.clock.steps(), self.now());
         while !stop.leasing.is_cancelled() {
             self.notice_step();
+            // First, in every round: below, finished attempts come before them, and there may be no end of those.
+            self.hear();
             // Where what is known is enough to go on with, the lease brings the news along.
             let now = self.now();
             let enough = now < self.next_full_reading && self.lanes.next_time(now) <= now;
@@ -108,21 +127,21 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 () = stop.leasing.cancelled() => break,
                 Some(first) = self.attempts.join_next() => self.settle_finished(first).await?,
                 Some(settled) = self.settling.join_next() => joined(settled)?,
-                Ok(()) = self.changes.changed() => {
-                    let settings = self.changes.borrow_and_update().clone();
-                    self.lanes.reconfigure(settings, self.now());
-                }
+                Some(answered) = self.asking.join_next() => self.settle_answered(answered).await?,
+                Ok(()) = self.changes.changed() => self.reconfigure(),
                 () = self.outbox.changed(self.seen, Changes::Any) => {}
                 Some(question) = self.questions.recv() => self.answer(question),
                 () = self.clock.sleep_until(next) => {}
             }
         }
+        self.settle_doubted().await?;
         while !(self.attempts.is_empty() && self.settling.is_empty()) {
             tokio::select! {
                 biased;
                 () = stop.working.cancelled() => break,
                 Some(first) = self.attempts.join_next() => self.settle_finished(first).await?,
                 Some(settled) = self.settling.join_next() => joined(settled)?,
+                Some(question) = self.questions.recv() => self.answer(question),
             }
         }
         self.attempts.abort_all();
@@ -178,9 +197,28 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
+    /// Takes over settings that have changed, and answers questions.
+    fn hear(&mut self) {
+        if self.changes.has_changed().unwrap_or(false) {
+            self.reconfigure();
+        }
+        while let Ok(question) = self.questions.try_recv() {
+            self.answer(question);
+        }
+    }
+
+    fn reconfigure(&mut self) {
+        let settings = self.changes.borrow_and_update().clone();
+        self.lanes.reconfigure(settings, self.now());
+    }
+
     /// Whoever asked may have gone.
-    fn answer(&self, question: tokio::sync::oneshot::Sender<super::status::Lanes>) {
-        drop(question.send(self.lanes.status(self.now())));
+    fn answer(&mut self, question: Question) {
+        let now = self.now();
+        match question {
+            Question::Lanes(answer) => drop(answer.send(self.lanes.status(now, self.clock.instant()))),
+            Question::Probe(function, answer) => drop(answer.send(self.lanes.probe_now(&function, now))),
+        }
     }
 
     /// Buries what is past its time, leases what the plan wants and begins its attempts. Says whether the news were heard, too.
@@ -188,14 +226,19 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let now = self.now();
         let expired = self.lanes.expired(now);
         if !expired.is_empty() {
-            let want = LeaseWant { lanes: expired, bytes_max: self.lanes.bytes_left() };
-            // What turns out not to be past its time has no slot: it goes back.
+            let want = LeaseWant { lanes: expired, bytes_max: EXPIRED_BYTES_MAX };
             let leased = self.outbox.lease(want).await?;
-            let settlements = leased.into_iter().map(|leased| {
+            let now = self.now();
+            let mut settlements = Vec::new();
+            for leased in leased {
                 let lease = leased.lease;
-                (lease, self.bury_expired(leased, now).unwrap_or(Settlement::Release))
-            });
-            let settlements = settlements.collect();
+                let buried = self.bury_expired(leased, now);
+                if buried.is_some() {
+                    self.lanes.found_expired(lease.lane, now);
+                }
+                // What turns out not to be past its time has no slot: it goes back.
+                settlements.push((lease, buried.unwrap_or(Settlement::Release)));
+            }
             self.write(settlements).await?;
             self.read_lanes().await?;
         }
@@ -209,8 +252,10 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 futures_util::future::try_join(self.outbox.lease(want), self.outbox.lanes(self.seen)).await?;
             for leased in leased {
                 let lease = leased.lease;
+                // Not the time of the plan: the lease may have taken a while.
+                let now = self.now();
                 if now < deadline(&leased.event, self.lanes.policy(&leased.event.function.name), &self.clock) {
-                    if self.lanes.may_begin(lease.lane, self.now()) {
+                    if self.lanes.may_begin(lease.lane, now) {
                         self.begin(leased);
                     } else {
                         done.push((lease, Settlement::Release));
@@ -261,7 +306,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let attempt = async move {
             // A panic is a bug; its event must still be settled, and its slot given back.
             let reply = AssertUnwindSafe(async { invoke.invoke(call).await }).catch_unwind().await;
-            let reply = reply.unwrap_or_else(|panic| panicked(panic.as_ref()));
+            let reply = reply.unwrap_or_else(|panic| panicked(panic.as_ref())).timed(clock.now());
             trace::ended(outcome_of(&reply, mode).as_str());
             Attempted { leased, mode, ticket, reply, began, ended: clock.instant() }
         };
@@ -269,12 +314,12 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     }
 
     /// Settles every attempt that has come back, in one batch.
-    async fn settle_finished(&mut self, first: Result<Attempted, tokio::task::JoinError>) -> Result<(), Error> {
+    async fn settle_finished(&mut self, first: Result<Attempted, JoinError>) -> Result<(), Error> {
         let mut done = Vec::new();
         let mut next = Some(first);
         while let Some(attempted) = next {
             match attempted {
-                Ok(attempted) => done.push(self.judge(attempted)),
+                Ok(attempted) => done.extend(self.judge(attempted)),
                 // Attempts catch their panics, so this is the end of the runtime.
                 Err(error) => tracing::error!(%error, "an attempt was lost; its event stays leased until restart"),
             }
@@ -283,14 +328,21 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         self.write(done).await
     }
 
-    fn judge(&mut self, attempted: Attempted) -> (Lease, Settlement) {
+    /// The settlement of an attempt; none if Lambda must be asked first.
+    fn judge(&mut self, attempted: Attempted) -> Option<(Lease, Settlement)> {
         let Attempted { leased, mode, ticket, reply, began, ended } = attempted;
-        let Leased { lease, event, history } = leased;
-        let now = self.now();
+        let Leased { lease, event, history } = &leased;
+        let (lease, now) = (*lease, self.now());
+        let outcome = outcome_for(event, &reply, mode);
+        let blame = if outcome.is_doubtful() {
+            let may_ask = self.asking.len() < ASKING_MAX;
+            self.lanes.weigh(lease.lane, event.id, &outcome, (began, ended), may_ask)
+        } else {
+            Blame::Event
+        };
         let name = &event.function.name;
         let policy = self.lanes.policy(name);
-        let outcome = outcome_for(&event, &reply, mode);
-        let verdict = decide(&outcome, &reply, &event, &history, policy, now, &self.clock);
+        let verdict = decide(&outcome, blame, &reply, event, history, policy, now, &self.clock);
 
         if outcome == Outcome::Delivered {
             self.metrics.is_proven(name);
@@ -299,16 +351,88 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         self.metrics.dispatch_attempts.with_label_values(&[function, outcome.as_str()]).inc();
         let seconds = ended.duration_since(began).as_secs_f64();
         self.metrics.dispatch_attempt_seconds.with_label_values(&[function]).observe(seconds);
-        self.log(&event.id, function, &outcome, &verdict.settlement, &reply);
 
-        let payload_bytes = event.payload.len() as u64;
-        let pause = verdict.pause;
-        let (lane, outcome) = (lease.lane, &outcome);
-        let finished = Finished { lane, function: name, ticket, outcome, pause, payload_bytes, began, ended };
+        let finished = Finished {
+            lane: lease.lane,
+            function: name,
+            event: event.id,
+            ticket,
+            outcome: &outcome,
+            blame,
+            pause: verdict.pause,
+            buried: matches!(verdict.settlement, Settlement::Bury(_)),
+            said: reply.in_words(),
+            payload_bytes: event.payload.len() as u64,
+            began,
+            ended,
+        };
         for change in self.lanes.finished(finished, now) {
             self.announce(name, change);
         }
-        self.show(name, lane);
+        self.show(name, lease.lane);
+        if blame == Blame::Ask {
+            self.ask(Doubted { leased, ticket, reply, outcome });
+            return None;
+        }
+        self.log(&event.id, function, &outcome, &verdict.settlement, &reply);
+        Some((lease, verdict.settlement))
+    }
+
+    /// Asks Lambda whether the function of a failed event is well.
+    fn ask(&mut self, mut doubted: Doubted) {
+        let lane = doubted.leased.lease.lane;
+        doubted.leased.event.payload = Bytes::new();
+        let (invoke, function) = (self.invoke.clone(), doubted.leased.event.function.clone());
+        self.doubted.insert(lane, doubted);
+        self.asking.spawn(async move {
+            let reply = AssertUnwindSafe(async { invoke.dry_run(function).await }).catch_unwind().await;
+            (lane, reply.unwrap_or_else(|panic| panicked(panic.as_ref())))
+        });
+    }
+
+    async fn settle_answered(&mut self, answered: Result<(LaneId, Reply), JoinError>) -> Result<(), Error> {
+        let done = match answered {
+            Ok((lane, answer)) => {
+                let doubted = self.doubted.remove(&lane);
+                doubted.map(|doubted| self.conclude(doubted, blame_after_dry_run(&answer), &answer.in_words()))
+            }
+            // Dry runs catch their panics, so this is the end of the runtime.
+            Err(error) => {
+                tracing::error!(%error, "a dry run was lost; its event stays leased until restart");
+                None
+            }
+        };
+        self.write(done.into_iter().collect()).await
+    }
+
+    /// A stop does not wait for answers: nothing is charged.
+    async fn settle_doubted(&mut self) -> Result<(), Error> {
+        self.asking.abort_all();
+        let doubted = std::mem::take(&mut self.doubted);
+        let done = doubted.into_values().map(|doubted| self.conclude(doubted, Blame::Wait, "not awaited"));
+        let done = done.collect();
+        self.write(done).await
+    }
+
+    fn conclude(&mut self, doubted: Doubted, blame: Blame, answer: &str) -> (Lease, Settlement) {
+        let Doubted { leased: Leased { lease, event, history }, ticket, reply, outcome } = doubted;
+        let (name, now) = (&event.function.name, self.now());
+        let function = self.metrics.function_label(name);
+        tracing::debug!(event_id = %event.id, function, answer, ?blame, "a dry run says whose fault the failure was");
+        let policy = self.lanes.policy(name);
+        let verdict = decide(&outcome, blame, &reply, &event, &history, policy, now, &self.clock);
+        let settled = Settled {
+            lane: lease.lane,
+            function: name,
+            event: event.id,
+            ticket,
+            pause: verdict.pause,
+            buried: matches!(verdict.settlement, Settlement::Bury(_)),
+        };
+        for change in self.lanes.answered(settled, now) {
+            self.announce(name, change);
+        }
+        self.log(&event.id, function, &outcome, &verdict.settlement, &reply);
         (lease, verdict.settlement)
     }
 
@@ -339,21 +463,36 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
 
     fn announce(&self, name: &FunctionName, change: Change) {
         let function = self.metrics.function_label(name);
+        match change {
+            Change::Held { scope, kind, reason } => {
+                self.show_held(name, scope);
+                tracing::warn!(function, scope = scope.as_str(), kind = kind.as_str(), reason, "lane is held");
+            }
+            Change::Recovered { scope } => {
+                self.show_held(name, scope);
+                tracing::info!(function, scope = scope.as_str(), "lane is no longer held");
+            }
+            Change::Failing { delivered, failed, last } => {
+                tracing::warn!(
+                    function,
+                    delivered,
+                    failed,
+                    last,
+                    "function fails: of the last minute's attempts more failed than succeeded"
+                );
+            }
+            Change::Well => tracing::info!(function, "function no longer fails"),
+        }
+    }
+
+    fn show_held(&self, name: &FunctionName, scope: Scope) {
         // Several functions may share a label.
-        let mut held = BTreeMap::from([(function, false)]);
-        for (told, is_held) in self.lanes.told_of(name, &change) {
+        let mut held = BTreeMap::from([(self.metrics.function_label(name), false)]);
+        for (told, is_held) in self.lanes.told_of(name, scope) {
             *held.entry(self.metrics.function_label(told)).or_default() |= is_held;
         }
         for (label, is_held) in held {
             self.metrics.dispatch_held.with_label_values(&[label]).set(is_held.into());
-        }
-        match change {
-            Change::Held { scope, kind, reason } => {
-                tracing::warn!(function, scope = scope.as_str(), kind = kind.as_str(), reason, "lane is held");
-            }
-            Change::Recovered { scope } => {
-                tracing::info!(function, scope = scope.as_str(), "lane is no longer held");
-            }
         }
     }
 
@@ -379,7 +518,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     }
 }
 
-fn joined(settled: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {
+fn joined(settled: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
     settled.unwrap_or_else(|error| {
         tracing::error!(%error, "a settlement panicked: please report this");
         Err(Error::Closed)

@@ -13,14 +13,25 @@ use tokio::time::Instant;
 use super::limiter::Limiter;
 use super::rate::{Rate, SpendGuard};
 use super::status::{Held, LaneStatus};
-use super::verdict::{Outcome, Pause, PauseKind, Scope};
-use super::{Mode, Policy, Settings};
+use super::verdict::{Blame, Outcome, Pause, PauseKind, Scope};
+use super::{Policy, Settings};
 use crate::clock::{Steps, UnixMillis};
-use crate::event::FunctionName;
-use crate::outbox::{LaneId, LaneNews, LaneView, LaneWant, Which};
+use crate::event::{EventId, FunctionName};
+use crate::outbox::{LaneId, LaneNews, LaneWant, Which};
+use health::Doubt;
 use hold::{Ended, Hold};
+use one::Lane;
+use shared::{Account, Caller, account, region};
+
+mod health;
 
 mod hold;
+
+mod one;
+
+mod pulse;
+
+mod shared;
 
 mod step;
 
@@ -31,10 +42,20 @@ const QUANTUM: u32 = 64;
 /// each ends with an equal part, and a little is always left for whoever comes next, however long attempts take.
 const SHARE: u32 = 8;
 
-/// Events past their age that are taken at once; they need no slot.
+/// The same for payload bytes in flight.
+const BYTES_SHARE: u64 = 8;
+
+/// Events past their age that are taken of a lane at once; they need no slot.
 const EXPIRED_MAX: usize = 64;
 
-/// How often a lane is searched for events past their age, at most.
+/// Lanes that are searched at once for events past their age.
+const EXPIRED_LANES_MAX: usize = 64;
+
+/// Bytes of events past their age that are in memory at once. They are apart from those in flight: burying must go on
+/// while other calls have all of these.
+pub const EXPIRED_BYTES_MAX: u64 = 4 << 20;
+
+/// How often a lane is searched for events past their age, as long as that finds none.
 const EXPIRY_EVERY: Duration = Duration::from_secs(1);
 
 /// When a lane is asked again that had nothing after all.
@@ -47,8 +68,10 @@ pub const FULL_READING_EVERY: Duration = Duration::from_secs(60);
 pub struct Lanes {
     settings: Settings,
     lanes: BTreeMap<LaneId, Lane>,
-    /// By region; the empty one is the daemon's own.
+    /// By region and account; the empty one is the daemon's own.
     accounts: BTreeMap<String, Account>,
+    /// By region.
+    callers: BTreeMap<String, Caller>,
     /// When each lane may hold events that are past their time.
     expiry: BTreeSet<(UnixMillis, LaneId)>,
     turn: u64,
@@ -66,47 +89,12 @@ pub struct Lanes {
     noticed: Vec<(FunctionName, Change)>,
 }
 
-/// What all functions of a region share.
-struct Account {
-    /// When each lane could do something; the number keeps those due at once in the order in which they came.
-    agenda: BTreeSet<(UnixMillis, u64, LaneId)>,
-    limiter: Limiter,
-    in_flight: u32,
-    /// As in [`Lane`].
-    bound: bool,
-    /// Slots that the present plan has given away.
-    planned: u32,
-    hold: Option<Hold>,
-    lanes: u32,
-}
-
-struct Lane {
-    view: LaneView,
-    policy: Policy,
-    limiter: Limiter,
-    in_flight: u32,
-    /// Whether the limit was reached when an attempt last began.
-    bound: bool,
-    hold: Option<Hold>,
-    rate: Option<Rate>,
-    spend: Option<SpendGuard>,
-    /// The hour's ceiling is reached, and people have heard of it.
-    spent: bool,
-    /// Not to be searched for events past their age before.
-    next_expiry: UnixMillis,
-    /// Not to be asked before: it had nothing.
-    idle_until: UnixMillis,
-    /// Attempts that the present plan has brought.
-    started: u32,
-    on_agenda: Option<(UnixMillis, u64)>,
-    expires: Option<UnixMillis>,
-}
-
 /// The right to one attempt: which holds it probes. [`Lanes::finished`] takes it back.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ticket {
     lane_hold: Option<u64>,
     account_hold: Option<u64>,
+    caller_hold: Option<u64>,
 }
 
 /// An attempt that ended.
@@ -114,19 +102,52 @@ pub struct Ticket {
 pub struct Finished<'a> {
     pub lane: LaneId,
     pub function: &'a FunctionName,
+    pub event: EventId,
     pub ticket: Ticket,
     pub outcome: &'a Outcome,
+    /// What [`Lanes::weigh`] said, where the outcome is doubtful.
+    pub blame: Blame,
     pub pause: Option<Pause>,
+    /// The event is dead: what it said about its lane no longer counts.
+    pub buried: bool,
+    /// In words, for people.
+    pub said: String,
     pub payload_bytes: u64,
     pub began: Instant,
     pub ended: Instant,
 }
 
+/// What became of the event of an attempt.
+#[derive(Debug)]
+pub struct Settled<'a> {
+    pub lane: LaneId,
+    pub function: &'a FunctionName,
+    pub event: EventId,
+    pub ticket: Ticket,
+    pub pause: Option<Pause>,
+    /// The event is dead: what it said about its lane no longer counts.
+    pub buried: bool,
+}
+
 /// What people should hear of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    Held { scope: Scope, kind: PauseKind, reason: String },
-    Recovered { scope: Scope },
+    Held {
+        scope: Scope,
+        kind: PauseKind,
+        reason: String,
+    },
+    Recovered {
+        scope: Scope,
+    },
+    /// More attempts fail than succeed, though the lane is not held.
+    Failing {
+        delivered: u32,
+        failed: u32,
+        last: String,
+    },
+    /// As many succeed as fail again.
+    Well,
 }
 
 impl Lanes {
@@ -137,6 +158,7 @@ impl Lanes {
             settings,
             lanes: BTreeMap::new(),
             accounts: BTreeMap::new(),
+            callers: BTreeMap::new(),
             expiry: BTreeSet::new(),
             turn: 0,
             holds: 0,
@@ -160,10 +182,11 @@ impl Lanes {
                 Some(lane) => (lane.view, lane.idle_until) = (view, UnixMillis(0)),
                 None => {
                     let in_flight_max = self.settings.in_flight_max;
-                    self.accounts
-                        .entry(region(&view.function).to_owned())
-                        .or_insert_with(|| Account::new(in_flight_max))
-                        .lanes += 1;
+                    let (account, region) = (account(&view.function), region(&view.function));
+                    let account = self.accounts.entry(account.to_owned());
+                    account.or_insert_with(|| Account::new(region, in_flight_max)).shared.lanes += 1;
+                    let caller = self.callers.entry(region.to_owned());
+                    caller.or_insert_with(|| Caller::new(in_flight_max)).shared.lanes += 1;
                     let lane = Lane::new(view, &self.settings, now);
                     if lane.spent {
                         self.noticed.push((lane.view.function.clone(), lane.spent_change()));
@@ -192,7 +215,9 @@ impl Lanes {
         self.rate = Rate::per_second(settings.rate);
         self.settings = settings;
         let in_flight_max = self.settings.in_flight_max;
-        self.accounts.values_mut().for_each(|account| account.limiter.set_max(in_flight_max));
+        let accounts = self.accounts.values_mut().map(|account| &mut account.shared);
+        let callers = self.callers.values_mut().map(|caller| &mut caller.shared);
+        accounts.chain(callers).for_each(|shared| shared.limiter.set_max(in_flight_max));
         let ids: Vec<_> = self.lanes.keys().copied().collect();
         for id in ids {
             if let Some(lane) = self.lanes.get_mut(&id) {
@@ -215,8 +240,12 @@ impl Lanes {
         if self.slots_left() == 0 {
             return expiry;
         }
-        let work = self.accounts.values().map(Account::next_time).min().unwrap_or(UnixMillis::MAX);
+        let work = self.accounts.values().map(|account| self.next_time_of(account)).min().unwrap_or(UnixMillis::MAX);
         expiry.min(self.rate.as_ref().map_or(work, |rate| work.max(rate.next(now))))
+    }
+
+    fn next_time_of(&self, account: &Account) -> UnixMillis {
+        account.next_time(self.callers.get(&account.region))
     }
 
     /// Payload bytes that may still be taken into memory.
@@ -231,18 +260,22 @@ impl Lanes {
         if let Some(rate) = &self.rate {
             slots = slots.min(rate.free(now));
         }
+        let bytes_left = self.bytes_left();
         while slots > 0 {
-            let due = self.accounts.values().filter(|account| account.next_time() <= now);
+            let due = self.accounts.values().filter(|account| self.next_time_of(account) <= now);
             let Some((_, _, id)) = due.filter_map(|account| account.agenda.first().copied()).min() else { break };
             self.off_agenda(id);
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
-            let Some(account) = self.accounts.get_mut(region(&lane.view.function)) else { continue };
-            let mut events = lane.free(now).min(lane.there(now)).min(slots).min(QUANTUM).min(account.free());
-            if lane.hold.is_some() || account.hold.is_some() {
+            let Some(account) = self.accounts.get_mut(account(&lane.view.function)) else { continue };
+            let Some(caller) = self.callers.get_mut(&account.region) else { continue };
+            let shared = account.shared.free().min(caller.shared.free());
+            let mut events = lane.free(now).min(lane.there(now)).min(slots).min(QUANTUM).min(shared);
+            if lane.hold.is_some() || account.shared.hold.is_some() || caller.shared.hold.is_some() {
                 events = events.min(1);
             }
             let share = (SHARE * slots).saturating_sub(lane.in_flight).div_ceil(SHARE + 1);
-            if lane.work_time(now) <= now && share == 0 {
+            let bytes_max = (BYTES_SHARE * bytes_left).saturating_sub(lane.bytes).div_ceil(BYTES_SHARE + 1);
+            if lane.work_time(now) <= now && (share == 0 || bytes_max == 0) {
                 self.parked.insert(id);
                 continue;
             }
@@ -250,9 +283,10 @@ impl Lanes {
             events = events.min(share);
             if events > 0 && lane.work_time(now) <= now {
                 slots -= events;
-                account.planned += events;
+                account.shared.planned += events;
+                caller.shared.planned += events;
                 let spent = lane.spend.as_mut().and_then(|spend| spend.reserve(events, now));
-                wants.push(LaneWant { lane: id, which: Which::Due, events_max: events as usize, spent });
+                wants.push(LaneWant { lane: id, which: lane.which(), events_max: events as usize, bytes_max, spent });
             }
         }
         wants
@@ -261,7 +295,9 @@ impl Lanes {
     /// What to lease only to bury it: the lanes that may hold events past their time.
     pub fn expired(&mut self, now: UnixMillis) -> Vec<LaneWant> {
         let mut wants = Vec::new();
-        while let Some(&(time, id)) = self.expiry.first().filter(|(time, _)| *time <= now) {
+        while wants.len() < EXPIRED_LANES_MAX
+            && let Some(&(time, id)) = self.expiry.first().filter(|(time, _)| *time <= now)
+        {
             self.expiry.remove(&(time, id));
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             lane.expires = None;
@@ -271,11 +307,20 @@ impl Lanes {
                 lane: id,
                 which: Which::AcceptedBefore(cutoff),
                 events_max: EXPIRED_MAX,
+                bytes_max: EXPIRED_BYTES_MAX,
                 spent: None,
             });
             self.schedule_expiry(id, now);
         }
         wants
+    }
+
+    /// A search found events past their age: there may be more, which are searched for at once.
+    pub fn found_expired(&mut self, id: LaneId, now: UnixMillis) {
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            lane.next_expiry = now;
+            self.schedule_expiry(id, now);
+        }
     }
 
     /// Whether an attempt that was planned may still begin: not if the hour has turned, and a ceiling counts by the hour.
@@ -288,7 +333,7 @@ impl Lanes {
     pub fn give_back(&mut self) -> Vec<LaneWant> {
         let unused = |(&lane, of): (&LaneId, &mut Lane)| {
             let spent = of.spend.as_mut().and_then(SpendGuard::give_back)?;
-            Some(LaneWant { lane, which: Which::Due, events_max: 0, spent: Some(spent) })
+            Some(LaneWant { lane, which: Which::Due, events_max: 0, bytes_max: 0, spent: Some(spent) })
         };
         self.lanes.iter_mut().filter_map(unused).collect()
     }
@@ -302,23 +347,25 @@ impl Lanes {
         }
         let Some(lane) = self.lanes.get_mut(&id) else { return Default::default() };
         lane.in_flight += 1;
+        lane.bytes += payload_bytes;
         lane.bound = lane.in_flight >= lane.limiter.limit();
         lane.started += 1;
         if let Some(rate) = &mut lane.rate {
             rate.take(now);
         }
-        let mut ticket = Ticket { lane_hold: lane.hold.as_mut().map(Hold::probe), account_hold: None };
-        if let Some(account) = self.accounts.get_mut(region(&lane.view.function)) {
-            account.in_flight += 1;
-            account.bound = account.in_flight >= account.limiter.limit();
-            ticket.account_hold = account.hold.as_mut().map(Hold::probe);
-        }
+        let function = &lane.view.function;
+        let ticket = Ticket {
+            lane_hold: lane.hold.as_mut().map(Hold::probe),
+            account_hold: self.accounts.get_mut(account(function)).and_then(|account| account.shared.started()),
+            caller_hold: self.callers.get_mut(region(function)).and_then(|caller| caller.shared.started()),
+        };
         (ticket, lane.spend(now))
     }
 
     /// The leases of a plan have been asked for, and the attempts begun.
     pub fn planned(&mut self, now: UnixMillis) {
-        self.accounts.values_mut().for_each(|account| account.planned = 0);
+        self.accounts.values_mut().for_each(|account| account.shared.planned = 0);
+        self.callers.values_mut().for_each(|caller| caller.shared.planned = 0);
         for id in std::mem::take(&mut self.planned) {
             if let Some(lane) = self.lanes.get_mut(&id)
                 && std::mem::take(&mut lane.started) == 0
@@ -329,42 +376,118 @@ impl Lanes {
         }
     }
 
+    /// Whose fault a doubtful failure is, as far as its lane and its region can tell. To be asked before
+    /// [`Lanes::finished`]; `may_ask` says whether Lambda may be asked. Where it says [`Blame::Ask`], [`Lanes::answered`] must follow.
+    pub fn weigh(
+        &mut self,
+        id: LaneId,
+        event: EventId,
+        outcome: &Outcome,
+        (began, ended): (Instant, Instant),
+        may_ask: bool,
+    ) -> Blame {
+        let outage = Blame::Outage { scope: Scope::Lane };
+        let Some(lane) = self.lanes.get_mut(&id) else { return outage };
+        let caller = self.callers.get_mut(region(&lane.view.function));
+        let others_fail = caller.as_ref().is_some_and(|caller| caller.witnesses.contradict(id, ended));
+        let ran = *outcome == Outcome::FunctionFailed;
+        let blame = lane.health.weigh(Doubt { event, began, ended, ran, others_fail });
+        match (blame, caller) {
+            (Blame::Ask, _) if !may_ask => return Blame::Wait,
+            (Blame::Ask, _) => lane.health.asking = true,
+            (Blame::Outage { .. }, Some(caller)) if *outcome == Outcome::Rejected => {
+                return Blame::Outage { scope: caller.accused_by(id, ended) };
+            }
+            (Blame::Event | Blame::Wait | Blame::Outage { .. }, _) => {}
+        }
+        blame
+    }
+
     /// An attempt ended; says what people should hear of.
     pub fn finished(&mut self, finished: Finished<'_>, now: UnixMillis) -> Vec<Change> {
-        let Finished { lane: id, function, ticket, outcome, pause, payload_bytes, began, ended } = finished;
+        let Finished { lane: id, function, event, ticket, outcome, blame, began, ended, .. } = finished;
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.bytes_in_flight = self.bytes_in_flight.saturating_sub(payload_bytes);
-        self.holds += 1;
-        let number = self.holds;
-        let (for_lane, for_account) = match pause {
-            Some(pause) if pause.scope == Scope::Account => (None, Some(pause)),
-            pause => (pause, None),
-        };
-        let base = self.settings.policy(function).backoff_base;
-        let mut changes = Vec::new();
+        self.bytes_in_flight = self.bytes_in_flight.saturating_sub(finished.payload_bytes);
+        let (mut changes, mut is_suspect) = (Vec::new(), false);
         if let Some(lane) = self.lanes.get_mut(&id) {
+            lane.bytes = lane.bytes.saturating_sub(finished.payload_bytes);
             lane.learn(outcome, began, ended);
-            let ended = Ended { probe: ticket.lane_hold, base, now, number };
-            let change = Hold::judge(&mut lane.hold, for_lane, Scope::Lane, ended);
-            if let Some(Change::Recovered { .. }) = change {
-                lane.limiter.restart();
-            }
-            changes.extend(change);
+            is_suspect = lane.note(event, outcome, began, ended);
+            changes.extend(lane.tell(outcome, finished.said, now, ended));
         }
-        if let Some(account) = self.accounts.get_mut(region(function)) {
+        if let Some(account) = self.accounts.get_mut(account(function)) {
             account.learn(outcome, began, ended);
-            let ended = Ended { probe: ticket.account_hold, base, now, number };
-            let change = Hold::judge(&mut account.hold, for_account, Scope::Account, ended);
-            if let Some(Change::Recovered { .. }) = change {
-                account.limiter.restart();
-            }
-            changes.extend(change);
+        }
+        if let Some(caller) = self.callers.get_mut(region(function)) {
+            caller.learn(id, outcome, is_suspect, began, ended);
+        }
+        if blame != Blame::Ask {
+            let Finished { pause, buried, .. } = finished;
+            changes.extend(self.settled(Settled { lane: id, function, event, ticket, pause, buried }, now));
         }
         for id in std::mem::take(&mut self.parked) {
             self.reschedule(id, now);
         }
         self.reschedule(id, now);
         changes
+    }
+
+    /// Lambda has answered what a doubtful failure made us ask. The probe that the attempt was is over only now.
+    pub fn answered(&mut self, settled: Settled<'_>, now: UnixMillis) -> Vec<Change> {
+        let id = settled.lane;
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            lane.health.asking = false;
+        }
+        let changes = self.settled(settled, now);
+        self.reschedule(id, now);
+        changes
+    }
+
+    /// What the end of an attempt makes of the holds that it probed, or brings.
+    fn settled(&mut self, settled: Settled<'_>, now: UnixMillis) -> Vec<Change> {
+        let Settled { lane: id, function, event, ticket, pause, buried } = settled;
+        self.holds += 1;
+        let ended = Ended { base: self.settings.policy(function).backoff_base, now, number: self.holds };
+        let mut changes = Vec::new();
+        let mut judge = |hold: &mut Option<Hold>, limiter: &mut Limiter, probe, scope| {
+            let of_scope = pause.clone().filter(|pause| pause.scope == scope);
+            let change = Hold::judge(hold, probe, of_scope, scope, ended);
+            if let Some(Change::Recovered { .. }) = change {
+                limiter.restart();
+            }
+            changes.extend(change);
+        };
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            judge(&mut lane.hold, &mut lane.limiter, ticket.lane_hold, Scope::Lane);
+            if buried {
+                lane.health.buried(event);
+            }
+        }
+        if let Some(Account { shared, .. }) = self.accounts.get_mut(account(function)) {
+            judge(&mut shared.hold, &mut shared.limiter, ticket.account_hold, Scope::Account);
+        }
+        if let Some(Caller { shared, witnesses, .. }) = self.callers.get_mut(region(function)) {
+            judge(&mut shared.hold, &mut shared.limiter, ticket.caller_hold, Scope::Caller);
+            if buried {
+                witnesses.forget(id);
+            }
+        }
+        changes
+    }
+
+    /// An operator wants to know whether a function is well: the holds that stop it end their pause, and one probe may go
+    /// at once. Says what holds it until that comes back.
+    pub fn probe_now(&mut self, function: &FunctionName, now: UnixMillis) -> Option<Held> {
+        let id = self.lanes.iter().find(|(_, lane)| lane.view.function == *function).map(|(&id, _)| id)?;
+        let accounts = self.accounts.get_mut(account(function)).and_then(|account| account.shared.hold.as_mut());
+        let callers = self.callers.get_mut(region(function)).and_then(|caller| caller.shared.hold.as_mut());
+        accounts.into_iter().chain(callers).for_each(|hold| hold.end_pause(now));
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            lane.hold.iter_mut().for_each(|hold| hold.end_pause(now));
+            lane.idle_until = UnixMillis(0);
+        }
+        self.reschedule(id, now);
+        self.held(id, now)
     }
 
     /// Attempts in flight of one lane.
@@ -377,17 +500,26 @@ impl Lanes {
         self.lanes.get(&id).map_or(0, |lane| lane.limiter.limit())
     }
 
-    /// The lanes of which a change tells, and whether each is held: one, or all of an account.
-    pub fn told_of(&self, function: &FunctionName, change: &Change) -> Vec<(&FunctionName, bool)> {
-        let (Change::Held { scope, .. } | Change::Recovered { scope }) = change;
-        let region_of_it = region(function);
-        let account_held = self.accounts.get(region_of_it).is_some_and(|account| account.hold.is_some());
-        let lanes =
-            self.lanes.values().map(|lane| (&lane.view.function, account_held || lane.hold.is_some() || lane.spent));
-        match scope {
-            Scope::Lane => lanes.filter(|(name, _)| *name == function).collect(),
-            Scope::Account => lanes.filter(|(name, _)| region(name) == region_of_it).collect(),
-        }
+    /// The lanes of which a change of this scope tells, and whether each is held: one, or all of an account or region.
+    pub fn told_of(&self, function: &FunctionName, scope: Scope) -> Vec<(&FunctionName, bool)> {
+        let concerned = |name: &FunctionName| match scope {
+            Scope::Lane => name == function,
+            Scope::Account => account(name) == account(function),
+            Scope::Caller => region(name) == region(function),
+        };
+        let lanes = self.lanes.values().filter(|lane| concerned(&lane.view.function));
+        lanes.map(|lane| (&lane.view.function, lane.hold.is_some() || lane.spent || self.holds_all(lane))).collect()
+    }
+
+    fn holds_all(&self, lane: &Lane) -> bool {
+        let (account, caller) = self.shared_of(lane);
+        account.is_some_and(|account| account.shared.hold.is_some())
+            || caller.is_some_and(|caller| caller.shared.hold.is_some())
+    }
+
+    fn shared_of(&self, lane: &Lane) -> (Option<&Account>, Option<&Caller>) {
+        let function = &lane.view.function;
+        (self.accounts.get(account(function)), self.callers.get(region(function)))
     }
 
     pub fn policy(&self, function: &FunctionName) -> &Policy {
@@ -395,33 +527,49 @@ impl Lanes {
     }
 
     /// What the operator sees of each lane.
-    pub fn status(&self, now: UnixMillis) -> BTreeMap<FunctionName, LaneStatus> {
-        let status = |lane: &Lane| {
-            let account = self.accounts.get(region(&lane.view.function));
-            let held = |scope, hold: &Hold| Held {
-                scope,
-                kind: hold.pause.kind,
-                reason: hold.pause.reason.clone(),
-                until: hold.pause.until,
-            };
-            let spent = lane.spend.as_ref().filter(|spend| spend.free(now) == 0).map(|spend| Held {
-                scope: Scope::Lane,
-                kind: PauseKind::Spent,
-                reason: lane.spent_reason(),
-                until: spend.next(now),
-            });
-            let of_account = account.and_then(|account| account.hold.as_ref());
-            LaneStatus {
+    pub fn status(&self, now: UnixMillis, instant: Instant) -> BTreeMap<FunctionName, LaneStatus> {
+        let status = |(&id, lane): (&LaneId, &Lane)| {
+            let (account, caller) = self.shared_of(lane);
+            let limits = [account.map(|account| &account.shared.limiter), caller.map(|caller| &caller.shared.limiter)];
+            let counts = lane.pulse.counts(instant);
+            let status = LaneStatus {
                 in_flight: lane.in_flight,
                 limit: lane.limiter.limit(),
-                account_limit: account.map_or(0, |account| account.limiter.limit()),
-                held: of_account
-                    .map(|hold| held(Scope::Account, hold))
-                    .or(lane.hold.as_ref().map(|hold| held(Scope::Lane, hold)))
-                    .or(spent),
-            }
+                account_limit: limits.into_iter().flatten().map(Limiter::limit).min().unwrap_or(0),
+                held: self.held(id, now),
+                delivered_per_minute: counts.delivered,
+                failed_per_minute: counts.failed,
+                last_error: lane.pulse.last_error.clone(),
+                failing_since: lane.pulse.failing_since,
+            };
+            (lane.view.function.clone(), status)
         };
-        self.lanes.values().map(|lane| (lane.view.function.clone(), status(lane))).collect()
+        self.lanes.iter().map(status).collect()
+    }
+
+    /// What holds a lane: the widest scope counts.
+    fn held(&self, id: LaneId, now: UnixMillis) -> Option<Held> {
+        let lane = self.lanes.get(&id)?;
+        let (account, caller) = self.shared_of(lane);
+        let held = |scope, hold: &Hold| Held {
+            scope,
+            kind: hold.pause.kind,
+            reason: hold.pause.reason.clone(),
+            until: hold.pause.until,
+        };
+        let spent = lane.spend.as_ref().filter(|spend| spend.free(now) == 0).map(|spend| Held {
+            scope: Scope::Lane,
+            kind: PauseKind::Spent,
+            reason: lane.spent_reason(),
+            until: spend.next(now),
+        });
+        let of_caller = caller.and_then(|caller| caller.shared.hold.as_ref());
+        let of_account = account.and_then(|account| account.shared.hold.as_ref());
+        of_caller
+            .map(|hold| held(Scope::Caller, hold))
+            .or_else(|| of_account.map(|hold| held(Scope::Account, hold)))
+            .or_else(|| lane.hold.as_ref().map(|hold| held(Scope::Lane, hold)))
+            .or(spent)
     }
 
     fn slots_left(&self) -> u32 {
@@ -437,19 +585,22 @@ impl Lanes {
         if let Some(time) = lane.expires {
             self.expiry.remove(&(time, id));
         }
-        let region = region(&lane.view.function);
-        if let Some(account) = self.accounts.get_mut(region) {
-            account.lanes -= 1;
-            if account.lanes == 0 && account.in_flight == 0 {
-                self.accounts.remove(region);
-            }
+        let function = &lane.view.function;
+        if let Some(account) = self.accounts.get_mut(account(function)) {
+            account.shared.lanes -= 1;
         }
+        if let Some(caller) = self.callers.get_mut(region(function)) {
+            caller.shared.lanes -= 1;
+            caller.witnesses.forget(id);
+        }
+        self.accounts.retain(|key, account| key != self::account(function) || !account.shared.is_unused());
+        self.callers.retain(|key, caller| key != region(function) || !caller.shared.is_unused());
     }
 
     fn off_agenda(&mut self, id: LaneId) {
         let Some(lane) = self.lanes.get_mut(&id) else { return };
         if let Some((time, turn)) = lane.on_agenda.take()
-            && let Some(account) = self.accounts.get_mut(region(&lane.view.function))
+            && let Some(account) = self.accounts.get_mut(account(&lane.view.function))
         {
             account.agenda.remove(&(time, turn, id));
         }
@@ -465,7 +616,7 @@ impl Lanes {
         }
         self.off_agenda(id);
         let Some(lane) = self.lanes.get_mut(&id).filter(|_| time < UnixMillis::MAX) else { return };
-        if let Some(account) = self.accounts.get_mut(region(&lane.view.function)) {
+        if let Some(account) = self.accounts.get_mut(account(&lane.view.function)) {
             self.turn += 1;
             account.agenda.insert((time.max(now), self.turn, id));
             lane.on_agenda = Some((time.max(now), self.turn));
@@ -486,165 +637,6 @@ impl Lanes {
             self.expiry.insert((time, id));
         }
     }
-}
-
-impl Account {
-    fn new(in_flight_max: u32) -> Self {
-        Self {
-            agenda: BTreeSet::new(),
-            limiter: Limiter::open(in_flight_max),
-            in_flight: 0,
-            bound: false,
-            planned: 0,
-            hold: None,
-            lanes: 0,
-        }
-    }
-
-    fn free(&self) -> u32 {
-        self.limiter.limit().saturating_sub(self.in_flight + self.planned)
-    }
-
-    /// When one of its lanes may go.
-    fn next_time(&self) -> UnixMillis {
-        let Some(&(time, ..)) = self.agenda.first() else { return UnixMillis::MAX };
-        match &self.hold {
-            _ if self.free() == 0 => UnixMillis::MAX,
-            Some(_) if self.planned > 0 => UnixMillis::MAX,
-            Some(hold) => time.max(hold.ends()),
-            None => time,
-        }
-    }
-
-    fn learn(&mut self, outcome: &Outcome, began: Instant, ended: Instant) {
-        match outcome {
-            Outcome::Delivered | Outcome::FunctionFailed | Outcome::Refused => {
-                self.limiter.succeeded(self.bound, None, began);
-            }
-            Outcome::Throttled { scope: Scope::Account, .. } => self.limiter.throttled(began, ended),
-            Outcome::Throttled { scope: Scope::Lane, .. }
-            | Outcome::Lost
-            | Outcome::Transient
-            | Outcome::Foreign
-            | Outcome::NotSent
-            | Outcome::Operator { .. } => {}
-        }
-        self.in_flight = self.in_flight.saturating_sub(1);
-    }
-}
-
-impl Lane {
-    fn new(view: LaneView, settings: &Settings, now: UnixMillis) -> Self {
-        let policy = settings.policy(&view.function).clone();
-        let spend = SpendGuard::per_hour(policy.invocations_per_hour_max, view.spent);
-        let limiter = match policy.mode {
-            Mode::Event => Limiter::new(policy.concurrency_max),
-            Mode::Confirm { .. } => Limiter::patient(policy.concurrency_max),
-        };
-        Self {
-            limiter,
-            rate: Rate::per_second(policy.rate),
-            spent: spend.as_ref().is_some_and(|spend| spend.free(now) == 0),
-            spend,
-            policy,
-            view,
-            in_flight: 0,
-            bound: false,
-            hold: None,
-            next_expiry: UnixMillis(0),
-            idle_until: UnixMillis(0),
-            started: 0,
-            on_agenda: None,
-            expires: None,
-        }
-    }
-
-    /// Events that may be there to attempt.
-    fn there(&self, now: UnixMillis) -> u32 {
-        match self.view.next_due {
-            Some(due) if due <= now => u32::MAX,
-            Some(_) | None => u32::try_from(self.view.ready).unwrap_or(u32::MAX),
-        }
-    }
-
-    /// Attempts that may begin now, as far as this lane goes.
-    fn free(&self, now: UnixMillis) -> u32 {
-        let slots = self.limiter.limit().saturating_sub(self.in_flight);
-        let rate = self.rate.as_ref().map_or(u32::MAX, |rate| rate.free(now));
-        let spend = self.spend.as_ref().map_or(u32::MAX, |spend| spend.free(now));
-        slots.min(rate).min(spend)
-    }
-
-    /// When an event could be attempted, as far as is known now and this lane goes.
-    fn work_time(&self, now: UnixMillis) -> UnixMillis {
-        if self.view.paused || self.in_flight >= self.limiter.limit() {
-            return UnixMillis::MAX;
-        }
-        let ready = if self.view.ready > 0 { now } else { self.view.next_due.unwrap_or(UnixMillis::MAX) };
-        let hold = self.hold.as_ref().map_or(now, Hold::ends);
-        let rate = self.rate.as_ref().map_or(now, |rate| rate.next(now));
-        let spend = self.spend.as_ref().map_or(now, |spend| spend.next(now));
-        ready.max(hold).max(rate).max(spend).max(self.idle_until)
-    }
-
-    /// When an event may be past its time.
-    fn expiry_time(&self, steps: &Steps, now: UnixMillis) -> UnixMillis {
-        // What is due later was not due before.
-        let next_due = self.view.next_due.map(|due| if due > now { due } else { steps.present(due, now) });
-        let oldest = self.view.oldest.map(|oldest| steps.present(oldest, now));
-        let by_age = [oldest, next_due].into_iter().flatten().min();
-        let by_age = by_age.map(|oldest| oldest.plus(self.policy.age_max));
-        let first = [by_age, self.view.next_expiry].into_iter().flatten().min();
-        first.map_or(UnixMillis::MAX, |first| first.max(self.next_expiry))
-    }
-
-    /// One attempt more in this hour.
-    fn spend(&mut self, now: UnixMillis) -> Vec<Change> {
-        let mut changes = Vec::new();
-        let Some(spend) = &mut self.spend else { return changes };
-        let last = spend.take(now);
-        if std::mem::take(&mut self.spent) {
-            changes.push(Change::Recovered { scope: Scope::Lane });
-        }
-        if last {
-            self.spent = true;
-            changes.push(self.spent_change());
-        }
-        changes
-    }
-
-    fn spent_change(&self) -> Change {
-        Change::Held { scope: Scope::Lane, kind: PauseKind::Spent, reason: self.spent_reason() }
-    }
-
-    fn spent_reason(&self) -> String {
-        let max = self.policy.invocations_per_hour_max;
-        format!("all {max} invocations of this hour are used (invocations_per_hour_max)")
-    }
-
-    fn learn(&mut self, outcome: &Outcome, began: Instant, ended: Instant) {
-        // How long a confirmed call takes depends on its event.
-        let latency = match self.policy.mode {
-            Mode::Event => Some(ended.duration_since(began)),
-            Mode::Confirm { .. } => None,
-        };
-        match outcome {
-            Outcome::Delivered | Outcome::FunctionFailed | Outcome::Refused => {
-                self.limiter.succeeded(self.bound, latency, began);
-            }
-            Outcome::Throttled { scope: Scope::Lane, .. } | Outcome::Lost => self.limiter.throttled(began, ended),
-            Outcome::Throttled { scope: Scope::Account, .. }
-            | Outcome::Transient
-            | Outcome::Foreign
-            | Outcome::NotSent
-            | Outcome::Operator { .. } => {}
-        }
-        self.in_flight = self.in_flight.saturating_sub(1);
-    }
-}
-
-fn region(function: &FunctionName) -> &str {
-    function.region().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -20,6 +20,21 @@ pub struct LaneStatus {
     /// The same over all functions of the region.
     pub account_limit: u32,
     pub held: Option<Held>,
+    /// Attempts of the last minute, about.
+    pub delivered_per_minute: u32,
+    pub failed_per_minute: u32,
+    /// What the last failed attempt said, since the start of the process.
+    pub last_error: Option<LastError>,
+    /// Set while more attempts fail than succeed.
+    pub failing_since: Option<UnixMillis>,
+}
+
+/// A failed attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastError {
+    pub at: UnixMillis,
+    /// Status, code and message, in words.
+    pub words: String,
 }
 
 /// Why nothing is attempted, or only a probe.
@@ -32,16 +47,25 @@ pub struct Held {
     pub until: UnixMillis,
 }
 
+/// What is asked of dispatch.
+#[derive(Debug)]
+pub enum Question {
+    /// How do all lanes fare?
+    Lanes(oneshot::Sender<Lanes>),
+    /// End the pause of whatever holds this function, and probe it once; the answer is what holds it.
+    Probe(FunctionName, oneshot::Sender<Option<Held>>),
+}
+
 pub type Lanes = BTreeMap<FunctionName, LaneStatus>;
 
 /// Asks dispatch. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Status {
-    questions: mpsc::Sender<oneshot::Sender<Lanes>>,
+    questions: mpsc::Sender<Question>,
 }
 
 /// Where dispatch hears the questions.
-pub type Questions = mpsc::Receiver<oneshot::Sender<Lanes>>;
+pub type Questions = mpsc::Receiver<Question>;
 
 impl Status {
     pub fn new() -> (Self, Questions) {
@@ -52,9 +76,17 @@ impl Status {
     /// All lanes that dispatch knows of; none once it has ended.
     pub async fn lanes(&self) -> Lanes {
         let (answer, answered) = oneshot::channel();
-        if self.questions.send(answer).await.is_err() {
+        if self.questions.send(Question::Lanes(answer)).await.is_err() {
             return Lanes::new();
         }
         answered.await.unwrap_or_default()
+    }
+
+    /// Has a function that is held probed at once, by one event if one is due. Says what holds it: the probe has not come
+    /// back yet.
+    pub async fn probe(&self, function: FunctionName) -> Option<Held> {
+        let (answer, answered) = oneshot::channel();
+        self.questions.send(Question::Probe(function, answer)).await.ok()?;
+        answered.await.ok().flatten()
     }
 }

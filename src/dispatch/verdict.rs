@@ -1,8 +1,9 @@
 //! What an answer means. Pure: from a reply to an outcome, from an outcome to what is written and who must pause.
 //!
-//! Two rules decide the hard cases. An event is charged for what may be its own fault, or may have delivered it; for all
-//! else it waits uncharged. And an event dies at once only of a code that is known to say so: what is not understood is
-//! charged, so that it is neither lost, nor buried at once, nor repeated for ever.
+//! Two rules decide the hard cases. An event is charged for a failure that is its own fault, as far as the lane can tell
+//! (`Blame`, docs/adr/0012); for all else it waits uncharged. And an event dies at once only of a code that is known to say
+//! so: what is not understood may be the event's fault, so that it is neither lost, nor buried at once, nor repeated for
+//! ever.
 
 use std::time::Duration;
 
@@ -26,11 +27,17 @@ pub const HOLD_MAX: Duration = Duration::from_secs(5 * 60);
 /// The longest pause of a lane whose endpoint is out of reach.
 pub const UNREACHABLE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// The longest pause between two probes of a lane in an outage: within it, the end of the outage is noticed.
+pub const OUTAGE_PAUSE_MAX: Duration = Duration::from_secs(20);
+
 /// Lambda's answer to an Event that it has queued.
 const ACCEPTED: u16 = 202;
 
 /// Lambda's answer to a call whose function has ended.
 const RETURNED: u16 = 200;
+
+/// Lambda's answer to a dry run of a function that may be invoked.
+const WELL: u16 = 204;
 
 /// Bytes of an error message that are kept (as much as Lambda's own dead letters have).
 pub const MESSAGE_BYTES_MAX: usize = 1_024;
@@ -49,6 +56,10 @@ pub enum Outcome {
     Throttled { scope: Scope, retry_after: Option<Duration> },
     /// Failed in a way that may pass, or that is not understood.
     Transient,
+    /// The signature was rejected: the credentials are wrong, or something spoils this one request.
+    Rejected,
+    /// The function is being created, updated or connected; that passes by itself.
+    Unready,
     /// Something between answered in Lambda's place as if it had taken the event.
     Foreign,
     /// No answer: it may have been delivered, and the repetition may be a duplicate.
@@ -73,11 +84,26 @@ impl Outcome {
             Self::FunctionFailed => "function-failed",
             Self::Throttled { .. } => "throttled",
             Self::Transient => "transient",
+            Self::Rejected => "rejected",
+            Self::Unready => "unready",
             Self::Foreign => "foreign",
             Self::Lost => "lost",
             Self::NotSent => "not-sent",
             Self::Operator { .. } => "held",
             Self::Refused => "refused",
+        }
+    }
+
+    /// Whether this failure may be the event's own fault, or an outage's: [`Blame`] decides.
+    pub fn is_doubtful(&self) -> bool {
+        match self {
+            Self::Transient | Self::Foreign | Self::Lost | Self::FunctionFailed | Self::Rejected => true,
+            Self::Delivered
+            | Self::Throttled { .. }
+            | Self::Unready
+            | Self::NotSent
+            | Self::Operator { .. }
+            | Self::Refused => false,
         }
     }
 }
@@ -87,8 +113,10 @@ impl Outcome {
 pub enum Scope {
     /// The one function.
     Lane,
-    /// Every function.
+    /// Every function of the account in the region.
     Account,
+    /// Every call into the region, of whosever function: all are made with the same credentials.
+    Caller,
 }
 
 impl Scope {
@@ -97,8 +125,35 @@ impl Scope {
         match self {
             Self::Lane => "lane",
             Self::Account => "account",
+            Self::Caller => "caller",
         }
     }
+}
+
+/// Whose fault a doubtful failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The event's own: it is charged.
+    Event,
+    /// Nobody knows yet: Lambda is to be asked (`DryRun`).
+    Ask,
+    /// Nobody knows, and Lambda is being asked for another event of the lane: this one waits, uncharged.
+    Wait,
+    /// An outage: the event waits, uncharged, and the scope is held.
+    Outage { scope: Scope },
+}
+
+/// What a dry run says about the event whose failure it was asked after. Lambda's 204 says that function and service are
+/// well; so does a refusal of the question itself, as emulators give that have no dry runs.
+pub fn blame_after_dry_run(reply: &Reply) -> Blame {
+    let well = match reply {
+        Reply::Answer(answer) => {
+            let refused = answer.code.as_deref().and_then(codes::class_of) == Some(Class::Refused);
+            answer.status == WELL && !answer.foreign || refused
+        }
+        Reply::NotSent(_) | Reply::Lost(_) => false,
+    };
+    if well { Blame::Event } else { Blame::Outage { scope: Scope::Lane } }
 }
 
 /// What to write, and who must pause.
@@ -123,6 +178,10 @@ pub struct Pause {
 pub enum PauseKind {
     Throttled,
     Unreachable,
+    /// Everything fails, and it is not its events' fault.
+    Outage,
+    /// The function is being created, updated or connected.
+    Unready,
     /// Waits for an operator.
     Held,
     /// The spend guard's ceiling is reached.
@@ -135,8 +194,20 @@ impl PauseKind {
         match self {
             Self::Throttled => "throttled",
             Self::Unreachable => "unreachable",
+            Self::Outage => "outage",
+            Self::Unready => "unready",
             Self::Held => "held",
             Self::Spent => "spent",
+        }
+    }
+
+    /// Up to what its pauses grow; none if others say how long they are.
+    pub fn pause_max(self) -> Option<Duration> {
+        match self {
+            Self::Throttled | Self::Spent => None,
+            Self::Unreachable => Some(UNREACHABLE_PAUSE_MAX),
+            Self::Outage | Self::Unready => Some(OUTAGE_PAUSE_MAX),
+            Self::Held => Some(HOLD_MAX),
         }
     }
 }
@@ -163,10 +234,12 @@ pub fn outcome_of(reply: &Reply, mode: Mode) -> Outcome {
     match answer.code.as_deref().and_then(codes::class_of) {
         Some(Class::Transient) => Outcome::Transient,
         Some(Class::ThrottledLane) => throttled(Scope::Lane),
-        Some(Class::ThrottledAccount) => throttled(Scope::Account),
+        Some(Class::ThrottledCaller) => throttled(Scope::Caller),
         Some(Class::ThrottledByReason) => throttled(throttle_scope(answer.throttle_reason.as_deref())),
         Some(Class::OperatorLane) => Outcome::Operator { scope: Scope::Lane },
-        Some(Class::OperatorAccount) => Outcome::Operator { scope: Scope::Account },
+        Some(Class::OperatorCaller) => Outcome::Operator { scope: Scope::Caller },
+        Some(Class::Rejected) => Outcome::Rejected,
+        Some(Class::Unready) => Outcome::Unready,
         Some(Class::Refused) => Outcome::Refused,
         // 429 says "too fast" whoever says it (RFC 6585 section 4).
         None if answer.status == 429 => throttled(Scope::Lane),
@@ -185,7 +258,7 @@ pub fn outcome_for(event: &Event, reply: &Reply, mode: Mode) -> Outcome {
 
 fn not_sent(kind: FailureKind) -> Outcome {
     match kind {
-        FailureKind::Credentials => Outcome::Operator { scope: Scope::Account },
+        FailureKind::Credentials => Outcome::Operator { scope: Scope::Caller },
         FailureKind::Unbuildable => Outcome::Operator { scope: Scope::Lane },
         FailureKind::Connect | FailureKind::ReadTimeout | FailureKind::Closed | FailureKind::Panicked => {
             Outcome::NotSent
@@ -197,15 +270,18 @@ fn not_sent(kind: FailureKind) -> Outcome {
 /// snapshots meets only functions that start from one, so it does not.
 fn throttle_scope(reason: Option<&str>) -> Scope {
     match reason {
-        Some("CallerRateLimitExceeded" | "ConcurrentInvocationLimitExceeded") => Scope::Account,
+        Some("CallerRateLimitExceeded") => Scope::Caller,
+        Some("ConcurrentInvocationLimitExceeded") => Scope::Account,
         Some(_) | None => Scope::Lane,
     }
 }
 
-/// What becomes of an event after an attempt: `history` as it was before, `now` when the attempt ended. A retry is never
-/// due beyond the event's deadline, so that it is buried in time.
+/// What becomes of an event after an attempt: `history` as it was before, `now` when the attempt ended; `blame` counts where
+/// the outcome is doubtful. A retry is never due beyond the event's deadline, so that it is buried in time.
+#[expect(clippy::too_many_arguments, reason = "all that a verdict depends on, and nothing else")]
 pub fn decide(
     outcome: &Outcome,
+    blame: Blame,
     reply: &Reply,
     event: &Event,
     history: &History,
@@ -219,18 +295,13 @@ pub fn decide(
     match outcome {
         Outcome::Delivered => Verdict { settlement: Settlement::Delivered, pause: None },
         Outcome::Refused => Verdict { settlement: bury(charged(history), BuryReason::Refused, now), pause: None },
-        Outcome::Transient | Outcome::Foreign | Outcome::Lost | Outcome::FunctionFailed => {
-            Verdict { settlement: attempt.charge(charged(history)), pause: None }
+        Outcome::Transient | Outcome::Foreign | Outcome::Lost | Outcome::FunctionFailed | Outcome::Rejected => {
+            attempt.doubt(history, blame)
         }
         Outcome::Throttled { scope, retry_after } => attempt.throttle(history, *scope, *retry_after),
-        Outcome::NotSent => {
-            let pause = backoff::ceiling(history.setbacks, policy.backoff_base, UNREACHABLE_PAUSE_MAX);
-            attempt.set_back(history, pause, policy.backoff_cap, Scope::Lane, PauseKind::Unreachable)
-        }
-        Outcome::Operator { scope } => {
-            let pause = backoff::ceiling(history.setbacks, policy.backoff_base, HOLD_MAX);
-            attempt.set_back(history, pause, HOLD_MAX, *scope, PauseKind::Held)
-        }
+        Outcome::NotSent => attempt.set_back(history, Scope::Lane, PauseKind::Unreachable),
+        Outcome::Unready => attempt.set_back(history, Scope::Lane, PauseKind::Unready),
+        Outcome::Operator { scope } => attempt.set_back(history, *scope, PauseKind::Held),
     }
 }
 
@@ -293,8 +364,23 @@ impl Attempt<'_> {
         }
     }
 
-    /// Uncharged; the event itself waits at least as long as its scope pauses.
-    fn set_back(&self, history: History, pause: Duration, cap: Duration, scope: Scope, kind: PauseKind) -> Verdict {
+    /// A failure that may be the event's own fault.
+    fn doubt(&self, history: History, blame: Blame) -> Verdict {
+        match blame {
+            Blame::Event => Verdict { settlement: self.charge(charged(history)), pause: None },
+            Blame::Outage { scope: Scope::Lane } => self.set_back(history, Scope::Lane, PauseKind::Outage),
+            Blame::Outage { scope } => self.set_back(history, scope, PauseKind::Held),
+            Blame::Ask | Blame::Wait => {
+                Verdict { pause: None, ..self.set_back(history, Scope::Lane, PauseKind::Outage) }
+            }
+        }
+    }
+
+    /// Uncharged; the event itself waits at least as long as its scope pauses, and not much longer: what the pause was for
+    /// may be over then, and the event's time nearly so.
+    fn set_back(&self, history: History, scope: Scope, kind: PauseKind) -> Verdict {
+        let cap = kind.pause_max().unwrap_or(self.policy.backoff_cap);
+        let pause = backoff::ceiling(history.setbacks, self.policy.backoff_base, cap);
         let pause = pause.max(self.retry_after().unwrap_or_default());
         let wait = self.wait(history.setbacks, cap, pause);
         let history = History { setbacks: history.setbacks.saturating_add(1), ..history };

@@ -40,7 +40,10 @@ const LABELS: &[(&str, &str)] = &[
         "canonical name of the function; 200 have their own, at most 100 of which nothing was delivered to yet; all others share `other`",
     ),
     ("key_source", "where the idempotency key came from"),
-    ("outcome", "`delivered`, `throttled`, `transient`, `lost`, `not-sent`, `held`, `refused`"),
+    (
+        "outcome",
+        "`delivered`, `function-failed`, `throttled`, `transient`, `foreign`, `rejected`, `lost`, `not-sent`, `unready`, `held`, `refused` (docs/delivery.md)",
+    ),
     ("queue", "URL of a configured dead-letter queue"),
     ("reason", "why: a fixed word per cause"),
     ("result", "what a redrive made of a letter: a fixed word per case"),

@@ -129,7 +129,10 @@ impl Bench {
 
     async fn lease(&self, function: &str, which: Which, events_max: usize) -> Vec<Leased> {
         let lane = self.view(function).await.lane;
-        let want = LeaseWant { lanes: vec![LaneWant { lane, which, events_max, spent: None }], bytes_max: u64::MAX };
+        let want = LeaseWant {
+            lanes: vec![LaneWant { lane, which, events_max, bytes_max: u64::MAX, spent: None }],
+            bytes_max: u64::MAX,
+        };
         self.store().lease(want).await.unwrap()
     }
 

@@ -19,7 +19,7 @@ const BY_CLI: usize = FUNCTIONS;
 
 /// Takes no event, and says that it never will.
 const REFUSING: usize = 0;
-/// Fails every time, until the attempts are used up.
+/// Fails for every event: an outage of that function, which no event is charged for. They grow too old.
 const FAILING: usize = 1;
 
 #[test]
@@ -33,7 +33,11 @@ fn every_accepted_event_is_delivered_or_a_dead_letter_though_lambda_throttles_an
     lambda.script(&function(FAILING), Script::always(Trouble::error(500, "ServiceException", "try again")));
     let sqs = Sqs::start();
     let queue_url = sqs.create_queue("road");
+    let config = scratch.path().join("sendoff.toml");
+    let too_old = format!("[functions.{}]\nage_max = \"20s\"\nbackoff_cap = \"5s\"\n", function(FAILING));
+    std::fs::write(&config, too_old).unwrap();
     let setup = Setup::new(&state)
+        .config(&config)
         .set("listen.ingest", &format!("127.0.0.1:{}", lasting_port()))
         .set("lambda.endpoint_url", &lambda.endpoint_url())
         .set("sqs.endpoint_url", &sqs.endpoint_url())
@@ -79,7 +83,7 @@ fn every_accepted_event_is_delivered_or_a_dead_letter_though_lambda_throttles_an
     assert!(to_die.iter().all(|id| !taken.contains_key(id)), "a hopeless event was taken");
     assert_eq!(letters_by_id.len(), to_die.len(), "only hopeless events are dead letters: {:?}", letters_by_id.keys());
     for (function_name, id) in jobs.iter().filter(|(function, _)| dead_functions.contains(function)) {
-        let reason = if *function_name == function(REFUSING) { "refused" } else { "retries-exhausted" };
+        let reason = if *function_name == function(REFUSING) { "refused" } else { "event-age-exceeded" };
         assert_eq!(attribute(&letters_by_id[id], "Reason"), reason, "{id}");
     }
     let event_ids: BTreeSet<_> = letters.iter().map(event_id).collect();

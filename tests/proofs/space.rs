@@ -148,7 +148,7 @@ fn fill(engine: &mut Engine<Store>, numbers: std::ops::Range<u64>, payload_bytes
 /// Takes and delivers what is ready, up to a thousand events.
 pub fn drain(engine: &mut Engine<Store>) {
     let lanes = engine.lanes(0).unwrap().lanes;
-    let want = |lane| LaneWant { lane, which: Which::Due, events_max: 1_000, spent: None };
+    let want = |lane| LaneWant { lane, which: Which::Due, events_max: 1_000, bytes_max: u64::MAX, spent: None };
     let want = LeaseWant { lanes: lanes.iter().map(|view| want(view.lane)).collect(), bytes_max: u64::MAX };
     let leased = engine.lease(&want).unwrap();
     engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();

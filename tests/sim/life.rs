@@ -188,8 +188,13 @@ async fn drain(world: &Arc<World>, parts: &Parts) {
 /// The planted bug: what is not settled when the drain begins is charged an attempt.
 async fn charge_all(tap: &Tap) {
     let Ok(news) = tap.inner.handle.lanes(0).await else { return };
-    let lanes =
-        news.lanes.iter().map(|view| LaneWant { lane: view.lane, which: Which::Due, events_max: 100, spent: None });
+    let lanes = news.lanes.iter().map(|view| LaneWant {
+        lane: view.lane,
+        which: Which::Due,
+        events_max: 100,
+        bytes_max: u64::MAX,
+        spent: None,
+    });
     let want = LeaseWant { lanes: lanes.collect(), bytes_max: u64::MAX };
     let Ok(leased) = tap.inner.handle.lease(want).await else { return };
     let charge = |history: History| History { attempts: history.attempts + 1, ..history };

@@ -127,7 +127,10 @@ async fn a_429_tells_reason_and_the_longer_wait() {
         (&[("Retry-After", "2")][..], Some(Duration::from_secs(2))),
         (&[("Retry-After", "2"), ("x-amz-retry-after", "2500")], Some(Duration::from_millis(2_500))),
         (&[("x-amz-retry-after", "700"), ("Retry-After", "1")], Some(Duration::from_secs(1))),
-        (&[("Retry-After", "Fri, 31 Dec 1999 23:59:59 GMT")], None),
+        (
+            &[("Retry-After", "Fri, 31 Dec 1999 23:59:59 GMT"), ("Date", "Fri, 31 Dec 1999 23:59:52 GMT")],
+            Some(Duration::from_secs(7)),
+        ),
         (&[], None),
     ] {
         let answer = answer(reply_to(say("429 Too Many Requests", &headers(extra), body)).await);

@@ -59,11 +59,14 @@ impl<I: Invoke> Direct<I> {
             Outcome::Delivered => Answer::Accepted,
             Outcome::Throttled { retry_after, .. } => Answer::Busy { why, retry_after },
             // Without an answer it may have been taken: the next try is a repeat then, with the same key.
-            Outcome::Transient | Outcome::Foreign | Outcome::Lost | Outcome::NotSent | Outcome::FunctionFailed => {
-                Answer::Busy { why, retry_after: None }
-            }
+            Outcome::Transient
+            | Outcome::Foreign
+            | Outcome::Lost
+            | Outcome::NotSent
+            | Outcome::Unready
+            | Outcome::FunctionFailed => Answer::Busy { why, retry_after: None },
             Outcome::Refused | Outcome::Operator { scope: Scope::Lane } => Answer::Refused(why),
-            Outcome::Operator { scope: Scope::Account } => {
+            Outcome::Rejected | Outcome::Operator { scope: Scope::Account | Scope::Caller } => {
                 return Err(Trouble { code: "lambda".to_owned(), message: why, transient: false });
             }
         })

@@ -179,7 +179,7 @@ impl Bench {
         self.store.append(vec![event]).await.unwrap();
         let lanes = self.store.lanes(0).await.unwrap().lanes;
         let lane = lanes.iter().find(|lane| lane.function.as_str() == function).unwrap().lane;
-        let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, spent: None }];
+        let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, bytes_max: u64::MAX, spent: None }];
         let leased = self.store.lease(LeaseWant { lanes, bytes_max: u64::MAX }).await.unwrap();
         let burial = Burial { reason: BuryReason::Refused, at: now, unshippable: None };
         let history = History { burial: Some(burial), due: now, ..History::default() };

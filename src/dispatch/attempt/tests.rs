@@ -13,6 +13,8 @@ use crate::outbox::operator::{Keys, Operator, Purge, Touched};
 use crate::outbox::writer::{Handle, Writer};
 use crate::outbox::{self, Place};
 
+mod outages;
+
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
 
 /// What a fake Lambda answers, and after how long.
@@ -34,7 +36,8 @@ impl Invoke for Fake {
         self.calls.lock().unwrap().push((self.clock.now(), name.clone()));
         let (took, reply) = (self.says)(&call, self.clock.now());
         self.clock.sleep(took).await;
-        if matches!(&reply, Reply::Answer(answer) if answer.status < 300 && answer.function_error.is_none()) {
+        if matches!(&reply, Reply::Answer(answer) if answer.status < 300 && !answer.foreign && answer.function_error.is_none())
+        {
             self.delivered.lock().unwrap().entry(name).or_default().push(self.clock.now());
         }
         reply
@@ -67,6 +70,16 @@ struct Bench {
 
 impl Bench {
     fn new(settings: Settings, says: impl Fn(&Call, UnixMillis) -> (Duration, Reply) + Send + Sync + 'static) -> Self {
+        Self::with(settings, Duration::ZERO, says, |_, _| (FAST, well()))
+    }
+
+    /// With a store whose commits take a while, and dry runs of their own.
+    fn with(
+        settings: Settings,
+        commit: Duration,
+        says: impl Fn(&Call, UnixMillis) -> (Duration, Reply) + Send + Sync + 'static,
+        dry: impl Fn(&Function, UnixMillis) -> (Duration, Reply) + Send + Sync + 'static,
+    ) -> Self {
         let clock = Clock::seeded(START, 7);
         let metrics = Arc::new(Metrics::new().unwrap());
         let limits = outbox::Settings {
@@ -83,14 +96,14 @@ impl Bench {
         let (writer, outbox) = Writer::new(engine, clock.clone(), metrics.clone());
         let fake = Fake {
             says: Arc::new(says),
-            dry: Arc::new(|_, _| (FAST, well())),
+            dry: Arc::new(dry),
             clock: clock.clone(),
             calls: Arc::default(),
             delivered: Arc::default(),
         };
         let dispatch = Dispatch::new(outbox.clone(), fake.clone(), settings, clock.clone(), metrics.clone());
         let (status, stop, mut tasks) = (dispatch.status(), Stop::default(), JoinSet::new());
-        tasks.spawn(writer.run_async(|| std::time::Duration::ZERO));
+        tasks.spawn(writer.run_async(move || commit));
         let run = dispatch.run(stop.clone());
         tasks.spawn(async move { run.await.unwrap() });
         Self { outbox, fake, clock, status, metrics, stop, tasks }
@@ -372,7 +385,7 @@ async fn calls_of_fifteen_minutes_do_not_block_another_lane() {
     let policy = Policy { mode: Mode::Confirm { timeout: Duration::from_secs(900) }, ..policy() };
     let bench = Bench::new(Settings { in_flight_max: 16, ..settings(policy) }, |call, _| {
         let took = if call.function.name.as_str() == "slow" { Duration::from_secs(890) } else { FAST };
-        (took, accepted())
+        (took, Reply::Answer(Answer { status: 200, ..Answer::default() }))
     });
     bench.append((0..100).map(|_| bench.event("slow")).collect()).await;
     bench.clock.sleep(Duration::from_secs(5)).await;

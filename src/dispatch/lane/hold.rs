@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Change;
 use crate::backoff;
 use crate::clock::UnixMillis;
-use crate::dispatch::verdict::{HOLD_MAX, Pause, PauseKind, Scope, UNREACHABLE_PAUSE_MAX};
+use crate::dispatch::verdict::{Pause, Scope};
 
 /// A pause; after it one attempt goes alone, and its outcome decides.
 pub(super) struct Hold {
@@ -16,13 +16,13 @@ pub(super) struct Hold {
     strikes: u32,
     /// Probes under way.
     probes: u32,
+    /// Whether the next probe is an event that was never attempted, if there is one.
+    fresh: bool,
 }
 
 /// An attempt that has ended, as far as a hold goes.
 #[derive(Clone, Copy)]
 pub(super) struct Ended {
-    /// The hold that it was to probe.
-    pub probe: Option<u64>,
     /// From what the pauses of this lane grow.
     pub base: Duration,
     pub now: UnixMillis,
@@ -39,6 +39,7 @@ impl Hold {
     /// An attempt begins under this hold: it is a probe, and gets the hold's number.
     pub fn probe(&mut self) -> u64 {
         self.probes += 1;
+        self.fresh = !self.fresh;
         self.number
     }
 
@@ -47,9 +48,26 @@ impl Hold {
         self.pause.until = self.pause.until.shifted(by);
     }
 
+    pub fn wants_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// An operator wants to know: the next probe may go at once, and takes what is due.
+    pub fn end_pause(&mut self, now: UnixMillis) {
+        self.pause.until = self.pause.until.min(now);
+        self.fresh = false;
+    }
+
     /// What the end of an attempt makes of a hold. Attempts that began before the hold can prolong it, not end it.
-    pub fn judge(hold: &mut Option<Self>, pause: Option<Pause>, scope: Scope, ended: Ended) -> Option<Change> {
-        let Ended { probe, base, now, number } = ended;
+    /// `probe` is the hold that it was to probe.
+    pub fn judge(
+        hold: &mut Option<Self>,
+        probe: Option<u64>,
+        pause: Option<Pause>,
+        scope: Scope,
+        ended: Ended,
+    ) -> Option<Change> {
+        let Ended { base, now, number } = ended;
         let probed = hold.as_ref().is_some_and(|hold| Some(hold.number) == probe);
         if let Some(hold) = hold.as_mut().filter(|_| probed) {
             hold.probes = hold.probes.saturating_sub(1);
@@ -58,7 +76,7 @@ impl Hold {
             (None, None) => None,
             (None, Some(pause)) => {
                 let (kind, reason) = (pause.kind, pause.reason.clone());
-                *hold = Some(Self { pause, number, strikes: 0, probes: 0 });
+                *hold = Some(Self { pause, number, strikes: 0, probes: 0, fresh: true });
                 Some(Change::Held { scope, kind, reason })
             }
             (Some(_), None) if probed => {
@@ -70,11 +88,8 @@ impl Hold {
                 if probed {
                     hold.strikes += 1;
                 }
-                let grown = match pause.kind {
-                    PauseKind::Throttled | PauseKind::Spent => Duration::ZERO,
-                    PauseKind::Unreachable => backoff::ceiling(hold.strikes, base, UNREACHABLE_PAUSE_MAX),
-                    PauseKind::Held => backoff::ceiling(hold.strikes, base, HOLD_MAX),
-                };
+                let grown =
+                    pause.kind.pause_max().map_or(Duration::ZERO, |max| backoff::ceiling(hold.strikes, base, max));
                 let until = pause.until.max(now.plus(grown)).max(hold.pause.until);
                 hold.pause = Pause { until, ..pause };
                 None

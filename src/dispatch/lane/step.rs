@@ -10,8 +10,10 @@ impl Lanes {
     pub fn stepped(&mut self, by: i64, steps: Steps, now: UnixMillis) {
         self.steps = steps;
         self.rate.iter_mut().for_each(|rate| Rate::stepped(rate, by));
-        for account in self.accounts.values_mut() {
-            account.hold.iter_mut().for_each(|hold| Hold::stepped(hold, by));
+        let accounts = self.accounts.values_mut().map(|account| &mut account.shared);
+        let callers = self.callers.values_mut().map(|caller| &mut caller.shared);
+        for shared in accounts.chain(callers) {
+            shared.hold.iter_mut().for_each(|hold| Hold::stepped(hold, by));
         }
         let ids: Vec<_> = self.lanes.keys().copied().collect();
         for id in ids {

@@ -2,6 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::clock::Clock;
+use crate::dispatch::Mode;
+use crate::outbox::LaneView;
 
 const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
 
@@ -87,7 +89,7 @@ impl World {
         let wants = self.lanes.plan(self.now);
         let mut begun = Vec::new();
         for want in wants {
-            assert_eq!(want.which, Which::Due);
+            assert!(matches!(want.which, Which::Due | Which::Fresh));
             let there = self.views[&want.lane].ready.min(want.events_max as u64);
             for _ in 0..there {
                 let (ticket, _) = self.lanes.started(want.lane, 10, self.now);
@@ -110,9 +112,24 @@ impl World {
     fn end(&mut self, index: usize, outcome: &Outcome, pause: Option<Pause>) -> Vec<Change> {
         let (lane, ticket, began) = self.under_way.remove(index);
         let (began, ended) = (self.instant(began), self.instant(self.now));
-        let function = &Self::name(lane);
-        self.lanes
-            .finished(Finished { lane, function, ticket, outcome, pause, payload_bytes: 10, began, ended }, self.now)
+        self.version += 1;
+        let event = EventId::mint(self.now, self.version.into(), &Self::name(lane));
+        let finished = Finished {
+            lane,
+            function: &self.views.get(&lane).map_or_else(|| Self::name(lane), |view| view.function.clone()),
+            event,
+            ticket,
+            outcome,
+            blame: Blame::Event,
+            pause,
+            buried: false,
+            said: "why".into(),
+            payload_bytes: 10,
+            began,
+            ended,
+        };
+        let changes = self.lanes.finished(finished, self.now);
+        changes.into_iter().filter(|change| !matches!(change, Change::Failing { .. } | Change::Well)).collect()
     }
 
     fn in_flight(&self, lane: LaneId) -> usize {
@@ -287,7 +304,7 @@ fn throttles_of_the_account_slow_it_as_a_whole_and_not_one_lane() {
             world.end(0, &outcome, None);
         }
     }
-    let status = world.lanes.status(world.now);
+    let status = world.lanes.status(world.now, world.instant(world.now));
     let status = &status[&World::name(A)];
     assert!(status.account_limit <= 2, "{status:?}");
     assert_eq!(status.limit, 8, "the lane's own is untouched");
@@ -320,6 +337,9 @@ fn expired_events_are_looked_for_though_no_slot_is_free() {
     let wants = world.lanes.expired(world.now);
     assert_eq!(wants.iter().map(|want| want.lane).collect::<Vec<_>>(), [B]);
     assert_eq!(world.lanes.expired(world.now).len(), 0, "not at once again");
+    assert_eq!(world.lanes.next_time(world.now), world.now.plus(EXPIRY_EVERY));
+    world.lanes.found_expired(B, world.now);
+    assert_eq!(world.lanes.expired(world.now).len(), 1, "at once, as long as it finds some");
     assert_eq!(world.lanes.next_time(world.now), world.now.plus(EXPIRY_EVERY));
 }
 
@@ -375,7 +395,7 @@ fn the_spend_guard_holds_the_lane_until_the_next_hour_and_says_so() {
     while !world.under_way.is_empty() {
         world.end(0, &Outcome::Delivered, None);
     }
-    let held = world.lanes.status(world.now)[&World::name(A)].held.clone().unwrap();
+    let held = world.lanes.status(world.now, world.instant(world.now))[&World::name(A)].held.clone().unwrap();
     assert_eq!(held.kind, PauseKind::Spent);
     let next_hour = UnixMillis((NOW.0 / 3_600_000 + 1) * 3_600_000);
     assert_eq!((held.until, world.lanes.next_time(world.now)), (next_hour, next_hour.min(NOW.plus(policy_age()))));

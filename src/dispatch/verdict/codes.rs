@@ -6,19 +6,23 @@
 /// What an error code says about the event, its function or the account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// May pass by itself; counts as an attempt.
+    /// May pass by itself, or be the event's own fault.
     Transient,
+    /// The function is being created, updated or connected: never the event's fault, and it passes by itself.
+    Unready,
+    /// The signature was rejected. Wrong credentials do that to every call, something between that changes a header to one.
+    Rejected,
     /// One function is too fast.
     ThrottledLane,
-    /// The account, or its caller, is too fast.
-    ThrottledAccount,
+    /// The caller is too fast.
+    ThrottledCaller,
     /// Scope by the `Reason` beside it.
     ThrottledByReason,
     /// Somebody must repair this function or the permission for it.
     OperatorLane,
     /// Somebody must repair credentials, clock or account. Expired credentials and a skewed clock are here too: they heal
     /// without anybody when the SDK renews and learns, and until then no event is charged for them.
-    OperatorAccount,
+    OperatorCaller,
     /// Lambda will never take this event as it is.
     Refused,
 }
@@ -26,95 +30,98 @@ pub(super) enum Class {
 /// Sorted by code.
 #[rustfmt::skip] // a table: one line a code
 const CODES: &[(&str, Class)] = {
-    use Class::{OperatorAccount, OperatorLane, Refused, ThrottledAccount, ThrottledByReason, ThrottledLane, Transient};
+    use Class::{
+        OperatorCaller, OperatorLane, Refused, Rejected, ThrottledByReason, ThrottledCaller, ThrottledLane, Transient, Unready,
+    };
     &[
         ("AccessDeniedException", OperatorLane),
-        ("BandwidthLimitExceeded", ThrottledAccount),
+        ("BandwidthLimitExceeded", ThrottledCaller),
         ("CodeArtifactUserDeletedException", OperatorLane),
         ("CodeArtifactUserFailedException", OperatorLane),
-        ("CodeArtifactUserPendingException", Transient),
+        ("CodeArtifactUserPendingException", Unready),
         // The name is taken by another payload: no repetition changes that.
         ("DurableExecutionAlreadyStartedException", Refused),
         ("EC2AccessDeniedException", OperatorLane),
         ("EC2ThrottledException", ThrottledLane),
-        ("EC2UnexpectedException", Transient),
-        ("EFSIOException", Transient),
-        ("EFSMountConnectivityException", Transient),
+        ("EC2UnexpectedException", Unready),
+        ("EFSIOException", Unready),
+        ("EFSMountConnectivityException", Unready),
         ("EFSMountFailureException", OperatorLane),
-        ("EFSMountTimeoutException", Transient),
+        ("EFSMountTimeoutException", Unready),
         ("ENILimitReachedException", OperatorLane),
-        ("ENINotReadyException", Transient),
-        ("ExpiredToken", OperatorAccount),
-        ("ExpiredTokenException", OperatorAccount),
-        ("IncompleteSignature", OperatorAccount),
-        ("IncompleteSignatureException", OperatorAccount),
+        ("ENINotReadyException", Unready),
+        ("ExpiredToken", OperatorCaller),
+        ("ExpiredTokenException", OperatorCaller),
+        ("IncompleteSignature", Rejected),
+        ("IncompleteSignatureException", Rejected),
         ("InternalFailure", Transient),
         ("InternalServerError", Transient),
-        ("InvalidClientTokenId", OperatorAccount),
+        ("InvalidClientTokenId", OperatorCaller),
         ("InvalidParameterValueException", Refused),
         ("InvalidRequestContentException", Refused),
         ("InvalidRuntimeException", OperatorLane),
         ("InvalidSecurityGroupIDException", OperatorLane),
-        ("InvalidSignatureException", OperatorAccount),
+        ("InvalidSignatureException", Rejected),
         ("InvalidSubnetIDException", OperatorLane),
         ("InvalidZipFileException", OperatorLane),
         ("KMSAccessDeniedException", OperatorLane),
         ("KMSDisabledException", OperatorLane),
         ("KMSInvalidStateException", OperatorLane),
         ("KMSNotFoundException", OperatorLane),
-        ("LimitExceededException", ThrottledAccount),
+        ("LimitExceededException", ThrottledCaller),
         // A sendoff's own refusal: the endpoint is a sendoff's, not Lambda's.
-        ("LoopDetectedException", OperatorAccount),
-        // Likely something between that spoils requests: charged, so that it ends, but not at once.
+        ("LoopDetectedException", OperatorCaller),
+        // Likely something between that spoils requests, or this one.
         ("MalformedHttpRequestException", Transient),
-        ("MissingAuthenticationToken", OperatorAccount),
-        ("MissingAuthenticationTokenException", OperatorAccount),
+        ("MissingAuthenticationToken", Rejected),
+        ("MissingAuthenticationTokenException", Rejected),
         ("ModeNotSupportedException", OperatorLane),
         ("NoPublishedVersionException", OperatorLane),
-        ("NotAuthorized", OperatorAccount),
-        ("OptInRequired", OperatorAccount),
+        ("NotAuthorized", OperatorCaller),
+        ("OptInRequired", OperatorCaller),
         ("PriorRequestNotComplete", ThrottledLane),
         ("RecursiveInvocationException", Refused),
         ("RequestAbortedException", Transient),
         // What the wire says; the model calls it RequestTooLargeException.
         ("RequestEntityTooLargeException", Refused),
-        ("RequestExpired", OperatorAccount),
-        ("RequestLimitExceeded", ThrottledAccount),
-        ("RequestThrottled", ThrottledAccount),
-        ("RequestThrottledException", ThrottledAccount),
-        ("RequestTimeTooSkewed", OperatorAccount),
+        ("RequestExpired", OperatorCaller),
+        ("RequestLimitExceeded", ThrottledCaller),
+        ("RequestThrottled", ThrottledCaller),
+        ("RequestThrottledException", ThrottledCaller),
+        ("RequestTimeTooSkewed", OperatorCaller),
         ("RequestTimeout", Transient),
         ("RequestTimeoutException", Transient),
         ("RequestTooLargeException", Refused),
-        ("ResourceConflictException", Transient),
+        ("ResourceConflictException", Unready),
         // A wrong name, or a deployment that is under way: never the event's fault.
         ("ResourceNotFoundException", OperatorLane),
-        ("ResourceNotReadyException", Transient),
+        ("ResourceNotReadyException", Unready),
         ("RuntimeAliasDeletedException", OperatorLane),
         ("RuntimeVersionDeletedException", OperatorLane),
-        ("S3FilesMountConnectivityException", Transient),
+        ("S3FilesMountConnectivityException", Unready),
         ("S3FilesMountFailureException", OperatorLane),
-        ("S3FilesMountTimeoutException", Transient),
+        ("S3FilesMountTimeoutException", Unready),
         ("SerializedRequestEntityTooLargeException", Refused),
         ("ServiceException", Transient),
         ("ServiceQuotaExceededException", OperatorLane),
         ("ServiceUnavailable", Transient),
         ("ServiceUnavailableException", Transient),
-        ("SignatureDoesNotMatch", OperatorAccount),
-        ("SlowDown", ThrottledAccount),
+        ("SignatureDoesNotMatch", Rejected),
+        ("SlowDown", ThrottledCaller),
         ("SnapStartException", OperatorLane),
-        ("SnapStartNotReadyException", Transient),
+        ("SnapStartNotReadyException", Unready),
         ("SnapStartRegenerationFailureException", OperatorLane),
-        ("SnapStartTimeoutException", Transient),
+        ("SnapStartTimeoutException", Unready),
         ("SubnetIPAddressLimitReachedException", OperatorLane),
-        ("ThrottledException", ThrottledAccount),
-        ("Throttling", ThrottledAccount),
-        ("ThrottlingException", ThrottledAccount),
+        ("ThrottledException", ThrottledCaller),
+        ("Throttling", ThrottledCaller),
+        ("ThrottlingException", ThrottledCaller),
         ("TooManyRequestsException", ThrottledByReason),
         // The endpoint is not Lambda's.
         ("UnknownOperationException", OperatorLane),
-        ("UnrecognizedClientException", OperatorAccount),
-        ("UnsupportedMediaTypeException", Refused),
+        ("UnrecognizedClientException", OperatorCaller),
+        // Every request has the same type, so this is one event's fault only if others get through.
+        ("UnsupportedMediaTypeException", Transient),
         ("ValidationError", Refused),
         ("ValidationException", Refused),
     ]

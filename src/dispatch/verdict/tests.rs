@@ -66,7 +66,7 @@ fn lost(kind: FailureKind) -> Reply {
 }
 
 fn judge_at(now: UnixMillis, reply: &Reply, event: &Event, history: &History) -> Verdict {
-    decide(&outcome_of(reply, Mode::Event), reply, event, history, &policy(), now, &Clock::seeded(NOW, 1))
+    decide(&outcome_of(reply, Mode::Event), Blame::Event, reply, event, history, &policy(), now, &Clock::seeded(NOW, 1))
 }
 
 fn judge(reply: &Reply, history: &History) -> Verdict {
@@ -112,24 +112,28 @@ fn each_class_of_code_has_its_outcome() {
     let throttled = |scope| Throttled { scope, retry_after: None };
     for (status, code, outcome) in [
         (500, "ServiceException", Transient),
-        (502, "EC2UnexpectedException", Transient),
-        (409, "ResourceConflictException", Transient),
-        (410, "EFSIOException", Transient),
+        (502, "EC2UnexpectedException", Outcome::Unready),
+        (409, "ResourceConflictException", Outcome::Unready),
+        (410, "EFSIOException", Outcome::Unready),
+        (502, "ENINotReadyException", Outcome::Unready),
+        (502, "ResourceNotReadyException", Outcome::Unready),
+        (409, "SnapStartNotReadyException", Outcome::Unready),
         (502, "EC2ThrottledException", throttled(Scope::Lane)),
-        (400, "ThrottlingException", throttled(Scope::Account)),
-        (503, "RequestLimitExceeded", throttled(Scope::Account)),
+        (400, "ThrottlingException", throttled(Scope::Caller)),
+        (503, "RequestLimitExceeded", throttled(Scope::Caller)),
         (404, "ResourceNotFoundException", Operator { scope: Scope::Lane }),
         (502, "KMSDisabledException", Operator { scope: Scope::Lane }),
         (402, "ServiceQuotaExceededException", Operator { scope: Scope::Lane }),
         (403, "AccessDeniedException", Operator { scope: Scope::Lane }),
-        (403, "ExpiredTokenException", Operator { scope: Scope::Account }),
-        (403, "InvalidSignatureException", Operator { scope: Scope::Account }),
-        (403, "UnrecognizedClientException", Operator { scope: Scope::Account }),
+        (403, "ExpiredTokenException", Operator { scope: Scope::Caller }),
+        (403, "InvalidSignatureException", Outcome::Rejected),
+        (403, "SignatureDoesNotMatch", Outcome::Rejected),
+        (403, "UnrecognizedClientException", Operator { scope: Scope::Caller }),
         (400, "InvalidRequestContentException", Refused),
         (400, "ValidationException", Refused),
         (413, "RequestEntityTooLargeException", Refused),
         (413, "RequestTooLargeException", Refused),
-        (415, "UnsupportedMediaTypeException", Refused),
+        (415, "UnsupportedMediaTypeException", Transient),
         (409, "DurableExecutionAlreadyStartedException", Refused),
     ] {
         assert_eq!(outcome_of(&answer(status, Some(code)), Mode::Event), outcome, "{code}");
@@ -140,7 +144,7 @@ fn each_class_of_code_has_its_outcome() {
 fn the_reason_of_a_429_says_whom_it_concerns() {
     for (reason, scope) in [
         (Some("ConcurrentInvocationLimitExceeded"), Scope::Account),
-        (Some("CallerRateLimitExceeded"), Scope::Account),
+        (Some("CallerRateLimitExceeded"), Scope::Caller),
         (Some("ReservedFunctionConcurrentInvocationLimitExceeded"), Scope::Lane),
         (Some("ReservedFunctionInvocationRateLimitExceeded"), Scope::Lane),
         (Some("FunctionInvocationRateLimitExceeded"), Scope::Lane),
@@ -165,7 +169,7 @@ fn transport_failures_are_told_apart_by_what_is_certain() {
     }
     assert_eq!(
         outcome_of(&not_sent(FailureKind::Credentials), Mode::Event),
-        Outcome::Operator { scope: Scope::Account }
+        Outcome::Operator { scope: Scope::Caller }
     );
     assert_eq!(outcome_of(&not_sent(FailureKind::Unbuildable), Mode::Event), Outcome::Operator { scope: Scope::Lane });
 }
@@ -178,13 +182,29 @@ fn the_words_of_the_outcomes_are_distinct() {
         Outcome::Throttled { scope, retry_after: None },
         Outcome::Transient,
         Outcome::Foreign,
+        Outcome::Rejected,
+        Outcome::Unready,
         Outcome::Lost,
         Outcome::NotSent,
         Outcome::Operator { scope },
         Outcome::Refused,
     ]
     .map(|outcome| outcome.as_str());
-    assert_eq!(words, ["delivered", "throttled", "transient", "foreign", "lost", "not-sent", "held", "refused"]);
+    assert_eq!(
+        words,
+        [
+            "delivered",
+            "throttled",
+            "transient",
+            "foreign",
+            "rejected",
+            "unready",
+            "lost",
+            "not-sent",
+            "held",
+            "refused"
+        ]
+    );
 }
 
 proptest! {
@@ -203,7 +223,7 @@ proptest! {
 
     #[test]
     fn every_verdict_keeps_the_counts_and_the_deadline(
-        reply in any_reply(),
+        reply in any_reply(), blame in any_blame(),
         attempts in 0..3_u32, throttles in any::<u32>(), setbacks in any::<u32>(), calls in any::<u32>(),
         age_millis in 0..7_200_000_u64, expires_in in proptest::option::of(0..7_200_000_u64), seed in any::<u64>(),
     ) {
@@ -212,7 +232,7 @@ proptest! {
         event.expires_at = expires_in.map(|millis| UnixMillis(event.accepted_at.0 + millis));
         let before = History { attempts, throttles, setbacks, calls, ..History::default() };
         let outcome = outcome_of(&reply, Mode::Event);
-        let verdict = decide(&outcome, &reply, &event, &before, &policy(), NOW, &Clock::seeded(NOW, seed));
+        let verdict = decide(&outcome, blame, &reply, &event, &before, &policy(), NOW, &Clock::seeded(NOW, seed));
         let deadline = deadline(&event, &policy(), &Clock::seeded(NOW, seed));
         match &verdict.settlement {
             Settlement::Delivered => prop_assert_eq!(outcome, Outcome::Delivered),
@@ -236,6 +256,11 @@ proptest! {
             prop_assert!(pause.until > NOW && pause.until <= NOW.plus(RETRY_AFTER_MAX));
         }
     }
+}
+
+fn any_blame() -> impl Strategy<Value = Blame> {
+    let scopes = [Scope::Lane, Scope::Caller].map(|scope| Blame::Outage { scope });
+    proptest::sample::select([&[Blame::Event, Blame::Ask, Blame::Wait], &scopes[..]].concat())
 }
 
 fn any_reply() -> impl Strategy<Value = Reply> {
@@ -292,6 +317,67 @@ fn a_charged_failure_is_retried_until_the_attempts_are_used_up() {
 }
 
 #[test]
+fn a_failure_in_an_outage_costs_nothing_and_holds_the_lane_for_seconds() {
+    let replies = [
+        answer(500, Some("ServiceException")),
+        answer(502, None),
+        answer(403, None),
+        answer(302, None),
+        lost(FailureKind::ReadTimeout),
+        lost(FailureKind::Closed),
+        Reply::Answer(Answer { status: 200, foreign: true, ..Answer::default() }),
+    ];
+    let before = History { attempts: 2, setbacks: 30, ..History::default() };
+    for reply in replies {
+        let judge = |blame| {
+            let outcome = outcome_of(&reply, Mode::Event);
+            assert!(outcome.is_doubtful(), "{reply:?}");
+            decide(&outcome, blame, &reply, &event(), &before, &policy(), NOW, &Clock::seeded(NOW, 1))
+        };
+        let held = judge(Blame::Outage { scope: Scope::Lane });
+        let history = retried(&held);
+        assert_eq!((history.attempts, history.setbacks, history.calls), (2, 31, 1));
+        let pause = held.pause.as_ref().unwrap();
+        assert_eq!((pause.scope, pause.kind), (Scope::Lane, PauseKind::Outage));
+        assert_eq!(pause.until, NOW.plus(OUTAGE_PAUSE_MAX));
+        assert!(history.due <= NOW.plus(OUTAGE_PAUSE_MAX * 9 / 8), "its end is noticed soon by a lone event, too");
+        let waits = judge(Blame::Wait);
+        assert_eq!((retried(&waits).attempts, &waits.pause), (2, &None));
+        let guilty = judge(Blame::Event);
+        assert_eq!((buried(&guilty).1, &guilty.pause), (BuryReason::RetriesExhausted, &None));
+    }
+}
+
+#[test]
+fn a_dry_run_clears_the_function_only_if_lambda_itself_says_so() {
+    let outage = Blame::Outage { scope: Scope::Lane };
+    for (reply, blame) in [
+        (answer(204, None), Blame::Event),
+        (answer(400, Some("InvalidParameterValueException")), Blame::Event),
+        (answer(200, None), outage),
+        (answer(202, None), outage),
+        (Reply::Answer(Answer { status: 204, foreign: true, ..Answer::default() }), outage),
+        (answer(500, Some("ServiceException")), outage),
+        (answer(503, None), outage),
+        (answer(404, Some("ResourceNotFoundException")), outage),
+        (answer(429, Some("TooManyRequestsException")), outage),
+        (lost(FailureKind::ReadTimeout), outage),
+        (not_sent(FailureKind::Connect), outage),
+    ] {
+        assert_eq!(blame_after_dry_run(&reply), blame, "{reply:?}");
+    }
+}
+
+#[test]
+fn a_function_that_is_being_updated_costs_nothing_and_pauses_its_lane_for_seconds() {
+    let history = History { attempts: 2, setbacks: 30, ..History::default() };
+    let verdict = judge(&answer(409, Some("ResourceConflictException")), &history);
+    assert_eq!(retried(&verdict).attempts, 2);
+    let pause = verdict.pause.unwrap();
+    assert_eq!((pause.scope, pause.kind, pause.until), (Scope::Lane, PauseKind::Unready, NOW.plus(OUTAGE_PAUSE_MAX)));
+}
+
+#[test]
 fn a_throttle_is_free_and_its_retry_after_is_obeyed_by_event_and_scope() {
     let asked = Duration::from_secs(20);
     let verdict = judge(
@@ -302,7 +388,7 @@ fn a_throttle_is_free_and_its_retry_after_is_obeyed_by_event_and_scope() {
     assert_eq!((history.attempts, history.throttles, history.calls), (2, 2, 1));
     assert!(history.due >= NOW.plus(asked) && history.due <= NOW.plus(asked * 9 / 8));
     let pause = verdict.pause.unwrap();
-    assert_eq!((pause.scope, pause.kind, pause.until), (Scope::Account, PauseKind::Throttled, NOW.plus(asked)));
+    assert_eq!((pause.scope, pause.kind, pause.until), (Scope::Caller, PauseKind::Throttled, NOW.plus(asked)));
     assert_eq!(pause.reason, "TooManyRequestsException: Rate Exceeded.");
 }
 
@@ -329,7 +415,16 @@ fn an_error_of_the_function_is_charged_and_its_words_are_kept() {
     });
     assert_eq!(outcome_of(&failed, CONFIRM), Outcome::FunctionFailed);
     let judge = |reply: &Reply, history: &History| {
-        decide(&outcome_of(reply, CONFIRM), reply, &event(), history, &policy(), NOW, &Clock::seeded(NOW, 1))
+        decide(
+            &outcome_of(reply, CONFIRM),
+            Blame::Event,
+            reply,
+            &event(),
+            history,
+            &policy(),
+            NOW,
+            &Clock::seeded(NOW, 1),
+        )
     };
     let verdict = judge(&failed, &History::default());
     let last = retried(&verdict).last.as_ref().unwrap();
@@ -430,5 +525,5 @@ fn an_event_that_no_request_can_be_made_of_is_refused_and_holds_no_lane() {
     nowhere.function.region = Some("eu central".into());
     assert_eq!(outcome_for(&nowhere, &unbuildable, Mode::Event), Outcome::Refused);
     let credentials = Reply::NotSent(Failure { kind: FailureKind::Credentials, message: String::new() });
-    assert_eq!(outcome_for(&torn, &credentials, Mode::Event), Outcome::Operator { scope: Scope::Account });
+    assert_eq!(outcome_for(&torn, &credentials, Mode::Event), Outcome::Operator { scope: Scope::Caller });
 }

@@ -61,7 +61,7 @@ async fn a_lease_ends_at_its_bytes_but_the_first_event_is_always_taken() {
         }
         let lane = bench.view("orders").await.lane;
         let want = |bytes_max| {
-            let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 10, spent: None }];
+            let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 10, bytes_max: u64::MAX, spent: None }];
             bench.store().lease(LeaseWant { lanes, bytes_max })
         };
         assert_eq!(want(0).await.unwrap().len(), 0);
@@ -161,8 +161,13 @@ async fn ten_thousand_lanes_are_kept_and_told_apart() {
         bench.append(bench.event("function-07777", "{}")).await;
         let news = bench.store().lanes(news.version).await.unwrap();
         assert_eq!(news.lanes.iter().map(|lane| lane.ready).collect::<Vec<_>>(), [2]);
-        let lanes =
-            news.lanes.iter().map(|lane| LaneWant { lane: lane.lane, which: Which::Due, events_max: 5, spent: None });
+        let lanes = news.lanes.iter().map(|lane| LaneWant {
+            lane: lane.lane,
+            which: Which::Due,
+            events_max: 5,
+            bytes_max: u64::MAX,
+            spent: None,
+        });
         let want = LeaseWant { lanes: lanes.collect(), bytes_max: u64::MAX };
         assert_eq!(bench.store().lease(want).await.unwrap().len(), 2);
     })

@@ -94,8 +94,12 @@ impl Model {
                         (0, kept.history.due, id)
                     }
                     (Which::Due, Place::Ready) => (1, UnixMillis(0), id),
+                    (Which::Fresh, Place::Ready) => (0, UnixMillis(0), id),
+                    (Which::Fresh, Place::Waiting | Place::Scheduled) if kept.history.due <= now => {
+                        (1, kept.history.due, id)
+                    }
                     (Which::Buried, Place::Buried) if kept.history.due <= now => (0, kept.history.due, id),
-                    (Which::Due | Which::AcceptedBefore(_) | Which::Buried, _) => return None,
+                    (Which::Due | Which::Fresh | Which::AcceptedBefore(_) | Which::Buried, _) => return None,
                 };
                 Some((rank, id))
             })
@@ -172,6 +176,15 @@ impl Model {
     }
 }
 
+/// Of the live events, either order is drawn.
+fn which(buried: bool, events_max: usize) -> Which {
+    match (buried, events_max % 2) {
+        (true, _) => Which::Buried,
+        (false, 0) => Which::Due,
+        (false, _) => Which::Fresh,
+    }
+}
+
 /// One run of calls against an engine that `open` opens anew after each crash.
 async fn agree<K: Kv>(calls: Vec<Call>, open: impl Fn() -> K) {
     let bench = Bench::new(Disk::Memory(MemoryDisk::default())); // for its clock, settings and events
@@ -201,11 +214,11 @@ async fn agree<K: Kv>(calls: Vec<Call>, open: impl Fn() -> K) {
                 store.commit().unwrap();
             }
             Call::Lease { function, buried, events_max } => {
-                let which = if buried { Which::Buried } else { Which::Due };
+                let which = which(buried, events_max);
                 let news = store.lanes(0).unwrap();
                 let lane = news.lanes.iter().find(|lane| lane.function.as_str() == FUNCTIONS[function]);
-                let lanes =
-                    lane.map(|lane| LaneWant { lane: lane.lane, which, events_max, spent: None }).into_iter().collect();
+                let want = |lane| LaneWant { lane, which, events_max, bytes_max: u64::MAX, spent: None };
+                let lanes = lane.map(|lane| want(lane.lane)).into_iter().collect();
                 let leased = store.lease(&LeaseWant { lanes, bytes_max: u64::MAX }).unwrap();
                 let got: Vec<_> = leased.iter().map(|l| (l.event.clone(), l.history.clone())).collect();
                 assert_eq!(got, model.lease(FUNCTIONS[function], which, events_max, now), "{call:?}");

@@ -28,7 +28,10 @@ impl<K: Kv> Engine<K> {
             if bytes_left == 0 {
                 break;
             }
-            self.lease_of(lane, &mut bytes_left, &mut taken)?;
+            let allowed = bytes_left.min(lane.bytes_max);
+            let mut left = allowed;
+            self.lease_of(lane, &mut left, &mut taken)?;
+            bytes_left -= allowed - left;
         }
         Ok(taken)
     }
@@ -72,11 +75,16 @@ impl<K: Kv> Engine<K> {
         let mut found = Vec::new();
         match which {
             // Whoever asks may not have heard of it yet.
-            Which::Due if self.lanes.get(&lane).is_some_and(super::Lane::is_paused) => {}
+            Which::Due | Which::Fresh if self.lanes.get(&lane).is_some_and(super::Lane::is_paused) => {}
             Which::Due => {
                 self.scan_due(Due::Attempt, lane, self.clock.now(), max, &mut found)?;
                 let after = self.lanes.get(&lane).and_then(super::Lane::ready_after);
                 self.scan_events(Place::Ready, lane, after, UnixMillis::MAX, max, &mut found)?;
+            }
+            Which::Fresh => {
+                let after = self.lanes.get(&lane).and_then(super::Lane::ready_after);
+                self.scan_events(Place::Ready, lane, after, UnixMillis::MAX, max, &mut found)?;
+                self.scan_due(Due::Attempt, lane, self.clock.now(), max, &mut found)?;
             }
             Which::AcceptedBefore(cutoff) => {
                 self.scan_events(Place::Ready, lane, None, cutoff, max, &mut found)?;

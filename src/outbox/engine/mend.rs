@@ -212,8 +212,10 @@ mod tests {
 
     fn lease<K: Kv>(engine: &mut Engine<K>, which: Which) -> Vec<Leased> {
         let lanes = engine.lanes(0).unwrap().lanes;
-        let want =
-            lanes.iter().map(|view| LaneWant { lane: view.lane, which, events_max: 1_000, spent: None }).collect();
+        let want = lanes
+            .iter()
+            .map(|view| LaneWant { lane: view.lane, which, events_max: 1_000, bytes_max: u64::MAX, spent: None })
+            .collect();
         engine.lease(&LeaseWant { lanes: want, bytes_max: u64::MAX }).unwrap()
     }
 

@@ -174,7 +174,7 @@ mod tests {
         engine.append(vec![event(&clock)], ROOM).unwrap();
         engine.commit().unwrap();
         let lane = engine.lanes(0).unwrap().lanes[0].lane;
-        let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, spent: None }];
+        let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, bytes_max: u64::MAX, spent: None }];
         let leased = engine.lease(&LeaseWant { lanes, bytes_max: u64::MAX }).unwrap();
         engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
         engine.commit().unwrap();
@@ -207,7 +207,7 @@ mod tests {
         engine.commit().unwrap();
         let spent = Some(Spent { hour: Spent::hour_of(START), attempts: 7 });
         let lane = engine.lanes(0).unwrap().lanes[0].lane;
-        let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, spent }];
+        let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, bytes_max: u64::MAX, spent }];
         let want = LeaseWant { lanes, bytes_max: u64::MAX };
         engine.note_spent(&want);
         let leased = engine.lease(&want).unwrap();

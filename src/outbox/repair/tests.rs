@@ -80,7 +80,7 @@ fn filled() -> (MemoryDisk, Vec<Event>) {
     engine.append(events.clone(), free).unwrap();
     engine.commit().unwrap();
     let lanes = engine.lanes(0).unwrap().lanes;
-    let want = |lane| LaneWant { lane, which: Which::Due, events_max: 3, spent: None };
+    let want = |lane| LaneWant { lane, which: Which::Due, events_max: 3, bytes_max: u64::MAX, spent: None };
     let want = LeaseWant { lanes: lanes.iter().map(|view| want(view.lane)).collect(), bytes_max: u64::MAX };
     for (n, leased) in engine.lease(&want).unwrap().into_iter().enumerate() {
         let history = History { due: NOW.plus(Duration::from_secs(5)), ..leased.history };

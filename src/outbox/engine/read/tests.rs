@@ -123,7 +123,7 @@ impl Bench {
 
     fn lease(&mut self, which: Which, events_max: usize) -> Vec<Leased> {
         let lane = self.engine.lanes(0).unwrap().lanes[0].lane;
-        let lanes = vec![LaneWant { lane, which, events_max, spent: None }];
+        let lanes = vec![LaneWant { lane, which, events_max, bytes_max: u64::MAX, spent: None }];
         self.engine.lease(&LeaseWant { lanes, bytes_max: u64::MAX }).unwrap()
     }
 

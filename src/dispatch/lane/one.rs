@@ -1,0 +1,207 @@
+//! One lane: its limits, its hold, its health.
+
+use tokio::time::Instant;
+
+use super::Change;
+use super::health::Health;
+use super::hold::Hold;
+use super::pulse::{Counts, Pulse, Turn};
+use crate::clock::{Steps, UnixMillis};
+use crate::dispatch::limiter::Limiter;
+use crate::dispatch::rate::{Rate, SpendGuard};
+use crate::dispatch::status::LastError;
+use crate::dispatch::verdict::{Outcome, PauseKind, Scope};
+use crate::dispatch::{Mode, Policy, Settings};
+use crate::event::EventId;
+use crate::outbox::{LaneView, Which};
+
+/// One function's events, and what is known of it.
+pub(super) struct Lane {
+    pub view: LaneView,
+    pub policy: Policy,
+    pub limiter: Limiter,
+    pub in_flight: u32,
+    /// Whether the limit was reached when an attempt last began.
+    pub bound: bool,
+    pub hold: Option<Hold>,
+    pub health: Health<EventId>,
+    pub pulse: Pulse,
+    /// Payload bytes in flight.
+    pub bytes: u64,
+    pub rate: Option<Rate>,
+    pub spend: Option<SpendGuard>,
+    /// The hour's ceiling is reached, and people have heard of it.
+    pub spent: bool,
+    /// Not to be searched for events past their age before.
+    pub next_expiry: UnixMillis,
+    /// Not to be asked before: it had nothing.
+    pub idle_until: UnixMillis,
+    /// Attempts that the present plan has brought.
+    pub started: u32,
+    pub on_agenda: Option<(UnixMillis, u64)>,
+    pub expires: Option<UnixMillis>,
+}
+
+impl Lane {
+    pub fn new(view: LaneView, settings: &Settings, now: UnixMillis) -> Self {
+        let policy = settings.policy(&view.function).clone();
+        let spend = SpendGuard::per_hour(policy.invocations_per_hour_max, view.spent);
+        let limiter = match policy.mode {
+            Mode::Event => Limiter::new(policy.concurrency_max),
+            Mode::Confirm { .. } => Limiter::patient(policy.concurrency_max),
+        };
+        Self {
+            limiter,
+            rate: Rate::per_second(policy.rate),
+            spent: spend.as_ref().is_some_and(|spend| spend.free(now) == 0),
+            spend,
+            policy,
+            view,
+            in_flight: 0,
+            bound: false,
+            hold: None,
+            health: Health::new(),
+            pulse: Pulse::default(),
+            bytes: 0,
+            next_expiry: UnixMillis(0),
+            idle_until: UnixMillis(0),
+            started: 0,
+            on_agenda: None,
+            expires: None,
+        }
+    }
+
+    /// Events that may be there to attempt.
+    pub fn there(&self, now: UnixMillis) -> u32 {
+        match self.view.next_due {
+            Some(due) if due <= now => u32::MAX,
+            Some(_) | None => u32::try_from(self.view.ready).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Attempts that may begin now, as far as this lane goes.
+    pub fn free(&self, now: UnixMillis) -> u32 {
+        let slots = self.limiter.limit().saturating_sub(self.in_flight);
+        let rate = self.rate.as_ref().map_or(u32::MAX, |rate| rate.free(now));
+        let spend = self.spend.as_ref().map_or(u32::MAX, |spend| spend.free(now));
+        slots.min(rate).min(spend)
+    }
+
+    /// When an event could be attempted, as far as is known now and this lane goes.
+    pub fn work_time(&self, now: UnixMillis) -> UnixMillis {
+        if self.view.paused || self.in_flight >= self.limiter.limit() {
+            return UnixMillis::MAX;
+        }
+        let ready = if self.view.ready > 0 { now } else { self.view.next_due.unwrap_or(UnixMillis::MAX) };
+        let hold = self.hold.as_ref().map_or(now, Hold::ends);
+        let rate = self.rate.as_ref().map_or(now, |rate| rate.next(now));
+        let spend = self.spend.as_ref().map_or(now, |spend| spend.next(now));
+        ready.max(hold).max(rate).max(spend).max(self.idle_until)
+    }
+
+    /// Which events to take next. Where much fails, those that were never attempted go first: an event that failed says
+    /// nothing new, and must not stand before those that would get through. Probes alternate, so that neither kind is
+    /// forgotten.
+    pub fn which(&self) -> Which {
+        let fresh = self.hold.as_ref().map_or_else(|| self.health.is_doubtful(), Hold::wants_fresh);
+        if fresh { Which::Fresh } else { Which::Due }
+    }
+
+    /// When an event may be past its time.
+    pub fn expiry_time(&self, steps: &Steps, now: UnixMillis) -> UnixMillis {
+        // What is due later was not due before.
+        let next_due = self.view.next_due.map(|due| if due > now { due } else { steps.present(due, now) });
+        let oldest = self.view.oldest.map(|oldest| steps.present(oldest, now));
+        let by_age = [oldest, next_due].into_iter().flatten().min();
+        let by_age = by_age.map(|oldest| oldest.plus(self.policy.age_max));
+        let first = [by_age, self.view.next_expiry].into_iter().flatten().min();
+        first.map_or(UnixMillis::MAX, |first| first.max(self.next_expiry))
+    }
+
+    /// Notes what an attempt says about the lane. True if the event failed while others got through.
+    pub fn note(&mut self, event: EventId, outcome: &Outcome, began: Instant, ended: Instant) -> bool {
+        match outcome {
+            // A refusal, too, says that Lambda is well.
+            Outcome::Delivered | Outcome::Refused => {
+                self.health.succeeded(event, began, ended);
+                false
+            }
+            Outcome::FunctionFailed | Outcome::Transient | Outcome::Foreign | Outcome::Rejected | Outcome::Lost => {
+                self.health.failed(event, began, ended)
+            }
+            Outcome::Throttled { .. } | Outcome::Unready | Outcome::NotSent | Outcome::Operator { .. } => false,
+        }
+    }
+
+    /// Counts an attempt for people; says what they should hear of. A lane that is held was told of already.
+    pub fn tell(&mut self, outcome: &Outcome, said: String, now: UnixMillis, ended: Instant) -> Option<Change> {
+        let turn = match outcome {
+            Outcome::Delivered => self.pulse.succeeded(ended),
+            Outcome::FunctionFailed
+            | Outcome::Throttled { .. }
+            | Outcome::Transient
+            | Outcome::Rejected
+            | Outcome::Unready
+            | Outcome::Foreign
+            | Outcome::Lost
+            | Outcome::NotSent
+            | Outcome::Operator { .. }
+            | Outcome::Refused => self.pulse.failed(LastError { at: now, words: said }, ended),
+        };
+        match turn? {
+            Turn::Failing if self.hold.is_some() => None,
+            Turn::Failing => {
+                let Counts { delivered, failed } = self.pulse.counts(ended);
+                let last = self.pulse.last_error.as_ref().map(|error| error.words.clone()).unwrap_or_default();
+                Some(Change::Failing { delivered, failed, last })
+            }
+            Turn::Well => Some(Change::Well),
+        }
+    }
+
+    /// One attempt more in this hour.
+    pub fn spend(&mut self, now: UnixMillis) -> Vec<Change> {
+        let mut changes = Vec::new();
+        let Some(spend) = &mut self.spend else { return changes };
+        let last = spend.take(now);
+        if std::mem::take(&mut self.spent) {
+            changes.push(Change::Recovered { scope: Scope::Lane });
+        }
+        if last {
+            self.spent = true;
+            changes.push(self.spent_change());
+        }
+        changes
+    }
+
+    pub fn spent_change(&self) -> Change {
+        Change::Held { scope: Scope::Lane, kind: PauseKind::Spent, reason: self.spent_reason() }
+    }
+
+    pub fn spent_reason(&self) -> String {
+        let max = self.policy.invocations_per_hour_max;
+        format!("all {max} invocations of this hour are used (invocations_per_hour_max)")
+    }
+
+    pub fn learn(&mut self, outcome: &Outcome, began: Instant, ended: Instant) {
+        // How long a confirmed call takes depends on its event.
+        let latency = match self.policy.mode {
+            Mode::Event => Some(ended.duration_since(began)),
+            Mode::Confirm { .. } => None,
+        };
+        match outcome {
+            Outcome::Delivered | Outcome::FunctionFailed | Outcome::Refused => {
+                self.limiter.succeeded(self.bound, latency, began);
+            }
+            Outcome::Throttled { scope: Scope::Lane, .. } | Outcome::Lost => self.limiter.throttled(began, ended),
+            Outcome::Throttled { scope: Scope::Account | Scope::Caller, .. }
+            | Outcome::Transient
+            | Outcome::Foreign
+            | Outcome::Rejected
+            | Outcome::Unready
+            | Outcome::NotSent
+            | Outcome::Operator { .. } => {}
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+}
