@@ -121,7 +121,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("sled::", &["outbox/sled"], "only outbox/sled names the engine, so that it can be replaced in one place"),
     (
         "SystemTime",
-        &["clock.rs", "aws/sign.rs", "aws/direct/skew.rs"],
+        &["clock.rs", "aws/sign.rs", "aws/direct/skew.rs", "aws/answer/retry_after.rs"],
         "only the clock knows the time, or the simulation is none",
     ),
     ("fastrand::", &["clock.rs"], "only the clock draws random numbers, or a seed does not repeat a run"),
