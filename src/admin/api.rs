@@ -146,6 +146,21 @@ pub struct FunctionView {
     pub account_limit: Option<u32>,
     pub paused: bool,
     pub held: Option<Held>,
+    /// Attempts of about the last minute.
+    pub delivered_per_minute: u32,
+    pub failed_per_minute: u32,
+    /// What the latest attempt that failed said, since the daemon's start.
+    pub last_error: Option<LaneError>,
+    /// Since when more attempts fail than succeed, if they do.
+    pub failing_since: Option<String>,
+}
+
+/// A failed attempt of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneError {
+    pub at: String,
+    /// Status, code and message.
+    pub message: String,
 }
 
 /// `GET /v1/functions`.

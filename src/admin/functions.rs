@@ -55,7 +55,15 @@ fn shown(
         account_limit: status.map(|status| status.account_limit),
         paused,
         held: status.and_then(|status| status.held.as_ref()).map(held),
+        delivered_per_minute: status.map_or(0, |status| status.delivered_per_minute),
+        failed_per_minute: status.map_or(0, |status| status.failed_per_minute),
+        last_error: status.and_then(|status| status.last_error.as_ref()).map(last_error),
+        failing_since: status.and_then(|status| status.failing_since).map(|since| since.rfc3339()),
     }
+}
+
+fn last_error(error: &status::LastError) -> api::LaneError {
+    api::LaneError { at: error.at.rfc3339(), message: error.words.clone() }
 }
 
 pub(super) fn held(held: &status::Held) -> api::Held {

@@ -55,6 +55,22 @@ pub(super) fn problems(facts: &Facts) -> Vec<api::Problem> {
         let message = format!("{} {}: {reason}", named(&functions), words_of(kind));
         say(kind.as_str(), message, remedy_of(kind));
     }
+    for (function, lane) in facts.lanes.iter().filter(|(_, lane)| lane.held.is_none()) {
+        if let Some(since) = lane.failing_since {
+            let error = lane.last_error.as_ref().map_or("no error is known", |error| error.words.as_str());
+            let message = format!(
+                "{function} fails since {}: {} of {} attempts in the last minute; the last said {error}",
+                since.rfc3339(),
+                lane.failed_per_minute,
+                lane.failed_per_minute.saturating_add(lane.delivered_per_minute),
+            );
+            say(
+                "failing",
+                message,
+                "look at the function's own log; `sendoff functions --watch` shows whether it gets better",
+            );
+        }
+    }
     let waiting: Vec<FunctionName> = facts.paused.clone();
     if !waiting.is_empty() {
         let message = format!("{} paused by an operator; events are kept and expire", named(&waiting));
@@ -172,7 +188,7 @@ fn damage(facts: &Facts, say: &mut impl FnMut(&str, String, &str)) {
 mod tests {
     use super::*;
     use crate::clock::UnixMillis;
-    use crate::dispatch::status::{Held, LaneStatus};
+    use crate::dispatch::status::{Held, LaneStatus, LastError};
     use crate::dispatch::verdict::Scope;
 
     fn lane(kind: PauseKind, reason: &str) -> LaneStatus {
@@ -200,6 +216,26 @@ mod tests {
         assert!(said.contains(&"f0, f1, f2 and 2 more are held: AccessDenied"), "{said:?}");
         assert!(said.contains(&"g is not reached: connection refused"), "{said:?}");
         assert!(found.iter().all(|problem| !problem.remedy.is_empty()));
+    }
+
+    #[test]
+    fn a_function_that_fails_without_being_held_is_named_with_its_rates_and_last_error() {
+        let last_error = LastError { at: UnixMillis(1), words: "500 ServiceException: boom".to_owned() };
+        let failing = LaneStatus {
+            delivered_per_minute: 1,
+            failed_per_minute: 9,
+            last_error: Some(last_error),
+            failing_since: Some(UnixMillis(0)),
+            ..LaneStatus::default()
+        };
+        let lanes = [(FunctionName::new("orders"), failing), (FunctionName::new("well"), LaneStatus::default())].into();
+        let found = problems(&Facts { lanes, ..Facts::default() });
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].message.starts_with("orders fails since 1970-01-01T00:00:00.000Z: 9 of 10 attempts"),
+            "{found:?}"
+        );
+        assert!(found[0].message.ends_with("500 ServiceException: boom"), "{found:?}");
     }
 
     #[test]

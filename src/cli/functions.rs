@@ -51,7 +51,8 @@ async fn look(client: &AdminClient, json: bool) -> Result<String, Failure> {
 }
 
 fn listed(functions: &[FunctionView]) -> Rows {
-    let mut rows = Rows::headed(&["FUNCTION", "DEPTH", "OLDEST", "IN FLIGHT", "LIMIT", "BURIED", "STATE"]);
+    let mut rows =
+        Rows::headed(&["FUNCTION", "DEPTH", "OLDEST", "IN FLIGHT", "LIMIT", "BURIED", "OK/MIN", "FAILED/MIN", "STATE"]);
     for function in functions {
         rows.add([
             function.function.clone(),
@@ -60,6 +61,8 @@ fn listed(functions: &[FunctionView]) -> Rows {
             function.in_flight.to_string(),
             or_dash(function.limit),
             function.buried.to_string(),
+            function.delivered_per_minute.to_string(),
+            function.failed_per_minute.to_string(),
             state(function),
         ]);
     }
@@ -69,7 +72,11 @@ fn listed(functions: &[FunctionView]) -> Rows {
 fn state(function: &FunctionView) -> String {
     match (function.paused, &function.held) {
         (true, _) => "paused".to_owned(),
-        (false, None) => "open".to_owned(),
+        (false, None) => match (&function.failing_since, &function.last_error) {
+            (Some(since), Some(error)) => format!("failing since {since}: {}", error.message),
+            (Some(since), None) => format!("failing since {since}"),
+            (None, _) => "open".to_owned(),
+        },
         (false, Some(held)) => format!("{} until {}: {}", held.kind, held.until, held.reason),
     }
 }

@@ -72,6 +72,8 @@ fn hostile(method: &str, path: &str) -> (&'static str, String) {
     let function = json!({
         "function": HOSTILE, "depth": 1, "ready": 1, "waiting": 0, "scheduled": 0, "buried": 0, "oldest_age_seconds": 1.0,
         "in_flight": 0, "limit": 1, "account_limit": 1, "paused": false, "held": held,
+        "delivered_per_minute": 0, "failed_per_minute": 1, "failing_since": null,
+        "last_error": { "at": "2026-01-01T00:00:00Z", "message": HOSTILE },
     });
     let body = match (method, path) {
         ("GET", "/v1/events") => json!({ "events": [event], "next": HOSTILE, "total": 2 }),
