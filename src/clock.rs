@@ -130,7 +130,7 @@ impl Clock {
     pub fn now(&self) -> UnixMillis {
         if self.shared.is_system {
             let (wall, ours) = (wall_millis(), self.reckoned());
-            if wall.0.abs_diff(ours.0) >= STEP_MIN_MS {
+            if is_step(ours, wall) {
                 self.look();
             }
         }
@@ -157,7 +157,7 @@ impl Clock {
         let mut steps = self.steps_held();
         // Read again under the lock: another thread may have taken it over already.
         let (before, after) = (self.reckoned(), wall_millis());
-        if after.0.abs_diff(before.0) < STEP_MIN_MS {
+        if !is_step(before, after) {
             return;
         }
         let by = i64::try_from(i128::from(after.0) - i128::from(before.0)).unwrap_or(i64::MAX);
@@ -324,6 +324,13 @@ impl Clock {
     }
 }
 
+/// Whether the wall clock was set, so that it shows another time than ours. One that stands before 1970 shows nothing of use: ours
+/// then runs on from the beginning of 1970, or there would be a step each second.
+fn is_step(ours: UnixMillis, wall: UnixMillis) -> bool {
+    let shows_nothing = wall == UnixMillis(0) && ours < SET_AFTER;
+    !shows_nothing && wall.0.abs_diff(ours.0) >= STEP_MIN_MS
+}
+
 /// What the wall clock shows; the beginning of 1970 if it stands before that.
 fn wall_millis() -> UnixMillis {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
@@ -379,6 +386,13 @@ mod tests {
         assert_eq!(clock.accepting(), first);
         clock.step(-60_000);
         assert_eq!(clock.accepting(), UnixMillis(937_000));
+    }
+
+    #[test]
+    fn a_wall_clock_before_1970_is_one_step_and_not_one_each_second() {
+        let now = UnixMillis(1_790_000_000_000);
+        assert!(is_step(now, UnixMillis(0)) && is_step(UnixMillis(60_000), now));
+        assert!(!is_step(UnixMillis(60_000), UnixMillis(0)) && !is_step(now, now.shifted(100)));
     }
 
     #[test]
