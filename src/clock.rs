@@ -1,7 +1,7 @@
 //! The only source of now and of chance.
 //!
 //! Holds: [`Clock::now`] follows the wall clock in both directions, within a second or two. So an instant that somebody
-//! names means what their clock means. A span is counted over the steps of the wall clock ([`Clock::since`]); what a process
+//! names means what their clock means. A span is counted over the steps of the wall clock ([`Clock::present`]); what a process
 //! only waits for is counted on [`Clock::steady`], which never steps. docs/adr/0013 says what is which.
 
 use std::future::Future;
