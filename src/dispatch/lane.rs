@@ -387,6 +387,10 @@ impl Lanes {
         may_ask: bool,
     ) -> Blame {
         let outage = Blame::Outage { scope: Scope::Lane };
+        // Lambda has not spoken. What somebody else says in its place proves nothing about an event.
+        if *outcome == Outcome::Foreign {
+            return outage;
+        }
         let Some(lane) = self.lanes.get_mut(&id) else { return outage };
         let caller = self.callers.get_mut(region(&lane.view.function));
         let others_fail = caller.as_ref().is_some_and(|caller| caller.witnesses.contradict(id, ended));

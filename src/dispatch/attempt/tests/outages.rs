@@ -80,6 +80,17 @@ async fn nearly_six_hours_bury_nothing_where_dry_runs_pass() {
     survives(30, true, &WAYS[..1]).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_in_lambdas_place_is_never_charged_even_where_it_answers_dry_runs_as_lambda_would() {
+    let says = |_: &Call, _| outage("captive portal", 0);
+    let bench = Bench::with(settings(policy()), Duration::ZERO, says, |_: &Function, _| (FAST, well()));
+    bench.append(vec![bench.event("lonely")]).await;
+    bench.clock.sleep(LONG).await;
+    assert_eq!(bench.count(Place::Buried).await, 0);
+    assert_eq!(bench.delivered("lonely"), 0);
+    bench.end().await;
+}
+
 /// What one event says at the end.
 async fn buried_as(bench: &Bench, id: EventId) -> Option<(BuryReason, u32)> {
     let found = bench.outbox.find(id).await.unwrap()?;
