@@ -79,7 +79,8 @@ fn what_an_identity_lacks_is_named_with_the_policy_that_grants_it() {
         ["iam", "put-user-policy", "--user-name", "sendoff", "--policy-name", "ministack", "--policy-document", own];
     aws(&stack, &words);
     let (code, said) = check(&stack, &key, &[]);
-    assert!(code == 0 && !said.contains("MISSING") && said.matches("\nok ").count() == 5, "{said}");
+    // The way to AWS, the credentials, the identity, the function, and the queue twice.
+    assert!(code == 0 && !said.contains("MISSING") && said.matches("\nok ").count() == 6, "{said}");
     let received = ["sqs", "receive-message", "--queue-url"];
     let queue = format!("{}/123456789012/orders-dlq", stack.endpoint_url());
     assert_eq!(aws(&stack, &[&received[..], &[queue.as_str()]].concat()), Value::Null, "nothing was sent");

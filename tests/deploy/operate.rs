@@ -55,10 +55,10 @@ fn drain_makes_it_not_ready_until_undone_and_waits_for_the_backlog() {
     daemon.accept("orders", &[], &payload("late"));
     let output = ask(&daemon, &["drain", "--timeout", "0s"]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("1 events still wait"), "{}", said(&output));
+    assert!(said(&output).contains("1 event still waits"), "{}", said(&output));
     let output = ask(&daemon, &["healthcheck"]);
     assert_eq!((output.status.code(), said(&output).contains("draining on request")), (Some(1), true));
-    // Whoever comes all the same is served.
+    // Requests that still arrive are served.
     daemon.accept("orders", &[], &payload("later"));
     lambda.take_all();
     assert!(said(&ask(&daemon, &["drain", "--timeout", "30s"])).contains("drained"));
