@@ -27,6 +27,8 @@ pub mod events;
 
 pub mod problems;
 
+mod refusal;
+
 pub mod status;
 
 pub mod guard;

@@ -20,6 +20,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use hyper::body::Body as _;
 use serde_json::json;
 
+use super::refusal;
 use crate::http::host::{Authority, Host, Hosts, Unclear};
 use crate::metrics::Metrics;
 
@@ -75,8 +76,10 @@ pub fn guarded(routes: Router, guard: Guard) -> Router {
 }
 
 async fn stand_guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+    let is_probe = is_read(request.method()) && OPEN.contains(&request.uri().path());
     let mut response = match guard.admit(request).await {
-        Ok(request) => next.run(request).await,
+        Ok(request) if is_probe => next.run(request).await,
+        Ok(request) => refusal::in_json(next.run(request).await).await,
         Err(refused) => {
             guard.metrics.admin_refused.with_label_values(&[refused.reason()]).inc();
             tracing::debug!(reason = refused.reason(), "request to the admin listener refused");
@@ -104,8 +107,12 @@ impl Guard {
     }
 }
 
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
 fn check(method: &Method, uri: &Uri, headers: &HeaderMap, has_body: bool, hosts: &Hosts) -> Result<(), Refused> {
-    let is_read = matches!(*method, Method::GET | Method::HEAD);
+    let is_read = is_read(method);
     if is_read && OPEN.contains(&uri.path()) {
         return Ok(());
     }

@@ -177,3 +177,25 @@ fn no_web_page_reads_where_an_event_is_nor_invokes_a_function() {
     assert_eq!((by_name.status, &by_name.json()["duplicate"]), (202, &Value::Bool(false)), "clients use any name");
     assert_eq!(daemon.stored(), 2.0);
 }
+
+#[test]
+fn every_refusal_of_the_operators_api_is_json_that_says_what_is_wrong() {
+    let (_scratch, state) = scratch();
+    let daemon = Setup::new(&state).set("lambda.endpoint_url", "http://127.0.0.1:9").start();
+    let json = [("Content-Type", "application/json"), ("Host", "localhost")];
+    for (method, path, body, status, says) in [
+        ("GET", "/v1/nosuch", "", 404, "no such path"),
+        ("DELETE", "/v1/status", "", 405, "other methods"),
+        ("POST", "/livez", "", 405, "other methods"),
+        ("GET", "/v1/events?limit=many", "", 400, "limit"),
+        ("GET", "/v1/events?nosuch=1", "", 400, "unknown field `nosuch`"),
+        ("POST", "/v1/redrive", "{", 400, "EOF"),
+        ("POST", "/v1/redrive", "[]", 400, "Letters"),
+        ("PUT", "/v1/log-level", "\"info\"", 400, "expected struct Level"),
+        ("POST", "/v1/functions/%ff/purge", "", 400, "UTF-8"),
+    ] {
+        assert_refused(&raw(daemon.admin, method, path, &json, body), status, says);
+    }
+    let not_ready = raw(daemon.admin, "GET", "/readyz", &[("Host", "localhost")], "");
+    assert_eq!((not_ready.status, not_ready.text().as_str()), (200, "ready\n"));
+}
