@@ -53,6 +53,17 @@ pub fn lasting_port() -> u16 {
     (0..1_000)
         .map(|_| std::process::id().wrapping_mul(16).wrapping_add(ASKED.fetch_add(1, Ordering::Relaxed)))
         .map(|seed| 20_000 + u16::try_from(seed % 12_000).unwrap())
-        .find(|&port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .find(|&port| is_ours(port) && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok())
         .expect("a free port below 32000")
+}
+
+/// Whether no other test process has taken this port: a lock of a file says so for as long as this process lives. Two
+/// processes that both find a port free would otherwise start two daemons on it.
+fn is_ours(port: u16) -> bool {
+    let ports = std::env::temp_dir().join("sendoff-test-ports");
+    std::fs::create_dir_all(&ports).unwrap();
+    let file = std::fs::File::create(ports.join(port.to_string())).unwrap();
+    let is_ours = file.try_lock().is_ok();
+    std::mem::forget(file);
+    is_ours
 }
