@@ -16,7 +16,7 @@ pub fn tool(name: &str, package: &str) -> Option<PathBuf> {
 
 /// Says that the test does not run for want of a tool; fails it where tools are demanded, as in CI.
 pub fn not_run(why: &str) {
-    assert!(std::env::var_os("SENDOFF_REQUIRE_TOOLS").is_none(), "{} cannot run: {why}", test());
+    assert!(std::env::var_os("TEST_REQUIRE_TOOLS").is_none(), "{} cannot run: {why}", test());
     say(why);
 }
 
