@@ -13,6 +13,7 @@ use sendoff::outbox::{Appended, Outbox};
 use tokio::sync::oneshot;
 
 use crate::ledger::{Answered, Fate, Order};
+use crate::outages::POISONED;
 use crate::scenario::STEADY;
 use crate::world::{Front, World};
 
@@ -54,6 +55,8 @@ fn fresh(world: &World) -> String {
 fn order(world: &World, serial: u64) -> Order {
     let scenario = &world.scenario;
     let function = world.draw(|rng| scenario.functions[rng.usize(0..scenario.functions.len())].clone());
+    let poison = scenario.poison == Some(serial);
+    let function = if poison { POISONED.to_owned() } else { function };
     let padding = world.draw(|rng| [10, 10, 10, 1_500, 5_000, 30_000][rng.usize(0..6)]);
     let context = world.draw(|rng| rng.u8(0..4) == 0).then(|| "e30=".to_owned()); // {}
     Order {
@@ -70,6 +73,7 @@ fn order(world: &World, serial: u64) -> Order {
         not_before: None,
         expires_at: None,
         refused: scenario.refusals && serial.is_multiple_of(REFUSED_EVERY),
+        poison,
         fate: Fate::default(),
     }
 }

@@ -8,6 +8,7 @@ use sendoff::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Reply};
 use sendoff::event::Function;
 
 use crate::ledger::{When, serial_of};
+use crate::outages::How;
 use crate::sabotage::Bug;
 use crate::scenario::{STEADY, Weather};
 use crate::world::World;
@@ -78,7 +79,8 @@ impl Invoke for FlakyLambda {
                 Reply::NotSent(failure) | Reply::Lost(failure) => Some(failure.kind.as_str().to_owned()),
             };
             if let Reply::Answer(answer) = &reply {
-                fate.confirmed += u32::from(answer.status < 300 && answer.function_error.is_none());
+                let is_success = answer.status < 300 && !answer.foreign && answer.function_error.is_none();
+                fate.confirmed += u32::from(is_success);
                 if let Some(wait) = answer.retry_after {
                     // The lane cannot know before the reply is read; leases asked for until then still go.
                     let from = world.now().plus(self.slack());
@@ -100,13 +102,15 @@ impl Invoke for FlakyLambda {
         let world = &self.world;
         world.point(self.life, "before a dry run").await;
         world.pass(40).await;
-        let reply = match self.weather(function.name.as_str()) {
+        let outage = world.outage(function.name.as_str());
+        let reply = outage.map(|how| failing(how).reply);
+        let reply = reply.unwrap_or_else(|| match self.weather(function.name.as_str()) {
             Weather::Fair | Weather::Slow | Weather::Throttled => uncharged(204, "").reply,
             Weather::Errors => charged(500, "ServiceException").reply,
             Weather::Lossy => Reply::Lost(failure(FailureKind::Closed)),
             Weather::Away => Reply::NotSent(failure(FailureKind::Connect)),
             Weather::Operator => uncharged(403, "AccessDeniedException").reply,
-        };
+        });
         world.note(|| format!("dry run of {}: {}", function.name, reply.in_words()));
         world.point(self.life, "a dry run's reply arrives").await;
         reply
@@ -134,6 +138,14 @@ impl FlakyLambda {
         let rarely = !steady && world.fault(3);
         if world.ledger().orders[&serial].refused {
             return charged(400, "InvalidRequestContentException");
+        }
+        let outage = world.outage(function);
+        world.ledger().failed_in_outages += u64::from(outage.is_some());
+        if let Some(how) = outage {
+            return failing(how);
+        }
+        if world.ledger().orders[&serial].poison {
+            return failing(world.any_failure());
         }
         let capacity = world.scenario.policy.concurrency_max / 2 + 1;
         if !steady && !world.is_calm() && world.ledger().in_flight(function) > capacity {
@@ -203,6 +215,21 @@ fn uncharged(status: u16, code: &str) -> Plan {
     let code = (!code.is_empty()).then(|| code.to_owned());
     let answer = Answer { status, code, message: "no".into(), request_id: Some("r".into()), ..Answer::default() };
     Plan { takes: false, charged: false, reply: Reply::Answer(answer) }
+}
+
+/// A failure that may be an outage's or the event's own.
+fn failing(how: How) -> Plan {
+    let lost = |kind| Plan { takes: false, charged: true, reply: Reply::Lost(failure(kind)) };
+    match how {
+        How::Answers => charged(500, "ServiceException"),
+        How::ProxyAnswers => charged(503, ""),
+        How::TimesOut => lost(FailureKind::ReadTimeout),
+        How::Closes => lost(FailureKind::Closed),
+        How::ForeignSuccess => {
+            let answer = Answer { status: 200, foreign: true, ..Answer::default() };
+            Plan { takes: false, charged: true, reply: Reply::Answer(answer) }
+        }
+    }
 }
 
 fn failure(kind: FailureKind) -> Failure {

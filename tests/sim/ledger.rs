@@ -74,6 +74,11 @@ pub struct Ledger {
     purged: Option<u64>,
     pub calls: u64,
     pub repeats: u64,
+    pub failed_in_outages: u64,
+    /// Poison events that were given up after their attempts.
+    pub poison_ended: BTreeSet<EventId>,
+    /// Whether the world has outages.
+    pub has_outages: bool,
 }
 
 /// When a call began.
@@ -102,6 +107,8 @@ pub struct Order {
     pub expires_at: Option<UnixMillis>,
     /// Lambda will never take it.
     pub refused: bool,
+    /// Every call of it fails, in a way that an outage's calls fail, too.
+    pub poison: bool,
     pub fate: Fate,
 }
 
@@ -128,8 +135,8 @@ pub struct Answered {
 }
 
 impl Ledger {
-    pub fn new() -> Self {
-        Self { purged: Some(0), ..Self::default() }
+    pub fn new(has_outages: bool) -> Self {
+        Self { purged: Some(0), has_outages, ..Self::default() }
     }
 
     // --- clients ---
@@ -239,6 +246,13 @@ impl Ledger {
             found.push(("G4", format!("{id} has changed since it was leased first")));
         }
         self.by_serial.entry(order.serial).or_default().insert(id);
+        let is_exhausted = history.burial.as_ref().is_some_and(|b| b.reason == BuryReason::RetriesExhausted);
+        if is_exhausted && order.poison {
+            self.poison_ended.insert(id);
+        }
+        if is_exhausted && !order.poison && self.has_outages {
+            found.push(("outage", format!("{id} is buried for lack of attempts, though only outages failed it")));
+        }
         if history.burial.is_none() {
             // An event past its age is leased early, but only to be buried: an attempt would be seen as too early below.
             if history.calls > order.fate.replies {

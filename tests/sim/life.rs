@@ -125,7 +125,7 @@ fn start(world: &Arc<World>, life: u32, clock_offset_ms: i64) -> Option<Parts> {
     };
     world.powers(writers.spawn(writer.run_async(latency)).abort_handle());
 
-    let inner = Sabotaged { handle, bug: scenario.bug };
+    let inner = Sabotaged { handle, bug: scenario.bug, attempts_max: scenario.policy.attempts_max };
     let tap = Tap { inner, world: world.clone(), life, clock: clock.clone() };
     let lambda = FlakyLambda { world: world.clone(), life, clock: clock.clone() };
     let queue = FlakyQueue { world: world.clone(), life };

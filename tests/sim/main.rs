@@ -29,6 +29,7 @@ mod ledger;
 mod life;
 mod limiter;
 mod operator;
+mod outages;
 mod queue;
 mod run;
 mod sabotage;
@@ -53,7 +54,11 @@ fn number_of(variable: &str) -> Option<u64> {
 }
 
 /// Runs the seeds on all cores; the reports of those that broke a promise, and the sums of all.
-fn run_all(seeds: std::ops::Range<u64>, bug: Option<Bug>) -> (BTreeMap<u64, Report>, Report) {
+fn run_all(
+    seeds: std::ops::Range<u64>,
+    bug: Option<Bug>,
+    make: fn(u64, Option<Bug>) -> Scenario,
+) -> (BTreeMap<u64, Report>, Report) {
     let next = AtomicU64::new(seeds.start);
     let (broken, sums) = (Mutex::new(BTreeMap::new()), Mutex::new(Report::default()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -65,7 +70,7 @@ fn run_all(seeds: std::ops::Range<u64>, bug: Option<Bug>) -> (BTreeMap<u64, Repo
                     if seed >= seeds.end {
                         return;
                     }
-                    let report = run(Scenario::new(seed, bug), Trail::None);
+                    let report = run(make(seed, bug), Trail::None);
                     sums.lock().unwrap().add(&report);
                     if !report.violations.is_empty() {
                         broken.lock().unwrap().insert(seed, report);
@@ -81,7 +86,7 @@ fn run_all(seeds: std::ops::Range<u64>, bug: Option<Bug>) -> (BTreeMap<u64, Repo
 fn the_promises_hold_under_random_faults() {
     let from = number_of("FROM").unwrap_or(0);
     let seeds = number_of("SEEDS").unwrap_or(SEEDS);
-    let (broken, sums) = run_all(from..from + seeds, None);
+    let (broken, sums) = run_all(from..from + seeds, None, Scenario::new);
     println!("{seeds} seeds: {sums}");
     let did = sums.did;
     if seeds >= SEEDS {
@@ -110,7 +115,8 @@ fn the_promises_hold_in_seeds_that_broke_them_once() {
 fn replay() {
     let Some(seed) = number_of("SEED") else { return };
     tracing_subscriber::fmt().without_time().with_max_level(tracing::Level::DEBUG).init();
-    let scenario = Scenario::new(seed, None);
+    let has_outages = number_of("OUTAGES").is_some_and(|asked| asked > 0);
+    let scenario = if has_outages { Scenario::with_outages(seed, None) } else { Scenario::new(seed, None) };
     println!("{scenario:#?}");
     let report = run(scenario, Trail::Printed);
     println!("{report}");
@@ -129,7 +135,11 @@ fn the_same_seed_gives_the_same_trace() {
 }
 
 fn must_be_caught(bug: Bug, promises: &[&str]) {
-    let (broken, _) = run_all(0..SEEDS_TO_CATCH, Some(bug));
+    must_be_caught_in(Scenario::new, bug, promises);
+}
+
+fn must_be_caught_in(make: fn(u64, Option<Bug>) -> Scenario, bug: Bug, promises: &[&str]) {
+    let (broken, _) = run_all(0..SEEDS_TO_CATCH, Some(bug), make);
     let violations: Vec<_> = broken.values().flat_map(|report| &report.violations).collect();
     let caught = violations.iter().filter(|v| promises.iter().any(|promise| v.starts_with(promise))).count();
     println!(

@@ -36,6 +36,8 @@ pub struct Report {
     pub crashes: u64,
     pub did: Did,
     pub virtual_seconds: u64,
+    pub failed_in_outages: u64,
+    pub poison_ended: u64,
 }
 
 impl Report {
@@ -47,6 +49,8 @@ impl Report {
         self.shipped += other.shipped;
         self.crashes += other.crashes;
         self.did.add(other.did);
+        self.failed_in_outages += other.failed_in_outages;
+        self.poison_ended += other.poison_ended;
         self.virtual_seconds += other.virtual_seconds;
     }
 }
@@ -55,8 +59,16 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} events accepted, {} repeats recognised, {} calls, {} dead letters in the queue, {} crashes, {} virtual seconds, {:?}",
-            self.accepted, self.repeats, self.calls, self.shipped, self.crashes, self.virtual_seconds, self.did
+            "{} events accepted, {} repeats recognised, {} calls, {} dead letters in the queue, {} crashes, {} virtual seconds, {} calls failed in outages, {} poison events ended, {:?}",
+            self.accepted,
+            self.repeats,
+            self.calls,
+            self.shipped,
+            self.crashes,
+            self.virtual_seconds,
+            self.failed_in_outages,
+            self.poison_ended,
+            self.did
         )
     }
 }
@@ -78,6 +90,8 @@ pub fn run(scenario: Scenario, trail: Trail) -> Report {
             shipped: ledger.in_queue.len() as u64,
             crashes: world.crashes(),
             did: world.disk.did(),
+            failed_in_outages: ledger.failed_in_outages,
+            poison_ended: ledger.poison_ended.len() as u64,
             virtual_seconds: world.now().since(crate::world::START).as_secs(),
         }
     })

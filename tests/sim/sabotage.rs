@@ -1,11 +1,14 @@
 //! Bugs planted on purpose, one for each promise: the checks must catch every one, or they prove nothing.
 
+use std::time::Duration;
+
 use sendoff::clock::UnixMillis;
 use sendoff::event::{Event, EventId, FunctionName, KeySource};
 use sendoff::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::writer::Handle;
 use sendoff::outbox::{
-    Appended, Census, Changes, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,
+    Appended, Burial, BuryReason, Census, Changes, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox,
+    Settlement,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,10 @@ pub enum Bug {
     PurgeBeyond,
     /// operator: "attempt now" does nothing.
     PretendToAttempt,
+    /// G2: a failure during an outage is charged to its event.
+    ChargeOutages,
+    /// G5: no failure is ever charged, so that poison stays for ever.
+    NeverCharge,
 }
 
 /// The store, with a bug or without.
@@ -53,6 +60,7 @@ pub enum Bug {
 pub struct Sabotaged {
     pub handle: Handle,
     pub bug: Option<Bug>,
+    pub attempts_max: u32,
 }
 
 impl Sabotaged {
@@ -62,10 +70,31 @@ impl Sabotaged {
             (Some(Bug::IgnoreDueTimes), Settlement::RetryAt(history)) => {
                 Settlement::RetryAt(History { due: UnixMillis(0), ..history })
             }
+            (Some(Bug::ChargeOutages), Settlement::RetryAt(history)) if history.setbacks > 0 => {
+                let history = History { attempts: history.attempts + 1, ..history };
+                let (at, is_last) = (history.due, history.attempts >= self.attempts_max);
+                let burial = Burial { reason: BuryReason::RetriesExhausted, at, unshippable: None };
+                match is_last {
+                    true => Settlement::Bury(History { burial: Some(burial), ..history }),
+                    false => Settlement::RetryAt(history),
+                }
+            }
+            // Later than it would be, or one seed would make a hundred thousand calls.
+            (Some(Bug::NeverCharge), Settlement::RetryAt(history)) if history.attempts > 0 => uncharged(history),
+            (Some(Bug::NeverCharge), Settlement::Bury(history))
+                if history.burial.as_ref().is_some_and(|b| b.reason == BuryReason::RetriesExhausted) =>
+            {
+                uncharged(history)
+            }
             (_, settlement) => settlement,
         };
         (lease, spoilt)
     }
+}
+
+fn uncharged(history: History) -> Settlement {
+    let due = history.due.plus(Duration::from_secs(30));
+    Settlement::RetryAt(History { attempts: 0, burial: None, due, ..history })
 }
 
 impl Outbox for Sabotaged {

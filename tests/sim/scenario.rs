@@ -5,6 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use sendoff::dispatch::{Mode, Policy};
 
+use crate::outages::Outage;
 use crate::sabotage::Bug;
 
 /// The function that is never ill: a bad neighbour must not delay it.
@@ -58,6 +59,10 @@ pub struct Scenario {
     pub refusals: bool,
     /// Whether there is a queue at all.
     pub queue: bool,
+    /// Times in which every call fails; where there are any, there is no other weather (`outages.rs`).
+    pub outages: Vec<Outage>,
+    /// The serial number of the order that always fails.
+    pub poison: Option<u64>,
 }
 
 /// How a function (or the queue) fares for a while.
@@ -116,6 +121,8 @@ impl Scenario {
             operator: rng.bool(),
             refusals: rng.bool(),
             queue: rng.u8(0..8) > 0,
+            outages: Vec::new(),
+            poison: None,
         }
     }
 

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::disk::{Cut, FakeDisk};
 use crate::ledger::Ledger;
+use crate::outages::How;
 use crate::scenario::{Scenario, Weather};
 use crate::tap::Tap;
 
@@ -67,11 +68,12 @@ struct Power {
 impl World {
     pub fn new(scenario: Scenario, trail: Trail) -> Arc<Self> {
         let rng = fastrand::Rng::with_seed(scenario.seed ^ 0x5eed);
+        let has_outages = !scenario.outages.is_empty();
         Arc::new(Self {
             clock: Clock::seeded(START, scenario.seed),
             scenario,
             disk: FakeDisk::default(),
-            ledger: Mutex::new(Ledger::new()),
+            ledger: Mutex::new(Ledger::new(has_outages)),
             rng: Mutex::new(rng),
             trace: Mutex::new(Trace { trail, text: String::new() }),
             power: Mutex::default(),
@@ -106,11 +108,25 @@ impl World {
     }
 
     pub fn weather(&self, place: &str) -> Weather {
-        if self.is_calm() {
+        if self.is_calm() || !self.scenario.outages.is_empty() {
             Weather::Fair
         } else {
             self.scenario.weather(place, self.now().since(START).as_millis() as u64)
         }
+    }
+
+    /// How a call of a function fails now, if it is in an outage.
+    pub fn outage(&self, function: &str) -> Option<How> {
+        if self.is_calm() {
+            return None;
+        }
+        let outage = self.scenario.outage(function, self.now().since(START).as_millis() as u64)?;
+        Some(outage.how.unwrap_or_else(|| self.any_failure()))
+    }
+
+    /// One of the ways in which a call fails that do not tell whose fault it is.
+    pub fn any_failure(&self) -> How {
+        self.draw(|rng| How::ALL[rng.usize(0..How::ALL.len())])
     }
 
     pub fn disk_is_full(&self) -> bool {

@@ -1,0 +1,137 @@
+//! Worlds with outages: for minutes to an hour every call of a function, or of all functions, fails. One event in each such world is
+//! poison: it fails whatever happens. docs/adr/0012 says how dispatch tells the two apart.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use sendoff::dispatch::Policy;
+
+use crate::sabotage::Bug;
+use crate::scenario::Scenario;
+use crate::world::Trail;
+use crate::{must_be_caught_in, run, run_all};
+
+/// Seeds of a run in CI; one lasts about two virtual hours.
+const SEEDS: u64 = 60;
+
+/// The event that always fails: an order of the first client.
+const POISON: u64 = 10_002;
+
+/// Where poison goes: never to the function that must stay healthy.
+pub const POISONED: &str = "f0";
+
+/// Outages begin within this time.
+const BEGIN_WITHIN_MS: u64 = 60 * 60_000;
+
+/// How calls fail during one outage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Lambda answers with an error and a code.
+    Answers,
+    /// Something between answers with an error that is not Lambda's.
+    ProxyAnswers,
+    /// No answer comes in time.
+    TimesOut,
+    /// The connection is closed.
+    Closes,
+    /// Something between answers 200 in Lambda's place.
+    ForeignSuccess,
+}
+
+impl How {
+    pub const ALL: [Self; 5] = [Self::Answers, Self::ProxyAnswers, Self::TimesOut, Self::Closes, Self::ForeignSuccess];
+}
+
+/// A time in which every call fails.
+#[derive(Debug, Clone)]
+pub struct Outage {
+    /// The function; none if all functions fail.
+    function: Option<String>,
+    from_ms: u64,
+    until_ms: u64,
+    /// None if each call fails in its own way.
+    pub how: Option<How>,
+}
+
+impl Scenario {
+    /// A world whose only weather is outages, so that nothing else can use up an event's attempts.
+    pub fn with_outages(seed: u64, bug: Option<Bug>) -> Self {
+        let plain = Self::new(seed, bug);
+        let mut rng = Rng::with_seed(seed ^ 0x0074_a9e5);
+        let everywhere = rng.u8(0..3) == 0;
+        let outages = (0..rng.u32(1..4)).map(|_| {
+            let from_ms = rng.u64(0..BEGIN_WITHIN_MS);
+            let function = (!everywhere).then(|| plain.functions[rng.usize(0..plain.functions.len() - 1)].clone());
+            let how = rng.bool().then(|| How::ALL[rng.usize(0..How::ALL.len())]);
+            Outage { function, from_ms, until_ms: from_ms + rng.u64(5..60) * 60_000, how }
+        });
+        let outages = outages.collect();
+        let policy =
+            Policy { attempts_max: rng.u32(6..13), age_max: Duration::from_secs(21_600), ..plain.policy.clone() };
+        Self {
+            policy,
+            outages,
+            poison: Some(POISON),
+            client_gap_ms: [3_000, 60_000, 200_000][rng.usize(0..3)],
+            orders_per_client: rng.u64(5..20),
+            lives: rng.u32(3..6),
+            life_ms_max: 40 * 60_000,
+            steps_max: 20_000,
+            sdk_window: Duration::from_secs(300),
+            dedupe_window: Duration::from_secs(86_400),
+            bytes_max: 1 << 30,
+            // Where all functions fail, the healthy one waits as well.
+            account_faults: everywhere,
+            sync_failures: false,
+            full_disks: false,
+            clock_jumps: false,
+            clock_steps: false,
+            rate: 0,
+            per_hour: 0,
+            confirm: false,
+            operator: false,
+            refusals: false,
+            queue: true,
+            ..plain
+        }
+    }
+
+    /// The outage that a function is in.
+    pub fn outage(&self, function: &str, now_ms: u64) -> Option<&Outage> {
+        let concerns = |outage: &&Outage| outage.function.as_deref().is_none_or(|ill| ill == function);
+        self.outages.iter().filter(concerns).find(|outage| (outage.from_ms..outage.until_ms).contains(&now_ms))
+    }
+}
+
+#[test]
+fn outages_bury_nothing_and_a_poison_event_among_healthy_ones_ends() {
+    let (broken, sums) = run_all(0..SEEDS, None, Scenario::with_outages);
+    println!("{SEEDS} seeds with outages: {sums}");
+    let shown: Vec<_> = broken.iter().map(|(seed, report)| format!("SEED={seed}: {}", report.violations[0])).collect();
+    assert!(
+        broken.is_empty(),
+        "{} of {SEEDS} seeds break a promise; replay one with OUTAGES=1 SEED=n cargo test --test sim replay -- --nocapture\n{}",
+        broken.len(),
+        shown.join("\n")
+    );
+    assert!(sums.failed_in_outages > 10 * SEEDS, "outages hardly happen: {sums}");
+    assert!(sums.poison_ended > SEEDS / 2, "poison hardly happens: {sums}");
+}
+
+#[test]
+fn the_same_seed_with_outages_gives_the_same_trace() {
+    for seed in 0..3 {
+        let trace = |()| run(Scenario::with_outages(seed, None), Trail::Kept).trace;
+        assert!(trace(()) == trace(()), "seed {seed} differs from itself");
+    }
+}
+
+#[test]
+fn charging_everything_during_an_outage_is_caught() {
+    must_be_caught_in(Scenario::with_outages, Bug::ChargeOutages, &["outage"]);
+}
+
+#[test]
+fn never_charging_is_caught() {
+    must_be_caught_in(Scenario::with_outages, Bug::NeverCharge, &["liveness"]);
+}
