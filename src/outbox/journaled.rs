@@ -10,8 +10,8 @@
 //!
 //! Holds: the journal alone has everything, so an index that is lost or stale is made again from it, and nothing is lost
 //! with it. Every op that is not the newest of its key may go, and only with all that is older.
-//! Limits: an overlay holds the keys of a segment's worth. If the index does not keep up, it holds [`OVERLAYS_MAX`] of them before the
-//! store says that it is behind; what is written all the same (settlements) is slowed down at twice that. The journal holds at
+//! Limits: an overlay holds the keys of a segment's worth. If the index does not keep up, each commit waits for it a little from
+//! [`OVERLAYS_MAX`] of them on. At twice that the store says that it is behind, and takes settlements only. The journal holds at
 //! most twice what is live and [`Settings::slack`], less near [`Settings::bytes_max`].
 //! Fails: a failed write, also one of the index, is told by the next commit; then the store must not be used again. A value
 //! that cannot be read is told as such, and the store goes on.
@@ -51,11 +51,12 @@ mod tests;
 pub use checkpoint::{Checkpoints, KEYS_PER_COMMIT};
 pub use recover::{Recovered, Stale, begin_index};
 
-/// How many segments' worth of overlay is held until the store says that its index is behind.
+/// How many segments' worth of overlay is held until commits wait a little for the index. At twice that the store says that
+/// its index is behind, and nothing new is taken.
 const OVERLAYS_MAX: u64 = 2;
 
-/// How long a commit waits for the index while the overlay is at twice that: long enough for the index to catch up with
-/// settlements, and far from the time of a whole checkpoint on a slow disk.
+/// How long a commit waits for the index from then on. On a disk that is well, the index catches up meanwhile, and clients see
+/// a slower answer instead of a refusal. It is far from the time of a whole checkpoint on a slow disk.
 const WAIT_FOR_INDEX: Duration = Duration::from_millis(50);
 
 /// The largest frame, and the end of the largest segment: lengths and offsets have 32 bits.
@@ -203,7 +204,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     /// Hears of a checkpoint that is done, and begins the next one if it is time. Never waits for a whole one.
     fn checkpoint(&mut self) -> Result<(), Failed> {
         self.hear_of_checkpoint()?;
-        if self.is_behind(2) && self.checkpointer.runs_beside() {
+        if self.is_behind(1) && self.checkpointer.runs_beside() {
             if let Some(indexed) = self.checkpointer.wait_for(WAIT_FOR_INDEX)? {
                 self.checkpoint_done(indexed)?;
             }
@@ -346,7 +347,7 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
             used: self.journal.bytes() + self.index.bytes(),
             free: self.watch.free(),
             to_come: keys as u64 * INDEX_BYTES_PER_KEY,
-            behind: self.is_behind(1),
+            behind: self.is_behind(2),
         }
     }
 }
