@@ -49,6 +49,8 @@ impl Outbox for Tap {
     }
 
     async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
+        // The times that the settlement was decided at: the clock may be set before it is on the disk.
+        let (now, world_now) = (self.clock.now(), self.world.now());
         self.world.point(self.life, "before a settlement").await;
         for (lease, settlement) in &done {
             self.world.note(|| format!("settle {} {}", lease.id, in_a_word(settlement)));
@@ -60,7 +62,6 @@ impl Outbox for Tap {
         let settled = self.inner.settle(done.clone()).await;
         if settled.is_ok() {
             let mut ledger = self.world.ledger();
-            let (now, world_now) = (self.clock.now(), self.world.now());
             done.iter().for_each(|(lease, settlement)| ledger.settled(lease.id, settlement, now, world_now));
         }
         self.world.point(self.life, "after a settlement").await;
