@@ -138,6 +138,7 @@ fn no_value_of_the_environment_stops_the_start_but_with_its_name_and_a_remedy() 
         "[profile a]\nrole_arn = arn:aws:iam::1:role/a\nsource_profile = b\n[profile b]\nrole_arn = arn:aws:iam::1:role/b\nsource_profile = a\n",
     );
     let harmless: &[(&str, &str)] = &[
+        ("TOKIO_WORKER_THREADS", "0"),
         ("AWS_RETRY_MODE", "legacy"),
         ("AWS_RETRY_MODE", "nonsense"),
         ("AWS_MAX_ATTEMPTS", "0"),

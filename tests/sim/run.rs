@@ -18,7 +18,8 @@ use crate::world::{Trail, World};
 /// With the faults off, all is delivered or shipped within this time of the world.
 const LIVELY_WITHIN: Duration = Duration::from_secs(40 * 60);
 
-/// The same where a ceiling makes events wait for the next hours: until the oldest would be past any age.
+/// The same where a ceiling makes events wait for the next hours, or where the clock was set: an event that was scheduled while
+/// the clock stood an hour ahead is due an hour later. Until then the oldest would be past any age.
 const FRUGAL_WITHIN: Duration = Duration::from_secs(8 * 3_600);
 
 /// From the earliest to the latest that a daemon's clock may stand.
@@ -144,7 +145,8 @@ async fn story(world: &Arc<World>) {
 
 /// The last life: no faults, no new orders. Everything must be delivered or in the queue in time.
 async fn rest(world: &Arc<World>, life: u32, offset_ms: i64) {
-    let within = if world.scenario.per_hour > 0 { FRUGAL_WITHIN } else { LIVELY_WITHIN };
+    let waits_for_hours = world.scenario.per_hour > 0 || world.scenario.clock_steps;
+    let within = if waits_for_hours { FRUGAL_WITHIN } else { LIVELY_WITHIN };
     // What was scheduled while the clock stood ahead waits until it stands there again.
     let within = if world.scenario.clock_jumps { within + CLOCKS_APART_MAX } else { within };
     let watching = async {
