@@ -409,10 +409,10 @@ async fn import<O: Graveyard>(
     State(admin): State<Admin<O>>,
     Json(Exports { letters }): Json<Exports>,
 ) -> Result<Json<Answers>, Problem> {
-    let (store, _) = admin.open()?;
+    let (store, rules) = admin.open()?;
     at_most(letters.len())?;
     let now = admin.clock.now();
-    let letters: Result<Vec<_>, _> = letters.into_iter().map(|letter| letter.event(now)).collect();
+    let letters: Result<Vec<_>, _> = letters.into_iter().map(|letter| letter.event(now, &rules.names)).collect();
     let letters = letters?;
     let ids: Vec<EventId> = letters.iter().map(|(event, _)| event.id).collect();
     let changed = store.change(Change::Bury(letters)).await?;
@@ -465,12 +465,33 @@ impl std::fmt::Debug for Exported {
 }
 
 impl Exported {
-    fn event(self, now: UnixMillis) -> Result<(Event, History), Problem> {
+    fn letter(&self) -> Letter {
+        let Self { envelope, payload, .. } = self;
+        Letter {
+            origin: envelope.id.to_string(),
+            function: envelope.address.clone(),
+            qualifier: envelope.qualifier.clone(),
+            key: Some(envelope.key.clone()),
+            key_source: Some(envelope.key_source),
+            trace_header: envelope.trace_header.clone(),
+            client_context: envelope.client_context.clone(),
+            tenant_id: envelope.tenant_id.clone(),
+            durable_execution_name: envelope.durable_execution_name.clone(),
+            redrives: envelope.redrives,
+            payload: payload.clone(),
+        }
+    }
+
+    /// What a client's request would be refused for is refused here too: the event would be redriven as it is.
+    fn event(self, now: UnixMillis, names: &ingest::Settings) -> Result<(Event, History), Problem> {
+        let as_letter = self.letter();
         let Self { envelope, mut history, payload } = self;
+        let bad = |why: String| Problem::bad(format!("{}: {why}", envelope.id));
+        checked(&as_letter, names).map_err(bad)?;
         let name = FunctionName::new(&envelope.function);
         let is_sound = name.tag() == envelope.id.function_tag()
             && payload.len() <= PAYLOAD_BYTES_MAX
-            && Parts::parse(&envelope.address).is_some();
+            && Parts::parse(&envelope.address).is_some_and(|parts| envelope.function.contains(parts.name));
         let Some(burial) = history.burial.as_mut().filter(|_| is_sound) else {
             return Err(Problem::bad(format!("{} is not a dead letter that was exported", envelope.id)));
         };
@@ -510,6 +531,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::outbox::{Burial, BuryReason};
 
     fn rules() -> Rules {
         let names = ingest::Settings {
@@ -558,6 +580,33 @@ mod tests {
         for (what, change) in changes {
             let refusal = admit(letter(change), &rules(), &clock).unwrap_err();
             assert!(refusal.result == "refused" && refusal.message.contains(what), "{what}: {}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn an_import_passes_the_checks_of_the_doors() {
+        type Damage = fn(&mut Exported);
+        let clock = Clock::seeded(UnixMillis(1_790_000_000_000), 1);
+        let event = admit(letter(|letter| letter.function = "orders".into()), &rules(), &clock).unwrap().event;
+        let burial = Burial { reason: BuryReason::Refused, at: clock.now(), unshippable: None };
+        let imported = |change: Damage| {
+            let history = History { burial: Some(burial.clone()), ..History::default() };
+            let mut exported = Exported { envelope: Envelope::of(&event), history, payload: event.payload.clone() };
+            change(&mut exported);
+            exported.event(clock.now(), &rules().names).map(|(event, _)| event).map_err(|Problem(_, why)| why)
+        };
+        assert_eq!(imported(|_| {}).unwrap(), event);
+        let changes: [(&str, Damage); 6] = [
+            ("functionName", |exported| exported.envelope.address = "x".repeat(70_000)),
+            ("not a dead letter", |exported| exported.envelope.address = "other".into()),
+            ("key", |exported| exported.envelope.key = "k".repeat(70_000)),
+            ("key", |exported| exported.envelope.key = String::new()),
+            ("key", |exported| exported.envelope.key = "a\nb".into()),
+            ("parse", |exported| exported.payload = "not json".into()),
+        ];
+        for (what, change) in changes {
+            let why = imported(change).unwrap_err();
+            assert!(why.contains(what), "{what}: {}", &why[..why.len().min(200)]);
         }
     }
 
