@@ -347,6 +347,11 @@ fn queue_url(r: &mut Reader, key: &str) -> Option<Option<String>> {
         let hint = "write it like \"https://sqs.eu-central-1.amazonaws.com/123456789012/orders-dlq\"";
         return r.refuse(key, "not the URL of a queue", Some(hint));
     }
+    let own = listen::own_addresses(r);
+    if url.as_deref().is_some_and(|url| own.iter().any(|own| hop::points_at(url, *own))) {
+        let hint = "write the queue's own URL or ARN, and the address of an emulator as sqs.endpoint_url";
+        return r.refuse(key, "sendoff's own address, and no queue", Some(hint));
+    }
     Some(url)
 }
 
@@ -534,6 +539,13 @@ mod tests {
             &[
                 "s.toml:1: lambda.endpoint_url = \"http://127.0.0.1:9477\": sendoff's own address: it would deliver to itself",
                 "s.toml:2: sqs.endpoint_url: not an http:// or https:// URL",
+            ],
+        );
+        assert_refused(
+            "[dead_letter]\nqueue_url = 'http://localhost:9477/123456789012/q'",
+            &[],
+            &[
+                "s.toml:2: dead_letter.queue_url = \"http://localhost:9477/123456789012/q\": sendoff's own address, and no queue",
             ],
         );
         assert_refused(
