@@ -222,7 +222,7 @@ async fn metrics<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
 fn show(census: &Census, metrics: &Metrics, clock: &Clock) {
     metrics.outbox_events.reset();
     metrics.outbox_bytes.reset();
-    metrics.outbox_oldest_ready_age_seconds.reset();
+    metrics.outbox_oldest_age_seconds.reset();
     let now = clock.now();
     for (function, lane) in &census.lanes {
         let label = metrics.function_label(function);
@@ -232,7 +232,7 @@ fn show(census: &Census, metrics: &Metrics, clock: &Clock) {
             metrics.outbox_bytes.with_label_values(&[label, place.as_str()]).add(gauge(count.bytes));
         }
         let age = lane.oldest_ready.map_or(0.0, |oldest| now.since(clock.present(oldest)).as_secs_f64());
-        let shown = metrics.outbox_oldest_ready_age_seconds.with_label_values(&[label]);
+        let shown = metrics.outbox_oldest_age_seconds.with_label_values(&[label]);
         shown.set(shown.get().max(age));
     }
     metrics.clock_offset_seconds.set(clock.stepped() as f64 / 1_000.0);

@@ -80,7 +80,7 @@ pub struct Metrics {
     pub outbox_unreadable_events: IntGauge,
     pub outbox_damaged_stores: IntGauge,
     /// by function
-    pub outbox_oldest_ready_age_seconds: GaugeVec,
+    pub outbox_oldest_age_seconds: GaugeVec,
     /// by function and outcome
     pub dispatch_attempts: IntCounterVec,
     /// by function
@@ -207,7 +207,7 @@ impl Metrics {
                 "sendoff_outbox_damaged_stores",
                 "Damaged stores that are kept in the state directory for the operator to look at and remove.",
             )?,
-            outbox_oldest_ready_age_seconds: gauge_vec(
+            outbox_oldest_age_seconds: gauge_vec(
                 r,
                 "sendoff_outbox_oldest_age_seconds",
                 "Age of the oldest event that waits for delivery; the one to alert on.",
