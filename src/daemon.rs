@@ -32,10 +32,10 @@ use crate::ingest::refusal::Refusal;
 use crate::ingest::server::Door;
 use crate::metrics::{Metrics, Words};
 use crate::notify;
-use crate::outbox::engine::{Engine, OpenError};
-use crate::outbox::store::place::exposure;
-use crate::outbox::store::{self, kept};
-use crate::outbox::writer::{Handle, Writer};
+use crate::outbox::embedded::engine::{Engine, OpenError};
+use crate::outbox::embedded::store::place::exposure;
+use crate::outbox::embedded::store::{self, kept};
+use crate::outbox::embedded::writer::{Handle, Writer};
 use crate::outbox::{self, BuryReason, Outbox};
 use crate::reload::Reload;
 use crate::shutdown::{Signals, Stop};
@@ -398,8 +398,8 @@ mod tests {
     use crate::config::{self, Environment, Flags};
     use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
     use crate::outbox::LeaseWant;
-    use crate::outbox::kv::{Batch, Disk, Failed, Kv};
-    use crate::outbox::memory::{MemoryDisk, MemoryKv};
+    use crate::outbox::embedded::kv::{Batch, Disk, Failed, Kv};
+    use crate::outbox::embedded::memory::{MemoryDisk, MemoryKv};
 
     /// A disk whose writes after the first return only when the test lets them.
     struct Hanging {

@@ -24,29 +24,9 @@ use crate::event::{Event, EventId, FunctionName};
 
 pub mod dead;
 
-pub mod record;
-
-pub mod keys;
-
-pub mod kv;
-
-pub mod engine;
-
-pub mod writer;
-
 pub mod operator;
 
-pub mod store;
-
-pub mod journaled;
-
-pub mod journal;
-
-pub mod sled;
-
-pub mod memory;
-
-pub mod repair;
+pub mod embedded;
 
 #[cfg(test)]
 mod conformance;

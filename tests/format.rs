@@ -12,12 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use sendoff::clock::{Clock, UnixMillis};
 use sendoff::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
-use sendoff::outbox::engine::{Engine, OpenError};
-use sendoff::outbox::keys::{self, META_FORMAT};
-use sendoff::outbox::kv::{Batch, Disk, Kv};
-use sendoff::outbox::memory::MemoryDisk;
-use sendoff::outbox::record::{KeyRecord, LaneRecord, Record, encode_body};
-use sendoff::outbox::store;
+use sendoff::outbox::embedded::engine::{Engine, OpenError};
+use sendoff::outbox::embedded::keys::{self, META_FORMAT};
+use sendoff::outbox::embedded::kv::{Batch, Disk, Kv};
+use sendoff::outbox::embedded::memory::MemoryDisk;
+use sendoff::outbox::embedded::record::{KeyRecord, LaneRecord, Record, encode_body};
+use sendoff::outbox::embedded::store;
 use sendoff::outbox::{
     Appended, Burial, BuryReason, History, LaneWant, LastOutcome, LeaseWant, Leased, Place, Settings, Settlement, Which,
 };

@@ -12,7 +12,7 @@ use crate::aws::{self, Own, Shared};
 use crate::clock::Clock;
 use crate::config::shapes::suspicions;
 use crate::config::{Config, Entry, Environment, Loaded, Origin};
-use crate::outbox::store::place::{Remark, look};
+use crate::outbox::embedded::store::place::{Remark, look};
 
 /// Check the configuration, naming all that is wrong with it
 #[derive(Debug, Args)]

@@ -5,9 +5,9 @@ use serde_json::json;
 
 use super::{ConfigOptions, Exit, Failure, print};
 use crate::config::Environment;
-use crate::outbox::engine::OpenError;
-use crate::outbox::repair::Report;
-use crate::outbox::store::{Examined, examine, kept};
+use crate::outbox::embedded::engine::OpenError;
+use crate::outbox::embedded::repair::Report;
+use crate::outbox::embedded::store::{Examined, examine, kept};
 
 /// What a sound store is.
 const SOUND: &str = "sound: every checksum of the journal is right, every event can be read, and indexes and counts agree with the events";

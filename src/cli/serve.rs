@@ -5,7 +5,7 @@ use clap::Args;
 use super::{ConfigOptions, Exit, Failure};
 use crate::config::Environment;
 use crate::daemon::{self, Ended};
-use crate::outbox::engine::OpenError;
+use crate::outbox::embedded::engine::OpenError;
 use crate::reload::Reload;
 use crate::telemetry;
 

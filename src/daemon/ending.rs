@@ -13,7 +13,7 @@ use crate::admin::{Admin, Readiness};
 use crate::clock::Clock;
 use crate::notify;
 use crate::outbox::Outbox;
-use crate::outbox::writer::{Handle, Watch};
+use crate::outbox::embedded::writer::{Handle, Watch};
 use crate::shutdown::{Signals, Stop};
 
 /// How long callers have to take their 503 once the outbox is poisoned, or a stage is gone.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::engine::Engine;
-use super::memory::MemoryDisk;
+use super::embedded::engine::Engine;
+use super::embedded::memory::MemoryDisk;
+use super::embedded::store;
+use super::embedded::writer::{Handle, Writer};
 use super::operator::{Keys, ListWant, Operator, Purge, Touched};
-use super::store;
-use super::writer::{Handle, Writer};
 use super::*;
 use crate::clock::Clock;
 use crate::event::{Carried, Function, IdempotencyKey, KeySource};
@@ -29,7 +29,7 @@ mod poison;
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
 
 /// The writer's thread sees the test's paused clock only from within its runtime.
-fn spawn<K: super::kv::Kv>(writer: Writer<K>) -> JoinHandle<()> {
+fn spawn<K: super::embedded::kv::Kv>(writer: Writer<K>) -> JoinHandle<()> {
     let runtime = tokio::runtime::Handle::current();
     std::thread::spawn(move || {
         let _inside = runtime.enter();

@@ -7,7 +7,8 @@ use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
 
-use super::{Error, History, LaneId, Outbox, Place, keys};
+use super::embedded::keys;
+use super::{Error, History, LaneId, Outbox, Place};
 use crate::clock::UnixMillis;
 use crate::event::{EventId, FunctionName, Pattern};
 

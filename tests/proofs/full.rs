@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use sendoff::clock::Clock;
 use sendoff::event::Event;
-use sendoff::outbox::engine::Engine;
-use sendoff::outbox::kv::Disk;
+use sendoff::outbox::embedded::engine::Engine;
+use sendoff::outbox::embedded::kv::Disk;
 use sendoff::outbox::{Appended, Settings};
 
 use crate::it::rig::daemon::{Daemon, Setup};
@@ -120,7 +120,7 @@ fn many_short_events_do_not_take_more_than_bytes_max_either() {
     let state = scratch.path().join("state");
     let settings = Settings { bytes_max: SHORT_BYTES_MAX, segment_bytes: 16 * MIB, ..store::settings() };
     let open = || {
-        let store = sendoff::outbox::store::open(&state, &settings).unwrap().store;
+        let store = sendoff::outbox::embedded::store::open(&state, &settings).unwrap().store;
         Engine::open(store, settings.clone(), Clock::system(), "the store").unwrap()
     };
     let mut engine = open();

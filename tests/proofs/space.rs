@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use sendoff::event::{Event, IdempotencyKey, KeySource};
-use sendoff::outbox::engine::Engine;
-use sendoff::outbox::store::Store;
+use sendoff::outbox::embedded::engine::Engine;
+use sendoff::outbox::embedded::store::Store;
 use sendoff::outbox::{LaneWant, LeaseWant, Settlement, Which};
 
 use crate::it::rig::daemon::Setup;

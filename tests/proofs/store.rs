@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use sendoff::clock::Clock;
 use sendoff::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
-use sendoff::outbox::engine::Engine;
-use sendoff::outbox::store::{self, Store};
+use sendoff::outbox::embedded::engine::Engine;
+use sendoff::outbox::embedded::store::{self, Store};
 use sendoff::outbox::{Appended, Settings};
 
 use crate::load::{self, Ack};

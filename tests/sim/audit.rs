@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sendoff::event::EventId;
-use sendoff::outbox::keys::{self, Due};
-use sendoff::outbox::record::{LaneRecord, Record, chunk_count};
+use sendoff::outbox::embedded::keys::{self, Due};
+use sendoff::outbox::embedded::record::{LaneRecord, Record, chunk_count};
 use sendoff::outbox::{LaneId, Place};
 
 use crate::world::World;

@@ -1,7 +1,7 @@
 //! The disk below the real store: files of a journal, an index and a witness, which keep what was synced. What was only
 //! written is lost by a power cut, or there, or there in part.
 //!
-//! What `src/outbox/store.rs` does around these is done here in its place: a first store is made whole, an index that is of
+//! What `src/outbox/embedded/store.rs` does around these is done here in its place: a first store is made whole, an index that is of
 //! no use is made again.
 
 use std::collections::BTreeMap;
@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use fastrand::Rng;
-use sendoff::outbox::journal::Journal;
-use sendoff::outbox::journaled::{self, Checkpoints, Journaled, Recovered, Stale, begin_index};
-use sendoff::outbox::kv::Kv;
+use sendoff::outbox::embedded::journal::Journal;
+use sendoff::outbox::embedded::journaled::{self, Checkpoints, Journaled, Recovered, Stale, begin_index};
+use sendoff::outbox::embedded::kv::Kv;
 
 use crate::world::World;
 use files::{FakeFiles, Segments};
@@ -113,7 +113,7 @@ impl FakeDisk {
         let index = FakeIndex { disk: self.clone(), plug: plug.cloned() };
         let journal = || {
             Journal::open(files.clone(), false).map_err(|error| match error {
-                sendoff::outbox::journal::OpenError::Io(error) => failed(&error),
+                sendoff::outbox::embedded::journal::OpenError::Io(error) => failed(&error),
                 damaged => NotOpened::Damaged(damaged.to_string()),
             })
         };

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sendoff::clock::UnixMillis;
 use sendoff::event::{Event, EventId, FunctionName, KeySource};
+use sendoff::outbox::embedded::writer::Handle;
 use sendoff::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
-use sendoff::outbox::writer::Handle;
 use sendoff::outbox::{
     Appended, Burial, BuryReason, Census, Changes, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox,
     Settlement,

@@ -13,8 +13,8 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::daemon;
 use crate::metrics::Metrics;
-use crate::outbox::engine::OpenError;
-use crate::outbox::writer::Handle;
+use crate::outbox::embedded::engine::OpenError;
+use crate::outbox::embedded::writer::Handle;
 
 pub(super) struct OwnStore {
     admin: Admin<Handle>,

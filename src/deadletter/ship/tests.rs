@@ -8,10 +8,10 @@ use crate::clock::UnixMillis;
 use crate::deadletter::{Format, Oversize, Trouble};
 use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
 use crate::outbox::dead::{BuriedWant, Graveyard};
-use crate::outbox::engine::Engine;
-use crate::outbox::kv::{Batch, Disk, Failed, Kv};
-use crate::outbox::memory::{MemoryDisk, MemoryKv};
-use crate::outbox::writer::{Handle, Writer};
+use crate::outbox::embedded::engine::Engine;
+use crate::outbox::embedded::kv::{Batch, Disk, Failed, Kv};
+use crate::outbox::embedded::memory::{MemoryDisk, MemoryKv};
+use crate::outbox::embedded::writer::{Handle, Writer};
 use crate::outbox::{self, BuryReason, Outbox};
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);

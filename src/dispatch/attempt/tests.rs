@@ -7,10 +7,10 @@ use super::*;
 use crate::dispatch::verdict::PauseKind;
 use crate::dispatch::{Answer, Mode, Policy};
 use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
-use crate::outbox::engine::Engine;
-use crate::outbox::memory::MemoryDisk;
+use crate::outbox::embedded::engine::Engine;
+use crate::outbox::embedded::memory::MemoryDisk;
+use crate::outbox::embedded::writer::{Handle, Writer};
 use crate::outbox::operator::{Keys, Operator, Purge, Touched};
-use crate::outbox::writer::{Handle, Writer};
 use crate::outbox::{self, Place};
 
 mod outages;

@@ -1,7 +1,7 @@
 //! What is handed out, and how much; what lanes tell; events of every awkward size.
 
 use super::*;
-use crate::outbox::record::{INLINE_BYTES_MAX, VALUE_BYTES_MAX, encode_body};
+use crate::outbox::embedded::record::{INLINE_BYTES_MAX, VALUE_BYTES_MAX, encode_body};
 
 #[tokio::test(start_paused = true)]
 async fn find_tells_where_an_event_is_and_nothing_of_others() {

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::outbox::kv::{Disk as Room, Kv};
+use crate::outbox::embedded::kv::{Disk as Room, Kv};
 
 const FUNCTIONS: [&str; 3] = ["a", "b", "c"];
 

@@ -5,8 +5,8 @@ use std::sync::Mutex;
 use bytes::Bytes;
 
 use super::*;
-use crate::outbox::kv::{Batch, Disk as Room, Failed, Kv};
-use crate::outbox::memory::MemoryKv;
+use crate::outbox::embedded::kv::{Batch, Disk as Room, Failed, Kv};
+use crate::outbox::embedded::memory::MemoryKv;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trouble {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use fastrand::Rng;
-use sendoff::outbox::journal::files::{Files, SegmentFile};
+use sendoff::outbox::embedded::journal::files::{Files, SegmentFile};
 
 use super::{FakeDisk, Plug};
 use crate::sabotage::Bug;

@@ -6,8 +6,8 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use fastrand::Rng;
-use sendoff::outbox::journaled::entry::CHECKPOINT;
-use sendoff::outbox::kv::{Batch, Failed, Index};
+use sendoff::outbox::embedded::journaled::entry::CHECKPOINT;
+use sendoff::outbox::embedded::kv::{Batch, Failed, Index};
 
 use super::{FakeDisk, Plug};
 use crate::sabotage::Bug;

@@ -3,7 +3,7 @@
 use std::io;
 
 use fastrand::Rng;
-use sendoff::outbox::journaled::Watch;
+use sendoff::outbox::embedded::journaled::Watch;
 
 use super::{FakeDisk, Plug};
 

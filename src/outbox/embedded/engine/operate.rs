@@ -1,0 +1,176 @@
+//! The operator's hand in the store. Reads the store, so what came before must be committed.
+
+use bytes::Bytes;
+
+use super::lane::Held;
+use super::read::Part;
+use super::{Engine, unreadable};
+use crate::event::{Event, EventId, FunctionName};
+use crate::outbox::embedded::keys;
+use crate::outbox::embedded::kv::{Failed, Kv};
+use crate::outbox::embedded::record::Record;
+use crate::outbox::operator::{
+    Cursor, Keys, LIVE, ListWant, Listed, PAGE_MAX, PIECE_EVENTS, Page, Purge, Purged, Touched,
+};
+use crate::outbox::{History, LaneId, Place};
+
+impl<K: Kv> Engine<K> {
+    pub fn pause(&mut self, function: &FunctionName, paused: bool) {
+        if !paused && !self.by_name.contains_key(function) {
+            return;
+        }
+        let id = self.lane_for(function);
+        if let Some(lane) = self.lanes.get_mut(&id) {
+            lane.set_paused(paused);
+        }
+        self.touch(id);
+    }
+
+    /// One piece of a purge, after `after`; says what it took and where to go on. Reads no payload.
+    pub fn purge_piece(&mut self, purge: &Purge, after: Option<Cursor>) -> Result<(Purged, Option<Cursor>), Failed> {
+        let want = ListWant { function: None, place: purge.place, after, max: PIECE_EVENTS };
+        let lanes = self.by_name.get(&purge.function).copied().into_iter().collect();
+        let (found, next) = self.scan_pages(&want, lanes, &LIVE)?;
+        let mut purged = Purged::default();
+        for (cursor, bytes) in found {
+            let Cursor { lane, place, id } = cursor;
+            let young = purge.accepted_before.is_some_and(|before| id.accepted_at() >= before);
+            if young || self.lanes.get(&lane).is_none_or(|lane| lane.is_busy(id)) {
+                continue;
+            }
+            let (held, event) = self.held(lane, place, id, bytes)?;
+            purged.events += 1;
+            purged.bytes += held.bytes;
+            if !purge.dry_run {
+                if let (Keys::Forget, Some(event)) = (purge.keys, event) {
+                    self.forget(&event)?;
+                }
+                self.discard(lane, id, held);
+            }
+        }
+        Ok((purged, next))
+    }
+
+    /// What must be known of an event to remove it, also of one that cannot be read: then there is no event.
+    pub(super) fn held(
+        &mut self,
+        lane: LaneId,
+        place: Place,
+        id: EventId,
+        bytes: Result<Bytes, Failed>,
+    ) -> Result<(Held, Option<Event>), Failed> {
+        match self.read(lane, id, bytes, Part::Head)? {
+            Ok(read) => Ok((read.held(place), Some(read.event))),
+            Err(failed) => {
+                self.note_unreadable(id, &failed);
+                Ok((self.held_by_keys(lane, place, id)?, None))
+            }
+        }
+    }
+
+    /// Removes one event that waits, also one that cannot be read.
+    pub fn cancel(&mut self, id: EventId, keys: Keys) -> Result<Touched, Failed> {
+        let (lane, place) = match self.waiting(id)? {
+            Ok(found) => found,
+            Err(why) => return Ok(why),
+        };
+        let Some(bytes) = Failed::apart(self.kv.get(&keys::event(place, lane, id)))?.transpose() else {
+            return Ok(Touched::NotFound);
+        };
+        let (held, event) = self.held(lane, place, id, bytes)?;
+        if let (Keys::Forget, Some(event)) = (keys, event) {
+            self.forget(&event)?;
+        }
+        self.discard(lane, id, held);
+        Ok(Touched::Done)
+    }
+
+    pub fn attempt_now(&mut self, id: EventId) -> Result<Touched, Failed> {
+        let now = self.clock.now();
+        let (lane, place) = match self.waiting(id)? {
+            Ok(found) => found,
+            Err(why) => return Ok(why),
+        };
+        match self.read_at(place, lane, id, Part::Head)? {
+            None => Ok(Touched::NotFound),
+            Some(Err(failed)) => {
+                self.note_unreadable(id, &failed);
+                Ok(Touched::Unreadable)
+            }
+            Some(Ok(read)) => {
+                let held = read.held(place);
+                let history = read.record.history;
+                if place != Place::Ready && history.due > now {
+                    self.rewrite(lane, id, held, place, History { due: now, ..history })?;
+                }
+                Ok(Touched::Done)
+            }
+        }
+    }
+
+    /// A page of events. One that cannot be read is listed with the reason.
+    pub fn list(&mut self, want: &ListWant) -> Result<Page, Failed> {
+        let want = ListWant { max: want.max.clamp(1, PAGE_MAX), ..want.clone() };
+        let fits = |name: &FunctionName| want.function.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
+        let lanes = self.lanes.iter().filter(|(_, lane)| fits(lane.function())).map(|(&id, _)| id).collect();
+        let (found, next) = self.scan_pages(&want, lanes, &Place::ALL)?;
+        let mut events = Vec::new();
+        for (Cursor { lane, place, id }, bytes) in found {
+            let Some(known) = self.lanes.get(&lane) else { continue };
+            let (function, leased) = (known.function().clone(), known.is_busy(id));
+            let record =
+                bytes.and_then(|bytes| Record::decode(&bytes).map_err(|e| unreadable("reading an event record", &e)));
+            let (history, unreadable) = match record {
+                Ok(record) => (record.history, None),
+                Err(failed) => {
+                    self.note_unreadable(id, &failed);
+                    (History::default(), Some(failed.to_string()))
+                }
+            };
+            events.push(Listed { id, function, place, leased, history, unreadable });
+        }
+        Ok(Page { events, next })
+    }
+
+    /// Up to `max` records of these lanes in the order of lane, state and id, and where to go on.
+    fn scan_pages(&self, want: &ListWant, lanes: Vec<LaneId>, places: &[Place]) -> Result<Scanned, Failed> {
+        let mut found = Vec::new();
+        let from = want.after.map(|after| (after.lane, after.place, after.id));
+        let wanted = |place: &&Place| want.place.is_none_or(|wanted| wanted == **place);
+        for lane in lanes {
+            for &place in places.iter().filter(wanted) {
+                if self.lanes.get(&lane).is_none_or(|lane| lane.count(place).events == 0)
+                    || from.is_some_and(|(l, p, _)| (lane, place) < (l, p))
+                {
+                    continue;
+                }
+                let start = from.filter(|&(l, p, _)| (l, p) == (lane, place)).map(|(_, _, id)| id);
+                let (first, to) = keys::events_from(place, lane, start);
+                let first = if start.is_some() { keys::after(&first) } else { first };
+                for pair in self.kv.pairs(&first, &to) {
+                    let (key, bytes) = pair?;
+                    let Some(id) = keys::id_of(&key) else { continue };
+                    if found.len() == want.max {
+                        let next = found.last().map(|&(cursor, _)| cursor);
+                        return Ok((found, next));
+                    }
+                    found.push((Cursor { lane, place, id }, bytes));
+                }
+            }
+        }
+        Ok((found, None))
+    }
+
+    /// Where an event rests that is neither buried nor leased; or why it is not to be touched.
+    fn waiting(&self, id: EventId) -> Result<Result<(LaneId, Place), Touched>, Failed> {
+        let Some((lane_id, place)) = self.place_of(id)? else { return Ok(Err(Touched::NotFound)) };
+        if place == Place::Buried {
+            return Ok(Err(Touched::Buried));
+        }
+        let busy = self.lanes.get(&lane_id).is_some_and(|lane| lane.is_busy(id));
+        Ok(if busy { Err(Touched::InFlight) } else { Ok((lane_id, place)) })
+    }
+}
+
+/// Records with their places, and where to go on. A record that cannot be read stands among them with the reason.
+type Scanned = (Vec<(Cursor, Result<Bytes, Failed>)>, Option<Cursor>);

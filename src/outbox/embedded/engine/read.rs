@@ -1,0 +1,214 @@
+//! Reading stored events: whole or only their heads, and what is done about one that cannot be read.
+//!
+//! Holds: an event that cannot be read concerns nobody else. It is named in the log once, counted, and can be removed by its
+//! id. Only a failure of the store itself is passed on as [`Failed`].
+
+use bytes::{Bytes, BytesMut};
+
+use super::lane::Held;
+use super::{Engine, account, unreadable};
+use crate::event::{Event, EventId};
+use crate::outbox::embedded::keys::{self, Due};
+use crate::outbox::embedded::kv::{Failed, Kv};
+use crate::outbox::embedded::record::{Record, chunk_count, decode_body};
+use crate::outbox::{Found, LaneId, Place};
+
+/// Unreadable events that are remembered by id, so that each is counted and logged once.
+const UNREADABLE_MAX: usize = 10_000;
+
+/// How much of an event is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All but the payload.
+    Head,
+    Whole,
+}
+
+/// A stored event as it was read.
+pub(super) struct Read {
+    /// The bytes of its record.
+    pub record_bytes: usize,
+    pub record: Record,
+    /// With an empty payload if only the head was wanted.
+    pub event: Event,
+    pub payload_bytes: usize,
+}
+
+impl Read {
+    /// What must be known of it to rewrite or remove it, as if it had been leased.
+    pub(super) fn held(&self, place: Place) -> Held {
+        Held {
+            place,
+            due: (place != Place::Ready).then_some(self.record.history.due),
+            bytes: account(self.record_bytes, self.record.body_bytes),
+            body_bytes: self.record.body_bytes,
+            expires_at: self.event.expires_at.filter(|_| place != Place::Buried),
+            key: keys::remembered_of(&self.event),
+            set_aside: false,
+        }
+    }
+}
+
+impl<K: Kv> Engine<K> {
+    /// An event, by the bytes of its record. The inner error is this one event's.
+    pub(super) fn read(
+        &self,
+        lane: LaneId,
+        id: EventId,
+        bytes: Result<Bytes, Failed>,
+        part: Part,
+    ) -> Result<Result<Read, Failed>, Failed> {
+        Failed::apart(bytes.and_then(|bytes| self.read_part(lane, id, &bytes, part)))
+    }
+
+    fn read_part(&self, lane: LaneId, id: EventId, bytes: &Bytes, part: Part) -> Result<Read, Failed> {
+        let record = Record::decode(bytes).map_err(|e| unreadable("reading an event record", &e))?;
+        let lane = self.lanes.get(&lane).ok_or_else(|| damaged("its lane is missing"))?;
+        let chunks = chunk_count(record.body_bytes);
+        if part == Part::Head && chunks > 0 {
+            let first = self.chunk(id, 0)?;
+            // What stands before the payload fits into the first chunk of every event that a door lets in.
+            if let Ok(event) = decode_body(id, lane.function(), &first) {
+                let head_bytes = first.len() - event.payload.len();
+                let payload_bytes = (record.body_bytes as usize).saturating_sub(head_bytes);
+                let event = Event { payload: Bytes::new(), ..event };
+                return Ok(Read { record_bytes: bytes.len(), record, event, payload_bytes });
+            }
+        }
+        let body = if chunks == 0 { record.inline.clone() } else { self.body(id, record.body_bytes)? };
+        if body.len() != record.body_bytes as usize {
+            return Err(damaged("the chunks have another length than the record says"));
+        }
+        let event = decode_body(id, lane.function(), &body).map_err(|e| unreadable("reading an event", &e))?;
+        let payload_bytes = event.payload.len();
+        let payload = if part == Part::Head { Bytes::new() } else { event.payload };
+        Ok(Read { record_bytes: bytes.len(), record, event: Event { payload, ..event }, payload_bytes })
+    }
+
+    fn body(&self, id: EventId, bytes: u32) -> Result<Bytes, Failed> {
+        let mut body = BytesMut::with_capacity(bytes as usize);
+        for index in 0..chunk_count(bytes) {
+            body.extend_from_slice(&self.chunk(id, index)?);
+        }
+        Ok(body.freeze())
+    }
+
+    fn chunk(&self, id: EventId, index: u16) -> Result<Bytes, Failed> {
+        self.kv.get(&keys::chunk(id, index))?.ok_or_else(|| damaged("a chunk is missing"))
+    }
+
+    /// An event by its place. None if it is not there; the inner error is this one event's.
+    pub(super) fn read_at(
+        &self,
+        place: Place,
+        lane: LaneId,
+        id: EventId,
+        part: Part,
+    ) -> Result<Option<Result<Read, Failed>>, Failed> {
+        match Failed::apart(self.kv.get(&keys::event(place, lane, id)))? {
+            Ok(None) => Ok(None),
+            Ok(Some(bytes)) => self.read(lane, id, Ok(bytes), part).map(Some),
+            Err(failed) => Ok(Some(Err(failed))),
+        }
+    }
+
+    /// Where an event rests, by its id alone.
+    pub(super) fn place_of(&self, id: EventId) -> Result<Option<(LaneId, Place)>, Failed> {
+        for (&lane_id, _) in self.lanes.iter().filter(|(_, lane)| lane.function().tag() == id.function_tag()) {
+            for place in Place::ALL {
+                if self.kv.value_bytes(&keys::event(place, lane_id, id))?.is_some() {
+                    return Ok(Some((lane_id, place)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// An event by its id alone.
+    pub fn find(&self, id: EventId) -> Result<Option<Found>, Failed> {
+        self.found(id, Part::Whole)?.transpose()
+    }
+
+    /// As much of an event as is wanted, by its id alone; the inner error says why it cannot be read.
+    pub fn find_part(&mut self, id: EventId, part: Part) -> Result<Option<Result<Found, Failed>>, Failed> {
+        let found = self.found(id, part)?;
+        if let Some(Err(failed)) = &found {
+            self.note_unreadable(id, failed);
+        }
+        Ok(found)
+    }
+
+    fn found(&self, id: EventId, part: Part) -> Result<Option<Result<Found, Failed>>, Failed> {
+        let Some((lane_id, place)) = self.place_of(id)? else { return Ok(None) };
+        let leased = self.lanes.get(&lane_id).is_some_and(|lane| lane.is_busy(id));
+        let read = self.read_at(place, lane_id, id, part)?;
+        Ok(read.map(|read| {
+            let Read { event, payload_bytes, record, .. } = read?;
+            Ok(Found { event, payload_bytes, history: record.history, place, leased })
+        }))
+    }
+
+    /// Counts an event that cannot be read, and names it in the log, the first time that it is met.
+    pub(super) fn note_unreadable(&mut self, id: EventId, why: &Failed) {
+        if self.unreadable.len() < UNREADABLE_MAX && self.unreadable.insert(id) {
+            tracing::error!(
+                event_id = %id,
+                error = %why,
+                "a stored event cannot be read; remove it by its id, or stop the daemon and run `sendoff fsck`"
+            );
+        }
+    }
+
+    /// What must be known of an event to remove it, from its keys alone: nothing of it need be readable.
+    pub(super) fn held_by_keys(&self, lane: LaneId, place: Place, id: EventId) -> Result<Held, Failed> {
+        let record_bytes = self.kv.value_bytes(&keys::event(place, lane, id))?.unwrap_or(0);
+        let mut body_bytes = 0_usize;
+        let mut index = 0;
+        // A body has all of its chunks: each was committed together with its record.
+        while let Some(bytes) = self.kv.value_bytes(&keys::chunk(id, index))? {
+            body_bytes += bytes;
+            let Some(next) = index.checked_add(1) else { break };
+            index = next;
+        }
+        // The shortest body that has chunks is longer than any that stands in its record.
+        let body_bytes = u32::try_from(body_bytes).unwrap_or(u32::MAX);
+        let due = match Due::of(place) {
+            Some(index) => self.time_of(index, lane, id)?,
+            None => None,
+        };
+        let expires_at = if place == Place::Buried { None } else { self.time_of(Due::Expiry, lane, id)? };
+        let bytes = account(record_bytes, body_bytes);
+        Ok(Held { place, due, bytes, body_bytes, expires_at, key: None, set_aside: true })
+    }
+
+    /// The time under which an event stands in an index. Looks through the lane's part of it: only for an event that cannot
+    /// tell.
+    fn time_of(&self, index: Due, lane: LaneId, id: EventId) -> Result<Option<crate::clock::UnixMillis>, Failed> {
+        let (from, to) = keys::due_until(index, lane, crate::clock::UnixMillis(u64::MAX - 1));
+        for key in self.kv.keys(&from, &to) {
+            let key = key?;
+            if keys::id_of(&key) == Some(id) {
+                return Ok(keys::due_of(&key));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes an event that an operator has named, or forgets the lease by which it was set aside.
+    pub(super) fn discard(&mut self, lane_id: LaneId, id: EventId, held: Held) {
+        if let Some(lane) = self.lanes.get_mut(&lane_id)
+            && lane.is_set_aside(id)
+        {
+            lane.give_back(id);
+        }
+        self.unreadable.remove(&id);
+        self.remove(lane_id, id, held);
+    }
+}
+
+fn damaged(why: &str) -> Failed {
+    Failed::of_value("reading an event", why)
+}
+
+#[cfg(test)]
+mod tests;

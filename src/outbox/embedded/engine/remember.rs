@@ -1,0 +1,249 @@
+//! What the store remembers of idempotency keys, and for how long.
+//!
+//! Holds: the store remembers a key at least as long as it stores the event of the key, and for one window after the event
+//! has left (one window after its acceptance, if it left soon). Only an operator who removes the event ends that early.
+
+use std::time::Duration;
+
+use super::{Engine, unreadable};
+use crate::clock::UnixMillis;
+use crate::event::{Event, EventId, FunctionName};
+use crate::outbox::embedded::keys;
+use crate::outbox::embedded::kv::{Failed, Kv};
+use crate::outbox::embedded::record::KeyRecord;
+use crate::outbox::{LaneId, Place};
+
+/// An event that left the store within this part of its window keeps the time that its acceptance gave its key: the common
+/// case then costs no second write of the key.
+const SOON_PART: u32 = 8;
+
+/// What the store knows of a key.
+pub(super) enum Known {
+    Within(KeyRecord),
+    /// Its time is over, or the batch forgets it.
+    Over,
+    /// Neither the store nor the batch has it.
+    Nowhere,
+}
+
+impl<K: Kv> Engine<K> {
+    /// How long a key is remembered, by the kind of its record.
+    pub(super) fn window(&self, key: &[u8]) -> Duration {
+        if keys::is_of_sdk(key) { self.settings.sdk_window } else { self.settings.dedupe_window }
+    }
+
+    /// Whether the time of a key is over: its window counts the time that has passed, however the clock was set since.
+    pub(super) fn is_over(&self, key: &[u8], known: &KeyRecord, now: UnixMillis) -> bool {
+        let window = self.window(key);
+        let began =
+            UnixMillis(known.expires_at.0.saturating_sub(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)));
+        self.clock.present(began).plus(window) <= now
+    }
+
+    /// What the store, or this batch, remembers of the key of an event.
+    pub(super) fn known_of(&self, event: &Event, key: &[u8], now: UnixMillis) -> Result<Known, Failed> {
+        let name = &event.function.name;
+        let known = self.known(name, key, now)?;
+        let (Some(tenant), Known::Over | Known::Nowhere) = (&event.carried.tenant_id, &known) else { return Ok(known) };
+        // Versions before the tenant was a part of the scope wrote the key without it. Whose it is shows only while its
+        // event is stored; after that it counts for nobody, as a repeat is better than an event that is taken for one.
+        let Some(old) = keys::remembered(name, None, &event.key) else { return Ok(known) };
+        Ok(match self.known(name, &old, now)? {
+            Known::Within(record) if self.tenant_of(record.first).as_ref() == Some(tenant) => Known::Within(record),
+            Known::Within(_) | Known::Over | Known::Nowhere => known,
+        })
+    }
+
+    /// What the store, or this batch, remembers of a key.
+    pub(super) fn known(&self, function: &FunctionName, key: &[u8], now: UnixMillis) -> Result<Known, Failed> {
+        let Some(known) = self.key_record(key)? else {
+            // Also over is one that is there and cannot be read.
+            let forgotten = self.batch.pending(key).is_some()
+                || (!self.key_filter.lacks(key) && self.kv.value_bytes(key)?.is_some());
+            return Ok(if forgotten { Known::Over } else { Known::Nowhere });
+        };
+        let lane = self.by_name.get(function).copied();
+        let within = !self.is_over(key, &known, now) || self.stores(lane.as_slice(), known.first)?;
+        Ok(if within { Known::Within(known) } else { Known::Over })
+    }
+
+    /// The record of a key in this batch or in the store. One that cannot be read counts for nothing: the next event of its
+    /// key is accepted, and remembered anew.
+    fn key_record(&self, key: &[u8]) -> Result<Option<KeyRecord>, Failed> {
+        let stored;
+        let bytes = match self.batch.pending(key) {
+            Some(None) => return Ok(None),
+            Some(Some(pending)) => pending,
+            None if self.key_filter.lacks(key) => return Ok(None),
+            None => {
+                match Failed::apart(self.kv.get(key))? {
+                    Ok(Some(found)) => stored = found,
+                    Ok(None) => return Ok(None),
+                    Err(failed) => return Ok(lost(&failed)),
+                }
+                &stored
+            }
+        };
+        match KeyRecord::decode(bytes) {
+            Ok(known) => Ok(Some(known)),
+            Err(why) => Ok(lost(&unreadable("reading a remembered key", &why))),
+        }
+    }
+
+    /// Whether an event is stored in one of these lanes, or will be by this batch.
+    pub(super) fn stores(&self, lanes: &[LaneId], id: EventId) -> Result<bool, Failed> {
+        for &lane in lanes {
+            for place in Place::ALL {
+                let key = keys::event(place, lane, id);
+                let there = match self.batch.pending(&key) {
+                    Some(pending) => pending.is_some(),
+                    None => self.kv.keys(&key, &keys::after(&key)).next().transpose()?.is_some(),
+                };
+                if there {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// The tenant of a stored event.
+    fn tenant_of(&self, id: EventId) -> Option<String> {
+        // An event that cannot be read is told by whoever wants the event itself.
+        self.find(id).ok().flatten().and_then(|found| found.event.carried.tenant_id)
+    }
+
+    /// Remembers the key of an event that is about to be stored. `was` is what is known of the key.
+    pub(super) fn remember(&mut self, key: Vec<u8>, was: &Known, first: EventId, fingerprint: [u8; 16]) {
+        let expires_at = self.clock.now().plus(self.window(&key));
+        let record = KeyRecord { first, fingerprint, expires_at }.encode();
+        self.key_filter.added(&key);
+        match was {
+            Known::Nowhere => self.batch.put_new(key, record),
+            Known::Within(_) | Known::Over => self.batch.put(key, record),
+        }
+        self.keys += u64::from(!matches!(was, Known::Within(_)));
+    }
+
+    /// Remembers the key of an event that came back from the dead or was taken in, unless the key has become another
+    /// event's meanwhile.
+    pub(super) fn remember_again(&mut self, event: &Event) -> Result<(), Failed> {
+        let name = &event.function.name;
+        let Some(key) = keys::remembered(name, event.carried.tenant_id.as_deref(), &event.key) else { return Ok(()) };
+        let fingerprint = keys::fingerprint(&event.payload);
+        let known = self.known_of(event, &key, self.clock.now())?;
+        if let Known::Within(record) = &known {
+            let lane = self.by_name.get(name).copied();
+            if record.fingerprint != fingerprint || self.stores(lane.as_slice(), record.first)? {
+                return Ok(());
+            }
+        }
+        self.remember(key, &known, event.id, fingerprint);
+        Ok(())
+    }
+
+    /// Forgets the key of an event that an operator removes, so that the same key can be sent and stored again.
+    pub(super) fn forget(&mut self, event: &Event) -> Result<(), Failed> {
+        let name = &event.function.name;
+        let tenant = event.carried.tenant_id.as_deref();
+        let scoped = keys::remembered(name, tenant, &event.key);
+        let before_tenants = tenant.and_then(|_| keys::remembered(name, None, &event.key));
+        for key in scoped.into_iter().chain(before_tenants) {
+            if self.key_record(&key)?.is_some_and(|record| record.first == event.id) {
+                self.batch.remove(key);
+                self.keys = self.keys.saturating_sub(1);
+            }
+        }
+        Ok(())
+    }
+
+    /// An event leaves the store, delivered or shipped: its key is remembered for one window from now, if the event did not
+    /// leave soon.
+    pub(super) fn outlive(&mut self, id: EventId, key: Option<[u8; keys::REMEMBERED_BYTES]>) -> Result<(), Failed> {
+        let Some(key) = key else { return Ok(()) };
+        let now = self.clock.now();
+        let window = self.window(&key);
+        if now.since(self.clock.present(id.accepted_at())) < window / SOON_PART {
+            return Ok(());
+        }
+        let record = match self.key_record(&key) {
+            Err(failed) if failed.one_value => return Ok(()),
+            record => record?,
+        };
+        if let Some(record) = record.filter(|record| record.first == id) {
+            self.batch.put(key.to_vec(), KeyRecord { expires_at: now.plus(window), ..record }.encode());
+        }
+        Ok(())
+    }
+}
+
+fn lost(why: &Failed) -> Option<KeyRecord> {
+    tracing::error!(error = %why, "the record of a remembered key cannot be read: the key is forgotten");
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::clock::{Clock, UnixMillis};
+    use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+    use crate::outbox::embedded::engine::Engine;
+    use crate::outbox::embedded::keys;
+    use crate::outbox::embedded::kv::{Batch, Disk, Kv};
+    use crate::outbox::embedded::memory::MemoryDisk;
+    use crate::outbox::{Appended, Settings};
+
+    const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
+
+    fn event(clock: &Clock, tenant: &str) -> Event {
+        let name = FunctionName::new("orders");
+        Event {
+            id: EventId::mint(clock.now(), clock.random_bits(), &name),
+            function: Function { name, address: "orders".into(), qualifier: None, region: None },
+            key: IdempotencyKey { value: "17".into(), source: KeySource::Header },
+            carried: Carried { tenant_id: Some(tenant.into()), ..Carried::default() },
+            payload: "{}".into(),
+            accepted_at: clock.now(),
+            deliver_at: None,
+            expires_at: None,
+            redrives: 0,
+        }
+    }
+
+    #[test]
+    fn a_key_that_was_written_before_tenants_counted_means_its_own_tenant_only() {
+        let (disk, clock) = (MemoryDisk::default(), Clock::seeded(UnixMillis(1_790_000_000_000), 1));
+        let hour = std::time::Duration::from_secs(3_600);
+        let settings = Settings {
+            bytes_max: 1 << 30,
+            events_max: 1_000,
+            functions_max: 100,
+            dedupe_window: hour,
+            sdk_window: hour,
+            disk_reserve: 0,
+            segment_bytes: 1 << 20,
+            cache: 0,
+        };
+        let open = || Engine::open(disk.open(), settings.clone(), clock.clone(), "memory").unwrap();
+        let first = event(&clock, "a");
+        let mut engine = open();
+        engine.append(vec![first.clone()], ROOM).unwrap();
+        engine.commit().unwrap();
+        // As an earlier version wrote it.
+        let mut kv = disk.open();
+        let scoped = keys::remembered_of(&first).unwrap();
+        let record = kv.get(&scoped).unwrap().unwrap();
+        let mut batch = Batch::default();
+        batch.remove(scoped.to_vec());
+        batch.put(keys::remembered(&first.function.name, None, &first.key).unwrap(), record);
+        kv.commit(&batch).unwrap();
+
+        let mut engine = open();
+        let repeat = engine.append(vec![event(&clock, "a")], ROOM).unwrap();
+        assert_eq!(repeat, [Appended::Repeat { first: first.id }]);
+        assert_eq!(engine.append(vec![event(&clock, "b")], ROOM).unwrap(), [Appended::Stored]);
+        engine.commit().unwrap();
+        engine.cancel(first.id, crate::outbox::operator::Keys::Forget).unwrap();
+        engine.commit().unwrap();
+        assert_eq!(engine.append(vec![event(&clock, "a")], ROOM).unwrap(), [Appended::Stored], "it is forgotten");
+    }
+}

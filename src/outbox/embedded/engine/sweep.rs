@@ -1,0 +1,223 @@
+//! Forgetting what is only remembered for a while, a bounded piece at a time.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Engine;
+use crate::outbox::LaneId;
+use crate::outbox::embedded::keys;
+use crate::outbox::embedded::kv::{Failed, Kv};
+use crate::outbox::embedded::record::KeyRecord;
+
+/// Keys looked at in one piece of a sweep.
+const PIECE_KEYS: usize = 1_000;
+
+/// Keys of one piece whose time is over, at most: for each the sweep looks whether its event is still stored.
+const PIECE_SEARCHES: usize = 250;
+
+/// A lane that held nothing for so long is retired; its function gets a new one with its next event.
+const RETIRE_AFTER: Duration = Duration::from_secs(600);
+
+/// How far the present sweep has come.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// The key to go on from; none before the first.
+    next: Option<Vec<u8>>,
+    /// Keys seen and kept so far.
+    kept: u64,
+}
+
+impl<K: Kv> Engine<K> {
+    /// One piece of a sweep; says whether there is more of it. Adds to the batch.
+    pub fn sweep(&mut self) -> Result<bool, Failed> {
+        if self.mend()? {
+            return Ok(true);
+        }
+        let now = self.clock.now();
+        let (mut seen, mut expired, mut outlived, mut last) = (0, Vec::new(), Vec::new(), None);
+        let mut lanes = None;
+        let (start, end) = keys::all_remembered();
+        let from = self.sweep.next.take().unwrap_or_else(|| {
+            self.key_filter.begin(self.keys);
+            // The scan below does not see what this turn has added.
+            let added =
+                self.batch.writes().filter(|(key, value)| value.is_some() && start[..] <= **key && **key < end[..]);
+            added.for_each(|(key, _)| self.key_filter.kept(key));
+            start
+        });
+        for pair in self.kv.pairs(&from, &end) {
+            let (key, value) = pair?;
+            let known = value.ok().and_then(|value| KeyRecord::decode(&value).ok());
+            // One that cannot be read means nothing any more.
+            let over = known.is_none_or(|known| self.is_over(&key, &known, now));
+            seen += 1;
+            // One that was used again in this turn has a new record, which only the batch knows.
+            let over = over && self.batch.pending(&key).is_none();
+            let lanes = over.then(|| lanes.get_or_insert_with(|| self.lanes_by_tag()));
+            let of_tag = |known: &KeyRecord| lanes.and_then(|lanes| lanes.get(&known.first.function_tag()));
+            let of_tag = known.as_ref().and_then(of_tag);
+            match (over, known, of_tag) {
+                (true, Some(known), Some(of_tag)) if self.stores(of_tag, known.first)? => {
+                    outlived.push((key.to_vec(), known));
+                }
+                (true, ..) => expired.push(key.to_vec()),
+                (false, ..) => self.key_filter.kept(&key),
+            }
+            last = Some(key);
+            if seen == PIECE_KEYS || expired.len() + outlived.len() >= PIECE_SEARCHES {
+                break;
+            }
+        }
+        let more = last.is_some() && (seen == PIECE_KEYS || expired.len() + outlived.len() >= PIECE_SEARCHES);
+        for (key, known) in outlived {
+            // It is then looked at once a window, not by every sweep.
+            self.key_filter.kept(&key);
+            let expires_at = now.plus(self.window(&key));
+            self.batch.put(key, KeyRecord { expires_at, ..known }.encode());
+        }
+        self.sweep.kept += (seen - expired.len()) as u64;
+        for key in expired {
+            self.batch.remove(key);
+            self.keys = self.keys.saturating_sub(1);
+        }
+        if more {
+            self.sweep.next = last.map(|key| keys::after(&key));
+            return Ok(true);
+        }
+        self.keys = std::mem::take(&mut self.sweep).kept;
+        self.key_filter.complete();
+        self.retire_lanes();
+        Ok(false)
+    }
+
+    /// The lanes by the tag of their function, which ids of events repeat.
+    fn lanes_by_tag(&self) -> BTreeMap<u16, Vec<LaneId>> {
+        let mut lanes: BTreeMap<u16, Vec<LaneId>> = BTreeMap::new();
+        for (&id, lane) in &self.lanes {
+            lanes.entry(lane.function().tag()).or_default().push(id);
+        }
+        lanes
+    }
+
+    fn retire_lanes(&mut self) {
+        let now = self.clock.now();
+        let retired: Vec<_> = self
+            .lanes
+            .iter()
+            .filter(|(_, lane)| lane.leased_count() == 0 && !lane.is_paused() && !lane.spent().counts(now))
+            .filter(|(_, lane)| lane.empty_since.is_some_and(|since| now.since(since) >= RETIRE_AFTER))
+            .map(|(&id, lane)| (id, lane.function().clone()))
+            .collect();
+        for (id, function) in retired {
+            self.touch(id);
+            self.dirty.remove(&id);
+            self.lanes.remove(&id);
+            self.by_name.remove(&function);
+            self.batch.remove(keys::lane(id));
+        }
+        // Readers that missed a retirement learn of it from a full reading, so only the latest need be kept.
+        while self.changes.len() as u64 > self.lanes.len() as u64 + self.settings.functions_max {
+            let gone = self.changes.iter().find(|(_, id)| !self.lanes.contains_key(id)).map(|(&version, _)| version);
+            match gone {
+                Some(version) => self.changes.remove(&version),
+                None => break,
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Appended, Disk, Engine, FunctionName, UnixMillis};
+    use super::*;
+    use crate::clock::Clock;
+    use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
+    use crate::outbox::embedded::memory::MemoryDisk;
+    use crate::outbox::{LaneWant, LeaseWant, Settings, Settlement, Spent, Which};
+
+    const START: UnixMillis = UnixMillis(1_790_000_000_000);
+    const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
+    const WINDOW: Duration = Duration::from_secs(30);
+
+    fn engine(clock: &Clock) -> Engine<impl Kv + use<>> {
+        let settings = Settings {
+            bytes_max: 1 << 30,
+            events_max: 1_000,
+            functions_max: 100,
+            dedupe_window: WINDOW,
+            sdk_window: WINDOW,
+            disk_reserve: 0,
+            segment_bytes: 1 << 20,
+            cache: 0,
+        };
+        Engine::open(MemoryDisk::default().open(), settings, clock.clone(), "memory").unwrap()
+    }
+
+    fn event(clock: &Clock) -> Event {
+        let name = FunctionName::new("orders");
+        Event {
+            id: EventId::mint(clock.now(), clock.random_bits(), &name),
+            function: Function { name, address: "orders".into(), qualifier: None, region: None },
+            key: IdempotencyKey { value: "key".into(), source: KeySource::Header },
+            carried: Carried::default(),
+            payload: "{}".into(),
+            accepted_at: clock.now(),
+            deliver_at: None,
+            expires_at: None,
+            redrives: 0,
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_used_again_in_the_turn_of_its_sweep_is_remembered() {
+        let clock = Clock::seeded(START, 1);
+        let mut engine = engine(&clock);
+        engine.append(vec![event(&clock)], ROOM).unwrap();
+        engine.commit().unwrap();
+        let lane = engine.lanes(0).unwrap().lanes[0].lane;
+        let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, bytes_max: u64::MAX, spent: None }];
+        let leased = engine.lease(&LeaseWant { lanes, bytes_max: u64::MAX }).unwrap();
+        engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
+        engine.commit().unwrap();
+        clock.pass_until(START.plus(WINDOW * 2));
+        let again = event(&clock);
+        assert_eq!(engine.append(vec![again.clone()], ROOM).unwrap(), [Appended::Stored], "its window was over");
+        while engine.sweep().unwrap() {}
+        engine.commit().unwrap();
+        let repeat = engine.append(vec![event(&clock)], ROOM).unwrap();
+        assert_eq!(repeat, [Appended::Repeat { first: again.id }]);
+    }
+
+    #[test]
+    fn a_key_that_is_added_in_the_turn_of_a_whole_sweep_is_remembered() {
+        let clock = Clock::seeded(START, 1);
+        let mut engine = engine(&clock);
+        let first = event(&clock);
+        engine.append(vec![first.clone()], ROOM).unwrap();
+        assert!(!engine.sweep().unwrap(), "it was the last piece");
+        engine.commit().unwrap();
+        let repeat = engine.append(vec![event(&clock)], ROOM).unwrap();
+        assert_eq!(repeat, [Appended::Repeat { first: first.id }]);
+    }
+
+    #[test]
+    fn a_lane_that_has_spent_something_in_this_hour_is_not_retired() {
+        let clock = Clock::seeded(START, 1);
+        let mut engine = engine(&clock);
+        engine.append(vec![event(&clock)], ROOM).unwrap();
+        engine.commit().unwrap();
+        let spent = Some(Spent { hour: Spent::hour_of(START), attempts: 7 });
+        let lane = engine.lanes(0).unwrap().lanes[0].lane;
+        let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, bytes_max: u64::MAX, spent }];
+        let want = LeaseWant { lanes, bytes_max: u64::MAX };
+        engine.note_spent(&want);
+        let leased = engine.lease(&want).unwrap();
+        engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
+        for (minutes, lanes) in [(15, 1), (46, 1), (60, 0)] {
+            clock.pass_until(START.plus(Duration::from_secs(minutes * 60)));
+            while engine.sweep().unwrap() {}
+            engine.commit().unwrap();
+            assert_eq!(engine.lanes(0).unwrap().lanes.len(), lanes, "after {minutes} minutes");
+        }
+    }
+}

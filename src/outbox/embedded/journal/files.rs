@@ -1,0 +1,145 @@
+//! What a journal needs of a file system: a directory of numbered segments.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::outbox::embedded::store::place::options;
+
+const SUFFIX: &str = ".segment";
+
+/// A directory of segments. What was not synced may be gone after a power cut, in part or whole: entries of the directory
+/// as well as bytes of a file.
+pub trait Files: Send + 'static {
+    type File: SegmentFile;
+
+    /// The segments that are there, with their bytes.
+    fn list(&self) -> io::Result<BTreeMap<u32, u64>>;
+
+    /// A new, empty segment; fails if it is there.
+    fn create(&self, segment: u32) -> io::Result<Self::File>;
+
+    fn open(&self, segment: u32) -> io::Result<Self::File>;
+
+    fn remove(&self, segment: u32) -> io::Result<()>;
+
+    /// Takes a segment out of the journal and keeps its bytes, where that can be done.
+    fn set_aside(&self, segment: u32) -> io::Result<()> {
+        self.remove(segment)
+    }
+
+    /// Makes durable which segments there are.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// An open segment. Named as the calls of [`File`] that they are.
+pub trait SegmentFile: Send + Sync + 'static {
+    fn read_exact_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()>;
+
+    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()>;
+
+    fn set_len(&self, bytes: u64) -> io::Result<()>;
+
+    fn sync_data(&self) -> io::Result<()>;
+
+    fn sync_all(&self) -> io::Result<()>;
+}
+
+/// The real one.
+#[derive(Debug)]
+pub struct Directory {
+    path: PathBuf,
+    /// Held from the first sync on: a segment that was made must not go unsynced because there is no descriptor left.
+    handle: OnceLock<File>,
+}
+
+impl Directory {
+    pub fn of(path: &Path) -> Self {
+        Self { path: path.to_owned(), handle: OnceLock::new() }
+    }
+
+    fn path_of(&self, segment: u32) -> PathBuf {
+        self.path.join(format!("{segment:010}{SUFFIX}"))
+    }
+}
+
+impl Files for Directory {
+    type File = File;
+
+    fn list(&self) -> io::Result<BTreeMap<u32, u64>> {
+        let mut segments = BTreeMap::new();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).and_then(|n| n.parse().ok());
+            if let Some(number) = number {
+                segments.insert(number, entry.metadata()?.len());
+            }
+        }
+        Ok(segments)
+    }
+
+    fn create(&self, segment: u32) -> io::Result<File> {
+        options().read(true).write(true).create_new(true).open(self.path_of(segment))
+    }
+
+    fn open(&self, segment: u32) -> io::Result<File> {
+        File::options().read(true).write(true).open(self.path_of(segment))
+    }
+
+    fn remove(&self, segment: u32) -> io::Result<()> {
+        fs::remove_file(self.path_of(segment))
+    }
+
+    fn set_aside(&self, segment: u32) -> io::Result<()> {
+        let path = self.path_of(segment);
+        fs::rename(&path, path.with_extension("segment.damaged"))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let handle = match self.handle.get() {
+            Some(handle) => handle,
+            None => {
+                let opened = File::open(&self.path)?;
+                self.handle.get_or_init(|| opened)
+            }
+        };
+        handle.sync_all()
+    }
+}
+
+impl SegmentFile for File {
+    fn read_exact_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, bytes, at)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, bytes, at)
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        Self::set_len(self, bytes)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Self::sync_data(self)
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Self::sync_all(self)
+    }
+}
+
+/// The segments of a journal, oldest first.
+pub fn segments_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let directory = Directory::of(dir);
+    Ok(directory.list()?.into_keys().map(|segment| directory.path_of(segment)).collect())
+}
+
+/// Makes the entries of a directory durable.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}

@@ -1,0 +1,237 @@
+//! Bringing the index up to the journal: by a thread of its own, the only one that writes to the index, or in turn with the
+//! journal's commits.
+//!
+//! Holds: the last commit of a checkpoint has the segment up to which the index is complete. A crash before it means that the same
+//! segments are read again; what of them is in the index already lies below what is read. Each commit has the live bytes of what the
+//! index then has, so that they are right after such a crash too.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::entry::{CHECKPOINT, Checkpoint, Entry};
+use super::overlay::{Key, Overlay, Value};
+use crate::outbox::embedded::kv::{Batch, Failed, Index};
+
+/// While sled takes in a commit, nobody can read from it; and it keeps every version of every page that a commit touches until the
+/// commit is over. Each costs a sync (docs/adr/0006).
+pub const KEYS_PER_COMMIT: usize = 256;
+
+/// Who writes to the index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checkpoints {
+    /// A thread, while commits go on.
+    Beside,
+    /// Whoever commits, one commit of the index with each of the journal's. Slower, and the same each time: for the simulation.
+    InTurn,
+}
+
+/// What is to be brought into the index.
+pub struct Job {
+    pub overlay: Arc<Overlay>,
+    /// How far the index has come.
+    pub from: Checkpoint,
+    /// The overlay has everything from there to the end of this segment.
+    pub segment: u32,
+    pub keys_per_commit: usize,
+}
+
+/// A checkpoint being written, one commit of the index after the other.
+pub struct Writing {
+    job: Job,
+    /// The last key that was looked at.
+    after: Option<Key>,
+    /// The live bytes of what the index has.
+    live: u64,
+}
+
+impl Writing {
+    pub fn of(job: Job) -> Self {
+        Self { after: None, live: job.from.live, job }
+    }
+
+    /// Writes all of it; says how far the index has come.
+    pub fn finish<B: Index>(mut self, index: &B) -> Result<Checkpoint, Failed> {
+        loop {
+            if let Some(checkpoint) = self.step(index)? {
+                return Ok(checkpoint);
+            }
+        }
+    }
+
+    /// Writes the next commit; as [`Writing::finish`] if it was the last one.
+    fn step<B: Index>(&mut self, index: &B) -> Result<Option<Checkpoint>, Failed> {
+        let mut batch = Batch::default();
+        let mut segment = self.job.segment;
+        for (key, slot) in self.job.overlay.after(self.after.as_ref()) {
+            let old = if slot.is_new { None } else { index.get(key)? };
+            let known = old.is_some();
+            if let Some(old) = old.as_ref().and_then(Entry::decode) {
+                self.live = self.live.saturating_sub(u64::from(old.at.bytes));
+            }
+            let entry = match &slot.value {
+                Value::Held(value) => Some(Entry::of(slot.at, value)),
+                Value::Journaled => Some(Entry { at: slot.at, inlined: None }),
+                Value::Removed => None,
+            };
+            match entry {
+                Some(entry) => {
+                    self.live += u64::from(slot.at.bytes);
+                    batch.put(key.to_vec(), entry.encode());
+                }
+                None if known => batch.remove(key.to_vec()),
+                None => {}
+            }
+            if batch.len() == self.job.keys_per_commit {
+                self.after = Some(key.clone());
+                segment = self.job.from.segment;
+                break;
+            }
+        }
+        let checkpoint = Checkpoint { segment, live: self.live };
+        batch.put(CHECKPOINT.to_vec(), checkpoint.encode());
+        index.commit(&batch)?;
+        Ok((segment == self.job.segment).then_some(checkpoint))
+    }
+}
+
+/// Writes one checkpoint after the other.
+pub enum Checkpointer<B> {
+    Beside(Thread),
+    InTurn(Arc<B>, Option<Writing>),
+}
+
+impl<B: Index> Checkpointer<B> {
+    pub fn start(index: Arc<B>, checkpoints: Checkpoints) -> Result<Self, Failed> {
+        match checkpoints {
+            Checkpoints::Beside => Thread::start(index).map(Self::Beside),
+            Checkpoints::InTurn => Ok(Self::InTurn(index, None)),
+        }
+    }
+
+    pub fn begin(&mut self, job: Job) -> Result<(), Failed> {
+        match self {
+            Self::Beside(thread) => thread.send(Work::Write(job)),
+            Self::InTurn(_, current) => {
+                *current = Some(Writing::of(job));
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives back an overlay that the index now has.
+    pub fn drop_overlay(&self, overlay: Arc<Overlay>) -> Result<(), Failed> {
+        match self {
+            Self::Beside(thread) => thread.send(Work::Drop(overlay)),
+            Self::InTurn(..) => Ok(()),
+        }
+    }
+
+    /// The outcome of the job at hand, if it is done.
+    pub fn poll(&mut self) -> Result<Option<Checkpoint>, Failed> {
+        match self {
+            Self::Beside(thread) => thread.poll(),
+            Self::InTurn(index, current) => {
+                let Some(writing) = current else { return Ok(None) };
+                let done = writing.step(&**index)?;
+                if done.is_some() {
+                    *current = None;
+                }
+                Ok(done)
+            }
+        }
+    }
+
+    /// Whether the index is written by a thread of its own.
+    pub fn runs_beside(&self) -> bool {
+        matches!(self, Self::Beside(_))
+    }
+
+    /// Waits a while for the job at hand.
+    pub fn wait_for(&mut self, time: Duration) -> Result<Option<Checkpoint>, Failed> {
+        match self {
+            Self::Beside(thread) => thread.wait_for(time),
+            Self::InTurn(..) => self.poll(),
+        }
+    }
+
+    /// Writes the rest of the job at hand.
+    pub fn finish(&mut self) -> Result<Checkpoint, Failed> {
+        match self {
+            Self::Beside(thread) => thread.done.recv().map_err(|_| gone())?,
+            Self::InTurn(index, current) => current.take().ok_or_else(gone)?.finish(&**index),
+        }
+    }
+}
+
+enum Work {
+    Write(Job),
+    /// To give the memory back here, and not where commits wait.
+    Drop(Arc<Overlay>),
+}
+
+/// Ends, after the job at hand, when this is dropped.
+pub struct Thread {
+    work: Option<SyncSender<Work>>,
+    done: Receiver<Result<Checkpoint, Failed>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Thread {
+    fn start<B: Index>(index: Arc<B>) -> Result<Self, Failed> {
+        let (work, taken) = sync_channel(2);
+        let (said, done) = sync_channel(1);
+        let run = move || {
+            for work in taken {
+                match work {
+                    Work::Write(job) => {
+                        if said.send(Writing::of(job).finish(&*index)).is_err() {
+                            return;
+                        }
+                    }
+                    Work::Drop(overlay) => drop(overlay),
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(run);
+        let thread = thread.map_err(|error| Failed::new("starting the checkpoint's thread", error))?;
+        Ok(Self { work: Some(work), done, thread: Some(thread) })
+    }
+
+    fn send(&self, work: Work) -> Result<(), Failed> {
+        let sent = self.work.as_ref().is_some_and(|sender| sender.send(work).is_ok());
+        if sent { Ok(()) } else { Err(gone()) }
+    }
+
+    fn poll(&self) -> Result<Option<Checkpoint>, Failed> {
+        match self.done.try_recv() {
+            Ok(written) => written.map(Some),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(gone()),
+        }
+    }
+
+    fn wait_for(&self, time: Duration) -> Result<Option<Checkpoint>, Failed> {
+        match self.done.recv_timeout(time) {
+            Ok(written) => written.map(Some),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(gone()),
+        }
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.work.take();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the checkpoint's thread panicked");
+        }
+    }
+}
+
+fn gone() -> Failed {
+    Failed::new("writing a checkpoint", "the checkpoint thread has stopped")
+}

@@ -1,0 +1,106 @@
+//! Giving back the journal's oldest segments, a piece with every commit.
+//!
+//! Holds: an op is given up only if it is not where the newest of its key stands, by the overlays and the index. Whether it
+//! *pays* to look is decided by counts; whether an op may *go*, never.
+
+use bytes::Bytes;
+
+use super::damage::Passing;
+use super::{Journaled, Key, Next, Slot, Watch};
+use crate::outbox::embedded::journal::files::Files;
+use crate::outbox::embedded::journal::{self, Location};
+use crate::outbox::embedded::kv::{Batch, Failed, Index};
+
+/// Bytes of the oldest segment that are looked at with a commit, beside four times its own; and at most so many, as what is
+/// carried over makes the frame larger.
+const PIECE_BYTES: u64 = 128 << 10;
+const PIECE_BYTES_MAX: u64 = 16 << 20;
+
+/// How far the oldest segment has been looked through.
+#[derive(Debug, Default)]
+pub struct Progress {
+    segment: u32,
+    pub(super) at: u64,
+    /// A damaged area that is being got past.
+    pub(super) passing: Option<Passing>,
+    /// A value is lost that is still wanted: the segment is kept, out of the journal.
+    pub(super) lost: bool,
+}
+
+impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
+    /// Whether the journal has more that is worthless than it may.
+    pub(super) fn wants_reclaim(&self) -> bool {
+        let (bytes, oldest) = (self.journal.bytes(), self.journal.oldest());
+        if oldest > self.indexed.segment {
+            return false;
+        }
+        let (settings, live) = (&self.settings, self.live());
+        let many = bytes > 2 * live + settings.slack;
+        let tight = bytes + self.index.bytes() > settings.bytes_max / 4 * 3
+            && bytes > live + live / 8 + 2 * settings.segment_bytes;
+        many || tight
+    }
+
+    /// Looks through a piece of the oldest segment, and adds to the frame what must not go with it. Says whether that was
+    /// its last piece: then, once the frame is durable, it may be removed.
+    pub(super) fn reclaim(&mut self, batch: &Batch, noted: &mut Vec<(Key, Slot)>) -> Result<bool, Failed> {
+        if !self.wants_reclaim() {
+            return Ok(false);
+        }
+        let segment = self.journal.oldest();
+        if self.reclaim.segment != segment {
+            self.reclaim = Progress { segment, at: journal::START, passing: None, lost: false };
+        }
+        let own: u64 = batch.writes().map(|(key, value)| cost(key, value)).sum();
+        let mut left = (PIECE_BYTES + 4 * own).min(PIECE_BYTES_MAX);
+        loop {
+            if let Some(passing) = self.reclaim.passing.take() {
+                if !self.pass(passing, batch, noted)? {
+                    return Ok(false);
+                }
+                continue;
+            }
+            let next = self.journal.read_on(segment, self.reclaim.at);
+            let frame = match next.map_err(|error| Failed::new("opening a segment of the journal", error))? {
+                (Next::Frame(frame), _) => frame,
+                (Next::End, _) => return Ok(true),
+                (Next::Bad { resumes_at }, error) => {
+                    self.begin_passing(segment, resumes_at, error);
+                    continue;
+                }
+            };
+            for (at, op) in frame.ops {
+                let Some(value) = op.value else { continue };
+                if batch.pending(&op.key).is_none() && self.is_newest(&op.key, at)? {
+                    self.carry_over(&op.key, &value, noted);
+                }
+            }
+            left = left.saturating_sub(frame.end - self.reclaim.at);
+            self.reclaim.at = frame.end;
+            if left == 0 {
+                return Ok(self.reclaim.at >= self.journal.segment_bytes(segment));
+            }
+        }
+    }
+
+    fn is_newest(&self, key: &[u8], at: Location) -> Result<bool, Failed> {
+        Ok(self.newest(key)?.is_some_and(|(newest, _)| newest == at))
+    }
+
+    pub(super) fn remove_oldest(&mut self) -> Result<(), Failed> {
+        let removed = if self.reclaim.lost {
+            tracing::error!(
+                segment = self.reclaim.segment,
+                "a segment with a value that is lost is kept as *.segment.damaged in the journal's directory"
+            );
+            self.journal.set_oldest_aside()
+        } else {
+            self.journal.remove_oldest()
+        };
+        removed.map_err(|error| Failed::new("removing a segment of the journal", error))
+    }
+}
+
+fn cost(key: &[u8], value: Option<&Bytes>) -> u64 {
+    (key.len() + value.map_or(0, Bytes::len)) as u64
+}

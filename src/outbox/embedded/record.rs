@@ -1,0 +1,328 @@
+//! The versioned bytes of what is stored: event records, lane records, remembered keys.
+//!
+//! An event is two things: its *body* (what the client sent; never changes) and its *history* (small; rewritten by every
+//! retry). A short body stands in the record beside the history; a longer one is cut into chunks of its own.
+//!
+//! Changing a format: add a new version beside the old one, write only the new, read both, and keep a fixture that the old
+//! one wrote. A record of an unknown version is refused, never guessed at.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::UnixMillis;
+use crate::event::sendable::region_in;
+use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+use crate::outbox::{Count, History, Spent};
+
+/// The version that this build writes, of every kind of record.
+pub const VERSION: u8 = 1;
+
+/// The largest value handed to the store, in bytes: what one read of the journal brings at most.
+pub const VALUE_BYTES_MAX: usize = 65_536;
+
+/// Bodies up to this many bytes stand in the record, where a retry rewrites them with the history.
+pub const INLINE_BYTES_MAX: usize = 1536;
+
+/// Bytes that are kept of what others say in a history: error messages (as much as Lambda's own dead letters have), the
+/// reason why no queue takes a letter, codes and request ids. So a record has a bound, whatever Lambda, SQS or a proxy
+/// answers: every retry writes it anew.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+const UNSHIPPABLE_BYTES_MAX: usize = 512;
+const WORD_BYTES_MAX: usize = 128;
+
+/// What most heads take at most: so much is asked for at once.
+const HEAD_BYTES: usize = 128;
+
+/// Why stored bytes could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    #[error("record version {0} is newer than this build's {VERSION}; run the sendoff that wrote it, or a later one")]
+    Newer(u8),
+    #[error("record is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+/// An event's record: its history, and its body if that is short.
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub history: History,
+    pub body_bytes: u32,
+    /// Empty if the body is in chunks.
+    pub inline: Bytes,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StateV1 {
+    history: History,
+    body_bytes: u32,
+}
+
+impl Record {
+    /// The record of a body that was encoded by [`encode_body`].
+    pub fn new(history: History, body: &Bytes) -> Self {
+        let inline = if body.len() > INLINE_BYTES_MAX { Bytes::new() } else { body.clone() };
+        Self { history, body_bytes: u32::try_from(body.len()).unwrap_or(u32::MAX), inline }
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let state = StateV1 { history: bounded(self.history.clone()), body_bytes: self.body_bytes };
+        let head = versioned(&state);
+        let mut bytes = Vec::with_capacity(head.len() + self.inline.len());
+        bytes.extend_from_slice(&head);
+        bytes.extend_from_slice(&self.inline);
+        bytes
+    }
+
+    pub fn decode(bytes: &Bytes) -> Result<Self, Unreadable> {
+        let (state, rest) = split_version::<StateV1>(bytes)?;
+        let inline = bytes.slice_ref(rest);
+        let expected = if chunk_count(state.body_bytes) == 0 { state.body_bytes as usize } else { 0 };
+        if inline.len() != expected {
+            return Err(Unreadable::Damaged("length of the body in an event record"));
+        }
+        Ok(Self { history: state.history, body_bytes: state.body_bytes, inline })
+    }
+}
+
+fn bounded(mut history: History) -> History {
+    let cut = |text: &mut String, bytes_max: usize| text.truncate(text.floor_char_boundary(bytes_max));
+    if let Some(last) = &mut history.last {
+        cut(&mut last.code, WORD_BYTES_MAX);
+        cut(&mut last.message, MESSAGE_BYTES_MAX);
+        last.request_id.iter_mut().for_each(|id| cut(id, WORD_BYTES_MAX));
+    }
+    if let Some(why) = history.burial.as_mut().and_then(|burial| burial.unshippable.as_mut()) {
+        cut(why, UNSHIPPABLE_BYTES_MAX);
+    }
+    history
+}
+
+/// How many chunks a body of so many bytes has; none if it stands in the record.
+pub fn chunk_count(body_bytes: u32) -> u16 {
+    if body_bytes as usize <= INLINE_BYTES_MAX {
+        return 0;
+    }
+    u16::try_from((body_bytes as usize).div_ceil(VALUE_BYTES_MAX)).unwrap_or(u16::MAX)
+}
+
+/// The chunks of a body that does not stand in its record.
+pub fn chunks(body: &Bytes) -> impl Iterator<Item = (u16, Bytes)> + '_ {
+    let count = chunk_count(u32::try_from(body.len()).unwrap_or(u32::MAX));
+    (0..count).map(move |index| {
+        let from = usize::from(index) * VALUE_BYTES_MAX;
+        (index, body.slice(from..body.len().min(from + VALUE_BYTES_MAX)))
+    })
+}
+
+#[derive(Serialize)]
+struct BodyOutV1<'a> {
+    address: Option<&'a str>,
+    qualifier: Option<&'a str>,
+    region: Option<&'a str>,
+    key: &'a str,
+    key_source: KeySource,
+    carried: &'a Carried,
+    deliver_at: Option<UnixMillis>,
+    expires_at: Option<UnixMillis>,
+    redrives: u32,
+}
+
+#[derive(Deserialize)]
+struct BodyInV1 {
+    address: Option<String>,
+    qualifier: Option<String>,
+    region: Option<String>,
+    key: String,
+    key_source: KeySource,
+    carried: Carried,
+    deliver_at: Option<UnixMillis>,
+    expires_at: Option<UnixMillis>,
+    redrives: u32,
+}
+
+/// What the client sent, payload last. The function's canonical name is the lane's, the time of acceptance the id's.
+pub fn encode_body(event: &Event) -> Bytes {
+    let address = &event.function.address;
+    let head = BodyOutV1 {
+        address: (address != event.function.name.as_str()).then_some(address),
+        qualifier: event.function.qualifier.as_deref(),
+        region: event.function.region.as_deref(),
+        key: &event.key.value,
+        key_source: event.key.source,
+        carried: &event.carried,
+        deliver_at: event.deliver_at,
+        expires_at: event.expires_at,
+        redrives: event.redrives,
+    };
+    let head = versioned(&head);
+    let mut body = BytesMut::with_capacity(head.len() + event.payload.len());
+    body.put_slice(&head);
+    body.put_slice(&event.payload);
+    body.freeze()
+}
+
+/// The event of a body; the payload shares the body's memory.
+pub fn decode_body(id: EventId, name: &FunctionName, body: &Bytes) -> Result<Event, Unreadable> {
+    let (head, rest) = split_version::<BodyInV1>(body)?;
+    Ok(Event {
+        id,
+        function: Function {
+            name: name.clone(),
+            // Earlier versions left out the region that was the daemon's own.
+            region: head.region.or_else(|| head.address.as_deref().and_then(region_in).map(str::to_owned)),
+            address: head.address.unwrap_or_else(|| name.as_str().to_owned()),
+            qualifier: head.qualifier,
+        },
+        key: IdempotencyKey { value: head.key, source: head.key_source },
+        carried: head.carried,
+        payload: body.slice_ref(rest),
+        accepted_at: id.accepted_at(),
+        deliver_at: head.deliver_at,
+        expires_at: head.expires_at,
+        redrives: head.redrives,
+    })
+}
+
+/// A lane: its function, what it holds, by state in the order of `Place::ALL`, whether an operator has paused it, and what
+/// it has spent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LaneRecord {
+    pub function: FunctionName,
+    pub counts: [Count; 4],
+    pub paused: bool,
+    pub spent: Spent,
+}
+
+impl LaneRecord {
+    pub fn encode(&self) -> Vec<u8> {
+        exact(versioned(self))
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        split_version(bytes).map(|(record, _)| record)
+    }
+}
+
+/// What is remembered of a key: which event it made, of which payload, and until when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    pub first: EventId,
+    /// The first 16 bytes of the payload's SHA-256.
+    pub fingerprint: [u8; 16],
+    pub expires_at: UnixMillis,
+}
+
+impl KeyRecord {
+    pub fn encode(&self) -> Vec<u8> {
+        exact(versioned(self))
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        split_version(bytes).map(|(record, _)| record)
+    }
+}
+
+fn versioned(value: &impl Serialize) -> Vec<u8> {
+    // Writing plain data to memory has no way to fail; an empty value would be refused when read.
+    let mut bytes = Vec::with_capacity(HEAD_BYTES);
+    bytes.push(VERSION);
+    postcard::to_extend(value, bytes).unwrap_or_default()
+}
+
+/// No more memory than it needs, as it may stay there for a while.
+fn exact(bytes: Vec<u8>) -> Vec<u8> {
+    bytes.into_boxed_slice().into_vec()
+}
+
+fn split_version<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, &'a [u8]), Unreadable> {
+    match bytes.split_first() {
+        None => Err(Unreadable::Damaged("empty")),
+        Some((&version, _)) if version > VERSION => Err(Unreadable::Newer(version)),
+        Some((0, _)) => Err(Unreadable::Damaged("version 0")),
+        Some((_, rest)) => postcard::take_from_bytes(rest).map_err(|_| Unreadable::Damaged("does not parse")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::outbox::{Burial, BuryReason, LastOutcome};
+
+    fn event(address: &str, key: &str, payload: Vec<u8>) -> Event {
+        let name = FunctionName::new("orders:prod");
+        Event {
+            id: EventId::mint(UnixMillis(1_790_000_000_000), 42, &name),
+            function: Function { name, address: address.into(), qualifier: Some("prod".into()), region: None },
+            key: IdempotencyKey { value: key.into(), source: KeySource::Header },
+            carried: Carried { trace_header: Some("Root=1-2-3".into()), ..Carried::default() },
+            payload: payload.into(),
+            accepted_at: UnixMillis(1_790_000_000_000),
+            deliver_at: None,
+            expires_at: Some(UnixMillis(1_790_000_100_000)),
+            redrives: 2,
+        }
+    }
+
+    fn history() -> History {
+        History {
+            attempts: 3,
+            calls: 9,
+            due: UnixMillis(77),
+            last: Some(LastOutcome {
+                at: UnixMillis(76),
+                status: 429,
+                code: "TooManyRequestsException".into(),
+                message: "x".repeat(1024),
+                request_id: Some("e1e2".into()),
+            }),
+            burial: Some(Burial { reason: BuryReason::RetriesExhausted, at: UnixMillis(78), unshippable: None }),
+            ..History::default()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(address in ".{0,300}", key in ".{1,255}", payload in proptest::collection::vec(any::<u8>(), 0..20_000)) {
+            let event = event(&address, &key, payload);
+            let body = encode_body(&event);
+            prop_assert_eq!(&decode_body(event.id, &event.function.name, &body).unwrap(), &event);
+
+            let record = Record::new(history(), &body);
+            let bytes = Bytes::from(record.encode());
+            prop_assert!(bytes.len() <= VALUE_BYTES_MAX);
+            let back = Record::decode(&bytes).unwrap();
+            prop_assert_eq!(&back.history, &record.history);
+            let joined: Vec<u8> = match chunk_count(back.body_bytes) {
+                0 => back.inline.to_vec(),
+                _ => chunks(&body).flat_map(|(_, chunk)| chunk.to_vec()).collect(),
+            };
+            prop_assert_eq!(&joined[..], &body[..]);
+        }
+
+        #[test]
+        fn damaged_bytes_are_an_error_and_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let bytes = Bytes::from(bytes);
+            let name = FunctionName::new("f");
+            drop(Record::decode(&bytes));
+            drop(decode_body(EventId::from_bytes([0; 16]), &name, &bytes));
+            drop(LaneRecord::decode(&bytes));
+            drop(KeyRecord::decode(&bytes));
+        }
+    }
+
+    #[test]
+    fn no_chunk_is_larger_than_the_engine_takes_inline() {
+        let body = Bytes::from(vec![7; 1_048_576 + 5000]);
+        assert_eq!(chunks(&body).count(), usize::from(chunk_count(body.len() as u32)));
+        assert!(chunks(&body).all(|(_, chunk)| chunk.len() <= VALUE_BYTES_MAX && !chunk.is_empty()));
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_by_name() {
+        let mut bytes = Record::new(history(), &Bytes::from_static(b"{}")).encode();
+        bytes[0] = VERSION + 1;
+        assert_eq!(Record::decode(&bytes.into()).unwrap_err(), Unreadable::Newer(VERSION + 1));
+    }
+}

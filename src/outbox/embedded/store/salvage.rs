@@ -1,0 +1,222 @@
+//! What becomes of a damaged store: what can be read goes on in a new one, and the damaged one is kept whole under a dated
+//! name, for whoever can get more out of it.
+//!
+//! Holds: nothing is deleted but our own unfinished copies. A crash at any point leaves either the damaged store where it
+//! was, or the new one, whole, in its place or about to be put there.
+//! Limits: needs free space for a copy of the index and for what is salvaged.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::place::make_dir;
+use super::{INDEX, JOURNAL, STORE, create, create_index_aside, io_error, open_journal, sync_dir};
+use crate::clock::Clock;
+use crate::outbox::Settings;
+use crate::outbox::embedded::engine::{FORMAT, OpenError};
+use crate::outbox::embedded::journal::files::segments_in;
+use crate::outbox::embedded::journaled::{self, Journaled, Recovered, Watch};
+use crate::outbox::embedded::kv::Kv;
+use crate::outbox::embedded::repair::{self, Report};
+use crate::outbox::embedded::sled::{SledIndex, sync_all_below, wait_until_let_go};
+use crate::outbox::embedded::{journal, keys};
+
+/// A copy to read from: opening an index changes it.
+const COPY: &str = "outbox.copy";
+
+/// What was salvaged, complete as soon as the damaged store is no longer in its place.
+const SALVAGED: &str = "outbox.salvaged";
+
+/// What a damaged store or index is called from then on, between its name and the time.
+const DAMAGED: &str = ".damaged-";
+
+/// What was done about a damaged store.
+#[derive(Debug, Clone)]
+pub struct Salvage {
+    pub report: Report,
+    /// Where the damaged store, or its index, is kept.
+    pub kept: PathBuf,
+}
+
+/// How a copy is read. A journal that has lost a piece may be better read with the index that has seen it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    AsItIs,
+    ByItsJournalAlone,
+}
+
+/// A copy that nobody writes to has nothing to be told of.
+struct Nobody;
+
+impl Watch for Nobody {
+    fn committed(&self, _commit: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn damaged(&self) {}
+
+    fn free(&self) -> Option<u64> {
+        None
+    }
+}
+
+type Copy = Journaled<SledIndex, Nobody>;
+
+/// Finishes or removes what an interrupted salvage left.
+pub(super) fn finish_interrupted(state_dir: &Path) -> io::Result<()> {
+    let (store, salvaged, copy) = (state_dir.join(STORE), state_dir.join(SALVAGED), state_dir.join(COPY));
+    if copy.exists() {
+        fs::remove_dir_all(copy)?;
+    }
+    if !salvaged.exists() {
+        return Ok(());
+    }
+    if store.exists() {
+        return fs::remove_dir_all(salvaged);
+    }
+    fs::rename(salvaged, store)?;
+    sync_dir(state_dir)
+}
+
+/// Replaces the store by what can be read of it. `seen` is the last commit that is known to have been durable: the new one goes on
+/// from there.
+pub(super) fn replace(state_dir: &Path, settings: &Settings, seen: Option<u64>) -> Result<Salvage, OpenError> {
+    let store = state_dir.join(STORE);
+    let failed = |doing: &str, error: &dyn std::fmt::Display| OpenError::Damaged {
+        path: store.display().to_string(),
+        why: format!("{doing}: {error}; it was left as it is (docs/power-loss.md says what can be done)"),
+    };
+    let salvaged = state_dir.join(SALVAGED);
+    create(&salvaged, settings, seen.map_or(1, |seen| seen + 1))?;
+    let source = readable_copy(state_dir, settings, seen)?;
+    if let Some(newer) = source.as_ref().and_then(|(source, _)| newer(source, &store)) {
+        return Err(newer);
+    }
+    let journal = open_journal(&salvaged, false)?;
+    let target = unwatched(&salvaged, journal, settings, None, false);
+    let mut target = target.map_err(|e| failed("salvaging it", &e))?.store;
+    let report = match &source {
+        Some((source, gaps)) => repair::rebuild(source, &mut target)
+            .map(|report| Report { unreadable_ranges: report.unreadable_ranges + gaps, ..report }),
+        None => repair::rebuild(&crate::outbox::embedded::memory::MemoryDisk::default().open(), &mut target)
+            .map(|empty| Report { unreadable_ranges: 1, ..empty }),
+    };
+    let report = report.map_err(|e| failed("salvaging it", &e))?;
+    drop((source, target));
+    let moved = || -> io::Result<PathBuf> {
+        wait_until_let_go(&salvaged.join(INDEX))?;
+        sync_all_below(&salvaged)?;
+        sync_dir(state_dir)?;
+        let kept = free_name(state_dir, STORE);
+        fs::rename(&store, &kept)?;
+        fs::rename(&salvaged, &store)?;
+        sync_dir(state_dir)?;
+        Ok(kept)
+    };
+    let kept = moved().map_err(|e| failed("putting the salvaged store in its place", &e))?;
+    // Its content is of no more use; if it stays, the next start removes it.
+    fs::remove_dir_all(state_dir.join(COPY)).ok();
+    Ok(Salvage { report, kept })
+}
+
+/// The copy from which the most can be read, open, and how many gaps its journal has; none if no copy opens.
+fn readable_copy(state_dir: &Path, settings: &Settings, seen: Option<u64>) -> Result<Option<(Copy, u64)>, OpenError> {
+    let mut best = None;
+    for how in [How::AsItIs, How::ByItsJournalAlone] {
+        if let Some((copy, _)) = open_copy(state_dir, settings, seen, how)? {
+            let events = repair::check(&copy).events;
+            if best.is_none_or(|(most, _)| events > most) {
+                best = Some((events, how));
+            }
+        }
+    }
+    match best {
+        Some((_, how)) => open_copy(state_dir, settings, seen, how),
+        None => Ok(None),
+    }
+}
+
+fn open_copy(
+    state_dir: &Path,
+    settings: &Settings,
+    seen: Option<u64>,
+    how: How,
+) -> Result<Option<(Copy, u64)>, OpenError> {
+    let (store, copy) = (state_dir.join(STORE), state_dir.join(COPY));
+    let copied = || -> io::Result<()> {
+        if copy.exists() {
+            fs::remove_dir_all(&copy)?;
+        }
+        make_dir(&copy)?;
+        make_dir(&copy.join(JOURNAL))?;
+        if store.join(JOURNAL).exists() {
+            for segment in segments_in(&store.join(JOURNAL))? {
+                let to = copy.join(JOURNAL).join(segment.file_name().unwrap_or_default());
+                // A journal that is only read is the same under another name.
+                fs::hard_link(&segment, &to).or_else(|_| fs::copy(&segment, &to).map(drop))?;
+            }
+        }
+        if how == How::AsItIs && store.join(INDEX).exists() {
+            copy_dir(&store.join(INDEX), &copy.join(INDEX))?;
+        }
+        Ok(())
+    };
+    copied().map_err(io_error("copying", &store))?;
+    let Ok(journal) = open_journal(&copy, true) else { return Ok(None) };
+    if how == How::ByItsJournalAlone {
+        create_index_aside(&copy, settings, &journal)?;
+    }
+    let recovered = unwatched(&copy, journal, settings, seen, true);
+    Ok(recovered.ok().map(|Recovered { store, gaps }| (store, gaps)))
+}
+
+/// Opens a store that is not the daemon's.
+fn unwatched(
+    store: &Path,
+    journal: journal::Journal,
+    settings: &Settings,
+    seen: Option<u64>,
+    lenient: bool,
+) -> Result<Recovered<SledIndex, Nobody>, String> {
+    let index = SledIndex::open(&store.join(INDEX), settings.cache).map_err(|error| error.to_string())?;
+    let settings = journaled::Settings::of(settings.segment_bytes, u64::MAX);
+    Journaled::recover(journal, index, Nobody, settings, seen, lenient).map_err(|error| error.to_string())
+}
+
+fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
+    make_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_dir(&entry.path(), &to)?;
+        } else {
+            fs::copy(entry.path(), to)?;
+        }
+    }
+    Ok(())
+}
+
+/// A newer sendoff's store is not damaged for being unreadable to us.
+fn newer(source: &Copy, store: &Path) -> Option<OpenError> {
+    let format = source.get(keys::META_FORMAT).ok()??;
+    let found = u32::try_from(u64::from_be_bytes(format[..].try_into().ok()?)).ok()?;
+    (found > FORMAT).then(|| OpenError::Newer { path: store.display().to_string(), found, supported: FORMAT })
+}
+
+/// A name, not taken yet, under which something damaged is kept.
+pub(super) fn free_name(state_dir: &Path, what: &str) -> PathBuf {
+    let now = Clock::system().now().rfc3339();
+    let plain = state_dir.join(format!("{what}{DAMAGED}{now}"));
+    let names = (2_u32..).map(|n| state_dir.join(format!("{what}{DAMAGED}{now}-{n}")));
+    std::iter::once(plain.clone()).chain(names).find(|path| !path.exists()).unwrap_or(plain)
+}
+
+/// The damaged stores and indexes that are kept in a state directory.
+pub fn kept(state_dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(state_dir).into_iter().flatten().flatten();
+    let mut kept: Vec<_> =
+        entries.filter(|e| e.file_name().to_string_lossy().contains(DAMAGED)).map(|e| e.path()).collect();
+    kept.sort();
+    kept
+}

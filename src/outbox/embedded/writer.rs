@@ -1,0 +1,591 @@
+//! The one thread that touches the store, and the handle by which everybody asks it.
+//!
+//! Holds: each turn takes everything that waits, makes one batch of its writes, commits once, and only then answers
+//! (G1; storage.md rules 1 and 5). Reads come after the commit of their turn, so they see it.
+//! Limits: [`QUEUE_MAX`] requests of [`QUEUE_KIB_MAX`] wait; whoever comes later waits before the queue. A turn takes up to
+//! [`TURN_BYTES_MAX`], and makes up to [`TURN_COMMITS_MAX`] commits beside its own. What an operator asks for is done in pieces,
+//! each a request of its own, so that others are served between them.
+//! Fails: a failed or panicking write poisons: this and every later request is answered with [`Error::Poisoned`]. A write
+//! that never returns is seen from outside ([`Handle::pulse`]) and given up. A value that cannot be read is the trouble of
+//! whoever asked for it, and of nobody else.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::engine::{Engine, Part};
+use super::kv::{Failed, Kv};
+use crate::clock::Clock;
+use crate::event::{EVENT_BYTES, Event, EventId, FunctionName, PAYLOAD_BYTES_MAX};
+use crate::metrics::Metrics;
+use crate::outbox::dead::{BuriedPage, BuriedWant, Change, Changed, Graveyard};
+use crate::outbox::operator::{Cursor, Keys, ListWant, Operator, Page, Purge, Purged, Touched};
+use crate::outbox::{Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+use pulse::Pulse;
+
+pub use pulse::Watch;
+
+mod pulse;
+
+/// Requests that may wait for the writer.
+const QUEUE_MAX: usize = 4_096;
+
+/// What all requests that wait may cost in memory, in KiB: payloads, and [`EVENT_BYTES`] an event.
+const QUEUE_KIB_MAX: u32 = 32 << 10;
+
+/// What the requests of one turn may cost, in the same bytes: what a crash can cost in repeats, and a sync in time. One request
+/// that costs more has a turn of its own.
+const TURN_BYTES_MAX: usize = 16 << 20;
+
+/// Commits that a turn may make for what operators ask, so that clients do not wait for them all.
+const TURN_COMMITS_MAX: usize = 8;
+
+/// Requests of one turn.
+const TURN_REQUESTS_MAX: usize = 1_024;
+
+/// The outbox as everybody sees it. Cheap to clone; the writer ends when the last handle is dropped.
+#[derive(Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Queued>,
+    /// KiB that the queue still takes.
+    queue: Arc<Semaphore>,
+    news: Arc<AllNews>,
+    poison: Arc<OnceLock<String>>,
+    pulse: Arc<Pulse>,
+    room: Arc<Notify>,
+}
+
+/// A request in the queue, with its place in it, which it keeps until it is answered.
+struct Queued {
+    request: Request,
+    place: OwnedSemaphorePermit,
+}
+
+/// The version that the store has come to. Who waits for a later one is woken in turn: a watch channel of tokio leaves the
+/// order to chance, and the simulation could not repeat itself.
+#[derive(Default)]
+struct News {
+    version: AtomicU64,
+    told: Notify,
+}
+
+impl News {
+    fn tell(&self, version: u64) {
+        if self.version.swap(version, Ordering::Release) != version {
+            self.told.notify_waiters();
+        }
+    }
+
+    async fn after(&self, since: u64) {
+        loop {
+            // Before the look at the version: it hears of all that is told from here on.
+            let told = self.told.notified();
+            if self.version.load(Ordering::Acquire) > since {
+                return;
+            }
+            told.await;
+        }
+    }
+}
+
+/// News of [`Changes::Any`], and of [`Changes::Buried`].
+#[derive(Default)]
+struct AllNews {
+    any: News,
+    buried: News,
+}
+
+impl AllNews {
+    fn tell(&self, version: u64, buried: u64) {
+        self.any.tell(version);
+        self.buried.tell(buried);
+    }
+}
+
+enum Request {
+    Append(Vec<Event>, Answer<Vec<Appended>>),
+    Settle(Settlements, Answer<()>),
+    Sweep(Answer<bool>),
+    Tend(Answer<bool>),
+    Lease(LeaseWant, Answer<Vec<Leased>>),
+    Lanes(u64, Answer<LaneNews>),
+    Find(EventId, Part, Answer<Option<Found>>),
+    Census(Answer<Census>),
+    Buried(BuriedWant, Answer<BuriedPage>),
+    Change(Change, Answer<ChangedPiece>),
+    Operate(Operation),
+}
+
+/// What an operator asks for; each is a commit of its own.
+enum Operation {
+    Pause(FunctionName, bool, Answer<()>),
+    Purge(Purge, Option<Cursor>, Answer<(Purged, Option<Cursor>)>),
+    Cancel(EventId, Keys, Answer<Touched>),
+    AttemptNow(EventId, Answer<Touched>),
+    List(ListWant, Answer<Page>),
+}
+
+/// The answers of one piece of a change, and what is left of it.
+type ChangedPiece = (Vec<Changed>, Option<Change>);
+
+type Settlements = Vec<(Lease, Settlement)>;
+
+type Answer<T> = oneshot::Sender<Result<T, Error>>;
+
+/// The owner of the engine. Runs on a thread of its own by [`Writer::run`]; the simulation drives it turn by turn.
+pub struct Writer<K> {
+    engine: Engine<K>,
+    requests: mpsc::Receiver<Queued>,
+    /// Taken from the queue, but too much for the turn before.
+    ahead: Option<Queued>,
+    news: Arc<AllNews>,
+    poison: Arc<OnceLock<String>>,
+    pulse: Arc<Pulse>,
+    /// Told when an event was refused for want of room.
+    room: Arc<Notify>,
+    /// Unreadable events that the metric has.
+    unreadable: i64,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+}
+
+impl<K: Kv> Writer<K> {
+    pub fn new(engine: Engine<K>, clock: Clock, metrics: Arc<Metrics>) -> (Self, Handle) {
+        let (sender, requests) = mpsc::channel(QUEUE_MAX);
+        let news = Arc::new(AllNews::default());
+        news.tell(engine.version(), engine.buried_version());
+        let poison = Arc::new(OnceLock::new());
+        let pulse = Arc::new(Pulse::default());
+        let room = Arc::new(Notify::new());
+        let handle = Handle {
+            requests: sender,
+            queue: Arc::new(Semaphore::new(QUEUE_KIB_MAX as usize)),
+            news: news.clone(),
+            poison: poison.clone(),
+            pulse: pulse.clone(),
+            room: room.clone(),
+        };
+        (Self { engine, requests, ahead: None, news, poison, pulse, room, unreadable: 0, clock, metrics }, handle)
+    }
+
+    /// Works until the last handle is gone; blocks.
+    pub fn run(mut self) {
+        while let Some(first) = self.ahead.take().or_else(|| self.requests.blocking_recv()) {
+            self.turn(first);
+        }
+    }
+
+    /// As [`Writer::run`], for a runtime with a virtual clock: a turn begins `latency` after its first request, as if the
+    /// sync before it still ran, and so gathers what comes meanwhile.
+    pub async fn run_async(mut self, mut latency: impl FnMut() -> Duration) {
+        loop {
+            let first = match self.ahead.take() {
+                Some(first) => first,
+                None => match self.requests.recv().await {
+                    Some(first) => first,
+                    None => return,
+                },
+            };
+            self.clock.sleep(latency()).await;
+            self.turn(first);
+        }
+    }
+
+    /// One turn. After a failure the requests are dropped unanswered: their callers then find the poison.
+    fn turn(&mut self, first: Queued) {
+        let mut turn = self.gather(first);
+        if self.poison.get().is_some() {
+            return;
+        }
+        self.pulse.begin();
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.carry_out(&mut turn)));
+        self.pulse.rest();
+        let newly_unreadable = self.newly_unreadable();
+        self.metrics.outbox_unreadable_events.add(newly_unreadable);
+        let why = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(failed)) => failed.to_string(),
+            Err(panic) => format!("the engine panicked: {}", panic_text(panic.as_ref())),
+        };
+        say_poisoned(&why);
+        self.metrics.outbox_poisoned.set(1);
+        self.poison.get_or_init(|| why);
+        self.news.tell(u64::MAX, u64::MAX);
+    }
+
+    /// The first request and all that wait behind it, up to a turn's limits.
+    fn gather(&mut self, first: Queued) -> Turn {
+        let mut turn = Turn::default();
+        let mut next = Some(first);
+        while let Some(queued) = next {
+            if !turn.has_room_for(&queued.request) {
+                self.ahead = Some(queued);
+                break;
+            }
+            turn.add(queued);
+            next = self.requests.try_recv().ok();
+        }
+        turn
+    }
+
+    /// How many more stored events than when this was asked last are known to be unreadable.
+    fn newly_unreadable(&mut self) -> i64 {
+        let known = i64::try_from(self.engine.unreadable()).unwrap_or(i64::MAX);
+        known - std::mem::replace(&mut self.unreadable, known)
+    }
+
+    fn carry_out(&mut self, turn: &mut Turn) -> Result<(), Failed> {
+        let started = self.clock.instant();
+        let before = self.engine.version();
+        let mut appended = Vec::with_capacity(turn.appends.len());
+        let mut events = 0;
+        self.engine.catch_up()?;
+        if !turn.appends.is_empty() {
+            let disk = self.engine.disk();
+            for (batch, _) in &mut turn.appends {
+                events += batch.len();
+                appended.push(self.engine.append(std::mem::take(batch), disk)?);
+            }
+        }
+        for (done, _) in &mut turn.settles {
+            events += done.len();
+            self.engine.settle(std::mem::take(done))?;
+        }
+        if appended.iter().flatten().any(|appended| matches!(appended, Appended::Full(full) if full.wants_room())) {
+            self.room.notify_one();
+        }
+        let swept = if turn.sweeps.is_empty() { false } else { self.engine.sweep()? };
+        let idle = turn.sweeps.is_empty() && turn.tends.is_empty();
+        let tended = if idle { false } else { self.engine.tend()? };
+        let mut changed = Vec::with_capacity(turn.changes.len());
+        for change in turn.changes.iter_mut().filter_map(|(change, _)| change.take()) {
+            // A change reads what it moves, so all before it must be committed.
+            self.engine.commit()?;
+            self.pulse.beat();
+            changed.push(self.engine.change(change, self.engine.disk())?);
+        }
+        for request in &turn.reads {
+            if let Request::Lease(want, _) = request {
+                self.engine.note_spent(want);
+            }
+        }
+        if self.engine.commit()? {
+            self.metrics.outbox_flush_seconds.observe(started.elapsed().as_secs_f64());
+            self.metrics.outbox_batch_events.observe(events as f64);
+        }
+        self.pulse.beat();
+        self.tell(before);
+
+        // A caller that gave up has dropped its receiver; what it asked for is done all the same.
+        for ((_, answer), appended) in turn.appends.drain(..).zip(appended) {
+            drop(answer.send(Ok(appended)));
+        }
+        turn.settles.drain(..).for_each(|(_, answer)| drop(answer.send(Ok(()))));
+        turn.sweeps.drain(..).for_each(|answer| drop(answer.send(Ok(swept || tended))));
+        turn.tends.drain(..).for_each(|answer| drop(answer.send(Ok(tended))));
+        for ((_, answer), changed) in turn.changes.drain(..).zip(changed) {
+            drop(answer.send(Ok(changed)));
+        }
+        turn.operations.drain(..).try_for_each(|operation| self.operate(operation))?;
+        turn.reads.drain(..).try_for_each(|request| self.read(request))
+    }
+
+    fn tell(&self, before: u64) {
+        if self.engine.version() != before {
+            self.news.tell(self.engine.version(), self.engine.buried_version());
+        }
+    }
+
+    fn operate(&mut self, operation: Operation) -> Result<(), Failed> {
+        let before = self.engine.version();
+        match operation {
+            Operation::Pause(function, paused, answer) => {
+                self.engine.pause(&function, paused);
+                self.engine.commit()?;
+                drop(answer.send(Ok(())));
+            }
+            Operation::Purge(purge, after, answer) => {
+                let purged = self.engine.purge_piece(&purge, after)?;
+                self.engine.commit()?;
+                drop(answer.send(Ok(purged)));
+            }
+            Operation::Cancel(id, keys, answer) => {
+                let touched = self.engine.cancel(id, keys)?;
+                self.engine.commit()?;
+                drop(answer.send(Ok(touched)));
+            }
+            Operation::AttemptNow(id, answer) => {
+                let touched = self.engine.attempt_now(id)?;
+                self.engine.commit()?;
+                drop(answer.send(Ok(touched)));
+            }
+            Operation::List(want, answer) => drop(answer.send(Ok(self.engine.list(&want)?))),
+        }
+        self.pulse.beat();
+        self.tell(before);
+        Ok(())
+    }
+
+    fn read(&mut self, request: Request) -> Result<(), Failed> {
+        match request {
+            Request::Lease(want, answer) => {
+                let leased = self.engine.lease(&want)?;
+                if let Err(Ok(leased)) = answer.send(Ok(leased)) {
+                    // Nobody is there to settle them.
+                    self.engine.settle(leased.into_iter().map(|l| (l.lease, Settlement::Release)).collect())?;
+                }
+            }
+            Request::Lanes(since, answer) => drop(answer.send(Ok(self.engine.lanes(since)?))),
+            Request::Find(id, part, answer) => {
+                let found = self.engine.find_part(id, part)?.transpose();
+                drop(answer.send(found.map_err(|failed| Error::Unreadable { id, why: failed.to_string() })));
+            }
+            Request::Census(answer) => drop(answer.send(Ok(self.engine.census()?))),
+            Request::Buried(want, answer) => drop(answer.send(Ok(self.engine.buried(&want)?))),
+            Request::Append(..)
+            | Request::Settle(..)
+            | Request::Sweep(_)
+            | Request::Tend(_)
+            | Request::Change(..)
+            | Request::Operate(_) => {}
+        }
+        self.pulse.beat();
+        Ok(())
+    }
+}
+
+/// What one turn does, writes apart from reads.
+#[derive(Default)]
+struct Turn {
+    appends: Vec<(Vec<Event>, Answer<Vec<Appended>>)>,
+    settles: Vec<(Settlements, Answer<()>)>,
+    sweeps: Vec<Answer<bool>>,
+    tends: Vec<Answer<bool>>,
+    /// Each is taken out when it is carried out.
+    changes: Vec<(Option<Change>, Answer<ChangedPiece>)>,
+    operations: Vec<Operation>,
+    reads: Vec<Request>,
+    requests: usize,
+    /// What they cost in memory.
+    bytes: usize,
+    /// Commits that they make beside the turn's own.
+    commits: usize,
+    /// Given back once all of them are answered.
+    places: Vec<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    fn has_room_for(&self, request: &Request) -> bool {
+        self.requests == 0
+            || (self.requests < TURN_REQUESTS_MAX
+                && self.bytes + request.cost() <= TURN_BYTES_MAX
+                && self.commits + request.commits() <= TURN_COMMITS_MAX)
+    }
+
+    fn add(&mut self, Queued { request, place }: Queued) {
+        self.requests += 1;
+        self.bytes += request.cost();
+        self.commits += request.commits();
+        self.places.push(place);
+        match request {
+            Request::Append(events, answer) => self.appends.push((events, answer)),
+            Request::Settle(done, answer) => self.settles.push((done, answer)),
+            Request::Sweep(answer) => self.sweeps.push(answer),
+            Request::Tend(answer) => self.tends.push(answer),
+            Request::Operate(operation) => self.operations.push(operation),
+            Request::Change(change, answer) => self.changes.push((Some(change), answer)),
+            read @ (Request::Lease(..)
+            | Request::Lanes(..)
+            | Request::Find(..)
+            | Request::Census(_)
+            | Request::Buried(..)) => self.reads.push(read),
+        }
+    }
+}
+
+impl Request {
+    /// What it costs in memory while it waits and is carried out, about.
+    fn cost(&self) -> usize {
+        match self {
+            Self::Append(events, _) => events.iter().map(Event::cost).sum(),
+            Self::Settle(done, _) => done.len() * EVENT_BYTES,
+            Self::Change(change, _) => EVENT_BYTES + change.cost(),
+            Self::Find(_, Part::Whole, _) => PAYLOAD_BYTES_MAX,
+            Self::Buried(want, _) if want.payloads => 2 * PAYLOAD_BYTES_MAX,
+            Self::Sweep(_)
+            | Self::Tend(_)
+            | Self::Lease(..)
+            | Self::Lanes(..)
+            | Self::Find(_, Part::Head, _)
+            | Self::Census(_)
+            | Self::Operate(_)
+            | Self::Buried(..) => EVENT_BYTES,
+        }
+    }
+
+    /// The commits that it makes beside the turn's own.
+    fn commits(&self) -> usize {
+        match self {
+            Self::Change(..) | Self::Operate(_) => 1,
+            Self::Append(..)
+            | Self::Settle(..)
+            | Self::Sweep(_)
+            | Self::Tend(_)
+            | Self::Lease(..)
+            | Self::Lanes(..)
+            | Self::Find(..)
+            | Self::Census(_)
+            | Self::Buried(..) => 0,
+        }
+    }
+}
+
+impl Handle {
+    /// How many pieces of work the writer has done; none if it has nothing to do. See [`Watch`].
+    pub fn pulse(&self) -> Option<u64> {
+        self.pulse.read()
+    }
+
+    /// Returns once an event was refused for want of room.
+    pub async fn room_is_wanted(&self) {
+        self.room.notified().await;
+    }
+
+    /// A piece of the store's own housekeeping, which gives room back; says whether there is more.
+    pub async fn tend(&self) -> Result<bool, Error> {
+        self.ask(Request::Tend).await
+    }
+
+    /// Gives the outbox up from outside, because its writer does not come back.
+    pub fn give_up(&self, why: String) {
+        say_poisoned(&why);
+        self.poison.get_or_init(|| why);
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, Error> {
+        if self.poison.get().is_some() {
+            return Err(self.why_unanswered());
+        }
+        let (answer, answered) = oneshot::channel();
+        let request = request(answer);
+        let cost = u32::try_from(request.cost().div_ceil(1_024)).unwrap_or(u32::MAX).clamp(1, QUEUE_KIB_MAX);
+        let Ok(place) = self.queue.clone().acquire_many_owned(cost).await else { return Err(self.why_unanswered()) };
+        if self.requests.send(Queued { request, place }).await.is_err() {
+            return Err(self.why_unanswered());
+        }
+        answered.await.unwrap_or_else(|_| Err(self.why_unanswered()))
+    }
+
+    fn why_unanswered(&self) -> Error {
+        self.poison.get().map_or(Error::Closed, |why| Error::Poisoned { why: why.clone() })
+    }
+}
+
+impl Outbox for Handle {
+    async fn append(&self, batch: Vec<Event>) -> Result<Vec<Appended>, Error> {
+        self.ask(|answer| Request::Append(batch, answer)).await
+    }
+
+    async fn lease(&self, want: LeaseWant) -> Result<Vec<Leased>, Error> {
+        self.ask(|answer| Request::Lease(want, answer)).await
+    }
+
+    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
+        self.ask(|answer| Request::Settle(done, answer)).await
+    }
+
+    async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {
+        self.ask(|answer| Request::Lanes(since, answer)).await
+    }
+
+    async fn find(&self, id: EventId) -> Result<Option<Found>, Error> {
+        self.ask(|answer| Request::Find(id, Part::Whole, answer)).await
+    }
+
+    async fn find_head(&self, id: EventId) -> Result<Option<Found>, Error> {
+        self.ask(|answer| Request::Find(id, Part::Head, answer)).await
+    }
+
+    async fn sweep(&self) -> Result<bool, Error> {
+        self.ask(Request::Sweep).await
+    }
+
+    async fn census(&self) -> Result<Census, Error> {
+        self.ask(Request::Census).await
+    }
+
+    async fn changed(&self, since: u64, what: Changes) {
+        match what {
+            Changes::Any => self.news.any.after(since).await,
+            Changes::Buried => self.news.buried.after(since).await,
+        }
+    }
+
+    fn poisoned(&self) -> Option<String> {
+        self.poison.get().cloned()
+    }
+}
+
+impl Graveyard for Handle {
+    async fn buried(&self, want: BuriedWant) -> Result<BuriedPage, Error> {
+        self.ask(|answer| Request::Buried(want, answer)).await
+    }
+
+    async fn change(&self, change: Change) -> Result<Vec<Changed>, Error> {
+        let (mut changed, mut left) = (Vec::new(), Some(change));
+        while let Some(change) = left {
+            let (piece, rest) = self.ask(|answer| Request::Change(change, answer)).await?;
+            changed.extend(piece);
+            left = rest;
+        }
+        Ok(changed)
+    }
+}
+
+impl Operator for Handle {
+    async fn pause(&self, function: &FunctionName, paused: bool) -> Result<(), Error> {
+        self.ask(|answer| Request::Operate(Operation::Pause(function.clone(), paused, answer))).await
+    }
+
+    async fn purge(&self, purge: Purge) -> Result<Purged, Error> {
+        let mut total = Purged::default();
+        let mut after = None;
+        loop {
+            let ask = |answer| Request::Operate(Operation::Purge(purge.clone(), after, answer));
+            let (purged, next) = self.ask(ask).await?;
+            total.events += purged.events;
+            total.bytes += purged.bytes;
+            if next.is_none() {
+                return Ok(total);
+            }
+            after = next;
+        }
+    }
+
+    async fn cancel(&self, id: EventId, keys: Keys) -> Result<Touched, Error> {
+        self.ask(|answer| Request::Operate(Operation::Cancel(id, keys, answer))).await
+    }
+
+    async fn attempt_now(&self, id: EventId) -> Result<Touched, Error> {
+        self.ask(|answer| Request::Operate(Operation::AttemptNow(id, answer))).await
+    }
+
+    async fn list(&self, want: ListWant) -> Result<Page, Error> {
+        self.ask(|answer| Request::Operate(Operation::List(want, answer))).await
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text")
+}
+
+fn say_poisoned(why: &str) {
+    tracing::error!(why, "outbox is poisoned: nothing is accepted or settled any more, restart to recover");
+}
+
+#[cfg(test)]
+mod tests;
