@@ -1,6 +1,6 @@
-//! Sockets that were opened for us before we began: systemd's socket activation (`sd_listen_fds(3)`).
+//! Sockets that were opened before this process began: systemd's socket activation (`sd_listen_fds(3)`).
 //!
-//! Whoever opened them keeps them over a restart, so that clients who connect meanwhile wait instead of being refused.
+//! systemd keeps these sockets open over a restart. Clients that connect meanwhile wait instead of being refused.
 
 use std::io;
 use std::net::TcpListener;
@@ -9,11 +9,11 @@ use std::os::unix::net::UnixListener;
 
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
-/// The `FileDescriptorName=` of a socket for the admin listener and of one for the health listener; all others are for ingest.
+/// The `FileDescriptorName=` of sockets for the admin listener and the health listener. All others are for ingest.
 const ADMIN: &str = "admin";
 const HEALTH: &str = "health";
 
-/// Listeners that were handed over.
+/// The inherited listeners.
 #[derive(Debug, Default)]
 pub struct Inherited {
     pub ingest: Vec<TcpListener>,
@@ -23,7 +23,7 @@ pub struct Inherited {
 }
 
 impl Inherited {
-    /// Takes over what `LISTEN_FDS` and `LISTEN_PID` say is ours; nothing if they do not.
+    /// Takes the sockets that `LISTEN_FDS` and `LISTEN_PID` assign to this process, if any.
     pub fn take() -> io::Result<Self> {
         let mut inherited = Self::default();
         for (number, name) in sd_notify::listen_fds_with_names()? {
@@ -40,7 +40,7 @@ impl Inherited {
             return Ok(());
         }
         let tcp = TcpListener::from(socket);
-        tcp.local_addr()?; // neither TCP nor Unix: say so now
+        tcp.local_addr()?; // fails here if the socket is neither TCP nor Unix
         tcp.set_nonblocking(true)?;
         match name {
             ADMIN => self.admin = Some(tcp),
@@ -51,8 +51,8 @@ impl Inherited {
     }
 }
 
-/// A descriptor of our own for an inherited number. Asking the kernel by way of our own pidfd is what needs no `unsafe`:
-/// it checks the number, where taking it for granted could close a stranger's file. Needs Linux 5.6.
+/// Duplicates an inherited descriptor number through our own pidfd. The kernel checks the number, so this needs no
+/// `unsafe` and cannot close a file of somebody else. Needs Linux 5.6.
 fn duplicate(number: i32) -> io::Result<OwnedFd> {
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     Ok(pidfd_getfd(own, number, PidfdGetfdFlags::empty())?)

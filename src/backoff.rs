@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt: exponential, capped, with full jitter. Pure but for the jitter drawn.
+//! Exponential backoff, capped, with full jitter. Pure, except that it draws random jitter.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use ::backoff::exponential::ExponentialBackoffBuilder;
 
 use crate::clock::Clock;
 
-/// Longest wait that this arithmetic knows; a longer base, cap or floor counts as this. Up to here the doubling, done
-/// in floating point, is exact to the nanosecond.
+/// The longest wait. A longer base, cap or floor counts as this. Up to here the doubling, in floating point, is exact
+/// to the nanosecond.
 pub const WAIT_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// From one nanosecond, this many doublings exceed [`WAIT_MAX`]: further ones change nothing.
+/// One nanosecond doubled this many times exceeds [`WAIT_MAX`], so further doublings change nothing.
 const DOUBLINGS_MAX: u32 = 52;
 
-/// How far above a floor waits are spread, as a part of the floor: many that were told the same time do not wake at once.
+/// Waits are spread over this part (1/8) of the floor above it, so that events with the same floor do not wake at once.
 const FLOOR_SPREAD: u32 = 8;
 
 /// The longest wait after `n` earlier failures: `min(cap, base * 2^n)`.
@@ -23,12 +23,12 @@ pub fn ceiling(n: u32, base: Duration, cap: Duration) -> Duration {
     let mut schedule = ExponentialBackoffBuilder::<::backoff::SystemClock>::new()
         .with_initial_interval(base)
         .with_multiplier(2.0)
-        .with_randomization_factor(0.0) // the jitter is ours: seedable, and full
+        .with_randomization_factor(0.0) // we add our own jitter, which is full and can be seeded
         .with_max_interval(cap)
         .with_max_elapsed_time(None)
         .build();
     for _ in 0..n.min(DOUBLINGS_MAX) {
-        // Read below instead of here: what `next_backoff` returns is rounded by a random nanosecond.
+        // The current interval is read below. The return value of `next_backoff` is off by a random nanosecond.
         if schedule.next_backoff().is_none() || schedule.current_interval >= cap {
             break;
         }
@@ -36,8 +36,8 @@ pub fn ceiling(n: u32, base: Duration, cap: Duration) -> Duration {
     schedule.current_interval.min(cap)
 }
 
-/// The wait after `n` earlier failures: uniformly random in `0..=ceiling(n, base, cap)`, but at least `floor` (what a
-/// server asked for), and then a little above it. Never more than the ceiling or nine eighths of the floor.
+/// The wait after `n` earlier failures: uniformly random in `0..=ceiling(n, base, cap)`. If that is less than `floor`
+/// (the wait a server asked for), the wait is random between the floor and nine eighths of it.
 pub fn delay(n: u32, base: Duration, cap: Duration, floor: Duration, clock: &Clock) -> Duration {
     let floor = floor.min(WAIT_MAX);
     let wait = clock.jitter(ceiling(n, base, cap));

@@ -1,8 +1,9 @@
-//! The only source of now and of chance.
+//! The only source of the current time and of random numbers.
 //!
-//! Holds: [`Clock::now`] follows the wall clock in both directions, within a second or two. So an instant that somebody
-//! names means what their clock means. A span is counted over the steps of the wall clock ([`Clock::present`]); what a process
-//! only waits for is counted on [`Clock::steady`], which never steps. docs/adr/0013 says what is which.
+//! Holds: [`Clock::now`] follows the wall clock in both directions, within two seconds. So an instant that a client
+//! names means what the client's clock means. Durations since a stored time are corrected for steps of the wall clock
+//! ([`Clock::present`]). Waits within one process use [`Clock::steady`], which never steps. docs/adr/0013 lists which
+//! time uses which clock.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -17,19 +18,19 @@ pub use steps::{Step, Steps};
 
 mod steps;
 
-/// A smaller difference between the wall clock and ours is what reading two clocks one after the other costs.
+/// Smaller differences between the wall clock and ours come from reading two clocks one after the other.
 const STEP_MIN_MS: u64 = 250;
 
-/// How long a sleep lasts at most before it looks at the wall clock again.
+/// The longest sleep before a sleeper reads the wall clock again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Event ids keep their order while the clock is set back by no more than this.
+/// Event ids stay in order if the clock is set back by at most this much.
 const ORDERED_WITHIN: Duration = Duration::from_secs(5);
 
-/// A clock before the year 2020 has not been set yet.
+/// A clock that shows a time before 2020 has not been set yet.
 const SET_AFTER: UnixMillis = UnixMillis(1_577_836_800_000);
 
-/// The end of the year 9999, the last that RFC 3339 can write.
+/// The end of the year 9999, the latest time that RFC 3339 can express.
 const MILLIS_MAX: u64 = 253_402_300_799_999;
 
 /// Milliseconds since 1970-01-01T00:00:00Z.
@@ -37,45 +38,47 @@ const MILLIS_MAX: u64 = 253_402_300_799_999;
 pub struct UnixMillis(pub u64);
 
 impl UnixMillis {
-    /// The end of time, for "not due at all".
+    /// The latest time. Means "never due".
     pub const MAX: Self = Self(u64::MAX);
 
     pub fn plus(self, duration: Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
     }
 
-    /// The same distance from a clock that was set by so many milliseconds; the end of time stays where it is.
+    /// This time moved by the given milliseconds, so that it keeps its distance from a clock that was set. [`Self::MAX`]
+    /// stays as it is.
     pub fn shifted(self, by_millis: i64) -> Self {
         if self == Self::MAX { self } else { Self(self.0.saturating_add_signed(by_millis)) }
     }
 
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// The time since `earlier`, or zero if `earlier` is in the future.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
     /// RFC 3339 with milliseconds, UTC.
     pub fn rfc3339(self) -> String {
-        let millis = self.0.min(253_402_300_799_000); // the end of year 9999, the last that RFC 3339 can write
+        let millis = self.0.min(253_402_300_799_000); // the end of the year 9999, the latest time that RFC 3339 can express
         humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis)).to_string()
     }
 
-    /// A time of RFC 3339, or a duration such as "2h" for so long before `now`.
+    /// Parses an RFC 3339 time, or a duration such as "2h", which means that long before `now`.
     pub fn read(text: &str, now: Self) -> Option<Self> {
         let ago = humantime::parse_duration(text).ok().and_then(|ago| u64::try_from(ago.as_millis()).ok());
         ago.map(|millis| Self(now.0.saturating_sub(millis))).or_else(|| Self::read_rfc3339(text))
     }
 
-    /// A time of RFC 3339; none if it is before 1970 or no time at all.
+    /// Parses an RFC 3339 time. `None` if the text is not a time, or one before 1970.
     pub fn read_rfc3339(text: &str) -> Option<Self> {
         let since = humantime::parse_rfc3339_weak(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
         Some(Self(0).plus(since))
     }
 }
 
-/// Now, sleeping, and random numbers. Cheap to clone.
+/// Current time, sleeping and random numbers. Cheap to clone.
 ///
-/// Under tokio's paused clock and with [`Clock::seeded`] both are reproducible, which is what the simulation rests on.
+/// With [`Clock::seeded`] and tokio's paused clock, time and random numbers are reproducible. The simulation depends
+/// on that.
 #[derive(Debug, Clone)]
 pub struct Clock {
     shared: Arc<Shared>,
@@ -83,28 +86,28 @@ pub struct Clock {
 
 #[derive(Debug)]
 struct Shared {
-    /// Whether this is the machine's own clock, and not one of a test.
+    /// Whether this is the machine's clock, not a test's.
     is_system: bool,
     anchor: Instant,
     anchor_millis: AtomicU64,
     /// The sum of the steps since the anchor, in milliseconds.
     offset: AtomicI64,
-    /// For how long the machine has been suspended since it was started, as last looked at, in milliseconds.
+    /// How long the machine had been suspended since its start when last checked, in milliseconds.
     asleep: AtomicI64,
     steps: Mutex<Steps>,
-    /// The time of the youngest id.
+    /// The time of the newest id.
     youngest: AtomicU64,
     stepped: Notify,
     random: Mutex<fastrand::Rng>,
 }
 
 impl Clock {
-    /// The machine's clock and a randomly seeded generator.
+    /// The machine's clock, and a generator with a random seed.
     pub fn system() -> Self {
         Self::starting_at(wall_millis(), fastrand::Rng::new(), true)
     }
 
-    /// A clock that starts at `start` and a generator with a fixed seed: for simulation and tests.
+    /// A clock that starts at `start`, and a generator with a fixed seed. For simulation and tests.
     pub fn seeded(start: UnixMillis, seed: u64) -> Self {
         Self::starting_at(start, fastrand::Rng::with_seed(seed), false)
     }
@@ -126,7 +129,7 @@ impl Clock {
         }
     }
 
-    /// The present time, as the wall clock shows it.
+    /// The current time, as the wall clock shows it.
     pub fn now(&self) -> UnixMillis {
         if self.shared.is_system {
             let (wall, ours) = (wall_millis(), self.reckoned());
@@ -137,13 +140,13 @@ impl Clock {
         self.reckoned()
     }
 
-    /// The time since the start that no step changes, from the time of the start on: for what is only waited for.
+    /// The start time plus the monotonic time since then. No step of the wall clock changes it. Use it for waits.
     pub fn steady(&self) -> UnixMillis {
         UnixMillis(self.shared.anchor_millis.load(Ordering::Relaxed)).plus(self.shared.anchor.elapsed())
     }
 
-    /// The sum of all steps since the start, in milliseconds: by what an instant of before the last step must be moved to
-    /// lie as far ahead as it did.
+    /// The sum of all steps since the start, in milliseconds. Move an instant by this sum to keep its distance from now
+    /// over a step.
     pub fn stepped(&self) -> i64 {
         self.shared.offset.load(Ordering::Relaxed)
     }
@@ -152,10 +155,10 @@ impl Clock {
         UnixMillis(self.steady().0.saturating_add_signed(self.stepped()).min(MILLIS_MAX))
     }
 
-    /// Takes over a step of the wall clock, if there was one.
+    /// Adopts a step of the wall clock, if there was one.
     fn look(&self) {
         let mut steps = self.steps_held();
-        // Read again under the lock: another thread may have taken it over already.
+        // Read again under the lock: another thread may have adopted the step already.
         let (before, after) = (self.reckoned(), wall_millis());
         if !is_step(before, after) {
             return;
@@ -171,21 +174,21 @@ impl Clock {
                 seconds = by as f64 / 1_000.0,
                 before,
                 after,
-                "the wall clock was set; times that events name follow it, and spans count what has really passed"
+                "the wall clock was set: times named by clients follow the new clock, durations count the time that really passed"
             );
         }
         drop(steps);
         self.shared.stepped.notify_waiters();
     }
 
-    /// Whether the machine was suspended for about as long as the wall clock went ahead of the monotonic one.
+    /// Whether a suspend of the machine explains the step: the monotonic clock stands still during a suspend.
     fn slept(&self, by: i64) -> bool {
         let asleep = suspended_millis();
         let before = self.shared.asleep.swap(asleep, Ordering::Relaxed);
         by > 0 && asleep.saturating_sub(before).abs_diff(by) < STEP_MIN_MS * 4
     }
 
-    /// Sets a clock of a test, as somebody sets a wall clock.
+    /// Sets a test's clock, as an administrator sets a wall clock.
     pub fn step(&self, by_millis: i64) {
         let before = self.now();
         self.shared.offset.fetch_add(by_millis, Ordering::Relaxed);
@@ -193,7 +196,7 @@ impl Clock {
         self.shared.stepped.notify_waiters();
     }
 
-    /// The steps that this clock knows of, those of earlier processes included.
+    /// All known steps, including those from earlier processes.
     pub fn steps(&self) -> Steps {
         self.steps_held().clone()
     }
@@ -202,13 +205,13 @@ impl Clock {
         self.shared.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes on from what a store knows: its steps, and the time of its last commit. Says whether the clock must have been
-    /// set since.
+    /// Continues from what a store knows: its steps and the time of its last commit. Returns whether the clock must have
+    /// been set since then.
     pub fn resume(&self, stored: Steps, last: UnixMillis) -> Option<Step> {
         let now = self.now();
         let mut steps = self.steps_held();
         *steps = steps.after(stored);
-        // It was set back, or it had not been set when the store was used last.
+        // The clock was set back since, or it had not been set when the store was last used.
         let is_step =
             now.0.saturating_add(STEP_MIN_MS) < last.0 || (last.0 > 0 && last < SET_AFTER && SET_AFTER <= now);
         let step = is_step.then_some(Step { before: last, after: now });
@@ -216,13 +219,14 @@ impl Clock {
         step
     }
 
-    /// A time that this clock, or a process before, showed once, on the present time line: see [`Steps::present`].
+    /// Converts a time that this clock or an earlier process once showed to the present time line. See
+    /// [`Steps::present`].
     pub fn present(&self, at: UnixMillis) -> UnixMillis {
         let now = self.now();
         self.steps_held().present(at, now)
     }
 
-    /// The time of an event that is accepted now. Ids sort by it, so it does not follow a small step back.
+    /// The acceptance time of an event that is accepted now. Ids sort by it, so it does not follow a small step back.
     pub fn accepting(&self) -> UnixMillis {
         let now = self.now();
         let youngest = UnixMillis(self.shared.youngest.fetch_max(now.0, Ordering::Relaxed));
@@ -236,7 +240,7 @@ impl Clock {
         now
     }
 
-    /// The time of day, for what others compare with their own clocks, as the time of a signature.
+    /// The wall clock's time, for values that others compare with their clocks, such as the time of a signature.
     pub fn wall(&self) -> SystemTime {
         if self.shared.is_system {
             #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
@@ -245,7 +249,7 @@ impl Clock {
         UNIX_EPOCH + Duration::from_millis(self.now().0)
     }
 
-    /// Lets time pass on a clock of a test that no runtime moves, until it shows at least `time`.
+    /// Advances a test's clock that no runtime moves, until it shows at least `time`.
     #[cfg(test)]
     pub fn pass_until(&self, time: UnixMillis) {
         let behind = time.since(self.now());
@@ -253,7 +257,7 @@ impl Clock {
         self.shared.anchor_millis.fetch_add(millis, Ordering::Relaxed);
     }
 
-    /// A monotonic instant, for measuring how long something took.
+    /// A monotonic instant, for measuring durations.
     pub fn instant(&self) -> Instant {
         #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
         Instant::now()
@@ -263,11 +267,11 @@ impl Clock {
         tokio::time::sleep(duration)
     }
 
-    /// Sleeps until `time`, or until the clock is set: then whoever waits must look again what `time` is.
+    /// Sleeps until `time`, or until the clock is set. The caller must then compute `time` again.
     pub async fn sleep_until(&self, time: UnixMillis) {
         let left = time.since(self.now());
         if left.is_zero() {
-            // A timer would take to the next millisecond.
+            // A timer would sleep until the next millisecond.
             return tokio::task::yield_now().await;
         }
         if time == UnixMillis::MAX {
@@ -288,7 +292,7 @@ impl Clock {
         set.as_mut().enable();
         let known = self.stepped();
         loop {
-            // A clock of a test says when it is set; the machine's must be looked at.
+            // A test's clock notifies when it is set. The machine's clock must be polled.
             let look = async {
                 match self.shared.is_system {
                     true => tokio::time::sleep(LOOK_EVERY).await,
@@ -324,21 +328,21 @@ impl Clock {
     }
 }
 
-/// Whether the wall clock was set, so that it shows another time than ours. One that stands before 1970 shows nothing of use: ours
-/// then runs on from the beginning of 1970, or there would be a step each second.
+/// Whether the wall clock was set and now differs from ours. A wall clock before 1970 is read as the start of 1970.
+/// Ours then runs on from there, or there would be a step each second.
 fn is_step(ours: UnixMillis, wall: UnixMillis) -> bool {
     let shows_nothing = wall == UnixMillis(0) && ours < SET_AFTER;
     !shows_nothing && wall.0.abs_diff(ours.0) >= STEP_MIN_MS
 }
 
-/// What the wall clock shows; the beginning of 1970 if it stands before that.
+/// The wall clock's time, or the start of 1970 if the clock shows an earlier time.
 fn wall_millis() -> UnixMillis {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
     let wall = SystemTime::now();
     UnixMillis(UnixMillis::default().plus(wall.duration_since(UNIX_EPOCH).unwrap_or_default()).0.min(MILLIS_MAX))
 }
 
-/// For how long the machine has been suspended since it was started.
+/// How long the machine has been suspended since its start.
 fn suspended_millis() -> i64 {
     use rustix::time::{ClockId, clock_gettime};
     let millis = |clock| {

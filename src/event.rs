@@ -24,14 +24,14 @@ pub const PAYLOAD_BYTES_MAX: usize = 1_048_576;
 /// The longest idempotency key, in characters.
 pub const KEY_CHARS_MAX: usize = 255;
 
-/// An event's name for ever: a UUID of version 7 (RFC 9562 section 5.7), so ids sort by the time of acceptance.
+/// The permanent id of an event: a UUID version 7 (RFC 9562 section 5.7), so ids sort by the time of acceptance.
 ///
-/// Its last two bytes repeat the function's tag, so that a store that sorts by function can find an event by id alone.
+/// Its last two bytes repeat the function's tag, so that a store sorted by function can find an event by id alone.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EventId(Uuid);
 
 impl EventId {
-    /// A new id, of the given time and with the given random bits.
+    /// A new id with this time and these random bits.
     pub fn mint(accepted_at: UnixMillis, random_bits: u128, function: &FunctionName) -> Self {
         let mut random = [0; 10];
         random.copy_from_slice(&random_bits.to_be_bytes()[..10]);
@@ -54,7 +54,7 @@ impl EventId {
         UnixMillis(u64::from_be_bytes(millis))
     }
 
-    /// The tag of the function that it was minted for.
+    /// The tag of the function for which the id was made.
     pub fn function_tag(&self) -> u16 {
         let bytes = self.as_bytes();
         u16::from_be_bytes([bytes[14], bytes[15]])
@@ -81,9 +81,9 @@ impl FromStr for EventId {
     }
 }
 
-/// The canonical name of a function: `[region/][account/]name[:qualifier]`, where region and account are there only if
-/// they are not the daemon's own. All the forms that Lambda accepts for one function lead to one `FunctionName`, and so
-/// to one lane, one dedupe scope, one label.
+/// The canonical name of a function: `[region/][account/]name[:qualifier]`. Region and account appear only if they
+/// differ from the daemon's own. Every form that Lambda accepts for a function maps to the same `FunctionName`, and
+/// therefore to the same lane, dedupe scope and metric label.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct FunctionName(Arc<str>);
@@ -97,18 +97,18 @@ impl FunctionName {
         &self.0
     }
 
-    /// The region in the name; none is the daemon's own.
+    /// The region in the name. `None` means the daemon's own region.
     pub fn region(&self) -> Option<&str> {
         let (first, _) = self.0.split_once('/')?;
         first.bytes().any(|byte| !byte.is_ascii_digit()).then_some(first)
     }
 
-    /// Whether the name fits `pattern`, in which `*` stands for any run of characters. Takes linear time.
+    /// Whether the name matches `pattern`, in which `*` matches any run of characters. Takes linear time.
     pub fn fits(&self, pattern: &str) -> bool {
         pattern::fits(pattern, &self.0)
     }
 
-    /// Two bytes of FNV-1a: not unique, only a way to look in few places first.
+    /// Two bytes of FNV-1a. The tag is not unique; it only narrows a search to a few lanes.
     pub fn tag(&self) -> u16 {
         let hash =
             self.0.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
@@ -128,20 +128,21 @@ impl fmt::Debug for FunctionName {
     }
 }
 
-/// Whom an event is for.
+/// The function that an event is addressed to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Function {
     /// The canonical name.
     pub name: FunctionName,
-    /// `FunctionName` as the client wrote it, percent-decoded: what is sent on, unchanged.
+    /// `FunctionName` as the client wrote it, percent-decoded. sendoff sends it to Lambda unchanged.
     pub address: String,
-    /// The `Qualifier` of the query, if one was given.
+    /// The `Qualifier` query parameter, if the client gave one.
     pub qualifier: Option<String>,
-    /// The region of an ARN, also if it is the daemon's own now; none is the daemon's own, whichever that is.
+    /// The region of an ARN, even if it is the daemon's own region today. `None` means the daemon's own region, also
+    /// after that has changed.
     pub region: Option<String>,
 }
 
-/// Where an idempotency key came from, best first (design.md 5.1).
+/// Where an idempotency key came from, in order of precedence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeySource {
@@ -149,7 +150,7 @@ pub enum KeySource {
     Header,
     /// `X-Amz-Durable-Execution-Name`.
     DurableExecutionName,
-    /// The native door's `idempotency_key`.
+    /// The `idempotency_key` field of the native door.
     Field,
     /// `custom.idempotency_key` of the client context.
     ClientContext,
@@ -157,9 +158,9 @@ pub enum KeySource {
     Expression,
     /// `source` and `id` of a CloudEvent.
     CloudEvent,
-    /// A digest of `amz-sdk-invocation-id` and the access key that scopes it: an SDK's own retries of one call.
+    /// A digest of `amz-sdk-invocation-id` and the caller's access key id. It recognises an SDK's own retries of one call.
     SdkInvocationId,
-    /// None was given: minted for this event alone.
+    /// The client gave none, so sendoff made one for this event alone.
     Minted,
 }
 
@@ -175,7 +176,7 @@ impl KeySource {
         Self::Minted,
     ];
 
-    /// The word used in headers, logs and messages.
+    /// The word for it in headers, logs and messages.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Header => "header",
@@ -190,7 +191,7 @@ impl KeySource {
     }
 }
 
-/// What makes two requests the same event. Its value is the user's data: it is never logged whole.
+/// Two requests with the same idempotency key are the same event. The value is user data: never log it whole.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdempotencyKey {
     pub value: String,
@@ -198,15 +199,15 @@ pub struct IdempotencyKey {
 }
 
 impl IdempotencyKey {
-    /// The key of an SDK's invocation id, by a digest that is the same for every retry of the call: the access key id that
-    /// scopes it is nobody else's business.
+    /// Makes a key of an SDK's invocation id. The key is a digest, equal for every retry of the call, so that the access
+    /// key id in it is not disclosed.
     pub fn of_sdk(access_key: &str, id: &str) -> Self {
         let digest = Sha256::digest(format!("{access_key}/{id}"));
         let value = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
         Self { value, source: KeySource::SdkInvocationId }
     }
 
-    /// The key as it may leave the daemon. Earlier versions stored an SDK's id with the access key id.
+    /// The key in the form that may leave the daemon. Earlier versions stored an SDK's id together with the access key id.
     pub fn outward(&self) -> Self {
         match (self.source, self.value.split_once('/')) {
             (KeySource::SdkInvocationId, Some((access_key, id))) => Self::of_sdk(access_key, id),
@@ -231,10 +232,10 @@ impl fmt::Debug for IdempotencyKey {
     }
 }
 
-/// What travels beside the payload, as the client sent it, the same on every attempt (G4).
+/// The headers that travel with the payload. They stay as the client sent them, the same on every attempt (G4).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Carried {
-    /// `X-Amzn-Trace-Id`, with its lineage: recursion detection depends on it.
+    /// `X-Amzn-Trace-Id` including its lineage, which Lambda's recursion detection needs.
     pub trace_header: Option<String>,
     /// `X-Amz-Client-Context`, base64.
     pub client_context: Option<String>,
@@ -244,29 +245,29 @@ pub struct Carried {
     pub durable_execution_name: Option<String>,
 }
 
-/// What was accepted.
+/// An accepted event.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Event {
     pub id: EventId,
     pub function: Function,
     pub key: IdempotencyKey,
     pub carried: Carried,
-    /// The bytes as they came; empty is allowed.
+    /// The payload bytes as received. May be empty.
     pub payload: Bytes,
     pub accepted_at: UnixMillis,
-    /// Not to be attempted before.
+    /// Do not attempt the event before this time.
     pub deliver_at: Option<UnixMillis>,
-    /// Not worth attempting after; then it is buried.
+    /// After this time the event is buried instead of attempted.
     pub expires_at: Option<UnixMillis>,
-    /// How often it came back from the dead.
+    /// How often the event was redriven.
     pub redrives: u32,
 }
 
-/// What an event takes in memory beside the bytes of its client: its own fields, its keys, its entries in a batch.
+/// Estimated memory of an event in bytes, without what the client sent: its fields, keys, and entries in a batch.
 pub const EVENT_BYTES: usize = 1_024;
 
 impl Event {
-    /// The bytes of memory that an event costs on its way through the store, about.
+    /// Estimated memory in bytes that the event needs while it passes through the store.
     pub fn cost(&self) -> usize {
         let Carried { trace_header, client_context, tenant_id, durable_execution_name } = &self.carried;
         let carried = [trace_header, client_context, tenant_id, durable_execution_name];

@@ -1,8 +1,8 @@
-//! How sendoff recognises itself: by a mark on every call that it makes, and by its own addresses.
+//! How sendoff recognises itself: by a mark on every call it makes, and by its own addresses.
 //!
-//! A sendoff that delivers to itself, or to another sendoff, would take its own call for a repeat, answer 202 and delete
-//! the event (docs/adr/0014). The mark ends such a loop on the wire, after one hop and whatever is configured. The
-//! addresses find most of these mistakes at the start.
+//! A sendoff that delivers to itself would take its own call for a repeat, answer 202 and delete the event
+//! (docs/adr/0014). The mark ends such a loop after one hop, whatever is configured. Comparing addresses finds most of
+//! these mistakes at the start.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 
@@ -15,7 +15,7 @@ pub const HEADER_TEXT: &str = "cdn-loop";
 /// The name that every sendoff has in [`HEADER`].
 const NAME: &str = "sendoff";
 
-/// How every header begins that only a sendoff adds to its answers.
+/// The prefix of the headers that only a sendoff adds to its answers.
 pub const ANSWER_PREFIX: &str = "x-sendoff-";
 
 /// The mark of one process. Cheap to clone.
@@ -32,23 +32,23 @@ pub enum Marked {
 }
 
 impl Hop {
-    /// The mark of a process that no request can come back to, such as a command.
+    /// The mark of a process that has no listener, such as a command. No request can come back to it.
     pub const fn nameless() -> Self {
         Self { id: None }
     }
 
-    /// The mark of a daemon. `random` tells its own calls from those of other daemons.
+    /// The mark of a daemon. `random` distinguishes its calls from those of other daemons.
     pub fn minted(random: u128) -> Self {
         Self { id: Some(random as u64) }
     }
 
-    /// What goes into [`HEADER`] of every call. It must not be signed, as a proxy may add its own name to it.
+    /// The value of [`HEADER`] on every call. It must not be signed, because a proxy may add its own name to it.
     pub fn value(&self) -> HeaderValue {
         let text = self.id.map_or_else(|| NAME.to_owned(), |id| format!("{NAME}; id={id:016x}"));
         HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static(NAME))
     }
 
-    /// Whether a sendoff made this request, and which.
+    /// Whether a sendoff made this request, and if so whether it was this one.
     pub fn find(&self, headers: &HeaderMap) -> Option<Marked> {
         let texts = headers.get_all(HEADER).iter().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
         let names: Vec<String> =
@@ -66,8 +66,8 @@ fn is_sendoff(name: &str) -> bool {
     name.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case(NAME))
 }
 
-/// Whether a request to `url` would arrive at our listener `own`. Resolves a name only if the port is ours: a blocking
-/// question to the resolver. A listener on port 0 has no address yet: never.
+/// Whether a request to `url` would arrive at our listener `own`. Resolves a name only if the port is ours. Resolving
+/// blocks. False for a listener on port 0, which has no address yet.
 pub fn points_at(url: &str, own: SocketAddr) -> bool {
     let Ok(uri) = url.parse::<Uri>() else { return false };
     let Some(host) = uri.host() else { return false };
@@ -80,7 +80,7 @@ pub fn points_at(url: &str, own: SocketAddr) -> bool {
     if name == "localhost" || name.ends_with(".localhost") {
         return is_own(IpAddr::from([127, 0, 0, 1]), own.ip());
     }
-    // The resolver also reads addresses in odd forms, such as 127.1 and 0x7f000001.
+    // The resolver also parses unusual forms of addresses, such as 127.1 and 0x7f000001.
     let resolved = (name.as_str(), port).to_socket_addrs();
     resolved.is_ok_and(|mut addresses| addresses.any(|address| is_own(address.ip(), own.ip())))
 }
@@ -88,15 +88,15 @@ pub fn points_at(url: &str, own: SocketAddr) -> bool {
 /// Whether a connection to `address` reaches a listener on `own`.
 fn is_own(address: IpAddr, own: IpAddr) -> bool {
     let (address, own) = (address.to_canonical(), own.to_canonical());
-    // To connect to "any address" is to connect to this machine.
+    // Connecting to the unspecified address connects to this machine.
     let loopback = address.is_loopback() || address.is_unspecified();
     address == own
         || (loopback && (own.is_loopback() || own.is_unspecified()))
         || (own.is_unspecified() && is_of_this_machine(address))
 }
 
-/// Whether an interface of this machine has the address: the kernel then takes it as the source of what is sent to it.
-/// Nothing is sent.
+/// Whether an interface of this machine has the address. If so, the kernel chooses the address itself as the source of
+/// packets to it. Sends nothing.
 fn is_of_this_machine(address: IpAddr) -> bool {
     let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
     let source = UdpSocket::bind(any).and_then(|socket| {

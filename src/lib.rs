@@ -1,8 +1,8 @@
 //! sendoff: a durable outbox in front of AWS Lambda's Event invocations.
 //!
-//! The modules stand in the order in which an event meets them: read `ingest` to `deadletter` and you
-//! have followed one event from door to function. The stages never call each other; they meet in
-//! `outbox`. ARCHITECTURE.md has the walk, and who may know whom.
+//! The modules are declared in the order in which an event meets them. Read from `ingest` to `deadletter` to follow
+//! one event from the listener to the function. The stages never call each other: each reads from and writes to
+//! `outbox`. ARCHITECTURE.md describes the path of an event and which module may import which.
 
 pub mod event;
 
@@ -50,5 +50,5 @@ pub mod cli;
 
 pub mod standin;
 
-// So that a binary is the library and one file, however it is linked.
+// In the library, so that `main.rs` is one line and every test links the same code.
 pub use mimalloc::MiMalloc;

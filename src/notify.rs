@@ -1,5 +1,5 @@
-//! What a service manager hears of us (`sd_notify(3)`): readiness, status lines, the watchdog. Without one, nothing
-//! happens. And the daemon's pulse, which drives status lines, watchdog and rates.
+//! Notifies the service manager (`sd_notify(3)`) of readiness, status and liveness. Does nothing without a service
+//! manager. Also holds the daemon's regular beat, which drives status lines, the watchdog and the sampling of rates.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use crate::admin::status::{Status, Summary};
 use crate::clock::{Clock, UnixMillis};
 use crate::outbox::Outbox;
 
-/// Between two beats: rates are sampled each time.
+/// The time between two beats. Each beat samples the rates.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// Between two status lines.
+/// The time between two status lines.
 const STATUS_EVERY: Duration = Duration::from_secs(5);
 
-/// While the outbox is opened, systemd is asked for so much more time with each beat: a large store takes a while.
+/// Opening a large store takes long. While it is opened, each beat asks systemd for this much more start-up time.
 const START_EXTENSION: Duration = Duration::from_secs(30);
 
 /// The daemon accepts events.
@@ -24,7 +24,7 @@ pub fn ready() {
     tell(&[NotifyState::Ready, NotifyState::Status("accepting events")]);
 }
 
-/// The daemon drains.
+/// The daemon is draining.
 pub fn stopping(why: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(&format!("draining: {why}"))]);
 }
@@ -37,20 +37,20 @@ pub fn reloading() {
     }
 }
 
-/// It is read, or refused.
+/// The configuration was reloaded or refused.
 pub fn reloaded() {
     tell(&[NotifyState::Ready]);
 }
 
-/// A manager that cannot be told is no reason to stop: it notices by itself what it has to know.
+/// Ignores a failed notification: the service manager notices a dead process by itself.
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "service manager cannot be told");
     }
 }
 
-/// Beats until told to stop. The watchdog is fed only while the outbox answers: a daemon that can no longer store or
-/// settle is better killed, which loses nothing.
+/// Beats until `stop` is cancelled. Feeds the watchdog only while the outbox answers. Killing a daemon that can no
+/// longer store or settle loses nothing, and a restart may mend it.
 pub async fn pulse<O: Outbox>(status: Status<O>, clock: Clock, stop: CancellationToken) {
     let feed_every = sd_notify::watchdog_enabled().map(|patience| patience / 3);
     let (mut next_feed, mut next_status) = (UnixMillis(0), UnixMillis(0));

@@ -1,4 +1,4 @@
-//! Stopping in order: signals, phases, and the tokens that each part listens to.
+//! Ordered shutdown: signals, phases, and the cancellation token of each phase.
 
 use std::time::Duration;
 
@@ -6,19 +6,20 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// What tells the parts to stop, from the door inwards. Cheap to clone.
+/// Tells the parts to stop, from the listeners inwards. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
-    /// Cancelled first: accept no further connection; finish the requests already read.
+    /// Cancelled first: accept no more connections, and finish the requests already read.
     pub accepting: CancellationToken,
-    /// Cancelled next: take no further lease.
+    /// Cancelled second: take no more leases.
     pub leasing: CancellationToken,
-    /// Cancelled when the grace is over: give up attempts in flight and release their events, uncharged; end connections.
+    /// Cancelled when the grace period is over: abandon the attempts in flight, release their events uncharged, and end
+    /// connections.
     pub working: CancellationToken,
 }
 
 impl Stop {
-    /// Stops in order and waits for each part; true if all was finished within `grace`.
+    /// Stops each phase in order and waits for it. Returns whether all ended within `grace`.
     pub async fn drain(&self, door: &TaskTracker, stages: &TaskTracker, grace: Duration) -> bool {
         door.close();
         stages.close();
@@ -37,7 +38,7 @@ impl Stop {
     }
 }
 
-/// SIGTERM and SIGINT, caught from the moment this exists: until then either ends the process.
+/// Catches SIGTERM and SIGINT from its creation on. Before that, either signal ends the process at once.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -49,7 +50,7 @@ impl Signals {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits for the next of them; names the one that came.
+    /// Waits for the next signal and returns its name.
     pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             biased;
@@ -59,7 +60,7 @@ impl Signals {
     }
 }
 
-/// Waits for SIGTERM or SIGINT; names the one that came.
+/// Waits for SIGTERM or SIGINT and returns its name.
 pub async fn requested() -> std::io::Result<&'static str> {
     Ok(Signals::catch()?.next().await)
 }

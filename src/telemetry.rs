@@ -1,4 +1,4 @@
-//! Where log lines go: to stderr, as text for people or JSON for machines. Panics too.
+//! Writes the log, including panics, to stderr: as text for people or JSON for machines.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
@@ -27,16 +27,16 @@ pub mod otlp;
 
 use lines::Lines;
 
-/// How long the end of the process waits for stderr to take the last lines.
+/// How long a process that ends waits for stderr to accept the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// How long a panic waits for its line to be written; it may be the last.
+/// How long a panic waits for its line to be written, which may be the last.
 const PANIC_LINE: Duration = Duration::from_millis(200);
 
-/// The lines of this process, once [`install`] was called: what is said at the end goes the same way as the log.
+/// The log writer of this process, set by [`install`]. Final messages use the same writer as the log.
 static LINES: OnceLock<Lines> = OnceLock::new();
 
-/// Why logging could not be set up.
+/// Why logging cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("log.level: {0}")]
@@ -50,7 +50,8 @@ pub enum Error {
     Otlp(String),
 }
 
-/// What must live as long as the process logs: dropping it waits for the last lines and, with an exporter, sends what waits.
+/// Keep this value alive while the process logs. Dropping it waits for the last lines and sends the exporter's queued
+/// spans.
 #[derive(Default)]
 pub struct Telemetry {
     #[cfg(feature = "otlp")]
@@ -71,8 +72,8 @@ impl fmt::Debug for Telemetry {
     }
 }
 
-/// Sends this process's log, and its panics, to stderr. Colours only on a terminal, and not under `NO_COLOR`.
-/// Once a process.
+/// Sends this process's log and panics to stderr. Uses colours only on a terminal without `NO_COLOR`. Call it once a
+/// process.
 pub fn install(log: &Log) -> Result<(LogLevel, Telemetry), Error> {
     let colours = !log.no_color && std::io::stderr().is_terminal();
     let lines = Lines::to(std::io::stderr())?;
@@ -88,8 +89,8 @@ pub fn install(log: &Log) -> Result<(LogLevel, Telemetry), Error> {
     Ok((level, telemetry))
 }
 
-/// Writes a line for people to stderr. Where it cannot be written nobody is left to be told, so that is no failure. Where this
-/// process has a log, the line goes the log's way and waits a second at most.
+/// Writes a line for people to stderr. Ignores a failed write, since no other way to report it is left. If this process
+/// has a log, the line goes through the log's writer and waits at most a second.
 pub fn say(line: &str) {
     match LINES.get() {
         Some(lines) => {
@@ -121,7 +122,7 @@ fn whole(log: &Log, colours: bool, lines: Lines) -> Result<(Dispatch, LogLevel, 
 
 type Set = dyn Fn(EnvFilter) -> Result<(), LevelError> + Send + Sync;
 
-/// What is logged, changeable while running. Cheap to clone; all clones are one.
+/// The log filter, which can be changed at run time. Cheap to clone. All clones share one filter.
 #[derive(Clone)]
 pub struct LogLevel {
     text: Arc<Mutex<String>>,
@@ -134,22 +135,22 @@ impl LogLevel {
         Self { lines: Some(lines.clone()), ..self }
     }
 
-    /// Tells `count` of every log line that stderr did not take, those so far included.
+    /// Calls `count` for every dropped log line, including those dropped so far.
     pub fn count_dropped(&self, count: impl Fn(u64) + Send + Sync + 'static) {
         if let Some(lines) = &self.lines {
             lines.count_dropped(count);
         }
     }
 
-    /// As `log.level` of the configuration is written.
+    /// Parses the text of `log.level`.
     pub fn get(&self) -> String {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes over another filter, or leaves the present one if `text` is none.
+    /// Sets another filter, or keeps the current one if `text` is not a filter.
     pub fn set(&self, text: &str) -> Result<(), LevelError> {
         let filter = parse(text)?;
-        // One change at a time, so that text and filter stay together.
+        // The lock keeps text and filter consistent.
         let mut present = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         (self.set)(filter)?;
         *present = text.to_owned();
@@ -163,20 +164,20 @@ impl fmt::Debug for LogLevel {
     }
 }
 
-/// What libraries may say at most, whatever `log.level` is: below it they show requests, whose headers hold keys and whose
-/// bodies are payloads (aws-sigv4 logs what it signs at `trace`).
+/// Caps the log level of libraries, whatever `log.level` says. At lower levels they log requests, whose headers contain
+/// keys and whose bodies are payloads (aws-sigv4 logs what it signs at `trace`).
 fn discreet() -> Targets {
     let libraries = [("aws_", Level::INFO), ("h2", Level::INFO), ("hyper", Level::DEBUG)];
     Targets::new().with_default(LevelFilter::TRACE).with_targets(libraries)
 }
 
-/// What writes log lines to `writer` as `log` says.
+/// The layer that writes log lines to `writer` in the format of `log`.
 fn subscriber<W>(log: &Log, colours: bool, writer: W) -> Result<(Dispatch, LogLevel), LevelError>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let filter = parse(&log.level)?;
-    // Its own complaint about a writer would go to stderr by a macro that panics.
+    // tracing-subscriber would report a failed write with `eprintln!`, which panics if stderr is closed.
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).log_internal_errors(false);
     let lines = lines.with_writer(writer);
     let (dispatch, set): (Dispatch, Arc<Set>) = match log.format {
@@ -200,8 +201,8 @@ where
     Ok((dispatch, LogLevel { text: Arc::new(Mutex::new(log.level.clone())), set, lines: None }))
 }
 
-/// How the fields of a line of text are written. tracing-subscriber writes a field given by its `Display` as it is: an error
-/// text of Lambda, a client's path or a function's name could then forge a line or act on the terminal.
+/// Formats the fields of a text line. tracing-subscriber writes `Display` fields unescaped, so an error text of Lambda,
+/// a client's path or a function name could forge a line or control the terminal.
 fn text_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     debug_fn(|out, field, value| {
         let value = format!("{value:?}");
@@ -221,7 +222,7 @@ fn text_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     .delimited(" ")
 }
 
-/// A panic is one log line like others, so that it is found where all others are.
+/// Logs panics as log lines, so that they are found where all other lines are.
 fn log_panic(info: &PanicHookInfo<'_>) {
     let location = info.location().map(ToString::to_string).unwrap_or_default();
     let thread = std::thread::current();
@@ -255,7 +256,7 @@ mod tests {
         }
     }
 
-    /// What is written while `run` runs.
+    /// Everything that is written while `run` runs.
     fn written(format: LogFormat, level: &str, colours: bool, run: impl FnOnce()) -> String {
         let lines = Lines::default();
         let log = Log { format, level: level.to_owned(), no_color: false, otlp_endpoint: None };
@@ -347,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_a_log_line() {
-        // Hooks are of the process: what other tests panic with goes to where it went before.
+        // The panic hook is global. Panics of other tests go to the previous hook.
         let here = std::thread::current().id();
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {

@@ -1,7 +1,7 @@
-//! Spans: one for each request and one for each attempt, joined by the event's id and, where the client has a trace, by that.
+//! Spans: one for each request and one for each attempt. They share the event's id, and the client's trace if it has one.
 //!
-//! A trace is carried in one form, X-Ray's header, which Lambda hands to the function: a client's W3C `traceparent` becomes
-//! one, with the same ids (X-Ray takes W3C's since 2023). Payloads and keys are never in a span.
+//! A trace travels as X-Ray's header, which Lambda passes to the function. A client's W3C `traceparent` is converted to
+//! that header with the same ids (X-Ray accepts W3C ids since 2023). No span contains a payload or a key.
 
 use http::{HeaderMap, HeaderName};
 use tracing::Span;
@@ -12,11 +12,11 @@ use crate::event::EventId;
 const XRAY: HeaderName = HeaderName::from_static("x-amzn-trace-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// The target of all that is said here. Spans are of level debug: what a span costs is some percent of an event, and at `info` hardly a
-/// line is written within one. An exporter takes them at every level of the log.
+/// The tracing target of all spans. Spans have level debug, because a span costs some percent of an event's time and
+/// few lines at `info` are written within one. An exporter receives them at every log level.
 pub const TARGET: &str = "sendoff::trace";
 
-/// One request, from its head to its answer.
+/// A span for one request, from its head to its answer.
 pub fn request(headers: &HeaderMap) -> Span {
     let span = tracing::debug_span!(target: TARGET, "request", event_id = Empty, status = Empty);
     if !span.is_disabled() {
@@ -25,18 +25,18 @@ pub fn request(headers: &HeaderMap) -> Span {
     span
 }
 
-/// The one event of the request whose span this is in: stored, or known already. A batch has no id of its own.
+/// Records the id of the request's event, new or repeated, in the current span. A batch has no id of its own.
 pub fn is_for(id: EventId) {
     Span::current().record("event_id", display(id));
 }
 
-/// An event of the request is stored, or known already.
+/// Logs that an event of the request is stored, or was known already.
 pub fn accepted(id: EventId, function: &str, repeat: bool) {
     tracing::debug!(target: TARGET, event_id = %id, function, repeat, "event accepted");
 }
 
-/// One attempt; `call` counts all of the event's. Without the client's trace, the attempts of an event share one of their
-/// own, named after the event.
+/// A span for one attempt. `call` numbers the event's attempts. Without a client's trace, the attempts of an event share
+/// a trace that is derived from the event's id.
 pub fn attempt(id: EventId, function: &str, call: u32, trace_header: Option<&str>) -> Span {
     let span = tracing::debug_span!(target: TARGET, "attempt", event_id = %id, function, call, outcome = Empty);
     if !span.is_disabled() {
@@ -45,8 +45,8 @@ pub fn attempt(id: EventId, function: &str, call: u32, trace_header: Option<&str
     span
 }
 
-/// How the attempt whose span this is in has ended, for an exporter of spans. The log has no line after it, and would format the
-/// span's fields once more for nothing.
+/// Records how the attempt of the current span ended, for span exporters only. The log writes no line after this point,
+/// so formatting the field for it would be wasted work.
 #[cfg(feature = "otlp")]
 pub fn ended(outcome: &'static str) {
     Span::current().record("outcome", outcome);
@@ -55,26 +55,26 @@ pub fn ended(outcome: &'static str) {
 #[cfg(not(feature = "otlp"))]
 pub fn ended(_outcome: &'static str) {}
 
-/// What a trace header that comes as a field must be like.
+/// The rule for a trace header that arrives as a JSON field, for error messages.
 pub const HEADER_RULE: &str = "trace_header must be printable ASCII of at most 1024 bytes";
 
-/// Whether a field keeps [`HEADER_RULE`]; Lambda's own headers are below 200 bytes.
+/// Whether a field follows [`HEADER_RULE`]. Lambda's own headers are shorter than 200 bytes.
 pub fn is_header(text: &str) -> bool {
     text.len() <= 1_024 && text.bytes().all(|byte| (0x20..=0x7e).contains(&byte))
 }
 
-/// The trace of a request, as X-Ray's header. Recursion detection needs that on every hop, so it goes before W3C's; one that
-/// is no text is of no use to anybody, and no reason to refuse.
+/// The trace of a request, as X-Ray's header. An X-Ray header takes precedence over a W3C one, because recursion
+/// detection needs it on every hop. A header that is not text is ignored.
 pub fn header(headers: &HeaderMap) -> Option<String> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
     text(XRAY).map(str::to_owned).or_else(|| xray_of(text(TRACEPARENT)?))
 }
 
-/// X-Ray's header for a `traceparent` (W3C Trace Context, section 3.2); none for one that is not valid.
+/// Converts a `traceparent` (W3C Trace Context, section 3.2) to X-Ray's header. `None` if it is not valid.
 fn xray_of(traceparent: &str) -> Option<String> {
     let mut parts = traceparent.split('-');
     let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    // Version 00 has four parts, later ones may have more; ff is none.
+    // Version 00 has four parts, later versions may have more. Version ff is invalid.
     let known = is_hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
     let named = is_hex(trace, 32) && is_hex(parent, 16) && !is_zero(trace) && !is_zero(parent);
     if !known || !named || !is_hex(flags, 2) {
@@ -92,7 +92,7 @@ fn is_zero(hex: &str) -> bool {
     hex.bytes().all(|byte| byte == b'0')
 }
 
-/// What a trace is known by elsewhere.
+/// The ids of a trace in other systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ids {
     trace: u128,
@@ -101,7 +101,7 @@ struct Ids {
 }
 
 impl Ids {
-    /// Those of X-Ray's header; none without a root. Where it names no parent, one that belongs to the root.
+    /// Parses X-Ray's header. `None` without a root. If the header names no parent, derives one from the root.
     fn of(header: &str) -> Option<Self> {
         let field = |name: &str| header.split(';').find_map(|pair| pair.trim().strip_prefix(name)?.strip_prefix('='));
         let (time, rest) = field("Root")?.strip_prefix("1-")?.split_once('-')?;
@@ -114,7 +114,7 @@ impl Ids {
         Some(Self { trace, parent, sampled: field("Sampled") != Some("0") })
     }
 
-    /// Of an event whose client has no trace.
+    /// The trace of an event whose client sent none.
     fn own(id: EventId) -> Self {
         let trace = u128::from_be_bytes(*id.as_bytes());
         Self { trace, parent: trace as u64, sampled: true }
@@ -124,7 +124,7 @@ impl Ids {
 #[cfg(not(feature = "otlp"))]
 fn join(_span: &Span, _ids: Option<Ids>) {}
 
-/// Makes the span part of a trace that began elsewhere.
+/// Makes the span a child in a trace that began elsewhere.
 #[cfg(feature = "otlp")]
 fn join(span: &Span, ids: Option<Ids>) {
     use opentelemetry::Context;
@@ -135,7 +135,7 @@ fn join(span: &Span, ids: Option<Ids>) {
     let flags = if sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
     let (trace, parent) = (TraceId::from(trace), SpanId::from(parent));
     let context = SpanContext::new(trace, parent, flags, true, TraceState::default());
-    // An error means that no exporter listens to this span.
+    // An error means that no exporter receives this span.
     drop(span.set_parent(Context::new().with_remote_span_context(context)));
 }
 

@@ -1,13 +1,14 @@
-//! Text of others, made safe to show: no character of it may act on a terminal, forge a line, or hide.
+//! Makes untrusted text safe to show: no character may control a terminal, forge a line, or be invisible.
 //!
-//! Function names, errors of Lambda and SQS, keys and answers of a server are other people's text. Whatever shows them to a
-//! person (a table, a message, a log line as text) passes them through here. JSON for machines carries them unchanged.
+//! Function names, keys, error texts of Lambda and SQS, and server answers are untrusted. Code that shows them to a
+//! person (a table, a message, a text log line) must pass them through this module. JSON for machines carries them
+//! unchanged.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a terminal acts on the character, or a reader does not see it: control characters (C0, DEL, C1), separators of
-/// lines and paragraphs, marks that change the direction of text, and characters without width.
+/// Whether a terminal acts on the character or a reader cannot see it: control characters (C0, DEL, C1), line and
+/// paragraph separators, marks that change the text direction, and zero-width characters.
 fn is_hazard(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -16,17 +17,17 @@ fn is_hazard(c: char) -> bool {
             | '\u{ffa0}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// The text on one line, with every hazard as an escape such as `\n` or `\u{1b}`.
+/// The text on one line, with every such character as an escape, for example `\n` or `\u{1b}`.
 pub fn visible(text: &str) -> Cow<'_, str> {
     escaped(text, is_hazard, |out, c| out.extend(c.escape_default()))
 }
 
-/// The text with its own line breaks and tabs, and every other hazard as an escape.
+/// The text with its own line breaks and tabs, and every other such character as an escape.
 pub fn visible_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| is_hazard(c) && !matches!(c, '\n' | '\t'), |out, c| out.extend(c.escape_default()))
 }
 
-/// JSON with every hazard in its strings as `\uXXXX`: the same values, safe to show.
+/// JSON with every such character in its strings as `\uXXXX`: the same values, safe to show.
 pub fn visible_json(json: &str) -> Cow<'_, str> {
     escaped(
         json,

@@ -1,20 +1,20 @@
-//! The steps of the wall clock that a store has lived through. Pure.
+//! The steps of the wall clock during the life of a store. Pure.
 //!
-//! An instant ("deliver at noon") follows the wall clock. A span ("for 24 hours") counts the time that has passed, so it
-//! must know by how much the clock was set in between. Times are kept as the wall clock showed them; these steps lead from
-//! what it showed then to what it shows now.
+//! An instant ("deliver at noon") follows the wall clock. A span ("for 24 hours") counts elapsed time, so it must know
+//! by how much the clock was set meanwhile. Times are stored as the wall clock showed them. The steps convert a stored
+//! time to what the clock shows now.
 
 use std::time::Duration;
 
 use super::UnixMillis;
 
-/// Steps that are kept. More than that within the longest span means a clock that nothing can be told by.
+/// The number of steps kept. A clock with more steps within the longest span cannot be relied on anyway.
 const STEPS_MAX: usize = 16;
 
-/// The time that a store notes last may be so much older than what it stored last.
+/// The time last noted in the store may be this much older than the newest commit.
 const SLACK: Duration = Duration::from_secs(2);
 
-/// The clock was set: what it showed before and after.
+/// One setting of the clock: the time it showed before and after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
     pub before: UnixMillis,
@@ -27,7 +27,7 @@ impl Step {
     }
 }
 
-/// Steps, the oldest first. Between two of them the clock ran evenly.
+/// Steps, oldest first. Between two steps the clock ran evenly.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Steps {
     all: Vec<Step>,
@@ -38,7 +38,7 @@ impl Steps {
         self.all.is_empty()
     }
 
-    /// The one after which the clock has run evenly until now.
+    /// The last step. Since then the clock has run evenly.
     pub fn latest(&self) -> Option<Step> {
         self.all.last().copied()
     }
@@ -49,8 +49,8 @@ impl Steps {
         self.all.drain(..surplus);
     }
 
-    /// `at`, as the clock showed it once, on the present time line: the difference to `now` is the time that has passed
-    /// since. Where the clock showed `at` twice, the later one counts, so that nothing counts as older than it is.
+    /// Converts `at`, as the clock once showed it, to the present time line: the result's distance from `now` is the
+    /// elapsed time. If the clock showed `at` twice, the later occasion counts, so that nothing appears older than it is.
     pub fn present(&self, at: UnixMillis, now: UnixMillis) -> UnixMillis {
         let (mut later, mut end) = (0, now);
         for step in self.all.iter().rev() {
@@ -58,20 +58,20 @@ impl Steps {
                 return shifted(at, later);
             }
             if step.before < at && at < step.after {
-                // The clock never showed it; it was skipped.
+                // The step skipped this time: the clock never showed it.
                 return shifted(step.after, later);
             }
             later += step.by();
             end = step.before;
         }
         match self.all.last() {
-            // It lies ahead of all that the clock has shown.
+            // The time lies ahead of everything the clock has shown.
             Some(last) if at > end.plus(SLACK) => last.after,
             Some(_) | None => shifted(at, later),
         }
     }
 
-    /// What the clock showed `span` ago: what it showed before that lies longer back.
+    /// What the clock showed `span` ago. Everything it showed earlier lies further back.
     pub fn ago(&self, span: Duration, now: UnixMillis) -> UnixMillis {
         let (mut left, mut end) = (millis(span), now.0);
         for step in self.all.iter().rev() {
@@ -84,13 +84,13 @@ impl Steps {
         UnixMillis(end.saturating_sub(left))
     }
 
-    /// For the store.
+    /// The encoding for the store.
     pub fn encode(&self) -> Vec<u8> {
         let numbers = self.all.iter().flat_map(|step| [step.before, step.after]);
         numbers.flat_map(|time| time.0.to_be_bytes()).collect()
     }
 
-    /// From the store; none if the bytes are no steps.
+    /// Decodes bytes from the store. `None` if they do not encode steps.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (pairs, rest) = bytes.as_chunks::<16>();
         let number = |bytes: &[u8]| bytes.try_into().ok().map(|bytes| UnixMillis(u64::from_be_bytes(bytes)));
@@ -102,7 +102,7 @@ impl Steps {
         rest.is_empty().then_some(read)
     }
 
-    /// Those of the store first; a process that opens its store again has them already.
+    /// Puts the store's steps first. A process that opens its store again knows them already.
     pub(super) fn after(&self, stored: Self) -> Self {
         let mut all = stored;
         let new: Vec<_> = self.all.iter().copied().filter(|step| !all.all.contains(step)).collect();
@@ -148,7 +148,7 @@ mod tests {
             (&[(200, 100)], 190, 105, 90),
             (&[(200, 100)], 101, 105, 101),
             (&[(200, 100)], 99, 105, 0),
-            // Ahead of everything: as if it were of the moment of the step.
+            // Ahead of everything: counts as the moment of the step.
             (&[(200, 100)], 900, 105, 100),
             (&[(200, 100), (110, 210)], 190, 215, 210),
             (&[(200, 100), (110, 210)], 105, 215, 205),

@@ -1,7 +1,7 @@
-//! Patterns of function names, in which `*` stands for any run of characters.
+//! Patterns of function names. `*` matches any run of characters.
 //!
-//! Limits: [`Pattern`] bounds what a request or a configuration may ask for; [`fits`] takes time in proportion to the
-//! lengths of the pattern and the name, whatever they are.
+//! Limits: [`Pattern`] bounds the patterns of requests and of the configuration. [`fits`] takes time proportional to
+//! the lengths of the pattern and the name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use std::str::FromStr;
 /// The longest pattern, in bytes. The longest canonical name has 385: a name of 256, a colon, a qualifier of 128.
 pub const BYTES_MAX: usize = 512;
 
-/// The most stars in a pattern; neighbouring stars count as one.
+/// The most stars in a pattern. Adjacent stars count as one.
 pub const STARS_MAX: usize = 16;
 
 /// A pattern within its limits.
@@ -62,10 +62,10 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// Whether `name` fits `pattern`.
+/// Whether `name` matches `pattern`.
 ///
-/// The text between two stars is taken where it first occurs: a later place would leave less for what follows. So nothing
-/// is ever tried twice, and each search goes on where the one before it ended.
+/// The text between two stars is matched at its first occurrence, because a later one would leave less text for the
+/// rest of the pattern. So no position is tried twice, and each search continues where the previous one ended.
 pub(super) fn fits(pattern: &str, name: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
     let (middle, tail) = rest.rsplit_once('*').unwrap_or(("", rest));
@@ -80,7 +80,7 @@ mod tests {
 
     use super::*;
 
-    /// The definition, in quadratic time: `fitting[i]` says whether the first `i` characters fit the pattern so far.
+    /// The definition, in quadratic time: `fitting[i]` says whether the first `i` characters match the pattern so far.
     fn reference(pattern: &str, name: &str) -> bool {
         let name: Vec<char> = name.chars().collect();
         let mut fitting = vec![false; name.len() + 1];
@@ -115,7 +115,7 @@ mod tests {
         }
     }
 
-    /// None of these would end in a lifetime if the matcher went back to an earlier star, or searched anew from the start.
+    /// A matcher that backtracks to an earlier star, or searches again from the start, would never finish these.
     #[test]
     fn a_hostile_pattern_costs_no_more_than_reading_it() {
         let long = "a".repeat(4 << 20);

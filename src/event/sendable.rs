@@ -1,9 +1,9 @@
-//! Whether an event can be a request to Lambda at all. The doors let nothing else in; a store, a queue or an export may hold
-//! what an earlier version or somebody else wrote.
+//! Checks whether an event can be sent to Lambda at all. The doors accept only such events. A store, a queue or an
+//! export may still hold others, written by an earlier version or by another program.
 
 use super::{Carried, Event, Function};
 
-/// What no request can carry, by the name of the field; none if the event can be sent.
+/// The name of the first field that no request can carry, or `None` if the event can be sent.
 pub fn unsendable(event: &Event) -> Option<&'static str> {
     let Event { function: Function { name, address, qualifier, region }, carried, .. } = event;
     let Carried { trace_header, client_context, tenant_id, durable_execution_name } = carried;
@@ -23,12 +23,12 @@ pub fn unsendable(event: &Event) -> Option<&'static str> {
     .find_map(|(field, fits)| (!fits).then_some(field))
 }
 
-/// The region in a function's address, if it is an ARN or a part of one that has it.
+/// The region in a function's address, if the address is an ARN, or part of one, with a region.
 pub fn region_in(address: &str) -> Option<&str> {
     let mut parts = address.split(':');
     let first = parts.next()?;
     let (region, account) = if first == "arn" { (parts.nth(2)?, parts.next()?) } else { (first, parts.next()?) };
-    // A function and its alias of twelve digits look like a region and an account, without a name after it.
+    // A function with an alias of twelve digits looks like a region and an account, but has no name after them.
     parts.next()?;
     let is_account = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
     (is_account && region.contains('-')).then_some(region)

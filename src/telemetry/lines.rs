@@ -1,36 +1,36 @@
-//! How log lines reach stderr: through a bounded queue and a thread of its own.
+//! Writes log lines to stderr through a bounded queue and a dedicated thread.
 //!
-//! Holds: no thread that logs waits for stderr, and no failure of stderr reaches it. A pipe whose reader is stuck, a full disk,
-//! a closed terminal: the line is dropped and counted, and the daemon goes on.
-//! Limits: [`QUEUE_BYTES_MAX`] bytes wait; further lines are dropped.
+//! Holds: a thread that logs never waits for stderr and never sees its errors. If stderr cannot be written (stuck pipe,
+//! full disk, closed terminal), the line is dropped and counted, and the daemon goes on.
+//! Limits: at most [`QUEUE_BYTES_MAX`] bytes wait. Further lines are dropped.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Bytes of lines that wait for stderr, about: a few thousand lines, more than any burst of ours.
+/// The approximate size of the queue in bytes: a few thousand lines, more than any burst of the daemon.
 const QUEUE_BYTES_MAX: usize = 1 << 20;
 
-/// What a queued line costs beside its bytes.
+/// The overhead of a queued line in bytes.
 const LINE_COST: usize = 64;
 
-/// A non-blocking stderr that is full is tried again after this pause ...
+/// The pause before another write to a non-blocking stderr that is full ...
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// ... and so often, before the line is dropped.
+/// ... and the number of writes before the line is dropped.
 const RETRIES_MAX: u32 = 50;
 
-/// The queue. All clones are one.
+/// The queue. All clones share it.
 #[derive(Clone, Default)]
 pub struct Lines(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// A line has come.
+    /// A line was queued.
     filled: Condvar,
-    /// All lines are written or dropped.
+    /// All lines were written or dropped.
     emptied: Condvar,
     dropped: Mutex<Dropped>,
 }
@@ -39,7 +39,7 @@ struct Shared {
 struct Queue {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// The thread has taken a line and has not written it yet.
+    /// The thread is writing a line.
     writing: bool,
 }
 
@@ -54,7 +54,7 @@ type Count = dyn Fn(u64) + Send + Sync;
 #[derive(Default)]
 struct Dropped {
     all: u64,
-    /// Those that the log has not been told of yet.
+    /// Dropped lines that no log line has reported yet.
     untold: u64,
     count: Option<Box<Count>>,
 }
@@ -87,13 +87,13 @@ impl Lines {
         self.drop_one();
     }
 
-    /// Waits until every line is written or dropped, for `patience` at most.
+    /// Waits until every line is written or dropped, at most for `patience`.
     pub fn flush(&self, patience: Duration) {
         let queue = locked(&self.0.queue);
         drop(self.0.emptied.wait_timeout_while(queue, patience, |queue| !queue.is_empty()));
     }
 
-    /// Tells `count` of every dropped line, those so far included.
+    /// Calls `count` for every dropped line, including those dropped so far.
     pub fn count_dropped(&self, count: impl Fn(u64) + Send + Sync + 'static) {
         let mut dropped = locked(&self.0.dropped);
         count(dropped.all);
@@ -140,7 +140,7 @@ impl Lines {
         }
     }
 
-    /// stderr works again: the log says what it lacks.
+    /// Once stderr works again, logs how many lines were dropped.
     fn tell_of_dropped(&self) {
         let untold = std::mem::take(&mut locked(&self.0.dropped).untold);
         if untold > 0 {
@@ -149,7 +149,7 @@ impl Lines {
     }
 }
 
-/// Writes one line; `torn` says that an earlier one was written in part, so that its rest is not mixed up with this one.
+/// Writes one line. `torn` means that an earlier line was written in part; a line break then separates the two.
 fn write_line(out: &mut impl Write, line: &[u8], torn: &mut bool) -> io::Result<()> {
     if *torn {
         write_patiently(out, b"\n", &mut false)?;
@@ -168,7 +168,7 @@ fn write_patiently(out: &mut impl Write, mut left: &[u8], torn: &mut bool) -> io
                 *torn = !left.is_empty();
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // Whoever shares the terminal or pipe with us may have made it non-blocking.
+            // Another process that shares the terminal or pipe may have made it non-blocking.
             Err(error) if error.kind() == ErrorKind::WouldBlock && retries < RETRIES_MAX => {
                 retries += 1;
                 std::thread::sleep(RETRY_PAUSE);
@@ -179,7 +179,7 @@ fn write_patiently(out: &mut impl Write, mut left: &[u8], torn: &mut bool) -> io
     Ok(())
 }
 
-/// One write is one line: tracing hands over a whole line at once.
+/// One write is one line: tracing passes whole lines.
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
@@ -209,7 +209,7 @@ mod tests {
         count
     }
 
-    /// Takes what the test says: so many bytes, or an error.
+    /// Accepts as many bytes as the test says, or fails.
     struct Scripted(VecDeque<io::Result<usize>>, Arc<Mutex<Vec<u8>>>);
 
     impl Write for Scripted {
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!(dropped.load(Ordering::SeqCst), 2);
     }
 
-    /// Blocks until it is let go.
+    /// Blocks until the test releases it.
     struct Stuck(mpsc::Receiver<()>);
 
     impl Write for Stuck {

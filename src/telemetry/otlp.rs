@@ -1,8 +1,8 @@
-//! Spans to an OpenTelemetry collector, by OTLP over HTTP (protobuf).
+//! Exports spans to an OpenTelemetry collector by OTLP over HTTP (protobuf).
 //!
-//! Holds: only spans of [`trace`](crate::trace) leave, and what is said in them there; no log line does.
-//! Limits: the SDK's batch processor (2,048 spans wait, further ones are dropped); an export takes 5 s at most.
-//! Fails: never the daemon; what a collector does not take is lost.
+//! Holds: exports only the spans of [`trace`](crate::trace) and their fields, never a log line.
+//! Limits: the SDK's batch processor queues 2,048 spans and drops further ones. An export takes 5 s at most.
+//! Fails: never the daemon. Spans that a collector does not accept are lost.
 
 use std::fmt;
 use std::future::Future;
@@ -32,23 +32,23 @@ use super::{Error, LevelError, LogLevel};
 use crate::config::{Log, LogFormat};
 use crate::trace::TARGET;
 
-/// How long one export may take, in which a stop waits for the last.
+/// The time-out of an export. A stop waits this long for the last one.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes of a collector's answer that are read.
+/// The most bytes read of a collector's answer.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// Sends what waits when dropped.
+/// Sends the queued spans when dropped.
 pub struct Exporter(SdkTracerProvider);
 
 impl Drop for Exporter {
     fn drop(&mut self) {
-        // A collector that is gone is no reason to fail a stop.
+        // An unreachable collector must not fail a stop.
         drop(self.0.shutdown_with_timeout(EXPORT_TIMEOUT));
     }
 }
 
-/// Log lines to `writer` as without an exporter, and spans to `endpoint`.
+/// Writes log lines to `writer` as without an exporter, and exports spans to `endpoint`.
 pub(super) fn subscriber<W>(
     log: &Log,
     endpoint: &str,
@@ -80,7 +80,7 @@ where
     Ok((dispatch, LogLevel { text: Arc::new(Mutex::new(log.level.clone())), set, lines: None }, Exporter(provider)))
 }
 
-/// The way to a collector: plain HTTP, on a runtime of its own, in the exporter's own thread.
+/// The connection to a collector: plain HTTP, on the exporter's own thread and runtime.
 struct Collector {
     runtime: Mutex<Runtime>,
     client: Client<HttpConnector, Full<Bytes>>,
@@ -90,7 +90,7 @@ impl Collector {
     fn new() -> Result<Self, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = Mutex::new(runtime.map_err(|error| Error::Otlp(error.to_string()))?);
-        // Nothing drives an idle connection between two exports, so none is kept.
+        // Nothing drives an idle connection between two exports, so no connection is kept.
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
         Ok(Self { runtime, client })
     }
