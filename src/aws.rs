@@ -2,8 +2,10 @@
 //!
 //! In: calls and messages as our own types. Out: replies and shipments as our own types; no SDK error leaves.
 //! Holds: one call is one request on the wire (retries are the outbox's, where they are counted and survive a crash).
-//! Limits: connect, read and whole-call timeouts; idle connections live shorter than a load balancer keeps them.
-//! Fails: at start only without any region and endpoint; missing credentials and unreachable services are replies.
+//! Limits: time-outs for connecting, reading and the whole call. Idle connections are closed before a load balancer
+//! would close them.
+//! Fails: at the start, if neither a region nor an endpoint is known. Missing credentials and unreachable services are
+//! replies, not errors.
 
 use std::error::Error as StdError;
 use std::net::SocketAddr;
@@ -51,24 +53,24 @@ mod wire;
 #[cfg(test)]
 mod testing;
 
-/// How long fetching credentials may take before the call is given up, unsent.
+/// The time-out for fetching credentials. After it the call fails as unsent.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What an endpoint without a region is signed for: an emulator takes any.
+/// The region to sign for if only an endpoint is configured: emulators accept any.
 const REGION_OF_AN_ENDPOINT: &str = "us-east-1";
 
 /// How to reach one AWS service.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// None: from the SDK's own chain (`AWS_REGION`, profile, instance metadata).
+    /// `None` means the SDK's own chain: `AWS_REGION`, profile, instance metadata.
     pub region: Option<String>,
-    /// None: what the environment or profile configures, else the region's public endpoint.
+    /// `None` means the endpoint in environment or profile, else the region's public endpoint.
     pub endpoint_url: Option<String>,
-    /// Without an `endpoint_url`, go to the region's public endpoint whatever `AWS_ENDPOINT_URL` and
-    /// `AWS_ENDPOINT_URL_LAMBDA` say: where those lead applications to sendoff, sendoff must not call itself.
+    /// Ignore `AWS_ENDPOINT_URL` and `AWS_ENDPOINT_URL_LAMBDA`, and use the region's public endpoint if `endpoint_url` is
+    /// not set. On hosts where these variables send applications to sendoff, sendoff must not call itself.
     pub ignore_configured_endpoint_urls: bool,
     pub connect_timeout: Duration,
-    /// From the request being sent to its answer.
+    /// The time from sending the request to its answer.
     pub read_timeout: Duration,
 }
 
@@ -102,12 +104,12 @@ pub enum Error {
     CaBundle { named_by: &'static str, path: String, why: String },
 }
 
-/// Who and where this process is.
+/// How this process is recognised: its mark and its own addresses.
 #[derive(Debug, Clone)]
 pub struct Own {
     /// The mark on every call to Lambda.
     pub hop: Hop,
-    /// Where requests reach this process: no service can be there.
+    /// The addresses on which this process takes requests. No AWS service can be at one of them.
     pub addresses: Vec<SocketAddr>,
 }
 
@@ -122,7 +124,7 @@ impl Own {
     }
 }
 
-/// What both clients share: credentials and their cache, connections, and what environment and profile say.
+/// What both clients share: credentials and their cache, connections, and the settings of environment and profile.
 #[derive(Debug, Clone)]
 pub struct Shared {
     config: SdkConfig,
@@ -132,8 +134,8 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Reads environment, profile and, unless `region` is given, instance metadata. Takes seconds where a metadata
-    /// service does not answer. Fails only of certificates that cannot be read; credentials may come later.
+    /// Reads environment, profile and, unless `region` is given, instance metadata. Takes seconds if a metadata
+    /// service does not answer. Fails only if certificates cannot be read. Credentials may appear later.
     pub async fn load(region: Option<&str>, outside: &Outside, own: Own, clock: Clock) -> Result<Self, Error> {
         let mut files = EnvConfigFiles::default();
         if let Some((config, credentials, dropped)) = outside.cleaned(&own) {
@@ -173,12 +175,12 @@ impl Shared {
         self.own.hop.clone()
     }
 
-    /// The region that the chain found. An empty variable is none: the SDK takes it for a region without a name.
+    /// The region found by the SDK's chain. An empty variable counts as unset; the SDK would use it as a region's name.
     pub fn region(&self) -> Option<&str> {
         self.config.region().map(Region::as_ref).filter(|region| !region.is_empty())
     }
 
-    /// Region and endpoint of one service, checked here so that later no call can fail of them.
+    /// Region and endpoint of one service. Checks both, so that no later call fails because of them.
     fn place(&self, service: &'static str, settings: &Settings) -> Result<Place, Error> {
         if let Some(url) = &settings.endpoint_url
             && !is_endpoint_url(url)
@@ -215,14 +217,14 @@ impl Shared {
         Ok(Place { region: region.to_owned(), endpoint_url, timeouts: timeouts(settings) })
     }
 
-    /// What environment and profile say for a service, else for all: as the SDK's own clients read it.
+    /// The endpoint in environment or profile for this service, else for all services, as the SDK's clients read it.
     fn configured_endpoint(&self, service: &'static str) -> Option<String> {
         let key = ServiceConfigKey::builder().service_id(service).env("AWS_ENDPOINT_URL").profile("endpoint_url");
         let of_service = self.config.service_config().zip(key.build().ok()).and_then(|(all, key)| all.load_config(key));
         of_service.or_else(|| self.config.endpoint_url().map(str::to_owned))
     }
 
-    /// What the client of a service in that place is made of: one call is one request.
+    /// The client configuration for a service at `place`, without retries: one call is one request.
     fn config(&self, place: Place) -> SdkConfig {
         let mut config = self
             .config
@@ -231,7 +233,7 @@ impl Shared {
             .timeout_config(place.timeouts)
             .retry_config(RetryConfig::disabled());
         config.set_endpoint_url(place.endpoint_url);
-        // Or a client would look for the service's own endpoint in environment and profile once more.
+        // Otherwise a client would look for the service's endpoint in environment and profile again.
         config.insert_origin("endpoint_url", Origin::shared_config());
         config.build()
     }
@@ -241,18 +243,18 @@ impl Shared {
 #[derive(Debug, Clone)]
 struct Place {
     region: String,
-    /// None: the region's public endpoint.
+    /// `None` means the region's public endpoint.
     endpoint_url: Option<String>,
     timeouts: TimeoutConfig,
 }
 
-/// How far a call came: what tells a request that certainly was not sent from one that may have been taken.
+/// How far a call got. Distinguishes a request that was certainly not sent from one that Lambda may have accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
-    /// Serialising, and waiting for credentials.
+    /// Serialising, or waiting for credentials.
     Preparing,
     Signing,
-    /// The connector has it, which first connects.
+    /// The connector has the request. It connects first.
     Sending,
 }
 
@@ -260,14 +262,14 @@ fn loader(wire: &Wire) -> ConfigLoader {
     aws_config::defaults(BehaviorVersion::v2026_01_12())
         .app_name(AppName::new("sendoff").unwrap_or_else(|_| unreachable!("a literal of letters")))
         .http_client(wire.http_client())
-        // Or the SDK would read retry_mode, and refuse to start for a value that only other SDKs know.
+        // Otherwise the SDK reads `retry_mode` and refuses to start for values that only other SDKs know.
         .retry_config(RetryConfig::standard())
-        // Bodies are in memory, at most 1 MiB, and under the timeouts of a call.
+        // Bodies are in memory, at most 1 MiB, and covered by the time-outs of a call.
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
 }
 
-/// The timeout of the whole attempt is only the last resort, for an answer whose body does not end: it covers credentials,
-/// connecting, the answer's head and its body.
+/// The time-out of the whole attempt catches an answer whose body does not end. It covers credentials, connecting, and
+/// the answer's head and body.
 fn timeouts(settings: &Settings) -> TimeoutConfig {
     let whole = CREDENTIALS_TIMEOUT + settings.connect_timeout + settings.read_timeout.saturating_mul(2);
     TimeoutConfig::builder()
@@ -277,7 +279,7 @@ fn timeouts(settings: &Settings) -> TimeoutConfig {
         .build()
 }
 
-/// A DNS label, as which a region becomes part of an endpoint's name.
+/// Whether the text is a DNS label. A region becomes one in an endpoint's host name.
 fn is_region(region: &str) -> bool {
     (1..=63).contains(&region.len())
         && region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -293,12 +295,12 @@ fn is_endpoint_url(url: &str) -> bool {
     })
 }
 
-/// Whether no TLS is spoken there.
+/// Whether the endpoint is plain HTTP.
 fn is_plain(url: &str) -> bool {
     url.parse::<http::Uri>().is_ok_and(|url| url.scheme_str() == Some("http"))
 }
 
-/// The chain of causes in one line, each said once.
+/// The error and its causes in one line, without repetitions.
 fn words_of(error: &(dyn StdError + 'static)) -> String {
     let mut words = error.to_string();
     for cause in causes(error).skip(1) {
@@ -311,7 +313,7 @@ fn words_of(error: &(dyn StdError + 'static)) -> String {
     words.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The error and what caused it, outermost first.
+/// The error and its causes, outermost first.
 fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |error| (*error).source())
 }

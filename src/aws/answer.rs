@@ -1,8 +1,8 @@
-//! Whose answer it is, and what it says: from status, headers and body alone. Pure.
+//! Classifies an answer by status, headers and body: who sent it, and what it means. Pure.
 //!
-//! Lambda takes an Event with 202, answers a call with 200 and a dry run with 204, and names each request. Whatever else
-//! looks like a success is somebody else's: a proxy's page, a captive portal, another service, a sendoff. To take that for
-//! a delivery would lose the event.
+//! Lambda answers an Event with 202, a call with 200 and a dry run with 204, and gives each request an id. Any other
+//! success comes from something else: a proxy, a captive portal, another service, a sendoff. To count it as a delivery
+//! would lose the event.
 
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::http::Headers;
@@ -14,12 +14,12 @@ use retry_after::RetryAfter;
 
 mod retry_after;
 
-/// Who answered in Lambda's place.
+/// Who answered instead of Lambda.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Foreign {
     /// A sendoff: this one, or another.
     Sendoff,
-    /// Something without Lambda's marks: a proxy, a captive portal, another service.
+    /// Something else: a proxy, a captive portal, another service.
     Unknown,
 }
 
@@ -32,11 +32,11 @@ pub(super) enum Asked {
     DryRun,
 }
 
-/// What the head of an answer tells of its sender.
+/// What the head of an answer tells about its sender.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Signs {
     pub(super) request_id: Option<String>,
-    /// `X-Amz-Executed-Version`: no other service has it.
+    /// `X-Amz-Executed-Version`, which no other service sends.
     executed_version: bool,
     content_type: Option<String>,
     sendoff: bool,
@@ -52,9 +52,9 @@ impl Signs {
         }
     }
 
-    /// Who else answered a request with a status below 400; none if it was Lambda.
+    /// Who answered a request with a status below 400. `None` if it was Lambda.
     ///
-    /// Emulators count as Lambda by the same marks: MiniStack, moto and LocalStack name the request; SAM answers an Event
+    /// Emulators count as Lambda by the same headers: MiniStack, moto and LocalStack send a request id. SAM answers an Event
     /// with a bare 202.
     fn foreign(&self, asked: Asked, status: u16, body: Option<&[u8]>) -> Option<Foreign> {
         if self.sendoff {
@@ -64,7 +64,7 @@ impl Signs {
         let is_page = self.content_type.as_ref().is_some_and(|kind| kind.contains("html")) || body.starts_with(b"<");
         let is_named = self.request_id.is_some() || self.executed_version;
         let is_lambdas = match (asked, status) {
-            // Lambda's own has no body.
+            // Lambda's own answer has no body.
             (Asked::Event, 202) => is_named || matches!(body, b"" | b"{}" | b"null" | b"\"\""),
             (Asked::Result, 200) => is_named,
             (Asked::DryRun, 204) => true,
@@ -73,7 +73,7 @@ impl Signs {
         (is_page || !is_lambdas).then_some(Foreign::Unknown)
     }
 
-    /// An answer without Lambda's marks, in words that say what to do.
+    /// Describes an answer that is not Lambda's, and says what to do.
     fn words(&self, status: u16) -> String {
         format!(
             "not Lambda's own answer (status {status}, content type {}, {}): see that lambda.endpoint_url names Lambda, and \
@@ -84,13 +84,13 @@ impl Signs {
     }
 }
 
-/// What a sendoff's success means for whoever took it for Lambda: the refusal that a sendoff which knows the mark gives.
+/// A success from a sendoff counts as the refusal that a sendoff which knows the mark would have given.
 const LOOP_STATUS: u16 = 508;
 const LOOP_CODE: &str = "LoopDetectedException";
 const LOOP_WORDS: &str = "a sendoff answered in Lambda's place: correct lambda.endpoint_url, AWS_ENDPOINT_URL_LAMBDA, \
                           AWS_ENDPOINT_URL, or endpoint_url in the AWS profile";
 
-/// An answer with a status below 400: `answer` as it would be if it were Lambda's, or what it is instead.
+/// The reply for an answer with a status below 400: `answer` if Lambda sent it, else a foreign reply.
 pub(super) fn judged(asked: Asked, signs: &Signs, body: Option<&[u8]>, answer: Answer) -> Answer {
     match signs.foreign(asked, answer.status, body) {
         None => answer,
@@ -111,8 +111,8 @@ pub(super) fn judged(asked: Asked, signs: &Signs, body: Option<&[u8]>, answer: A
     }
 }
 
-/// An answer other than success, from status, headers and body alone: what is between may answer in any form, and the
-/// SDK's own reading loses the code where a body is not JSON.
+/// The reply for an answer that is not a success. Reads status, headers and body itself, because a proxy may answer in
+/// any form and the SDK loses the error code if a body is not JSON.
 pub(super) fn answer_of(asked: Asked, response: &HttpResponse) -> Answer {
     let (status, bytes) = (response.status().as_u16(), response.body().bytes());
     let body: ErrorBody = bytes.and_then(|body| serde_json::from_slice(body).ok()).unwrap_or_default();
@@ -140,7 +140,7 @@ pub(super) fn answer_of(asked: Asked, response: &HttpResponse) -> Answer {
     }
 }
 
-/// The fields of Lambda's error bodies; their case differs by shape.
+/// The fields of Lambda's error bodies. Their case differs between error shapes.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct ErrorBody {

@@ -1,8 +1,8 @@
-//! AWS Lambda as [`Invoke`] for the one call that is made for every event, on the SDK's own credentials, signer and
-//! connector but without its orchestrator, which takes most of the time of a call (docs/adr/0005, docs/performance.md).
+//! Implements [`Invoke`] for Event invocations, the call made for every event. Uses the SDK's credentials, signer and
+//! connector, but not its orchestrator, which takes most of a call's time (docs/adr/0005, docs/performance.md).
 //!
-//! Holds: what is on the wire is what [`Lambda`] would send, but for the SDK's notes about itself; what comes back means
-//! the same. Calls to other regions, and those that wait for the function's own answer, are the SDK's.
+//! Holds: sends the same bytes as [`Lambda`], except for the SDK's headers about itself, and reads answers the same way.
+//! The SDK's client makes the calls to other regions and those that wait for the function's result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,10 +32,10 @@ mod skew;
 
 use skew::Skew;
 
-/// How much of an answer's body is read, in bytes: Lambda's errors are short, and a proxy's page says nothing.
+/// The most bytes read of an answer's body. Lambda's errors are short, and a proxy's page carries no information.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// What we call ourselves, as every client of AWS does.
+/// The `User-Agent` header.
 const PRODUCT: &str = concat!("sendoff/", env!("CARGO_PKG_VERSION"));
 
 const INVOCATION_TYPE: HeaderName = HeaderName::from_static("x-amz-invocation-type");
@@ -47,10 +47,10 @@ const TRACE_ID: HeaderName = HeaderName::from_static(TRACE_HEADER);
 /// How Event invocations are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Transport {
-    /// By [`Direct`].
+    /// Through [`Direct`].
     #[default]
     Direct,
-    /// By [`Lambda`], aws-sdk-lambda's client.
+    /// Through [`Lambda`], the client of aws-sdk-lambda.
     Sdk,
 }
 
@@ -97,13 +97,13 @@ pub struct Direct {
 struct Inner {
     sdk: Lambda,
     region: String,
-    /// Without a slash at its end.
+    /// Has no trailing slash.
     endpoint: String,
     credentials: Keeper,
     connector: Connector,
     /// The mark of this process.
     hop: HeaderValue,
-    /// The last resort, for an answer that does not end.
+    /// Ends a call whose answer does not end.
     whole: Duration,
     clock: Clock,
     skew: Skew,
@@ -134,7 +134,7 @@ impl Direct {
     }
 }
 
-/// The endpoint as the SDK's own client finds it, but once instead of for every call.
+/// Resolves the endpoint as the SDK's client does, but once instead of for every call.
 async fn resolve(shared: &Shared, region: &str, configured: Option<String>) -> Result<String, Error> {
     let unusable = |why: String| Error::Endpoint { service: "lambda", why };
     let params = Params::builder()
@@ -160,7 +160,7 @@ impl Invoke for Direct {
             Ok(signed) => signed,
             Err(failure) => return Reply::NotSent(failure),
         };
-        // The time-out is the call's own: whoever waits for credentials has sent nothing yet.
+        // The time-out covers only the call itself: a call that waits for credentials has sent nothing yet.
         tokio::time::timeout(inner.whole, inner.send(signed)).await.unwrap_or_else(|_elapsed| {
             let message = format!("no complete answer within {:?}", inner.whole);
             Reply::Lost(Failure { kind: FailureKind::ReadTimeout, message })
@@ -173,7 +173,7 @@ impl Invoke for Direct {
 }
 
 impl Inner {
-    /// The call as it goes on the wire, or why it cannot.
+    /// The signed request, or why it cannot be sent.
     async fn signed(&self, call: Call) -> Result<HttpRequest, Failure> {
         let unbuildable = |message| Failure { kind: FailureKind::Unbuildable, message };
         let mut request = request(&self.endpoint, call).map_err(unbuildable)?;
@@ -199,7 +199,7 @@ impl Inner {
     }
 }
 
-/// The call as a request that lacks only its signature, or in words why there can be none.
+/// The request without its signature, or why there can be none.
 fn request(endpoint: &str, call: Call) -> Result<Request<Bytes>, String> {
     let Call { function, key, carried, payload, mode: _ } = call;
     if function.address.is_empty() {
@@ -232,14 +232,14 @@ fn request(endpoint: &str, call: Call) -> Result<Request<Bytes>, String> {
     request.body(payload).map_err(|error| words_of(&error))
 }
 
-/// The answer as plain data. That the status came is enough: an answer whose body breaks off is one all the same.
+/// The answer as plain data. The status decides: an answer counts even if its body breaks off.
 async fn read(mut response: HttpResponse) -> Answer {
     let body = Limited::new(response.take_body(), ANSWER_BYTES_MAX).collect().await;
     *response.body_mut() = SdkBody::from(body.map(|body| body.to_bytes()).unwrap_or_default());
     answer_of(Asked::Event, &response)
 }
 
-/// A call without an answer. What is not certainly unsent counts as lost.
+/// The reply for a call without an answer. It counts as lost unless the request was certainly not sent.
 fn failed(error: &ConnectorError) -> Reply {
     let failure = |kind| Failure { kind, message: words_of(error) };
     if error.is_user() {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Clients kept. Beyond it one gives way: clients are cheap, only connections start afresh.
+/// The most clients kept. Beyond that, one is dropped: a client is cheap to make again, it only has to reconnect.
 pub(super) const REGIONS_MAX: usize = 32;
 
-/// One client for each region, made when it is first needed.
+/// One client for each region, made at first use.
 #[derive(Debug)]
 pub(super) struct Elsewhere<C>(Mutex<BTreeMap<String, C>>);
 

@@ -29,13 +29,13 @@ use crate::hop::{self, Hop};
 
 pub(super) mod context;
 
-/// Bytes of a function's answer that are read as its error where it is not the usual object.
+/// How many bytes of a function's answer are shown as its error if the answer is not the usual error object.
 const FUNCTION_ERROR_BYTES_MAX: usize = 4_096;
 
 /// The name of Lambda's trace header.
 pub(super) const TRACE_HEADER: &str = "x-amzn-trace-id";
 
-/// Lambda, in every region that functions are addressed in.
+/// Lambda in all regions that functions are addressed in.
 #[derive(Debug, Clone)]
 pub struct Lambda {
     shared: Arc<Regions>,
@@ -69,7 +69,7 @@ impl Lambda {
         }
     }
 
-    /// The client for a region; none if that cannot be a region's name.
+    /// The client for a region. `None` if the text cannot be a region's name.
     fn client(&self, region: Option<&str>) -> Option<Client> {
         let Regions { own, config, elsewhere, hop: _, credentials: _ } = &*self.shared;
         let Some(region) = region.filter(|region| own.config().region().is_none_or(|own| own.as_ref() != *region))
@@ -82,7 +82,7 @@ impl Lambda {
 }
 
 impl Lambda {
-    /// Asks whether a function is there and may be invoked, without invoking it (`DryRun`). One call, no retries.
+    /// Asks whether a function exists and may be invoked, without invoking it (`DryRun`). One call, no retries.
     pub(super) async fn ask(&self, region: Option<&str>, address: &str, qualifier: Option<String>) -> Reply {
         let Some(client) = self.client(region) else { return not_a_region() };
         let progress = Progress::default();
@@ -108,7 +108,7 @@ impl Lambda {
 }
 
 impl Lambda {
-    /// Notes what an error says of the credentials.
+    /// Marks the credentials as refused if the error says so.
     fn refused(&self, reply: Reply) -> Reply {
         if let Reply::Answer(answer) = &reply {
             self.shared.credentials.refused(answer.code.as_deref());
@@ -175,14 +175,14 @@ impl Invoke for Lambda {
     }
 }
 
-/// The client's timeouts, with as long a wait for the answer as a function may run.
+/// The client's time-outs. Waits for the answer as long as a function may run.
 fn confirm_timeouts(client: &Client, wait: Duration) -> TimeoutConfig {
     let usual = client.config().timeout_config().cloned().unwrap_or_else(TimeoutConfig::disabled);
     let whole = usual.operation_attempt_timeout().unwrap_or_default().saturating_add(wait);
     usual.to_builder().read_timeout(wait).operation_attempt_timeout(whole).build()
 }
 
-/// The error that a function returned: `errorType: errorMessage` where its runtime wrote it so, else its bytes.
+/// The error that a function returned: `errorType: errorMessage` if its runtime wrote these fields, else the raw text.
 fn words_of_function(payload: &[u8]) -> String {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -197,7 +197,7 @@ fn words_of_function(payload: &[u8]) -> String {
     }
 }
 
-/// What one call notes on its way: how far it came, and who answered.
+/// What one call records: how far it got, and who answered.
 #[derive(Debug, Clone, Default)]
 struct Progress(Arc<Notes>);
 
@@ -225,7 +225,7 @@ impl Progress {
     }
 }
 
-/// Adds what the model does not have, and notes how far the call comes.
+/// Adds headers that the SDK's model lacks, and records how far the call gets.
 #[derive(Debug)]
 struct Wire {
     trace_header: Option<String>,
@@ -251,7 +251,7 @@ impl Intercept for Wire {
         Ok(())
     }
 
-    // After signing: a proxy on the way may add its own name to the mark.
+    // Added after signing, because a proxy on the way may append its own name to this header.
     fn modify_before_transmit(
         &self,
         context: &mut BeforeTransmitInterceptorContextMut<'_>,
@@ -284,7 +284,7 @@ impl Intercept for Wire {
     }
 }
 
-/// An error of the SDK as plain data. What is not certainly unsent counts as lost.
+/// An SDK error as plain data. The call counts as lost unless the request was certainly not sent.
 fn reply_of(asked: Asked, error: &SdkError<InvokeError, HttpResponse>, stage: Stage) -> Reply {
     if let Some(response) = error.raw_response() {
         return Reply::Answer(answer_of(asked, response));
@@ -306,7 +306,7 @@ fn reply_of(asked: Asked, error: &SdkError<InvokeError, HttpResponse>, stage: St
     }
 }
 
-/// Whether there was no connection to send on: name, TCP, TLS, or their timeout. The SDK's own note of it is private.
+/// Whether connecting failed: name resolution, TCP, TLS, or their time-out. The SDK's own flag for it is private.
 pub(super) fn never_connected(error: &(dyn std::error::Error + 'static)) -> bool {
     causes(error).any(|cause| {
         cause.downcast_ref::<hyper_util::client::legacy::Error>().is_some_and(|error| error.is_connect())

@@ -1,4 +1,4 @@
-//! What the environment and the profile say of the way to AWS: proxies, whom to trust, and where the profile is.
+//! Settings of the environment and the profile for connections to AWS: proxies, trusted certificates, profile files.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,10 +10,10 @@ use rustls::pki_types::pem::PemObject;
 
 use super::{Error, Own};
 
-/// Profiles are short; what is larger is some other file.
+/// Profiles are short. A larger file is not a profile.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// As the variables say, which every AWS SDK reads.
+/// From the proxy variables that every AWS SDK reads.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Outside {
     pub http_proxy: Option<String>,
@@ -22,9 +22,9 @@ pub struct Outside {
     pub no_proxy: Option<String>,
     /// `AWS_CA_BUNDLE`.
     pub ca_bundle: Option<PathBuf>,
-    /// The configuration file of the profiles, if there is a place for one.
+    /// The configuration file of the profiles, if a home directory is known.
     pub config_file: Option<PathBuf>,
-    /// Their credentials file.
+    /// The credentials file of the profiles.
     pub credentials_file: Option<PathBuf>,
 }
 
@@ -35,7 +35,7 @@ impl fmt::Debug for Outside {
 }
 
 impl Outside {
-    /// For people, without passwords; none if nothing is set.
+    /// A description for people, without passwords. `None` if nothing is set.
     pub fn in_words(&self) -> Vec<String> {
         let proxies =
             [("HTTP_PROXY", &self.http_proxy), ("HTTPS_PROXY", &self.https_proxy), ("ALL_PROXY", &self.all_proxy)];
@@ -45,7 +45,7 @@ impl Outside {
         proxies.chain(no_proxy).chain(bundle).collect()
     }
 
-    /// The certificates to trust alone: those of `AWS_CA_BUNDLE`, else of the profile's `ca_bundle`.
+    /// The only certificates to trust: those in `AWS_CA_BUNDLE`, else in the profile's `ca_bundle`.
     pub(super) fn authorities(
         &self,
         profile: Option<&ProfileSet>,
@@ -62,8 +62,8 @@ impl Outside {
         if found.is_empty() { Err(unusable("it holds no certificate in PEM".to_owned())) } else { Ok(Some(found)) }
     }
 
-    /// Both files without the endpoints that are our own listeners, and those endpoints; none if there are none. They are
-    /// for applications on this host; the SDK would follow them for STS and SSO as well.
+    /// Both files without endpoints that are our own listeners, and these endpoints. `None` if there are no such endpoints.
+    /// They are meant for applications on this host, but the SDK would use them for STS and SSO as well.
     pub(super) fn cleaned(&self, own: &Own) -> Option<(String, String, Vec<String>)> {
         let read = |path: &Option<PathBuf>| -> String {
             let path = path.as_ref().filter(|path| std::fs::metadata(path).is_ok_and(|m| m.len() <= FILE_BYTES_MAX));
@@ -99,7 +99,7 @@ pub fn shown(url: &str) -> String {
     if scheme.is_empty() { rest.to_owned() } else { format!("{scheme}://{rest}") }
 }
 
-/// Whether a host is this machine, or the place where it gets its credentials (instance metadata, ECS, EKS).
+/// Whether a host is this machine, or a local source of credentials (instance metadata, ECS, EKS).
 pub(super) fn is_near(host: &str) -> bool {
     const EKS_AND_EC2_IPV6: [u16; 2] = [0xfd00, 0x0ec2];
     let name = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();

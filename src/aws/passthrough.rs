@@ -1,7 +1,7 @@
-//! AWS Lambda as [`Passthrough`]: the same endpoint and credentials as for Events, but the answer as it comes.
+//! Implements [`Passthrough`]: the same endpoint and credentials as for Events, but answers are streamed.
 //!
-//! The SDK's client reads every answer whole before it gives it, so the request is made here and signed with the SDK's
-//! signer (docs/adr/0010).
+//! The SDK's client reads an answer completely before it returns it. So this module makes the request itself and signs
+//! it with the SDK's signer (docs/adr/0010).
 
 use std::sync::Arc;
 
@@ -23,10 +23,10 @@ use crate::event::Function;
 use crate::hop;
 use crate::ingest::passthrough::{AnswerBody, Call, Failed, Operation, Other, Passthrough};
 
-/// What we call ourselves, as every client of AWS does.
+/// The `User-Agent` header.
 const PRODUCT: &str = concat!("sendoff/", env!("CARGO_PKG_VERSION"));
 
-/// The way through to Lambda, in every region that functions are addressed in.
+/// Passes calls through to Lambda, in all regions that functions are addressed in.
 #[derive(Debug, Clone)]
 pub struct LambdaPassthrough {
     shared: Arc<Inner>,
@@ -36,7 +36,7 @@ pub struct LambdaPassthrough {
 struct Inner {
     /// The daemon's own region.
     region: String,
-    /// None: each region's public endpoint.
+    /// `None` means each region's public endpoint.
     endpoint_url: Option<String>,
     use_fips: Option<bool>,
     use_dual_stack: Option<bool>,
@@ -95,7 +95,7 @@ impl Passthrough for Placed<LambdaPassthrough> {
 }
 
 impl Inner {
-    /// The call as a signed request, or in words why there can be none.
+    /// The signed request, or why there can be none.
     async fn request(&self, call: Call) -> Result<Request<Bytes>, String> {
         let region = call.function.region.as_deref().unwrap_or(&self.region);
         if !is_region(region) {
@@ -158,7 +158,7 @@ impl Inner {
     }
 }
 
-/// Path and query, each label encoded once; signing encodes the path once more.
+/// Path and query, each label encoded once. Signing encodes the path a second time.
 fn path(operation: Operation, function: &Function) -> String {
     let name = percent_encode(&function.address);
     let path = match operation {

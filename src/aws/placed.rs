@@ -1,5 +1,5 @@
-//! A client that may have nowhere to go: without a region, or without CA certificates, the daemon starts and accepts all the
-//! same; what it accepted waits, held with words that say what is missing.
+//! A client that may lack a region or CA certificates. The daemon then still starts and accepts events. They wait in
+//! held lanes, whose reason says what is missing.
 
 use super::Error;
 use crate::deadletter::message::Message;
@@ -14,8 +14,8 @@ pub enum Placed<C> {
 }
 
 impl<C> Placed<C> {
-    /// Only what is missing leaves a client without a place: it may be all that a first start lacks. A wrong region or
-    /// endpoint is an error.
+    /// Only a missing setting leads to a client without a place, because a first start may lack just that. A wrong region
+    /// or endpoint is an error.
     pub fn of(client: Result<C, Error>) -> Result<Self, Error> {
         match client {
             Ok(client) => Ok(Self::At(client)),
@@ -30,7 +30,7 @@ impl<C> Placed<C> {
         }
     }
 
-    /// What is missing, in words; none if nothing is.
+    /// Describes what is missing. `None` if nothing is.
     pub fn missing(&self) -> Option<String> {
         match self {
             Self::At(_) => None,
@@ -38,7 +38,7 @@ impl<C> Placed<C> {
         }
     }
 
-    /// The same, with a warning in the log if it has nowhere to go: once for each service.
+    /// Like `new`, but logs a warning if something is missing, once for each service.
     pub fn warned(self) -> Self {
         if let Self::Nowhere(error) = &self {
             tracing::warn!("{error}; accepting all the same, what needs it waits");

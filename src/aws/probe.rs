@@ -1,8 +1,8 @@
-//! What sendoff may do in AWS, found out by asking: without an invocation, without a message, without a right of its own.
+//! Finds out what sendoff may do in AWS. Invokes no function, sends no message, and needs no extra permission.
 //!
-//! In: functions and queues by name. Out: findings in words, each with what grants what is missing.
-//! Holds: nothing is invoked (`DryRun`) and nothing is sent (a batch that SQS refuses for its form).
-//! Limits: the timeouts of the settings, one call after another.
+//! In: names of functions and queues. Out: findings, each with the policy that grants what is missing.
+//! Holds: functions are asked with `DryRun`. Queues are sent a batch that SQS refuses for its form.
+//! Limits: the time-outs of the settings. Makes one call after the other.
 
 use aws_credential_types::provider::ProvideCredentials;
 use aws_sdk_sts::config::Region;
@@ -18,21 +18,21 @@ mod place;
 
 pub use place::{Queue, Target};
 
-/// What was found out about one thing.
+/// The finding about one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// What was asked after.
+    /// The object.
     pub subject: String,
     pub verdict: Verdict,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It works; how far that is proven.
+    /// It works. The text says how much of it was tested.
     Proven(String),
-    /// It does not, and somebody must repair something: what was said, and what to do.
+    /// It does not work until somebody repairs it. The texts are the answer and what to do.
     Missing { said: String, remedy: String },
-    /// It could not be found out, and sendoff may work all the same.
+    /// Unknown. sendoff may still work.
     Unknown(String),
 }
 
@@ -53,12 +53,12 @@ pub struct Probe {
     lambda: Lambda,
     sqs: Sqs,
     settings: Settings,
-    /// Of the credentials, once STS has told.
+    /// The identity behind the credentials, once STS has told it.
     account_id: Option<String>,
 }
 
 impl Probe {
-    /// Fails where the daemon would wait for a region, or would not start.
+    /// Fails if the daemon would not start, or would wait for a region.
     pub fn new(shared: &Shared, lambda: &Settings, sqs: &Settings) -> Result<Self, Error> {
         Ok(Self {
             shared: shared.clone(),
@@ -69,7 +69,7 @@ impl Probe {
         })
     }
 
-    /// Whether there are credentials, and whose they are.
+    /// Whether there are credentials, and to whom they belong.
     pub async fn credentials(&mut self) -> Vec<Finding> {
         let subject = "credentials";
         let remedy = "give sendoff a role: an instance profile, EKS Pod Identity or IRSA, or AWS_PROFILE or keys in its \
@@ -88,7 +88,7 @@ impl Probe {
         }
     }
 
-    /// Whose the credentials are, by `GetCallerIdentity`, which needs no permission.
+    /// The identity behind the credentials, by `GetCallerIdentity`, which needs no permission.
     async fn identity(&mut self) -> Finding {
         let region = self.settings.region.as_deref().or(self.shared.region()).unwrap_or("us-east-1");
         let mut config = aws_sdk_sts::config::Builder::from(&self.shared.config)
@@ -121,7 +121,7 @@ impl Probe {
         Finding::new("identity", verdict)
     }
 
-    /// Whether a function is there and may be invoked.
+    /// Whether a function exists and may be invoked.
     pub async fn function(&self, target: &Target) -> Finding {
         let reply = self.lambda.ask(target.region.as_deref(), &target.address, None).await;
         let region = target.region.as_deref().or(self.settings.region.as_deref()).or(self.shared.region());
@@ -129,7 +129,7 @@ impl Probe {
         Finding::new(format!("function {}", target.address), judge_function(&reply, &arn))
     }
 
-    /// Whether a queue is there and may be looked at, and whether it may be sent to.
+    /// Whether a queue exists, may be looked at, and may be sent to.
     pub async fn queue(&self, queue: &str) -> Vec<Finding> {
         let arn = Queue::of(queue, self.settings.region.as_deref().or(self.shared.region())).arn();
         let looked = self.sqs.facts_of(queue).await.map(|facts| {
@@ -144,7 +144,7 @@ impl Probe {
     }
 }
 
-/// What a dry run's reply means.
+/// Interprets the reply to a dry run.
 fn judge_function(reply: &Reply, arn: &str) -> Verdict {
     let said = reply.in_words();
     let missing = |remedy: String| Verdict::Missing { said: said.clone(), remedy };
@@ -177,7 +177,7 @@ fn judge_function(reply: &Reply, arn: &str) -> Verdict {
     }
 }
 
-/// What SQS's answer means.
+/// Interprets SQS's answer.
 fn judge_queue(answer: Result<String, Trouble>, action: &str, arn: &str) -> Verdict {
     let Trouble { code, message, .. } = match answer {
         Ok(proven) => return Verdict::Proven(proven),
@@ -205,7 +205,7 @@ fn judge_queue(answer: Result<String, Trouble>, action: &str, arn: &str) -> Verd
     }
 }
 
-/// What to do about codes with which any service of AWS refuses credentials.
+/// What to do about the codes with which any AWS service refuses credentials.
 fn remedy_of_credentials(code: &str) -> Option<&'static str> {
     let remedies = [
         ("Expired", "renew the credentials: these are past their time"),

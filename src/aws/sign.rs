@@ -1,4 +1,4 @@
-//! Signing a request as Lambda checks it (AWS, "Signature Version 4"), and the credentials to do it with.
+//! Signs requests as Lambda checks them (AWS, "Signature Version 4"), and keeps the credentials for it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -17,10 +17,10 @@ use tokio::task::JoinSet;
 use super::{CREDENTIALS_TIMEOUT, words_of};
 use crate::clock::Clock;
 
-/// How long before they expire credentials are fetched anew: a signature must outlast its way.
+/// Credentials are fetched anew this long before they expire, so that a signature is still valid when it arrives.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(60);
 
-/// Codes with which AWS refuses credentials, sorted: new ones may do better.
+/// Codes with which AWS refuses credentials, sorted. Fresh credentials may be accepted.
 const REFUSED: &[&str] = &[
     "AuthFailure",
     "ExpiredToken",
@@ -35,17 +35,17 @@ const REFUSED: &[&str] = &[
     "UnrecognizedClientException",
 ];
 
-/// Credentials younger than this are not asked for anew, though AWS refuses them: their source has no better ones.
+/// Credentials younger than this are not fetched again if AWS refuses them: their source has no better ones.
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 
-/// Between two questions to the source while what is kept is still valid.
+/// The time between two fetches while the cached credentials are still valid.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 
-/// How long credentials are kept that do not say when they expire: as long as the SDK keeps them.
+/// How long to cache credentials without an expiry time. The SDK uses the same time.
 const KEPT_WITHOUT_EXPIRY: Duration = Duration::from_secs(15 * 60);
 
-/// Signs with version 4: the path encoded twice and the payload hashed (unsigned payloads are S3's alone). An error is
-/// why there can be no signature, in words.
+/// Signs with version 4. Encodes the path twice and hashes the payload (only S3 accepts unsigned payloads). The error
+/// text says why there can be no signature.
 pub(super) fn signed(
     request: &mut Request<Bytes>,
     credentials: Credentials,
@@ -72,7 +72,7 @@ pub(super) fn signed(
     Ok(())
 }
 
-/// All but RFC 3986's unreserved characters, as the signature's canonical form has it.
+/// Everything except RFC 3986's unreserved characters, as the canonical form of a signature requires.
 pub(super) fn percent_encode(text: &str) -> String {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     let mut encoded = String::with_capacity(text.len());
@@ -88,10 +88,10 @@ pub(super) fn percent_encode(text: &str) -> String {
     encoded
 }
 
-/// The credentials of all clients here, kept until shortly before they expire: the provider asks its source anew each
-/// time. Cheap to clone; all clones are one.
+/// The cached credentials of all clients. The provider itself would ask its source each time. Cheap to clone. All clones
+/// share one cache.
 ///
-/// Holds: the source is asked once at a time, by a task of its own. While old credentials are valid, nobody waits for it.
+/// Holds: one task at a time asks the source. While the cached credentials are valid, no call waits for it.
 #[derive(Debug, Clone)]
 pub(super) struct Keeper(Arc<Keeping>);
 
@@ -105,11 +105,11 @@ struct Keeping {
 #[derive(Debug, Default)]
 struct State {
     kept: Option<Kept>,
-    /// Under way to the source.
+    /// The request to the source in progress.
     asking: Option<Asking>,
-    /// When the source may be asked again although what is kept is still valid.
+    /// When the source may be asked again while the cached credentials are still valid.
     not_before: Option<SystemTime>,
-    /// Who asks: one task, which ends with this.
+    /// The task that asks. It ends with this value.
     task: JoinSet<()>,
 }
 
@@ -127,7 +127,8 @@ impl Keeper {
         Self(Arc::new(Keeping { provider, clock, state: Mutex::default() }))
     }
 
-    /// The credentials, fetched if need be. While those at hand are still valid, a source that fails or hangs does no harm.
+    /// Returns the credentials, and fetches them if needed. A source that fails or hangs has no effect while the cached
+    /// credentials are valid.
     pub(super) async fn get(&self) -> Result<Credentials, String> {
         let asking = {
             let mut state = self.0.state();
@@ -138,7 +139,7 @@ impl Keeper {
                 Some((credentials, true)) => return Ok(credentials),
                 Some((credentials, false)) => {
                     if state.not_before.is_none_or(|not_before| now >= not_before) {
-                        // Its own task asks; nobody waits here.
+                        // A separate task asks. This call does not wait for it.
                         drop(self.ask(&mut state));
                     }
                     return Ok(credentials);
@@ -149,8 +150,7 @@ impl Keeper {
         asking.await
     }
 
-    /// Notes that AWS refuses the credentials in use: they are asked for anew at the next call, but for those that were
-    /// fetched just now.
+    /// Records that AWS refuses the credentials in use. The next call fetches them again, unless they were fetched just now.
     pub(super) fn refused(&self, code: Option<&str>) {
         if code.is_none_or(|code| REFUSED.binary_search(&code).is_err()) {
             return;
@@ -164,7 +164,7 @@ impl Keeper {
         }
     }
 
-    /// The one question to the source, begun if there is none.
+    /// The request to the source in progress. Begins one if there is none.
     fn ask(&self, state: &mut State) -> Asking {
         if let Some(asking) = &state.asking {
             return asking.clone();
@@ -177,7 +177,7 @@ impl Keeper {
         };
         let asking = asking.boxed().shared();
         while state.task.try_join_next().is_some() {}
-        // Also where whoever asked goes away: the next one has the answer then.
+        // Runs to its end even if the caller goes away, so that the next caller has the answer.
         let task = asking.clone();
         state.task.spawn(async move { drop(task.await) });
         state.asking = Some(asking.clone());
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
     use crate::clock::UnixMillis;
 
-    /// Gives out credentials that expire 600 seconds after the epoch, a limited number of times.
+    /// Returns credentials that expire 600 seconds after the epoch, a limited number of times.
     #[derive(Debug)]
     struct Source {
         asked: Arc<AtomicU64>,
@@ -295,7 +295,7 @@ mod tests {
         assert!(REFUSED.is_sorted(), "binary search relies on it");
     }
 
-    /// Never answers, but for its first question.
+    /// Answers the first request only.
     #[derive(Debug)]
     struct Hanging {
         asked: AtomicU64,

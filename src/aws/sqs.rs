@@ -24,7 +24,7 @@ mod queue;
 pub use address::is_queue_arn;
 pub use queue::SqsQueue;
 
-/// Codes that blame the message itself; all others may pass, or an operator can repair them. Sorted.
+/// Codes that blame the message itself, sorted. All other errors may pass, or an operator can repair them.
 const MESSAGE_FAULTS: &[&str] = &[
     "AWS.SimpleQueueService.BatchRequestTooLong",
     "BatchRequestTooLong",
@@ -35,7 +35,7 @@ const MESSAGE_FAULTS: &[&str] = &[
     "MessageTooLong",
 ];
 
-/// What to do about a code, by what it contains; the first match counts.
+/// What to do about a code, by a part of it. The first match counts.
 const ADVICE: &[(&str, &str)] = &[
     ("NonExistentQueue", "create the queue or correct dead_letter.queue_url"),
     ("QueueDoesNotExist", "create the queue or correct dead_letter.queue_url"),
@@ -52,7 +52,7 @@ const ADVICE: &[(&str, &str)] = &[
     ("Signature", "correct the credentials or the clock"),
 ];
 
-/// Codes, by what they contain, of troubles that somebody must repair; all others may pass by themselves.
+/// Parts of codes of errors that somebody must repair. All others may pass by themselves.
 const LASTING: &[&str] = &[
     "NonExistentQueue",
     "QueueDoesNotExist",
@@ -79,7 +79,7 @@ const LASTING: &[&str] = &[
     "KmsInvalidKeyUsage",
 ];
 
-/// SQS, in the region of each queue as far as its URL or ARN tells, else in the configured one. Cheap to clone.
+/// SQS, in the region of each queue's URL or ARN if it names one, else in the configured region. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Sqs {
     shared: Shared,
@@ -94,13 +94,13 @@ impl Sqs {
         Ok(Self { shared: shared.clone(), settings: settings.clone(), client, elsewhere: Arc::default() })
     }
 
-    /// A queue to redrive from, by its URL or ARN; received messages are hidden from others for `visibility`.
+    /// A queue to redrive from, by its URL or ARN. Received messages are hidden from other receivers for `visibility`.
     pub fn queue(&self, queue: &str, visibility: Duration) -> SqsQueue {
         let (client, url) = self.reach(queue);
         SqsQueue { client, url, visibility }
     }
 
-    /// What a queue is set to.
+    /// The attributes of a queue.
     pub async fn facts_of(&self, queue: &str) -> Result<QueueFacts, Trouble> {
         let (client, url) = self.reach(queue);
         let wanted = [
@@ -121,8 +121,8 @@ impl Sqs {
         })
     }
 
-    /// Whether a queue may be sent to, as far as that shows without a message: SQS looks at rights before it looks at the
-    /// batch, and refuses this one as a whole, since two of its entries have one id.
+    /// Tests without a message whether a queue may be sent to. SQS checks permissions before it checks the batch, and then
+    /// refuses this batch because two of its entries have the same id.
     pub(super) async fn would_send(&self, queue: &str) -> Result<String, Trouble> {
         let (client, url) = self.reach(queue);
         let entry = |body: &str| SendMessageBatchRequestEntry::builder().id("check").message_body(body).build();
@@ -157,7 +157,7 @@ impl Sqs {
                 endpoint_url: endpoint.clone().or(own.endpoint_url),
                 ..own
             };
-            // The region was checked when it was read, and the rest when the first client was made.
+            // The region was checked when it was parsed, everything else when the first client was made.
             client(&self.shared, &settings).unwrap_or_else(|_| self.client.clone())
         };
         let place = format!("{} {}", region.as_deref().unwrap_or_default(), endpoint.as_deref().unwrap_or_default());
@@ -192,8 +192,8 @@ impl Ship for Sqs {
         if !failed.blames_a_message() || batch.len() <= 1 {
             return batch.iter().map(|_| failed.shipment()).collect();
         }
-        // SQS refuses a whole batch for one message that a queue's lower limit excludes: each alone, so that it does not
-        // keep the others here.
+        // SQS refuses a whole batch if one message exceeds a queue's limit. Send each message alone, so that the others get
+        // through.
         let mut shipments = Vec::with_capacity(batch.len());
         for message in batch.chunks(1) {
             shipments.extend(match self.send(queue_url, message).await {

@@ -1,4 +1,4 @@
-//! A server on a real socket that does as it is told, and remembers what it was sent.
+//! A scripted server on a real socket, which records the requests it receives.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -29,7 +29,7 @@ pub(super) enum Act {
     SayAndHang(String),
 }
 
-/// One request as it came.
+/// One request as received.
 #[derive(Debug, Clone)]
 pub(super) struct Seen {
     pub(super) head: String,
@@ -51,7 +51,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Acts once a connection, in order; the last act is for all further ones.
+    /// Performs one act for each connection, in order. The last act serves all further connections.
     pub(super) async fn start(acts: impl IntoIterator<Item = Act>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -113,7 +113,8 @@ async fn read_request(stream: &mut TcpStream) -> Seen {
     seen
 }
 
-/// An address that refuses connections for as long as this value lives: bound, so that nobody else gets it, and not listening.
+/// An address that refuses connections while this value lives. It is bound, so that no other process gets it, but does
+/// not listen.
 pub(super) struct Refusing {
     pub(super) url: String,
     _socket: TcpSocket,
@@ -142,7 +143,7 @@ pub(super) fn settings(url: &str) -> Settings {
     }
 }
 
-/// With credentials of no worth.
+/// With dummy credentials.
 pub(super) async fn shared() -> Shared {
     let credentials = Credentials::new("AKIDEXAMPLE", "secret", None, None, "test");
     with(loader(&wire()).region(Region::new("eu-central-1")).credentials_provider(credentials).load().await)

@@ -1,8 +1,8 @@
-//! Connections to AWS, for every client here: through which proxy, and whom to trust.
+//! Connections to AWS for all clients, with proxies and trusted certificates.
 //!
-//! Holds: HTTP/1.1 only, so that a connection which dies in silence costs the one call that waits on it, and no other;
-//! a call that is given up ends its connection. TCP keepalive finds a dead peer within a minute, and keeps NAT gateways
-//! and load balancers from forgetting a connection while a function runs for long.
+//! Holds: HTTP/1.1 only, so that a connection that dies silently fails only the one call on it. A cancelled call closes
+//! its connection. TCP keepalive detects a dead peer within a minute, and keeps NAT gateways and load balancers from
+//! dropping a connection while a function runs for long.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,21 +30,22 @@ mod way;
 
 use way::{Proxies, Timed, Way};
 
-/// How long an idle connection is kept: shorter than what lies between keeps it, so that few requests meet a connection
-/// that is just being closed.
+/// How long an idle connection is kept. Shorter than gateways on the way keep it, so that few requests meet a connection
+/// that is being closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The first keepalive probe; NAT gateways and Network Load Balancers of AWS forget a connection after 350 s.
+/// The time before the first keepalive probe. NAT gateways and Network Load Balancers of AWS drop a connection after
+/// 350 s.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// Between two probes, and how many go unanswered before the connection is given up.
+/// The time between two probes, and how many may stay unanswered before the connection is closed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
 
-/// How long data may stay without an acknowledgement before the connection is given up.
+/// How long sent data may stay unacknowledged before the connection is closed.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
 
-/// Clients kept, one for each time-out of connecting: there are two or three.
+/// The most clients kept, one for each connect time-out. There are two or three.
 const CLIENTS_MAX: usize = 16;
 
 type Pooled = Client<Timed<HttpsConnector<Way>>, SdkBody>;
@@ -67,8 +68,8 @@ impl fmt::Debug for Wire {
 }
 
 impl Wire {
-    /// Trusts `authorities` alone if there are any, else what the machine trusts: `SSL_CERT_FILE` and `SSL_CERT_DIR`, else
-    /// the system's certificates.
+    /// Trusts only `authorities` if there are any. Else trusts `SSL_CERT_FILE` and `SSL_CERT_DIR`, else the system's
+    /// certificates.
     pub(super) fn new(outside: &Outside, authorities: Option<Vec<CertificateDer<'static>>>) -> Self {
         let authorities = authorities.unwrap_or_else(|| rustls_native_certs::load_native_certs().certs);
         let mut roots = RootCertStore::empty();
@@ -86,18 +87,18 @@ impl Wire {
         Self(Arc::new(Inner { tls, proxies, has_authorities, clients: Mutex::default() }))
     }
 
-    /// Whether a server can be known by a certificate at all.
+    /// Whether there are any trusted certificates.
     pub(super) fn has_authorities(&self) -> bool {
         self.0.has_authorities
     }
 
-    /// What the SDK's clients connect with.
+    /// The connector for the SDK's clients.
     pub(super) fn http_client(&self) -> SharedHttpClient {
         let wire = self.clone();
         http_client_fn(move |settings, _| SharedHttpConnector::new(wire.connector(settings.clone())))
     }
 
-    /// The same for those who make their own requests. Connectors share their connections.
+    /// The connector for modules that make their own requests. All connectors share their connections.
     pub(super) fn connector(&self, settings: HttpConnectorSettings) -> Connector {
         let client = self.0.client(settings.connect_timeout());
         Connector { client, proxies: Arc::clone(&self.0.proxies), read_timeout: settings.read_timeout() }
@@ -156,7 +157,7 @@ impl HttpConnector for Connector {
             Ok(request) => request,
             Err(error) => return HttpConnectorFuture::ready(Err(ConnectorError::user(error.into()))),
         };
-        // A request that is tunnelled must not show the proxy's password to AWS.
+        // A tunnelled request must not disclose the proxy's password to AWS.
         if let Some(authorization) = self.proxies.authorization_of_plain(request.uri()) {
             request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
         }
@@ -180,7 +181,7 @@ fn failed(error: hyper_util::client::legacy::Error) -> ConnectorError {
     if late { ConnectorError::timeout(error.into()) } else { ConnectorError::io(error.into()) }
 }
 
-/// Something that took too long.
+/// A time-out.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} timeout occurred after {limit:?}")]
 struct Late {

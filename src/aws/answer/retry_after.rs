@@ -7,15 +7,15 @@ use crate::clock::UnixMillis;
 /// When the server wants the next request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct RetryAfter {
-    /// From now on.
+    /// After this time from now.
     pub wait: Option<Duration>,
-    /// At a time of day; set only where the answer has no `Date` to measure it from.
+    /// At this time. Used only if the answer has no `Date` to measure it from.
     pub at: Option<UnixMillis>,
 }
 
 impl RetryAfter {
-    /// Reads the headers of an answer by name. A date is measured from the answer's own `Date`, so that a clock that is
-    /// wrong, ours or theirs, does not change the wait. A date that is past asks for no wait.
+    /// Reads the headers of an answer by name. Measures a date from the answer's own `Date`, so that a wrong clock on
+    /// either side does not change the wait. A date in the past means no wait.
     pub fn read<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Self {
         let after = header("retry-after").map(str::trim);
         let wait = after.and_then(number).map(Duration::from_secs);
@@ -33,7 +33,7 @@ impl RetryAfter {
     }
 }
 
-/// Digits alone; a number that is too large to be one stands for the longest wait.
+/// Parses digits only. A number that overflows means the longest wait.
 fn number(text: &str) -> Option<u64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().unwrap_or(u64::MAX))

@@ -19,7 +19,7 @@ fn only_lambdas_own_answer_counts_for_what_was_asked() {
     for (asked, status, headers, body) in [
         (Event, 202, &[ID][..], ""),
         (Event, 202, &[ID, VERSION], ""),
-        // moto answers with what the function said.
+        // moto answers an Event with the function's result.
         (Event, 202, &[ID, JSON], "Simple Lambda happy path OK"),
         // SAM's local Lambda has no request id.
         (Event, 202, &[JSON], ""),
@@ -40,7 +40,7 @@ fn whatever_else_looks_like_success_is_somebody_elses() {
         (Event, 200, &[], ""),
         (Event, 200, &[ID, VERSION], "null"),
         (Event, 200, &[JSON], "{\"status\":\"ok\"}"),
-        // An API Gateway names its requests too.
+        // An API Gateway sends request ids too.
         (Event, 200, &[ID, JSON], "{\"message\":\"hello\"}"),
         (Event, 202, &[HTML], ""),
         (Event, 202, &[], "<!doctype html><p>Accepted"),

@@ -1,4 +1,4 @@
-//! A local clock that is wrong: learnt from answers that refuse a signature for its time, as the SDK does.
+//! Corrects a wrong local clock. Like the SDK, learns the difference from answers that refuse a signature for its time.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 
-/// What AWS says of a signature whose time may be wrong (aws-runtime, `service_clock_skew`).
+/// The error codes for a signature whose time may be wrong (aws-runtime, `service_clock_skew`).
 const CODES: &[&str] = &[
     "AccessDeniedException",
     "AuthFailure",
@@ -16,7 +16,7 @@ const CODES: &[&str] = &[
     "SignatureDoesNotMatch",
 ];
 
-/// A smaller difference is no reason for a refusal: AWS takes five minutes either way.
+/// A smaller difference cannot be the reason for a refusal: AWS tolerates five minutes.
 const SKEW_SECONDS_MIN: i64 = 240;
 
 /// How far AWS's clock is ahead of ours.
@@ -34,7 +34,7 @@ impl Skew {
         corrected.unwrap_or(wall)
     }
 
-    /// Takes over what a refusal says of the time: `date` is the answer's `Date` header (RFC 9110 section 6.6.1).
+    /// Learns the difference from a refusal. `date` is the answer's `Date` header (RFC 9110 section 6.6.1).
     pub(super) fn learn(&self, code: Option<&str>, date: Option<&str>, wall: SystemTime) {
         let blames_the_time = code.is_some_and(|code| CODES.binary_search(&code).is_ok());
         if !blames_the_time {

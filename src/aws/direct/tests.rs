@@ -8,7 +8,7 @@ use crate::aws::testing::{Act, Seen, Server, refusing_address, say, settings, sh
 use crate::aws::{Own, sign};
 use crate::event::{Carried, Function, FunctionName, IdempotencyKey, KeySource};
 
-/// What the SDK says about itself, and what depends on it or on the time.
+/// The SDK's headers about itself, and headers that depend on them or on the time.
 const NOT_COMPARED: &[&str] =
     &["user-agent", "x-amz-user-agent", "amz-sdk-request", "amz-sdk-invocation-id", "x-amz-date", "authorization"];
 
@@ -130,7 +130,7 @@ async fn the_signature_is_the_sdks() {
     }
 }
 
-/// A reply without what may be said in other words.
+/// A reply without the texts that may differ between the two transports.
 fn in_kind(reply: Reply) -> Reply {
     let bare = |failure: Failure| Failure { message: String::new(), ..failure };
     match reply {
@@ -222,7 +222,7 @@ async fn without_credentials_nothing_is_sent() {
     assert!(server.seen().is_empty());
 }
 
-/// The day in `x-amz-date` of each request that a server saw.
+/// The day in `x-amz-date` of each request that a server received.
 fn days(server: &Server) -> Vec<String> {
     server.seen().iter().map(|seen| seen.header("x-amz-date").unwrap()[..8].to_owned()).collect()
 }

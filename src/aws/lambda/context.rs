@@ -1,4 +1,4 @@
-//! The idempotency key in the client context: `custom.idempotency_key`. Pure.
+//! Puts the idempotency key into the client context, as `custom.idempotency_key`. Pure.
 
 use std::collections::BTreeMap;
 
@@ -9,11 +9,11 @@ use serde_json::value::RawValue;
 /// The longest client context, in bytes of base64 (Lambda API reference, `Invoke`).
 const CONTEXT_BYTES_MAX: usize = 3_583;
 
-/// Where the key is.
+/// The field that holds the key.
 const KEY: &str = "idempotency_key";
 
-/// The client's context with the key in it. The client's own is sent unchanged if it has a key already, is not an object
-/// that could take one, or would become too long. The same input gives the same bytes (G4).
+/// Adds the key to the client's context. Leaves the context unchanged if it has a key already, is not an object that
+/// can hold one, or would become too long. The same input gives the same bytes (G4).
 pub(in crate::aws) fn with_key(context: Option<String>, key: &str) -> String {
     match context {
         None => BASE64_STANDARD.encode(serde_json::json!({ "custom": { KEY: key } }).to_string()),
@@ -21,7 +21,7 @@ pub(in crate::aws) fn with_key(context: Option<String>, key: &str) -> String {
     }
 }
 
-/// Values keep their bytes; only the order of the two levels of names that are rewritten becomes alphabetical.
+/// Values keep their bytes. Only the names on the two rewritten levels are sorted.
 fn merged(context: &str, key: &str) -> Option<String> {
     let json = BASE64_STANDARD.decode(context).ok()?;
     let mut outer: BTreeMap<String, Box<RawValue>> = serde_json::from_slice(&json).ok()?;

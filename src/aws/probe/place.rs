@@ -1,20 +1,20 @@
-//! Functions and queues by name, and the ARNs that a policy names them by. Pure.
+//! Functions and queues by name, and their ARNs for policies. Pure.
 
-/// What stands in an ARN for what nobody has told.
+/// The wildcard for unknown parts of an ARN.
 const ANY_ACCOUNT: &str = "ACCOUNT";
 const ANY_REGION: &str = "REGION";
 
-/// A function to ask after.
+/// A function to ask about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// None is the daemon's own.
+    /// `None` means the daemon's own.
     pub region: Option<String>,
-    /// As Lambda takes it: a name, `name:qualifier`, a partial or a whole ARN.
+    /// In a form that Lambda accepts: a name, `name:qualifier`, a partial or a full ARN.
     pub address: String,
 }
 
 impl Target {
-    /// Of a name as Lambda takes it, or of a canonical one: `[region/][account/]name[:qualifier]`.
+    /// From a name that Lambda accepts, or a canonical one: `[region/][account/]name[:qualifier]`.
     pub fn of(text: &str) -> Self {
         if text.starts_with("arn:") {
             let region = text.split(':').nth(3).filter(|region| !region.is_empty());
@@ -31,7 +31,7 @@ impl Target {
         Self { region, address }
     }
 
-    /// What a policy names it by, as far as it is known.
+    /// The ARN for a policy, with wildcards for unknown parts.
     pub fn arn(&self, region: Option<&str>, account_id: Option<&str>) -> String {
         if self.address.starts_with("arn:") {
             return self.address.clone();
@@ -44,14 +44,14 @@ impl Target {
     }
 }
 
-/// A queue to ask after, by its URL or ARN.
+/// A queue to ask about, by URL or ARN.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
     arn: String,
 }
 
 impl Queue {
-    /// `region` is where a URL does not say one.
+    /// `region` applies if the URL does not contain one.
     pub fn of(queue: &str, region: Option<&str>) -> Self {
         if queue.starts_with("arn:") {
             return Self { arn: queue.to_owned() };

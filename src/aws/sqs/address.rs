@@ -1,20 +1,20 @@
-//! Where a queue is: from its URL or its ARN. Pure.
+//! The address of a queue, from its URL or its ARN. Pure.
 
 use super::super::is_region;
 
-/// A queue's URL, and its region as far as that tells.
+/// A queue's URL, and its region if the URL or ARN names one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) url: String,
     pub(super) region: Option<String>,
-    /// The host of a URL that is not a region's public endpoint: a VPC endpoint, an emulator. The SDK itself would ask
-    /// the public one.
+    /// The host of a URL if it is not a region's public endpoint, such as a VPC endpoint or an emulator. The SDK would call
+    /// the public endpoint.
     pub(super) endpoint: Option<String>,
 }
 
 impl Address {
-    /// Of a URL, or of an ARN; the URL of an ARN is below `endpoint` where there is one, as emulators have it. A configured
-    /// `endpoint` counts before the host of a URL.
+    /// Parses a URL or an ARN. A configured `endpoint` takes precedence over the host of a URL, and is the base of the URL
+    /// made from an ARN, as emulators expect it.
     pub(super) fn of(queue: &str, endpoint: Option<&str>) -> Self {
         let Some(arn) = Arn::parse(queue) else {
             let endpoint = own_endpoint(queue).filter(|_| endpoint.is_none());
@@ -73,7 +73,7 @@ fn domain_of(partition: &str) -> &'static str {
     }
 }
 
-/// Scheme and host of a URL, unless it is the public endpoint that the SDK finds by the region.
+/// Scheme and host of a URL, unless this is the public endpoint that the SDK derives from the region.
 fn own_endpoint(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let host = rest.split('/').next()?;
@@ -86,7 +86,7 @@ fn own_endpoint(url: &str) -> Option<String> {
 }
 
 /// The region in the host of a public endpoint: `sqs.REGION.`, `sqs-fips.REGION.`, the old `REGION.queue.`, or a VPC
-/// endpoint's `vpce-ID.sqs.REGION.vpce.`; none of other hosts, as emulators have them.
+/// endpoint's `vpce-ID.sqs.REGION.vpce.`. `None` for all other hosts, such as emulators.
 fn region_of(url: &str) -> Option<&str> {
     let (_, rest) = url.split_once("://")?;
     let host = rest.split(['/', ':']).next()?;

@@ -1,4 +1,4 @@
-//! One queue, as a redrive takes from it.
+//! One queue that a redrive takes messages from.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::deadletter::Trouble;
 use crate::deadletter::letter::Received;
 use crate::deadletter::redrive::Queue;
 
-/// Long enough that SQS asks all its servers: an empty answer then means that nothing is there (SQS developer guide, "Long
+/// Long polling, so that SQS asks all its servers and an empty answer means an empty queue (SQS developer guide, "Long
 /// polling").
 const WAIT: Duration = Duration::from_secs(1);
 
@@ -31,7 +31,7 @@ pub struct SqsQueue {
 }
 
 impl SqsQueue {
-    /// The function of the queue's tag `sendoff:function`; none without it, or without the right to read tags.
+    /// The function in the queue's tag `sendoff:function`. `None` without the tag, or without permission to read tags.
     pub async fn tagged_function(&self) -> Option<String> {
         let listed = self.client.list_queue_tags().queue_url(&self.url).send().await.ok()?;
         listed.tags()?.get(FUNCTION_TAG).cloned()
@@ -80,7 +80,7 @@ impl Queue for SqsQueue {
             entry.receipt_handle(receipt).visibility_timeout(0).build().ok()
         });
         let call = self.client.change_message_visibility_batch().queue_url(&self.url);
-        // What is not released shows up again by itself, once its time is over.
+        // A message that is not released appears again after its visibility time-out.
         if let Err(error) = call.set_entries(Some(entries.collect())).send().await {
             let Trouble { code, message, .. } = Failed::of(&error).trouble();
             tracing::debug!(code, message, "messages stay hidden until their visibility timeout");

@@ -173,7 +173,7 @@ async fn a_proxys_page_is_tried_later() {
 
 #[tokio::test]
 async fn every_documented_failure_of_sending_is_handled_as_its_class_says() {
-    // lambda.md section 4: what blames the message is refused; what an operator repairs and what passes waits.
+    // Errors that blame the message refuse it. All others leave it waiting: they pass, or an operator repairs the cause.
     for (code, is_refused) in [
         ("InvalidMessageContents", true),
         ("InvalidParameterValue", true),

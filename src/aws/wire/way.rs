@@ -1,4 +1,4 @@
-//! From here to a server: straight, or through a proxy.
+//! The route to a server: direct, or through a proxy.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -25,7 +25,7 @@ use crate::aws::outside::{Outside, is_near};
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Future_<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
-/// Which proxy is for which server.
+/// The proxy for each server.
 pub(super) struct Proxies {
     matcher: Matcher,
 }
@@ -42,22 +42,22 @@ impl Proxies {
         Self { matcher }
     }
 
-    /// Nobody's proxy leads to this machine's own addresses: loopback, and where credentials come from.
+    /// Loopback addresses and local sources of credentials never go through a proxy.
     pub(super) fn of(&self, server: &Uri) -> Option<Intercept> {
         if is_near(server.host().unwrap_or_default()) { None } else { self.matcher.intercept(server) }
     }
 
-    /// What a proxy wants to see in a request that it reads; a tunnel shows it when it is dug.
+    /// The proxy's credentials for plain HTTP requests. A tunnel sends them when it is opened.
     pub(super) fn authorization_of_plain(&self, server: &Uri) -> Option<HeaderValue> {
         let proxy = (server.scheme() == Some(&Scheme::HTTP)).then(|| self.of(server)).flatten()?;
         proxy.basic_auth().cloned()
     }
 }
 
-/// Connects to a server's address, or to its proxy. The TLS of the server itself comes on top of this.
+/// Connects to a server's address or to its proxy. The server's own TLS is added on top.
 #[derive(Clone)]
 pub(super) struct Way {
-    /// Also speaks TLS, for a proxy that wants it.
+    /// Adds TLS to the proxy if its URL is https.
     tcp: HttpsConnector<Tcp>,
     proxies: Arc<Proxies>,
 }
@@ -111,7 +111,7 @@ fn without_tls(server: &Uri) -> Result<Uri, http::Error> {
 /// A connection to a server or to its proxy.
 pub(super) struct Stream {
     inner: MaybeHttpsStream<TokioIo<TcpStream>>,
-    /// The other end is a proxy that reads requests, which then name the server.
+    /// The peer is a proxy that reads requests, so each request names the server.
     reads_requests: bool,
 }
 
@@ -153,7 +153,7 @@ impl Write for Stream {
     }
 }
 
-/// Gives up connecting after a while: name, TCP, proxy and TLS together.
+/// Limits connecting, which covers name resolution, TCP, proxy and TLS.
 #[derive(Clone)]
 pub(super) struct Timed<S> {
     pub(super) inner: S,
