@@ -1,9 +1,9 @@
-//! Stage 1: from the wire to the outbox.
+//! Stage 1: accepts events over HTTP and stores them in the outbox.
 //!
 //! In: HTTP requests. Out: events, appended to the outbox; 202 once they are durable (G1).
-//! Holds: what is refused is not stored; what is answered with 202 is.
-//! Limits: body, header, connection, time and memory limits of [`Settings`].
-//! Fails: every refusal has Lambda's own error shape.
+//! Holds: a refused event is not stored. An event answered with 202 is stored.
+//! Limits: sizes of bodies and headers, connections, times and memory, see [`Settings`].
+//! Fails: with Lambda's own error shape.
 
 use std::time::Duration;
 
@@ -35,24 +35,24 @@ pub mod passthrough;
 
 pub mod server;
 
-/// What the door allows.
+/// The limits of the ingest listener, and the names that count as the daemon's own.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Connections at once; further ones wait in the listen queue.
+    /// The most concurrent connections. Further ones wait in the listen queue.
     pub connections_max: usize,
-    /// Bytes of requests in memory at once, counted as [`admission`] does; beyond them a request is refused with 429. At
-    /// least [`admission::REQUEST_BYTES_MIN`], or the largest payloads never fit.
+    /// The most memory for requests, in bytes as [`admission`] counts them. Beyond it a request is refused with 429. At
+    /// least [`admission::REQUEST_BYTES_MIN`], so that the largest payload fits.
     pub request_bytes_max: u64,
-    /// Header lines of a request.
+    /// The most header lines in a request.
     pub headers_max: usize,
-    /// Bytes of request line and headers together.
+    /// The most bytes of request line and headers together.
     pub header_bytes_max: usize,
-    /// From the first byte of a request to the end of its headers; also how long an idle connection is kept.
+    /// The time from the first byte of a request to the end of its headers. Also how long an idle connection is kept.
     pub header_timeout: Duration,
-    /// From the end of the headers to the end of the body.
+    /// The time from the end of the headers to the end of the body.
     pub body_timeout: Duration,
-    /// The daemon's own region: an ARN of this region means the same function as its bare name.
+    /// The daemon's region. An ARN in this region means the same function as its bare name.
     pub region: Option<String>,
-    /// The daemon's own account, likewise.
+    /// The daemon's account, likewise.
     pub account_id: Option<String>,
 }

@@ -1,7 +1,7 @@
-//! The memory for requests: it is set aside as a request comes to need it, and never waited for.
+//! Accounts for the memory of requests. A request reserves memory as it needs it, and is refused rather than made to wait.
 //!
-//! Holds: a [`Permit`] stands for what its request takes in memory, from its head to the last byte of its answer. It moves
-//! with that memory: into the hand-over to the outbox, which nobody can cut short, and into the answer's body.
+//! Holds: a [`Permit`] covers the memory of its request, from its head to the last byte of its answer. It moves with that
+//! memory: into the append to the outbox, which always runs to its end, and into the answer's body.
 //! Limits: the sum of all permits is at most `request_bytes_max` (docs/adr/0017).
 
 use std::sync::Arc;
@@ -11,24 +11,25 @@ use http::request::Parts as Head;
 
 use crate::event::PAYLOAD_BYTES_MAX;
 
-/// What a request takes beside its headers and its body: its task, its buffers, and the one event that most requests
-/// become, also while that waits for the outbox's writer. It bounds the number of requests at once.
+/// The memory of a request without headers and body: its task, its buffers, and the one event that most requests
+/// contain, also while that waits for the outbox's writer. It bounds the number of concurrent requests.
 pub const SLOT_BYTES: u64 = 12 * 1024;
 
-/// What an event of a batch takes beside its text: the parsed event, its place in the writer's queue and in the writer's
-/// turn, and its line of the answer.
+/// The memory of an event in a batch without its text: the parsed event, its entries in the writer's queue and commit,
+/// and its line of the answer.
 pub const EVENT_BYTES: u64 = 1024;
 
-/// What a header line takes beside its text.
+/// The memory of a header line without its text.
 const HEADER_BYTES: u64 = 128;
 
-/// What a request with large headers takes beside its body.
+/// The memory of a request with the largest headers, without its body.
 pub const BESIDE_BODY_BYTES: u64 = SLOT_BYTES + 64 * 1024;
 
-/// The smallest sensible `request_bytes_max`: a payload of 1 MiB fits twice, as text and as an event, whatever comes with it.
+/// The smallest sensible `request_bytes_max`: a payload of 1 MiB fits twice, as text and as an event, with the largest
+/// headers.
 pub const REQUEST_BYTES_MIN: u64 = 4 * PAYLOAD_BYTES_MAX as u64;
 
-/// The memory for requests. Cheap to clone; all clones share one pool.
+/// The pool of memory for requests. Cheap to clone. All clones share one pool.
 #[derive(Debug, Clone)]
 pub struct Admission {
     pool: Arc<Pool>,
@@ -58,33 +59,33 @@ impl Admission {
         Self { pool: Arc::new(Pool { used: AtomicU64::new(0), limit }) }
     }
 
-    /// Sets aside what a request with this head takes before its body, or says how much is in use.
+    /// Reserves the memory of a request with this head, without its body. The error says how much is in use.
     pub fn admit(&self, head: &Head) -> Result<Permit, Crowded> {
         self.set_aside(SLOT_BYTES.saturating_add(head_bytes(head)))
     }
 
-    /// Sets aside so many bytes.
+    /// Reserves this many bytes.
     pub fn set_aside(&self, bytes: u64) -> Result<Permit, Crowded> {
         self.pool.take(bytes)?;
         Ok(Permit { pool: Arc::clone(&self.pool), bytes })
     }
 }
 
-/// What a request's head takes in memory.
+/// The memory of a request's head.
 fn head_bytes(head: &Head) -> u64 {
     let path = head.uri.path_and_query().map_or(0, |path| path.as_str().len());
     let lines = head.headers.iter().map(|(name, value)| HEADER_BYTES + (name.as_str().len() + value.len()) as u64);
     path as u64 + lines.sum::<u64>()
 }
 
-/// Why a request was not admitted, in bytes.
+/// Why a request was not admitted. All numbers are bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Crowded {
     pub used: u64,
     pub limit: u64,
 }
 
-/// Memory that is set aside; dropping it gives it back.
+/// Reserved memory. Dropping it returns it to the pool.
 #[derive(Debug)]
 #[must_use = "dropping the permit gives the memory back"]
 pub struct Permit {
@@ -93,28 +94,28 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Sets so many bytes more aside, or none.
+    /// Reserves this many more bytes, or none.
     pub fn grow(&mut self, bytes: u64) -> Result<(), Crowded> {
         self.pool.take(bytes)?;
         self.bytes += bytes;
         Ok(())
     }
 
-    /// Whether so many bytes more would be set aside now; they are not.
+    /// Whether this many more bytes could be reserved now. Does not reserve them.
     pub fn could_grow(&self, bytes: u64) -> Result<(), Crowded> {
         let used = self.pool.used.load(Ordering::Relaxed);
         let fits = used.checked_add(bytes).is_some_and(|total| total <= self.pool.limit);
         if fits { Ok(()) } else { Err(Crowded { used, limit: self.pool.limit }) }
     }
 
-    /// Gives back all but so many bytes.
+    /// Returns all but this many bytes to the pool.
     pub fn keep(&mut self, bytes: u64) {
         let spare = self.bytes.saturating_sub(bytes);
         self.pool.give_back(spare);
         self.bytes -= spare;
     }
 
-    /// Whether more than half of the pool is in use: then nobody may take his time.
+    /// Whether more than half of the pool is in use. Slow clients are then given up.
     pub fn is_scarce(&self) -> bool {
         self.pool.used.load(Ordering::Relaxed) > self.pool.limit / 2
     }

@@ -1,4 +1,4 @@
-//! Reading a request's body within its limits.
+//! Reads a request's body within its limits.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -12,31 +12,31 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use crate::ingest::admission::{Crowded, Permit};
 
-/// The first piece of memory that is set aside for a body, in bytes; each further one doubles what there is.
+/// The first reservation of memory for a body, in bytes. Each further one doubles it.
 const FIRST_BYTES: usize = 4 * 1024;
 
-/// How often to look how a body is coming on; also after so many frames.
+/// How often the progress of a body is checked. It is also checked after a number of frames.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const FRAMES_A_LOOK: u64 = 256;
 
-/// While memory is scarce, a body must bring at least so many bytes from one look to the next, or it is given up: else
-/// clients that send slowly, or not at all, would keep the others out for as long as a body may take.
+/// While memory is scarce, a body must bring at least this many bytes between two checks. Otherwise it is given up, so
+/// that slow clients cannot keep the memory from others for as long as a body may take.
 const SCARCE_BYTES_MIN: usize = 4 * 1024;
 
-/// How much of a body that is not wanted is read nevertheless, in bytes: what a synchronous invocation may send. A client
-/// that still writes when the connection closes sees a reset instead of the answer, and tries again for nothing.
+/// How many bytes of a refused body are read and discarded: as many as a synchronous invocation may send. A client
+/// that is still writing when the connection closes would see a reset instead of the answer, and retry in vain.
 const DISCARD_BYTES_MAX: u64 = 6_291_456;
 
 /// Why a body was not read to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unread {
-    /// Larger than the limit; its length, if the client announced it.
+    /// The body exceeds the limit. Holds its length, if the client announced it.
     TooLarge(Option<u64>),
-    /// There is no memory for it now.
+    /// No memory is available for it now.
     Crowded(Crowded),
-    /// It did not come in time.
+    /// It did not arrive in time.
     Late,
-    /// The connection ended within it.
+    /// The connection ended before the body did.
     Torn,
 }
 
@@ -46,8 +46,8 @@ impl From<Crowded> for Unread {
     }
 }
 
-/// Reads the whole body, at most `limit` bytes of it, within `time_max`. Its memory is set aside in `permit` as it arrives:
-/// what a client only announces costs nothing. Where there is no memory the body is refused; it never waits for another's.
+/// Reads the whole body, at most `limit` bytes, within `time_max`. Reserves memory in `permit` as the body arrives; a
+/// length that is only announced costs nothing. Refuses the body if no memory is left, and never waits for memory.
 pub async fn read<B: Body>(
     mut body: Pin<&mut B>,
     limit: usize,
@@ -58,10 +58,11 @@ pub async fn read<B: Body>(
     if announced.is_some_and(|bytes| bytes > limit as u64) {
         return Err(Unread::TooLarge(announced));
     }
-    // Before the first byte, as a client that waits for "100 Continue" then need not send any.
+    // Checked before the first byte, so that a client that waits for "100 Continue" need not send the body.
     permit.could_grow(announced.unwrap_or(0))?;
     let most = announced.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(limit);
-    // Copied out of the connection's buffers, so that a small payload that waits for its commit does not hold a large one.
+    // Copied out of the connection's buffer, so that a small payload that waits for its commit does not keep a large
+    // buffer alive.
     let mut payload = Vec::new();
     let mut clock = pin!(sleep(LOOK_EVERY.min(time_max)));
     let (mut left, mut seen) = (time_max, 0);
@@ -90,8 +91,8 @@ pub async fn read<B: Body>(
     Ok(payload.into())
 }
 
-/// The next frame, or the end of the body; or none if `clock` comes first. It is looked at first where `look_first` says so:
-/// a flood of frames would otherwise keep the time from passing.
+/// The next frame or the end of the body, or `None` if `clock` fires first. With `look_first` the clock is polled first,
+/// because a flood of frames would otherwise keep it from firing.
 async fn next<B: Body>(
     mut body: Pin<&mut B>,
     mut clock: Pin<&mut Sleep>,
@@ -109,7 +110,7 @@ async fn next<B: Body>(
     .await
 }
 
-/// Makes room for `more` bytes: at least doubles what there is, so that little is copied, but not beyond `most`.
+/// Makes room for `more` bytes. At least doubles the capacity, so that little is copied, but not beyond `most`.
 fn make_room(payload: &mut Vec<u8>, more: usize, most: usize, permit: &mut Permit) -> Result<(), Crowded> {
     let needed = payload.len() + more;
     if needed > payload.capacity() {
@@ -120,8 +121,8 @@ fn make_room(payload: &mut Vec<u8>, more: usize, most: usize, permit: &mut Permi
     Ok(())
 }
 
-/// Reads and forgets what is left of a body, within limits, so that the client gets to read its answer. Not while memory is
-/// scarce, as the request keeps some of it meanwhile.
+/// Reads and discards the rest of a body, within limits, so that the client reads its answer. Not while memory is
+/// scarce, because the request keeps some memory meanwhile.
 pub async fn discard<B: Body>(mut body: Pin<&mut B>, time_max: Duration, permit: &Permit) {
     if body.is_end_stream() || body.size_hint().lower() > DISCARD_BYTES_MAX || permit.is_scarce() {
         return;
@@ -135,6 +136,6 @@ pub async fn discard<B: Body>(mut body: Pin<&mut B>, time_max: Duration, permit:
             }
         }
     };
-    // Either way the answer follows.
+    // The answer follows in either case.
     timeout(time_max, rest).await.unwrap_or_default();
 }

@@ -1,12 +1,12 @@
-//! Headers that change what a body's bytes mean.
+//! Headers that change the meaning of a body's bytes.
 
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, TRANSFER_ENCODING};
 
 use crate::ingest::refusal::Refusal;
 
-/// Whether the body is sent as it is. Nothing is decompressed here, as Lambda does not do it either: a function gets the
-/// bytes that its caller sent, and a small body could become a very large one.
+/// Whether the body is sent unencoded. sendoff does not decompress bodies, and neither does Lambda: a function receives
+/// the bytes that its caller sent, and a small body could become a very large one.
 pub fn is_plain(headers: &HeaderMap) -> Result<(), Refusal> {
     let codings =
         [(&CONTENT_ENCODING, "Content-Encoding", "identity"), (&TRANSFER_ENCODING, "Transfer-Encoding", "chunked")];

@@ -1,4 +1,4 @@
-//! The native door on the wire, read from and written as plain data: `/v1/events` and `/v1/events/{id}`.
+//! The requests and answers of the native door, `/v1/events` and `/v1/events/{id}`, as plain data.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,23 +18,23 @@ use crate::ingest::refusal::{Refusal, echo_of};
 use crate::outbox::{Found, LastOutcome};
 use crate::trace;
 
-/// Events of one batch.
+/// The most events in a batch.
 pub const BATCH_EVENTS_MAX: usize = 1_000;
 
-/// Bytes of one batch.
+/// The most bytes in a batch.
 pub const BATCH_BYTES_MAX: usize = 8 << 20;
 
-/// How far ahead an event may be scheduled; what is further ahead is more likely a mistaken unit.
+/// How far ahead an event may be scheduled. A time further ahead is more likely in the wrong unit.
 pub const AHEAD_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
 
-/// Below this a number of milliseconds is one of seconds: it would lie before September 2001.
+/// A smaller number is taken for seconds: as milliseconds it would lie before September 2001.
 pub const MILLIS_MIN: u64 = 1_000_000_000_000;
 
-/// What a span of time is written as, which is what humantime reads.
+/// The pattern of a duration as humantime reads it.
 pub const DELAY_PATTERN: &str = "^(0|([0-9]+(\\.[0-9]+)? *(nanos|nsec|ns|usec|us|millis|msec|ms|seconds?|secs?|s|minutes?|mins?|m|\
                                  hours?|hrs?|h|days?|d|weeks?|wks?|w|months?|M|years?|yrs?|y) *)+)$";
 
-/// The last millisecond that RFC 3339 can write, of the year 9999.
+/// The last millisecond of the year 9999, the latest that RFC 3339 can express.
 pub const MILLIS_MAX: u64 = 253_402_300_799_999;
 
 /// An event to be stored and delivered.
@@ -90,8 +90,8 @@ pub enum Delay {
     Text(String),
 }
 
-/// A whole number or a text. Not serde's `untagged`, which first keeps whatever is there: a list of millions of numbers, for
-/// example, at 32 bytes each.
+/// A whole number or a text. serde's `untagged` would first buffer any value, for example a list of millions of numbers
+/// at 32 bytes each.
 struct WholeOrText<T> {
     expected: &'static str,
     whole: fn(u64) -> T,
@@ -109,12 +109,12 @@ impl<T> Visitor<'_> for WholeOrText<T> {
         Ok((self.whole)(number))
     }
 
-    /// `7.0` is whole too, as JSON Schema has it and some writers of JSON put it.
+    /// Accepts `7.0` as whole, as JSON Schema does. Some JSON writers produce it.
     fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
         if number.fract() != 0.0 || !(0.0..9e15).contains(&number) {
             return Err(E::invalid_value(Unexpected::Float(number), &self));
         }
-        // Every time and delay that is accepted is far below 2^53, up to which the conversion is exact.
+        // All accepted times and delays are far below 2^53, so the conversion is exact.
         Ok((self.whole)(number as u64))
     }
 
@@ -137,7 +137,7 @@ impl<'de> Deserialize<'de> for Delay {
     }
 }
 
-/// What is to become an event; all of it checked but the key, which may be in the payload.
+/// An event before acceptance. Everything is checked except the key, which may be in the payload.
 #[derive(Debug, Clone)]
 pub struct Draft {
     pub function: Function,
@@ -150,7 +150,7 @@ pub struct Draft {
     pub payload_max: usize,
 }
 
-/// Reads one event. `text` is a part of `body`, so that its payload shares the body's memory.
+/// Reads one event. `text` must be a part of `body`, so that the payload can share the body's memory.
 pub fn read_event(
     text: &str,
     body: &Bytes,
@@ -219,7 +219,7 @@ impl Delay {
     }
 }
 
-/// A time of RFC 3339 with any offset, from 1970 on.
+/// Parses an RFC 3339 time with any offset, from 1970 on.
 fn rfc3339(text: &str) -> Option<UnixMillis> {
     let utc = |text: &str| {
         let time = humantime::parse_rfc3339(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
@@ -246,7 +246,7 @@ fn rfc3339(text: &str) -> Option<UnixMillis> {
     .map(UnixMillis)
 }
 
-/// Whether the body is a batch of lines: by its type if that says so, else by its first line.
+/// Whether the body is a batch of lines. The content type decides if it is known, else the first line.
 pub fn is_batch(content_type: Option<&str>, body: &str) -> bool {
     let mime = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let says_lines = ["application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"];
@@ -260,7 +260,7 @@ pub fn is_batch(content_type: Option<&str>, body: &str) -> bool {
     !rest.trim().is_empty() && serde_json::from_str::<serde::de::IgnoredAny>(first).is_ok()
 }
 
-/// The lines of a batch that are not blank.
+/// The non-blank lines of a batch.
 pub fn lines(body: &str) -> impl Iterator<Item = &str> {
     body.lines().filter(|line| !line.trim().is_empty())
 }

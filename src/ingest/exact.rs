@@ -1,8 +1,8 @@
-//! Reads JSON for the expression engine without loss. The engine's own reader refuses what it cannot represent (half a
-//! surrogate pair, 1e400, deep nesting) and rounds what it can only represent nearly (a number of twenty digits).
+//! Reads JSON for the expression engine without loss. The engine's own reader refuses values it cannot represent (half a
+//! surrogate pair, 1e400, deep nesting) and rounds others (a number of twenty digits).
 //!
-//! Here such a value becomes a text that stands for it, between two characters that no other text keeps as they are. Two
-//! values that differ lead to two texts that differ, so a key that is made of them is never another event's.
+//! This reader replaces such a value by a text between two marker characters, which are escaped in all other texts.
+//! Different values give different texts, so a key made from them never equals another event's key.
 
 use std::collections::BTreeMap;
 
@@ -10,35 +10,35 @@ use jmespath::{Rcvar, Variable};
 use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
 
-/// Values that nest deeper stand for themselves as a digest: every level costs stack.
+/// Values that nest deeper are replaced by a digest, because each level costs stack.
 const DEPTH_MAX: usize = 100;
 
-/// They stand around what is written for a value; both are noncharacters, which no text needs.
+/// The markers around a replacement text. Both are Unicode noncharacters, which no text needs.
 const OPEN: char = '\u{fdd0}';
 const CLOSE: char = '\u{fdd1}';
 
-/// A value, and whether anything in it is only written for what the payload has.
+/// A value, and whether any part of it was replaced.
 pub struct Read {
     pub value: Variable,
     pub is_exact: bool,
 }
 
-/// Reads a JSON text; none if it is not JSON.
+/// Reads a JSON text. `None` if it is not JSON.
 pub fn read(json: &str) -> Option<Read> {
-    // Ignoring values takes no stack however deep they nest; after this the reader below meets JSON only.
+    // Validates the text. Skipping values takes no stack however deep they nest. The reader below meets valid JSON only.
     serde_json::from_str::<IgnoredAny>(json).ok()?;
     let mut reader = Reader { rest: json, is_exact: true };
     let value = reader.value(0)?;
     Some(Read { value, is_exact: reader.is_exact })
 }
 
-/// The number that a text stands for, if it is one that the engine cannot represent.
+/// The number that a replacement text stands for, if it stands for one.
 pub fn number_in(text: &str) -> Option<&str> {
     let number = text.strip_prefix(OPEN)?.strip_prefix('#')?.strip_suffix(CLOSE)?;
     (!number.contains([OPEN, CLOSE])).then_some(number)
 }
 
-/// Whether a text, or any in the JSON of a value, stands for something that it is not.
+/// Whether a text, or any text in the JSON of a value, is a replacement.
 pub fn stands_in(text: &str) -> bool {
     text.contains([OPEN, CLOSE])
 }
@@ -64,7 +64,7 @@ impl<'a> Reader<'a> {
         self.rest.bytes().next()
     }
 
-    /// Takes `byte` if it comes next.
+    /// Consumes `byte` if it is next.
     fn comes(&mut self, byte: u8) -> bool {
         let comes = self.peek() == Some(byte);
         if comes {
@@ -94,7 +94,7 @@ impl<'a> Reader<'a> {
             self.skip_space();
             let name = self.string()?;
             self.comes(b':');
-            // Of two fields of one name the last counts, as it does for most functions.
+            // The last of several fields of the same name counts, as it does in most functions.
             fields.insert(name, Rcvar::new(self.value(depth + 1)?));
         }
         Some(Variable::Object(fields))
@@ -144,7 +144,7 @@ impl<'a> Reader<'a> {
         Some(())
     }
 
-    /// What follows `\u`.
+    /// Reads what follows `\u`.
     fn unicode(&mut self, text: &mut String) -> Option<()> {
         let unit = |digits: &str| u16::from_str_radix(digits, 16).ok();
         let first = unit(self.take(4)?)?;
@@ -182,7 +182,7 @@ impl<'a> Reader<'a> {
 
     fn too_deep(&mut self) -> Option<Variable> {
         let start = self.rest;
-        // Brackets within strings are not counted.
+        // Brackets inside strings do not count.
         let (mut open, mut within, mut escaped) = (0_usize, false, false);
         let end = start.bytes().position(|byte| {
             match byte {
@@ -203,7 +203,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The number of a text, if the engine can represent it without rounding.
+/// Parses a number that the engine can represent without rounding.
 fn exactly(text: &str) -> Option<serde_json::Number> {
     let number: serde_json::Number = serde_json::from_str(text).ok()?;
     if number.is_f64() && decimal(text) != decimal(&number.to_string()) {
@@ -212,7 +212,7 @@ fn exactly(text: &str) -> Option<serde_json::Number> {
     Some(number)
 }
 
-/// A number as its sign, its digits without zeros at either end, and the power of ten of the digit before the first.
+/// A number as its sign, its digits without leading and trailing zeros, and its exponent.
 fn decimal(text: &str) -> Option<(bool, String, i64)> {
     let (is_negative, text) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
     let (digits, power) = text.split_once(['e', 'E']).unwrap_or((text, "0"));

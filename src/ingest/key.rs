@@ -1,4 +1,4 @@
-//! The key of an event: what makes two requests the same one. Sources are asked in the order of [`KeySource`].
+//! Finds the idempotency key of an event. Sources take precedence in the order of [`KeySource`].
 
 use base64::Engine;
 use base64::alphabet;
@@ -19,24 +19,24 @@ const SDK_INVOCATION_ID: HeaderName = HeaderName::from_static("amz-sdk-invocatio
 /// The longest client context, in bytes of base64 (Lambda's API model).
 pub const CLIENT_CONTEXT_BYTES_MAX: usize = 3_583;
 
-/// Standard base64, with or without padding: SDKs write it with, people by hand often without.
+/// Standard base64, with or without padding. SDKs write padding; people who encode by hand often do not.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The keys that the head of a request offers.
+/// The keys in the head of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offers {
-    /// Named by the client on purpose.
+    /// A key that the client set on purpose.
     explicit: Option<IdempotencyKey>,
-    /// There in any case: counts only if the payload offers nothing better.
+    /// A key that is always present. Counts only if the payload has none.
     sdk: Option<IdempotencyKey>,
 }
 
 impl Offers {
-    /// Reads the head; `client_context` is the decoded header. Refuses a key that was meant but is not valid, because
-    /// going on without it would store repeats.
+    /// Reads the head. `client_context` is the decoded header. Refuses an invalid key that the client set on purpose,
+    /// because without it repeats would be stored.
     pub fn read(
         headers: &HeaderMap,
         durable_execution_name: Option<&str>,
@@ -53,10 +53,10 @@ impl Offers {
         Ok(Self { explicit, sdk: sdk_invocation_id(headers) })
     }
 
-    /// The native door's: the header, which may stand for the field, else the field. An SDK's id means nothing there.
+    /// The key of the native door: the header, else the field. An SDK's invocation id does not count there.
     pub fn native(headers: Option<&HeaderMap>, field: Option<String>) -> Result<Self, Refusal> {
         let header = headers.map(idempotency_key).transpose()?.flatten();
-        // Also where the header comes before it: a key that was meant and is not valid is a mistake to be told.
+        // Checked even if the header takes precedence: an invalid key is a mistake that the client should see.
         if field.as_ref().is_some_and(|value| !is_key(value)) {
             return Err(Refusal::InvalidContent(format!(
                 "idempotency_key must have 1 to {KEY_CHARS_MAX} characters, none of them a control character"
@@ -67,8 +67,8 @@ impl Offers {
         Ok(Self { explicit, sdk: None })
     }
 
-    /// Decides, with the payload and the function's expression at hand; `random_bits` make the key if nobody gave one.
-    /// Refuses a payload in which the expression cannot tell two events apart.
+    /// Chooses the key, given the payload and the function's expression. Makes a key from `random_bits` if none was given.
+    /// Refuses a payload in which the expression cannot distinguish two events.
     pub fn choose(
         self,
         payload: &[u8],
@@ -83,7 +83,7 @@ impl Offers {
     }
 }
 
-/// A key that no other event has.
+/// A unique key.
 pub fn mint(random_bits: u128) -> IdempotencyKey {
     let value = uuid::Builder::from_random_bytes(random_bits.to_be_bytes()).into_uuid().to_string();
     IdempotencyKey { value, source: KeySource::Minted }
@@ -103,7 +103,7 @@ pub fn client_context(text: &str) -> Result<Map<String, Value>, Refusal> {
         .ok_or_else(|| Refusal::InvalidContent("Client context must be a valid Base64-encoded JSON object.".to_owned()))
 }
 
-/// The `Idempotency-Key` header (draft-ietf-httpapi-idempotency-key-header-07): a string of RFC 8941 in quotes, or bare as
+/// The `Idempotency-Key` header (draft-ietf-httpapi-idempotency-key-header-07): a quoted string of RFC 8941, or bare, as
 /// most clients write it.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     let refused = |why: &str| Err(Refusal::InvalidContent(format!("Idempotency-Key {why}")));
@@ -127,7 +127,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
     Ok(Some(key))
 }
 
-/// The value of a quoted string (RFC 8941 section 3.3.3); parameters after it are allowed and mean nothing here.
+/// The value of a quoted string (RFC 8941 section 3.3.3). Parameters after it are allowed and ignored.
 fn quoted(text: &str) -> Option<String> {
     let mut value = String::new();
     let mut rest = text.strip_prefix('"')?.chars();
@@ -142,7 +142,7 @@ fn quoted(text: &str) -> Option<String> {
     (after.is_empty() || after.starts_with(';')).then_some(value)
 }
 
-/// `custom.idempotency_key`: the one place where a caller of the AWS CLI can put a key.
+/// `custom.idempotency_key`, the only place where the AWS CLI can pass a key.
 fn context_key(context: &Map<String, Value>) -> Result<Option<IdempotencyKey>, Refusal> {
     let Some(given) = context.get("custom").and_then(|custom| custom.get("idempotency_key")) else { return Ok(None) };
     match given.as_str().filter(|value| is_key(value)) {
@@ -154,9 +154,9 @@ fn context_key(context: &Map<String, Value>) -> Result<Option<IdempotencyKey>, R
     }
 }
 
-/// The same on every retry that an SDK makes of one call. Scoped to the access key, as only one caller's ids are unique;
-/// an id that is not printable or too long is no key, as nobody chose it on purpose. Kept as a digest, since the key goes to
-/// Lambda and SQS and the access key id must not.
+/// The same on every retry of one SDK call. Scoped to the access key id, because ids are unique only within one caller.
+/// An unprintable or overlong id is ignored, since nobody chose it on purpose. Stored as a digest, because the key is
+/// sent to Lambda and SQS and must not disclose the access key id.
 fn sdk_invocation_id(headers: &HeaderMap) -> Option<IdempotencyKey> {
     let id = headers.get(SDK_INVOCATION_ID)?.to_str().ok().filter(|id| !id.is_empty() && is_printable(id))?;
     let access_key = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(access_key);
@@ -164,16 +164,16 @@ fn sdk_invocation_id(headers: &HeaderMap) -> Option<IdempotencyKey> {
     (access_key.len() + id.len() < KEY_CHARS_MAX).then(|| IdempotencyKey::of_sdk(access_key, id))
 }
 
-/// The access key id in the `Credential` of a signature of version 4.
+/// The access key id in the `Credential` of a version 4 signature.
 fn access_key(authorization: &str) -> Option<&str> {
     let (_, credential) = authorization.split_once("Credential=")?;
     let (access_key, _) = credential.split_once('/')?;
     (!access_key.is_empty()).then_some(access_key)
 }
 
-/// The key of a CloudEvent (CloudEvents 1.0.2 section 3.1): its `source` and `id` together are unique.
+/// The key of a CloudEvent (CloudEvents 1.0.2 section 3.1), whose `source` and `id` together are unique.
 fn cloud_event(payload: &[u8]) -> Option<IdempotencyKey> {
-    // The text is looked for first: it is not there in most payloads, and then no second parse is needed.
+    // Searching the text first avoids a second parse of most payloads.
     let text = std::str::from_utf8(payload).ok()?;
     if !text.trim_start().starts_with('{') || !text.contains("\"specversion\"") {
         return None;
@@ -185,7 +185,7 @@ fn cloud_event(payload: &[u8]) -> Option<IdempotencyKey> {
     let (Some(_), Some(source), Some(id)) = (text_of("specversion"), text_of("source"), text_of("id")) else {
         return None;
     };
-    // Written as a JSON array, as no separator is safe: two events must never share a key.
+    // A JSON array, because any plain separator could occur in the values and let two events share a key.
     let pair = serde_json::to_string(&(source, id)).ok()?;
     let plain = pair.chars().count() <= KEY_CHARS_MAX && !exact::stands_in(&pair);
     let value = if plain { pair } else { sha256_hex(pair.as_bytes()) };
@@ -196,7 +196,7 @@ fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether a text can be a key: of any script, but one line of readable length.
+/// Whether a text can be a key: any script, but one line, and not longer than the limit.
 fn is_key(text: &str) -> bool {
     (1..=KEY_CHARS_MAX).contains(&text.chars().count()) && !text.chars().any(char::is_control)
 }

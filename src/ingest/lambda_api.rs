@@ -1,7 +1,7 @@
-//! Lambda's Invoke API on the wire, read from plain data: no socket, no clock, nothing to wait for.
+//! Reads requests of Lambda's Invoke API. Pure: needs no socket and no clock, and waits for nothing.
 //!
-//! Facts are from the API model that the SDKs are generated from (botocore 1.44.5, lambda 2015-03-31) and from recorded
-//! answers of the real service.
+//! The facts come from the API model from which the SDKs are generated (botocore 1.44.5, lambda 2015-03-31) and from
+//! recorded answers of the real service.
 
 use http::header::{HeaderMap, HeaderName};
 use http::request::Parts as Head;
@@ -27,13 +27,13 @@ const CLIENT_CONTEXT: HeaderName = HeaderName::from_static("x-amz-client-context
 const TENANT_ID: HeaderName = HeaderName::from_static("x-amz-tenant-id");
 const DURABLE_EXECUTION_NAME: HeaderName = HeaderName::from_static("x-amz-durable-execution-name");
 
-/// The head of an invocation, checked.
+/// The checked head of an invocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invoke {
     pub operation: Operation,
     pub function: Function,
     pub invocation_type: InvocationType,
-    /// Means something for synchronous invocations only.
+    /// Used by synchronous invocations only.
     pub log_type: LogType,
     pub carried: Carried,
     pub keys: Offers,
@@ -67,7 +67,7 @@ pub enum LogType {
     Tail,
 }
 
-/// Reads a request's head, in Lambda's order: path, method, fields, and then what they contain.
+/// Reads a request's head in Lambda's order: path, method, fields, then the contents of the fields.
 pub fn read_head(head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
     let route = Route::of(&head.uri).ok_or(Refusal::UnknownOperation)?;
     if head.method != Method::POST {
@@ -80,7 +80,7 @@ pub fn read_head(head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
     }
 }
 
-/// The fields of an event that come as they are, not as parts of a request to Lambda.
+/// The fields of an event that does not arrive as a request of Lambda's API.
 #[derive(Debug)]
 pub struct Fields {
     pub address: String,
@@ -88,7 +88,7 @@ pub struct Fields {
     pub tenant_id: Option<String>,
 }
 
-/// Checks fields as those of a request to Lambda are checked; gives the function.
+/// Checks these fields as Lambda checks them, and returns the function.
 pub fn check_fields(fields: &Fields, settings: &Settings) -> Result<Function, Refusal> {
     let Fields { address, qualifier, tenant_id } = fields;
     let mut check = Check::default();
@@ -104,7 +104,7 @@ pub fn check_fields(fields: &Fields, settings: &Settings) -> Result<Function, Re
     Ok(function(&parts, address, qualifier.clone(), settings))
 }
 
-/// Checks what travels beside a payload, where it does not come in headers of a request.
+/// Checks the carried headers of an event that does not arrive as a request of Lambda's API.
 pub fn check_carried(carried: &Carried) -> Result<(), Refusal> {
     let Carried { trace_header, client_context, tenant_id, durable_execution_name } = carried;
     let mut check = Check::default();
@@ -116,7 +116,7 @@ pub fn check_carried(carried: &Carried) -> Result<(), Refusal> {
     if !check.violations.is_empty() {
         return Err(Refusal::Validation(check.violations));
     }
-    // As long as a client's own header may be.
+    // The same limit as for a client's header.
     let is_text = |text: &str| text.bytes().all(|byte| byte == b'\t' || (0x20..=0x7e).contains(&byte));
     if trace_header.as_deref().is_some_and(|text| !is_text(text)) {
         return Err(Refusal::InvalidContent("trace_header must be printable ASCII".to_owned()));
@@ -124,7 +124,7 @@ pub fn check_carried(carried: &Carried) -> Result<(), Refusal> {
     client_context.as_deref().filter(|text| !text.is_empty()).map(key::client_context).transpose().map(drop)
 }
 
-/// Checks a payload as Lambda does before it answers, for Event too: JSON of any depth, or nothing at all.
+/// Checks a payload as Lambda does before it answers, also for Events: JSON of any depth, or empty.
 pub fn check_payload(payload: &[u8]) -> Result<(), Refusal> {
     let refused = |why: String| {
         Refusal::InvalidContent(format!(
@@ -134,14 +134,14 @@ pub fn check_payload(payload: &[u8]) -> Result<(), Refusal> {
     if payload.is_empty() {
         return Ok(());
     }
-    // serde_json skips over strings without looking at their bytes, so UTF-8 is checked first. Ignoring values takes no
-    // stack however deep they nest.
+    // serde_json skips strings without checking their bytes, so UTF-8 is checked first. Skipping values takes no stack
+    // however deep they nest.
     let text = std::str::from_utf8(payload).map_err(|error| refused(error.to_string()))?;
     serde_json::from_str::<IgnoredAny>(text).map_err(|error| refused(error.to_string()))?;
     Ok(())
 }
 
-/// The operations that we know, with the function's label as it stands in the path.
+/// The known operations, with the function's part of the path, still encoded.
 enum Route<'a> {
     Invoke { label: &'a str },
     InvokeAsync { label: &'a str },
@@ -154,7 +154,7 @@ impl<'a> Route<'a> {
         let (label, operation) = rest.split_once('/')?;
         match (version, operation) {
             ("2015-03-31", "invocations") => Some(Self::Invoke { label }),
-            // Old SDKs write the slash at the end.
+            // Old SDKs add the trailing slash.
             ("2014-11-13", "invoke-async" | "invoke-async/") => Some(Self::InvokeAsync { label }),
             ("2021-11-15", "response-streaming-invocations") => Some(Self::ResponseStream { label }),
             _ => None,
@@ -178,7 +178,7 @@ fn read_invoke(operation: Operation, label: &str, head: &Head, settings: &Settin
     };
     suffix_fits(&parts, qualifier.as_deref())?;
     let client_context = plain(headers, &CLIENT_CONTEXT).filter(|text| !text.is_empty());
-    // A call that is passed through is Lambda's to judge; only what is stored here is checked here.
+    // sendoff checks only what it stores. Lambda checks the calls that pass through.
     let (keys, payload_max) = if invocation_type == InvocationType::Event {
         let context = client_context.as_deref().map(key::client_context).transpose()?;
         (Offers::read(headers, durable_execution_name.as_deref(), context.as_ref())?, PAYLOAD_BYTES_MAX)
@@ -196,7 +196,7 @@ fn read_invoke(operation: Operation, label: &str, head: &Head, settings: &Settin
     })
 }
 
-/// The deprecated form knows neither a qualifier nor any header, and is always an Event.
+/// The deprecated InvokeAsync has neither qualifier nor headers, and is always an Event.
 fn read_invoke_async(label: &str, head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
     let mut check = Check::default();
     let address = percent_decode(label);
@@ -222,7 +222,7 @@ fn suffix_fits(parts: &Parts<'_>, qualifier: Option<&str>) -> Result<(), Refusal
 fn function(parts: &Parts<'_>, address: &str, qualifier: Option<String>, settings: &Settings) -> Function {
     Function {
         name: parts.canonical(qualifier.as_deref(), settings),
-        // Also the daemon's own: it may have another tomorrow, and the function has not moved.
+        // Kept even if it is the daemon's own region: that may change, and the function does not move.
         region: parts.region.map(str::to_owned),
         address: address.to_owned(),
         qualifier,
@@ -235,17 +235,17 @@ fn query(uri: &Uri, name: &str) -> Option<String> {
     pairs.into_iter().find(|(found, _)| percent_decode(found) == name).map(|(_, value)| percent_decode(value))
 }
 
-/// A header as text; what is not UTF-8 shows as U+FFFD, which no check lets pass.
+/// A header as text. Bytes that are not UTF-8 become U+FFFD, which every check refuses.
 fn plain(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
-/// A header with a length and an alphabet.
+/// A header with a limit on its length and its characters.
 struct TextField {
     header: HeaderName,
     field: &'static str,
     chars_max: usize,
-    /// Lambda's pattern, for the message; `fits` is what it means.
+    /// Lambda's pattern, for the message. `fits` implements it.
     pattern: &'static str,
     fits: fn(u8) -> bool,
 }
@@ -266,7 +266,7 @@ const DURABLE_EXECUTION: TextField = TextField {
     fits: |byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte),
 };
 
-/// Collects everything that is wrong, as Lambda reports it all at once.
+/// Collects all problems, because Lambda reports them together.
 #[derive(Default)]
 struct Check {
     violations: Vec<Violation>,
@@ -524,7 +524,7 @@ pub(crate) mod tests {
     fn the_deprecated_form_is_an_event_of_its_own_size() {
         for slash in ["", "/"] {
             let target = format!("/2014-11-13/functions/orders%3Aprod/invoke-async{slash}");
-            // A header that this form does not know means nothing to it.
+            // Headers that this form does not define are ignored.
             let invoke = read_head(&head("POST", &target, &[("x-amz-invocation-type", "x")]), &settings()).unwrap();
             assert_eq!(invoke.invocation_type, InvocationType::Event);
             assert_eq!(invoke.function.name.as_str(), "orders:prod");
@@ -551,8 +551,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// The heads that real clients sent, each with what is to be read from it: the invocation type, the function and the
-    /// key; or why it is refused.
+    /// Heads that real clients sent, each with the expected invocation type, function and key, or the expected refusal.
     const WIRE: [(&str, &str); 9] = [
         ("aws-cli-v1", include_str!("../../tests/golden/wire/aws-cli-v1.txt")),
         ("aws-cli-v2", include_str!("../../tests/golden/wire/aws-cli-v2.txt")),

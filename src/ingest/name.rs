@@ -1,4 +1,4 @@
-//! Function names in all the forms that Lambda accepts, and the one canonical form of each.
+//! Function names in all forms that Lambda accepts, and the canonical form of each.
 
 use std::sync::LazyLock;
 
@@ -13,13 +13,13 @@ pub const NAME_CHARS_MAX: usize = 256;
 /// The longest `Qualifier`, in characters (Lambda's API model).
 pub const QUALIFIER_CHARS_MAX: usize = 128;
 
-/// Lambda's own pattern of a `FunctionName`, as its API model has it and its refusals quote it.
+/// Lambda's pattern of a `FunctionName`, as in its API model and in its error messages.
 pub const NAME_PATTERN: &str = r"(arn:(aws[a-zA-Z-]*)?:lambda:)?((eusc-)?[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\d{1}:)?(\d{12}:)?(function:)?([a-zA-Z0-9-_\.]+)(:(\$LATEST(\.PUBLISHED)?|[a-zA-Z0-9-_]+))?";
 
-/// Lambda's own pattern of a `Qualifier`.
+/// Lambda's pattern of a `Qualifier`.
 pub const QUALIFIER_PATTERN: &str = r"\$(LATEST(\.PUBLISHED)?)|[a-zA-Z0-9-_$]+";
 
-/// The qualifier that means the same as none.
+/// The qualifier with the same meaning as no qualifier.
 const LATEST: &str = "$LATEST";
 
 static NAME: LazyLock<Regex> = LazyLock::new(|| full_match(NAME_PATTERN));
@@ -41,9 +41,9 @@ pub struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Takes a percent-decoded `FunctionName` apart; none if it does not fit [`NAME_PATTERN`].
+    /// Splits a percent-decoded `FunctionName`. `None` if it does not match [`NAME_PATTERN`].
     pub fn parse(text: &'a str) -> Option<Self> {
-        // Without a colon only the name group can match: the usual case, and no regex.
+        // The usual case: without a colon only the name group can match, so no regex is needed.
         if !text.contains(':') {
             let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
             return fits.then_some(Self { region: None, account_id: None, name: text, qualifier: None });
@@ -53,12 +53,12 @@ impl<'a> Parts<'a> {
         Some(Self { region: group(3), account_id: group(9), name: group(11)?, qualifier: group(13) })
     }
 
-    /// `[region/][account/]name[:qualifier]`, without what is the daemon's own anyway.
+    /// `[region/][account/]name[:qualifier]`, without the daemon's own region and account.
     pub fn canonical(&self, qualifier: Option<&str>, settings: &Settings) -> FunctionName {
         self.among(qualifier, settings.region.as_deref(), settings.account_id.as_deref())
     }
 
-    /// The same, for a daemon of this region and account.
+    /// The same, for a daemon in this region and account.
     pub fn among(&self, qualifier: Option<&str>, region: Option<&str>, account_id: Option<&str>) -> FunctionName {
         let mut text = String::new();
         for (given, own) in [(self.region, region), (self.account_id, account_id)] {
@@ -76,13 +76,13 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Whether `text` fits [`QUALIFIER_PATTERN`].
+/// Whether `text` matches [`QUALIFIER_PATTERN`].
 pub fn is_qualifier(text: &str) -> bool {
     QUALIFIER.is_match(text)
 }
 
-/// Percent-decodes one part of a URI. What is not a valid escape stays as it is, what is not UTF-8 becomes U+FFFD: neither
-/// fits any of Lambda's patterns, so it is refused later with Lambda's words.
+/// Percent-decodes one part of a URI. Invalid escapes stay, and invalid UTF-8 becomes U+FFFD. Neither matches Lambda's
+/// patterns, so the check that follows refuses both with Lambda's message.
 pub fn percent_decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());

@@ -1,4 +1,4 @@
-//! The OpenAPI document of the native door, made of the types that read and write it.
+//! The OpenAPI document of the native door, generated from the types that read and write its bodies.
 
 use std::sync::LazyLock;
 
@@ -13,7 +13,7 @@ use crate::ingest::name::{NAME_PATTERN, QUALIFIER_PATTERN};
 /// The document, as JSON.
 pub fn document() -> &'static str {
     static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
-        // A document of text and numbers cannot fail to be written.
+        // Serialising a document of texts and numbers cannot fail.
         Document::openapi().to_pretty_json().unwrap_or_default()
     });
     &DOCUMENT
@@ -32,7 +32,7 @@ pub fn document() -> &'static str {
 )]
 struct Document;
 
-/// What an attribute cannot name: patterns and limits that are constants, and those of the two forms of a time.
+/// Adds what attributes cannot express: patterns and limits that are constants, and those of the two forms of a time.
 struct Limits;
 
 impl Modify for Limits {
@@ -61,7 +61,7 @@ fn object(schema: &mut RefOr<Schema>) -> Option<&mut Object> {
     if let RefOr::T(Schema::Object(object)) = schema { Some(object) } else { None }
 }
 
-/// The schemas of something that is written as a number or as text.
+/// The schemas of a value that is written as a number or as a text.
 fn forms(schema: &mut RefOr<Schema>) -> Option<[&mut Object; 2]> {
     let RefOr::T(Schema::OneOf(either)) = schema else { return None };
     let [number, text] = either.items.as_mut_slice() else { return None };

@@ -1,7 +1,7 @@
-//! Calls that are not Events: passed through to Lambda while their caller waits, and never stored.
+//! Passes calls that are not Events through to Lambda while the caller waits. Never stores them.
 //!
-//! Holds: what Lambda answers is what the caller sees, status, headers and body; only what belongs to one connection
-//! alone is left out. The caller's own limits are Lambda's; ours keep the calls from starving Events.
+//! Holds: the caller sees Lambda's answer: status, headers and body, without the headers of a single connection. Lambda
+//! applies its limits to these calls. Ours only keep them from starving Events.
 //! Limits: [`Limits`]; [`CALL_TIME_MAX`] for one call with its answer.
 
 use std::future::Future;
@@ -23,11 +23,11 @@ use crate::ingest::admission::Admission;
 /// The largest payload of a call that is passed through, in bytes (AWS, "Lambda quotas": 6 MB synchronous).
 pub const CALL_BYTES_MAX: usize = 6_291_456;
 
-/// How long one call may take, its answer included: Lambda's longest function timeout, and a minute for the way.
+/// The most time for a call including its answer: Lambda's longest function time-out, plus a minute for the network.
 pub const CALL_TIME_MAX: Duration = Duration::from_secs(16 * 60);
 
-/// The headers of a request that are Lambda's own, beside `Content-Length`, which follows from the payload. All others
-/// stay here: they are the connection's, the caller's signature's, or mean nothing to Lambda.
+/// The request headers that are passed on, besides `Content-Length`, which follows from the payload. All others belong
+/// to the connection or to the caller's signature, or mean nothing to Lambda.
 const FORWARDED: [HeaderName; 7] = [
     CONTENT_TYPE,
     HeaderName::from_static("x-amz-invocation-type"),
@@ -38,7 +38,7 @@ const FORWARDED: [HeaderName; 7] = [
     HeaderName::from_static("x-amzn-trace-id"),
 ];
 
-/// The headers that belong to one connection (RFC 9110 section 7.6.1), beside those that `Connection` names.
+/// The headers that belong to a single connection (RFC 9110 section 7.6.1), besides those that `Connection` names.
 const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
     TE,
@@ -50,19 +50,19 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// What calls Lambda for a caller who waits.
+/// Calls Lambda for a caller that waits.
 pub trait Passthrough: Clone + Send + Sync + 'static {
-    /// One call, once: no retries inside. Dropping the future, or the answer's body, cancels it.
+    /// Makes one call, without retries. Dropping the future or the answer's body cancels the call.
     fn call(&self, call: Call) -> impl Future<Output = Result<Response<AnswerBody>, Failed>> + Send;
 
-    /// The same for an operation of Lambda's API that invokes nothing.
+    /// The same for an operation of Lambda's API that does not invoke.
     fn other(&self, other: Other) -> impl Future<Output = Result<Response<AnswerBody>, Failed>> + Send;
 }
 
-/// A body that is streamed.
+/// A streamed body.
 pub type AnswerBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Nothing is passed through.
+/// Passes nothing through.
 #[derive(Debug, Clone)]
 pub enum Off {}
 
@@ -76,18 +76,18 @@ impl Passthrough for Off {
     }
 }
 
-/// One call as it is to be made.
+/// A call to make.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub operation: Operation,
     pub function: Function,
-    /// Lambda's own headers alone, each with one value of printable text.
+    /// Only headers for Lambda, each with one value of printable text.
     pub headers: HeaderMap,
     /// At most [`CALL_BYTES_MAX`].
     pub payload: Bytes,
 }
 
-/// A request for an operation that invokes nothing, as it came: `GetFunction`, `ListFunctions` and their like.
+/// A request, as received, for an operation that does not invoke, such as `GetFunction` or `ListFunctions`.
 #[derive(Debug, Clone)]
 pub struct Other {
     pub method: Method,
@@ -97,7 +97,7 @@ pub struct Other {
     pub payload: Bytes,
 }
 
-/// Which operations pass through beside those that invoke.
+/// Which operations pass through besides those that invoke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Others {
     /// Those that only read: GET and HEAD.
@@ -106,8 +106,8 @@ pub enum Others {
 }
 
 impl Others {
-    /// Whether a request is for an operation of Lambda's API that may pass. In this API all operations but those that invoke
-    /// read by GET and change something by POST, PUT, PATCH and DELETE (botocore's model of Lambda).
+    /// Whether a request is for an operation of Lambda's API that may pass. Apart from those that invoke, operations read by
+    /// GET and write by POST, PUT, PATCH and DELETE (botocore's model of Lambda).
     pub(super) fn take(self, method: &Method, path: &str) -> bool {
         let reads = *method == Method::GET || *method == Method::HEAD;
         is_of_lambdas_api(path) && (reads || self == Self::All)
@@ -132,27 +132,27 @@ pub enum Operation {
     InvokeWithResponseStream,
 }
 
-/// Why there is no answer, in words.
+/// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failed {
-    /// Certainly nobody has the call: no connection, no credentials.
+    /// The call was certainly not sent: no connection, or no credentials.
     NotSent(String),
-    /// It was sent, and may have run.
+    /// The call was sent and may have run.
     Lost(String),
 }
 
-/// What calls may take.
+/// The limits of calls that pass through.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Calls at once.
+    /// The most concurrent calls.
     pub calls_max: usize,
-    /// Bytes of their payloads in memory at once; at least one of [`CALL_BYTES_MAX`].
+    /// The most bytes of their payloads in memory. At least [`CALL_BYTES_MAX`].
     pub bytes_max: u64,
-    /// Which operations that invoke nothing pass, too.
+    /// Which operations that do not invoke may pass as well.
     pub others: Others,
 }
 
-/// The way through, with its own limits. Cheap to clone.
+/// The pass-through with its own limits. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Gate<P> {
     pub(super) passthrough: P,
@@ -169,14 +169,14 @@ impl<P> Gate<P> {
     }
 }
 
-/// Lambda's own headers of a request. A value that is not text is left out, as no field of Lambda's may have one.
+/// The headers of a request that are for Lambda. Drops a value that is not text, which no field of Lambda's allows.
 pub(super) fn forwarded(headers: &HeaderMap) -> HeaderMap {
     let names = FORWARDED;
     let known = names.iter().filter_map(|name| Some((name, headers.get(name)?)));
     known.filter(|(_, value)| value.to_str().is_ok()).map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// Takes out of an answer what belongs to the connection that it came on.
+/// Removes the headers of an answer that belong to its connection.
 pub(super) fn without_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
@@ -190,10 +190,10 @@ pub(super) fn without_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// A body on its way back, which holds its call's slot and ends with its time or its caller.
+/// The body of an answer. It holds its call's slot, and ends when the call's time is over or the caller leaves.
 pub struct Passed {
     pub(super) body: AnswerBody,
-    /// Ready once the caller has gone. A write would tell, but a stream may have nothing to write for minutes.
+    /// Ready once the caller has left. A failed write would tell too, but a stream may have nothing to write for minutes.
     pub(super) gone: Pin<Box<dyn Future<Output = ()> + Send>>,
     pub(super) time_is_up: Pin<Box<dyn Future<Output = ()> + Send>>,
     pub(super) _slot: OwnedSemaphorePermit,

@@ -1,16 +1,16 @@
-//! Patterns of function names as people write them, in the form in which the door stores names.
+//! Converts patterns of function names, as people write them, to the form in which names are stored.
 //!
-//! Holds: every name that the door can store is a pattern, which matches that name alone. ARNs and all other forms that Lambda
-//! takes are read as the door reads them, with or without stars in them.
+//! Holds: every storable name is a pattern that matches only itself. ARNs and all other forms that Lambda accepts are
+//! parsed as in requests, with or without stars in them.
 
 use super::name::Parts;
 use crate::event::FunctionName;
 
-/// Stands for a star while a pattern is read as a name: it fits wherever a part of a name may stand.
+/// Replaces a star while a pattern is parsed as a name. It is valid in every part of a name.
 const STAR: &str = "--any--";
 
-/// The pattern in the form of stored names, without what is the daemon's own `region` and `account` anyway. None if no function
-/// can have a name that fits.
+/// The pattern in the form of stored names, without the daemon's own `region` and `account`. `None` if it cannot match
+/// the name of any function.
 pub fn canonical(pattern: &str, region: Option<&str>, account: Option<&str>) -> Option<String> {
     if !pattern.contains(STAR) {
         let read = pattern.replace('*', STAR);
@@ -21,7 +21,7 @@ pub fn canonical(pattern: &str, region: Option<&str>, account: Option<&str>) -> 
     stored(pattern, region, account).map(|name| name.as_str().to_owned())
 }
 
-/// A pattern that is written as names are stored: `[region/][account/]name[:qualifier]`.
+/// A pattern that is written in the stored form: `[region/][account/]name[:qualifier]`.
 fn stored(pattern: &str, region: Option<&str>, account: Option<&str>) -> Option<FunctionName> {
     let is_of = |text: &str, more: &str| {
         !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '*' || more.contains(c))
@@ -92,7 +92,7 @@ mod tests {
         }
     }
 
-    /// Names that would be read as a part of another form: `123456789012:x` is a function of an account.
+    /// Names that could be mistaken for another form: `123456789012:x` is a function in an account.
     fn is_ambiguous(name: &str) -> bool {
         let first = name.split(':').next().unwrap_or_default();
         name.contains(':') && (first == "function" || Parts::parse(&format!("{first}:function:f:q")).is_some())

@@ -1,4 +1,4 @@
-//! What is not accepted, and how that is said: in Lambda's own error shape, so that every SDK understands it.
+//! Refusals and their answers, in Lambda's own error shape, so that every SDK understands them.
 
 use std::time::Duration;
 
@@ -15,52 +15,52 @@ use crate::ingest::admission::Crowded;
 pub const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
-/// The event that an answer is about; of a conflict, the one that has the key.
+/// The event that an answer is about. In a conflict, the event that has the key.
 pub const EVENT_ID: HeaderName = HeaderName::from_static("x-sendoff-event-id");
 
-/// When to come back, in milliseconds: the header that boto3 and the Rust SDK obey. `Retry-After` is the one for all others.
+/// When to retry, in milliseconds. boto3 and the Rust SDK obey this header, all other clients `Retry-After`.
 pub const RETRY_AFTER_MILLIS: HeaderName = HeaderName::from_static("x-amz-retry-after");
 
-/// How much of a client's own value an error message repeats, in characters.
+/// The most characters of a client's value that an error message repeats.
 const ECHO_CHARS_MAX: usize = 256;
 
-/// Why a request is not accepted. Nothing of it is stored.
+/// Why a request is refused. Nothing of it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     UnknownOperation,
-    /// Sent by a web page.
+    /// A web page sent it.
     FromBrowser,
-    /// Read by a name that is not known, as a web page would after DNS rebinding; `host` is the name, or what is wrong with it.
+    /// The host name is not a known one, as after DNS rebinding by a web page. `host` is the name, or what is wrong with it.
     HostUnknown {
         host: String,
     },
-    /// Sent by a sendoff, which would take the answer for Lambda's.
+    /// A sendoff sent it, and would take the answer for Lambda's.
     Looped {
         by: Marked,
     },
     MethodNotAllowed {
         allow: &'static str,
     },
-    /// Fields that do not fit Lambda's API model; at least one.
+    /// Fields that violate Lambda's API model. At least one.
     Validation(Vec<Violation>),
     QualifierMismatch,
-    /// A header or the payload is not what it must be; the text says why.
+    /// A header or the payload is invalid. The text says why.
     InvalidContent(String),
-    /// The body is compressed or otherwise encoded; `header` says so.
+    /// The body is compressed or otherwise encoded, as `header` says.
     Encoded {
         header: &'static str,
         coding: String,
     },
-    /// `bytes` is the payload's length, where it is known.
+    /// `bytes` is the payload's length, if it is known.
     PayloadTooLarge {
         bytes: Option<u64>,
         limit: u64,
     },
-    /// A batch of events; `limit` in words.
+    /// A batch is too large. `limit` describes the limit.
     BatchTooLarge {
         limit: String,
     },
-    /// Not stored, or no more.
+    /// The event is not stored, or no longer.
     EventUnknown {
         id: EventId,
     },
@@ -68,7 +68,7 @@ pub enum Refusal {
     CallTooLarge {
         limit: u64,
     },
-    /// Not an Event invocation; `mode` is what was asked for.
+    /// Not an Event invocation. `mode` is the requested type.
     ModeNotSupported {
         mode: &'static str,
     },
@@ -76,32 +76,32 @@ pub enum Refusal {
         crowded: Crowded,
         retry_after: Duration,
     },
-    /// As many calls are passed through as may be at once.
+    /// The limit of concurrent pass-through calls is reached.
     CallsInFlight {
         limit: usize,
         retry_after: Duration,
     },
-    /// A call could not be passed through: nobody has it.
+    /// A call could not be passed through, and was certainly not sent.
     NotPassed {
         why: String,
         retry_after: Duration,
     },
-    /// A call was passed through, and no answer came: it may have run.
+    /// A call was passed through without an answer. It may have run.
     AnswerLost {
         why: String,
     },
-    /// The caller did not wait for the answer.
+    /// The caller left before the answer.
     CallerGone,
-    /// The body did not come in time.
+    /// The body did not arrive in time.
     BodyTimeout,
-    /// The connection ended within the body.
+    /// The connection ended before the body did.
     BodyTorn,
-    /// The key is another event's.
+    /// The key belongs to another event.
     Conflict {
         first: EventId,
         source: KeySource,
     },
-    /// No room in the outbox; the text names the limit.
+    /// The outbox is full. The text names the limit.
     Full {
         why: String,
         retry_after: Duration,
@@ -113,14 +113,14 @@ pub enum Refusal {
     },
 }
 
-/// One field that does not fit Lambda's API model.
+/// A field that violates Lambda's API model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// Lambda's name of the field, `functionName` for example.
+    /// Lambda's name of the field, for example `functionName`.
     pub field: &'static str,
-    /// Not all of a long one, see [`echo`].
+    /// The value, shortened by [`echo`].
     pub value: String,
-    /// What is required, in Lambda's words.
+    /// The requirement, in Lambda's words.
     pub constraint: String,
 }
 
@@ -128,16 +128,16 @@ pub struct Violation {
 struct Shape {
     status: StatusCode,
     code: &'static str,
-    /// `Type` of the body; Lambda's ValidationException has none.
+    /// The `Type` in the body. Lambda's ValidationException has none.
     fault: Option<&'static str>,
-    /// Lambda writes the text as `message` in some errors and as `Message` in others.
+    /// Lambda names the text `message` in some errors and `Message` in others.
     text_field: &'static str,
     /// The label in metrics.
     reason: &'static str,
 }
 
 impl Refusal {
-    /// Every word of [`Refusal::reason`].
+    /// All values of [`Refusal::reason`].
     pub const REASONS: [&str; 23] = [
         "unknown-operation",
         "from-browser",
@@ -164,12 +164,12 @@ impl Refusal {
         "unavailable",
     ];
 
-    /// The label in `sendoff_ingest_refused_total` and in the log: one of few words.
+    /// The label in `sendoff_ingest_refused_total` and in the log, one of a few words.
     pub fn reason(&self) -> &'static str {
         self.shape().reason
     }
 
-    /// Whether the rest of the body may still come, so that reading it lets the client see the answer.
+    /// Whether the client may still be sending the body. Reading the rest then lets it see the answer.
     pub fn leaves_body(&self) -> bool {
         !matches!(self, Self::BodyTimeout | Self::BodyTorn)
     }
@@ -203,13 +203,13 @@ impl Refusal {
         response
     }
 
-    /// What it is answered with, and Lambda's word for it.
+    /// The status, and Lambda's error code.
     pub fn status_and_code(&self) -> (StatusCode, &'static str) {
         let Shape { status, code, .. } = self.shape();
         (status, code)
     }
 
-    /// When it may be worth coming back.
+    /// When a retry may succeed.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Crowded { retry_after, .. }
@@ -257,7 +257,7 @@ impl Refusal {
                 text_field: "Message",
                 ..user(StatusCode::MISDIRECTED_REQUEST, "MisdirectedRequestException", "host-unknown")
             },
-            // Neither a success nor a throttle, and no status that SDKs retry.
+            // Neither a success, nor a throttle, nor a status that SDKs retry.
             Self::Looped { .. } => user(StatusCode::LOOP_DETECTED, "LoopDetectedException", "looped"),
             Self::EventUnknown { .. } => Shape {
                 text_field: "Message",
@@ -278,7 +278,7 @@ impl Refusal {
             Self::InvalidContent(_) => {
                 user(StatusCode::BAD_REQUEST, "InvalidRequestContentException", "invalid-content")
             }
-            // Lambda's own word for a body that is not JSON.
+            // Lambda's code for a body that is not JSON.
             Self::Encoded { .. } => {
                 user(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaTypeException", "encoded")
             }
@@ -291,7 +291,7 @@ impl Refusal {
             Self::Crowded { .. } => user(StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsException", "crowded"),
             Self::BodyTimeout => user(StatusCode::REQUEST_TIMEOUT, "RequestTimeoutException", "body-timeout"),
             Self::BodyTorn => user(StatusCode::BAD_REQUEST, "RequestAbortedException", "body-torn"),
-            // Lambda's own answer where the key is a durable execution's name; it has no word for the other sources.
+            // Lambda's answer if the key is the name of a durable execution. Lambda has no code for the other sources.
             Self::Conflict { source: KeySource::DurableExecutionName, .. } => Shape {
                 text_field: "Message",
                 ..user(StatusCode::CONFLICT, "DurableExecutionAlreadyStartedException", "conflict")
@@ -300,7 +300,7 @@ impl Refusal {
             Self::CallsInFlight { .. } => {
                 user(StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsException", "calls-in-flight")
             }
-            // Either way an SDK calls again, as it would after an error of Lambda's own.
+            // SDKs retry both, as they retry Lambda's own errors.
             Self::NotPassed { .. } => service(StatusCode::SERVICE_UNAVAILABLE, "not-passed"),
             Self::AnswerLost { .. } => service(StatusCode::BAD_GATEWAY, "answer-lost"),
             Self::CallerGone => user(StatusCode::BAD_REQUEST, "RequestAbortedException", "caller-gone"),
@@ -392,8 +392,7 @@ impl std::fmt::Display for Violation {
     }
 }
 
-/// As much of a client's own value as an error message repeats. Whoever keeps the value keeps no more than this, as a client
-/// decides how long it is.
+/// Shortens a client's value for an error message. Store only the shortened value, because a client controls its length.
 pub fn echo(value: &str) -> String {
     match value.char_indices().nth(ECHO_CHARS_MAX) {
         Some((end, _)) => format!("{}...", &value[..end]),
@@ -401,9 +400,9 @@ pub fn echo(value: &str) -> String {
     }
 }
 
-/// As [`echo`], of an error that may repeat a client's value; `text` is not written out any further than that.
+/// Like [`echo`], for an error text that may contain a client's value. Formats no more of `text` than it keeps.
 pub fn echo_of(text: &impl std::fmt::Display) -> String {
-    /// Takes what an echo may be long, and then fails, so that no more is written.
+    /// Accepts as many characters as an echo may have, then fails, so that formatting stops.
     struct Short(String);
 
     impl std::fmt::Write for Short {
@@ -415,18 +414,18 @@ pub fn echo_of(text: &impl std::fmt::Display) -> String {
         }
     }
     let mut short = Short(String::new());
-    // An error says that it is longer, and so does its echo.
+    // The error means that the text is longer. The echo says so.
     std::fmt::write(&mut short, format_args!("{text}")).unwrap_or_default();
     echo(&short.0)
 }
 
-/// A header value of text that we wrote ourselves: ids, numbers and words. What cannot be a header value becomes empty,
-/// rather than a panic.
+/// A header value from our own text: ids, numbers and words. Text that cannot be a header value becomes empty instead of
+/// a panic.
 pub fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
 }
 
-/// Rounded up, and never 0: a client that comes back early is refused again.
+/// Whole seconds, rounded up and never 0, because a client that retries early is refused again.
 fn whole_seconds(delay: Duration) -> u64 {
     (delay.as_secs() + u64::from(delay.subsec_nanos() > 0)).max(1)
 }

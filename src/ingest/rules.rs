@@ -1,7 +1,7 @@
-//! What is configured for the events of one function: where their key is, and what carries it to the function.
+//! The rules for a function's events: where their key is, and how it reaches the function.
 //!
-//! Both are done when an event is accepted, not when it is attempted: what is stored is what is sent, so every attempt is
-//! the same though the configuration may change between two (G4), and what grows too large is refused at the door.
+//! Both are applied when an event is accepted, not when it is attempted. So sendoff stores what it sends, every attempt
+//! is the same even if the configuration changes in between (G4), and an event that grows too large is refused at once.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -24,9 +24,9 @@ const DURABLE_NAME_CHARS_MAX: usize = 64;
 /// The rules of all functions.
 #[derive(Debug, Clone, Default)]
 pub struct Rules {
-    /// Where no pattern matches.
+    /// The rule for functions that match no pattern.
     pub default: Rule,
-    /// By name pattern (`*` stands for any run of characters); the first match in file order counts.
+    /// Rules by name pattern (`*` matches any run of characters). The first match in file order counts.
     pub functions: Vec<(String, Rule)>,
 }
 
@@ -36,14 +36,14 @@ impl Rules {
     }
 }
 
-/// The rule of one function. The default has no key in the payload and changes nothing.
+/// The rule of a function. The default finds no key in the payload and changes nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Rule {
     /// Where the key is in the payload.
     pub key: Option<KeyExpression>,
-    /// Each event starts a durable execution that is named after its key, unless the client named it.
+    /// Each event starts a durable execution with its key as the name, unless the client named it.
     pub durable: bool,
-    /// The field of a JSON object payload that the key is put into.
+    /// The field of a JSON object payload that receives the key.
     pub inject: Option<String>,
 }
 
@@ -66,8 +66,9 @@ impl Rule {
     }
 }
 
-/// The name of a durable execution. A key that fits the name's pattern is the name, so that people find it; any other is
-/// hashed together with the function, as AWS's texts disagree whether names are one function's or the account's.
+/// The name of a durable execution. A key that matches the pattern of names is used as it is, so that people find it. Any
+/// other key is hashed together with the function, because AWS's documentation disagrees on whether names are unique
+/// per function or per account.
 fn durable_name(function: &FunctionName, key: &str) -> String {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     if (1..=DURABLE_NAME_CHARS_MAX).contains(&key.len()) && key.bytes().all(fits) {
@@ -76,8 +77,8 @@ fn durable_name(function: &FunctionName, key: &str) -> String {
     sha256_hex(format!("{function}\0{key}").as_bytes())
 }
 
-/// The payload with the field in front, all other bytes as they are; none if it is to stay as it is: it is no object, or
-/// has the field. Nothing at all is `{}` to Lambda, and so here.
+/// The payload with the field added in front, all other bytes unchanged. `None` if the payload is not an object or has
+/// the field already. An empty payload counts as `{}`, as it does for Lambda.
 fn with_field(payload: &Bytes, field: &str, key: &str) -> Option<Bytes> {
     let text = std::str::from_utf8(payload).ok()?.trim_ascii();
     let text = if text.is_empty() { "{}" } else { text };
@@ -92,8 +93,8 @@ fn with_field(payload: &Bytes, field: &str, key: &str) -> Option<Bytes> {
     Some(Bytes::from(format!("{{{entry}{comma}{rest}")))
 }
 
-/// A JMESPath expression that finds the key in a payload, with `powertools_json` and `powertools_base64` as in Powertools
-/// for AWS Lambda.
+/// A JMESPath expression that finds the key in a payload. Supports `powertools_json` and `powertools_base64`, as
+/// Powertools for AWS Lambda does.
 #[derive(Clone)]
 pub struct KeyExpression {
     text: Arc<str>,
@@ -101,18 +102,18 @@ pub struct KeyExpression {
 }
 
 impl KeyExpression {
-    /// The error says what is wrong, and where, in one line.
+    /// Compiles an expression. The error says in one line what is wrong and where.
     pub fn parse(text: &str) -> Result<Self, String> {
         let one_line = |error: JmespathError| error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         let ast = jmespath::parse(text).map_err(one_line)?;
         Ok(Self { text: text.into(), ast: Arc::new(ast) })
     }
 
-    /// The key that the payload offers. None if the expression finds nothing in it: null, an empty text, or a list or
-    /// object with nothing in it but nulls, as Powertools has it. A text is the key itself, all else its JSON.
+    /// The key in the payload. `None` if the expression finds nothing: null, an empty text, or a list or object of nulls
+    /// only, as in Powertools. A text is the key itself. Any other value is a key as its JSON.
     ///
-    /// A number that no 64 bits hold is a key digit by digit, and a text with half a surrogate pair by its digest. Refuses
-    /// a payload that has such values if the expression compares or computes: the result might be another event's key.
+    /// A number beyond 64 bits counts digit by digit, and a text with half a surrogate pair by its digest. Refuses a payload
+    /// with such values if the expression compares or computes, because the result might equal another event's key.
     pub fn key(&self, payload: &[u8]) -> Result<Option<IdempotencyKey>, Refusal> {
         let Some(Read { value: data, is_exact }) = std::str::from_utf8(payload).ok().and_then(exact::read) else {
             return Ok(None);
@@ -149,7 +150,7 @@ impl fmt::Debug for KeyExpression {
     }
 }
 
-/// Whether an expression looks into values instead of only finding them. Functions that read or join texts only find.
+/// Whether an expression inspects values instead of only selecting them. Functions that parse or join texts only select.
 fn computes(ast: &Ast) -> bool {
     match ast {
         Ast::Comparison { .. } => true,
@@ -181,7 +182,7 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
         runtime.register_function(name, Box::new(CustomFunction::new(signature, Box::new(function))));
     };
     text_function("powertools_json", |text| {
-        // What was written for a value cannot be told from the text's own after it is read once more.
+        // After a second parse, replacement texts cannot be distinguished from the text's own.
         let read = if exact::stands_in(text) { None } else { exact::read(text) };
         read.map(|read| read.value).ok_or_else(|| "not JSON".to_owned())
     });

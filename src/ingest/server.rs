@@ -1,4 +1,4 @@
-//! The door: one request from its head to its answer.
+//! Handles one request on the ingest listener, from its head to its answer.
 
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
@@ -47,31 +47,31 @@ use native::{json, native_refusal, written};
 pub const KEY_SOURCE: HeaderName = HeaderName::from_static("x-sendoff-key-source");
 pub const DUPLICATE: HeaderName = HeaderName::from_static("x-sendoff-duplicate");
 
-/// After how long a refused client should come back: at least this, and up to twice as long, so that not all come at once.
+/// When a refused client should retry: after this time or up to twice as long, so that not all retry at once.
 const CROWDED_RETRY: Duration = Duration::from_millis(500);
 const FULL_RETRY: Duration = Duration::from_secs(2);
 const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
 
-/// Payloads up to this many bytes are taken apart by several workers at once.
+/// Payloads up to this many bytes are parsed concurrently. Larger ones are parsed one at a time.
 const TOGETHER_BYTES_MAX: usize = 64 * 1024;
 
-/// How often the log may say that the door changed between accepting and refusing.
+/// The least time between two log lines about a change between accepting and refusing.
 const HEALTH_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What the door answers: its own words, or what comes from Lambda.
+/// The body of an answer: our own, or streamed from Lambda.
 pub type Answer = Response<Either<Full<Bytes>, Passed>>;
 
-/// Stage 1. Cheap to clone; all clones are one door.
+/// Stage 1. Cheap to clone. All clones share their state.
 #[derive(Clone)]
 pub struct Door<O, P = Off> {
     outbox: O,
-    /// None: calls other than Events are refused.
+    /// `None` refuses calls other than Events.
     gate: Option<Gate<P>>,
     rules: Arc<Rules>,
     hosts: Arc<Hosts>,
     hop: Hop,
     shared: Arc<Shared>,
-    /// Runs the hand-overs whose clients have gone.
+    /// Runs the appends whose clients have left.
     leftovers: TaskTracker,
 }
 
@@ -85,7 +85,7 @@ struct Shared {
     health: HealthLog,
 }
 
-/// What is answered with 202.
+/// An accepted event.
 struct Accepted {
     /// The event's id, or the first event's for a repeat.
     id: EventId,
@@ -102,36 +102,36 @@ impl<O: Outbox> Door<O> {
         Self { outbox, gate: None, rules, hosts, hop, shared, leftovers }
     }
 
-    /// The same door, through which calls that are not Events pass to Lambda; without limits none does.
+    /// Passes calls that are not Events to Lambda, within `limits`. Without limits, refuses them.
     pub fn passing<P: Passthrough>(self, passthrough: P, limits: Option<passthrough::Limits>) -> Door<O, P> {
         let gate = limits.map(|limits| Gate::new(passthrough, limits));
         let Self { outbox, gate: _, rules, hosts, hop, shared, leftovers } = self;
         Door { outbox, gate, rules, hosts, hop, shared, leftovers }
     }
 
-    /// The same door with rules for keys.
+    /// Sets the rules for keys.
     pub fn ruled(self, rules: Rules) -> Self {
         Self { rules: Arc::new(rules), ..self }
     }
 
-    /// The same door, whose unfinished hand-overs to the outbox are tasks of `leftovers`, for whoever drains it.
+    /// Runs appends whose clients have left as tasks of `leftovers`, so that a drain can wait for them.
     pub fn leaving(self, leftovers: TaskTracker) -> Self {
         Self { leftovers, ..self }
     }
 }
 
 impl<O: Outbox, P: Passthrough> Door<O, P> {
-    /// The same door, which answers to these names where a browser could be asking.
+    /// Sets the host names under which requests that a browser could send are answered.
     pub fn called(self, hosts: Hosts) -> Self {
         Self { hosts: Arc::new(hosts), ..self }
     }
 
-    /// The same door, which tells this process's own calls from those of other sendoffs. It takes neither.
+    /// Sets the mark that distinguishes this process's calls from those of other sendoffs. Both are refused.
     pub fn marked(self, hop: Hop) -> Self {
         Self { hop, ..self }
     }
 
-    /// The door as [`crate::http::Server`] serves it.
+    /// Makes the handler that [`crate::http::Server`] serves.
     pub fn service(
         &self,
     ) -> impl Service<Request<Incoming>, Response = Answer, Error = Infallible, Future: Send + 'static>
@@ -145,13 +145,12 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         })
     }
 
-    /// Answers one request; 202 only once its event is on stable storage (G1).
+    /// Answers one request. Answers 202 only once its event is on stable storage (G1).
     ///
-    /// Dropping the future is safe at every await (hyper does so when an HTTP/2 client resets its stream; an HTTP/1 client
-    /// that closes its side is not noticed until the answer). Before the append, nothing is stored. From the append on,
-    /// the outbox alone decides: it stores the event or does not, and a client that saw no answer repeats the request and
-    /// is told which (G3). The hand-over then goes on without the client, with the memory that was set aside for it
-    /// ([`ToItsEnd`]). What is lost is a count in the metrics.
+    /// The future may be dropped at every await. hyper drops it when an HTTP/2 client resets its stream; an HTTP/1 client
+    /// that leaves is noticed only at the answer. Before the append, nothing is stored. From the append on, the outbox alone
+    /// decides. A client that saw no answer repeats the request and learns the outcome (G3). The append continues without
+    /// the client and keeps its reserved memory ([`ToItsEnd`]). Only a count in the metrics is lost.
     pub async fn handle<B: Body>(&self, request: Request<B>) -> Answer {
         let span = trace::request(request.headers());
         let answer = self.answer(request).instrument(span.clone()).await;
@@ -176,9 +175,9 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             Ok(answer) => answer,
             Err(refusal) => {
                 self.note(&refusal);
-                // A client that waits for "100 Continue" has not begun to send; reading would ask it to.
+                // A client that waits for "100 Continue" has not begun to send. Reading would ask it to.
                 if refusal.leaves_body() && !head.headers.contains_key(EXPECT) {
-                    // Only where this takes no memory from others.
+                    // Only while this takes no memory from others.
                     if let Ok(permit) = self.shared.admission.admit(&head) {
                         body::discard(body, self.shared.settings.body_timeout, &permit).await;
                     }
@@ -221,7 +220,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         Refusal::Crowded { crowded, retry_after: self.retry_after(CROWDED_RETRY) }
     }
 
-    /// Why a body was not read, as its client is told.
+    /// The refusal for a body that was not read.
     fn unread(&self, unread: Unread, too_large: impl FnOnce(Option<u64>) -> Refusal) -> Refusal {
         match unread {
             Unread::TooLarge(bytes) => too_large(bytes),
@@ -231,16 +230,17 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         }
     }
 
-    /// Stores one event; the permit comes back once the outbox has answered.
+    /// Stores one event. Returns the permit once the outbox has answered.
     async fn append(&self, draft: Draft, mut permit: Permit) -> Result<(Accepted, Permit), Refusal> {
         let Shared { clock, metrics, .. } = &*self.shared;
         let started = clock.instant();
         if self.rules.of(&draft.function.name).inject.is_some() {
-            // The payload with its key is another beside the one that came.
+            // The payload with the key is a second copy besides the received one.
             permit.grow(draft.payload.len() as u64).map_err(|crowded| self.crowded(crowded))?;
         }
         let event = self.event(draft)?;
-        // Some clients use one SDK invocation id for several calls. Nobody chose that id, so another payload is another event.
+        // Some clients use one SDK invocation id for several calls. As nobody chose the id, a different payload is a different
+        // event.
         let other = (event.key.source == KeySource::SdkInvocationId)
             .then(|| Event { key: key::mint(clock.random_bits()), ..event.clone() });
         let event = self.carry(event)?;
@@ -256,7 +256,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         Ok((accepted, permit))
     }
 
-    /// The event that a draft becomes now, with its key.
+    /// Makes an event of the draft and its key, accepted now.
     fn event(&self, draft: Draft) -> Result<Event, Refusal> {
         let clock = &self.shared.clock;
         let rule = self.rules.of(&draft.function.name);
@@ -275,7 +275,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         })
     }
 
-    /// For as long as this is held, no other large payload is taken apart: each becomes a tree of up to 30 times its size.
+    /// While this is held, no other large payload is parsed. A parsed payload takes up to 30 times its size.
     fn alone(&self, payload_bytes: usize) -> Option<MutexGuard<'_, ()>> {
         (payload_bytes > TOGETHER_BYTES_MAX).then(|| self.shared.search.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -288,7 +288,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         Ok(event)
     }
 
-    /// What an append means for its client.
+    /// The answer for the result of an append.
     fn accepted(
         &self,
         appended: Appended,
@@ -325,7 +325,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         Ok((appended, permit))
     }
 
-    /// Hands the events over. From here on the memory that is set aside for them is the outbox's, until it has answered.
+    /// Appends the events. From here until the outbox has answered, their reserved memory belongs to the append.
     async fn append_all(&self, events: Vec<Event>, permit: Permit) -> Result<(Vec<Appended>, Permit), Refusal> {
         if events.is_empty() {
             return Ok((Vec::new(), permit));
@@ -408,7 +408,7 @@ impl Accepted {
         response
     }
 
-    /// The same with what the headers say as JSON.
+    /// The answer with the information of its headers as JSON.
     fn native_response(self, permit: Permit) -> Answer {
         let (head, _) = self.response().into_parts();
         let mut response = json(head.status, written(&AcceptedEvent::from(self)), permit);
@@ -431,16 +431,17 @@ enum Health {
     Unavailable,
 }
 
-/// What the log said last about the door, and when: a full outbox is a line in the log, not one for each request.
+/// The last logged health, and when it was logged. Limits the log to one line for a full outbox instead of one for each
+/// request.
 #[derive(Debug, Default)]
 struct HealthLog {
-    /// The time in milliseconds, with the health in the lowest two bits. 0: accepting, said never.
+    /// The time in milliseconds, with the health in the lowest two bits. 0 means accepting, never logged.
     said: AtomicU64,
 }
 
 impl HealthLog {
-    /// Whether to log now that the door's health is `health`. Compares with what was logged, not with what was last
-    /// seen, so that a state which lasts is told in the end, however it flapped before.
+    /// Whether to log `health` now. Compares it with the last logged health, not the last seen one, so that a lasting state
+    /// is logged in the end, however it flapped before.
     fn changed(&self, health: Health, clock: &Clock) -> bool {
         let said = self.said.load(Ordering::Relaxed);
         if said & 0b11 == health as u64 {

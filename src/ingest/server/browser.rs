@@ -1,4 +1,5 @@
-//! What only a browser sends. Callers are not authenticated, and every page in a browser on this machine reaches loopback.
+//! Recognises requests of web pages. Callers are not authenticated, and every page in a browser on this machine can send
+//! requests to loopback addresses.
 
 use http::Method;
 use http::header::{HOST, HeaderName, ORIGIN};
@@ -7,11 +8,11 @@ use http::request::Parts as Head;
 use crate::http::host::{Authority, Hosts, Unclear};
 use crate::ingest::refusal::Refusal;
 
-/// Set by browsers alone, and only towards https and loopback, hence beside `Origin` (W3C, Fetch Metadata).
+/// Only browsers set it, and only towards https and loopback (W3C, Fetch Metadata). So `Origin` is checked as well.
 const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Refuses what a web page sends. A page's POST always has an `Origin`. Its GET has none if the page has made its own name
-/// point here, so whatever reads must use a name that is known; clients that are no browsers may leave the host out.
+/// Refuses requests of web pages. A page's POST always has an `Origin`. Its GET has none if the page made its own name
+/// point here (DNS rebinding). So reads must use a known host name. Clients other than browsers may omit the host.
 pub(super) fn check(head: &Head, hosts: &Hosts) -> Result<(), Refusal> {
     if head.headers.contains_key(ORIGIN) || head.headers.contains_key(SITE) {
         return Err(Refusal::FromBrowser);

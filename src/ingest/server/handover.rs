@@ -1,4 +1,4 @@
-//! The hand-over to the outbox goes on to its end, whatever becomes of the request.
+//! Runs an append to its end, even if its request is dropped.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,12 +7,12 @@ use std::task::{Context, Poll};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-/// A future that is not cut short: dropped before its end, it goes on as a task of `leftovers`.
+/// A future that always runs to its end: if it is dropped earlier, it continues as a task of `leftovers`.
 ///
-/// The events of a request stay in the writer's queue though their client has gone, so the memory that was set aside for
-/// them must stay set aside. This costs an allocation for each request, and a task only for those whose client has gone.
+/// The events of a request stay in the writer's queue even if the client has left, so their memory must stay reserved.
+/// This costs an allocation for each request, and a task for each request whose client has left.
 pub(super) struct ToItsEnd<F: Future<Output: Send> + Send + 'static> {
-    /// None once it has ended.
+    /// `None` once it has ended.
     future: Option<Pin<Box<F>>>,
     leftovers: TaskTracker,
 }
@@ -27,7 +27,7 @@ impl<F: Future<Output: Send> + Send + 'static> Future for ToItsEnd<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        // Whoever polls it after its end has a bug, and waits.
+        // Polling after the end is a bug of the caller, which then waits.
         let Some(future) = &mut self.future else { return Poll::Pending };
         let output = std::task::ready!(future.as_mut().poll(cx));
         self.future = None;
@@ -37,7 +37,7 @@ impl<F: Future<Output: Send> + Send + 'static> Future for ToItsEnd<F> {
 
 impl<F: Future<Output: Send> + Send + 'static> Drop for ToItsEnd<F> {
     fn drop(&mut self) {
-        // Without a runtime the process is ending, and the outbox with it.
+        // Without a runtime the process is ending, and with it the outbox.
         if let (Some(future), Ok(runtime)) = (self.future.take(), Handle::try_current()) {
             self.leftovers.spawn_on(future, &runtime);
         }

@@ -1,4 +1,4 @@
-//! The native door: events as JSON, one or many, and where an event is.
+//! The native door: accepts events as JSON, one or many, and tells where an event is.
 
 use std::pin::Pin;
 
@@ -21,7 +21,7 @@ use crate::ingest::refusal::Refusal;
 use crate::ingest::{body, content, openapi};
 use crate::outbox::Outbox;
 
-/// What the largest batch takes beside its text, in bytes.
+/// The memory of the largest batch without its text, in bytes.
 const BATCH_BESIDE_TEXT: u64 = BESIDE_BODY_BYTES + BATCH_EVENTS_MAX as u64 * EVENT_BYTES;
 
 impl<O: Outbox, P: Passthrough> Door<O, P> {
@@ -68,7 +68,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     ) -> Result<Answer, Refusal> {
         content::is_plain(&head.headers)?;
         let settings = &self.shared.settings;
-        // Never more than fits at all, or such a batch would be told to come back for ever.
+        // At most what fits at all, or such a batch would be told to retry for ever.
         let room = usize::try_from(settings.request_bytes_max.saturating_sub(BATCH_BESIDE_TEXT) / 2);
         let limit = BATCH_BYTES_MAX.min(room.unwrap_or(usize::MAX));
         let bytes = body::read(body, limit, settings.body_timeout, &mut permit)
@@ -76,7 +76,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             .map_err(|unread| self.unread(unread, |_| Refusal::BatchTooLarge { limit: format!("{limit} bytes") }))?;
         let text = std::str::from_utf8(&bytes).map_err(|error| Refusal::InvalidContent(error.to_string()))?;
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        // What is read from the text takes as much again at most, beside what every event takes.
+        // The parsed fields take at most as much as the text, besides the fixed memory of each event.
         permit.grow(bytes.len() as u64).map_err(|crowded| self.crowded(crowded))?;
         if !is_batch(content_type, text) {
             let draft = read_event(text, &bytes, Some(&head.headers), self.shared.clock.now(), settings)?;
@@ -99,7 +99,8 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         Ok(batch_response(&answers, permit))
     }
 
-    /// Stores what is valid of a batch in one commit; an answer for each, in order. An error means that none is stored.
+    /// Stores the valid events of a batch in one commit. Returns an answer for each event, in order. An error means that
+    /// none is stored.
     async fn append_batch(
         &self,
         text: &str,
@@ -141,7 +142,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     }
 }
 
-/// A line for each event. 202 if all were accepted; 207 says that the lines must be read.
+/// A line for each event. The status is 202 if all were accepted, else 207, which means: read the lines.
 fn batch_response(answers: &[EventAnswer], permit: Permit) -> Answer {
     let all = answers.iter().all(EventAnswer::is_accepted);
     let mut body = Vec::new();
@@ -155,11 +156,11 @@ fn batch_response(answers: &[EventAnswer], permit: Permit) -> Answer {
 }
 
 pub(super) fn written(value: &impl Serialize) -> Bytes {
-    // Plain structs of text and numbers cannot fail to be written.
+    // Serialising structs of texts and numbers cannot fail.
     Bytes::from(serde_json::to_vec(value).unwrap_or_default())
 }
 
-/// The permit is held until the client has taken the answer, as the answer is in memory until then.
+/// The permit is held until the client has read the answer, because the answer is in memory until then.
 pub(super) fn json(status: StatusCode, body: Bytes, mut permit: Permit) -> Answer {
     permit.keep(SLOT_BYTES + body.len() as u64);
     let mut response = Response::new(Either::Left(Full::new(Bytes::from_owner(Untaken { body, _permit: permit }))));
@@ -168,7 +169,7 @@ pub(super) fn json(status: StatusCode, body: Bytes, mut permit: Permit) -> Answe
     response
 }
 
-/// An answer's body, with the memory that is set aside for it.
+/// An answer's body with its reserved memory.
 struct Untaken {
     body: Bytes,
     _permit: Permit,
@@ -180,7 +181,7 @@ impl AsRef<[u8]> for Untaken {
     }
 }
 
-/// What the native door says otherwise than Lambda's: a conflict of keys is 422 (draft-ietf-httpapi-idempotency-key-header).
+/// Where the native door differs from Lambda's: a conflict of keys is 422 (draft-ietf-httpapi-idempotency-key-header).
 pub(super) fn native_refusal(refusal: &Refusal, mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
     *response.status_mut() = native_status(refusal, response.status());
     response

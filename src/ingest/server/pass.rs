@@ -1,4 +1,4 @@
-//! A call that is passed through, from its head to its answer's.
+//! Passes one call through, from its head to the head of its answer.
 
 use std::pin::Pin;
 
@@ -20,7 +20,7 @@ use crate::ingest::refusal::Refusal;
 use crate::outbox::Outbox;
 
 impl<O: Outbox, P: Passthrough> Door<O, P> {
-    /// Passes the call through, and answers with what comes back: the head as soon as it is there, the body as it comes.
+    /// Passes the call through. Returns the answer's head as soon as it arrives, and streams the body.
     pub(super) async fn pass<B: Body>(
         &self,
         head: &Head,
@@ -34,7 +34,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         self.through(gate, head, body, payload_max, call).await
     }
 
-    /// The same for an operation that invokes nothing.
+    /// The same for an operation that does not invoke.
     pub(super) async fn pass_other<B: Body>(
         &self,
         gate: &Gate<P>,
@@ -59,7 +59,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             limit: gate.limits.calls_max,
             retry_after: self.retry_after(CROWDED_RETRY),
         })?;
-        // Held until the call is answered: until then its payload is in memory.
+        // Held until the call is answered, because its payload is in memory until then.
         let mut permit = gate.admission.admit(head).map_err(|crowded| self.crowded(crowded))?;
         let time_max = self.shared.settings.body_timeout;
         let payload = body::read(body, limit, time_max, &mut permit)
@@ -83,7 +83,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     }
 }
 
-/// Returns once the caller has gone; never where that cannot be seen, as on HTTP/2, where the whole future is dropped.
+/// Returns once the caller has left. Never returns on HTTP/2, where the whole future is dropped instead.
 fn gone(head: &Head) -> impl Future<Output = ()> + Send + 'static {
     let peer = head.extensions.get::<Peer>().cloned();
     async move {
@@ -105,7 +105,7 @@ fn class(status: http::StatusCode) -> &'static str {
 }
 
 impl Invoke {
-    /// What was asked for, in a word for people.
+    /// The requested operation, for people.
     fn mode(&self) -> &'static str {
         match self.operation {
             Operation::Invoke => self.invocation_type.as_str(),
