@@ -37,19 +37,25 @@ const LABELS: &[(&str, &str)] = &[
     ("code", "error code of SQS, or `unshippable`, `unreachable`, `unanswered`"),
     (
         "function",
-        "canonical name of the function; 200 have their own, at most 100 of which nothing was delivered to yet; all others share `other`",
+        "canonical name of the function. 200 functions have a label of their own, of which at most 100 have had no delivery yet; all others share `other`",
     ),
-    ("key_source", "where the idempotency key came from"),
+    ("key_source", "where the idempotency key came from: `header`, `sdk-invocation-id`, ... (docs/lambda-api.md)"),
     (
         "outcome",
         "`delivered`, `function-failed`, `throttled`, `transient`, `foreign`, `rejected`, `lost`, `not-sent`, `unready`, `held`, `refused` (docs/delivery.md)",
     ),
     ("queue", "URL of a configured dead-letter queue"),
-    ("reason", "why: a fixed word per cause"),
-    ("result", "what a redrive made of a letter: a fixed word per case"),
-    ("source", "where a redriven letter came from: a fixed word per door"),
-    ("state", "`ready`, `waiting`, `scheduled`, `buried`; an event that is being attempted counts where it rests"),
-    ("status", "class of an HTTP status: `2xx` to `5xx`"),
+    (
+        "reason",
+        "of dead letters: `retries-exhausted`, `event-age-exceeded`, `refused` (docs/dead-letters.md). Of refused requests: a fixed word for each cause, such as `full` (docs/operations.md)",
+    ),
+    ("result", "`duplicate`, `busy`, `ceiling`, `refused`, `shipping`, `not-found` (docs/dead-letters.md)"),
+    ("source", "where a redriven dead letter came from: `queue` or `store`"),
+    (
+        "state",
+        "`ready`, `waiting`, `scheduled`, `buried`. An event that is being attempted keeps the state that it had before",
+    ),
+    ("status", "class of the HTTP status: `2xx` to `5xx`"),
     ("version", "version of the binary"),
 ];
 
@@ -86,21 +92,25 @@ pub(super) fn describe(collector: &impl Collector) -> Vec<Described> {
 /// The page docs/metrics.md.
 pub fn page(catalog: &[Described]) -> String {
     let mut page = "# Metrics\n\n\
-        <!-- Written from src/metrics.rs: SENDOFF_BLESS=1 cargo test --test deploy metrics -->\n\n\
-        `GET /metrics` on the admin listener (default `127.0.0.1:9478`) and on `listen.health`, Prometheus text format 0.0.4.\n\
-        Names are `sendoff_<stage>_<noun>_<unit>[_total]`; times are seconds, sizes bytes. All counters begin at 0 with the\n\
-        process. Gauges of the outbox are counted in the store when it is scraped, so they are right from the first scrape\n\
+        <!-- Written from src/metrics.rs and src/metrics/catalog.rs: SENDOFF_BLESS=1 cargo test --test deploy metrics -->\n\n\
+        Use this page to set up monitoring:\n\n\
+        1. Scrape `GET /metrics` (Prometheus text format 0.0.4) on `listen.health`, or on the admin listener, by default\n   \
+           `127.0.0.1:9478`.\n\
+        2. Load the alert rules in `deploy/prometheus/`.\n\
+        3. Import the dashboard `deploy/grafana/sendoff.json`.\n\n\
+        If you set up one alert only, use `sendoff_outbox_oldest_age_seconds`: it grows whatever goes wrong between sendoff\n\
+        and a function.\n\n\
+        Names follow `sendoff_<stage>_<noun>_<unit>[_total]`. Times are in seconds, sizes in bytes. All counters start at 0 with\n\
+        the process. The gauges of the outbox are read from the store at each scrape, so they are right from the first scrape\n\
         after a restart.\n\n\
-        The one to alert on is `sendoff_outbox_oldest_age_seconds`: whatever goes wrong between sendoff and a function,\n\
-        it grows. Alert rules with tests: `deploy/prometheus/`; a dashboard: `deploy/grafana/sendoff.json`.\n\n\
-        | name | type | labels | what it says |\n| --- | --- | --- | --- |\n"
+        | name | type | labels | meaning |\n| --- | --- | --- | --- |\n"
         .to_owned();
     for Described { name, kind, help, labels } in catalog {
         let labels = labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
         // Writing into a string does not fail.
         writeln!(page, "| `{name}` | {} | {labels} | {help} |", kind.as_str()).unwrap_or_default();
     }
-    page += "\n## Labels\n\nNo label takes its values from payloads or keys, and each has a bounded number of them.\n\n\
+    page += "\n## Labels\n\nNo label has values from payloads or keys. Each has a bounded number of values.\n\n\
         | label | values |\n| --- | --- |\n";
     for (label, values) in LABELS {
         writeln!(page, "| `{label}` | {values} |").unwrap_or_default();
