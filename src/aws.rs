@@ -140,7 +140,7 @@ impl Shared {
         let mut files = EnvConfigFiles::default();
         if let Some((config, credentials, dropped)) = outside.cleaned(&own) {
             for url in dropped {
-                tracing::warn!(url, "ignored: endpoint_url of the AWS profile is this daemon's own address");
+                tracing::warn!(url, "ignoring endpoint_url of the AWS profile: it is this daemon's own address");
             }
             files = EnvConfigFiles::builder()
                 .with_contents(EnvConfigFileKind::Config, config)
@@ -150,7 +150,7 @@ impl Shared {
         let profile = aws_config::profile::load(&Fs::real(), &Env::real(), &files, None).await;
         let profile = profile.inspect_err(|error| {
             let why = words_of(error);
-            tracing::warn!(why, "the AWS profile cannot be read; what it says does not count");
+            tracing::warn!(why, "ignoring the AWS profile: it cannot be read");
         });
         let wire = Wire::new(outside, outside.authorities(profile.ok().as_ref())?);
         let mut loader = loader(&wire).profile_files(files);
@@ -203,7 +203,7 @@ impl Shared {
                     tracing::warn!(
                         service,
                         url,
-                        "ignored: endpoint_url of the AWS profile is this daemon's own address"
+                        "ignoring endpoint_url of the AWS profile: it is this daemon's own address"
                     );
                 }
                 !own

@@ -166,7 +166,7 @@ impl Clock {
         let by = i64::try_from(i128::from(after.0) - i128::from(before.0)).unwrap_or(i64::MAX);
         self.shared.offset.fetch_add(by, Ordering::Relaxed);
         if self.slept(by) {
-            tracing::warn!(seconds = by / 1_000, "the machine was suspended; going on with the present time");
+            tracing::warn!(seconds = by / 1_000, "the machine was suspended: continuing with the current time");
         } else {
             steps.note(Step { before, after });
             let (before, after) = (before.rfc3339(), after.rfc3339());

@@ -145,7 +145,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     reload.level().count_dropped(move |lines| dropped.inc_by(lines));
     let open_files = descriptors::raise();
     for variable in &config.ignored_endpoints {
-        tracing::warn!(variable, "ignored: it points at this daemon's own listener");
+        tracing::warn!(variable, "ignoring the variable: it points to this daemon's own listener");
     }
 
     let listeners = Listeners::open(&config.listen).await?;

@@ -45,7 +45,7 @@ pub fn reloaded() {
 /// Ignores a failed notification: the service manager notices a dead process by itself.
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "service manager cannot be told");
+        tracing::debug!(%error, "the service manager cannot be notified");
     }
 }
 

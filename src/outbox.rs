@@ -100,7 +100,9 @@ pub enum Full {
     #[error("the disk has {free} bytes free, {reserve} are kept for settling (outbox.disk_reserve)")]
     Disk { free: u64, reserve: u64 },
     /// The disk is slower than what comes in. It passes by itself.
-    #[error("the outbox's index is behind its journal: the disk is too slow for what comes in; try again in a moment")]
+    #[error(
+        "the disk is too slow for the incoming events, so the outbox's index is behind its journal; retry in a moment"
+    )]
     Behind,
     /// One commit cannot hold more.
     #[error("one commit of the outbox takes at most {limit} bytes; send fewer events at once")]

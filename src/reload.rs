@@ -75,7 +75,7 @@ impl Reload {
         notify::reloading();
         match (self.load)() {
             Ok(loaded) => self.apply(loaded),
-            Err(problems) => tracing::error!(%problems, "configuration is not reloaded: the running one stays"),
+            Err(problems) => tracing::error!(%problems, "configuration not reloaded: the running one stays in effect"),
         }
         notify::reloaded();
     }
@@ -88,15 +88,15 @@ impl Reload {
         if changes.applied.iter().any(|key| key == "log.level")
             && let Err(error) = self.level.set(&log.level)
         {
-            tracing::error!(%error, "log level is not changed");
+            tracing::error!(%error, "log level not changed");
             changes.applied.retain(|key| key != "log.level");
         }
         self.dispatch.send_replace(dispatch);
         *present = entries;
         let (applied, needs_restart) = (changes.applied.join(", "), changes.needs_restart.join(", "));
-        tracing::info!(applied, "configuration is reloaded");
+        tracing::info!(applied, "configuration reloaded");
         if !needs_restart.is_empty() {
-            tracing::warn!(needs_restart, "changed keys that take effect with a restart only");
+            tracing::warn!(needs_restart, "some changed keys take effect only after a restart");
         }
     }
 }

@@ -245,7 +245,7 @@ async fn purged<O: Graveyard>(admin: &Admin<O>, ids: Vec<EventId>, query: &KeysQ
     let changed = admin.store()?.change(Change::Purge { ids: ids.clone(), keys: query.keys() }).await?;
     let answers: Vec<Answer> = changed.iter().zip(ids).map(|(changed, id)| answer(changed, id)).collect();
     let count = answers.iter().filter(|answer| matches!(answer, Answer::Purged { .. })).count();
-    tracing::warn!(count, "operator has purged dead letters");
+    tracing::warn!(count, "an operator purged dead letters");
     Ok(answers)
 }
 

@@ -136,7 +136,7 @@ async fn cancel<O: Operator>(
     let (id, store) = (event_id(&id)?, admin.store()?);
     let function = function_of(&store, id).await?;
     touched(store.cancel(id, query.keys()).await?, id)?;
-    tracing::warn!(event_id = %id, %function, "operator has cancelled the event");
+    tracing::warn!(event_id = %id, %function, "an operator cancelled the event");
     Ok(Json(Cancelled { id, function: function.as_str().to_owned(), cancelled: true }))
 }
 
@@ -144,7 +144,7 @@ async fn attempt<O: Operator>(State(admin): State<Admin<O>>, Path(id): Path<Stri
     let (id, store) = (event_id(&id)?, admin.store()?);
     let function = function_of(&store, id).await?;
     touched(store.attempt_now(id).await?, id)?;
-    tracing::info!(event_id = %id, %function, "operator has made the event due");
+    tracing::info!(event_id = %id, %function, "an operator made the event due");
     let paused = is_paused(&store, &function).await?;
     let held = admin.probe(&function).await.as_ref().map(held);
     Ok(Json(Due { id, function: function.as_str().to_owned(), paused, held }))

@@ -92,7 +92,7 @@ async fn pause<O: Operator>(
         None => admin.new_lane(&name, census.lanes.len())?,
     };
     store.pause(&function, true).await?;
-    tracing::info!(%function, "operator has paused the function");
+    tracing::info!(%function, "an operator paused the function");
     Ok(Json(api::Paused { function: function.as_str().to_owned(), paused: true, held: None }))
 }
 
@@ -102,7 +102,7 @@ async fn resume<O: Operator>(
 ) -> Result<Json<api::Paused>, Problem> {
     let function = known(&admin, &name).await?;
     admin.store()?.pause(&function, false).await?;
-    tracing::info!(%function, "operator has resumed the function");
+    tracing::info!(%function, "an operator resumed the function");
     // What holds it is probed at once: an operator who resumes a function has perhaps just mended it.
     let held = admin.probe(&function).await.as_ref().map(held);
     Ok(Json(api::Paused { function: function.as_str().to_owned(), paused: false, held }))
@@ -134,7 +134,7 @@ async fn purge<O: Operator>(
     let purge = Purge { function: function.clone(), place, accepted_before, dry_run, keys };
     let purged = admin.store()?.purge(purge).await?;
     if !dry_run {
-        tracing::warn!(%function, events = purged.events, bytes = purged.bytes, "operator has purged events");
+        tracing::warn!(%function, events = purged.events, bytes = purged.bytes, "an operator purged events");
     }
     let function = function.as_str().to_owned();
     Ok(Json(api::Purged { function, dry_run, events: purged.events, bytes: purged.bytes }))

@@ -87,11 +87,11 @@ pub(super) fn problems(facts: &Facts) -> Vec<api::Problem> {
     if buried > 0 && !facts.ship_failures.is_empty() {
         let codes: Vec<String> =
             facts.ship_failures.iter().map(|(code, count)| format!("{code} {count} times")).collect();
-        let message = format!("SQS did not take dead letters since the start ({})", codes.join(", "));
+        let message = format!("SQS refused dead letters since the start ({})", codes.join(", "));
         say("shipping", message, "the log names the queue and what to do; `sendoff check-config --online` tries it");
     }
     if facts.log_dropped > 0 {
-        let message = format!("{} log lines were lost, because stderr did not take them", facts.log_dropped);
+        let message = format!("{} log lines were dropped because stderr could not be written", facts.log_dropped);
         say("log", message, "see to what reads the daemon's stderr");
     }
     found
@@ -122,14 +122,12 @@ fn words_of(kind: PauseKind) -> &'static str {
 fn remedy_of(kind: PauseKind) -> &'static str {
     match kind {
         PauseKind::Throttled => "raise the concurrency of the function or account; nothing is charged meanwhile",
-        PauseKind::Unreachable => "see to the network, the proxy and lambda.endpoint_url; it is tried again by itself",
+        PauseKind::Unreachable => "check the network, the proxy and lambda.endpoint_url; sendoff retries by itself",
         PauseKind::Outage => {
             "see to Lambda (health.aws.amazon.com), the proxy or the function; nothing is charged, and it is probed by itself"
         }
-        PauseKind::Unready => "wait until the function's update or its network is done; it is tried again by itself",
-        PauseKind::Held => {
-            "repair what it says (`sendoff check-config --online` tries it); it is tried again by itself"
-        }
+        PauseKind::Unready => "wait until the function's update or its network is done; sendoff retries by itself",
+        PauseKind::Held => "repair what it says (`sendoff check-config --online` tries it); sendoff retries by itself",
         PauseKind::Spent => "wait for the next hour, or raise invocations_per_hour_max",
     }
 }

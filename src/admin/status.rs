@@ -295,7 +295,7 @@ async fn set_log_level<O: Outbox>(State(status): State<Status<O>>, Json(asked): 
     let before = status.level.get();
     match status.level.set(&asked.level) {
         Ok(()) => {
-            tracing::info!(before, level = asked.level, "log level is changed");
+            tracing::info!(before, level = asked.level, "log level changed");
             Json(asked).into_response()
         }
         Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),

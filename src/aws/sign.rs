@@ -160,7 +160,7 @@ impl Keeper {
         let stale = |kept: &Kept| now.duration_since(kept.since).is_ok_and(|age| age >= REFUSED_PAUSE);
         if state.kept.as_ref().is_some_and(stale) {
             state.kept = None;
-            tracing::warn!(code, "AWS refuses the credentials: asking their source for new ones");
+            tracing::warn!(code, "AWS refuses the credentials: fetching new ones");
         }
     }
 
@@ -209,7 +209,7 @@ impl Keeping {
                 state.kept = Some(Kept { credentials: credentials.clone(), since: now, until });
             }
             Err(why) if state.kept.as_ref().is_some_and(|kept| now < kept.until) => {
-                tracing::warn!(why, "the credentials expire soon, and their source gives no new ones");
+                tracing::warn!(why, "the credentials expire soon, and fetching new ones fails");
             }
             Err(_) => {}
         }

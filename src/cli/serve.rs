@@ -35,9 +35,10 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     runtime.shutdown_background();
     match ended {
         Ok(Ended::Drained | Ended::CutOff | Ended::AtOnce) => Ok(()),
-        Ok(Ended::Poisoned) => {
-            Err(Failure::saying(Exit::Internal, "a write to the outbox failed; a restart recovers what was accepted"))
-        }
+        Ok(Ended::Poisoned) => Err(Failure::saying(
+            Exit::Internal,
+            "a write to the outbox failed: restart sendoff, which recovers every accepted event",
+        )),
         Ok(Ended::Failed(stage)) => Err(Failure::saying(
             Exit::Internal,
             format!("the part {stage:?} of the daemon has ended (the log says why); a restart brings it back"),

@@ -22,7 +22,7 @@ pub(super) fn raise() -> u64 {
     }
     match setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }) {
         Ok(()) => {
-            tracing::debug!(before = current, limit = wanted, "limit of open files is raised");
+            tracing::debug!(before = current, limit = wanted, "raised the limit of open files");
             wanted
         }
         Err(error) => {

@@ -94,7 +94,7 @@ impl Running {
             Why::Failed(stage) => {
                 self.readiness.not_ready("a stage has ended");
                 notify::stopping("a stage has ended");
-                tracing::error!(stage, "ending, so that a restart brings the stage back: what was accepted is kept");
+                tracing::error!(stage, "exiting so that a restart brings the stage back, all accepted events are kept");
                 FAILED_GRACE
             }
         };
@@ -102,7 +102,7 @@ impl Running {
         tokio::select! {
             biased;
             signal = signals.next() => {
-                tracing::warn!(signal, "second signal: ending at once, the outbox keeps what is left");
+                tracing::warn!(signal, "second signal: ending at once, the outbox keeps undelivered events");
                 Ok(match why {
                     Why::Signal(_) => Ended::AtOnce,
                     Why::Poisoned => Ended::Poisoned,
@@ -119,7 +119,7 @@ impl Running {
         let drained = tokio::select! {
             biased;
             drained = drain => drained.unwrap_or_else(|_| {
-                tracing::warn!("something does not let itself be cut off: ending without it");
+                tracing::warn!("a task does not stop: ending without it");
                 false
             }),
             // Not waited for: a write that never returns.
@@ -130,7 +130,9 @@ impl Running {
             (Why::Failed(stage), _) | (Why::Signal(_), Some(stage)) => Ended::Failed(stage),
             (Why::Signal(_), None) if drained => Ended::Drained,
             (Why::Signal(_), None) => {
-                tracing::warn!("the grace ran out: attempts in flight are cut off, their events stay in the outbox");
+                tracing::warn!(
+                    "the grace period is over: abandoning the attempts in flight, their events stay in the outbox"
+                );
                 Ended::CutOff
             }
         };
@@ -146,7 +148,9 @@ impl Running {
         unix.remove();
         match tokio::time::timeout(CLOSE_PATIENCE, close(writer)).await {
             Ok(closed) => closed?,
-            Err(_) => tracing::warn!("the outbox takes long to close: ending without waiting, the next start recovers"),
+            Err(_) => {
+                tracing::warn!("closing the outbox takes too long: ending without waiting, the next start recovers it")
+            }
         }
         tracing::info!(ended = ?ended, "stopped");
         Ok(ended)
@@ -178,7 +182,7 @@ async fn until_lost(outbox: &Handle, writer: Option<&JoinHandle<()>>, clock: &Cl
 fn last_word(time: Duration, was_asked: bool) {
     let exit = move || {
         std::thread::sleep(time);
-        tracing::error!("something hangs: ending without it, as after a crash; what was accepted is kept");
+        tracing::error!("a task hangs: exiting at once, all accepted events are kept");
         std::process::exit(if was_asked { 0 } else { EXIT_INTERNAL });
     };
     // Without a thread the stop in order remains.

@@ -33,9 +33,11 @@ impl Vital {
         tasks.spawn(async move {
             match AssertUnwindSafe(run).catch_unwind().await {
                 Ok(Ok(())) if stop.is_cancelled() => return,
-                Ok(Ok(())) => tracing::error!(stage, "stage has ended, and nobody has told it to: please report this"),
+                Ok(Ok(())) => tracing::error!(stage, "stage has ended without being told to: please report this bug"),
                 Ok(Err(error)) => tracing::error!(stage, %error, "stage has ended"),
-                Err(panic) => tracing::error!(stage, panic = text(&*panic), "stage has panicked: please report this"),
+                Err(panic) => {
+                    tracing::error!(stage, panic = text(&*panic), "stage has panicked: please report this bug")
+                }
             }
             failed.send_if_modified(|first| first.replace(first.unwrap_or(stage)).is_none());
         });

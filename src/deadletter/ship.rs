@@ -156,9 +156,11 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         for (queue, facts) in queues.into_iter().zip(asked) {
             match facts {
                 Ok(Ok(facts)) => self.learn(queue, facts),
-                Err(_elapsed) => tracing::warn!(queue, "dead-letter queue does not tell its settings in time"),
+                Err(_elapsed) => {
+                    tracing::warn!(queue, "the attributes of the dead-letter queue could not be read in time")
+                }
                 Ok(Err(Trouble { code, message, .. })) => {
-                    tracing::warn!(queue, code, message, "dead-letter queue does not tell its settings");
+                    tracing::warn!(queue, code, message, "the attributes of the dead-letter queue could not be read");
                 }
             }
         }
@@ -174,7 +176,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         if retention < self.settings.retention_min && known.is_none_or(|known| known.retention != retention) {
             let (retention, floor) = (humantime::format_duration(retention), self.settings.retention_min);
             let floor = humantime::format_duration(floor);
-            tracing::warn!(queue, %retention, %floor, "dead-letter queue forgets its messages early; raise its MessageRetentionPeriod");
+            tracing::warn!(queue, %retention, %floor, "the dead-letter queue deletes messages early: raise its MessageRetentionPeriod");
         }
     }
 
@@ -266,7 +268,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
             Ok(shipped) => shipped,
             Err(error) => {
                 // Its letters stay leased until a restart, so nothing of theirs is lost or sent twice.
-                tracing::error!(%error, "shipping dead letters panicked: please report this");
+                tracing::error!(%error, "shipping dead letters panicked: please report this bug");
                 return Err(Error::Closed);
             }
         };
@@ -307,7 +309,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
                 Shipment::Confirmed { message_id } => {
                     let label = self.metrics.function_label(&function);
                     self.metrics.deadletter_shipped.with_label_values(&[label]).inc();
-                    tracing::info!(event_id = %message.id, %function, message_id, "dead letter is in the queue");
+                    tracing::info!(event_id = %message.id, %function, message_id, "dead letter shipped");
                     Settlement::Shipped
                 }
                 Shipment::Refused { code, message: words } => {
@@ -329,7 +331,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
     fn pause(&mut self, queue: &str, refusal: Option<(String, String)>, now: UnixMillis) {
         let Some((code, message)) = refusal else {
             if self.pauses.remove(queue).is_some() {
-                tracing::info!(queue, "dead-letter queue takes letters again");
+                tracing::info!(queue, "the dead-letter queue accepts messages again");
             }
             return;
         };
@@ -337,7 +339,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         let Settings { backoff_base, backoff_cap, .. } = self.settings;
         let wait = backoff::delay(strikes, backoff_base, backoff_cap, backoff_base, &self.clock);
         self.pauses.insert(queue.to_owned(), (now.plus(wait), strikes.saturating_add(1)));
-        tracing::warn!(queue, code, message, retry_in = ?wait, "dead-letter queue does not take letters; they wait in the store");
+        tracing::warn!(queue, code, message, retry_in = ?wait, "the dead-letter queue does not accept messages: dead letters wait in the store");
     }
 }
 

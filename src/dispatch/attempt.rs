@@ -280,7 +280,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let function = self.metrics.function_label(name);
         let reason = BuryReason::EventAgeExceeded;
         self.metrics.deadletter_buried.with_label_values(&[function, reason.as_str()]).inc();
-        tracing::warn!(event_id = %leased.event.id, function, "event is past its age and buried");
+        tracing::warn!(event_id = %leased.event.id, function, "event expired and was buried");
         Some(bury(leased.history, reason, now))
     }
 
@@ -321,7 +321,9 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             match attempted {
                 Ok(attempted) => done.extend(self.judge(attempted)),
                 // Attempts catch their panics, so this is the end of the runtime.
-                Err(error) => tracing::error!(%error, "an attempt was lost; its event stays leased until restart"),
+                Err(error) => {
+                    tracing::error!(%error, "an attempt's task failed: its event stays leased until a restart")
+                }
             }
             next = self.attempts.try_join_next();
         }
@@ -398,7 +400,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             }
             // Dry runs catch their panics, so this is the end of the runtime.
             Err(error) => {
-                tracing::error!(%error, "a dry run was lost; its event stays leased until restart");
+                tracing::error!(%error, "a dry run's task failed: its event stays leased until a restart");
                 None
             }
         };
@@ -418,7 +420,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let Doubted { leased: Leased { lease, event, history }, ticket, reply, outcome } = doubted;
         let (name, now) = (&event.function.name, self.now());
         let function = self.metrics.function_label(name);
-        tracing::debug!(event_id = %event.id, function, answer, ?blame, "a dry run says whose fault the failure was");
+        tracing::debug!(event_id = %event.id, function, answer, ?blame, "a dry run decided whether the event is to blame");
         let policy = self.lanes.policy(name);
         let verdict = decide(&outcome, blame, &reply, &event, &history, policy, now, &self.clock);
         let settled = Settled {
@@ -449,13 +451,13 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             Settlement::RetryAt(history) => {
                 self.metrics.dispatch_retries.with_label_values(&[function]).inc();
                 let (outcome, attempts) = (outcome.as_str(), history.attempts);
-                tracing::debug!(%event_id, function, outcome, attempts, due = history.due.rfc3339(), "event will be tried again");
+                tracing::debug!(%event_id, function, outcome, attempts, due = history.due.rfc3339(), "event will be retried");
             }
             Settlement::Bury(history) => {
                 let reason = history.burial.as_ref().map_or("", |burial| burial.reason.as_str());
                 self.metrics.deadletter_buried.with_label_values(&[function, reason]).inc();
                 let (attempts, answer) = (history.attempts, reply.in_words());
-                tracing::warn!(%event_id, function, reason, attempts, answer, "event is buried");
+                tracing::warn!(%event_id, function, reason, attempts, answer, "event buried");
             }
             Settlement::Release | Settlement::Shipped => {}
         }
@@ -478,7 +480,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                     delivered,
                     failed,
                     last,
-                    "function fails: of the last minute's attempts more failed than succeeded"
+                    "function fails: more of the last minute's attempts failed than succeeded"
                 );
             }
             Change::Well => tracing::info!(function, "function no longer fails"),
@@ -520,7 +522,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
 
 fn joined(settled: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
     settled.unwrap_or_else(|error| {
-        tracing::error!(%error, "a settlement panicked: please report this");
+        tracing::error!(%error, "a settlement panicked: please report this bug");
         Err(Error::Closed)
     })
 }
@@ -529,7 +531,7 @@ fn joined(settled: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
 fn panicked(panic: &(dyn Any + Send)) -> Reply {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     let message = format!("the attempt panicked: {}", text.unwrap_or("no text"));
-    tracing::error!(message, "a bug of sendoff: please report this");
+    tracing::error!(message, "a bug in sendoff: please report it");
     Reply::Lost(Failure { kind: FailureKind::Panicked, message })
 }
 

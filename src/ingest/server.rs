@@ -360,7 +360,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         tracing::debug!(reason, "request refused");
         match refusal {
             Refusal::Full { why, .. } if health.changed(Health::Full, clock) => {
-                tracing::warn!(why, "refusing events: no room");
+                tracing::warn!(why, "refusing events: the outbox is full");
             }
             Refusal::Unavailable { why, .. } if health.changed(Health::Unavailable, clock) => {
                 tracing::warn!(why, "refusing events: the outbox cannot store");

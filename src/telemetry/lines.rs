@@ -144,7 +144,7 @@ impl Lines {
     fn tell_of_dropped(&self) {
         let untold = std::mem::take(&mut locked(&self.0.dropped).untold);
         if untold > 0 {
-            tracing::warn!(dropped = untold, "log lines were dropped: stderr did not take them");
+            tracing::warn!(dropped = untold, "log lines were dropped: stderr could not be written");
         }
     }
 }

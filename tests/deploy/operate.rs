@@ -114,7 +114,7 @@ fn a_reload_applies_what_it_can_names_the_rest_and_survives_a_broken_file() {
     heard("\"applied\":\"delivery.attempts_max\"");
     heard("\"needs_restart\":\"outbox.bytes_max\"");
     reload("[nonsense]\n");
-    heard("configuration is not reloaded: the running one stays");
+    heard("configuration not reloaded: the running one stays in effect");
     reload("[log]\nlevel = \"debug\"\n");
     heard("log.level");
     process.signal(Signal::TERM);

@@ -29,7 +29,7 @@ fn request_and_attempts_are_joined_by_the_event_s_id() {
         (&id.as_str().into(), &"request".into()),
         "{accepted}"
     );
-    daemon.wait_for_log(|fields| fields["message"] == "event will be tried again" && fields["event_id"] == id.as_str());
+    daemon.wait_for_log(|fields| fields["message"] == "event will be retried" && fields["event_id"] == id.as_str());
     daemon.wait_for_log(|fields| fields["message"] == "event delivered" && fields["event_id"] == id.as_str());
     let sent = lambda.taken_entries();
     let carried = sent[0].trace_header.as_deref().unwrap();
@@ -75,7 +75,7 @@ fn payloads_and_keys_are_in_no_log_line_at_any_level() {
         daemon.wait_until_empty();
 
         let log = daemon.log();
-        for said in ["event accepted", "event is buried", "dead letter is in the queue", "hyper_util"] {
+        for said in ["event accepted", "event buried", "dead letter shipped", "hyper_util"] {
             assert!(log.iter().any(|line| line.contains(said)), "it logs all that it does: {said}");
         }
         let encoded = [PAYLOAD, KEY].map(|canary| STANDARD.encode(canary)[..16].to_owned());

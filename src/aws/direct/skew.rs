@@ -44,7 +44,7 @@ impl Skew {
         let ahead = theirs.secs().saturating_sub(DateTime::from(wall).secs());
         let ahead = if ahead.saturating_abs() < SKEW_SECONDS_MIN { 0 } else { ahead };
         if self.seconds.swap(ahead, Ordering::Relaxed) != ahead {
-            tracing::warn!(ahead_seconds = ahead, "the local clock is not Lambda's: signing with Lambda's time");
+            tracing::warn!(ahead_seconds = ahead, "the local clock differs from Lambda's: signing with Lambda's time");
         }
     }
 }

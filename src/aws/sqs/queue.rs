@@ -83,7 +83,11 @@ impl Queue for SqsQueue {
         // A message that is not released appears again after its visibility time-out.
         if let Err(error) = call.set_entries(Some(entries.collect())).send().await {
             let Trouble { code, message, .. } = Failed::of(&error).trouble();
-            tracing::debug!(code, message, "messages stay hidden until their visibility timeout");
+            tracing::debug!(
+                code,
+                message,
+                "messages could not be released and stay hidden until their visibility timeout"
+            );
         }
     }
 }

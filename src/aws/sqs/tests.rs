@@ -114,7 +114,7 @@ async fn each_message_has_its_own_answer() {
         refused("InvalidMessageContents"),
         later("InternalError", "why"),
         later("KMS.AccessDeniedException", kms),
-        later("RequestThrottled", "why (it is tried again, more slowly)"),
+        later("RequestThrottled", "why (sendoff retries, more slowly)"),
         later("unanswered", "the answer does not name this message"),
     ];
     assert_eq!(shipments, expected);
@@ -126,7 +126,7 @@ async fn a_queue_that_is_missing_or_denied_keeps_the_whole_batch_with_advice() {
         ("AWS.SimpleQueueService.NonExistentQueue", "create the queue or correct dead_letter.queue_url"),
         ("QueueDoesNotExist", "create the queue or correct dead_letter.queue_url"),
         ("AccessDeniedException", "allow the call in the role's policy and in the queue's"),
-        ("ThrottlingException", "it is tried again, more slowly"),
+        ("ThrottlingException", "sendoff retries, more slowly"),
     ] {
         let server = Server::start([error(code)]).await;
         let shipments = ship(&server, QUEUE, vec![message(1), message(2)]).await;

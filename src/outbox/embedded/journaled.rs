@@ -239,7 +239,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
             Ok(()) => {}
             // The file was not made, and the segment that there is takes more: the next commit tries again.
             Err(error) if is_out_of_descriptors(&error) => {
-                tracing::warn!(%error, "no new segment of the journal: going on in the old one");
+                tracing::warn!(%error, "cannot create a journal segment: continuing in the current one");
                 return Ok(());
             }
             Err(error) => return Err(Failed::new("beginning a segment of the journal", error)),

@@ -78,7 +78,7 @@ pub fn open(state_dir: &Path, settings: &Settings) -> Result<Opened, OpenError> 
                 return Ok(Opened { store, salvaged });
             }
             if repair::check(&store).is_sound() {
-                tracing::warn!("a value of the journal could not be read in the last life, and now everything can be");
+                tracing::warn!("a journal value that could not be read before the restart can be read now");
                 home.suspicion.clear().map_err(io_error("tidying", state_dir))?;
                 return Ok(Opened { store, salvaged });
             }
@@ -295,7 +295,7 @@ impl Home {
             self.suspicion.clear()
         };
         moved().map_err(io_error("setting aside", &index))?;
-        tracing::error!(why, kept = %kept.display(), "the outbox's index was damaged and is made again from the journal: nothing is lost");
+        tracing::error!(why, kept = %kept.display(), "the outbox's index was damaged: rebuilding it from the journal, nothing is lost");
         Ok(Salvage { report: Report::default(), kept })
     }
 
@@ -311,7 +311,7 @@ impl Home {
             unreadable_events,
             unreadable_ranges,
             unreadable_ids = ?salvaged.report.unreadable_ids,
-            "the outbox was damaged: what could be read goes on in a new store, the damaged one is kept; docs/power-loss.md says what to do with it"
+            "the outbox was damaged: a new store has everything readable, the damaged store is kept; docs/power-loss.md says what to do with it"
         );
         Ok(salvaged)
     }

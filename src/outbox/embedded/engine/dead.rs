@@ -211,7 +211,7 @@ impl<K: Kv> Engine<K> {
             self.forget(&event)?;
         }
         let function = self.lanes.get(&lane).map(|lane| lane.function().as_str()).unwrap_or_default();
-        tracing::warn!(event_id = %id, function, "dead letter is purged");
+        tracing::warn!(event_id = %id, function, "dead letter purged");
         self.discard(lane, id, held);
         Ok(Changed::Purged)
     }

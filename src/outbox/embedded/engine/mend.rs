@@ -158,7 +158,7 @@ impl<K: Kv> Engine<K> {
             Some(_) | None => due,
         };
         let history = self.brought_up(history, now);
-        tracing::debug!(event_id = %id, due = due.rfc3339(), "the time for which the event waits no longer holds: it has a new one");
+        tracing::debug!(event_id = %id, due = due.rfc3339(), "the event's due time was corrected after the clock was set");
         self.rewrite(lane, id, held, place, History { due, ..history })
     }
 }

@@ -178,7 +178,7 @@ impl<K: Kv> Engine<K> {
 }
 
 fn lost(why: &Failed) -> Option<KeyRecord> {
-    tracing::error!(error = %why, "the record of a remembered key cannot be read: the key is forgotten");
+    tracing::error!(error = %why, "forgetting an idempotency key: its record cannot be read");
     None
 }
 

@@ -227,7 +227,7 @@ impl Drop for Thread {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the checkpoint's thread panicked");
+            tracing::error!("the checkpoint thread panicked: please report this bug");
         }
     }
 }

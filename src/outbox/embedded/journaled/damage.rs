@@ -54,7 +54,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         let area = Area { segment, from, to: resumes_at.unwrap_or(end), error };
         tracing::error!(
             %area,
-            "the journal is damaged: what can be read of the area is carried over; `sendoff fsck` says whether anything is lost"
+            "the journal is damaged: copying what is readable of the damaged area; `sendoff fsck` says whether anything is lost"
         );
         self.reclaim.passing = Some(Passing { from, to: area.to, next: Vec::new() });
     }

@@ -91,7 +91,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         let removed = if self.reclaim.lost {
             tracing::error!(
                 segment = self.reclaim.segment,
-                "a segment with a value that is lost is kept as *.segment.damaged in the journal's directory"
+                "a journal segment contains a lost value: keeping it as *.segment.damaged in the journal directory"
             );
             self.journal.set_oldest_aside()
         } else {

@@ -156,7 +156,7 @@ impl<B: Index, D: Files> Replay<'_, B, D> {
                         tracing::info!(
                             segment,
                             at,
-                            "a commit that a crash cut off, and nobody was told of, is removed"
+                            "removed an incomplete commit, which a crash cut off before it was acknowledged"
                         );
                         self.journal.cut(at).map_err(reading)?;
                     }
