@@ -13,7 +13,6 @@ use crate::clock::{Clock, UnixMillis};
 use crate::dispatch::status::{self as lanes, Status};
 use crate::event::FunctionName;
 use crate::metrics::Metrics;
-use crate::outbox::dead::Graveyard;
 use crate::outbox::operator::Operator;
 use crate::outbox::{self, Census, Outbox, Place};
 
@@ -79,7 +78,7 @@ pub struct Admin<O> {
     missing: Arc<Mutex<Vec<String>>>,
 }
 
-impl<O: Graveyard + Operator> Admin<O> {
+impl<O: Operator> Admin<O> {
     pub fn new(readiness: Readiness, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let (outbox, rules, status, rendering, missing) = Default::default();
         Self { readiness, metrics, clock, outbox, rules, status, rendering, missing }

@@ -28,8 +28,9 @@ use crate::ingest;
 use crate::ingest::lambda_api::{Fields, check_carried, check_fields, check_payload};
 use crate::ingest::name::Parts;
 use crate::metrics::Metrics;
-use crate::outbox::dead::{BuriedWant, Change, Changed, Filter, Graveyard, Redriven};
-use crate::outbox::{History, Outbox, Place};
+use crate::outbox::dead::{BuriedWant, Discarded, Filter, Imported, Redriven, Revived};
+use crate::outbox::operator::Operator;
+use crate::outbox::{Appended, Full, History, Outbox, Place};
 
 /// Letters of one page, and of one request.
 pub const LETTERS_MAX: usize = 1_000;
@@ -53,7 +54,7 @@ pub struct Rules {
 }
 
 /// The routes below `/v1` that are about dead letters.
-pub fn router<O: Graveyard>() -> Router<Admin<O>> {
+pub fn router<O: Operator>() -> Router<Admin<O>> {
     Router::new()
         .route("/v1/dead-letters", get(list::<O>).post(import::<O>))
         .route("/v1/dead-letters/redrive", post(revive::<O>))
@@ -63,7 +64,7 @@ pub fn router<O: Graveyard>() -> Router<Admin<O>> {
         .route("/v1/redrive", post(redrive::<O>))
 }
 
-impl<O: Graveyard> Admin<O> {
+impl<O: Operator> Admin<O> {
     pub fn rules_are(&self, rules: Rules) {
         *self.rules.lock().unwrap_or_else(PoisonError::into_inner) = Some(rules);
     }
@@ -148,7 +149,7 @@ impl ListQuery {
     }
 }
 
-async fn list<O: Graveyard>(
+async fn list<O: Operator>(
     State(admin): State<Admin<O>>,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<LetterPage>, Problem> {
@@ -194,7 +195,7 @@ fn queues_of<'a>(queues: &Queues, functions: impl Iterator<Item = &'a FunctionNa
     found.into_iter().collect()
 }
 
-async fn queues<O: Graveyard>(State(admin): State<Admin<O>>) -> Result<Json<Queues>, Problem> {
+async fn queues<O: Operator>(State(admin): State<Admin<O>>) -> Result<Json<Queues>, Problem> {
     Ok(Json(admin.rules()?.queues))
 }
 
@@ -205,7 +206,7 @@ struct ShowQuery {
     payload: bool,
 }
 
-async fn show<O: Graveyard>(
+async fn show<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<EventId>,
     Query(query): Query<ShowQuery>,
@@ -217,7 +218,7 @@ async fn show<O: Graveyard>(
     Ok(Json(view(&found.event, &found.history, found.payload_bytes, found.leased, query.payload)?))
 }
 
-async fn purge<O: Graveyard>(
+async fn purge<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<EventId>,
     Query(query): Query<KeysQuery>,
@@ -232,7 +233,7 @@ async fn purge<O: Graveyard>(
 }
 
 /// Removes several; each has its own answer.
-async fn purge_all<O: Graveyard>(
+async fn purge_all<O: Operator>(
     State(admin): State<Admin<O>>,
     Query(query): Query<KeysQuery>,
     Json(Ids { ids }): Json<Ids>,
@@ -241,22 +242,22 @@ async fn purge_all<O: Graveyard>(
     Ok(Json(Answers { answers: purged(&admin, ids, &query).await? }))
 }
 
-async fn purged<O: Graveyard>(admin: &Admin<O>, ids: Vec<EventId>, query: &KeysQuery) -> Result<Vec<Answer>, Problem> {
-    let changed = admin.store()?.change(Change::Purge { ids: ids.clone(), keys: query.keys() }).await?;
-    let answers: Vec<Answer> = changed.iter().zip(ids).map(|(changed, id)| answer(changed, id)).collect();
+async fn purged<O: Operator>(admin: &Admin<O>, ids: Vec<EventId>, query: &KeysQuery) -> Result<Vec<Answer>, Problem> {
+    let discarded = admin.store()?.discard(ids.clone(), query.keys()).await?;
+    let answers: Vec<Answer> = discarded.into_iter().zip(ids).map(|(answer, id)| of_discarded(answer, id)).collect();
     let count = answers.iter().filter(|answer| matches!(answer, Answer::Purged { .. })).count();
     tracing::warn!(count, "an operator purged dead letters");
     Ok(answers)
 }
 
-async fn revive<O: Graveyard>(
+async fn revive<O: Operator>(
     State(admin): State<Admin<O>>,
     Json(Ids { ids }): Json<Ids>,
 ) -> Result<Json<Answers>, Problem> {
     let (store, Rules { redrives_max, .. }) = admin.open()?;
     at_most(ids.len())?;
-    let changed = store.change(Change::Revive { ids: ids.clone(), redrives_max }).await?;
-    let answers = changed.iter().zip(ids).map(|(changed, id)| counted(answer(changed, id), &admin.metrics, "store"));
+    let revived = store.revive(ids.clone(), redrives_max).await?;
+    let answers = revived.iter().zip(ids).map(|(answer, id)| counted(of_revived(answer, id), &admin.metrics, "store"));
     Ok(Json(Answers { answers: answers.collect() }))
 }
 
@@ -266,7 +267,7 @@ struct Letters {
     letters: Vec<Letter>,
 }
 
-async fn redrive<O: Graveyard>(
+async fn redrive<O: Operator>(
     State(admin): State<Admin<O>>,
     Json(Letters { letters }): Json<Letters>,
 ) -> Result<Json<Answers>, Problem> {
@@ -286,9 +287,9 @@ async fn redrive<O: Graveyard>(
             Err(Refusal { message, .. }) => answers.push(Some(Answer::Refused { message })),
         }
     }
-    let changed = store.change(Change::Redrive(redriven)).await?;
-    let mut changed = changed.iter().zip(ids).map(|(changed, id)| answer(changed, id));
-    let answers = answers.into_iter().filter_map(|refused| refused.or_else(|| changed.next()));
+    let appended = store.redrive(redriven).await?;
+    let mut appended = appended.iter().zip(ids).map(|(answer, id)| of_appended(answer, id));
+    let answers = answers.into_iter().filter_map(|refused| refused.or_else(|| appended.next()));
     Ok(Json(Answers { answers: answers.map(|answer| counted(answer, &admin.metrics, "queue")).collect() }))
 }
 
@@ -371,21 +372,56 @@ fn checked(letter: &Letter, names: &ingest::Settings) -> Result<(Function, Carri
     Ok((function, carried))
 }
 
-/// What became of one letter, which had the id `id`.
-fn answer(changed: &Changed, id: EventId) -> Answer {
-    match changed {
-        Changed::Stored { id } => Answer::Stored { id: *id },
-        Changed::Repeat { first } => Answer::Duplicate { id: *first },
-        Changed::Conflict { first } => {
+/// What became of one letter of a redrive from a queue, which was to have the id `id`.
+fn of_appended(appended: &Appended, id: EventId) -> Answer {
+    match appended {
+        Appended::Stored => Answer::Stored { id },
+        Appended::Repeat { first } => Answer::Duplicate { id: *first },
+        Appended::Conflict { first } => {
             Answer::Refused { message: format!("{first} came back under the same name with another payload") }
         }
-        Changed::Full(full) => Answer::Busy { message: full.to_string() },
-        Changed::Ceiling { redrives } => Answer::Ceiling { message: format!("came back {redrives} times") },
-        Changed::Leased => Answer::Shipping { message: format!("{id} is being shipped just now; try again") },
-        Changed::NotFound => Answer::NotFound { message: format!("no dead letter {id} in the store") },
-        Changed::Purged => Answer::Purged { id },
-        Changed::Unreadable { why } => Answer::Refused { message: why.clone() },
+        Appended::Full(full) => busy(full),
     }
+}
+
+/// What became of one letter of the store, which had the id `id`.
+fn of_revived(revived: &Revived, id: EventId) -> Answer {
+    match revived {
+        Revived::Stored { id } => Answer::Stored { id: *id },
+        Revived::Ceiling { redrives } => Answer::Ceiling { message: format!("came back {redrives} times") },
+        Revived::Full(full) => busy(full),
+        Revived::NotFound => not_found(id),
+        Revived::Leased => shipping(id),
+        Revived::Unreadable { why } => Answer::Refused { message: why.clone() },
+    }
+}
+
+fn of_imported(imported: &Imported, id: EventId) -> Answer {
+    match imported {
+        Imported::Stored => Answer::Stored { id },
+        Imported::Repeat => Answer::Duplicate { id },
+        Imported::Full(full) => busy(full),
+    }
+}
+
+fn of_discarded(discarded: Discarded, id: EventId) -> Answer {
+    match discarded {
+        Discarded::Done => Answer::Purged { id },
+        Discarded::NotFound => not_found(id),
+        Discarded::Leased => shipping(id),
+    }
+}
+
+fn busy(full: &Full) -> Answer {
+    Answer::Busy { message: full.to_string() }
+}
+
+fn not_found(id: EventId) -> Answer {
+    Answer::NotFound { message: format!("no dead letter {id} in the store") }
+}
+
+fn shipping(id: EventId) -> Answer {
+    Answer::Shipping { message: format!("{id} is being shipped just now; try again") }
 }
 
 /// The answer, counted as one of a redrive.
@@ -405,7 +441,7 @@ struct Exports {
 }
 
 /// Takes in letters that were exported; each stays dead until it is redriven.
-async fn import<O: Graveyard>(
+async fn import<O: Operator>(
     State(admin): State<Admin<O>>,
     Json(Exports { letters }): Json<Exports>,
 ) -> Result<Json<Answers>, Problem> {
@@ -415,8 +451,8 @@ async fn import<O: Graveyard>(
     let letters: Result<Vec<_>, _> = letters.into_iter().map(|letter| letter.event(now, &rules.names)).collect();
     let letters = letters?;
     let ids: Vec<EventId> = letters.iter().map(|(event, _)| event.id).collect();
-    let changed = store.change(Change::Bury(letters)).await?;
-    Ok(Json(Answers { answers: changed.iter().zip(ids).map(|(changed, id)| answer(changed, id)).collect() }))
+    let imported = store.import(letters).await?;
+    Ok(Json(Answers { answers: imported.iter().zip(ids).map(|(answer, id)| of_imported(answer, id)).collect() }))
 }
 
 fn view(

@@ -42,9 +42,7 @@ async fn list<O: Operator>(
     State(admin): State<Admin<O>>,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<EventPage>, Problem> {
-    let cursor = |text: String| {
-        text.parse::<Cursor>().map_err(|()| Problem::bad("after: not a token of a page; take it from `next`"))
-    };
+    let cursor = |text: String| text.parse::<Cursor>().map_err(|why| Problem::bad(format!("after: {why}")));
     let place = query.state.as_deref().map(|word| state(word, &Place::ALL)).transpose()?;
     let store = admin.store()?;
     let pattern = query.function.map(|text| text.parse().map_err(|why| Problem::bad(format!("function: {why}"))));

@@ -76,8 +76,8 @@ pub(super) fn held(held: &status::Held) -> api::Held {
     }
 }
 
-pub(super) async fn is_paused<O: Outbox>(store: &O, function: &FunctionName) -> Result<bool, Problem> {
-    Ok(store.lanes(0).await?.lanes.iter().any(|lane| lane.paused && lane.function == *function))
+pub(super) async fn is_paused<O: Operator>(store: &O, function: &FunctionName) -> Result<bool, Problem> {
+    Ok(store.lane(function).await?.is_some_and(|lane| lane.paused))
 }
 
 /// A function need not have been seen: whoever pauses one before its first event must find it paused then.
@@ -86,10 +86,9 @@ async fn pause<O: Operator>(
     Path(name): Path<String>,
 ) -> Result<Json<api::Paused>, Problem> {
     let store = admin.store()?;
-    let census = store.census().await?;
-    let function = match census.lanes.get_key_value(&FunctionName::new(&name)) {
-        Some((function, _)) => function.clone(),
-        None => admin.new_lane(&name, census.lanes.len())?,
+    let function = match store.lane(&FunctionName::new(&name)).await? {
+        Some(lane) => lane.function,
+        None => admin.new_lane(&name, store.census().await?.lanes.len())?,
     };
     store.pause(&function, true).await?;
     tracing::info!(%function, "an operator paused the function");
@@ -150,8 +149,8 @@ pub(super) fn state(word: &str, of: &[Place]) -> Result<Place, Problem> {
 /// A function that has a lane: what is done to a misspelt name must not look as if it had worked.
 async fn known<O: Operator>(admin: &Admin<O>, name: &str) -> Result<FunctionName, Problem> {
     let function = FunctionName::new(name);
-    let census = admin.store()?.census().await?;
-    if census.lanes.contains_key(&function) { Ok(function) } else { Err(unknown(name)) }
+    let lane = admin.store()?.lane(&function).await?;
+    if lane.is_some() { Ok(function) } else { Err(unknown(name)) }
 }
 
 /// The lanes of the functions that fit a pattern; all of them without one. That none fits is an error, since an empty answer

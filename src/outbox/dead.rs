@@ -1,23 +1,10 @@
-//! What an operator asks of the dead letters in the store: to see them, to send them again, to remove them by name.
-//!
-//! Apart from [`Outbox`]: no stage needs it, only the operator's API.
+//! The words of an operator who asks about dead letters: what to show, and what became of those that were moved.
+//! [`Operator`](super::operator::Operator) has the questions.
 
-use std::future::Future;
-
-use super::operator::Keys;
-use super::{BuryReason, Error, Full, History, LaneId, Outbox};
+use super::operator::Cursor;
+use super::{BuryReason, Full, History};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, Pattern};
-
-/// A store whose dead letters can be listed and moved.
-pub trait Graveyard: Outbox {
-    /// A page of the dead letters, by lane and then in the order of acceptance.
-    fn buried(&self, want: BuriedWant) -> impl Future<Output = Result<BuriedPage, Error>> + Send;
-
-    /// Carries out `change`, in pieces of one commit each, between which others are served; one answer per event of it, in
-    /// order. After an error, or if the caller gives up, the pieces so far are done, and to ask again does no harm.
-    fn change(&self, change: Change) -> impl Future<Output = Result<Vec<Changed>, Error>> + Send;
-}
 
 /// Which dead letters to show.
 #[derive(Debug, Clone, Default)]
@@ -65,29 +52,6 @@ impl Filter {
     }
 }
 
-/// A place in the order of dead letters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cursor {
-    pub lane: LaneId,
-    pub id: EventId,
-}
-
-impl std::fmt::Display for Cursor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.lane.0, self.id)
-    }
-}
-
-impl std::str::FromStr for Cursor {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const WHY: &str = "not what `next` of a page said";
-        let (lane, id) = text.split_once('.').ok_or(WHY)?;
-        Ok(Self { lane: LaneId(lane.parse().map_err(|_| WHY)?), id: id.parse().map_err(|_| WHY)? })
-    }
-}
-
 #[derive(Debug, Clone, Default)]
 pub struct BuriedPage {
     pub letters: Vec<Letter>,
@@ -108,31 +72,6 @@ pub struct Letter {
     pub leased: bool,
 }
 
-/// What to do with dead letters.
-#[derive(Debug, Clone)]
-pub enum Change {
-    /// Accepts events that come back from a queue.
-    Redrive(Vec<Redriven>),
-    /// Makes dead letters of the store Ready again, under new ids, so that their age counts from now; those that came
-    /// back `redrives_max` times already stay.
-    Revive { ids: Vec<EventId>, redrives_max: u32 },
-    /// Takes in dead letters that were exported, under their own ids.
-    Bury(Vec<(Event, History)>),
-    /// Removes dead letters for good.
-    Purge { ids: Vec<EventId>, keys: Keys },
-}
-
-impl Change {
-    /// The bytes of memory that it takes while it waits, about.
-    pub fn cost(&self) -> usize {
-        match self {
-            Self::Redrive(redriven) => redriven.iter().map(|redriven| redriven.event.cost()).sum(),
-            Self::Bury(letters) => letters.iter().map(|(event, _)| event.cost()).sum(),
-            Self::Revive { ids, .. } | Self::Purge { ids, .. } => size_of_val(ids.as_slice()),
-        }
-    }
-}
-
 /// An event that comes back from a queue.
 #[derive(Debug, Clone)]
 pub struct Redriven {
@@ -143,31 +82,21 @@ pub struct Redriven {
     pub origin: String,
 }
 
-/// What became of one event of a change.
+/// What became of a dead letter that was to become an event again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Changed {
-    /// Stored under this id.
+pub enum Revived {
+    /// It is stored under this id, and Ready.
     Stored {
         id: EventId,
     },
-    /// It was accepted before: nothing was stored.
-    Repeat {
-        first: EventId,
-    },
-    /// Another payload was accepted before under the same origin: nothing was stored.
-    Conflict {
-        first: EventId,
-    },
-    /// No room for this one.
-    Full(Full),
     /// It has come back this often already and stays dead.
     Ceiling {
         redrives: u32,
     },
-    Purged,
-    /// No such dead letter.
+    /// No room for it just now.
+    Full(Full),
     NotFound,
-    /// It is on its way to a queue just now.
+    /// It is on its way to a queue.
     Leased,
     /// Its bytes cannot be read.
     Unreadable {
@@ -175,19 +104,29 @@ pub enum Changed {
     },
 }
 
+/// What became of a dead letter that was exported and comes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Imported {
+    Stored,
+    /// An event with its id is stored already: nothing was changed.
+    Repeat,
+    /// No room for it.
+    Full(Full),
+}
+
+/// What became of a dead letter that an operator removes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Discarded {
+    Done,
+    NotFound,
+    /// It is on its way to a queue.
+    Leased,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::outbox::{Burial, LastOutcome};
-
-    #[test]
-    fn a_cursor_is_read_back() {
-        let cursor = Cursor { lane: LaneId(7), id: EventId::from_bytes([9; 16]) };
-        assert_eq!(cursor.to_string().parse(), Ok(cursor));
-        for text in ["", "7", "7.x", "x.00000000-0000-0000-0000-000000000000"] {
-            assert!(text.parse::<Cursor>().is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn a_filter_looks_at_reason_time_error_and_shippability() {

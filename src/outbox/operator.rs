@@ -1,4 +1,5 @@
-//! What an operator may do to events that wait: look, pause a lane, purge, cancel, bring an attempt forward.
+//! What an operator may do to events that wait (look, pause a lane, purge, cancel, bring an attempt forward) and to dead
+//! letters (look, send again, take in, remove).
 //!
 //! Holds: a leased event is nobody's but its attempt's; none of this touches it. Only what an operator names is removed
 //! without having been delivered (G2). Limits: [`PAGE_MAX`] events a page, [`PIECE_EVENTS`] a piece of a purge.
@@ -7,10 +8,13 @@ use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
 
-use super::embedded::keys;
-use super::{Error, History, LaneId, Outbox, Place};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
+use super::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
+use super::{Appended, Error, History, LaneView, Outbox, Place};
 use crate::clock::UnixMillis;
-use crate::event::{EventId, FunctionName, Pattern};
+use crate::event::{Event, EventId, FunctionName, Pattern};
 
 /// Events of one page.
 pub const PAGE_MAX: usize = 500;
@@ -22,11 +26,18 @@ pub const PIECE_EVENTS: usize = 500;
 pub const LIVE: [Place; 3] = [Place::Ready, Place::Waiting, Place::Scheduled];
 
 /// An outbox that an operator can reach into.
+///
+/// A call that names several events is done in pieces of one commit each, and others are served between them; it gives one
+/// answer for each event, in order. After an error, or if the caller gives up, the pieces so far are done, and to ask again
+/// does no harm.
 pub trait Operator: Outbox {
+    /// The lane of one function; none if it has none, which is so before its first event and some time after its last.
+    fn lane(&self, function: &FunctionName) -> impl Future<Output = Result<Option<LaneView>, Error>> + Send;
+
     /// Pauses or resumes a lane; on stable storage when it returns. A function that has no lane gets one.
     fn pause(&self, function: &FunctionName, paused: bool) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Removes what fits, or only counts it. What is being attempted stays.
+    /// Removes the events that fit, or only counts them. What is being attempted stays.
     fn purge(&self, purge: Purge) -> impl Future<Output = Result<Purged, Error>> + Send;
 
     /// Removes one event that waits.
@@ -35,8 +46,24 @@ pub trait Operator: Outbox {
     /// Makes one event that waits due now.
     fn attempt_now(&self, id: EventId) -> impl Future<Output = Result<Touched, Error>> + Send;
 
-    /// Events in the order of lane, state and id.
+    /// A page of events, by function and then in the order of acceptance.
     fn list(&self, want: ListWant) -> impl Future<Output = Result<Page, Error>> + Send;
+
+    /// A page of the dead letters, by function and then in the order of acceptance.
+    fn buried(&self, want: BuriedWant) -> impl Future<Output = Result<BuriedPage, Error>> + Send;
+
+    /// Accepts events that come back from a queue.
+    fn redrive(&self, events: Vec<Redriven>) -> impl Future<Output = Result<Vec<Appended>, Error>> + Send;
+
+    /// Makes dead letters of the store Ready again, under new ids, so that their age counts from now. Those that came back
+    /// `redrives_max` times already stay.
+    fn revive(&self, ids: Vec<EventId>, redrives_max: u32) -> impl Future<Output = Result<Vec<Revived>, Error>> + Send;
+
+    /// Takes in dead letters that were exported, under their own ids.
+    fn import(&self, letters: Vec<(Event, History)>) -> impl Future<Output = Result<Vec<Imported>, Error>> + Send;
+
+    /// Removes dead letters for good.
+    fn discard(&self, ids: Vec<EventId>, keys: Keys) -> impl Future<Output = Result<Vec<Discarded>, Error>> + Send;
 }
 
 /// What to purge.
@@ -115,29 +142,30 @@ pub struct Listed {
     pub unreadable: Option<String>,
 }
 
-/// A place in the listing. Its text is for the caller to give back, not to read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A place in the order of function and acceptance. Its text is for the caller to give back, not to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    pub lane: LaneId,
-    pub place: Place,
+    pub function: FunctionName,
     pub id: EventId,
 }
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}{}", self.lane.0, char::from(keys::letter(self.place)), self.id)
+        // No character that means something to a shell or in a URL, as `$LATEST` would.
+        let bytes = [&self.id.as_bytes()[..], self.function.as_str().as_bytes()].concat();
+        f.write_str(&BASE64_URL_SAFE_NO_PAD.encode(bytes))
     }
 }
 
 impl FromStr for Cursor {
-    type Err = ();
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let at = text.find(|c: char| !c.is_ascii_digit()).ok_or(())?;
-        let (lane, rest) = text.split_at(at);
-        let (letter, id) = rest.split_at_checked(1).ok_or(())?;
-        let place = letter.bytes().next().and_then(keys::place).ok_or(())?;
-        Ok(Self { lane: LaneId(lane.parse().map_err(drop)?), place, id: id.parse().map_err(drop)? })
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WHY: &str = "not a token of a page; take it from `next`";
+        let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).map_err(|_| WHY)?;
+        let (id, function) = bytes.split_first_chunk::<16>().ok_or(WHY)?;
+        let function = str::from_utf8(function).ok().filter(|name| !name.is_empty()).ok_or(WHY)?;
+        Ok(Self { function: FunctionName::new(function), id: EventId::from_bytes(*id) })
     }
 }
 
@@ -146,12 +174,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cursor_survives_its_text() {
-        for place in Place::ALL {
-            let cursor = Cursor { lane: LaneId(17), place, id: EventId::from_bytes([9; 16]) };
-            assert_eq!(cursor.to_string().parse(), Ok(cursor));
+    fn a_cursor_survives_its_text_which_needs_no_quotes() {
+        for function in ["orders", "eu-west-1/123456789012/orders:$LATEST"] {
+            let cursor = Cursor { function: FunctionName::new(function), id: EventId::from_bytes([9; 16]) };
+            let text = cursor.to_string();
+            assert!(text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')), "{text}");
+            assert_eq!(text.parse(), Ok(cursor));
         }
-        for text in ["", "17", "17x", "r", "17r", "17r-", "é"] {
+        for text in ["", "17", "CQkJCQkJCQkJCQkJCQkJCQ", "orders", "é"] {
             assert!(text.parse::<Cursor>().is_err(), "{text}");
         }
     }

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use sendoff::clock::UnixMillis;
 use sendoff::event::{Event, EventId, FunctionName, KeySource};
+use sendoff::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use sendoff::outbox::embedded::writer::Handle;
 use sendoff::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::{
-    Appended, Burial, BuryReason, Census, Changes, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox,
-    Settlement,
+    Appended, Burial, BuryReason, Census, Changes, Error, Found, History, LaneNews, LaneView, Lease, LeaseWant, Leased,
+    Outbox, Settlement,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,6 +156,10 @@ impl Outbox for Sabotaged {
 }
 
 impl Operator for Sabotaged {
+    async fn lane(&self, function: &FunctionName) -> Result<Option<LaneView>, Error> {
+        self.handle.lane(function).await
+    }
+
     async fn pause(&self, function: &FunctionName, paused: bool) -> Result<(), Error> {
         match self.bug {
             Some(Bug::ForgetPauses) => Ok(()),
@@ -185,5 +190,25 @@ impl Operator for Sabotaged {
 
     async fn list(&self, want: ListWant) -> Result<Page, Error> {
         self.handle.list(want).await
+    }
+
+    async fn buried(&self, want: BuriedWant) -> Result<BuriedPage, Error> {
+        self.handle.buried(want).await
+    }
+
+    async fn redrive(&self, events: Vec<Redriven>) -> Result<Vec<Appended>, Error> {
+        self.handle.redrive(events).await
+    }
+
+    async fn revive(&self, ids: Vec<EventId>, redrives_max: u32) -> Result<Vec<Revived>, Error> {
+        self.handle.revive(ids, redrives_max).await
+    }
+
+    async fn import(&self, letters: Vec<(Event, History)>) -> Result<Vec<Imported>, Error> {
+        self.handle.import(letters).await
+    }
+
+    async fn discard(&self, ids: Vec<EventId>, keys: Keys) -> Result<Vec<Discarded>, Error> {
+        self.handle.discard(ids, keys).await
     }
 }

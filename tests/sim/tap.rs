@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use sendoff::clock::Clock;
 use sendoff::event::{Event, EventId, FunctionName};
+use sendoff::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use sendoff::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::{
-    Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,
+    Appended, Census, Changes, Error, Found, History, LaneNews, LaneView, Lease, LeaseWant, Leased, Outbox, Settlement,
 };
 
 use crate::sabotage::Sabotaged;
@@ -97,6 +98,10 @@ impl Outbox for Tap {
 }
 
 impl Operator for Tap {
+    async fn lane(&self, function: &FunctionName) -> Result<Option<LaneView>, Error> {
+        self.inner.lane(function).await
+    }
+
     async fn pause(&self, function: &FunctionName, paused: bool) -> Result<(), Error> {
         self.world.point(self.life, "before a pause").await;
         let done = self.inner.pause(function, paused).await;
@@ -127,6 +132,26 @@ impl Operator for Tap {
 
     async fn list(&self, want: ListWant) -> Result<Page, Error> {
         self.inner.list(want).await
+    }
+
+    async fn buried(&self, want: BuriedWant) -> Result<BuriedPage, Error> {
+        self.inner.buried(want).await
+    }
+
+    async fn redrive(&self, events: Vec<Redriven>) -> Result<Vec<Appended>, Error> {
+        self.inner.redrive(events).await
+    }
+
+    async fn revive(&self, ids: Vec<EventId>, redrives_max: u32) -> Result<Vec<Revived>, Error> {
+        self.inner.revive(ids, redrives_max).await
+    }
+
+    async fn import(&self, letters: Vec<(Event, History)>) -> Result<Vec<Imported>, Error> {
+        self.inner.import(letters).await
+    }
+
+    async fn discard(&self, ids: Vec<EventId>, keys: Keys) -> Result<Vec<Discarded>, Error> {
+        self.inner.discard(ids, keys).await
     }
 }
 

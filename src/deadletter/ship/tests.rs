@@ -7,11 +7,12 @@ use super::*;
 use crate::clock::UnixMillis;
 use crate::deadletter::{Format, Oversize, Trouble};
 use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
-use crate::outbox::dead::{BuriedWant, Graveyard};
+use crate::outbox::dead::BuriedWant;
 use crate::outbox::embedded::engine::Engine;
 use crate::outbox::embedded::kv::{Batch, Disk, Failed, Kv};
 use crate::outbox::embedded::memory::{MemoryDisk, MemoryKv};
 use crate::outbox::embedded::writer::{Handle, Writer};
+use crate::outbox::operator::Operator;
 use crate::outbox::{self, BuryReason, Outbox};
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);

@@ -3,7 +3,7 @@
 use futures_util::FutureExt;
 
 use super::*;
-use crate::outbox::dead::{BuriedPage, BuriedWant, Change, Changed, Filter, Graveyard, Redriven};
+use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Filter, Imported, Redriven, Revived};
 
 impl Bench {
     /// Appends an event and buries it.
@@ -20,8 +20,20 @@ impl Bench {
         self.store().buried(want).await.unwrap()
     }
 
-    async fn change(&self, change: Change) -> Vec<Changed> {
-        self.store().change(change).await.unwrap()
+    async fn revive(&self, ids: Vec<EventId>, redrives_max: u32) -> Vec<Revived> {
+        self.store().revive(ids, redrives_max).await.unwrap()
+    }
+
+    async fn discard(&self, ids: Vec<EventId>) -> Vec<Discarded> {
+        self.store().discard(ids, Keys::Forget).await.unwrap()
+    }
+
+    async fn redrive(&self, events: Vec<Redriven>) -> Vec<Appended> {
+        self.store().redrive(events).await.unwrap()
+    }
+
+    async fn import(&self, letters: Vec<(Event, History)>) -> Vec<Imported> {
+        self.store().import(letters).await.unwrap()
     }
 
     async fn totals(&self) -> (u64, u64) {
@@ -57,14 +69,14 @@ async fn whoever_waits_for_changes_of_what_is_buried_hears_of_each_and_of_nothin
             bench.settle(&leased[0], settlement.clone()).await;
             assert!(told(&bench).await, "{settlement:?}");
         }
-        bench.change(Change::Revive { ids: vec![letter.id], redrives_max: 9 }).await;
+        bench.revive(vec![letter.id], 9).await;
         assert!(told(&bench).await, "brought back");
         bench.append(bench.event("orders", "{}")).await;
         assert!(!told(&bench).await, "it is Ready");
 
         let letter = bench.bury("invoices", "{}", 0).await;
         assert!(told(&bench).await, "another one");
-        bench.change(Change::Purge { ids: vec![letter.id], keys: Keys::Forget }).await;
+        bench.discard(vec![letter.id]).await;
         assert!(told(&bench).await, "purged");
         bench.bury("invoices", "{}", 0).await;
         bench.reopen();
@@ -118,8 +130,8 @@ async fn a_revived_letter_is_a_new_event_of_now_and_the_dead_one_is_gone_also_af
     on_every_engine(|mut bench| async move {
         let dead = bench.bury("orders", &"x".repeat(9_000), 0).await;
         bench.clock.sleep(Duration::from_secs(3_600)).await;
-        let revived = bench.change(Change::Revive { ids: vec![dead.id, dead.id], redrives_max: 3 }).await;
-        let [Changed::Stored { id }, Changed::NotFound] = revived[..] else { panic!("{revived:?}") };
+        let revived = bench.revive(vec![dead.id, dead.id], 3).await;
+        let [Revived::Stored { id }, Revived::NotFound] = revived[..] else { panic!("{revived:?}") };
         bench.reopen();
         assert!(bench.find(dead.id).await.is_none());
         let leased = bench.lease("orders", Which::Due, 5).await;
@@ -141,12 +153,11 @@ async fn what_is_being_shipped_or_came_back_too_often_stays_dead() {
         let often = bench.bury("orders", "2", 3).await;
         let unknown = bench.event("orders", "3").id;
         let ids = vec![shipping.id, often.id, unknown];
-        let answers = bench.change(Change::Revive { ids, redrives_max: 3 }).await;
-        assert_eq!(answers, [Changed::Leased, Changed::Ceiling { redrives: 3 }, Changed::NotFound]);
+        let answers = bench.revive(ids, 3).await;
+        assert_eq!(answers, [Revived::Leased, Revived::Ceiling { redrives: 3 }, Revived::NotFound]);
         assert_eq!(bench.page(all(5)).await.letters.len(), 2);
-        let answers =
-            bench.change(Change::Purge { ids: vec![shipping.id, often.id, often.id], keys: Keys::Forget }).await;
-        assert_eq!(answers, [Changed::Leased, Changed::Purged, Changed::NotFound]);
+        let answers = bench.discard(vec![shipping.id, often.id, often.id]).await;
+        assert_eq!(answers, [Discarded::Leased, Discarded::Done, Discarded::NotFound]);
     })
     .await;
 }
@@ -162,15 +173,15 @@ async fn a_letter_from_a_queue_is_no_repeat_of_its_original_but_of_its_own_copie
         };
         let first = redriven(&bench, 1);
         let id = first[0].event.id;
-        assert_eq!(bench.change(Change::Redrive(first)).await, [Changed::Stored { id }]);
+        assert_eq!(bench.redrive(first).await, [Appended::Stored]);
         bench.reopen();
-        assert_eq!(bench.change(Change::Redrive(redriven(&bench, 1))).await, [Changed::Repeat { first: id }]);
+        assert_eq!(bench.redrive(redriven(&bench, 1)).await, [Appended::Repeat { first: id }]);
         let again = redriven(&bench, 2);
         let second = again[0].event.id;
-        assert_eq!(bench.change(Change::Redrive(again)).await, [Changed::Stored { id: second }]);
+        assert_eq!(bench.redrive(again).await, [Appended::Stored]);
         let mut other = redriven(&bench, 2);
         other[0].event.payload = "other".into();
-        assert_eq!(bench.change(Change::Redrive(other)).await, [Changed::Conflict { first: second }]);
+        assert_eq!(bench.redrive(other).await, [Appended::Conflict { first: second }]);
         let repeat = bench.append(bench.keyed("orders", "{}", "k1", KeySource::Header)).await;
         assert_eq!(repeat, Appended::Repeat { first: original.id }, "the client's own key still means the original");
 
@@ -195,12 +206,12 @@ async fn exported_letters_come_in_once_under_their_own_ids() {
         let dead = bench.bury("orders", &"x".repeat(5_000), 1).await;
         let exported = bench.page(all(1)).await.letters.remove(0);
         let before = bench.totals().await;
-        bench.change(Change::Purge { ids: vec![dead.id], keys: Keys::Forget }).await;
+        bench.discard(vec![dead.id]).await;
         let letter = (exported.event, exported.history);
-        let answers = bench.change(Change::Bury(vec![letter.clone(), letter.clone()])).await;
-        assert_eq!(answers, [Changed::Stored { id: dead.id }, Changed::Repeat { first: dead.id }]);
+        let answers = bench.import(vec![letter.clone(), letter.clone()]).await;
+        assert_eq!(answers, [Imported::Stored, Imported::Repeat]);
         bench.reopen();
-        assert_eq!(bench.change(Change::Bury(vec![letter])).await, [Changed::Repeat { first: dead.id }]);
+        assert_eq!(bench.import(vec![letter]).await, [Imported::Repeat]);
         assert_eq!(bench.totals().await, before);
         let leased = bench.lease("orders", Which::Buried, 1).await;
         assert_eq!(leased[0].event, dead);
@@ -215,9 +226,9 @@ async fn letters_that_do_not_fit_are_refused() {
         bench.reopen();
         let event = bench.event("orders", &"x".repeat(3_000));
         let redriven = vec![Redriven { event: event.clone(), origin: "o".into() }];
-        assert!(matches!(bench.change(Change::Redrive(redriven)).await[..], [Changed::Full(Full::Bytes { .. })]));
+        assert!(matches!(bench.redrive(redriven).await[..], [Appended::Full(Full::Bytes { .. })]));
         let letter = (event, burial(bench.clock.now()));
-        assert!(matches!(bench.change(Change::Bury(vec![letter])).await[..], [Changed::Full(Full::Bytes { .. })]));
+        assert!(matches!(bench.import(vec![letter]).await[..], [Imported::Full(Full::Bytes { .. })]));
         assert_eq!(bench.totals().await, (0, 0));
     })
     .await;

@@ -1,7 +1,7 @@
 //! Repeats, conflicts and windows, also over clocks that jump.
 
 use super::*;
-use crate::outbox::dead::{Change, Changed, Graveyard};
+use crate::outbox::dead::{Discarded, Revived};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -165,8 +165,8 @@ async fn a_buried_event_and_one_that_came_back_keep_their_key() {
         bench.clock.sleep(HOUR * 50).await;
         sweep(&bench).await;
         assert_eq!(again(&bench, "k").await, Appended::Repeat { first: first.id });
-        let revived = bench.store().change(Change::Revive { ids: vec![first.id], redrives_max: 9 }).await.unwrap();
-        let [Changed::Stored { id }] = revived[..] else { panic!("{revived:?}") };
+        let revived = bench.store().revive(vec![first.id], 9).await.unwrap();
+        let [Revived::Stored { id }] = revived[..] else { panic!("{revived:?}") };
         bench.clock.sleep(HOUR * 50).await;
         sweep(&bench).await;
         assert_eq!(again(&bench, "k").await, Appended::Repeat { first: id }, "it is the event that came back");
@@ -196,8 +196,8 @@ async fn the_key_of_an_event_that_an_operator_removed_can_be_sent_again() {
                         _ => {
                             let leased = bench.lease("orders", Which::Due, 1).await;
                             bench.settle(&leased[0], Settlement::Bury(burial(bench.clock.now()))).await;
-                            let change = Change::Purge { ids: vec![event.id], keys };
-                            assert_eq!(bench.store().change(change).await.unwrap(), [Changed::Purged]);
+                            let discarded = bench.store().discard(vec![event.id], keys).await.unwrap();
+                            assert_eq!(discarded, [Discarded::Done]);
                         }
                     }
                     bench.reopen();
@@ -215,12 +215,11 @@ async fn the_key_of_an_event_that_an_operator_removed_can_be_sent_again() {
         let leased = bench.lease("invoices", Which::Due, 1).await;
         bench.settle(&leased[0], Settlement::Bury(burial(bench.clock.now()))).await;
         let letter = bench.find(first.id).await.unwrap();
-        let purge = |id| Change::Purge { ids: vec![id], keys: Keys::Forget };
-        bench.store().change(purge(first.id)).await.unwrap();
+        bench.store().discard(vec![first.id], Keys::Forget).await.unwrap();
         let second = bench.keyed("invoices", "{}", "k", KeySource::Header);
         assert_eq!(bench.append(second.clone()).await, Appended::Stored);
-        bench.store().change(Change::Bury(vec![(letter.event, letter.history)])).await.unwrap();
-        bench.store().change(purge(first.id)).await.unwrap();
+        bench.store().import(vec![(letter.event, letter.history)]).await.unwrap();
+        bench.store().discard(vec![first.id], Keys::Forget).await.unwrap();
         let repeat = bench.append(bench.keyed("invoices", "{}", "k", KeySource::Header)).await;
         assert_eq!(repeat, Appended::Repeat { first: second.id });
     })

@@ -13,11 +13,14 @@ use super::kv::{Batch, Disk, Failed, Kv};
 use super::record::{KeyRecord, LaneRecord, Record, Unreadable, chunks, encode_body};
 use crate::clock::{Clock, Steps, UnixMillis};
 use crate::event::{Event, EventId, FunctionName};
-use crate::outbox::{Appended, Census, Count, Full, History, LaneCensus, LaneId, LaneNews, Place, Settings, Spent};
+use crate::outbox::{
+    Appended, Census, Count, Full, History, LaneCensus, LaneId, LaneNews, LaneView, Place, Settings, Spent,
+};
 use key_filter::KeyFilter;
 use lane::Lane;
 use remember::Known;
 
+pub use dead::Piece;
 pub use read::Part;
 
 mod dead;
@@ -420,6 +423,12 @@ impl<K: Kv> Engine<K> {
             }
         }
         Ok(news)
+    }
+
+    /// The lane of one function.
+    pub fn lane(&self, function: &FunctionName) -> Result<Option<LaneView>, Failed> {
+        let known = self.by_name.get(function).and_then(|id| Some((*id, self.lanes.get(id)?)));
+        known.map(|(id, lane)| lane.view(id, &self.kv)).transpose()
     }
 
     pub fn census(&self) -> Result<Census, Failed> {

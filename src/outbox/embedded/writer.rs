@@ -16,14 +16,16 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::engine::{Engine, Part};
+use super::engine::{Engine, Part, Piece};
 use super::kv::{Failed, Kv};
 use crate::clock::Clock;
 use crate::event::{EVENT_BYTES, Event, EventId, FunctionName, PAYLOAD_BYTES_MAX};
 use crate::metrics::Metrics;
-use crate::outbox::dead::{BuriedPage, BuriedWant, Change, Changed, Graveyard};
-use crate::outbox::operator::{Cursor, Keys, ListWant, Operator, Page, Purge, Purged, Touched};
-use crate::outbox::{Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
+use crate::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
+use crate::outbox::{
+    Appended, Census, Changes, Error, Found, History, LaneNews, LaneView, Lease, LeaseWant, Leased, Outbox, Settlement,
+};
 use pulse::Pulse;
 
 pub use pulse::Watch;
@@ -112,24 +114,38 @@ enum Request {
     Tend(Answer<bool>),
     Lease(LeaseWant, Answer<Vec<Leased>>),
     Lanes(u64, Answer<LaneNews>),
+    Lane(FunctionName, Answer<Option<LaneView>>),
     Find(EventId, Part, Answer<Option<Found>>),
     Census(Answer<Census>),
     Buried(BuriedWant, Answer<BuriedPage>),
-    Change(Change, Answer<ChangedPiece>),
     Operate(Operation),
 }
 
 /// What an operator asks for; each is a commit of its own.
 enum Operation {
     Pause(FunctionName, bool, Answer<()>),
-    Purge(Purge, Option<Cursor>, Answer<(Purged, Option<Cursor>)>),
+    Purge(Purge, Option<EventId>, Answer<(Purged, Option<EventId>)>),
     Cancel(EventId, Keys, Answer<Touched>),
     AttemptNow(EventId, Answer<Touched>),
     List(ListWant, Answer<Page>),
+    Redrive(Vec<Redriven>, Answer<Piece<Redriven, Appended>>),
+    Revive(Vec<EventId>, u32, Answer<Piece<EventId, Revived>>),
+    Import(Vec<(Event, History)>, Answer<Piece<(Event, History), Imported>>),
+    Discard(Vec<EventId>, Keys, Answer<Piece<EventId, Discarded>>),
 }
 
-/// The answers of one piece of a change, and what is left of it.
-type ChangedPiece = (Vec<Changed>, Option<Change>);
+impl Operation {
+    /// What it costs in memory beside [`EVENT_BYTES`], about.
+    fn cost(&self) -> usize {
+        match self {
+            Self::Redrive(events, _) => events.iter().map(|redriven| redriven.event.cost()).sum(),
+            Self::Import(letters, _) => letters.iter().map(|(event, _)| event.cost()).sum(),
+            Self::Revive(ids, ..) => size_of_val(ids.as_slice()),
+            Self::Discard(ids, ..) => size_of_val(ids.as_slice()),
+            Self::Pause(..) | Self::Purge(..) | Self::Cancel(..) | Self::AttemptNow(..) | Self::List(..) => 0,
+        }
+    }
+}
 
 type Settlements = Vec<(Lease, Settlement)>;
 
@@ -260,13 +276,6 @@ impl<K: Kv> Writer<K> {
         let swept = if turn.sweeps.is_empty() { false } else { self.engine.sweep()? };
         let idle = turn.sweeps.is_empty() && turn.tends.is_empty();
         let tended = if idle { false } else { self.engine.tend()? };
-        let mut changed = Vec::with_capacity(turn.changes.len());
-        for change in turn.changes.iter_mut().filter_map(|(change, _)| change.take()) {
-            // A change reads what it moves, so all before it must be committed.
-            self.engine.commit()?;
-            self.pulse.beat();
-            changed.push(self.engine.change(change, self.engine.disk())?);
-        }
         for request in &turn.reads {
             if let Request::Lease(want, _) = request {
                 self.engine.note_spent(want);
@@ -286,9 +295,6 @@ impl<K: Kv> Writer<K> {
         turn.settles.drain(..).for_each(|(_, answer)| drop(answer.send(Ok(()))));
         turn.sweeps.drain(..).for_each(|answer| drop(answer.send(Ok(swept || tended))));
         turn.tends.drain(..).for_each(|answer| drop(answer.send(Ok(tended))));
-        for ((_, answer), changed) in turn.changes.drain(..).zip(changed) {
-            drop(answer.send(Ok(changed)));
-        }
         turn.operations.drain(..).try_for_each(|operation| self.operate(operation))?;
         turn.reads.drain(..).try_for_each(|request| self.read(request))
     }
@@ -323,6 +329,26 @@ impl<K: Kv> Writer<K> {
                 drop(answer.send(Ok(touched)));
             }
             Operation::List(want, answer) => drop(answer.send(Ok(self.engine.list(&want)?))),
+            Operation::Redrive(events, answer) => {
+                let piece = self.engine.redrive(events, self.engine.disk())?;
+                self.engine.commit()?;
+                drop(answer.send(Ok(piece)));
+            }
+            Operation::Revive(ids, redrives_max, answer) => {
+                let piece = self.engine.revive(ids, redrives_max, self.engine.disk())?;
+                self.engine.commit()?;
+                drop(answer.send(Ok(piece)));
+            }
+            Operation::Import(letters, answer) => {
+                let piece = self.engine.import(letters, self.engine.disk())?;
+                self.engine.commit()?;
+                drop(answer.send(Ok(piece)));
+            }
+            Operation::Discard(ids, keys, answer) => {
+                let piece = self.engine.discard_letters(ids, keys)?;
+                self.engine.commit()?;
+                drop(answer.send(Ok(piece)));
+            }
         }
         self.pulse.beat();
         self.tell(before);
@@ -339,18 +365,14 @@ impl<K: Kv> Writer<K> {
                 }
             }
             Request::Lanes(since, answer) => drop(answer.send(Ok(self.engine.lanes(since)?))),
+            Request::Lane(function, answer) => drop(answer.send(Ok(self.engine.lane(&function)?))),
             Request::Find(id, part, answer) => {
                 let found = self.engine.find_part(id, part)?.transpose();
                 drop(answer.send(found.map_err(|failed| Error::Unreadable { id, why: failed.to_string() })));
             }
             Request::Census(answer) => drop(answer.send(Ok(self.engine.census()?))),
             Request::Buried(want, answer) => drop(answer.send(Ok(self.engine.buried(&want)?))),
-            Request::Append(..)
-            | Request::Settle(..)
-            | Request::Sweep(_)
-            | Request::Tend(_)
-            | Request::Change(..)
-            | Request::Operate(_) => {}
+            Request::Append(..) | Request::Settle(..) | Request::Sweep(_) | Request::Tend(_) | Request::Operate(_) => {}
         }
         self.pulse.beat();
         Ok(())
@@ -364,8 +386,6 @@ struct Turn {
     settles: Vec<(Settlements, Answer<()>)>,
     sweeps: Vec<Answer<bool>>,
     tends: Vec<Answer<bool>>,
-    /// Each is taken out when it is carried out.
-    changes: Vec<(Option<Change>, Answer<ChangedPiece>)>,
     operations: Vec<Operation>,
     reads: Vec<Request>,
     requests: usize,
@@ -396,9 +416,9 @@ impl Turn {
             Request::Sweep(answer) => self.sweeps.push(answer),
             Request::Tend(answer) => self.tends.push(answer),
             Request::Operate(operation) => self.operations.push(operation),
-            Request::Change(change, answer) => self.changes.push((Some(change), answer)),
             read @ (Request::Lease(..)
             | Request::Lanes(..)
+            | Request::Lane(..)
             | Request::Find(..)
             | Request::Census(_)
             | Request::Buried(..)) => self.reads.push(read),
@@ -412,30 +432,31 @@ impl Request {
         match self {
             Self::Append(events, _) => events.iter().map(Event::cost).sum(),
             Self::Settle(done, _) => done.len() * EVENT_BYTES,
-            Self::Change(change, _) => EVENT_BYTES + change.cost(),
             Self::Find(_, Part::Whole, _) => PAYLOAD_BYTES_MAX,
             Self::Buried(want, _) if want.payloads => 2 * PAYLOAD_BYTES_MAX,
             Self::Sweep(_)
             | Self::Tend(_)
             | Self::Lease(..)
             | Self::Lanes(..)
+            | Self::Lane(..)
             | Self::Find(_, Part::Head, _)
             | Self::Census(_)
-            | Self::Operate(_)
             | Self::Buried(..) => EVENT_BYTES,
+            Self::Operate(operation) => EVENT_BYTES + operation.cost(),
         }
     }
 
     /// The commits that it makes beside the turn's own.
     fn commits(&self) -> usize {
         match self {
-            Self::Change(..) | Self::Operate(_) => 1,
+            Self::Operate(_) => 1,
             Self::Append(..)
             | Self::Settle(..)
             | Self::Sweep(_)
             | Self::Tend(_)
             | Self::Lease(..)
             | Self::Lanes(..)
+            | Self::Lane(..)
             | Self::Find(..)
             | Self::Census(_)
             | Self::Buried(..) => 0,
@@ -477,6 +498,21 @@ impl Handle {
             return Err(self.why_unanswered());
         }
         answered.await.unwrap_or_else(|_| Err(self.why_unanswered()))
+    }
+
+    /// Does `work` in pieces of one commit each, as [`Operator`] says.
+    async fn in_pieces<W, A>(
+        &self,
+        work: Vec<W>,
+        operation: impl Fn(Vec<W>, Answer<Piece<W, A>>) -> Operation,
+    ) -> Result<Vec<A>, Error> {
+        let (mut answers, mut left) = (Vec::with_capacity(work.len()), work);
+        while !left.is_empty() {
+            let piece = self.ask(|answer| Request::Operate(operation(left, answer))).await?;
+            answers.extend(piece.answers);
+            left = piece.left;
+        }
+        Ok(answers)
     }
 
     fn why_unanswered(&self) -> Error {
@@ -529,23 +565,11 @@ impl Outbox for Handle {
     }
 }
 
-impl Graveyard for Handle {
-    async fn buried(&self, want: BuriedWant) -> Result<BuriedPage, Error> {
-        self.ask(|answer| Request::Buried(want, answer)).await
-    }
-
-    async fn change(&self, change: Change) -> Result<Vec<Changed>, Error> {
-        let (mut changed, mut left) = (Vec::new(), Some(change));
-        while let Some(change) = left {
-            let (piece, rest) = self.ask(|answer| Request::Change(change, answer)).await?;
-            changed.extend(piece);
-            left = rest;
-        }
-        Ok(changed)
-    }
-}
-
 impl Operator for Handle {
+    async fn lane(&self, function: &FunctionName) -> Result<Option<LaneView>, Error> {
+        self.ask(|answer| Request::Lane(function.clone(), answer)).await
+    }
+
     async fn pause(&self, function: &FunctionName, paused: bool) -> Result<(), Error> {
         self.ask(|answer| Request::Operate(Operation::Pause(function.clone(), paused, answer))).await
     }
@@ -575,6 +599,26 @@ impl Operator for Handle {
 
     async fn list(&self, want: ListWant) -> Result<Page, Error> {
         self.ask(|answer| Request::Operate(Operation::List(want, answer))).await
+    }
+
+    async fn buried(&self, want: BuriedWant) -> Result<BuriedPage, Error> {
+        self.ask(|answer| Request::Buried(want, answer)).await
+    }
+
+    async fn redrive(&self, events: Vec<Redriven>) -> Result<Vec<Appended>, Error> {
+        self.in_pieces(events, Operation::Redrive).await
+    }
+
+    async fn revive(&self, ids: Vec<EventId>, redrives_max: u32) -> Result<Vec<Revived>, Error> {
+        self.in_pieces(ids, |ids, answer| Operation::Revive(ids, redrives_max, answer)).await
+    }
+
+    async fn import(&self, letters: Vec<(Event, History)>) -> Result<Vec<Imported>, Error> {
+        self.in_pieces(letters, Operation::Import).await
+    }
+
+    async fn discard(&self, ids: Vec<EventId>, keys: Keys) -> Result<Vec<Discarded>, Error> {
+        self.in_pieces(ids, |ids, answer| Operation::Discard(ids, keys, answer)).await
     }
 }
 

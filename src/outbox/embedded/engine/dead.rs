@@ -1,17 +1,16 @@
 //! Dead letters as an operator sees and moves them.
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
 
-use super::read::{Part, Read};
+use super::operate::enough;
+use super::read::{Part, Read, Visited};
 use super::{Engine, account, unreadable};
-use crate::event::{EVENT_BYTES, Event, EventId};
-use crate::outbox::dead::{BuriedPage, BuriedWant, Change, Changed, Cursor, Letter, Redriven};
+use crate::event::{EVENT_BYTES, Event, EventId, FunctionName};
+use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Letter, Redriven, Revived};
 use crate::outbox::embedded::keys;
 use crate::outbox::embedded::kv::{Disk, Failed, Kv};
 use crate::outbox::embedded::record::{Record, encode_body};
-use crate::outbox::operator::Keys;
+use crate::outbox::operator::{Cursor, Keys};
 use crate::outbox::{Appended, History, LaneId, Place};
 
 /// Records that one page looks at: a filter that fits few must not hold up the store.
@@ -29,34 +28,24 @@ impl<K: Kv> Engine<K> {
     pub fn buried(&mut self, want: &BuriedWant) -> Result<BuriedPage, Failed> {
         let mut page = BuriedPage::default();
         let (mut records, mut bytes) = (0, 0);
-        let first = want.after.map_or(LaneId(0), |cursor| cursor.lane);
+        let fits =
+            |name: &FunctionName| want.filter.function.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
         let mut failures = Vec::new();
-        'lanes: for (&lane_id, lane) in self.lanes.range(first..) {
-            let fits = || want.filter.function.as_ref().is_none_or(|pattern| lane.function().fits(pattern.as_str()));
-            if lane.count(Place::Buried).events == 0 || !fits() {
-                continue;
-            }
-            let after = want.after.filter(|cursor| cursor.lane == lane_id).map(|cursor| cursor.id);
-            let (from, to) = keys::events_from(Place::Buried, lane_id, after);
-            for pair in self.kv.pairs(&from, &to) {
-                let (key, value) = pair?;
-                let Some(id) = keys::id_of(&key).filter(|&id| Some(id) != after) else { continue };
-                records += 1;
-                match self.letter(lane_id, id, value, want)? {
-                    Ok(None) => {}
-                    Ok(Some(letter)) => {
-                        bytes += if want.payloads { letter.payload_bytes } else { 0 } + EVENT_BYTES;
-                        page.letters.push(letter);
-                    }
-                    Err(failed) => failures.push((id, failed)),
+        self.visit(want.after.as_ref(), fits, &[Place::Buried], |lane, Visited { function, id, record, .. }| {
+            records += 1;
+            match self.letter(lane, id, record, want)? {
+                Ok(None) => {}
+                Ok(Some(letter)) => {
+                    bytes += if want.payloads { letter.payload_bytes } else { 0 } + EVENT_BYTES;
+                    page.letters.push(letter);
                 }
-                let shown = page.letters.len() + failures.len();
-                if shown >= want.letters_max || records >= PAGE_RECORDS_MAX || bytes >= PAGE_BYTES_MAX {
-                    page.next = Some(Cursor { lane: lane_id, id });
-                    break 'lanes;
-                }
+                Err(failed) => failures.push((id, failed)),
             }
-        }
+            let shown = page.letters.len() + failures.len();
+            let full = shown >= want.letters_max || records >= PAGE_RECORDS_MAX || bytes >= PAGE_BYTES_MAX;
+            page.next = full.then(|| Cursor { function: function.clone(), id });
+            Ok(enough(full))
+        })?;
         for (id, failed) in failures {
             self.note_unreadable(id, &failed);
             page.unreadable.push((id, failed.to_string()));
@@ -88,100 +77,87 @@ impl<K: Kv> Engine<K> {
         }))
     }
 
-    /// Adds a piece of a change to the batch, which must be empty: what is read here is what was committed. Gives the answers,
-    /// and what of the change is left for the next commit.
-    pub fn change(&mut self, change: Change, disk: Disk) -> Result<(Vec<Changed>, Option<Change>), Failed> {
-        let mut moved = BTreeSet::new();
-        Ok(match change {
-            Change::Redrive(redriven) => {
-                let each = |redriven: Redriven| Ok((self.redrive(&redriven, disk)?, redriven.event.cost()));
-                let (changed, left) = in_piece(redriven, each)?;
-                (changed, (!left.is_empty()).then_some(Change::Redrive(left)))
-            }
-            Change::Bury(letters) => {
-                let each = |(event, history): (Event, History)| {
-                    let cost = event.cost();
-                    Ok((self.bury(&event, history, disk)?, cost))
-                };
-                let (changed, left) = in_piece(letters, each)?;
-                (changed, (!left.is_empty()).then_some(Change::Bury(left)))
-            }
-            Change::Revive { ids, redrives_max } => {
-                let each = |id| {
-                    if moved.insert(id) { self.revive(id, redrives_max, disk) } else { Ok((Changed::NotFound, 0)) }
-                };
-                let (changed, ids) = in_piece(ids, each)?;
-                (changed, (!ids.is_empty()).then_some(Change::Revive { ids, redrives_max }))
-            }
-            Change::Purge { ids, keys } => {
-                let each =
-                    |id| Ok((if moved.insert(id) { self.purge(id, keys)? } else { Changed::NotFound }, EVENT_BYTES));
-                let (changed, ids) = in_piece(ids, each)?;
-                (changed, (!ids.is_empty()).then_some(Change::Purge { ids, keys }))
-            }
-        })
+    /// Adds a piece of a redrive to the batch, which must be empty: what is read here, and in the three below, is what was
+    /// committed.
+    pub fn redrive(&mut self, events: Vec<Redriven>, disk: Disk) -> Result<Piece<Redriven, Appended>, Failed> {
+        in_piece(events, |redriven| Ok((self.redrive_one(&redriven, disk)?, redriven.event.cost())))
     }
 
-    fn redrive(&mut self, redriven: &Redriven, disk: Disk) -> Result<Changed, Failed> {
+    pub fn revive(
+        &mut self,
+        ids: Vec<EventId>,
+        redrives_max: u32,
+        disk: Disk,
+    ) -> Result<Piece<EventId, Revived>, Failed> {
+        in_piece(ids, |id| self.revive_one(id, redrives_max, disk))
+    }
+
+    pub fn import(
+        &mut self,
+        letters: Vec<(Event, History)>,
+        disk: Disk,
+    ) -> Result<Piece<(Event, History), Imported>, Failed> {
+        in_piece(letters, |(event, history)| Ok((self.import_one(&event, history, disk)?, event.cost())))
+    }
+
+    pub fn discard_letters(&mut self, ids: Vec<EventId>, keys: Keys) -> Result<Piece<EventId, Discarded>, Failed> {
+        in_piece(ids, |id| Ok((self.discard_letter(id, keys)?, EVENT_BYTES)))
+    }
+
+    fn redrive_one(&mut self, redriven: &Redriven, disk: Disk) -> Result<Appended, Failed> {
         let Redriven { event, origin } = redriven;
         let name = &event.function.name;
         let key = keys::redriven(name, origin, event.redrives);
         let known = self.known(name, &key, self.clock.now())?;
-        Ok(match self.append_keyed(event, Some((key, known)), disk)? {
-            Appended::Stored => {
-                self.remember_again(event)?;
-                Changed::Stored { id: event.id }
-            }
-            Appended::Repeat { first } => Changed::Repeat { first },
-            Appended::Conflict { first } => Changed::Conflict { first },
-            Appended::Full(full) => Changed::Full(full),
-        })
+        let appended = self.append_keyed(event, Some((key, known)), disk)?;
+        if appended == Appended::Stored {
+            self.remember_again(event)?;
+        }
+        Ok(appended)
     }
 
-    fn bury(&mut self, event: &Event, history: History, disk: Disk) -> Result<Changed, Failed> {
+    fn import_one(&mut self, event: &Event, history: History, disk: Disk) -> Result<Imported, Failed> {
         let name = &event.function.name;
-        if let Some(&lane) = self.by_name.get(name) {
-            for place in Place::ALL {
-                let key = keys::event(place, lane, event.id);
-                if self.batch.pending(&key).flatten().is_some() || self.kv.value_bytes(&key)?.is_some() {
-                    return Ok(Changed::Repeat { first: event.id });
-                }
-            }
+        if let Some(&lane) = self.by_name.get(name)
+            && self.place_in(lane, event.id)?.is_some()
+        {
+            return Ok(Imported::Repeat);
         }
         let body = encode_body(event);
         let record = Record::new(history, &body);
         let encoded = record.encode();
         let bytes = account(encoded.len(), record.body_bytes);
         if let Some(full) = self.full(event, bytes, disk) {
-            return Ok(Changed::Full(full));
+            return Ok(Imported::Full(full));
         }
         let lane = self.lane_for(name);
         self.put_event(lane, event.id, Place::Buried, record.history.due, encoded, &body, bytes);
         self.remember_again(event)?;
-        Ok(Changed::Stored { id: event.id })
+        Ok(Imported::Stored)
     }
 
     /// What became of it, and the bytes that it took.
-    fn revive(&mut self, id: EventId, redrives_max: u32, disk: Disk) -> Result<(Changed, usize), Failed> {
+    fn revive_one(&mut self, id: EventId, redrives_max: u32, disk: Disk) -> Result<(Revived, usize), Failed> {
         let lane = match self.at_rest(id)? {
             Ok(lane) => lane,
-            Err(changed) => return Ok((changed, EVENT_BYTES)),
+            Err(NotAtRest::Gone) => return Ok((Revived::NotFound, EVENT_BYTES)),
+            Err(NotAtRest::Leased) => return Ok((Revived::Leased, EVENT_BYTES)),
         };
         let read = match self.read_at(Place::Buried, lane, id, Part::Whole)? {
-            None => return Ok((Changed::NotFound, EVENT_BYTES)),
+            None => return Ok((Revived::NotFound, EVENT_BYTES)),
             Some(Err(failed)) => {
                 self.note_unreadable(id, &failed);
-                return Ok((Changed::Unreadable { why: failed.to_string() }, EVENT_BYTES));
+                return Ok((Revived::Unreadable { why: failed.to_string() }, EVENT_BYTES));
             }
             Some(Ok(read)) => read,
         };
         let (held, cost) = (read.held(Place::Buried), EVENT_BYTES + read.payload_bytes);
         let event = read.event;
         if event.redrives >= redrives_max {
-            return Ok((Changed::Ceiling { redrives: event.redrives }, cost));
+            return Ok((Revived::Ceiling { redrives: event.redrives }, cost));
         }
         if let Some(full) = self.not_now(held.bytes, disk) {
-            return Ok((Changed::Full(full), cost));
+            return Ok((Revived::Full(full), cost));
         }
         let now = self.clock.now();
         let new = EventId::mint(now, self.clock.random_bits(), &event.function.name);
@@ -194,17 +170,18 @@ impl<K: Kv> Engine<K> {
         self.remove(lane, id, held);
         self.put_event(lane, new, Place::Ready, now, encoded, &body, bytes);
         self.remember_again(&event)?;
-        Ok((Changed::Stored { id: new }, cost))
+        Ok((Revived::Stored { id: new }, cost))
     }
 
     /// Removes a dead letter, also one that cannot be read.
-    fn purge(&mut self, id: EventId, keys: Keys) -> Result<Changed, Failed> {
+    fn discard_letter(&mut self, id: EventId, keys: Keys) -> Result<Discarded, Failed> {
         let lane = match self.at_rest(id)? {
             Ok(lane) => lane,
-            Err(changed) => return Ok(changed),
+            Err(NotAtRest::Gone) => return Ok(Discarded::NotFound),
+            Err(NotAtRest::Leased) => return Ok(Discarded::Leased),
         };
         let Some(bytes) = Failed::apart(self.kv.get(&keys::event(Place::Buried, lane, id)))?.transpose() else {
-            return Ok(Changed::NotFound);
+            return Ok(Discarded::NotFound);
         };
         let (held, event) = self.held(lane, Place::Buried, id, bytes)?;
         if let (Keys::Forget, Some(event)) = (keys, event) {
@@ -213,29 +190,38 @@ impl<K: Kv> Engine<K> {
         let function = self.lanes.get(&lane).map(|lane| lane.function().as_str()).unwrap_or_default();
         tracing::warn!(event_id = %id, function, "dead letter purged");
         self.discard(lane, id, held);
-        Ok(Changed::Purged)
+        Ok(Discarded::Done)
     }
 
     /// The lane of a dead letter that nobody has leased; or why it is not to be touched.
-    fn at_rest(&self, id: EventId) -> Result<Result<LaneId, Changed>, Failed> {
-        let Some((lane_id, Place::Buried)) = self.place_of(id)? else { return Ok(Err(Changed::NotFound)) };
+    fn at_rest(&self, id: EventId) -> Result<Result<LaneId, NotAtRest>, Failed> {
+        let Some((lane_id, Place::Buried)) = self.place_of(id)? else { return Ok(Err(NotAtRest::Gone)) };
         let busy = self.lanes.get(&lane_id).is_some_and(|lane| lane.is_busy(id));
-        Ok(if busy { Err(Changed::Leased) } else { Ok(lane_id) })
+        Ok(if busy { Err(NotAtRest::Leased) } else { Ok(lane_id) })
     }
 }
 
-/// Takes from the front of `work` what one commit may hold; gives the answers, and what is left.
-fn in_piece<T>(
-    work: Vec<T>,
-    mut each: impl FnMut(T) -> Result<(Changed, usize), Failed>,
-) -> Result<(Vec<Changed>, Vec<T>), Failed> {
-    let (mut changed, mut bytes) = (Vec::new(), 0);
+/// Why a dead letter is not to be touched.
+enum NotAtRest {
+    Gone,
+    Leased,
+}
+
+/// What one commit did of something larger: the answers, and what is left for the next one.
+pub struct Piece<W, A> {
+    pub answers: Vec<A>,
+    pub left: Vec<W>,
+}
+
+/// Takes from the front of `work` what one commit may hold.
+fn in_piece<W, A>(work: Vec<W>, mut each: impl FnMut(W) -> Result<(A, usize), Failed>) -> Result<Piece<W, A>, Failed> {
+    let (mut answers, mut bytes) = (Vec::new(), 0);
     let mut work = work.into_iter();
-    while changed.len() < PIECE_EVENTS && bytes < PIECE_BYTES {
+    while answers.len() < PIECE_EVENTS && bytes < PIECE_BYTES {
         let Some(item) = work.next() else { break };
         let (answer, cost) = each(item)?;
         bytes += cost;
-        changed.push(answer);
+        answers.push(answer);
     }
-    Ok((changed, work.collect()))
+    Ok(Piece { answers, left: work.collect() })
 }

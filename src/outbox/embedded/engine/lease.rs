@@ -130,13 +130,8 @@ impl<K: Kv> Engine<K> {
 
     /// An event that is not buried, wherever it rests.
     fn resting(&self, lane: LaneId, id: EventId) -> Result<Option<Candidate>, Failed> {
-        for place in [Place::Ready, Place::Waiting, Place::Scheduled] {
-            let key = keys::event(place, lane, id);
-            if self.kv.value_bytes(&key)?.is_some() {
-                return Ok(Some(Candidate { place, id, due: None }));
-            }
-        }
-        Ok(None)
+        let place = self.place_in(lane, id)?.filter(|place| *place != Place::Buried);
+        Ok(place.map(|place| Candidate { place, id, due: None }))
     }
 
     fn scan_events(

@@ -1,9 +1,11 @@
 //! The operator's hand in the store. Reads the store, so what came before must be committed.
 
+use std::ops::ControlFlow;
+
 use bytes::Bytes;
 
 use super::lane::Held;
-use super::read::Part;
+use super::read::{Part, Visited};
 use super::{Engine, unreadable};
 use crate::event::{Event, EventId, FunctionName};
 use crate::outbox::embedded::keys;
@@ -27,13 +29,17 @@ impl<K: Kv> Engine<K> {
     }
 
     /// One piece of a purge, after `after`; says what it took and where to go on. Reads no payload.
-    pub fn purge_piece(&mut self, purge: &Purge, after: Option<Cursor>) -> Result<(Purged, Option<Cursor>), Failed> {
-        let want = ListWant { function: None, place: purge.place, after, max: PIECE_EVENTS };
-        let lanes = self.by_name.get(&purge.function).copied().into_iter().collect();
-        let (found, next) = self.scan_pages(&want, lanes, &LIVE)?;
+    pub fn purge_piece(&mut self, purge: &Purge, after: Option<EventId>) -> Result<(Purged, Option<EventId>), Failed> {
         let mut purged = Purged::default();
-        for (cursor, bytes) in found {
-            let Cursor { lane, place, id } = cursor;
+        let Some(&lane) = self.by_name.get(&purge.function) else { return Ok((purged, None)) };
+        let places = purge.place.as_ref().map_or(&LIVE[..], std::slice::from_ref);
+        let mut found = Vec::new();
+        let visited = self.visit_lane(lane, after, places, |place, id, record| {
+            found.push((place, id, record));
+            Ok(enough(found.len() == PIECE_EVENTS))
+        })?;
+        let next = found.last().map(|(_, id, _)| *id).filter(|_| visited.is_break());
+        for (place, id, bytes) in found {
             let young = purge.accepted_before.is_some_and(|before| id.accepted_at() >= before);
             if young || self.lanes.get(&lane).is_none_or(|lane| lane.is_busy(id)) {
                 continue;
@@ -110,55 +116,33 @@ impl<K: Kv> Engine<K> {
 
     /// A page of events. One that cannot be read is listed with the reason.
     pub fn list(&mut self, want: &ListWant) -> Result<Page, Failed> {
-        let want = ListWant { max: want.max.clamp(1, PAGE_MAX), ..want.clone() };
+        let max = want.max.clamp(1, PAGE_MAX);
         let fits = |name: &FunctionName| want.function.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
-        let lanes = self.lanes.iter().filter(|(_, lane)| fits(lane.function())).map(|(&id, _)| id).collect();
-        let (found, next) = self.scan_pages(&want, lanes, &Place::ALL)?;
-        let mut events = Vec::new();
-        for (Cursor { lane, place, id }, bytes) in found {
-            let Some(known) = self.lanes.get(&lane) else { continue };
-            let (function, leased) = (known.function().clone(), known.is_busy(id));
+        let places = want.place.as_ref().map_or(&Place::ALL[..], std::slice::from_ref);
+        let (mut page, mut failures) = (Page::default(), Vec::new());
+        self.visit(want.after.as_ref(), fits, places, |lane, Visited { function, place, id, record }| {
+            if let Some(last) = page.events.last().filter(|_| page.events.len() == max) {
+                page.next = Some(Cursor { function: last.function.clone(), id: last.id });
+                return Ok(ControlFlow::Break(()));
+            }
             let record =
-                bytes.and_then(|bytes| Record::decode(&bytes).map_err(|e| unreadable("reading an event record", &e)));
+                record.and_then(|bytes| Record::decode(&bytes).map_err(|e| unreadable("reading an event record", &e)));
             let (history, unreadable) = match record {
                 Ok(record) => (record.history, None),
                 Err(failed) => {
-                    self.note_unreadable(id, &failed);
-                    (History::default(), Some(failed.to_string()))
+                    let why = failed.to_string();
+                    failures.push((id, failed));
+                    (History::default(), Some(why))
                 }
             };
-            events.push(Listed { id, function, place, leased, history, unreadable });
+            let leased = self.lanes.get(&lane).is_some_and(|lane| lane.is_busy(id));
+            page.events.push(Listed { id, function: function.clone(), place, leased, history, unreadable });
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for (id, failed) in failures {
+            self.note_unreadable(id, &failed);
         }
-        Ok(Page { events, next })
-    }
-
-    /// Up to `max` records of these lanes in the order of lane, state and id, and where to go on.
-    fn scan_pages(&self, want: &ListWant, lanes: Vec<LaneId>, places: &[Place]) -> Result<Scanned, Failed> {
-        let mut found = Vec::new();
-        let from = want.after.map(|after| (after.lane, after.place, after.id));
-        let wanted = |place: &&Place| want.place.is_none_or(|wanted| wanted == **place);
-        for lane in lanes {
-            for &place in places.iter().filter(wanted) {
-                if self.lanes.get(&lane).is_none_or(|lane| lane.count(place).events == 0)
-                    || from.is_some_and(|(l, p, _)| (lane, place) < (l, p))
-                {
-                    continue;
-                }
-                let start = from.filter(|&(l, p, _)| (l, p) == (lane, place)).map(|(_, _, id)| id);
-                let (first, to) = keys::events_from(place, lane, start);
-                let first = if start.is_some() { keys::after(&first) } else { first };
-                for pair in self.kv.pairs(&first, &to) {
-                    let (key, bytes) = pair?;
-                    let Some(id) = keys::id_of(&key) else { continue };
-                    if found.len() == want.max {
-                        let next = found.last().map(|&(cursor, _)| cursor);
-                        return Ok((found, next));
-                    }
-                    found.push((Cursor { lane, place, id }, bytes));
-                }
-            }
-        }
-        Ok((found, None))
+        Ok(page)
     }
 
     /// Where an event rests that is neither buried nor leased; or why it is not to be touched.
@@ -172,5 +156,6 @@ impl<K: Kv> Engine<K> {
     }
 }
 
-/// Records with their places, and where to go on. A record that cannot be read stands among them with the reason.
-type Scanned = (Vec<(Cursor, Result<Bytes, Failed>)>, Option<Cursor>);
+pub(super) fn enough(enough: bool) -> ControlFlow<()> {
+    if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}

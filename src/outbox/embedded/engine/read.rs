@@ -3,14 +3,17 @@
 //! Holds: an event that cannot be read concerns nobody else. It is named in the log once, counted, and can be removed by its
 //! id. Only a failure of the store itself is passed on as [`Failed`].
 
+use std::ops::{Bound, ControlFlow};
+
 use bytes::{Bytes, BytesMut};
 
 use super::lane::Held;
 use super::{Engine, account, unreadable};
-use crate::event::{Event, EventId};
+use crate::event::{Event, EventId, FunctionName};
 use crate::outbox::embedded::keys::{self, Due};
 use crate::outbox::embedded::kv::{Failed, Kv};
 use crate::outbox::embedded::record::{Record, chunk_count, decode_body};
+use crate::outbox::operator::Cursor;
 use crate::outbox::{Found, LaneId, Place};
 
 /// Unreadable events that are remembered by id, so that each is counted and logged once.
@@ -22,6 +25,14 @@ pub enum Part {
     /// All but the payload.
     Head,
     Whole,
+}
+
+/// A record that a visit came to.
+pub(super) struct Visited<'a> {
+    pub function: &'a FunctionName,
+    pub place: Place,
+    pub id: EventId,
+    pub record: Result<Bytes, Failed>,
 }
 
 /// A stored event as it was read.
@@ -112,16 +123,91 @@ impl<K: Kv> Engine<K> {
         }
     }
 
-    /// Where an event rests, by its id alone.
-    pub(super) fn place_of(&self, id: EventId) -> Result<Option<(LaneId, Place)>, Failed> {
-        for (&lane_id, _) in self.lanes.iter().filter(|(_, lane)| lane.function().tag() == id.function_tag()) {
-            for place in Place::ALL {
-                if self.kv.value_bytes(&keys::event(place, lane_id, id))?.is_some() {
-                    return Ok(Some((lane_id, place)));
-                }
+    /// Where an event rests in a lane, by the store and by this batch.
+    pub(super) fn place_in(&self, lane: LaneId, id: EventId) -> Result<Option<Place>, Failed> {
+        for place in Place::ALL {
+            let key = keys::event(place, lane, id);
+            let there = match self.batch.pending(&key) {
+                Some(pending) => pending.is_some(),
+                None => self.kv.value_bytes(&key)?.is_some(),
+            };
+            if there {
+                return Ok(Some(place));
             }
         }
         Ok(None)
+    }
+
+    /// Where an event rests, by its id alone.
+    pub(super) fn place_of(&self, id: EventId) -> Result<Option<(LaneId, Place)>, Failed> {
+        for (&lane, _) in self.lanes.iter().filter(|(_, lane)| lane.function().tag() == id.function_tag()) {
+            if let Some(place) = self.place_in(lane, id)? {
+                return Ok(Some((lane, place)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Visits the records of the functions that fit, by function and then in the order of acceptance, whatever their states
+    /// of these, until `visit` breaks off. A record that cannot be read comes with the reason.
+    pub(super) fn visit(
+        &self,
+        after: Option<&Cursor>,
+        fits: impl Fn(&FunctionName) -> bool,
+        places: &[Place],
+        mut visit: impl FnMut(LaneId, Visited<'_>) -> Result<ControlFlow<()>, Failed>,
+    ) -> Result<(), Failed> {
+        let from = after.map_or(Bound::Unbounded, |after| Bound::Included(&after.function));
+        for (function, &lane) in self.by_name.range::<FunctionName, _>((from, Bound::Unbounded)) {
+            let after = after.filter(|after| after.function == *function).map(|after| after.id);
+            if !fits(function) {
+                continue;
+            }
+            let visit = |place, id, record| visit(lane, Visited { function, place, id, record });
+            if self.visit_lane(lane, after, places, visit)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of one lane in [`Engine::visit`].
+    pub(super) fn visit_lane(
+        &self,
+        lane: LaneId,
+        after: Option<EventId>,
+        places: &[Place],
+        mut visit: impl FnMut(Place, EventId, Result<Bytes, Failed>) -> Result<ControlFlow<()>, Failed>,
+    ) -> Result<ControlFlow<()>, Failed> {
+        let has_any = |place: &&Place| self.lanes.get(&lane).is_some_and(|lane| lane.count(**place).events > 0);
+        let ranges = places.iter().filter(has_any).map(|&place| {
+            let (first, to) = keys::events_from(place, lane, after);
+            (place, if after.is_some() { keys::after(&first) } else { first }, to)
+        });
+        let ranges: Vec<_> = ranges.collect();
+        let scans = ranges.iter().map(|(place, first, to)| {
+            let found = self.kv.pairs(first, to).filter_map(|pair| match pair {
+                Ok((key, record)) => keys::id_of(&key).map(|id| Ok((id, record))),
+                Err(failed) => Some(Err(failed)),
+            });
+            (*place, found.peekable())
+        });
+        let mut scans: Vec<_> = scans.collect();
+        loop {
+            // A failure of the store sorts before every id, so that it is met at once.
+            let heads = scans
+                .iter_mut()
+                .enumerate()
+                .filter_map(|(nth, (_, found))| Some((found.peek()?.as_ref().ok().map(|(id, _)| *id), nth)));
+            let Some((_, first)) = heads.min() else { return Ok(ControlFlow::Continue(())) };
+            let Some((place, found)) = scans.get_mut(first) else { return Ok(ControlFlow::Continue(())) };
+            if let Some(found) = found.next() {
+                let (id, record) = found?;
+                if visit(*place, id, record)?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
     }
 
     /// An event by its id alone.

@@ -8,10 +8,10 @@ use std::time::Duration;
 use super::{Engine, unreadable};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, FunctionName};
+use crate::outbox::LaneId;
 use crate::outbox::embedded::keys;
 use crate::outbox::embedded::kv::{Failed, Kv};
 use crate::outbox::embedded::record::KeyRecord;
-use crate::outbox::{LaneId, Place};
 
 /// An event that left the store within this part of its window keeps the time that its acceptance gave its key: the common
 /// case then costs no second write of the key.
@@ -93,15 +93,8 @@ impl<K: Kv> Engine<K> {
     /// Whether an event is stored in one of these lanes, or will be by this batch.
     pub(super) fn stores(&self, lanes: &[LaneId], id: EventId) -> Result<bool, Failed> {
         for &lane in lanes {
-            for place in Place::ALL {
-                let key = keys::event(place, lane, id);
-                let there = match self.batch.pending(&key) {
-                    Some(pending) => pending.is_some(),
-                    None => self.kv.keys(&key, &keys::after(&key)).next().transpose()?.is_some(),
-                };
-                if there {
-                    return Ok(true);
-                }
+            if self.place_in(lane, id)?.is_some() {
+                return Ok(true);
             }
         }
         Ok(false)

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::*;
 use crate::clock::{Clock, UnixMillis};
 use crate::event::{Carried, Function, FunctionName, IdempotencyKey, KeySource};
-use crate::outbox::dead::{BuriedWant, Change, Changed};
+use crate::outbox::dead::{BuriedWant, Discarded, Revived};
+use crate::outbox::embedded::engine::Piece;
 use crate::outbox::embedded::kv::{Batch, Disk, Pair};
 use crate::outbox::embedded::memory::{MemoryDisk, MemoryKv};
 use crate::outbox::operator::{Keys, ListWant, Purge, Touched};
@@ -144,15 +145,28 @@ impl Bench {
         self.known.bad.lock().unwrap().insert(keys::event(place, LaneId(0), id));
     }
 
-    fn change(&mut self, change: Change) -> Vec<Changed> {
-        let (mut changed, mut left) = (Vec::new(), Some(change));
-        while let Some(change) = left {
-            let (piece, rest) = self.engine.change(change, ROOM).unwrap();
+    /// Does `work` piece by piece, each in a commit of its own.
+    fn in_pieces<W, A>(
+        &mut self,
+        work: Vec<W>,
+        piece: impl Fn(&mut Engine<Watched>, Vec<W>) -> Result<Piece<W, A>, Failed>,
+    ) -> Vec<A> {
+        let (mut answers, mut left) = (Vec::new(), work);
+        while !left.is_empty() {
+            let done = piece(&mut self.engine, left).unwrap();
             self.engine.commit().unwrap();
-            changed.extend(piece);
-            left = rest;
+            answers.extend(done.answers);
+            left = done.left;
         }
-        changed
+        answers
+    }
+
+    fn revive(&mut self, ids: Vec<EventId>) -> Vec<Revived> {
+        self.in_pieces(ids, |engine, ids| engine.revive(ids, 9, ROOM))
+    }
+
+    fn discard(&mut self, ids: Vec<EventId>) -> Vec<Discarded> {
+        self.in_pieces(ids, |engine, ids| engine.discard_letters(ids, Keys::Forget))
     }
 
     fn totals(&self) -> (u64, u64) {
@@ -163,10 +177,6 @@ impl Bench {
     fn read(&self) -> usize {
         self.known.read.swap(0, Ordering::Relaxed)
     }
-}
-
-fn purge(ids: Vec<EventId>) -> Change {
-    Change::Purge { ids, keys: Keys::Forget }
 }
 
 #[test]
@@ -251,9 +261,9 @@ fn a_dead_letter_that_cannot_be_read_stands_in_the_list_stays_dead_and_can_be_pu
     let page = bench.engine.buried(&BuriedWant { letters_max: 10, ..BuriedWant::default() }).unwrap();
     assert_eq!(page.letters.iter().map(|letter| letter.event.id).collect::<Vec<_>>(), [good]);
     assert_eq!(page.unreadable.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [bad]);
-    let answers = bench.change(Change::Revive { ids: vec![bad, good], redrives_max: 9 });
-    assert!(matches!(answers[..], [Changed::Unreadable { .. }, Changed::Stored { .. }]), "{answers:?}");
-    assert_eq!(bench.change(purge(vec![bad])), [Changed::Purged]);
+    let answers = bench.revive(vec![bad, good]);
+    assert!(matches!(answers[..], [Revived::Unreadable { .. }, Revived::Stored { .. }]), "{answers:?}");
+    assert_eq!(bench.discard(vec![bad]), [Discarded::Done]);
     assert_eq!(bench.totals().0, 1);
 }
 
@@ -279,7 +289,7 @@ fn what_needs_no_payload_reads_none() {
     let page = bench.engine.buried(&BuriedWant { letters_max: 10, ..BuriedWant::default() }).unwrap();
     assert_eq!(page.letters[0].payload_bytes, PAYLOAD);
     assert!(bench.read() < HEAD);
-    bench.change(purge(vec![dead]));
+    bench.discard(vec![dead]);
     assert!(bench.read() < HEAD);
 }
 
@@ -292,14 +302,14 @@ fn a_change_of_many_letters_is_many_commits_and_an_answer_for_each_letter() {
     let small: Vec<EventId> = (0..250).map(|_| bench.bury(10)).collect();
     bench.known.committed.store(0, Ordering::Relaxed);
     let ids = [large.clone(), small.clone(), large].concat();
-    let answers = bench.change(Change::Revive { ids, redrives_max: 9 });
+    let answers = bench.revive(ids);
     assert_eq!(answers.len(), 310);
-    assert!(answers[..280].iter().all(|answer| matches!(answer, Changed::Stored { .. })));
-    assert!(answers[280..].iter().all(|answer| *answer == Changed::NotFound), "each comes back once");
+    assert!(answers[..280].iter().all(|answer| matches!(answer, Revived::Stored { .. })));
+    assert!(answers[280..].iter().all(|answer| *answer == Revived::NotFound), "each comes back once");
     let committed = bench.known.committed.load(Ordering::Relaxed);
     assert!(committed < 6 << 20, "{committed} bytes in one commit");
-    let (changed, left) = bench.engine.change(purge(small), ROOM).unwrap();
-    assert!(changed.len() == 100 && left.is_some());
+    let piece = bench.engine.discard_letters(small, Keys::Forget).unwrap();
+    assert_eq!((piece.answers.len(), piece.left.len()), (100, 150));
 }
 
 #[test]
@@ -324,8 +334,8 @@ fn while_the_index_is_behind_nothing_new_is_taken_and_all_else_goes_on() {
     let leased = bench.lease(Which::Due, 1);
     let another = Event { id: EventId::from_bytes([1; 16]), ..leased[0].event.clone() };
     assert_eq!(bench.engine.append(vec![another], behind).unwrap(), [Appended::Full(Full::Behind)]);
-    let (answers, _) = bench.engine.change(Change::Revive { ids: vec![dead], redrives_max: 9 }, behind).unwrap();
-    assert_eq!(answers, [Changed::Full(Full::Behind)]);
+    let piece = bench.engine.revive(vec![dead], 9, behind).unwrap();
+    assert_eq!(piece.answers, [Revived::Full(Full::Behind)]);
     assert_eq!(leased[0].event.id, id);
     bench.settle(&leased[0], Settlement::Delivered);
     assert!(bench.engine.find(id).unwrap().is_none());
