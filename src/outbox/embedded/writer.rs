@@ -310,48 +310,47 @@ impl<K: Kv> Writer<K> {
         match operation {
             Operation::Pause(function, paused, answer) => {
                 self.engine.pause(&function, paused);
-                self.engine.commit()?;
-                drop(answer.send(Ok(())));
+                self.written((), before, answer)?;
             }
             Operation::Purge(purge, after, answer) => {
                 let purged = self.engine.purge_piece(&purge, after)?;
-                self.engine.commit()?;
-                drop(answer.send(Ok(purged)));
+                self.written(purged, before, answer)?;
             }
             Operation::Cancel(id, keys, answer) => {
                 let touched = self.engine.cancel(id, keys)?;
-                self.engine.commit()?;
-                drop(answer.send(Ok(touched)));
+                self.written(touched, before, answer)?;
             }
             Operation::AttemptNow(id, answer) => {
                 let touched = self.engine.attempt_now(id)?;
-                self.engine.commit()?;
-                drop(answer.send(Ok(touched)));
+                self.written(touched, before, answer)?;
             }
             Operation::List(want, answer) => drop(answer.send(Ok(self.engine.list(&want)?))),
             Operation::Redrive(events, answer) => {
                 let piece = self.engine.redrive(events, self.engine.disk())?;
-                self.engine.commit()?;
-                drop(answer.send(Ok(piece)));
+                self.written(piece, before, answer)?;
             }
             Operation::Revive(ids, redrives_max, answer) => {
                 let piece = self.engine.revive(ids, redrives_max, self.engine.disk())?;
-                self.engine.commit()?;
-                drop(answer.send(Ok(piece)));
+                self.written(piece, before, answer)?;
             }
             Operation::Import(letters, answer) => {
                 let piece = self.engine.import(letters, self.engine.disk())?;
-                self.engine.commit()?;
-                drop(answer.send(Ok(piece)));
+                self.written(piece, before, answer)?;
             }
             Operation::Discard(ids, keys, answer) => {
                 let piece = self.engine.discard_letters(ids, keys)?;
-                self.engine.commit()?;
-                drop(answer.send(Ok(piece)));
+                self.written(piece, before, answer)?;
             }
         }
         self.pulse.beat();
+        Ok(())
+    }
+
+    /// Commits, and only then tells who waits, and answers.
+    fn written<T>(&mut self, what: T, before: u64, answer: Answer<T>) -> Result<(), Failed> {
+        self.engine.commit()?;
         self.tell(before);
+        drop(answer.send(Ok(what)));
         Ok(())
     }
 
