@@ -1,9 +1,10 @@
-//! Stage 3: from the outbox to the function.
+//! Stage 3: delivers events from the outbox to their functions.
 //!
 //! In: leases from the outbox. Out: attempts through [`Invoke`], settlements to the outbox.
-//! Holds: every attempt of an event is the same (G4); a lane never exceeds its limits (G5).
-//! Limits: `in_flight_max` and `rate` over all; `concurrency_max`, `rate` and `invocations_per_hour_max` a lane.
-//! Fails: never by itself; what goes wrong with an attempt is an outcome, and a verdict says what it means.
+//! Holds: every attempt of an event is the same (G4). A lane never exceeds its limits (G5).
+//! Limits: `in_flight_max` and `rate` for all lanes together; `concurrency_max`, `rate` and `invocations_per_hour_max`
+//! for each lane.
+//! Fails: only if the outbox fails. A failed attempt is an outcome, and a verdict decides what follows from it.
 
 use std::future::Future;
 use std::time::Duration;
@@ -27,17 +28,17 @@ pub mod status;
 
 pub use attempt::Dispatch;
 
-/// What carries an event to its function: AWS Lambda, or a fake in the simulation.
+/// Delivers an event to its function: AWS Lambda, or a fake in the simulation.
 pub trait Invoke: Clone + Send + Sync + 'static {
-    /// One call of Invoke, once: no retries inside.
+    /// Makes one call of Invoke. The implementation must not retry.
     fn invoke(&self, call: Call) -> impl Future<Output = Reply> + Send;
 
-    /// Asks whether the function exists and may be invoked, without invoking it (`DryRun`; Lambda answers 204). One call,
-    /// no retries inside. Dispatch asks this when a failed event is the only thing that its lane knows.
+    /// Asks Lambda whether the function exists and may be invoked, without invoking it (`DryRun`; Lambda answers 204).
+    /// One call, without retries. Dispatch asks this when a failed event is all that its lane knows.
     fn dry_run(&self, function: Function) -> impl Future<Output = Reply> + Send;
 }
 
-/// One call of Invoke. Made from the event alone, so that every attempt is the same (G4).
+/// One call of Invoke. Everything in it comes from the event and its policy, so every attempt is the same (G4).
 #[derive(Debug, Clone)]
 pub struct Call {
     pub function: Function,
@@ -50,43 +51,46 @@ pub struct Call {
 /// How a function is invoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// `Event`: Lambda queues it and answers at once; what the function makes of it is Lambda's to retry.
+    /// Invocation type `Event`: Lambda queues the event and answers at once. Lambda retries errors of the function.
     #[default]
     Event,
-    /// `RequestResponse`, with so long a wait for the answer: the function's own error is seen and retried here.
+    /// Invocation type `RequestResponse`: sendoff waits for the function's answer, at most this long. It sees the
+    /// function's own errors and retries them.
     Confirm { timeout: Duration },
 }
 
-/// What came back, as plain data: an attempt does not fail, it reports.
+/// What came back. An attempt never returns an error; everything is a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// Some HTTP answer, from Lambda or from something between.
+    /// An HTTP answer, from Lambda or from something in between.
     Answer(Answer),
-    /// The request certainly did not reach anybody: no address, refused, TLS or connect timeout, no credentials.
+    /// The request certainly reached nobody: name not found, connection refused, TLS or connect timeout, no
+    /// credentials.
     NotSent(Failure),
-    /// No answer came; the request may have been taken.
+    /// No answer arrived. Lambda may have accepted the event.
     Lost(Failure),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Answer {
     pub status: u16,
-    /// Lambda's error code (`x-amzn-ErrorType`, without namespace and suffix); none on success, and none if a proxy or
-    /// load balancer answered.
+    /// Lambda's error code (`x-amzn-ErrorType`, without namespace and suffix). `None` means success, or an answer by a
+    /// proxy or load balancer.
     pub code: Option<String>,
     pub message: String,
-    /// `Reason` of a 429.
+    /// The field `Reason` of a 429 answer.
     pub throttle_reason: Option<String>,
-    /// The longer of `Retry-After` (seconds, or a date measured from the answer's own) and `x-amz-retry-after`.
+    /// The longer of `Retry-After` and `x-amz-retry-after`. A `Retry-After` that is a date counts from the answer's own
+    /// `Date`.
     pub retry_after: Option<Duration>,
-    /// A `Retry-After` that is a date, in an answer without a `Date`: to be measured from our own clock.
+    /// A `Retry-After` that is a date, in an answer without a `Date`. [`Reply::timed`] measures it by our own clock.
     pub retry_at: Option<UnixMillis>,
     /// `x-amzn-RequestId`.
     pub request_id: Option<String>,
-    /// `X-Amz-Function-Error`: the function ran and failed; its own words are in `message`.
+    /// `X-Amz-Function-Error`: the function ran and failed. `message` holds what the function said.
     pub function_error: Option<String>,
-    /// Lambda did not write this answer, which is no error: a proxy's page, a captive portal, a redirect. `message` says
-    /// what it looks like.
+    /// Lambda did not write this answer, although its status is no error: a proxy's page, a captive portal, a redirect.
+    /// `message` says what it looks like.
     pub foreign: bool,
 }
 
@@ -98,7 +102,7 @@ pub struct Failure {
 }
 
 impl Reply {
-    /// The same with a wait that is counted from `now`, where only a date was given.
+    /// Converts a date in `Retry-After` to a wait from `now`.
     pub fn timed(mut self, now: UnixMillis) -> Self {
         if let Self::Answer(answer) = &mut self
             && let Some(at) = answer.retry_at.take().filter(|at| *at > now)
@@ -108,7 +112,7 @@ impl Reply {
         self
     }
 
-    /// In words, for the log: code and message.
+    /// Code and message as one text, for the log.
     pub fn in_words(&self) -> String {
         match self {
             Self::Answer(answer) => match answer.code.as_ref().or(answer.function_error.as_ref()) {
@@ -120,18 +124,18 @@ impl Reply {
     }
 }
 
-/// The ways in which a call gets no answer.
+/// Why a call got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FailureKind {
-    /// No connection: name not found, refused, TLS, connect timeout.
+    /// No connection: name not found, connection refused, TLS error, connect timeout.
     Connect,
-    /// No credentials, or they could not be fetched.
+    /// No credentials are configured, or the SDK could not fetch them.
     Credentials,
-    /// The request could not even be built (an endpoint or header that is not valid).
+    /// The SDK could not build the request, because the endpoint or a header is not valid.
     Unbuildable,
-    /// Connected and sent, but no answer in time.
+    /// The request was sent, but no answer arrived in time.
     ReadTimeout,
-    /// Connected, and the connection ended before an answer.
+    /// The connection ended before an answer.
     Closed,
     /// Our own code panicked during the call.
     Panicked,
@@ -154,38 +158,38 @@ impl FailureKind {
 /// How the events of one function are delivered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    /// Charged attempts before an event is buried; at least 1.
+    /// The most charged attempts of an event before it is buried. At least 1.
     pub attempts_max: u32,
-    /// Age at which an event is buried, however it fares.
+    /// The age at which an event is buried, whatever its attempts brought.
     pub age_max: Duration,
     pub backoff_base: Duration,
     pub backoff_cap: Duration,
-    /// Attempts in flight for one lane.
+    /// The most attempts in flight of one lane.
     pub concurrency_max: u32,
-    /// Attempts a second of one lane; 0: as the limiter finds.
+    /// The most attempts a second of one lane. 0 means that only the limiter decides.
     pub rate: u32,
-    /// Attempts of one lane in each hour of the clock; 0: no ceiling.
+    /// The most attempts of one lane in each hour of the clock. 0 means no ceiling.
     pub invocations_per_hour_max: u32,
     pub mode: Mode,
 }
 
-/// What dispatch may do.
+/// The limits and policies of dispatch.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Attempts in flight over all lanes.
+    /// The most attempts in flight, over all lanes.
     pub in_flight_max: u32,
-    /// Attempts a second over all lanes; 0: no limit.
+    /// The most attempts a second, over all lanes. 0 means no limit.
     pub rate: u32,
-    /// Payload bytes in memory over all attempts in flight.
+    /// The most payload bytes in memory, over all attempts in flight.
     pub in_flight_bytes_max: u64,
-    /// The policy where no pattern matches.
+    /// The policy for functions that match no pattern.
     pub policy: Policy,
-    /// Policies by name pattern (`*` stands for any run of characters); the first match in file order counts.
+    /// Policies by name pattern (`*` matches any characters). The first match in file order wins.
     pub functions: Vec<(String, Policy)>,
 }
 
 impl Settings {
-    /// The policy for one function.
+    /// Returns the policy of a function.
     pub fn policy(&self, function: &FunctionName) -> &Policy {
         self.functions.iter().find(|(pattern, _)| function.fits(pattern)).map_or(&self.policy, |(_, policy)| policy)
     }

@@ -1,4 +1,4 @@
-//! The loop: read the outbox, plan, lease, attempt, settle.
+//! The dispatch loop: read the outbox, plan, lease, attempt, settle.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -23,10 +23,10 @@ use crate::outbox::{BuryReason, Changes, Error, LaneId, LaneNews, Lease, LeaseWa
 use crate::shutdown::Stop;
 use crate::trace;
 
-/// Batches of settlements that may be on their way to the disk; then the loop waits for one.
+/// The most batches of settlements that may wait for their commit. With this many, the loop waits for one.
 const SETTLING_MAX: usize = 8;
 
-/// Dry runs that may be under way; each is of another lane, and keeps one event waiting for its verdict.
+/// The most concurrent dry runs. Each is for another lane, and keeps one event waiting for its verdict.
 const ASKING_MAX: usize = 64;
 
 /// Stage 3, ready to run.
@@ -39,18 +39,18 @@ pub struct Dispatch<O, I> {
     changes: watch::Receiver<Settings>,
     seen: u64,
     next_full_reading: UnixMillis,
-    /// The sum of the clock's steps, as far as the lanes know them.
+    /// The sum of the clock's steps that the lanes know of, in milliseconds.
     stepped: i64,
     attempts: JoinSet<Attempted>,
     settling: JoinSet<Result<(), Error>>,
-    /// Events whose failure Lambda is being asked about, by their lane.
+    /// The events whose failure Lambda is being asked about, by lane.
     doubted: BTreeMap<LaneId, Doubted>,
     asking: JoinSet<(LaneId, Reply)>,
     status: Status,
     questions: Questions,
 }
 
-/// An attempt that came back.
+/// A finished attempt.
 struct Attempted {
     leased: Leased,
     mode: Mode,
@@ -60,7 +60,7 @@ struct Attempted {
     ended: Instant,
 }
 
-/// An attempt that failed, and nobody knows yet whose fault that is. The payload is left out.
+/// A failed attempt whose cause is not known yet. Its payload is dropped.
 struct Doubted {
     leased: Leased,
     ticket: Ticket,
@@ -91,26 +91,27 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
-    /// Whom to ask what this dispatch is doing.
+    /// Returns the handle that tells what this dispatch is doing.
     pub fn status(&self) -> Status {
         self.status.clone()
     }
 
-    /// Takes over settings as they change, without a restart.
+    /// Makes dispatch apply new settings from this channel while it runs.
     pub fn following(self, changes: watch::Receiver<Settings>) -> Self {
         Self { changes, ..self }
     }
 
-    /// Works until told to stop leasing; then waits for the attempts in flight, until told to stop working. What is then
-    /// still in flight stays in the outbox, uncharged. An error means that the outbox is lost to this process.
+    /// Runs until `stop.leasing`, then waits for the attempts in flight until `stop.working`. Attempts that are still
+    /// in flight then are aborted; their events stay in the outbox, uncharged. An error means that this process can no
+    /// longer use the outbox.
     pub async fn run(mut self, stop: Stop) -> Result<(), Error> {
         self.stepped = self.clock.stepped();
         self.lanes.stepped(0, self.clock.steps(), self.now());
         while !stop.leasing.is_cancelled() {
             self.notice_step();
-            // First, in every round: below, finished attempts come before them, and there may be no end of those.
+            // Called in every round: `select!` prefers finished attempts, and under load there may always be one.
             self.hear();
-            // Where what is known is enough to go on with, the lease brings the news along.
+            // If a known lane is due, skip the read: leasing returns the news as well.
             let now = self.now();
             let enough = now < self.next_full_reading && self.lanes.next_time(now) <= now;
             if !enough {
@@ -155,12 +156,12 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         Ok(())
     }
 
-    /// The present time, as far as the lanes have heard: a step of the clock reaches them between two rounds only.
+    /// The time as the lanes know it. They learn of a step of the clock only between two rounds.
     fn now(&self) -> UnixMillis {
         self.clock.steady().shifted(self.stepped)
     }
 
-    /// Moves what waits for a span to where the clock stands now, if it was set.
+    /// If the clock was set, moves everything that waits for a span of time.
     fn notice_step(&mut self) {
         let by = self.clock.stepped() - self.stepped;
         if by != 0 {
@@ -197,7 +198,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
-    /// Takes over settings that have changed, and answers questions.
+    /// Applies new settings and answers questions.
     fn hear(&mut self) {
         if self.changes.has_changed().unwrap_or(false) {
             self.reconfigure();
@@ -212,7 +213,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         self.lanes.reconfigure(settings, self.now());
     }
 
-    /// Whoever asked may have gone.
+    /// Answers a question. The asker may be gone, so a failed send is ignored.
     fn answer(&mut self, question: Question) {
         let now = self.now();
         match question {
@@ -221,7 +222,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
-    /// Buries what is past its time, leases what the plan wants and begins its attempts. Says whether the news were heard, too.
+    /// Buries events past their age, leases what the plan wants and begins the attempts. Returns whether it read the
+    /// news of the lanes, too.
     async fn lease(&mut self) -> Result<bool, Error> {
         let now = self.now();
         let expired = self.lanes.expired(now);
@@ -236,7 +238,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 if buried.is_some() {
                     self.lanes.found_expired(lease.lane, now);
                 }
-                // What turns out not to be past its time has no slot: it goes back.
+                // An event that is not past its age goes back to the lane: it has no slot for an attempt.
                 settlements.push((lease, buried.unwrap_or(Settlement::Release)));
             }
             self.write(settlements).await?;
@@ -247,12 +249,12 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         if hears {
             let want = LeaseWant { lanes: wants, bytes_max: self.lanes.bytes_left() };
             let mut done = Vec::new();
-            // Asked together, both are answered in one turn of the outbox, the lease first.
+            // Both requests are sent together. The outbox answers them in one commit, the lease first.
             let (leased, news) =
                 futures_util::future::try_join(self.outbox.lease(want), self.outbox.lanes(self.seen)).await?;
             for leased in leased {
                 let lease = leased.lease;
-                // Not the time of the plan: the lease may have taken a while.
+                // Read the clock again: the lease may have taken a while.
                 let now = self.now();
                 if now < deadline(&leased.event, self.lanes.policy(&leased.event.function.name), &self.clock) {
                     if self.lanes.may_begin(lease.lane, now) {
@@ -271,7 +273,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         Ok(hears)
     }
 
-    /// The burial of an event that is past its time; none if it is not.
+    /// Buries an event that is past its age. `None` means that it is not.
     fn bury_expired(&self, leased: Leased, now: UnixMillis) -> Option<Settlement> {
         let name = &leased.event.function.name;
         if now < deadline(&leased.event, self.lanes.policy(name), &self.clock) {
@@ -304,7 +306,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let (invoke, clock) = (self.invoke.clone(), self.clock.clone());
         let began = clock.instant();
         let attempt = async move {
-            // A panic is a bug; its event must still be settled, and its slot given back.
+            // A panic is a bug. The event must still be settled, and its slot freed.
             let reply = AssertUnwindSafe(async { invoke.invoke(call).await }).catch_unwind().await;
             let reply = reply.unwrap_or_else(|panic| panicked(panic.as_ref())).timed(clock.now());
             trace::ended(outcome_of(&reply, mode).as_str());
@@ -313,14 +315,14 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         self.attempts.spawn(attempt.instrument(span));
     }
 
-    /// Settles every attempt that has come back, in one batch.
+    /// Settles all attempts that have finished, in one batch.
     async fn settle_finished(&mut self, first: Result<Attempted, JoinError>) -> Result<(), Error> {
         let mut done = Vec::new();
         let mut next = Some(first);
         while let Some(attempted) = next {
             match attempted {
                 Ok(attempted) => done.extend(self.judge(attempted)),
-                // Attempts catch their panics, so this is the end of the runtime.
+                // Attempts catch their panics, so this happens only when the runtime shuts down.
                 Err(error) => {
                     tracing::error!(%error, "an attempt's task failed: its event stays leased until a restart")
                 }
@@ -330,7 +332,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         self.write(done).await
     }
 
-    /// The settlement of an attempt; none if Lambda must be asked first.
+    /// Decides what follows from an attempt. `None` means that Lambda must be asked first.
     fn judge(&mut self, attempted: Attempted) -> Option<(Lease, Settlement)> {
         let Attempted { leased, mode, ticket, reply, began, ended } = attempted;
         let Leased { lease, event, history } = &leased;
@@ -380,7 +382,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         Some((lease, verdict.settlement))
     }
 
-    /// Asks Lambda whether the function of a failed event is well.
+    /// Asks Lambda whether the function of a failed event can be invoked.
     fn ask(&mut self, mut doubted: Doubted) {
         let lane = doubted.leased.lease.lane;
         doubted.leased.event.payload = Bytes::new();
@@ -398,7 +400,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 let doubted = self.doubted.remove(&lane);
                 doubted.map(|doubted| self.conclude(doubted, blame_after_dry_run(&answer), &answer.in_words()))
             }
-            // Dry runs catch their panics, so this is the end of the runtime.
+            // Dry runs catch their panics, so this happens only when the runtime shuts down.
             Err(error) => {
                 tracing::error!(%error, "a dry run's task failed: its event stays leased until a restart");
                 None
@@ -407,7 +409,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         self.write(done.into_iter().collect()).await
     }
 
-    /// A stop does not wait for answers: nothing is charged.
+    /// Settles the events whose dry run has not returned: a stop does not wait for it. They are not charged.
     async fn settle_doubted(&mut self) -> Result<(), Error> {
         self.asking.abort_all();
         let doubted = std::mem::take(&mut self.doubted);
@@ -504,7 +506,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         self.metrics.dispatch_limit.with_label_values(&[label]).set(i64::from(self.lanes.limit(lane)));
     }
 
-    /// Hands settlements to the outbox, which commits them with whatever else waits; the loop goes on meanwhile.
+    /// Hands settlements to the outbox, which commits them together with other requests. The loop does not wait.
     async fn write(&mut self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
         if done.is_empty() {
             return Ok(());
@@ -527,7 +529,7 @@ fn joined(settled: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
     })
 }
 
-/// What is said of an attempt that panicked: it may have been sent.
+/// The reply of an attempt that panicked. The request may have been sent.
 fn panicked(panic: &(dyn Any + Send)) -> Reply {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     let message = format!("the attempt panicked: {}", text.unwrap_or("no text"));

@@ -1,9 +1,10 @@
-//! Who may go now. Pure: from what the outbox said of its lanes, and what attempts brought, to what to lease.
+//! Decides which lanes may attempt events now. Pure: from the news of the outbox and the results of attempts to what to
+//! lease.
 //!
-//! Every lane that could do something stands on its account's agenda at the time when it could. A lane that is served goes
-//! back to the end of those that are due, so a lane with a million events does not delay one with three; a lane whose own
-//! slots are all taken is off the agenda until one is free, and no lane takes the last of the slots that all share.
-//! Burying what is past its time needs no slot: for that there is an agenda of its own, which no hold stops.
+//! Each account has an agenda: its lanes, each at the time when it could next attempt an event. A lane that was served
+//! goes to the end of those that are due, so a lane with a million events does not delay one with three. A lane whose
+//! own slots are all taken is off the agenda until one is free. No lane may take the last of the slots that all lanes
+//! share. To bury an event takes no slot. It has an agenda of its own, which no hold stops.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -35,61 +36,62 @@ mod shared;
 
 mod step;
 
-/// Events that a lane may take before the next lane's turn.
+/// The most events a lane may take before the next lane's turn.
 const QUANTUM: u32 = 64;
 
-/// A lane takes no further slot once it has so many times the slots that are left: of those that want all they can get,
-/// each ends with an equal part, and a little is always left for whoever comes next, however long attempts take.
+/// A lane takes no further slot once it has this many times the slots that are left. Lanes that want all they can get
+/// then end with equal parts, and some slots stay free for a lane that comes later, however long attempts take.
 const SHARE: u32 = 8;
 
-/// The same for payload bytes in flight.
+/// As [`SHARE`], for payload bytes in flight.
 const BYTES_SHARE: u64 = 8;
 
-/// Events past their age that are taken of a lane at once; they need no slot.
+/// The most events past their age that one search takes from a lane. They need no slot.
 const EXPIRED_MAX: usize = 64;
 
-/// Lanes that are searched at once for events past their age.
+/// The most lanes searched in one round for events past their age.
 const EXPIRED_LANES_MAX: usize = 64;
 
-/// Bytes of events past their age that are in memory at once. They are apart from those in flight: burying must go on
-/// while other calls have all of these.
+/// The most bytes of events past their age in memory. They do not count as in flight: burying must go on while attempts
+/// use all of `in_flight_bytes_max`.
 pub const EXPIRED_BYTES_MAX: u64 = 4 << 20;
 
-/// How often a lane is searched for events past their age, as long as that finds none.
+/// How often a lane is searched for events past their age, while searches find none.
 const EXPIRY_EVERY: Duration = Duration::from_secs(1);
 
-/// When a lane is asked again that had nothing after all.
+/// How long to wait before asking a lane again that turned out to be empty.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// A full reading of the outbox makes up for whatever news was lost.
+/// How often dispatch reads all lanes, in case it missed news of one.
 pub const FULL_READING_EVERY: Duration = Duration::from_secs(60);
 
-/// All lanes, and what binds them together.
+/// All lanes, and the limits that they share.
 pub struct Lanes {
     settings: Settings,
     lanes: BTreeMap<LaneId, Lane>,
-    /// By region and account; the empty one is the daemon's own.
+    /// Accounts by `region/account`. The empty key is the daemon's own account.
     accounts: BTreeMap<String, Account>,
-    /// By region.
+    /// Callers by region. The empty key is the daemon's own region.
     callers: BTreeMap<String, Caller>,
-    /// When each lane may hold events that are past their time.
+    /// When each lane may hold events past their age.
     expiry: BTreeSet<(UnixMillis, LaneId)>,
     turn: u64,
     holds: u64,
-    /// The lanes that the present plan took off the agenda.
+    /// The lanes that the current plan took off the agenda.
     planned: Vec<LaneId>,
-    /// The lanes that have their share of the slots already.
+    /// Lanes that have their share of the slots. They return to the agenda when an attempt ends.
     parked: BTreeSet<LaneId>,
     in_flight: u32,
     bytes_in_flight: u64,
     rate: Option<Rate>,
-    /// By which ages are counted.
+    /// The steps of the clock. An age is a span of time, so it must not count them.
     steps: Steps,
-    /// What came with a new lane or the end of one, and people have not heard of.
+    /// Changes that came with a new or removed lane and were not announced yet.
     noticed: Vec<(FunctionName, Change)>,
 }
 
-/// The right to one attempt: which holds it probes. [`Lanes::finished`] takes it back.
+/// The right to one attempt. Names the holds that the attempt probes. [`Lanes::finished`] or [`Lanes::answered`] takes
+/// it back.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ticket {
     lane_hold: Option<u64>,
@@ -105,19 +107,19 @@ pub struct Finished<'a> {
     pub event: EventId,
     pub ticket: Ticket,
     pub outcome: &'a Outcome,
-    /// What [`Lanes::weigh`] said, where the outcome is doubtful.
+    /// The answer of [`Lanes::weigh`]. Ignored unless the outcome is doubtful.
     pub blame: Blame,
     pub pause: Option<Pause>,
-    /// The event is dead: what it said about its lane no longer counts.
+    /// The event was buried, so its failures no longer count against its lane.
     pub buried: bool,
-    /// In words, for people.
+    /// Code and message, for people.
     pub said: String,
     pub payload_bytes: u64,
     pub began: Instant,
     pub ended: Instant,
 }
 
-/// What became of the event of an attempt.
+/// What became of an attempt's event.
 #[derive(Debug)]
 pub struct Settled<'a> {
     pub lane: LaneId,
@@ -125,11 +127,11 @@ pub struct Settled<'a> {
     pub event: EventId,
     pub ticket: Ticket,
     pub pause: Option<Pause>,
-    /// The event is dead: what it said about its lane no longer counts.
+    /// The event was buried, so its failures no longer count against its lane.
     pub buried: bool,
 }
 
-/// What people should hear of.
+/// A change that dispatch announces in the log and in metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     Held {
@@ -146,7 +148,7 @@ pub enum Change {
         failed: u32,
         last: String,
     },
-    /// As many succeed as fail again.
+    /// At least as many attempts succeed as fail again.
     Well,
 }
 
@@ -170,7 +172,7 @@ impl Lanes {
         }
     }
 
-    /// Takes in what the outbox says of the lanes that changed.
+    /// Takes over what the outbox reports of changed lanes.
     pub fn learn(&mut self, news: LaneNews, now: UnixMillis) {
         for id in news.retired {
             self.retire(id);
@@ -198,19 +200,19 @@ impl Lanes {
         }
     }
 
-    /// What people should hear of the lanes that are new, or no more.
+    /// Returns the changes of new and removed lanes that were not announced yet.
     pub fn noticed(&mut self) -> Vec<(FunctionName, Change)> {
         std::mem::take(&mut self.noticed)
     }
 
-    /// Takes in a reading of all lanes: one that is not in it is no more.
+    /// Takes over a reading of all lanes. A lane that is missing from it was removed.
     pub fn learn_all(&mut self, mut news: LaneNews, now: UnixMillis) {
         let known: BTreeSet<_> = news.lanes.iter().map(|view| view.lane).collect();
         news.retired = self.lanes.keys().copied().filter(|id| !known.contains(id)).collect();
         self.learn(news, now);
     }
 
-    /// Takes over other settings, for attempts that begin from now on. Rates and ceilings that changed count anew.
+    /// Applies new settings to attempts that begin from now on. Rates start with a full bucket.
     pub fn reconfigure(&mut self, settings: Settings, now: UnixMillis) {
         self.rate = Rate::per_second(settings.rate);
         self.settings = settings;
@@ -224,7 +226,7 @@ impl Lanes {
                 lane.policy = self.settings.policy(&lane.view.function).clone();
                 lane.limiter.set_max(lane.policy.concurrency_max);
                 lane.rate = Rate::per_second(lane.policy.rate);
-                // The hour's count goes on under another ceiling.
+                // The hour's count continues under the new ceiling.
                 lane.spend = lane.spend.take().map_or_else(
                     || SpendGuard::per_hour(lane.policy.invocations_per_hour_max, lane.view.spent),
                     |spend| spend.with_max(lane.policy.invocations_per_hour_max),
@@ -234,7 +236,8 @@ impl Lanes {
         }
     }
 
-    /// When there will be something to lease; never, if only the end of an attempt can change anything.
+    /// When there will be something to lease. [`UnixMillis::MAX`] means that only the end of an attempt can change
+    /// anything.
     pub fn next_time(&self, now: UnixMillis) -> UnixMillis {
         let expiry = self.expiry.first().map_or(UnixMillis::MAX, |&(time, _)| time);
         if self.slots_left() == 0 {
@@ -248,12 +251,13 @@ impl Lanes {
         account.next_time(self.callers.get(&account.region))
     }
 
-    /// Payload bytes that may still be taken into memory.
+    /// Payload bytes that attempts may still take into memory.
     pub fn bytes_left(&self) -> u64 {
         self.settings.in_flight_bytes_max.saturating_sub(self.bytes_in_flight)
     }
 
-    /// What to lease now: each lane in its turn, as far as slots go. [`Lanes::planned`] must follow.
+    /// What to lease now: from each lane in its turn, while slots last. The caller must call [`Lanes::planned`]
+    /// afterwards.
     pub fn plan(&mut self, now: UnixMillis) -> Vec<LaneWant> {
         let mut wants = Vec::new();
         let mut slots = self.slots_left();
@@ -292,7 +296,7 @@ impl Lanes {
         wants
     }
 
-    /// What to lease only to bury it: the lanes that may hold events past their time.
+    /// What to lease only to bury it: from lanes that may hold events past their age.
     pub fn expired(&mut self, now: UnixMillis) -> Vec<LaneWant> {
         let mut wants = Vec::new();
         while wants.len() < EXPIRED_LANES_MAX
@@ -315,7 +319,7 @@ impl Lanes {
         wants
     }
 
-    /// A search found events past their age: there may be more, which are searched for at once.
+    /// A search found events past their age. The lane may hold more, so it is searched again at once.
     pub fn found_expired(&mut self, id: LaneId, now: UnixMillis) {
         if let Some(lane) = self.lanes.get_mut(&id) {
             lane.next_expiry = now;
@@ -323,13 +327,14 @@ impl Lanes {
         }
     }
 
-    /// Whether an attempt that was planned may still begin: not if the hour has turned, and a ceiling counts by the hour.
+    /// Whether a planned attempt may still begin. It may not if the hour has turned since and the lane has an hourly
+    /// ceiling.
     pub fn may_begin(&self, id: LaneId, now: UnixMillis) -> bool {
         let spend = self.lanes.get(&id).and_then(|lane| lane.spend.as_ref());
         spend.is_none_or(|spend| spend.has_reserve(now))
     }
 
-    /// What lanes have in reserve and will not use: to be noted by a lease that takes nothing.
+    /// The reserves that lanes will not use. The caller stores them with a lease that takes no event.
     pub fn give_back(&mut self) -> Vec<LaneWant> {
         let unused = |(&lane, of): (&LaneId, &mut Lane)| {
             let spent = of.spend.as_mut().and_then(SpendGuard::give_back)?;
@@ -362,7 +367,7 @@ impl Lanes {
         (ticket, lane.spend(now))
     }
 
-    /// The leases of a plan have been asked for, and the attempts begun.
+    /// The leases of the plan were taken and their attempts have begun.
     pub fn planned(&mut self, now: UnixMillis) {
         self.accounts.values_mut().for_each(|account| account.shared.planned = 0);
         self.callers.values_mut().for_each(|caller| caller.shared.planned = 0);
@@ -376,8 +381,9 @@ impl Lanes {
         }
     }
 
-    /// Whose fault a doubtful failure is, as far as its lane and its region can tell. To be asked before
-    /// [`Lanes::finished`]; `may_ask` says whether Lambda may be asked. Where it says [`Blame::Ask`], [`Lanes::answered`] must follow.
+    /// Decides whose fault a doubtful failure is, as far as its lane and its region can tell. Call this before
+    /// [`Lanes::finished`]. `may_ask` says whether Lambda may be asked. After [`Blame::Ask`], [`Lanes::answered`] must
+    /// follow.
     pub fn weigh(
         &mut self,
         id: LaneId,
@@ -387,7 +393,7 @@ impl Lanes {
         may_ask: bool,
     ) -> Blame {
         let outage = Blame::Outage { scope: Scope::Lane };
-        // Lambda has not spoken. What somebody else says in its place proves nothing about an event.
+        // This answer is not Lambda's, so it proves nothing about the event.
         if *outcome == Outcome::Foreign {
             return outage;
         }
@@ -407,7 +413,7 @@ impl Lanes {
         blame
     }
 
-    /// An attempt ended; says what people should hear of.
+    /// An attempt ended. Returns the changes to announce.
     pub fn finished(&mut self, finished: Finished<'_>, now: UnixMillis) -> Vec<Change> {
         let Finished { lane: id, function, event, ticket, outcome, blame, began, ended, .. } = finished;
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -436,7 +442,7 @@ impl Lanes {
         changes
     }
 
-    /// Lambda has answered what a doubtful failure made us ask. The probe that the attempt was is over only now.
+    /// Lambda has answered a dry run. Only now does the attempt end as a probe.
     pub fn answered(&mut self, settled: Settled<'_>, now: UnixMillis) -> Vec<Change> {
         let id = settled.lane;
         if let Some(lane) = self.lanes.get_mut(&id) {
@@ -447,7 +453,7 @@ impl Lanes {
         changes
     }
 
-    /// What the end of an attempt makes of the holds that it probed, or brings.
+    /// Applies the end of an attempt to the holds that it probed or causes.
     fn settled(&mut self, settled: Settled<'_>, now: UnixMillis) -> Vec<Change> {
         let Settled { lane: id, function, event, ticket, pause, buried } = settled;
         self.holds += 1;
@@ -479,8 +485,8 @@ impl Lanes {
         changes
     }
 
-    /// An operator wants to know whether a function is well: the holds that stop it end their pause, and one probe may go
-    /// at once. Says what holds it until that comes back.
+    /// An operator asks whether a function works again. Ends the pause of every hold that stops it, so that one probe
+    /// may go at once. Returns what holds the function until that probe returns.
     pub fn probe_now(&mut self, function: &FunctionName, now: UnixMillis) -> Option<Held> {
         let id = self.lanes.iter().find(|(_, lane)| lane.view.function == *function).map(|(&id, _)| id)?;
         let accounts = self.accounts.get_mut(account(function)).and_then(|account| account.shared.hold.as_mut());
@@ -499,12 +505,13 @@ impl Lanes {
         self.lanes.get(&id).map_or(0, |lane| lane.in_flight)
     }
 
-    /// Attempts of one lane that may be in flight.
+    /// The most attempts that one lane may have in flight now.
     pub fn limit(&self, id: LaneId) -> u32 {
         self.lanes.get(&id).map_or(0, |lane| lane.limiter.limit())
     }
 
-    /// The lanes of which a change of this scope tells, and whether each is held: one, or all of an account or region.
+    /// The lanes that a change of this scope concerns, and whether each is held: one lane, or all of an account or
+    /// region.
     pub fn told_of(&self, function: &FunctionName, scope: Scope) -> Vec<(&FunctionName, bool)> {
         let concerned = |name: &FunctionName| match scope {
             Scope::Lane => name == function,
@@ -530,7 +537,7 @@ impl Lanes {
         self.settings.policy(function)
     }
 
-    /// What the operator sees of each lane.
+    /// The state of each lane, for the operator.
     pub fn status(&self, now: UnixMillis, instant: Instant) -> BTreeMap<FunctionName, LaneStatus> {
         let status = |(&id, lane): (&LaneId, &Lane)| {
             let (account, caller) = self.shared_of(lane);
@@ -551,7 +558,7 @@ impl Lanes {
         self.lanes.iter().map(status).collect()
     }
 
-    /// What holds a lane: the widest scope counts.
+    /// What holds a lane. If several holds do, the one with the widest scope.
     fn held(&self, id: LaneId, now: UnixMillis) -> Option<Held> {
         let lane = self.lanes.get(&id)?;
         let (account, caller) = self.shared_of(lane);
@@ -610,7 +617,7 @@ impl Lanes {
         }
     }
 
-    /// Puts a lane where it belongs on the agendas. One that is due already keeps its turn.
+    /// Puts a lane on the agendas at its next time. A lane that is already due keeps its turn.
     fn reschedule(&mut self, id: LaneId, now: UnixMillis) {
         self.schedule_expiry(id, now);
         let Some(lane) = self.lanes.get(&id) else { return };

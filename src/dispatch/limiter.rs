@@ -1,69 +1,70 @@
-//! How many attempts of one lane may be in flight: found by trying, as TCP finds its window. Pure.
+//! How many attempts may be in flight: found by trying, as TCP finds its window. Pure.
 //!
-//! Grows while it is what binds: by doubling at first (slow start), then by steps that double with each round trip that
-//! brings no throttle. Shrinks at most once a round trip, when Lambda throttles or does not answer: by the last step, and
-//! further by [`DECREASE`] if that was not enough. What was throttled is the *ceiling*. Up to one below it the limit
-//! comes back quickly; beyond it only once the throttled calls are paid for, each with [`PRICE`] answered ones (CUBIC's
-//! plateau, counted in calls). So whatever the capacity is, large or small, about one call in [`PRICE`] is wasted on
-//! looking for more.
+//! The limit grows only while it is reached: it doubles at first (slow start), then grows by steps that double with
+//! each round trip without a throttle. It shrinks at most once a round trip, when Lambda throttles or does not answer:
+//! by the last step, and then by [`DECREASE`] if that did not suffice. The limit that was throttled is the *ceiling*.
+//! The limit returns quickly to one below the ceiling. It goes beyond only when each throttled call is paid for with
+//! [`PRICE`] answered ones (CUBIC's plateau, counted in calls). So at any capacity about one call in [`PRICE`] is
+//! wasted on looking for more.
 //!
-//! Throttling that has nothing to do with concurrency is told by experiment: if cut after cut the share of throttled calls
-//! stays what it was, the limit is put back and that share is borne (*noise*), for a while; then the experiment is made
-//! again. Cutting on would end at one attempt at a time and still have the same share throttled.
+//! Some throttling has nothing to do with concurrency. An experiment tells: if the share of throttled calls stays the
+//! same cut after cut, the limiter restores the limit and accepts that share (*noise*). After a while it repeats the
+//! experiment. Further cuts would end at one attempt at a time, with the same share throttled.
 //!
-//! A rise of latency stops growth: more attempts at once would only wait elsewhere.
+//! A rise of latency stops growth, because more attempts at once would only wait elsewhere.
 //!
-//! A lane that nobody has answered yet has one attempt under way, and one that nobody answers any more is cut to a quarter,
-//! also within a round trip: what hangs occupies slots that all share, and costs the others no more than one of them.
+//! A lane that had no answer yet has one attempt in flight. A lane that gets no answers any more is cut to a quarter,
+//! even within a round trip. Attempts that hang occupy slots that all lanes share.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The limit with which the search begins, once there was an answer.
+/// The limit at which the search begins, after the first answer.
 const START: f64 = 8.0;
 
-/// What a cut leaves of the limit at least; and what a further one in a row leaves.
+/// The part of the limit that a first cut leaves at least. Each further cut in a row leaves exactly this part.
 const DECREASE: f64 = 0.8;
 
-/// What a cut leaves of the limit once as many attempts as it allows have failed in a row.
+/// The part of the limit that a cut leaves if as many attempts as the limit allows have failed in a row.
 const DECREASE_UNANSWERED: f64 = 0.25;
 
 /// Answered calls that pay for a throttled one. Also the longest stay below the ceiling, in round trips.
 const PRICE: f64 = 40.0;
 
-/// How fast a limit comes back towards its ceiling: this part of the way in the first round trip.
+/// How fast a limit returns towards its ceiling: this part of the way in the first round trip.
 const RETURN: f64 = 0.25;
 
-/// Calls over which the share of throttled ones is smoothed.
+/// Number of calls over which the share of throttled ones is smoothed.
 const SHARE_CALLS: f64 = 64.0;
 
-/// Cuts in a row after which the share is compared with what it was after the second.
+/// Number of cuts in a row after which the share is compared with the share at the second cut.
 const EXPERIMENT_CUTS: u32 = 4;
 
-/// The share counts as unchanged if so much of it is left: chance takes some of it away. Cuts that help leave less, as
-/// three of them nearly halve the limit.
+/// The share counts as unchanged if at least this part of it is left, because chance takes some away. Cuts that help
+/// leave less: three of them nearly halve the limit.
 const UNCHANGED: f64 = 0.6;
 
-/// Above this share, cutting goes on whatever it brings.
+/// Above this share, cuts go on even if they do not help.
 const NOISE_MAX: f64 = 0.5;
 
-/// How far the share may rise above the noise before cutting begins again.
+/// How far the share may rise above the noise before cuts begin again.
 const NOISE_MARGIN: f64 = 0.15;
 
-/// Round trips between experiments.
+/// Round trips between two experiments.
 const NOISE_ROUNDS: u32 = 20;
 
-/// Attempts of a round trip at least; fewer without a throttle may be chance.
+/// The fewest attempts that count as a round trip. With fewer, the lack of a throttle may be chance.
 const ROUND_MIN: f64 = 8.0;
 
-/// Answers over which the present latency is smoothed.
+/// Number of answers over which the current latency is smoothed.
 const LATENCY_NOW: f64 = 16.0;
 
-/// A present latency of so many times the usual stops growth beyond the limit that had the usual one.
+/// If the current latency is this many times the usual, the limit does not grow beyond the one that had the usual
+/// latency.
 const LATENCY_RISE: f64 = 2.0;
 
-/// The usual latency is the lowest of late: it rises by this part in a round trip. What is slow because of us must not
+/// The usual latency is the lowest of late. It rises by this part in a round trip. Slowness that we cause must not
 /// become usual, or the limit would creep up for ever.
 const USUAL_RISE: f64 = 1.0 / 8_192.0;
 
@@ -73,30 +74,30 @@ pub struct Limiter {
     max: f64,
     /// What the limit grows by in a round trip.
     step: f64,
-    /// The limit that was throttled last; infinite if none is known.
+    /// The limit that was throttled last. Infinite if none is known.
     ceiling: f64,
-    /// Answered calls until the ceiling may be tried again.
+    /// Answered calls until the limit may pass the ceiling again.
     debt: f64,
     round: Round,
-    /// Whether anybody has answered yet.
+    /// Whether an answer has arrived yet.
     proven: bool,
-    /// Failures since the last answer, or since the last cut that they brought.
+    /// Failures since the last answer, or since the last cut that they caused.
     unanswered: f64,
     share: Share,
     streak: Streak,
     noise: Option<Noise>,
-    /// The highest limit that noise let stand: where the next experiment that ends so goes back to, however low chance
-    /// has brought it. Zero if none.
+    /// The highest limit that an experiment restored, where the next one that finds noise returns to, however low
+    /// chance has brought the limit. Zero if there was none.
     borne: f64,
     latency_now: f64,
     latency_usual: f64,
-    /// How many answers the present latency is of, as far as that matters.
+    /// Number of answers in the current latency, up to [`LATENCY_NOW`].
     latencies: u32,
-    /// The limit with which the latency was last the usual one.
+    /// The limit at which the latency was last the usual one.
     calm: f64,
 }
 
-/// The smoothed share of throttled calls: a mean over all calls at first, over the last [`SHARE_CALLS`] or so later.
+/// The smoothed share of throttled calls: at first a mean over all calls, later over about the last [`SHARE_CALLS`].
 #[derive(Debug, Clone, Copy, Default)]
 struct Share {
     throttled: f64,
@@ -114,21 +115,21 @@ impl Share {
     }
 }
 
-/// As many attempts as the limit allows at once, all of which ran under it.
+/// A round trip: as many attempts as the limit allows at once, all of them begun under this limit.
 #[derive(Debug, Clone, Copy, Default)]
 struct Round {
-    /// Attempts that began before ran under an older, higher limit.
+    /// Attempts that began before this ran under an older, higher limit.
     since: Option<Instant>,
     ended: f64,
 }
 
-/// Cuts with no quiet round trip between them.
+/// Cuts without a quiet round trip between them.
 #[derive(Debug, Clone, Copy, Default)]
 struct Streak {
     cuts: u32,
-    /// The limit before the first.
+    /// The limit before the first cut.
     limit: f64,
-    /// The share at the second, when the first limit had its effect.
+    /// The share at the second cut, when the first limit had its effect.
     share: f64,
 }
 
@@ -140,17 +141,18 @@ struct Noise {
 }
 
 impl Limiter {
-    /// A limiter that looks for its limit, up to `max`, which is at least 1; with one attempt until that is answered.
+    /// A limiter that searches for its limit, up to `max` (at least 1). It allows one attempt until the first answer.
     pub fn new(max: u32) -> Self {
         Self { proven: false, ..Self::starting_at(1.0, max) }
     }
 
-    /// As [`Limiter::new`], but several attempts may go before the first is answered: for calls whose answer takes minutes.
+    /// As [`Limiter::new`], but allows several attempts before the first answer. For calls whose answer may take
+    /// minutes.
     pub fn patient(max: u32) -> Self {
         Self::starting_at(START, max)
     }
 
-    /// A limiter that stands at `max`, which is at least 1, until it is throttled.
+    /// A limiter that stays at `max` (at least 1) until it is throttled.
     pub fn open(max: u32) -> Self {
         Self::starting_at(f64::INFINITY, max)
     }
@@ -178,18 +180,18 @@ impl Limiter {
         }
     }
 
-    /// From now on never above `max`, which is at least 1.
+    /// Sets the maximum (at least 1).
     pub fn set_max(&mut self, max: u32) {
         self.max = f64::from(max.max(1));
         self.limit = self.limit.min(self.max);
     }
 
-    /// Attempts that may be in flight; at least 1, at most the maximum.
+    /// Attempts that may be in flight: at least 1, at most the maximum.
     pub fn limit(&self) -> u32 {
         self.limit as u32
     }
 
-    /// After a pause: looks for the limit again, from a low one, so that what has waited does not come back at once.
+    /// Searches again from a low limit. Called after a pause, so that waiting events do not all come back at once.
     pub fn restart(&mut self) {
         self.limit = self.limit.min(START);
         self.step = self.limit;
@@ -197,8 +199,9 @@ impl Limiter {
         self.streak = Streak::default();
     }
 
-    /// An attempt was answered without complaint. `bound` says whether the limit was reached when an attempt last began:
-    /// then, not now, as several may end before another begins. `latency` counts only where it does not depend on the event.
+    /// An attempt got an answer that is no throttle. `bound` says whether the limit was reached when the last attempt
+    /// began. It does not say whether it is reached now, because several attempts may end before another begins.
+    /// `latency` is `None` if it depends on the event.
     pub fn succeeded(&mut self, bound: bool, latency: Option<Duration>, began: Instant) {
         self.share.note(false);
         self.unanswered = 0.0;
@@ -215,7 +218,7 @@ impl Limiter {
         if !slow {
             self.calm = self.limit;
         }
-        // A limit that does not bind teaches nothing about a higher one.
+        // If the limit was not reached, the answer tells nothing about a higher one.
         if !bound || slow && self.limit >= self.calm {
             return;
         }
@@ -228,12 +231,12 @@ impl Limiter {
             self.step = 1.0;
             self.limit = (self.limit + self.step / self.limit).min(self.max);
         } else {
-            // Just below it; by a fraction, of which the limit keeps only the whole part.
+            // Just below the ceiling. `limit()` returns only the whole part.
             self.limit = self.limit.max(self.ceiling - 1.0 / 1_024.0);
         }
     }
 
-    /// An attempt that began at `began` was throttled, or got no answer.
+    /// An attempt that began at `began` was throttled or got no answer.
     pub fn throttled(&mut self, began: Instant, now: Instant) {
         self.share.note(true);
         self.unanswered += 1.0;
@@ -249,7 +252,7 @@ impl Limiter {
         }
     }
 
-    /// The first answer: the search begins.
+    /// The first answer starts the search.
     fn begin(&mut self) {
         self.proven = true;
         self.limit = START.min(self.max);
@@ -286,7 +289,7 @@ impl Limiter {
         self.round = Round { since: Some(now), ended: 0.0 };
     }
 
-    /// Goes back to the limit of before the useless cuts.
+    /// Restores the limit from before the useless cuts.
     fn bear(&mut self, now: Instant) {
         self.limit = self.streak.limit.max(self.borne).min(self.max);
         self.step = 1.0;
@@ -301,12 +304,12 @@ impl Limiter {
         self.unanswered >= self.limit.max(ROUND_MIN)
     }
 
-    /// Whether an attempt ran under the present limit, and so has a say.
+    /// Whether an attempt began under the current limit, so that its result counts.
     fn is_own(&self, began: Instant) -> bool {
         self.round.since.is_none_or(|since| began >= since)
     }
 
-    /// One more of the round has ended, without a cut.
+    /// Counts an attempt of the round that ended without a cut.
     fn count(&mut self) {
         self.round.ended += 1.0;
         if self.round.ended < self.limit.max(ROUND_MIN) {
@@ -335,7 +338,8 @@ impl Limiter {
     fn watch(&mut self, latency: Option<Duration>) {
         let Some(latency) = latency.map(|latency| latency.as_secs_f64()) else { return };
         self.latencies += 1;
-        // A mean at first, and usual only once it is one of several: the first answer may be the quickest of all.
+        // At first a plain mean. It counts as usual only once it covers several answers, because the first one may be
+        // the quickest of all.
         self.latency_now += (latency - self.latency_now) / LATENCY_NOW.min(f64::from(self.latencies));
         if f64::from(self.latencies) >= LATENCY_NOW {
             self.latencies = LATENCY_NOW as u32;

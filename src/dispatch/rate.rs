@@ -1,26 +1,26 @@
-//! Rates that an operator has fixed. Pure.
+//! Rates and ceilings that an operator has set. Pure.
 
 use std::time::Duration;
 
 use crate::clock::UnixMillis;
 use crate::outbox::Spent;
 
-/// How much of a second's tokens may be used at once: a tenth.
+/// The part of a second's starts that may happen at once: a tenth.
 const BURST_PART: f64 = 10.0;
 
-/// At most so many starts a second (a token bucket, kept as the time at which it is full again: GCRA).
+/// Limits starts per second. A token bucket, stored as the time at which it is full again (GCRA).
 #[derive(Debug, Clone)]
 pub struct Rate {
     /// Milliseconds between two starts.
     interval: f64,
-    /// Starts at once.
+    /// Starts that may happen at once.
     burst: f64,
     /// When the bucket is full again, in milliseconds.
     full_at: f64,
 }
 
 impl Rate {
-    /// None for 0, which means no limit.
+    /// Returns `None` for 0, which means no limit.
     pub fn per_second(rate: u32) -> Option<Self> {
         let rate = f64::from(rate);
         (rate > 0.0).then(|| Self {
@@ -42,12 +42,12 @@ impl Rate {
         UnixMillis(at.max(0.0).ceil() as u64).max(now)
     }
 
-    /// The clock was set by so many milliseconds.
+    /// The clock was set forward by this many milliseconds.
     pub fn stepped(&mut self, by: i64) {
         self.full_at += by as f64;
     }
 
-    /// One start.
+    /// Counts one start.
     pub fn take(&mut self, now: UnixMillis) {
         self.full_at = self.full_at.max(now.0 as f64) + self.interval;
     }
@@ -55,26 +55,26 @@ impl Rate {
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
-/// Attempts are put in reserve by this part of the ceiling: so much of an hour's allowance a crash can cost at most.
+/// A reserve is this part of the ceiling. A crash can cost at most one reserve.
 const RESERVE_PART: u64 = 20;
 
-/// Attempts in reserve at most.
+/// The most attempts in a reserve.
 const RESERVE_MAX: u64 = 1_000;
 
-/// At most so many starts in each hour of the clock: a guard against spending without bound, not a rate.
+/// Limits starts in each hour of the clock: a guard against unlimited spending, not a rate.
 ///
-/// What is started must have been put in reserve, and a reserve counts as spent after a crash: so the ceiling holds over
-/// restarts too, and a reserve is written once for many starts.
+/// A start must come from a stored reserve, and after a crash the whole reserve counts as spent. So the ceiling also
+/// holds over restarts, and one write covers many starts.
 #[derive(Debug, Clone)]
 pub struct SpendGuard {
     max: u64,
     spent: Spent,
-    /// Starts of this hour that are on stable storage, or on their way there with the lease that asked.
+    /// Starts of this hour that are on stable storage, or will be with the lease that asked for them.
     reserved: u64,
 }
 
 impl SpendGuard {
-    /// Goes on from what was spent before; none for 0, which means no limit.
+    /// Continues from what was spent before. Returns `None` for 0, which means no limit.
     pub fn per_hour(max: u32, spent: Spent) -> Option<Self> {
         (max > 0).then(|| Self { max: max.into(), spent, reserved: spent.attempts })
     }
@@ -94,7 +94,7 @@ impl SpendGuard {
         }
     }
 
-    /// Puts so many starts, of those that are free, in reserve; says what to store first if there are not enough yet.
+    /// Reserves this many of the free starts. Returns what to store first if the reserve does not suffice yet.
     pub fn reserve(&mut self, starts: u32, now: UnixMillis) -> Option<Spent> {
         self.turn(now);
         let needed = self.spent.attempts + u64::from(starts);
@@ -106,31 +106,31 @@ impl SpendGuard {
         Some(Spent { attempts: self.reserved, ..self.spent })
     }
 
-    /// Whether a start is in reserve: not if the hour has turned since it was put there.
+    /// Whether a start is in reserve. The turn of the hour ends a reserve.
     pub fn has_reserve(&self, now: UnixMillis) -> bool {
         self.spent.is_of(now) && self.spent.attempts < self.reserved
     }
 
-    /// Gives back what is in reserve and will not be used: what to store, if there is anything.
+    /// Gives back the unused reserve. Returns what to store, if there was one.
     pub fn give_back(&mut self) -> Option<Spent> {
         let unused = self.reserved > self.spent.attempts;
         self.reserved = self.spent.attempts;
         unused.then_some(self.spent)
     }
 
-    /// One start; says whether it was the last of the hour.
+    /// Counts one start. Returns whether it was the last of the hour.
     pub fn take(&mut self, now: UnixMillis) -> bool {
         self.turn(now);
         self.spent.attempts += 1;
         self.spent.attempts == self.max
     }
 
-    /// The same count under another ceiling.
+    /// Keeps the count and changes the ceiling.
     pub fn with_max(self, max: u32) -> Option<Self> {
         (max > 0).then(|| Self { max: max.into(), ..self })
     }
 
-    /// A later hour begins with nothing spent, and so does one long before a wrong clock's.
+    /// Starts a new count if `now` is in a later hour, or long before an hour that a wrong clock noted.
     fn turn(&mut self, now: UnixMillis) {
         let hour = Spent::hour_of(now);
         if !self.spent.is_of(now) {
@@ -225,7 +225,8 @@ mod tests {
     }
 
     proptest! {
-        /// However often the process dies: no more starts than the ceiling, and each crash costs at most one reserve.
+        /// However often the process dies, no more starts happen than the ceiling allows, and each crash costs at most
+        /// one reserve.
         #[test]
         fn the_ceiling_holds_over_crashes(
             max in 1..3_000_u32, steps in proptest::collection::vec((1..40_u32, 0..40_u32, any::<bool>()), 1..200),

@@ -1,4 +1,5 @@
-//! What dispatch is doing, for the operator: asked for, not published, so that it costs nothing while nobody looks.
+//! What dispatch is doing, for the operator. Dispatch answers questions instead of publishing its state, so that this
+//! costs nothing while nobody asks.
 
 use std::collections::BTreeMap;
 
@@ -8,22 +9,22 @@ use super::verdict::{PauseKind, Scope};
 use crate::clock::UnixMillis;
 use crate::event::FunctionName;
 
-/// Questions that may wait for dispatch.
+/// The most questions that may wait for dispatch.
 const QUESTIONS_MAX: usize = 16;
 
 /// One lane, as dispatch sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LaneStatus {
     pub in_flight: u32,
-    /// Attempts that may be in flight: what the limiter has found.
+    /// The most attempts that may be in flight, as the limiter has found.
     pub limit: u32,
-    /// The same over all functions of the region.
+    /// The lower one of the limits that all functions of the account, and all calls into the region, share.
     pub account_limit: u32,
     pub held: Option<Held>,
-    /// Attempts of the last minute, about.
+    /// Delivered attempts of about the last minute.
     pub delivered_per_minute: u32,
     pub failed_per_minute: u32,
-    /// What the last failed attempt said, since the start of the process.
+    /// The last failed attempt since the start of the process.
     pub last_error: Option<LastError>,
     /// Set while more attempts fail than succeed.
     pub failing_since: Option<UnixMillis>,
@@ -33,26 +34,26 @@ pub struct LaneStatus {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastError {
     pub at: UnixMillis,
-    /// Status, code and message, in words.
+    /// Status, code and message, as one text.
     pub words: String,
 }
 
-/// Why nothing is attempted, or only a probe.
+/// Why a lane attempts nothing, or only a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     pub scope: Scope,
     pub kind: PauseKind,
     pub reason: String,
-    /// When the next probe may go, or attempts go on.
+    /// When the next probe may go, or when attempts continue.
     pub until: UnixMillis,
 }
 
-/// What is asked of dispatch.
+/// A question to dispatch.
 #[derive(Debug)]
 pub enum Question {
-    /// How do all lanes fare?
+    /// The state of all lanes.
     Lanes(oneshot::Sender<Lanes>),
-    /// End the pause of whatever holds this function, and probe it once; the answer is what holds it.
+    /// End the pause of every hold that stops this function, and probe it once. The answer is what holds it.
     Probe(FunctionName, oneshot::Sender<Option<Held>>),
 }
 
@@ -64,7 +65,7 @@ pub struct Status {
     questions: mpsc::Sender<Question>,
 }
 
-/// Where dispatch hears the questions.
+/// The receiver of the questions, for dispatch.
 pub type Questions = mpsc::Receiver<Question>;
 
 impl Status {
@@ -73,7 +74,7 @@ impl Status {
         (Self { questions }, asked)
     }
 
-    /// All lanes that dispatch knows of; none once it has ended.
+    /// All lanes that dispatch knows. Empty once dispatch has ended.
     pub async fn lanes(&self) -> Lanes {
         let (answer, answered) = oneshot::channel();
         if self.questions.send(Question::Lanes(answer)).await.is_err() {
@@ -82,8 +83,7 @@ impl Status {
         answered.await.unwrap_or_default()
     }
 
-    /// Has a function that is held probed at once, by one event if one is due. Says what holds it: the probe has not come
-    /// back yet.
+    /// Probes a held function at once, with one event if one is due. Returns what held it when the probe was allowed.
     pub async fn probe(&self, function: FunctionName) -> Option<Held> {
         let (answer, answered) = oneshot::channel();
         self.questions.send(Question::Probe(function, answer)).await.ok()?;

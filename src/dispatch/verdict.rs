@@ -1,9 +1,10 @@
-//! What an answer means. Pure: from a reply to an outcome, from an outcome to what is written and who must pause.
+//! Decides what an answer means. Pure: from a reply to an outcome, and from an outcome to what is written and who must
+//! pause.
 //!
-//! Two rules decide the hard cases. An event is charged for a failure that is its own fault, as far as the lane can tell
-//! (`Blame`, docs/adr/0012); for all else it waits uncharged. And an event dies at once only of a code that is known to say
-//! so: what is not understood may be the event's fault, so that it is neither lost, nor buried at once, nor repeated for
-//! ever.
+//! Two rules decide the hard cases. First, an event is charged for a failure that is its own fault, as far as the lane
+//! can tell ([`Blame`], docs/adr/0012). Other failures do not charge it. Second, an event is buried at once only if the
+//! error code is known to be final. An unknown code may be the event's fault, so the event is neither lost, nor buried
+//! at once, nor retried for ever.
 
 use std::time::Duration;
 
@@ -18,57 +19,57 @@ mod codes;
 
 use codes::Class;
 
-/// The longest `Retry-After` that is believed.
+/// The longest `Retry-After` that sendoff obeys. Longer ones are cut to it.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
 
-/// The longest hold between two looks whether an operator has repaired something.
+/// The longest hold between two probes that find out whether an operator has repaired something.
 pub const HOLD_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// The longest pause of a lane whose endpoint is out of reach.
+/// The longest pause of a lane whose endpoint cannot be reached.
 pub const UNREACHABLE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// The longest pause between two probes of a lane in an outage: within it, the end of the outage is noticed.
+/// The longest pause between two probes of a lane in an outage. The end of the outage is noticed within it.
 pub const OUTAGE_PAUSE_MAX: Duration = Duration::from_secs(20);
 
-/// Lambda's answer to an Event that it has queued.
+/// Lambda's status for an event that it has queued.
 const ACCEPTED: u16 = 202;
 
-/// Lambda's answer to a call whose function has ended.
+/// Lambda's status for a call whose function has ended.
 const RETURNED: u16 = 200;
 
-/// Lambda's answer to a dry run of a function that may be invoked.
+/// Lambda's status for a dry run of a function that may be invoked.
 const WELL: u16 = 204;
 
-/// Bytes of an error message that are kept (as much as Lambda's own dead letters have).
+/// The most bytes kept of an error message: as many as Lambda's own dead letters have.
 pub const MESSAGE_BYTES_MAX: usize = 1_024;
 
-/// Bytes of a pause's reason.
+/// The most bytes of a pause's reason.
 const REASON_BYTES_MAX: usize = 256;
 
-/// What an attempt came to.
+/// The result of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Lambda has it: 202 for an Event, 200 for a call whose answer was waited for.
+    /// Lambda accepted the event (202), or the awaited call has returned (200).
     Delivered,
-    /// The function ran and failed (seen only in confirm mode).
+    /// The function ran and failed. Seen only in confirm mode.
     FunctionFailed,
-    /// Too fast for the scope; not the event's fault.
+    /// Lambda throttled the scope. Not the event's fault.
     Throttled { scope: Scope, retry_after: Option<Duration> },
-    /// Failed in a way that may pass, or that is not understood.
+    /// A failure that may pass, or that sendoff does not know.
     Transient,
-    /// The signature was rejected: the credentials are wrong, or something spoils this one request.
+    /// The signature was rejected: the credentials are wrong, or something in between changes this one request.
     Rejected,
-    /// The function is being created, updated or connected; that passes by itself.
+    /// The function is being created, updated or connected. This passes by itself.
     Unready,
-    /// Something between answered in Lambda's place as if it had taken the event.
+    /// Something in between answered as if it had accepted the event.
     Foreign,
-    /// No answer: it may have been delivered, and the repetition may be a duplicate.
+    /// No answer arrived. Lambda may have the event, so a retry may deliver it twice.
     Lost,
-    /// Certainly nobody has it.
+    /// The request certainly reached nobody.
     NotSent,
-    /// Somebody must repair something in the scope; not the event's fault.
+    /// Somebody must repair something in the scope. Not the event's fault.
     Operator { scope: Scope },
-    /// Lambda will never take it.
+    /// Lambda will never accept this event.
     Refused,
 }
 
@@ -94,7 +95,7 @@ impl Outcome {
         }
     }
 
-    /// Whether this failure may be the event's own fault, or an outage's: [`Blame`] decides.
+    /// Whether the event or an outage may be at fault, so that [`Blame`] must decide.
     pub fn is_doubtful(&self) -> bool {
         match self {
             Self::Transient | Self::Foreign | Self::Lost | Self::FunctionFailed | Self::Rejected => true,
@@ -111,11 +112,11 @@ impl Outcome {
 /// Whom a throttle or a hold concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
-    /// The one function.
+    /// One function.
     Lane,
-    /// Every function of the account in the region.
+    /// All functions of the account in the region.
     Account,
-    /// Every call into the region, of whosever function: all are made with the same credentials.
+    /// All calls into the region, to functions of any account: they use the same credentials.
     Caller,
 }
 
@@ -133,18 +134,18 @@ impl Scope {
 /// Whose fault a doubtful failure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
-    /// The event's own: it is charged.
+    /// The event's own. It is charged.
     Event,
-    /// Nobody knows yet: Lambda is to be asked (`DryRun`).
+    /// Not known yet. Lambda must be asked (`DryRun`).
     Ask,
-    /// Nobody knows, and Lambda is being asked for another event of the lane: this one waits, uncharged.
+    /// Not known, and Lambda is being asked for another event of the lane. This event waits, uncharged.
     Wait,
-    /// An outage: the event waits, uncharged, and the scope is held.
+    /// An outage. The event waits, uncharged, and the scope is held.
     Outage { scope: Scope },
 }
 
-/// What a dry run says about the event whose failure it was asked after. Lambda's 204 says that function and service are
-/// well; so does a refusal of the question itself, as emulators give that have no dry runs.
+/// What a dry run says about the event that failed. Lambda's 204 means that function and service work. So does an
+/// answer that refuses the dry run itself: emulators without dry runs give one.
 pub fn blame_after_dry_run(reply: &Reply) -> Blame {
     let well = match reply {
         Reply::Answer(answer) => {
@@ -169,7 +170,7 @@ pub struct Pause {
     pub scope: Scope,
     pub kind: PauseKind,
     pub until: UnixMillis,
-    /// In words, for people: code and message.
+    /// Code and message, for people.
     pub reason: String,
 }
 
@@ -178,13 +179,13 @@ pub struct Pause {
 pub enum PauseKind {
     Throttled,
     Unreachable,
-    /// Everything fails, and it is not its events' fault.
+    /// Everything fails, and the events are not at fault.
     Outage,
     /// The function is being created, updated or connected.
     Unready,
-    /// Waits for an operator.
+    /// An operator must repair something.
     Held,
-    /// The spend guard's ceiling is reached.
+    /// The ceiling of the spend guard is reached.
     Spent,
 }
 
@@ -201,7 +202,8 @@ impl PauseKind {
         }
     }
 
-    /// Up to what its pauses grow; none if others say how long they are.
+    /// The longest pause of this kind. `None` means that the pauses do not grow: Lambda or the spend guard sets their
+    /// length.
     pub fn pause_max(self) -> Option<Duration> {
         match self {
             Self::Throttled | Self::Spent => None,
@@ -212,7 +214,7 @@ impl PauseKind {
     }
 }
 
-/// What a reply to a call in this mode means, from code, status and kind of failure alone.
+/// What a reply to a call in this mode means. Depends only on code, status and kind of failure.
 pub fn outcome_of(reply: &Reply, mode: Mode) -> Outcome {
     let answer = match reply {
         Reply::NotSent(failure) => return not_sent(failure.kind),
@@ -241,15 +243,15 @@ pub fn outcome_of(reply: &Reply, mode: Mode) -> Outcome {
         Some(Class::Rejected) => Outcome::Rejected,
         Some(Class::Unready) => Outcome::Unready,
         Some(Class::Refused) => Outcome::Refused,
-        // 429 says "too fast" whoever says it (RFC 6585 section 4).
+        // Status 429 means "too fast", whoever sends it (RFC 6585 section 4).
         None if answer.status == 429 => throttled(Scope::Lane),
-        // Not Lambda's words, or new ones: see the head of this file.
+        // An unknown code, perhaps not Lambda's: see the head of this file.
         None => Outcome::Transient,
     }
 }
 
-/// The outcome of an event's attempt. That no request can be made of it holds its lane only if the configuration is at fault;
-/// an event that no configuration could send is refused, so that it does not stand in the way of others.
+/// The outcome of an event's attempt. If no request can be built and the configuration is at fault, the lane is held.
+/// If no configuration could send the event, it is refused, so that it does not block others.
 pub fn outcome_for(event: &Event, reply: &Reply, mode: Mode) -> Outcome {
     let is_unbuildable =
         matches!(reply, Reply::NotSent(Failure { kind: FailureKind::Unbuildable, .. })) && unsendable(event).is_some();
@@ -266,8 +268,8 @@ fn not_sent(kind: FailureKind) -> Outcome {
     }
 }
 
-/// Whom a 429 concerns, by its `Reason`. Only limits that all functions share slow all of them; the limit on creating
-/// snapshots meets only functions that start from one, so it does not.
+/// Whom a 429 concerns, by its `Reason`. Only limits that all functions share slow all of them. The limit on creating
+/// snapshots concerns only functions that start from one, so it slows one lane.
 fn throttle_scope(reason: Option<&str>) -> Scope {
     match reason {
         Some("CallerRateLimitExceeded") => Scope::Caller,
@@ -276,8 +278,8 @@ fn throttle_scope(reason: Option<&str>) -> Scope {
     }
 }
 
-/// What becomes of an event after an attempt: `history` as it was before, `now` when the attempt ended; `blame` counts where
-/// the outcome is doubtful. A retry is never due beyond the event's deadline, so that it is buried in time.
+/// What becomes of an event after an attempt. `history` is from before the attempt, `now` is its end. `blame` counts
+/// only if the outcome is doubtful. No retry is due after the event's deadline, so that the event is buried in time.
 #[expect(clippy::too_many_arguments, reason = "all that a verdict depends on, and nothing else")]
 pub fn decide(
     outcome: &Outcome,
@@ -305,9 +307,9 @@ pub fn decide(
     }
 }
 
-/// When an event is buried, however it fares: `age_max` after its acceptance (or after the
-/// time that it was to be delivered at), or at its own `expires_at` if that is sooner. An age is a span: it counts the time
-/// that has passed, however the clock was set since.
+/// When an event is buried, whatever its attempts brought: `age_max` after its acceptance (or after its `deliver_at`),
+/// or at its own `expires_at` if that is sooner. An age counts the time that has passed, however the clock was set
+/// since.
 pub fn deadline(event: &Event, policy: &Policy, clock: &Clock) -> UnixMillis {
     let began = match event.deliver_at {
         Some(at) if at > clock.now() => at,
@@ -318,12 +320,12 @@ pub fn deadline(event: &Event, policy: &Policy, clock: &Clock) -> UnixMillis {
     event.expires_at.map_or(by_age, |expires_at| expires_at.min(by_age))
 }
 
-/// Into the dead-letter state, to be shipped at once.
+/// Buries an event, to be shipped at once.
 pub fn bury(history: History, reason: BuryReason, now: UnixMillis) -> Settlement {
     Settlement::Bury(History { due: now, burial: Some(Burial { reason, at: now, unshippable: None }), ..history })
 }
 
-/// At most `bytes_max` bytes of `text`, whole characters.
+/// At most `bytes_max` bytes of `text`, cut at a character.
 fn cut(text: &str, bytes_max: usize) -> &str {
     &text[..text.floor_char_boundary(bytes_max)]
 }
@@ -342,7 +344,7 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// `history` counts this attempt already.
+    /// `history` includes this attempt already.
     fn charge(&self, history: History) -> Settlement {
         if history.attempts >= self.policy.attempts_max {
             return bury(history, BuryReason::RetriesExhausted, self.now);
@@ -355,7 +357,7 @@ impl Attempt<'_> {
     fn throttle(&self, history: History, scope: Scope, retry_after: Option<Duration>) -> Verdict {
         let floor = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
         let wait = self.wait(history.throttles, self.policy.backoff_cap, floor);
-        // Without a time from Lambda, how fast a lane or an account may go is for its limiter to find.
+        // If Lambda gives no time, nothing pauses: the limiter finds how fast the lane or account may go.
         let pause = retry_after.map(|_| floor);
         let history = History { throttles: history.throttles.saturating_add(1), setbacks: 0, ..history };
         Verdict {
@@ -364,7 +366,7 @@ impl Attempt<'_> {
         }
     }
 
-    /// A failure that may be the event's own fault.
+    /// Decides about a failure that may be the event's own fault.
     fn doubt(&self, history: History, blame: Blame) -> Verdict {
         match blame {
             Blame::Event => Verdict { settlement: self.charge(charged(history)), pause: None },
@@ -376,8 +378,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Uncharged; the event itself waits at least as long as its scope pauses, and not much longer: what the pause was for
-    /// may be over then, and the event's time nearly so.
+    /// Retries without a charge. The event waits at least as long as its scope pauses, but not much longer: the outage
+    /// may be over by then, and the event nearly too old.
     fn set_back(&self, history: History, scope: Scope, kind: PauseKind) -> Verdict {
         let cap = kind.pause_max().unwrap_or(self.policy.backoff_cap);
         let pause = backoff::ceiling(history.setbacks, self.policy.backoff_base, cap);
@@ -391,7 +393,7 @@ impl Attempt<'_> {
         backoff::delay(n, self.policy.backoff_base, cap, floor, self.clock)
     }
 
-    /// Tries again after `wait`, unless the event's time is over.
+    /// Retries after `wait`, unless the event is past its deadline.
     fn retry(&self, history: History, wait: Duration) -> Settlement {
         let deadline = deadline(self.event, self.policy, self.clock);
         if self.now >= deadline {
@@ -406,7 +408,7 @@ impl Attempt<'_> {
         Pause { scope, kind, until: self.now.plus(pause), reason }
     }
 
-    /// A proxy's 503 may carry it as well as Lambda's 429.
+    /// The wait that the answer asks for. A proxy's 503 may have one, as well as Lambda's 429.
     fn retry_after(&self) -> Option<Duration> {
         match self.reply {
             Reply::Answer(answer) => answer.retry_after.map(|wait| wait.min(RETRY_AFTER_MAX)),
@@ -415,7 +417,7 @@ impl Attempt<'_> {
     }
 }
 
-/// What is kept of a reply. An answer without a code gets its status as one: `http-502`.
+/// What is kept of a reply. An answer without a code gets one from its status, for example `http-502`.
 fn last_outcome(reply: &Reply, at: UnixMillis) -> LastOutcome {
     let (status, code, message, request_id) = match reply {
         Reply::Answer(answer) => {

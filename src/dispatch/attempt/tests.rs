@@ -1,4 +1,4 @@
-//! Dispatch as a whole, on the real engine with a store in memory, a fake Lambda and virtual time.
+//! Tests dispatch as a whole, on the real engine with a store in memory, a fake Lambda and virtual time.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -17,10 +17,10 @@ mod outages;
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
 
-/// What a fake Lambda answers, and after how long.
+/// What the fake Lambda answers, and after how long.
 type Says = dyn Fn(&Call, UnixMillis) -> (Duration, Reply) + Send + Sync;
 
-/// What the fake says, how long it takes over it, and what it has seen: time and function of every call.
+/// The fake Lambda: its answers, and the time and function of every call.
 #[derive(Clone)]
 struct Fake {
     says: Arc<Says>,
@@ -50,14 +50,14 @@ impl Invoke for Fake {
     }
 }
 
-/// What a fake Lambda answers to a dry run, and after how long.
+/// What the fake Lambda answers to a dry run, and after how long.
 type SaysDry = dyn Fn(&Function, UnixMillis) -> (Duration, Reply) + Send + Sync;
 
 fn well() -> Reply {
     Reply::Answer(Answer { status: 204, ..Answer::default() })
 }
 
-/// An outbox, a dispatch over it, and the fake.
+/// An outbox, a dispatch on it, and the fake Lambda.
 struct Bench {
     outbox: Handle,
     fake: Fake,
@@ -73,7 +73,7 @@ impl Bench {
         Self::with(settings, Duration::ZERO, says, |_, _| (FAST, well()))
     }
 
-    /// With a store whose commits take a while, and dry runs of their own.
+    /// A bench whose store takes this long for a commit, and whose fake answers dry runs by `dry`.
     fn with(
         settings: Settings,
         commit: Duration,
@@ -134,7 +134,7 @@ impl Bench {
         census.lanes.values().filter_map(|lane| lane.by_place.get(&place)).map(|count| count.events).sum()
     }
 
-    /// Lets virtual time pass until nothing waits any more; at most so long.
+    /// Lets virtual time pass until the outbox is empty. Fails after `at_most`. Returns the time it took.
     async fn until_empty(&self, at_most: Duration) -> Duration {
         let began = self.clock.now();
         loop {
@@ -217,7 +217,7 @@ async fn credentials_that_expire_for_ten_minutes_cost_no_event() {
     bench.end().await;
 }
 
-/// What a function answers that is dead in this way.
+/// The answers of a function that is dead in this way.
 fn dead(way: &str) -> (Duration, Reply) {
     let lost = Failure { kind: FailureKind::ReadTimeout, message: "no answer".into() };
     let away = Failure { kind: FailureKind::Connect, message: "refused".into() };
@@ -230,7 +230,8 @@ fn dead(way: &str) -> (Duration, Reply) {
     }
 }
 
-/// How long 90 functions take over 200 events each, beside others that are dead (`way` and a number) from `since` on.
+/// How long 90 functions take over 200 events each, in seconds, while other functions (`way` and a number) are dead
+/// from `since` on.
 async fn ninety_beside(others: &[&str], since: Duration, pause: Duration) -> f64 {
     let ill = START.plus(since);
     let bench = Bench::new(settings(policy()), move |call, now| match call.function.name.as_str().split_once('-') {
@@ -270,7 +271,7 @@ async fn ten_dead_functions_slow_ninety_by_less_than_a_twentieth() {
         ("of all kinds, for a minute", &mixed, at_once, minute),
         ("that never answer, from the first moment", &silent, at_once, at_once),
         ("that never answer, for a minute", &silent, at_once, minute),
-        // Well at first, and with limits that have grown.
+        // These work at first, so their limits have grown.
         ("that fell silent a minute ago", &silent, Duration::from_secs(30), minute),
     ];
     for (case, others, since, pause) in cases {
@@ -282,7 +283,7 @@ async fn ten_dead_functions_slow_ninety_by_less_than_a_twentieth() {
 
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_throttled_events_do_not_come_back_at_once() {
-    // Calls take a second, and the limit grows by half with each: it has grown to 10,000 when all of them are throttled.
+    // A call takes a second, and each answer raises the limit. It has reached 10,000 when every call is throttled.
     let second = Duration::from_secs(1);
     let ill = START.plus(Duration::from_millis(17_900));
     let healed = ill.plus(Duration::from_secs(20));

@@ -1,9 +1,9 @@
-//! Whose fault a failure is: the event's own, or an outage. Pure; docs/adr/0012 has the reasons.
+//! Decides whose fault a failure is: the event's own, or an outage's. Pure. docs/adr/0012 has the reasons.
 //!
-//! The word of one event proves nothing. So a lane remembers how its last attempts fared, and a region the latest word of
-//! each of its lanes: these are the *witnesses*. An event is charged for a failure if others of its
-//! lane got through meanwhile. If it is the only one to fail and nothing else is known, Lambda is asked (`DryRun`). In every
-//! other case the failure is taken for an outage: nothing is charged, the lane is held and probed.
+//! One event alone proves nothing. So each lane remembers how its last attempts ended, and each region the last attempt
+//! of each of its lanes. These are the *witnesses*. An event is charged for a failure if other events of its lane got
+//! through meanwhile. If it is the only one that fails and nothing else is known, Lambda is asked (`DryRun`). Otherwise
+//! the failure counts as an outage: nothing is charged, and the lane is held and probed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -12,28 +12,28 @@ use tokio::time::Instant;
 
 use crate::dispatch::verdict::{Blame, Scope};
 
-/// Witnesses that are remembered.
+/// The most results remembered, over all witnesses.
 const WITNESSES_MAX: usize = 64;
 
-/// Words of one witness that are remembered.
+/// The most results remembered of one witness.
 const WORDS_EACH_MAX: usize = 4;
 
-/// How long a success speaks for its lane.
+/// How long a success counts for its lane.
 const FRESH: Duration = Duration::from_secs(2 * 60);
 
-/// How long a failure speaks against its lane.
+/// How long a failure counts against its lane.
 const STALE: Duration = Duration::from_secs(5 * 60);
 
-/// A lane counts as well while it has so many successes for each failure. At three, a lane that fails at random and is just
-/// well enough to be charged fails one event twelve times in a row once in sixteen million.
+/// A lane counts as well while it has this many successes for each failure. With three, in a lane that fails at random
+/// and is just well enough to be charged, one event in sixteen million fails twelve times in a row.
 const WELL: usize = 3;
 
-/// Failing events that are remembered.
+/// The most failing events remembered.
 const FAILING_MAX: usize = 1_024;
 
 const OUTAGE: Blame = Blame::Outage { scope: Scope::Lane };
 
-/// What one attempt said.
+/// The result of one attempt.
 #[derive(Debug, Clone, Copy)]
 struct Word<W> {
     who: W,
@@ -42,7 +42,7 @@ struct Word<W> {
     well: bool,
 }
 
-/// The latest words, oldest first.
+/// The latest results, oldest first.
 #[derive(Debug)]
 pub(super) struct Witnesses<W> {
     words: VecDeque<Word<W>>,
@@ -53,15 +53,15 @@ impl<W: Copy + Eq> Witnesses<W> {
         Self { words: VecDeque::new() }
     }
 
-    /// The latest word of a witness takes the place of its earlier ones.
+    /// Replaces the earlier results of a witness by this one.
     pub fn note_latest(&mut self, who: W, well: bool, began: Instant, ended: Instant) {
         self.forget(who);
         self.note(who, well, began, ended);
     }
 
-    /// One attempt that began and ended then went well or did not.
+    /// Adds the result of one attempt.
     fn note(&mut self, who: W, well: bool, began: Instant, ended: Instant) {
-        // One that is tried again and again must not push out what the others said.
+        // An event that is retried again and again must not push out the results of others.
         if self.words.iter().filter(|word| word.who == who).count() >= WORDS_EACH_MAX
             && let Some(first) = self.words.iter().position(|word| word.who == who)
         {
@@ -73,12 +73,12 @@ impl<W: Copy + Eq> Witnesses<W> {
         self.words.push_back(Word { who, began, ended, well });
     }
 
-    /// A witness that no longer counts: it is buried, or no more.
+    /// Removes a witness that no longer counts, because its event was buried or its lane removed.
     pub fn forget(&mut self, who: W) {
         self.words.retain(|word| word.who != who);
     }
 
-    /// How many others have succeeded of late, and how many have failed.
+    /// How many recent results of others are successes, and how many are failures.
     fn of_others(&self, who: W, now: Instant, counts: impl Fn(W) -> bool) -> (usize, usize) {
         let others = || self.words.iter().filter(|word| word.who != who);
         let age = |word: &Word<W>| now.saturating_duration_since(word.ended);
@@ -87,12 +87,12 @@ impl<W: Copy + Eq> Witnesses<W> {
         (well, ill)
     }
 
-    /// Whether another attempt began at `since` or later and went well.
+    /// Whether another's attempt began at `since` or later and succeeded.
     fn another_got_through(&self, who: W, since: Instant) -> bool {
         self.words.iter().any(|word| word.who != who && word.well && word.began >= since)
     }
 
-    /// Whether those that fail outweigh those that do not.
+    /// Whether the failures of others outweigh their successes.
     pub fn contradict(&self, who: W, now: Instant) -> bool {
         let (well, ill) = self.of_others(who, now, |_| true);
         ill > 0 && well < WELL * ill
@@ -105,9 +105,9 @@ pub(super) struct Doubt<E> {
     pub event: E,
     pub began: Instant,
     pub ended: Instant,
-    /// The function ran and failed: nobody need be asked whether it can be reached.
+    /// The function ran and failed, so it can be reached. No dry run is needed.
     pub ran: bool,
-    /// Other functions of the account fail too, and few get through.
+    /// Other functions of the region fail too, and few get through.
     pub others_fail: bool,
 }
 
@@ -115,16 +115,16 @@ pub(super) struct Doubt<E> {
 #[derive(Debug, Clone, Copy)]
 struct Failing {
     last: Instant,
-    /// Others got through meanwhile: what this event says proves nothing about the lane.
+    /// Other events got through meanwhile, so this event's failures say nothing about the lane.
     is_suspect: bool,
 }
 
-/// What a lane knows of how its events fare.
+/// How the events of a lane fare.
 #[derive(Debug)]
 pub(super) struct Health<E> {
     witnesses: Witnesses<E>,
     failing: BTreeMap<E, Failing>,
-    /// Whether Lambda is being asked.
+    /// Whether a dry run is under way.
     pub asking: bool,
     doubtful: bool,
 }
@@ -134,7 +134,7 @@ impl<E: Copy + Ord> Health<E> {
         Self { witnesses: Witnesses::new(), failing: BTreeMap::new(), asking: false, doubtful: false }
     }
 
-    /// Whose fault a failure is. To be asked before [`Health::failed`] notes it.
+    /// Decides whose fault a failure is. Call this before [`Health::failed`].
     pub fn weigh(&self, doubt: Doubt<E>) -> Blame {
         let Doubt { event, began, ended, ran, others_fail } = doubt;
         let (well, ill) = self.of_others(event, ended);
@@ -152,16 +152,16 @@ impl<E: Copy + Ord> Health<E> {
         self.witnesses.of_others(event, now, |who| self.failing.get(&who).is_none_or(|failing| !failing.is_suspect))
     }
 
-    /// Whether most others of the lane get through, and one did since this event's last attempt.
+    /// Whether most other events of the lane get through, and one did since this event's last attempt.
     fn is_alone(&self, event: E, began: Instant, ended: Instant) -> bool {
         let since = self.failing.get(&event).map_or(began, |failing| failing.last.min(began));
         let (well, ill) = self.of_others(event, ended);
         well >= WELL * (ill + 1) && self.witnesses.another_got_through(event, since)
     }
 
-    /// An attempt failed. True if others of the lane got through meanwhile.
+    /// An attempt failed. Returns whether other events of the lane got through meanwhile.
     pub fn failed(&mut self, event: E, began: Instant, ended: Instant) -> bool {
-        // Once a suspect, it stays one until it gets through.
+        // An event that is a suspect stays one until it gets through.
         let was_suspect = self.failing.get(&event).is_some_and(|failing| failing.is_suspect);
         let is_suspect = was_suspect || self.is_alone(event, began, ended);
         self.failing.insert(event, Failing { last: ended, is_suspect });
@@ -175,7 +175,7 @@ impl<E: Copy + Ord> Health<E> {
         is_suspect
     }
 
-    /// An attempt went well, and its event is gone.
+    /// An attempt succeeded, and its event is gone.
     pub fn succeeded(&mut self, event: E, began: Instant, ended: Instant) {
         self.failing.remove(&event);
         self.witnesses.note(event, true, began, ended);
@@ -185,14 +185,14 @@ impl<E: Copy + Ord> Health<E> {
         }
     }
 
-    /// The event is buried: what it said no longer counts.
+    /// The event was buried, so its results no longer count.
     pub fn buried(&mut self, event: E) {
         self.failing.remove(&event);
         self.witnesses.forget(event);
     }
 
-    /// Whether more fails than a lane that is well has failing: then events that were never attempted go first, as those
-    /// that failed say nothing new.
+    /// Whether more attempts fail than in a lane that is well. Events that were never attempted then go first, because
+    /// those that failed tell nothing new.
     pub fn is_doubtful(&self) -> bool {
         self.doubtful
     }

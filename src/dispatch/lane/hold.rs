@@ -1,4 +1,4 @@
-//! A pause of a lane or an account, and the probes that end it. Pure.
+//! A pause of a lane, an account or a caller, and the probes that end it. Pure.
 
 use std::time::Duration;
 
@@ -7,43 +7,43 @@ use crate::backoff;
 use crate::clock::UnixMillis;
 use crate::dispatch::verdict::{Pause, Scope};
 
-/// A pause; after it one attempt goes alone, and its outcome decides.
+/// A pause. After it, one attempt goes alone as a probe, and its outcome ends or prolongs the hold.
 pub(super) struct Hold {
     pub pause: Pause,
-    /// Tells it from all other holds.
+    /// Distinguishes this hold from all others.
     number: u64,
-    /// Failed probes in a row: what the pauses grow with.
+    /// Failed probes in a row. The pauses grow with them.
     strikes: u32,
-    /// Probes under way.
+    /// Probes in flight.
     probes: u32,
-    /// Whether the next probe is an event that was never attempted, if there is one.
+    /// Whether the next probe should be an event that was never attempted.
     fresh: bool,
 }
 
-/// An attempt that has ended, as far as a hold goes.
+/// The end of an attempt, as a hold needs it.
 #[derive(Clone, Copy)]
 pub(super) struct Ended {
-    /// From what the pauses of this lane grow.
+    /// The shortest pause of this lane. Pauses grow from it.
     pub base: Duration,
     pub now: UnixMillis,
-    /// The number of a hold that this may make.
+    /// The number of the hold that this attempt may cause.
     pub number: u64,
 }
 
 impl Hold {
-    /// Not before its probe has come back, if one is under way.
+    /// When the next attempt may go. [`UnixMillis::MAX`] while a probe is in flight.
     pub fn ends(&self) -> UnixMillis {
         if self.probes > 0 { UnixMillis::MAX } else { self.pause.until }
     }
 
-    /// An attempt begins under this hold: it is a probe, and gets the hold's number.
+    /// An attempt begins under this hold, as a probe. Returns the hold's number.
     pub fn probe(&mut self) -> u64 {
         self.probes += 1;
         self.fresh = !self.fresh;
         self.number
     }
 
-    /// The clock was set by so many milliseconds: a pause is a span.
+    /// The clock was set forward by this many milliseconds. A pause keeps its length.
     pub fn stepped(&mut self, by: i64) {
         self.pause.until = self.pause.until.shifted(by);
     }
@@ -52,14 +52,15 @@ impl Hold {
         self.fresh
     }
 
-    /// An operator wants to know: the next probe may go at once, and takes what is due.
+    /// An operator asks whether the function works again. The next probe may go at once, and takes an event that is
+    /// due.
     pub fn end_pause(&mut self, now: UnixMillis) {
         self.pause.until = self.pause.until.min(now);
         self.fresh = false;
     }
 
-    /// What the end of an attempt makes of a hold. Attempts that began before the hold can prolong it, not end it.
-    /// `probe` is the hold that it was to probe.
+    /// Applies the end of an attempt to a hold. `probe` is the number of the hold that the attempt was to probe. An
+    /// attempt that began before the hold can prolong the hold, but cannot end it.
     pub fn judge(
         hold: &mut Option<Self>,
         probe: Option<u64>,

@@ -15,13 +15,13 @@ use crate::dispatch::{Mode, Policy, Settings};
 use crate::event::EventId;
 use crate::outbox::{LaneView, Which};
 
-/// One function's events, and what is known of it.
+/// The events of one function, and what dispatch knows of it.
 pub(super) struct Lane {
     pub view: LaneView,
     pub policy: Policy,
     pub limiter: Limiter,
     pub in_flight: u32,
-    /// Whether the limit was reached when an attempt last began.
+    /// Whether the limit was reached when the last attempt began.
     pub bound: bool,
     pub hold: Option<Hold>,
     pub health: Health<EventId>,
@@ -30,13 +30,13 @@ pub(super) struct Lane {
     pub bytes: u64,
     pub rate: Option<Rate>,
     pub spend: Option<SpendGuard>,
-    /// The hour's ceiling is reached, and people have heard of it.
+    /// The hour's ceiling is reached and was announced.
     pub spent: bool,
-    /// Not to be searched for events past their age before.
+    /// When the lane may next be searched for events past their age.
     pub next_expiry: UnixMillis,
-    /// Not to be asked before: it had nothing.
+    /// When the lane may next be asked. It was empty before.
     pub idle_until: UnixMillis,
-    /// Attempts that the present plan has brought.
+    /// Attempts that began under the current plan.
     pub started: u32,
     pub on_agenda: Option<(UnixMillis, u64)>,
     pub expires: Option<UnixMillis>,
@@ -71,7 +71,7 @@ impl Lane {
         }
     }
 
-    /// Events that may be there to attempt.
+    /// The most events that may be there to attempt.
     pub fn there(&self, now: UnixMillis) -> u32 {
         match self.view.next_due {
             Some(due) if due <= now => u32::MAX,
@@ -79,7 +79,7 @@ impl Lane {
         }
     }
 
-    /// Attempts that may begin now, as far as this lane goes.
+    /// Attempts that the lane's own limits allow to begin now.
     pub fn free(&self, now: UnixMillis) -> u32 {
         let slots = self.limiter.limit().saturating_sub(self.in_flight);
         let rate = self.rate.as_ref().map_or(u32::MAX, |rate| rate.free(now));
@@ -87,7 +87,7 @@ impl Lane {
         slots.min(rate).min(spend)
     }
 
-    /// When an event could be attempted, as far as is known now and this lane goes.
+    /// When the next event may be attempted, as far as the lane knows now.
     pub fn work_time(&self, now: UnixMillis) -> UnixMillis {
         if self.view.paused || self.in_flight >= self.limiter.limit() {
             return UnixMillis::MAX;
@@ -99,17 +99,17 @@ impl Lane {
         ready.max(hold).max(rate).max(spend).max(self.idle_until)
     }
 
-    /// Which events to take next. Where much fails, those that were never attempted go first: an event that failed says
-    /// nothing new, and must not stand before those that would get through. Probes alternate, so that neither kind is
-    /// forgotten.
+    /// Which events to take next. While many attempts fail, events that were never attempted go first: an event that
+    /// failed tells nothing new, and must not block those that would get through. Probes alternate between both kinds,
+    /// so that neither is forgotten.
     pub fn which(&self) -> Which {
         let fresh = self.hold.as_ref().map_or_else(|| self.health.is_doubtful(), Hold::wants_fresh);
         if fresh { Which::Fresh } else { Which::Due }
     }
 
-    /// When an event may be past its time.
+    /// When an event may be past its age.
     pub fn expiry_time(&self, steps: &Steps, now: UnixMillis) -> UnixMillis {
-        // What is due later was not due before.
+        // An event that is due in the future was not due before a step of the clock.
         let next_due = self.view.next_due.map(|due| if due > now { due } else { steps.present(due, now) });
         let oldest = self.view.oldest.map(|oldest| steps.present(oldest, now));
         let by_age = [oldest, next_due].into_iter().flatten().min();
@@ -118,10 +118,10 @@ impl Lane {
         first.map_or(UnixMillis::MAX, |first| first.max(self.next_expiry))
     }
 
-    /// Notes what an attempt says about the lane. True if the event failed while others got through.
+    /// Records what an attempt says about the lane. Returns whether the event failed while others got through.
     pub fn note(&mut self, event: EventId, outcome: &Outcome, began: Instant, ended: Instant) -> bool {
         match outcome {
-            // A refusal, too, says that Lambda is well.
+            // A refusal also shows that Lambda works.
             Outcome::Delivered | Outcome::Refused => {
                 self.health.succeeded(event, began, ended);
                 false
@@ -133,7 +133,8 @@ impl Lane {
         }
     }
 
-    /// Counts an attempt for people; says what they should hear of. A lane that is held was told of already.
+    /// Counts an attempt. Returns a change to announce. A hold was announced already, so a held lane is not announced
+    /// as failing.
     pub fn tell(&mut self, outcome: &Outcome, said: String, now: UnixMillis, ended: Instant) -> Option<Change> {
         let turn = match outcome {
             Outcome::Delivered => self.pulse.succeeded(ended),
@@ -159,7 +160,7 @@ impl Lane {
         }
     }
 
-    /// One attempt more in this hour.
+    /// Counts one attempt in this hour.
     pub fn spend(&mut self, now: UnixMillis) -> Vec<Change> {
         let mut changes = Vec::new();
         let Some(spend) = &mut self.spend else { return changes };
@@ -184,7 +185,7 @@ impl Lane {
     }
 
     pub fn learn(&mut self, outcome: &Outcome, began: Instant, ended: Instant) {
-        // How long a confirmed call takes depends on its event.
+        // The duration of a confirmed call depends on its event.
         let latency = match self.policy.mode {
             Mode::Event => Some(ended.duration_since(began)),
             Mode::Confirm { .. } => None,

@@ -1,4 +1,4 @@
-//! How a lane fared within the last minute, for people. Pure.
+//! How a lane fared in the last minute, for people. Pure.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use tokio::time::Instant;
 use crate::clock::UnixMillis;
 use crate::dispatch::status::LastError;
 
-/// The minute is counted in so many parts.
+/// The number of parts in which the minute is counted.
 const PARTS: usize = 6;
 const PART: Duration = Duration::from_secs(10);
 
-/// So many failures within a minute, and more of them than successes, are worth a line in the log.
+/// The fewest failures within a minute that are worth a line in the log, if they are more than the successes.
 const FAILURES_MIN: u32 = 5;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(super) struct Counts {
     pub failed: u32,
 }
 
-/// Whether a lane began to fail, or is well again.
+/// Whether a lane has begun to fail, or has recovered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
     Failing,
@@ -30,7 +30,7 @@ pub(super) enum Turn {
 #[derive(Debug, Default)]
 pub(super) struct Pulse {
     parts: [Counts; PARTS],
-    /// Which part is the present one, and when it ends.
+    /// The index of the current part. `ends` is when that part ends.
     at: usize,
     ends: Option<Instant>,
     pub last_error: Option<LastError>,
@@ -38,7 +38,7 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// Moves on to the part of `now`.
+    /// Moves on to the part that contains `now`.
     fn turn(&mut self, now: Instant) {
         let ends = *self.ends.get_or_insert(now + PART);
         let late = now.saturating_duration_since(ends);
@@ -57,7 +57,7 @@ impl Pulse {
     pub fn counts(&self, now: Instant) -> Counts {
         let idle = self.ends.map_or(Duration::ZERO, |ends| now.saturating_duration_since(ends));
         let gone = usize::try_from(idle.as_secs().div_ceil(PART.as_secs())).unwrap_or(PARTS).min(PARTS);
-        // The oldest part follows the present one.
+        // The oldest part follows the current one.
         let parts = (1..=PARTS).map(|back| self.parts[(self.at + back) % PARTS]).skip(gone);
         parts.fold(Counts::default(), |sum, part| Counts {
             delivered: sum.delivered.saturating_add(part.delivered),
@@ -65,7 +65,7 @@ impl Pulse {
         })
     }
 
-    /// An attempt went well.
+    /// An attempt succeeded.
     pub fn succeeded(&mut self, now: Instant) -> Option<Turn> {
         self.turn(now);
         let part = &mut self.parts[self.at];
@@ -79,7 +79,7 @@ impl Pulse {
         Some(Turn::Well)
     }
 
-    /// An attempt did not.
+    /// An attempt failed.
     pub fn failed(&mut self, error: LastError, now: Instant) -> Option<Turn> {
         self.turn(now);
         let part = &mut self.parts[self.at];

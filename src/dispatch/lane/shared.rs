@@ -1,8 +1,9 @@
-//! What several lanes share: the account whose functions they are, and the caller, who is the same for a whole region.
+//! What several lanes share: the account that owns their functions, and the caller, which is the same for a whole
+//! region.
 //!
 //! Lambda limits concurrency by account and region of the function, and the rate of calls by account and region of the
-//! caller. Functions of another account, addressed by their ARN, therefore share their caller with ours, but not their
-//! account: what throttles or holds one account says nothing of the other.
+//! caller. Functions of another account, addressed by ARN, therefore share the caller with ours, but not the account. A
+//! throttle or hold of one account says nothing about another.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,16 +18,16 @@ use crate::dispatch::verdict::{Outcome, Scope};
 use crate::event::FunctionName;
 use crate::outbox::LaneId;
 
-/// How long one lane's word against the caller waits for another's.
+/// How long after one lane's rejected signature a second lane's still counts against the caller.
 const ACCUSED: Duration = Duration::from_secs(2 * 60);
 
 /// The limits of one scope.
 pub(super) struct Shared {
     pub limiter: Limiter,
     pub in_flight: u32,
-    /// Whether the limit was reached when an attempt last began.
+    /// Whether the limit was reached when the last attempt began.
     pub bound: bool,
-    /// Slots that the present plan has given away.
+    /// Slots that the current plan has given away.
     pub planned: u32,
     pub hold: Option<Hold>,
     pub lanes: u32,
@@ -36,25 +37,26 @@ pub(super) struct Shared {
 pub(super) struct Account {
     pub shared: Shared,
     pub region: String,
-    /// When each lane could do something; the number keeps those due at once in the order in which they came.
+    /// When each lane could next attempt an event. The number keeps lanes with the same time in the order in which they
+    /// came.
     pub agenda: BTreeSet<(UnixMillis, u64, LaneId)>,
 }
 
-/// All calls into one region: they are made with the same credentials.
+/// All calls into one region. They use the same credentials.
 pub(super) struct Caller {
     pub shared: Shared,
     /// How the lanes of the region fare.
     pub witnesses: Witnesses<LaneId>,
-    /// The lane whose call was rejected for its signature last, while nothing got through.
+    /// The lane whose signature was rejected last, if nothing got through since.
     accuser: Option<(LaneId, Instant)>,
 }
 
-/// The region in a function's name; the empty one is the daemon's own.
+/// The region in a function's name. Empty means the daemon's own.
 pub(super) fn region(function: &FunctionName) -> &str {
     function.region().unwrap_or_default()
 }
 
-/// Region and account in a function's name; the empty one is the daemon's own.
+/// Region and account in a function's name. Empty means the daemon's own.
 pub(super) fn account(function: &FunctionName) -> &str {
     function.as_str().rsplit_once('/').map_or("", |(account, _)| account)
 }
@@ -72,7 +74,7 @@ impl Shared {
         self.lanes == 0 && self.in_flight == 0
     }
 
-    /// When one of its lanes may go, that could at `time`.
+    /// When a lane of this scope may go that itself could go at `time`.
     fn next_time(&self, time: UnixMillis) -> UnixMillis {
         match &self.hold {
             _ if self.free() == 0 => UnixMillis::MAX,
@@ -82,7 +84,7 @@ impl Shared {
         }
     }
 
-    /// An attempt begins; says which hold it probes.
+    /// An attempt begins. Returns the number of the hold that it probes.
     pub fn started(&mut self) -> Option<u64> {
         self.in_flight += 1;
         self.bound = self.in_flight >= self.limiter.limit();
@@ -113,7 +115,7 @@ impl Account {
         Self { shared: Shared::new(in_flight_max), region: region.to_owned(), agenda: BTreeSet::new() }
     }
 
-    /// When one of its lanes may go.
+    /// When a lane of this account may go.
     pub fn next_time(&self, caller: Option<&Caller>) -> UnixMillis {
         let Some(&(time, ..)) = self.agenda.first() else { return UnixMillis::MAX };
         let time = self.shared.next_time(time);
@@ -147,7 +149,7 @@ impl Caller {
         }
     }
 
-    /// A lane's call was rejected for its signature: whom that concerns. One event can have such a fault, two lanes hardly.
+    /// Whom a rejected signature concerns. A single event may cause one rejection, but hardly two lanes at once.
     pub fn accused_by(&mut self, lane: LaneId, now: Instant) -> Scope {
         let other =
             self.accuser.is_some_and(|(accuser, at)| accuser != lane && now.saturating_duration_since(at) <= ACCUSED);

@@ -1,4 +1,4 @@
-//! What a step of the wall clock means for lanes. Holds, rates and pauses are spans: they keep their length.
+//! What a step of the wall clock means for lanes. Holds, rates and pauses are spans of time and keep their length.
 
 use super::Lanes;
 use super::hold::Hold;
@@ -6,7 +6,7 @@ use crate::clock::{Steps, UnixMillis};
 use crate::dispatch::rate::Rate;
 
 impl Lanes {
-    /// The clock was set by so many milliseconds and shows `now`; `steps` are all that count for ages.
+    /// The clock was set forward by `by` milliseconds and now shows `now`. `steps` are all steps, for ages.
     pub fn stepped(&mut self, by: i64, steps: Steps, now: UnixMillis) {
         self.steps = steps;
         self.rate.iter_mut().for_each(|rate| Rate::stepped(rate, by));
@@ -23,7 +23,7 @@ impl Lanes {
                 lane.next_expiry = lane.next_expiry.shifted(by);
                 lane.idle_until = lane.idle_until.shifted(by);
             }
-            // Its turn on the agenda is a time of before.
+            // The lane's turn on the agenda was set by the old clock.
             self.off_agenda(id);
             self.reschedule(id, now);
         }

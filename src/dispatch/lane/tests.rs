@@ -16,7 +16,7 @@ fn policy() -> Policy {
         concurrency_max: 64,
         rate: 0,
         invocations_per_hour_max: 0,
-        // So that several attempts may go at once from the start.
+        // So that several attempts may begin at once from the start.
         mode: Mode::Confirm { timeout: Duration::from_secs(900) },
     }
 }
@@ -25,7 +25,7 @@ fn settings(in_flight_max: u32) -> Settings {
     Settings { in_flight_max, rate: 0, in_flight_bytes_max: 1 << 30, policy: policy(), functions: Vec::new() }
 }
 
-/// The outbox's side of the lanes, and the attempts under way: enough to drive [`Lanes`] by hand.
+/// Stands for the outbox and the attempts in flight: enough to drive [`Lanes`] by hand.
 struct World {
     lanes: Lanes,
     now: UnixMillis,
@@ -55,7 +55,7 @@ impl World {
         FunctionName::new(&format!("f{}", lane.0))
     }
 
-    /// `ready` events are there for a lane now; what else its view says is as it was.
+    /// Sets the ready events of a lane. The rest of its view stays as it is.
     fn set_ready(&mut self, lane: LaneId, ready: u64) {
         let now = self.now;
         self.change(lane, |view| {
@@ -84,7 +84,7 @@ impl World {
         self.lanes.learn(news, self.now);
     }
 
-    /// One round of the loop: plans, and begins what is there. Returns what was begun.
+    /// Runs one round of the loop: plans, and begins what the plan allows. Returns what began.
     fn go(&mut self) -> Vec<(LaneId, usize)> {
         let wants = self.lanes.plan(self.now);
         let mut begun = Vec::new();
@@ -153,7 +153,7 @@ fn a_lane_with_a_million_events_does_not_delay_one_with_three() {
     let taken = world.in_flight(A);
     assert!(taken < 20, "one is left for whoever comes");
     world.set_ready(B, 3);
-    // B gets its three while A, whose backlog does not end, gets no slot that B could use.
+    // B gets its three slots. A has an endless backlog, but gets no slot that B could use.
     for _ in 0..3 {
         world.go();
         if world.in_flight(B) == 3 {
@@ -187,7 +187,7 @@ fn lanes_that_never_end_leave_slots_for_a_newcomer() {
     for &hog in &hogs {
         world.set_ready(hog, 1_000);
     }
-    // Their limits grow: attempts end at first, then hang for a quarter of an hour.
+    // The limits grow: attempts end at first, then hang for a quarter of an hour.
     for _ in 0..2_000 {
         world.go();
         world.wait(5);
@@ -212,7 +212,7 @@ fn a_hold_probes_one_at_a_time_with_growing_pauses_and_recovers() {
     let until = world.now.plus(Duration::from_millis(500));
     let changes = world.end(0, &Outcome::Operator { scope: Scope::Lane }, pause(Scope::Lane, PauseKind::Held, until));
     assert!(matches!(changes[..], [Change::Held { scope: Scope::Lane, kind: PauseKind::Held, .. }]));
-    // The others that were under way fail too: they prolong the hold, they do not make it grow.
+    // The other attempts in flight fail too. They prolong the hold, but do not make it grow.
     while !world.under_way.is_empty() {
         assert_eq!(
             world.end(0, &Outcome::Operator { scope: Scope::Lane }, pause(Scope::Lane, PauseKind::Held, until)),
@@ -481,8 +481,8 @@ fn outcome_of(number: u8, now: UnixMillis) -> (Outcome, Option<Pause>) {
 }
 
 proptest! {
-    /// Whatever happens: limits hold, nothing that is paused or not yet due goes, the loop does not spin, slots are
-    /// accounted for; and once the trouble is over, every lane is served.
+    /// Under any sequence of steps, limits hold, nothing that is paused or not yet due goes, the loop does not spin,
+    /// and slots add up. Afterwards every lane is served.
     #[test]
     fn limits_hold_and_nothing_starves(steps in proptest::collection::vec(step(), 1..150), in_flight_max in 1..40_u32) {
         let mut world = World::new(settings(in_flight_max));
@@ -504,7 +504,7 @@ proptest! {
                     }
                 }
                 Step::Retire(lane) => {
-                    // The outbox retires only lanes that hold nothing.
+                    // The outbox retires only lanes without events.
                     if world.in_flight(LaneId(lane)) == 0 && world.views.remove(&LaneId(lane)).is_some() {
                         world.lanes.learn(LaneNews { version: 0, lanes: Vec::new(), retired: vec![LaneId(lane)] }, world.now);
                     }
@@ -530,7 +530,7 @@ proptest! {
                 prop_assert_eq!(world.lanes.in_flight(*lane) as usize, world.in_flight(*lane));
             }
         }
-        // The trouble is over: everything that is ready is delivered, in bounded time and without spinning.
+        // The trouble is over. Everything that is ready is delivered, in bounded time and without spinning.
         for lane in world.views.keys().copied().collect::<Vec<_>>() {
             world.change(lane, |view| (view.paused, view.next_due, view.oldest) = (false, None, None));
         }

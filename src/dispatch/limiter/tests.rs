@@ -127,7 +127,7 @@ fn a_lane_that_nobody_answers_any_more_comes_down_to_one_attempt_within_three_ro
         (0..limiter.limit()).for_each(|_| limiter.throttled(began, began + Duration::from_secs(10)));
     }
     assert_eq!(limiter.limit(), 1);
-    // Nor is it taken for throttling that no cut cures.
+    // The limiter does not take it for throttling that no cut cures.
     for round in 4..200 {
         let began = begin + Duration::from_secs(10 * round);
         (0..limiter.limit()).for_each(|_| limiter.throttled(began, began + Duration::from_secs(10)));

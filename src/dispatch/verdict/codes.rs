@@ -1,29 +1,30 @@
 //! What each error code of Invoke means, as data.
 //!
-//! From the service model of 2015-03-31 and "Common Error Types" of Lambda's API reference. Codes are matched as strings:
-//! several that the wire carries are in no SDK's enumeration, and new ones come without notice.
+//! The codes are from the service model of 2015-03-31 and from "Common Error Types" in Lambda's API reference. They are
+//! matched as strings, because the SDKs do not list all of them and new ones come without notice.
 
 /// What an error code says about the event, its function or the account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// May pass by itself, or be the event's own fault.
+    /// May pass by itself, or may be the event's own fault.
     Transient,
-    /// The function is being created, updated or connected: never the event's fault, and it passes by itself.
+    /// The function is being created, updated or connected. Never the event's fault, and it passes by itself.
     Unready,
-    /// The signature was rejected. Wrong credentials do that to every call, something between that changes a header to one.
+    /// The signature was rejected. Wrong credentials cause this for every call. Something in between that changes a
+    /// header causes it for one call.
     Rejected,
-    /// One function is too fast.
+    /// One function is invoked too fast.
     ThrottledLane,
     /// The caller is too fast.
     ThrottledCaller,
-    /// Scope by the `Reason` beside it.
+    /// The `Reason` beside the code tells the scope.
     ThrottledByReason,
-    /// Somebody must repair this function or the permission for it.
+    /// Somebody must repair this function or the permission to invoke it.
     OperatorLane,
-    /// Somebody must repair credentials, clock or account. Expired credentials and a skewed clock are here too: they heal
-    /// without anybody when the SDK renews and learns, and until then no event is charged for them.
+    /// Somebody must repair credentials, clock or account. This includes expired credentials and a skewed clock, which
+    /// the SDK repairs by itself when it renews and learns. Until then no event is charged.
     OperatorCaller,
-    /// Lambda will never take this event as it is.
+    /// Lambda will never accept this event as it is.
     Refused,
 }
 
@@ -39,7 +40,7 @@ const CODES: &[(&str, Class)] = {
         ("CodeArtifactUserDeletedException", OperatorLane),
         ("CodeArtifactUserFailedException", OperatorLane),
         ("CodeArtifactUserPendingException", Unready),
-        // The name is taken by another payload: no repetition changes that.
+        // Another payload has the same name. A retry does not change that.
         ("DurableExecutionAlreadyStartedException", Refused),
         ("EC2AccessDeniedException", OperatorLane),
         ("EC2ThrottledException", ThrottledLane),
@@ -69,9 +70,9 @@ const CODES: &[(&str, Class)] = {
         ("KMSInvalidStateException", OperatorLane),
         ("KMSNotFoundException", OperatorLane),
         ("LimitExceededException", ThrottledCaller),
-        // A sendoff's own refusal: the endpoint is a sendoff's, not Lambda's.
+        // Another sendoff refused the call: the endpoint is not Lambda's.
         ("LoopDetectedException", OperatorCaller),
-        // Likely something between that spoils requests, or this one.
+        // Something in between probably changes requests, or this one.
         ("MalformedHttpRequestException", Transient),
         ("MissingAuthenticationToken", Rejected),
         ("MissingAuthenticationTokenException", Rejected),
@@ -82,7 +83,7 @@ const CODES: &[(&str, Class)] = {
         ("PriorRequestNotComplete", ThrottledLane),
         ("RecursiveInvocationException", Refused),
         ("RequestAbortedException", Transient),
-        // What the wire says; the model calls it RequestTooLargeException.
+        // The code on the wire. The model calls it RequestTooLargeException.
         ("RequestEntityTooLargeException", Refused),
         ("RequestExpired", OperatorCaller),
         ("RequestLimitExceeded", ThrottledCaller),
@@ -93,7 +94,7 @@ const CODES: &[(&str, Class)] = {
         ("RequestTimeoutException", Transient),
         ("RequestTooLargeException", Refused),
         ("ResourceConflictException", Unready),
-        // A wrong name, or a deployment that is under way: never the event's fault.
+        // The name is wrong, or a deployment is under way. Never the event's fault.
         ("ResourceNotFoundException", OperatorLane),
         ("ResourceNotReadyException", Unready),
         ("RuntimeAliasDeletedException", OperatorLane),
@@ -120,7 +121,7 @@ const CODES: &[(&str, Class)] = {
         // The endpoint is not Lambda's.
         ("UnknownOperationException", OperatorLane),
         ("UnrecognizedClientException", OperatorCaller),
-        // Every request has the same type, so this is one event's fault only if others get through.
+        // Every request has the same type, so this is the event's fault only if others get through.
         ("UnsupportedMediaTypeException", Transient),
         ("ValidationError", Refused),
         ("ValidationException", Refused),

@@ -1,12 +1,12 @@
-//! Outages of Lambda, of a proxy, of a function, beside events that fail by themselves (docs/adr/0012).
+//! Tests outages of Lambda, of a proxy and of a function, while some events fail by themselves (docs/adr/0012).
 
 use super::*;
 use crate::dispatch::verdict::OUTAGE_PAUSE_MAX;
 
-/// Six hours minus a minute: as long as Lambda itself keeps an event, at the default `age_max`.
+/// Six hours minus a minute. Lambda keeps an event for six hours, and so does the default `age_max`.
 const LONG: Duration = Duration::from_secs(6 * 3_600 - 60);
 
-/// The ways in which everything fails.
+/// The answers in this kind of outage.
 fn outage(way: &str, number: usize) -> (Duration, Reply) {
     let lost = |kind| Reply::Lost(Failure { kind, message: "no answer".into() });
     let page =
@@ -22,10 +22,10 @@ fn outage(way: &str, number: usize) -> (Duration, Reply) {
     }
 }
 
-/// Functions that have one event each, and fail in the way that they are called; two others fail in all ways.
+/// Each of these functions has one event and fails in the way that it is named after. The other two fail in all ways.
 const WAYS: [&str; 6] = ["service", "proxy", "silence", "closed", "captive portal", "firewall"];
 
-/// Everything fails for nearly six hours, but for so many of a hundred calls, while lanes of 1, 40 and 2,000 events wait. Then
+/// For nearly six hours `100 - percent` of a hundred calls fail, while lanes of 1, 40 and 2,000 events wait. Then
 /// everything is delivered, and nothing was buried.
 async fn survives(percent: usize, dry_runs_pass: bool, alone: &[&str]) {
     let over = START.plus(LONG);
@@ -57,7 +57,7 @@ async fn survives(percent: usize, dry_runs_pass: bool, alone: &[&str]) {
     assert_eq!(delivered, 2_040 + alone.len());
     println!("{percent} %: {calls} calls in the outage, all delivered {took:?} after it");
     if percent == 0 {
-        // A probe every 20 s of each lane, and what was under way when it began.
+        // One probe every 20 s of each lane, and the attempts in flight when the outage began.
         assert!(calls < (2 + alone.len()) * 1_200 + 200, "{calls} calls in an outage");
     }
     bench.end().await;
@@ -91,13 +91,13 @@ async fn an_answer_in_lambdas_place_is_never_charged_even_where_it_answers_dry_r
     bench.end().await;
 }
 
-/// What one event says at the end.
+/// Why an event is buried, and its charged attempts.
 async fn buried_as(bench: &Bench, id: EventId) -> Option<(BuryReason, u32)> {
     let found = bench.outbox.find(id).await.unwrap()?;
     Some((found.history.burial?.reason, found.history.attempts))
 }
 
-/// Fails for the payloads that say so.
+/// Whether a call's payload makes it fail.
 fn poisonous(call: &Call) -> bool {
     call.payload.as_ref() == b"{\"poison\":1}"
 }
@@ -109,7 +109,7 @@ fn poison(bench: &Bench, function: &str) -> Event {
 #[tokio::test(start_paused = true)]
 async fn a_poison_event_among_healthy_ones_ends_after_its_attempts() {
     for reply in [error(500, "ServiceException"), outage("proxy", 0).1, outage("silence", 0).1] {
-        // With traffic beside it, and without.
+        // With other events in the lane, and without.
         for traffic in [true, false] {
             let said = reply.clone();
             let bench = Bench::new(settings(policy()), move |call, _| {
@@ -140,7 +140,7 @@ async fn several_poison_events_among_many_end_and_delay_nobody() {
     let bench = Bench::new(settings(policy()), move |call, _| {
         (FAST, if poisonous(call) { error(500, "ServiceException") } else { accepted() })
     });
-    // They come first: each stands at the head of the lane.
+    // The bad events are appended first, so they stand at the head of the lane.
     let bad: Vec<_> = (0..5).map(|_| poison(&bench, "f")).collect();
     let ids: Vec<_> = bad.iter().map(|event| event.id).collect();
     bench.append(bad).await;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::clock::{Clock, UnixMillis};
 
-/// Time in seconds since the start, of a lane whose events are numbers.
+/// A lane whose events are numbers. Times are seconds since the start.
 struct Bench {
     start: Instant,
     health: Health<u32>,
@@ -19,13 +19,13 @@ impl Bench {
         self.start + Duration::from_secs_f64(second)
     }
 
-    /// An attempt from one time to another went well.
+    /// An attempt of `event` succeeded.
     fn well(&mut self, event: u32, from: f64, to: f64) {
         let (began, ended) = (self.at(from), self.at(to));
         self.health.succeeded(event, began, ended);
     }
 
-    /// It failed: whose fault is that?
+    /// An attempt of `event` failed. Returns whose fault it is.
     fn fails(&mut self, event: u32, from: f64, to: f64, others_fail: bool) -> Blame {
         let (began, ended) = (self.at(from), self.at(to));
         let blame = self.health.weigh(Doubt { event, began, ended, ran: false, others_fail });
@@ -115,7 +115,7 @@ fn several_that_fail_among_many_are_each_to_blame_also_when_they_are_all_that_is
             bench.fails(event, now + 0.5, now + 0.6, OTHERS_FINE);
         }
     }
-    // Nothing else comes any more: they are known, and do not speak for each other.
+    // No other events come any more. The bad ones are known, and do not count against each other.
     for second in 10..1_000 {
         for event in poison.clone() {
             let (from, to) = (f64::from(second), f64::from(second) + 0.1);
@@ -133,13 +133,13 @@ fn a_lane_of_nothing_but_poison_is_taken_for_an_outage_until_something_gets_thro
         }
     }
     assert_eq!(bench.fails(1, 200.0, 200.1, OTHERS_FINE), OUTAGE);
-    // What is buried says no more.
+    // A buried event no longer counts.
     bench.health.buried(2);
     bench.health.buried(3);
     assert_eq!(bench.fails(1, 201.0, 201.1, OTHERS_FINE), Blame::Ask);
 }
 
-/// However small the part that gets through is: it fails thousands of events, and none is charged often.
+/// However few calls get through: thousands of events fail, and none is charged often.
 #[test]
 fn a_lane_that_flaps_charges_nobody_to_death() {
     for (percent, dry_runs_pass) in [(1, false), (1, true), (10, true), (30, false), (30, true), (60, true)] {
