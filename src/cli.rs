@@ -31,6 +31,8 @@ pub mod redrive;
 
 pub mod admin_client;
 
+mod https;
+
 mod out;
 
 mod table;

@@ -249,6 +249,11 @@ impl Clock {
         UNIX_EPOCH + Duration::from_millis(self.now().0)
     }
 
+    /// The same as milliseconds; 0 before 1970.
+    pub fn wall_millis(&self) -> UnixMillis {
+        UnixMillis(0).plus(self.wall().duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
+
     /// Advances a test's clock that no runtime moves, until it shows at least `time`.
     #[cfg(test)]
     pub fn pass_until(&self, time: UnixMillis) {

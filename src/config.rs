@@ -39,6 +39,8 @@ pub mod level;
 
 pub mod listen;
 
+pub mod tls;
+
 mod unix;
 
 pub use problem::{Origin, Problem, Problems};
@@ -50,6 +52,8 @@ pub struct Config {
     /// The directory of the outbox; it may not exist yet.
     pub state_dir: PathBuf,
     pub listen: Listen,
+    /// None: every listener speaks plain HTTP.
+    pub tls: Option<tls::Tls>,
     pub ingest: ingest::Settings,
     /// What calls that are not Events may take; none if they are refused.
     pub passthrough: Option<ingest::passthrough::Limits>,

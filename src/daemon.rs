@@ -25,8 +25,10 @@ use crate::deadletter::DeadLetters;
 use crate::dispatch::Dispatch;
 use crate::dispatch::verdict::Outcome;
 use crate::event::KeySource;
+use crate::follow::Bad;
 use crate::hop::Hop;
 use crate::http::host::Hosts;
+use crate::http::tls::Port;
 use crate::http::{GivesWay, Limits, Server};
 use crate::ingest::refusal::Refusal;
 use crate::ingest::server::Door;
@@ -49,6 +51,8 @@ mod vital;
 mod descriptors;
 
 mod ending;
+
+mod tls;
 
 use ending::{AdminParts, Running};
 use listeners::Listeners;
@@ -78,6 +82,8 @@ const ADMIN_CONNECTIONS_MAX: usize = 64;
 pub enum Error {
     #[error("cannot listen on {address}: {why}; {remedy}")]
     Bind { key: &'static str, address: String, why: String, remedy: String },
+    #[error("a file of the configuration cannot be used: {0}")]
+    File(#[from] Bad),
     #[error(transparent)]
     Store(#[from] OpenError),
     #[error(transparent)]
@@ -156,13 +162,14 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let operator = Admin::<Handle>::new(readiness.clone(), metrics.clone(), clock.clone());
     let (admin_address, health_address) = (address(&admin)?, health.as_ref().map(address).transpose()?);
     let parts = AdminParts::default();
+    let tls = tls::secured(&config, &clock, &metrics, &reload, &parts, &vital)?;
     let status = Status::new(operator.clone(), reload.level().clone());
     let routes = operator.router().merge(status.router());
     let routes = guarded(routes, guard(&config, &metrics));
-    serve_admin("admin", admin, routes, &config, &clock, &parts, &vital);
+    serve_admin("admin", Port::new(admin, tls.admin), routes, &config, &clock, &parts, &vital);
     if let Some(health) = health {
         let routes = guarded(operator.health_router(), guard(&config, &metrics));
-        serve_admin("health", health, routes, &config, &clock, &parts, &vital);
+        serve_admin("health", Port::new(health, None), routes, &config, &clock, &parts, &vital);
     }
     let pulse = notify::pulse(status, clock.clone(), parts.stop.clone());
     vital.spawn_endless(&parts.tasks, "notify", parts.stop.clone(), pulse);
@@ -204,7 +211,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
             vital.spawn_endless(&door, "ingest", accepting(), serving);
         }
         for ingest in ingest {
-            let serving = server.clone().serve(ingest, opened.service());
+            let serving = server.clone().serve(Port::new(ingest, tls.ingest.clone()), opened.service());
             vital.spawn_endless(&door, "ingest", accepting(), serving);
         }
     }
@@ -243,7 +250,7 @@ fn metrics(clock: &Clock) -> Result<Arc<Metrics>, Error> {
 /// Serves the operator or the probes. Whoever comes is let in, and another one gives way: probes must always be answered.
 fn serve_admin(
     stage: &'static str,
-    listener: TcpListener,
+    listener: Port,
     routes: axum::Router,
     config: &Config,
     clock: &Clock,

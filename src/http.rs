@@ -32,6 +32,8 @@ pub mod host;
 
 mod progress;
 
+pub mod tls;
+
 mod open;
 
 pub use open::GivesWay;
@@ -159,10 +161,10 @@ impl Server {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok(io) => {
+                Ok(accepted) => {
                     failing = false;
                     let Some(slot) = self.slot().await else { return };
-                    self.connections.spawn(self.clone().connection(io, service.clone(), slot));
+                    self.connections.spawn(self.clone().connection(accepted, service.clone(), slot));
                 }
                 Err(error) if is_of_the_peer(&error) => {
                     tracing::debug!(%error, "connection gone before it was accepted")
@@ -202,9 +204,9 @@ impl Server {
         }
     }
 
-    async fn connection<I, S, B>(self, io: I, service: S, slot: OwnedSemaphorePermit)
+    async fn connection<A, S, B>(self, accepted: A, service: S, slot: OwnedSemaphorePermit)
     where
-        I: AsyncRead + AsyncWrite + Peek + Send + Unpin + 'static,
+        A: Accepted,
         S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
         S::Future: Send + 'static,
         S::Error: Into<Box<dyn Error + Send + Sync>>,
@@ -217,7 +219,8 @@ impl Server {
         let opened = self.open.add(&self.clock, progress.clone());
         let this = Arc::clone(&opened.connection);
         let in_flight = this.in_flight();
-        let peer = Peer::default();
+        let Some((io, names)) = self.opened(accepted, &this).await else { return };
+        let peer = Peer::named(names);
         let io = Watched::new(io, peer.clone(), progress.clone());
         let asked = Arc::clone(&this);
         let counted = service_fn(move |mut request: Request<Incoming>| {
@@ -266,6 +269,24 @@ impl Server {
         };
         if let Err(error) = result {
             tracing::debug!(%error, "connection ended with an error");
+        }
+    }
+
+    /// The stream of a connection, after the handshake if it has one. None if the handshake fails, or does not end in time.
+    async fn opened<A: Accepted>(&self, accepted: A, this: &open::Connection) -> Option<(A::Io, Vec<String>)> {
+        tokio::select! {
+            biased;
+            () = self.cut.cancelled() => None,
+            opened = accepted.open() => match opened {
+                Ok(opened) => Some(opened),
+                Err(error) => {
+                    tracing::debug!(%error, "connection ended before its first request");
+                    None
+                }
+            },
+            () = self.stopped(this.in_flight()) => None,
+            () = this.leave.cancelled() => None,
+            () = self.clock.sleep(self.limits.header_timeout) => None,
         }
     }
 
@@ -343,13 +364,31 @@ impl Server {
 
 /// What connections come from.
 pub trait Listener: Send + 'static {
+    type Accepted: Accepted;
+
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Accepted>> + Send;
+}
+
+/// A connection that was accepted, before anything was read from it.
+pub trait Accepted: Send + 'static {
     type Io: AsyncRead + AsyncWrite + Peek + Send + Unpin + 'static;
 
-    fn accept(&self) -> impl Future<Output = io::Result<Self::Io>> + Send;
+    /// What can be read and written, and the names of the peer that are proven. Runs in the connection's own task, under the
+    /// time-out for a request's head.
+    fn open(self) -> impl Future<Output = io::Result<(Self::Io, Vec<String>)>> + Send;
+}
+
+/// A stream that needs no handshake.
+impl<I: AsyncRead + AsyncWrite + Peek + Send + Unpin + 'static> Accepted for I {
+    type Io = I;
+
+    fn open(self) -> impl Future<Output = io::Result<(I, Vec<String>)>> + Send {
+        std::future::ready(Ok((self, Vec::new())))
+    }
 }
 
 impl Listener for TcpListener {
-    type Io = TcpStream;
+    type Accepted = TcpStream;
 
     async fn accept(&self) -> io::Result<TcpStream> {
         let (stream, _) = TcpListener::accept(self).await?;
@@ -360,7 +399,7 @@ impl Listener for TcpListener {
 }
 
 impl Listener for UnixListener {
-    type Io = UnixStream;
+    type Accepted = UnixStream;
 
     async fn accept(&self) -> io::Result<UnixStream> {
         UnixListener::accept(self).await.map(|(stream, _)| stream)
@@ -466,7 +505,7 @@ mod tests {
     }
 
     impl Listener for Script {
-        type Io = DuplexStream;
+        type Accepted = DuplexStream;
 
         async fn accept(&self) -> io::Result<DuplexStream> {
             let next = self.0.lock().unwrap().pop();

@@ -28,6 +28,8 @@ pub mod aws;
 
 pub mod admin;
 
+pub mod follow;
+
 pub mod http;
 
 pub mod config;

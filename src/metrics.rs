@@ -62,6 +62,10 @@ pub struct Metrics {
     /// by function and key source
     pub ingest_repeats: IntCounterVec,
     pub ingest_connections: IntGauge,
+    /// Unix time; 0 while no listener speaks TLS.
+    pub tls_certificate_expiry_timestamp_seconds: Gauge,
+    pub tls_reload_failures: IntCounter,
+    pub tls_handshake_failures: IntCounter,
     /// by class of the status
     pub ingest_passed: IntCounterVec,
     /// From the complete request to the durable commit.
@@ -154,6 +158,23 @@ impl Metrics {
                 r,
                 "sendoff_ingest_connections",
                 "Open connections to the ingest listeners.",
+            )?,
+            tls_certificate_expiry_timestamp_seconds: register(
+                r,
+                Gauge::with_opts(Opts::new(
+                    "sendoff_tls_certificate_expiry_timestamp_seconds",
+                    "When the certificate of the listeners expires, Unix time; 0 without TLS.",
+                ))?,
+            )?,
+            tls_reload_failures: counter(
+                r,
+                "sendoff_tls_reload_failures_total",
+                "Changes of the TLS files that could not be used; the certificate before stays in service.",
+            )?,
+            tls_handshake_failures: counter(
+                r,
+                "sendoff_tls_handshake_failures_total",
+                "Connections that failed in the TLS handshake, those that began with plain HTTP among them.",
             )?,
             outbox_append_seconds: histogram(
                 r,

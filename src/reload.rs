@@ -26,6 +26,8 @@ pub struct Reload {
     entries: Mutex<Vec<Entry>>,
     level: LogLevel,
     dispatch: watch::Sender<dispatch::Settings>,
+    /// How many signals there were: for those who read files of their own.
+    signals: watch::Sender<u64>,
 }
 
 /// What a reading changed, by key.
@@ -43,7 +45,8 @@ impl Reload {
         load: impl Fn() -> Result<Loaded, Problems> + Send + Sync + 'static,
     ) -> Self {
         let (dispatch, _) = watch::channel(loaded.config.dispatch.clone());
-        Self { load: Box::new(load), entries: Mutex::new(loaded.entries.clone()), level, dispatch }
+        let (signals, _) = watch::channel(0);
+        Self { load: Box::new(load), entries: Mutex::new(loaded.entries.clone()), level, dispatch, signals }
     }
 
     pub fn level(&self) -> &LogLevel {
@@ -53,6 +56,11 @@ impl Reload {
     /// The settings of dispatch, as they change.
     pub fn dispatch(&self) -> watch::Receiver<dispatch::Settings> {
         self.dispatch.subscribe()
+    }
+
+    /// Changes with each signal: the files that the configuration names are to be read again.
+    pub fn signals(&self) -> watch::Receiver<u64> {
+        self.signals.subscribe()
     }
 
     /// Takes the signal over, so that it no longer ends the process.
@@ -77,6 +85,7 @@ impl Reload {
             Ok(loaded) => self.apply(loaded),
             Err(problems) => tracing::error!(%problems, "configuration not reloaded: the running one stays in effect"),
         }
+        self.signals.send_modify(|signals| *signals += 1);
         notify::reloaded();
     }
 

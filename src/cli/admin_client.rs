@@ -1,5 +1,6 @@
 //! The commands' way to the operator's API: of a running daemon, or of a store that the command itself has opened.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,12 +9,12 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::service::Service as _;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::https::{Connector, Trust, connector, trouble};
 use super::send::{base, endpoint_of, percent};
 use super::{ConfigOptions, Exit, Failure};
 use crate::admin::api::{FunctionPage, Message};
@@ -36,9 +37,13 @@ pub(super) const UNREACHABLE: &str = "unreachable";
 pub struct Daemon {
     #[command(flatten)]
     pub(super) config: ConfigOptions,
-    /// The daemon's admin listener, as http://HOST:PORT; by default what the configuration says
+    /// The daemon's admin listener, as http://HOST:PORT or https://HOST:PORT; by default what the configuration says
     #[arg(long, value_name = "URL", value_parser = parse_admin)]
     admin: Option<Uri>,
+    /// With https: file of the authorities to trust, in PEM. By default those of this machine; for the daemon of the
+    /// configuration its own certificate
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Only here to be explained
     #[arg(long, hide = true, value_parser = not_the_ingest_listener)]
     endpoint: Option<String>,
@@ -91,8 +96,14 @@ pub struct One {
 impl Daemon {
     pub(super) fn client(&self, environment: &Environment) -> Result<AdminClient, Failure> {
         match &self.admin {
-            Some(endpoint) => Ok(AdminClient::new(endpoint)),
-            None => Ok(AdminClient::new(&endpoint_of(self.config(environment)?.listen.admin)?)),
+            Some(endpoint) => AdminClient::new(endpoint, &Trust::of(self.ca.as_deref())),
+            None => {
+                let config = self.config(environment)?;
+                let own = config.tls.filter(|tls| tls.on_admin).map(|tls| Trust::Own(tls.files.cert));
+                let endpoint = endpoint_of(config.listen.admin, own.is_some())?;
+                let trust = own.filter(|_| self.ca.is_none()).unwrap_or_else(|| Trust::of(self.ca.as_deref()));
+                AdminClient::new(&endpoint, &trust)
+            }
         }
     }
 
@@ -112,14 +123,15 @@ pub struct AdminClient {
 
 #[derive(Clone)]
 enum Way {
-    Http(Box<Client<HttpConnector, Full<Bytes>>>),
+    Http(Box<Client<Connector, Full<Bytes>>>),
     InProcess(TowerToHyperService<axum::Router>),
 }
 
 impl AdminClient {
     /// Of the daemon whose admin listener is there.
-    pub fn new(endpoint: &Uri) -> Self {
-        Self { base: base(endpoint), way: Way::Http(Box::new(Client::builder(TokioExecutor::new()).build_http())) }
+    pub(super) fn new(endpoint: &Uri, trust: &Trust) -> Result<Self, Failure> {
+        let client = Client::builder(TokioExecutor::new()).build(connector(endpoint, trust)?);
+        Ok(Self { base: base(endpoint), way: Way::Http(Box::new(client)) })
     }
 
     /// Of this very process.
@@ -192,9 +204,10 @@ impl AdminClient {
         let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
             match &self.way {
                 Way::Http(client) => {
-                    let response = client.request(request).await.map_err(|error| match error.is_connect() {
-                        true => self.unreachable("daemon not running"),
-                        false => self.unreachable(&format!("no answer ({error})")),
+                    let response = client.request(request).await.map_err(|error| match trouble(&error) {
+                        Some(tls) => self.distrusted(&tls),
+                        None if error.is_connect() => self.unreachable("daemon not running"),
+                        None => self.unreachable(&format!("no answer ({error})")),
                     })?;
                     let (head, body) = response.into_parts();
                     let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
@@ -210,6 +223,11 @@ impl AdminClient {
             }
         });
         answered.await.unwrap_or_else(|_| Err(self.unreachable(&format!("no answer within {ANSWER_TIMEOUT:?}"))))
+    }
+
+    fn distrusted(&self, why: &str) -> Trouble {
+        let message = format!("no TLS with {}: {why}; name the authority of its certificate with --ca", self.base);
+        Trouble { code: UNREACHABLE.to_owned(), message, transient: false }
     }
 
     fn unreachable(&self, why: &str) -> Trouble {

@@ -28,7 +28,7 @@ pub struct Options {
     /// Also ask after this function: a name, name:alias or ARN; may be repeated
     #[arg(long, value_name = "NAME", requires = "online")]
     function: Vec<String>,
-    /// Do not look at the state directory: for a check on another machine than the daemon's
+    /// Look neither at the state directory nor at files of certificates: for a check on another machine than the daemon's
     #[arg(long)]
     skip_state_dir: bool,
 }
@@ -49,6 +49,9 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
                 said += &format!("note: {what}; {remedy}\n");
             }
         }
+    }
+    if !options.skip_state_dir {
+        problems.extend(certificate(&config, &mut said).err());
     }
     if !problems.is_empty() {
         print(&said)?;
@@ -72,6 +75,15 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         1 => Err(Failure::saying(Exit::Failed, "1 thing is missing: see above")),
         missing => Err(Failure::saying(Exit::Failed, format!("{missing} things are missing: see above"))),
     }
+}
+
+/// Whether the listeners' certificate can be served; an error is what keeps it from that.
+fn certificate(config: &Config, said: &mut String) -> Result<(), String> {
+    let Some(tls) = &config.tls else { return Ok(()) };
+    let (_, pair) = tls.files.load_valid(Clock::system().wall_millis()).map_err(|bad| bad.to_string())?;
+    let expires = pair.expires.rfc3339();
+    *said += &format!("note: the TLS certificate is good until {expires}\n");
+    Ok(())
 }
 
 /// Where an installation keeps its file; it is read only if it is named.

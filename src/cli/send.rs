@@ -15,6 +15,7 @@ use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::https::{Connector, Trust, connector, trouble};
 use super::{Exit, Failure, out};
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{self, Environment, Flags};
@@ -59,9 +60,13 @@ pub struct Options {
     /// Make it a dead letter if it was not delivered by then: a time (RFC 3339), or how long from now, as in 2h
     #[arg(long, value_name = "TIME|AHEAD", value_parser = parse_time_ahead)]
     expires: Option<String>,
-    /// Where the daemon listens, as http://HOST:PORT; by default what the configuration says
+    /// Where the daemon listens, as http://HOST:PORT or https://HOST:PORT; by default what the configuration says
     #[arg(long, value_name = "URL", value_parser = parse_endpoint)]
     endpoint: Option<Uri>,
+    /// With https: file of the authorities to trust, in PEM. By default those of this machine; for the daemon of the
+    /// configuration its own certificate
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Only here to be explained
     #[arg(long, hide = true, value_parser = not_the_admin_listener)]
     admin: Option<String>,
@@ -74,21 +79,26 @@ pub struct Options {
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let endpoint = match &options.endpoint {
-        Some(endpoint) => endpoint.clone(),
+    let given = Trust::of(options.ca.as_deref());
+    let (endpoint, trust) = match &options.endpoint {
+        Some(endpoint) => (endpoint.clone(), given),
         None => {
             // Whoever only sends has no state directory, and needs none.
             let flags = Flags { file: options.config.clone(), state_dir: Some("/".to_owned()), ..Flags::default() };
-            endpoint_of(config::load(&flags, environment)?.config.listen.ingest)?
+            let config = config::load(&flags, environment)?.config;
+            let own = config.tls.filter(|tls| tls.on_ingest).map(|tls| Trust::Own(tls.files.cert));
+            let endpoint = endpoint_of(config.listen.ingest, own.is_some())?;
+            (endpoint, own.filter(|_| options.ca.is_none()).unwrap_or(given))
         }
     };
+    let connector = connector(&endpoint, &trust)?;
     let payload = payload(options.payload.as_deref())?;
     let request = request(&endpoint, &options, payload)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Internal, error))?;
-    let answer = runtime.block_on(exchange(&endpoint, request))?;
+    let answer = runtime.block_on(exchange(&endpoint, connector, request))?;
     out::print(&said(&answer, options.json)?)
 }
 
@@ -98,7 +108,9 @@ fn parse_endpoint(text: &str) -> Result<Uri, String> {
 
 pub(super) fn parse_url(text: &str, example: &str) -> Result<Uri, String> {
     let uri = text.parse::<Uri>().ok();
-    let uri = uri.filter(|uri| uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()));
+    let uri = uri.filter(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
+    });
     uri.ok_or_else(|| format!("write it like {example}"))
 }
 
@@ -131,14 +143,15 @@ fn parse_key(text: &str) -> Result<HeaderValue, String> {
 }
 
 /// The URL of a listener on this machine; one that listens on any address is reached on loopback.
-pub(super) fn endpoint_of(mut listener: SocketAddr) -> Result<Uri, Failure> {
+pub(super) fn endpoint_of(mut listener: SocketAddr, tls: bool) -> Result<Uri, Failure> {
     if listener.ip().is_unspecified() {
         listener.set_ip(match listener.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         });
     }
-    format!("http://{listener}").parse().map_err(|error: http::uri::InvalidUri| Failure::new(Exit::Internal, error))
+    let scheme = if tls { "https" } else { "http" };
+    format!("{scheme}://{listener}").parse().map_err(|error: http::uri::InvalidUri| Failure::new(Exit::Internal, error))
 }
 
 /// The payload as given, of a file, or of stdin; at most what Lambda takes.
@@ -258,11 +271,15 @@ struct Answer {
     body: Bytes,
 }
 
-async fn exchange(endpoint: &Uri, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
-    let client = Client::builder(TokioExecutor::new()).build_http();
+async fn exchange(endpoint: &Uri, connector: Connector, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+    let client = Client::builder(TokioExecutor::new()).build(connector);
     let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
         let response = client.request(request).await.map_err(|error| {
-            if error.is_connect() {
+            if let Some(tls) = trouble(&error) {
+                let why =
+                    format!("no TLS with {}: {tls}; name the authority of its certificate with --ca", base(endpoint));
+                Failure::saying(Exit::Unavailable, why)
+            } else if error.is_connect() {
                 let why = format!("no daemon at {}; start it with `sendoff serve`", base(endpoint));
                 Failure::saying(Exit::Unavailable, why)
             } else {
@@ -349,7 +366,7 @@ mod tests {
     /// A listener that answers its first request with `answer`; joining it gives the request.
     fn door(answer: &'static str) -> (Uri, JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = endpoint_of(listener.local_addr().unwrap()).unwrap();
+        let endpoint = endpoint_of(listener.local_addr().unwrap(), false).unwrap();
         let served = std::thread::spawn(move || {
             let (mut connection, _) = listener.accept().unwrap();
             let mut request = Vec::new();
@@ -378,7 +395,8 @@ mod tests {
         let options = options(line);
         let request = request(&endpoint, &options, payload(options.payload.as_deref()).unwrap()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let answer = runtime.block_on(exchange(&endpoint, request)).unwrap();
+        let answer =
+            runtime.block_on(exchange(&endpoint, connector(&endpoint, &Trust::System).unwrap(), request)).unwrap();
         (said(&answer, options.json), served.join().unwrap())
     }
 
@@ -479,9 +497,9 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_http_endpoints_and_keys_that_a_header_can_carry_are_taken() {
-        assert!(parse_endpoint("http://localhost:9477").is_ok());
-        for endpoint in ["https://localhost", "localhost:9477", "http://", "nonsense"] {
+    fn only_endpoints_of_http_and_keys_that_a_header_can_carry_are_taken() {
+        assert!(parse_endpoint("http://localhost:9477").is_ok() && parse_endpoint("https://localhost").is_ok());
+        for endpoint in ["ftp://localhost", "localhost:9477", "http://", "nonsense"] {
             assert!(parse_endpoint(endpoint).is_err(), "{endpoint}");
         }
         assert!(parse_key("order-1").is_ok());
@@ -495,7 +513,8 @@ mod tests {
             ("[::]:9477", "http://[::1]:9477/"),
             ("10.0.0.5:1", "http://10.0.0.5:1/"),
         ] {
-            assert_eq!(endpoint_of(listener.parse().unwrap()).unwrap().to_string(), url);
+            assert_eq!(endpoint_of(listener.parse().unwrap(), false).unwrap().to_string(), url);
         }
+        assert_eq!(endpoint_of("[::]:1".parse().unwrap(), true).unwrap().to_string(), "https://[::1]:1/");
     }
 }

@@ -52,7 +52,7 @@ fn exit_of(error: &daemon::Error) -> Exit {
         daemon::Error::Bind { .. } => Exit::Unavailable,
         daemon::Error::Store(OpenError::Locked { .. } | OpenError::Io { .. }) => Exit::Unavailable,
         daemon::Error::Store(OpenError::Newer { .. } | OpenError::Damaged { .. }) => Exit::Internal,
-        daemon::Error::Aws(_) => Exit::Configuration,
+        daemon::Error::Aws(_) | daemon::Error::File(_) => Exit::Configuration,
         daemon::Error::System { .. } => Exit::Internal,
     }
 }

@@ -7,7 +7,7 @@ use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Log, LogFormat};
-use super::{endpoint, level, listen, outside, passthrough, patterns, rules};
+use super::{endpoint, level, listen, outside, passthrough, patterns, rules, tls};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::PAYLOAD_BYTES_MAX;
@@ -29,6 +29,7 @@ pub fn check(values: Values, environment: &Environment) -> (Option<Config>, Valu
 fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let state_dir = state_dir(r, environment);
     let listen = listen::read(r);
+    let tls = tls::read(r);
     let own = listen::own_addresses(r);
 
     let region = region(r, "lambda.region", environment);
@@ -59,6 +60,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     Some(Config {
         state_dir: state_dir?,
         listen: listen?,
+        tls: tls?,
         ingest: ingest?,
         passthrough: passthrough?,
         rules: rules?,

@@ -27,9 +27,20 @@ struct Shared {
     /// How many wait to hear that the peer has gone.
     asking: AtomicUsize,
     gone: CancellationToken,
+    names: Vec<String>,
 }
 
 impl Peer {
+    /// A peer that has proven these names.
+    pub fn named(names: Vec<String>) -> Self {
+        Self { shared: Arc::new(Shared { names, ..Shared::default() }) }
+    }
+
+    /// The names that the peer has proven by a certificate; none without one.
+    pub fn names(&self) -> &[String] {
+        &self.shared.names
+    }
+
     /// Returns once the peer has closed its side or the connection is broken; never on a stream that cannot tell, and not
     /// while the peer has sent more that nobody has read yet.
     pub async fn gone(&self) {
@@ -56,13 +67,13 @@ impl Drop for Asking<'_> {
 /// A stream that can say whether its peer has closed, without reading.
 pub trait Peek {
     /// Ready once the peer has closed; wakes the task then. The default never is.
-    fn poll_closed(&self, _context: &mut Context<'_>) -> Poll<()> {
+    fn poll_closed(&mut self, _context: &mut Context<'_>) -> Poll<()> {
         Poll::Pending
     }
 }
 
 impl Peek for TcpStream {
-    fn poll_closed(&self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let mut byte = [0];
         match self.poll_peek(context, &mut ReadBuf::new(&mut byte)) {
             Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(()),
@@ -122,7 +133,7 @@ impl<S: AsyncWrite + Peek + Unpin> AsyncWrite for Watched<S> {
     /// in the task that the look must wake.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let Shared { asking, gone } = &*this.peer.shared;
+        let Shared { asking, gone, names: _ } = &*this.peer.shared;
         if asking.load(Ordering::Relaxed) > 0 && !gone.is_cancelled() && this.stream.poll_closed(cx).is_ready() {
             gone.cancel();
         }

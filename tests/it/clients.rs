@@ -12,11 +12,11 @@ use crate::rig::daemon::{Daemon, Setup, scratch};
 use crate::rig::lambda::Lambda;
 use crate::rig::python;
 
-mod cli;
+pub mod cli;
 
 mod lost;
 
-mod rust;
+pub mod rust;
 
 mod streams;
 
@@ -79,7 +79,7 @@ fn both(state: &Path) -> (Lambda, Daemon) {
 }
 
 /// Runs the cases with a script that reads them from stdin; what it showed, by case.
-fn shown(mut command: Command, cases: &[(String, &str, Value)]) -> Vec<Value> {
+pub fn shown(mut command: Command, cases: &[(String, &str, Value)]) -> Vec<Value> {
     command.env("AWS_MAX_ATTEMPTS", "1").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|why| panic!("cannot start {command:?}: {why}"));
     let mut stdin = child.stdin.take().unwrap();
@@ -150,12 +150,12 @@ fn the_deprecated_invoke_async_is_taken_from_boto3_and_javascript() {
     lambda.wait_for(&["js".to_owned()]);
 }
 
-fn js(name: &str) -> std::path::PathBuf {
+pub fn js(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/js").join(name)
 }
 
 /// Node; none, loudly, if it is not there. Its packages must be: `make test` installs them.
-fn javascript() -> Option<String> {
+pub fn javascript() -> Option<String> {
     if Command::new("node").arg("--version").output().is_err() {
         eprintln!("SKIPPED: node is not installed, so the AWS SDK for JavaScript is not tested");
         return None;

@@ -58,3 +58,5 @@ mod hostile;
 mod ending;
 
 mod check_config;
+
+mod tls;

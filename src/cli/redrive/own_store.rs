@@ -35,6 +35,7 @@ impl OwnStore {
             error @ (daemon::Error::Store(OpenError::Newer { .. } | OpenError::Damaged { .. })
             | daemon::Error::Bind { .. }
             | daemon::Error::Aws(_)
+            | daemon::Error::File(_)
             | daemon::Error::System { .. }) => Failure::new(Exit::Internal, error),
         })?;
         let admin = Admin::new(Readiness::new(&metrics), metrics, clock.clone());

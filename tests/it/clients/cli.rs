@@ -131,7 +131,7 @@ fn the_aws_cli_1_shows_the_same_for_every_option() {
 }
 
 /// The CLI of Debian's package, by its path: in `PATH` the name may be version 1's. None, loudly, if it is not there.
-fn version_2(endpoint_url: &str) -> Option<Command> {
+pub fn version_2(endpoint_url: &str) -> Option<Command> {
     let program = "/usr/bin/aws";
     let version = Command::new(program).arg("--version").output();
     if !version.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).starts_with("aws-cli/2.")) {

@@ -7,14 +7,30 @@ use aws_sdk_lambda::error::ProvideErrorMetadata;
 use aws_sdk_lambda::operation::RequestId;
 use aws_sdk_lambda::primitives::Blob;
 use aws_sdk_lambda::types::{InvocationType, LogType};
-use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 
 use super::*;
 
 pub(super) fn client(endpoint_url: &str, attempts_max: u32) -> Client {
     let connector =
         aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    with(endpoint_url, attempts_max, connector)
+}
+
+/// A client that trusts the authorities in this PEM alone, and calls once.
+pub fn client_trusting(endpoint_url: &str, authorities: &[u8]) -> Client {
+    let trust = TrustStore::empty().with_pem_certificate(authorities);
+    let tls = TlsContext::builder().with_trust_store(trust).build().unwrap();
+    let connector = aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .tls_context(tls)
+        .build_https();
+    with(endpoint_url, 1, connector)
+}
+
+fn with(endpoint_url: &str, attempts_max: u32, connector: SharedHttpClient) -> Client {
     let config = aws_sdk_lambda::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(python::REGION))

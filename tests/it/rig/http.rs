@@ -110,7 +110,7 @@ fn timed_out(why: &std::io::Error) -> bool {
 }
 
 /// Reads a whole answer; interim (1xx) answers before it are passed over. None if it is torn or is none.
-fn parse(bytes: &[u8]) -> Option<Response> {
+pub fn parse(bytes: &[u8]) -> Option<Response> {
     let split = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..split]).ok()?;
     let rest = &bytes[split + 4..];

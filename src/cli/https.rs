@@ -1,0 +1,140 @@
+//! How commands reach a daemon whose listeners speak TLS, and whom they trust.
+
+use std::error::Error as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use http::Uri;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use super::{Exit, Failure};
+
+pub(super) type Connector = HttpsConnector<HttpConnector>;
+
+/// Whose certificate is accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// Of the authorities that this machine trusts.
+    System,
+    /// Of the authorities in this file.
+    Authorities(PathBuf),
+    /// The one in this file, by whatever name or address the daemon is reached: it is the daemon's own.
+    Own(PathBuf),
+}
+
+impl Trust {
+    /// What `--ca` says.
+    pub(super) fn of(ca: Option<&Path>) -> Self {
+        ca.map_or(Self::System, |path| Self::Authorities(path.to_owned()))
+    }
+}
+
+/// A connector for this endpoint; one with http:// is trusted as it is.
+pub(super) fn connector(endpoint: &Uri, trust: &Trust) -> Result<Connector, Failure> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|error| Failure::new(Exit::Internal, error))?;
+    let config = match trust {
+        _ if endpoint.scheme_str() != Some("https") => builder.with_root_certificates(RootCertStore::empty()),
+        Trust::System => builder.with_root_certificates(roots(rustls_native_certs::load_native_certs().certs)),
+        Trust::Authorities(path) => builder.with_root_certificates(roots(certificates(path)?)),
+        Trust::Own(path) => {
+            let own =
+                certificates(path)?.into_iter().next().ok_or_else(|| unusable(path, "it holds no certificate"))?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Exactly { own, provider }))
+        }
+    };
+    let config = config.with_no_client_auth();
+    Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build())
+}
+
+fn roots(certificates: Vec<CertificateDer<'static>>) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(certificates);
+    roots
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    let text = std::fs::read(path).map_err(|error| unusable(path, &error.to_string()))?;
+    let read = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+    let read = read.map_err(|error| unusable(path, &error.to_string()))?;
+    if read.is_empty() { Err(unusable(path, "it holds no certificate in PEM")) } else { Ok(read) }
+}
+
+fn unusable(path: &Path, why: &str) -> Failure {
+    let path = path.display();
+    let remedy = "name the file of the daemon's certificate authority with --ca";
+    Failure::saying(Exit::Failed, format!("cannot use the certificates of {path}: {why}; {remedy}"))
+}
+
+/// What is wrong with the TLS of a connection that failed; none if that is not why it failed.
+pub(super) fn trouble(error: &hyper_util::client::legacy::Error) -> Option<String> {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        // An error of the system keeps what it is about to itself, at times in another one of its kind.
+        let mut inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        while let Some(error) = inner {
+            if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+                return Some(tls.to_string());
+            }
+            inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        }
+        source = cause.source();
+    }
+    None
+}
+
+/// Accepts one certificate, which its owner proves to have the key of.
+#[derive(Debug)]
+struct Exactly {
+    own: CertificateDer<'static>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Exactly {
+    fn verify_server_cert(
+        &self,
+        presented: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if *presented == self.own {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(rustls::Error::General("the daemon presents another certificate than the one of tls.cert".to_owned()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,66 @@
+//! TLS of the listeners, and who follows its files.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Error;
+use super::ending::AdminParts;
+use super::vital::Vital;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::follow::Follower;
+use crate::http::tls::Tls;
+use crate::http::tls::pair::{Files, Pair};
+use crate::metrics::Metrics;
+use crate::reload::Reload;
+
+/// Of each listener; none speaks plain HTTP.
+#[derive(Default)]
+pub(super) struct Secured {
+    pub(super) ingest: Option<Tls>,
+    pub(super) admin: Option<Tls>,
+}
+
+/// Reads the certificate, and follows its files for as long as the admin listener is served.
+pub(super) fn secured(
+    config: &Config,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+    reload: &Reload,
+    parts: &AdminParts,
+    vital: &Vital,
+) -> Result<Secured, Error> {
+    let Some(tls) = &config.tls else { return Ok(Secured::default()) };
+    let follower = {
+        let (files, wall, shown) = (tls.files.clone(), clock.clone(), Arc::clone(metrics));
+        let is_first = AtomicBool::new(true);
+        let read = move || {
+            // An expired certificate is served all the same at a start: a daemon that does not start delivers nothing either.
+            let loaded = if is_first.swap(false, Ordering::Relaxed) {
+                files.load().inspect(|(_, pair)| warn(&files, pair, &wall))
+            } else {
+                files.load_valid(wall.wall_millis())
+            };
+            loaded.inspect(|(_, pair)| {
+                shown.tls_certificate_expiry_timestamp_seconds.set(pair.expires.0 as f64 / 1_000.0);
+            })
+        };
+        Follower::new("TLS certificate", clock.clone(), metrics.tls_reload_failures.clone(), read)?
+    };
+    let of = |required| Tls::new(follower.value(), required, metrics.tls_handshake_failures.clone());
+    let secured = Secured {
+        ingest: tls.on_ingest.then(|| of(tls.client_required)),
+        // Probes present no certificate.
+        admin: tls.on_admin.then(|| of(false)),
+    };
+    let following = follower.run(reload.signals(), parts.stop.clone());
+    vital.spawn_endless(&parts.tasks, "certificate", parts.stop.clone(), following);
+    Ok(secured)
+}
+
+fn warn(files: &Files, pair: &Pair, clock: &Clock) {
+    if pair.expires <= clock.wall_millis() {
+        let (expired, cert) = (pair.expires.rfc3339(), files.cert.display());
+        tracing::error!(expired, %cert, "the TLS certificate has expired: clients refuse it");
+    }
+}

@@ -1,0 +1,156 @@
+//! The certificate and the key of the listeners: read from files, and checked as a whole.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use sha2::{Digest as _, Sha256};
+
+use super::expiry::not_after;
+use crate::clock::UnixMillis;
+use crate::follow::Bad;
+
+/// A chain of certificates is some KiB, a bundle of all public authorities some hundred.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Where the certificate of the listeners is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// PEM: the certificate, then those between it and the authority.
+    pub cert: PathBuf,
+    /// PEM: its private key.
+    pub key: PathBuf,
+    /// PEM: the authorities whose client certificates count.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// The files as they were read.
+struct Contents {
+    cert: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
+}
+
+/// What the files are good for.
+#[derive(Clone)]
+pub struct Pair {
+    /// For listeners on which a client may present a certificate.
+    pub optional: Arc<ServerConfig>,
+    /// For listeners on which a client must present one; the same as `optional` without `client_ca`.
+    pub required: Arc<ServerConfig>,
+    /// When the first certificate of the chain to expire does.
+    pub expires: UnixMillis,
+}
+
+impl Files {
+    /// Reads and checks everything, but whether it has expired. With it comes what tells the content from another. Blocks on the
+    /// disk.
+    pub fn load(&self) -> Result<([u8; 32], Pair), Bad> {
+        let contents = self.read()?;
+        let pair = self.check(&contents)?;
+        let all = [Some(&contents.cert), Some(&contents.key), contents.client_ca.as_ref()];
+        let digest = all.into_iter().flatten().fold(Sha256::new(), |digest, content| {
+            digest.chain_update((content.len() as u64).to_be_bytes()).chain_update(content)
+        });
+        Ok((digest.finalize().into(), pair))
+    }
+
+    /// The same for a change of what is served already: nothing that clients refuse comes in its place.
+    pub fn load_valid(&self, now: UnixMillis) -> Result<([u8; 32], Pair), Bad> {
+        let (digest, pair) = self.load()?;
+        if pair.expires <= now {
+            let why = format!("expired on {}; renew it: clients refuse it", pair.expires.rfc3339());
+            return Err(Bad { key: "tls.cert".to_owned(), path: self.cert.clone(), why });
+        }
+        Ok((digest, pair))
+    }
+
+    fn read(&self) -> Result<Contents, Bad> {
+        let read =
+            |key, path: &Path| read(path).map_err(|why| Bad { key: str::to_owned(key), path: path.to_owned(), why });
+        Ok(Contents {
+            cert: read("tls.cert", &self.cert)?,
+            key: read("tls.key", &self.key)?,
+            client_ca: self.client_ca.as_deref().map(|path| read("tls.client_ca", path)).transpose()?,
+        })
+    }
+
+    fn check(&self, contents: &Contents) -> Result<Pair, Bad> {
+        let bad_cert = |why: String| Bad { key: "tls.cert".to_owned(), path: self.cert.clone(), why };
+        let bad_key = |why: String| Bad { key: "tls.key".to_owned(), path: self.key.clone(), why };
+        let chain = certificates(&contents.cert).map_err(bad_cert)?;
+        let expiries = chain.iter().map(|certificate| not_after(certificate));
+        let expires = expiries.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().min());
+        let expires = expires.ok_or_else(|| bad_cert("not an X.509 certificate".to_owned()))?;
+        let key = PrivateKeyDer::from_pem_slice(&contents.key)
+            .map_err(|error| bad_key(format!("holds no private key in PEM without a passphrase ({error})")))?;
+        let authorities = match (&self.client_ca, &contents.client_ca) {
+            (Some(path), Some(text)) => Some(authorities(text).map_err(|why| Bad {
+                key: "tls.client_ca".to_owned(),
+                path: path.clone(),
+                why,
+            })?),
+            (_, _) => None,
+        };
+        let config = |required| config(&chain, &key, authorities.as_ref(), required).map_err(bad_key);
+        let optional = config(false)?;
+        let required = if authorities.is_some() { config(true)? } else { Arc::clone(&optional) };
+        Ok(Pair { optional, required, expires })
+    }
+}
+
+/// A file as it is, up to a limit; or why not.
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let mut content = Vec::new();
+    let file = std::fs::File::open(path).map_err(|error| format!("cannot be read: {error}"))?;
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content).map_err(|error| format!("cannot be read: {error}"))?;
+    if content.len() as u64 > FILE_BYTES_MAX { Err("larger than 1 MiB".to_owned()) } else { Ok(content) }
+}
+
+/// The certificates of a file, at least one.
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    let read = read.map_err(|error| format!("not PEM: {error}"))?;
+    if read.is_empty() { Err("holds no certificate in PEM".to_owned()) } else { Ok(read) }
+}
+
+fn authorities(pem: &[u8]) -> Result<Arc<RootCertStore>, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        roots.add(certificate).map_err(|error| format!("holds a certificate that is no authority: {error}"))?;
+    }
+    Ok(Arc::new(roots))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// The error is about the key: the chain has been read before.
+fn config(
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'static>,
+    authorities: Option<&Arc<RootCertStore>>,
+    required: bool,
+) -> Result<Arc<ServerConfig>, String> {
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(|error| error.to_string())?;
+    let builder = match authorities {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider());
+            let verifier = if required { verifier } else { verifier.allow_unauthenticated() };
+            builder.with_client_cert_verifier(verifier.build().map_err(|error| error.to_string())?)
+        }
+    };
+    let config = builder.with_single_cert(chain.to_vec(), key.clone_key());
+    let mut config = config.map_err(|error| format!("is not the key of the certificate ({error})"))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
