@@ -307,6 +307,8 @@ pub struct LaneNews {
     /// What to ask with next time.
     pub version: u64,
     pub lanes: Vec<LaneView>,
+    /// Nearly as many functions are known as may be (`outbox.functions_max`).
+    pub crowded: bool,
     /// Lanes that are no more; their functions get a new one with their next event.
     pub retired: Vec<LaneId>,
 }
@@ -332,6 +334,8 @@ pub struct LaneView {
     pub paused: bool,
     /// As a lease said last ([`LaneWant::spent`]).
     pub spent: Spent,
+    /// Lambda has taken an event for this function at least once.
+    pub proven: bool,
 }
 
 /// What was spent in an hour still counts when the clock is set back by no more hours than this.

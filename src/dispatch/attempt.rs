@@ -4,6 +4,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -234,7 +235,9 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             let mut settlements = Vec::new();
             for leased in leased {
                 let lease = leased.lease;
-                let buried = self.bury_expired(leased, now);
+                // Younger than the policy says where room for functions is short.
+                let age_max = self.lanes.age_max(lease.lane);
+                let buried = self.bury_expired(leased, age_max, now);
                 if buried.is_some() {
                     self.lanes.found_expired(lease.lane, now);
                 }
@@ -256,14 +259,15 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 let lease = leased.lease;
                 // Read the clock again: the lease may have taken a while.
                 let now = self.now();
-                if now < deadline(&leased.event, self.lanes.policy(&leased.event.function.name), &self.clock) {
+                let age_max = self.lanes.policy(&leased.event.function.name).age_max;
+                if now < deadline(&leased.event, age_max, &self.clock) {
                     if self.lanes.may_begin(lease.lane, now) {
                         self.begin(leased);
                     } else {
                         done.push((lease, Settlement::Release));
                     }
                 } else {
-                    done.extend(self.bury_expired(leased, now).map(|settlement| (lease, settlement)));
+                    done.extend(self.bury_expired(leased, Some(age_max), now).map(|settlement| (lease, settlement)));
                 }
             }
             self.write(done).await?;
@@ -273,10 +277,12 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         Ok(hears)
     }
 
-    /// Buries an event that is past its age. `None` means that it is not.
-    fn bury_expired(&self, leased: Leased, now: UnixMillis) -> Option<Settlement> {
+    /// Buries an event that is older than `age_max` (by default that of its policy) or past its own time. `None` means that
+    /// it is not.
+    fn bury_expired(&self, leased: Leased, age_max: Option<Duration>, now: UnixMillis) -> Option<Settlement> {
         let name = &leased.event.function.name;
-        if now < deadline(&leased.event, self.lanes.policy(name), &self.clock) {
+        let age_max = age_max.unwrap_or_else(|| self.lanes.policy(name).age_max);
+        if now < deadline(&leased.event, age_max, &self.clock) {
             return None;
         }
         let function = self.metrics.function_label(name);

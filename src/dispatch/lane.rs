@@ -86,6 +86,8 @@ pub struct Lanes {
     rate: Option<Rate>,
     /// The steps of the clock. An age is a span of time, so it must not count them.
     steps: Steps,
+    /// The outbox knows nearly as many functions as it may.
+    crowded: bool,
     /// Changes that came with a new or removed lane and were not announced yet.
     noticed: Vec<(FunctionName, Change)>,
 }
@@ -168,6 +170,7 @@ impl Lanes {
             parked: BTreeSet::new(),
             in_flight: 0,
             bytes_in_flight: 0,
+            crowded: false,
             noticed: Vec::new(),
         }
     }
@@ -197,6 +200,10 @@ impl Lanes {
                 }
             }
             self.reschedule(id, now);
+        }
+        if std::mem::replace(&mut self.crowded, news.crowded) != news.crowded {
+            let ids: Vec<_> = self.lanes.keys().copied().collect();
+            ids.into_iter().for_each(|id| self.schedule_expiry(id, now));
         }
     }
 
@@ -306,7 +313,7 @@ impl Lanes {
             let Some(lane) = self.lanes.get_mut(&id) else { continue };
             lane.expires = None;
             lane.next_expiry = now.plus(EXPIRY_EVERY);
-            let cutoff = UnixMillis(self.steps.ago(lane.policy.age_max, now).0 + 1);
+            let cutoff = UnixMillis(self.steps.ago(lane.age_max(self.crowded), now).0 + 1);
             wants.push(LaneWant {
                 lane: id,
                 which: Which::AcceptedBefore(cutoff),
@@ -537,6 +544,11 @@ impl Lanes {
         self.settings.policy(function)
     }
 
+    /// The age at which the events of a lane are buried at present.
+    pub fn age_max(&self, id: LaneId) -> Option<Duration> {
+        self.lanes.get(&id).map(|lane| lane.age_max(self.crowded))
+    }
+
     /// The state of each lane, for the operator.
     pub fn status(&self, now: UnixMillis, instant: Instant) -> BTreeMap<FunctionName, LaneStatus> {
         let status = |(&id, lane): (&LaneId, &Lane)| {
@@ -636,7 +648,7 @@ impl Lanes {
 
     fn schedule_expiry(&mut self, id: LaneId, now: UnixMillis) {
         let Some(lane) = self.lanes.get_mut(&id) else { return };
-        let time = lane.expiry_time(&self.steps, now).max(now);
+        let time = lane.expiry_time(&self.steps, self.crowded, now).max(now);
         if lane.expires == Some(time) {
             return;
         }

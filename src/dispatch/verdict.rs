@@ -310,13 +310,13 @@ pub fn decide(
 /// When an event is buried, whatever its attempts brought: `age_max` after its acceptance (or after its `deliver_at`),
 /// or at its own `expires_at` if that is sooner. An age counts the time that has passed, however the clock was set
 /// since.
-pub fn deadline(event: &Event, policy: &Policy, clock: &Clock) -> UnixMillis {
+pub fn deadline(event: &Event, age_max: Duration, clock: &Clock) -> UnixMillis {
     let began = match event.deliver_at {
         Some(at) if at > clock.now() => at,
         Some(at) => clock.present(at),
         None => clock.present(event.accepted_at),
     };
-    let by_age = began.plus(policy.age_max);
+    let by_age = began.plus(age_max);
     event.expires_at.map_or(by_age, |expires_at| expires_at.min(by_age))
 }
 
@@ -395,7 +395,7 @@ impl Attempt<'_> {
 
     /// Retries after `wait`, unless the event is past its deadline.
     fn retry(&self, history: History, wait: Duration) -> Settlement {
-        let deadline = deadline(self.event, self.policy, self.clock);
+        let deadline = deadline(self.event, self.policy.age_max, self.clock);
         if self.now >= deadline {
             return bury(history, BuryReason::EventAgeExceeded, self.now);
         }

@@ -326,18 +326,58 @@ async fn a_sweep_forgets_keys_whose_window_is_over_and_no_other() {
 #[tokio::test(start_paused = true)]
 async fn a_lane_that_held_nothing_for_long_is_retired_and_comes_back_with_its_next_event() {
     on_every_engine(|mut bench| async move {
-        bench.append(bench.event("orders", "{}")).await;
-        let leased = bench.lease("orders", Which::Due, 1).await;
-        let before = bench.store().lanes(0).await.unwrap();
-        bench.settle(&leased[0], Settlement::Delivered).await;
-        bench.clock.sleep(Duration::from_secs(600)).await;
-        while bench.store().sweep().await.unwrap() {}
-        let news = bench.store().lanes(before.version).await.unwrap();
-        assert_eq!(news.retired, [leased[0].lease.lane]);
+        // One that Lambda took an event for stays for a week.
+        for (settlement, idle) in [(Settlement::Shipped, 600), (Settlement::Delivered, 7 * 86_400)] {
+            bench.append(bench.event("orders", "{}")).await;
+            let leased = bench.lease("orders", Which::Due, 1).await;
+            let before = bench.store().lanes(0).await.unwrap();
+            bench.settle(&leased[0], settlement).await;
+            bench.clock.sleep(Duration::from_secs(idle - 1)).await;
+            while bench.store().sweep().await.unwrap() {}
+            assert_eq!(bench.store().lanes(before.version).await.unwrap().retired, [], "not yet");
+            bench.clock.sleep(Duration::from_secs(1)).await;
+            while bench.store().sweep().await.unwrap() {}
+            let news = bench.store().lanes(before.version).await.unwrap();
+            assert_eq!(news.retired, [leased[0].lease.lane]);
+            bench.reopen();
+            assert!(bench.store().lanes(0).await.unwrap().lanes.is_empty());
+            bench.append(bench.event("orders", "{}")).await;
+            assert_ne!(bench.view("orders").await.lane, leased[0].lease.lane);
+            let leased = bench.lease("orders", Which::Due, 1).await;
+            bench.settle(&leased[0], Settlement::Shipped).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_functions_are_many_an_empty_one_gives_way_at_once_but_none_that_lambda_took_an_event_for() {
+    on_every_engine(|mut bench| async move {
+        bench.settings.functions_max = 4;
         bench.reopen();
-        assert!(bench.store().lanes(0).await.unwrap().lanes.is_empty());
-        bench.append(bench.event("orders", "{}")).await;
-        assert_ne!(bench.view("orders").await.lane, leased[0].lease.lane);
+        let take = async |bench: &Bench, function: &str, settlement: Settlement| {
+            let appended = bench.append(bench.event(function, "{}")).await;
+            if appended == Appended::Stored {
+                let leased = bench.lease(function, Which::Due, 1).await;
+                bench.settle(&leased[0], settlement).await;
+            }
+            appended
+        };
+        take(&bench, "real-1", Settlement::Delivered).await;
+        take(&bench, "real-2", Settlement::Delivered).await;
+        bench.reopen();
+        for n in 0..20 {
+            let invented = take(&bench, &format!("invented-{n}"), Settlement::Shipped).await;
+            assert_eq!(invented, Appended::Stored);
+        }
+        let known = bench.store().census().await.unwrap().lanes;
+        let real = known.keys().filter(|name| name.as_str().starts_with("real")).count();
+        assert_eq!((real, known.len()), (2, 4));
+        // Beyond a half of all, those that were delivered to give way as well.
+        take(&bench, "real-3", Settlement::Delivered).await;
+        take(&bench, "real-4", Settlement::Delivered).await;
+        assert_eq!(take(&bench, "real-5", Settlement::Delivered).await, Appended::Stored);
+        assert!(!bench.store().census().await.unwrap().lanes.contains_key(&FunctionName::new("real-1")));
     })
     .await;
 }

@@ -13,6 +13,8 @@ use crate::outbox::embedded::writer::{Handle, Writer};
 use crate::outbox::operator::{Keys, Operator, Purge, Touched};
 use crate::outbox::{self, Place};
 
+mod crowd;
+
 mod outages;
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
@@ -80,12 +82,23 @@ impl Bench {
         says: impl Fn(&Call, UnixMillis) -> (Duration, Reply) + Send + Sync + 'static,
         dry: impl Fn(&Function, UnixMillis) -> (Duration, Reply) + Send + Sync + 'static,
     ) -> Self {
+        Self::of_functions(1_000, settings, commit, says, dry)
+    }
+
+    /// With a store that knows at most so many functions.
+    fn of_functions(
+        functions_max: u64,
+        settings: Settings,
+        commit: Duration,
+        says: impl Fn(&Call, UnixMillis) -> (Duration, Reply) + Send + Sync + 'static,
+        dry: impl Fn(&Function, UnixMillis) -> (Duration, Reply) + Send + Sync + 'static,
+    ) -> Self {
         let clock = Clock::seeded(START, 7);
         let metrics = Arc::new(Metrics::new().unwrap());
         let limits = outbox::Settings {
             bytes_max: 1 << 30,
             events_max: 1_000_000,
-            functions_max: 1_000,
+            functions_max,
             dedupe_window: Duration::from_secs(3_600),
             sdk_window: Duration::from_secs(60),
             disk_reserve: 0,

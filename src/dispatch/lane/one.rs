@@ -1,5 +1,7 @@
 //! One lane: its limits, its hold, its health.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::Change;
@@ -14,6 +16,10 @@ use crate::dispatch::verdict::{Outcome, PauseKind, Scope};
 use crate::dispatch::{Mode, Policy, Settings};
 use crate::event::EventId;
 use crate::outbox::{LaneView, Which};
+
+/// The age at which events are buried whose function was never proven and is held, while the outbox has hardly any room for
+/// more functions. Clients can invent names of functions, and those must make way.
+const CROWDED_AGE_MAX: Duration = Duration::from_secs(600);
 
 /// The events of one function, and what dispatch knows of it.
 pub(super) struct Lane {
@@ -107,13 +113,20 @@ impl Lane {
         if fresh { Which::Fresh } else { Which::Due }
     }
 
+    /// The age at which its events are buried at present.
+    pub fn age_max(&self, crowded: bool) -> Duration {
+        let is_held = self.hold.as_ref().is_some_and(|hold| hold.pause.kind == PauseKind::Held);
+        let makes_way = crowded && is_held && !self.view.proven && !self.view.paused;
+        if makes_way { self.policy.age_max.min(CROWDED_AGE_MAX) } else { self.policy.age_max }
+    }
+
     /// When an event may be past its age.
-    pub fn expiry_time(&self, steps: &Steps, now: UnixMillis) -> UnixMillis {
+    pub fn expiry_time(&self, steps: &Steps, crowded: bool, now: UnixMillis) -> UnixMillis {
         // An event that is due in the future was not due before a step of the clock.
         let next_due = self.view.next_due.map(|due| if due > now { due } else { steps.present(due, now) });
         let oldest = self.view.oldest.map(|oldest| steps.present(oldest, now));
         let by_age = [oldest, next_due].into_iter().flatten().min();
-        let by_age = by_age.map(|oldest| oldest.plus(self.policy.age_max));
+        let by_age = by_age.map(|oldest| oldest.plus(self.age_max(crowded)));
         let first = [by_age, self.view.next_expiry].into_iter().flatten().min();
         first.map_or(UnixMillis::MAX, |first| first.max(self.next_expiry))
     }

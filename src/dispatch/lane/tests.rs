@@ -76,11 +76,12 @@ impl World {
             next_expiry: None,
             paused: false,
             spent: crate::outbox::Spent::default(),
+            proven: false,
         };
         let view = self.views.entry(lane).or_insert_with(empty);
         change(view);
         self.version += 1;
-        let news = LaneNews { version: self.version, lanes: vec![view.clone()], retired: Vec::new() };
+        let news = LaneNews { version: self.version, lanes: vec![view.clone()], ..LaneNews::default() };
         self.lanes.learn(news, self.now);
     }
 
@@ -348,7 +349,7 @@ fn a_retired_lane_is_forgotten_and_its_last_attempt_gives_its_slot_back() {
     let mut world = World::new(settings(1));
     world.set_ready(A, 1);
     world.go();
-    world.lanes.learn(LaneNews { version: 99, lanes: Vec::new(), retired: vec![A] }, world.now);
+    world.lanes.learn(LaneNews { version: 99, retired: vec![A], ..LaneNews::default() }, world.now);
     world.end(0, &Outcome::Delivered, None);
     assert_eq!(world.lanes.next_time(world.now), UnixMillis::MAX);
     world.set_ready(B, 1);
@@ -506,7 +507,7 @@ proptest! {
                 Step::Retire(lane) => {
                     // The outbox retires only lanes without events.
                     if world.in_flight(LaneId(lane)) == 0 && world.views.remove(&LaneId(lane)).is_some() {
-                        world.lanes.learn(LaneNews { version: 0, lanes: Vec::new(), retired: vec![LaneId(lane)] }, world.now);
+                        world.lanes.learn(LaneNews { retired: vec![LaneId(lane)], ..LaneNews::default() }, world.now);
                     }
                 }
             }

@@ -233,7 +233,7 @@ proptest! {
         let before = History { attempts, throttles, setbacks, calls, ..History::default() };
         let outcome = outcome_of(&reply, Mode::Event);
         let verdict = decide(&outcome, blame, &reply, &event, &before, &policy(), NOW, &Clock::seeded(NOW, seed));
-        let deadline = deadline(&event, &policy(), &Clock::seeded(NOW, seed));
+        let deadline = deadline(&event, policy().age_max, &Clock::seeded(NOW, seed));
         match &verdict.settlement {
             Settlement::Delivered => prop_assert_eq!(outcome, Outcome::Delivered),
             Settlement::RetryAt(after) => {

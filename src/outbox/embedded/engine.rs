@@ -27,6 +27,8 @@ mod dead;
 
 mod floors;
 
+mod idle;
+
 mod key_filter;
 
 mod lane;
@@ -75,6 +77,14 @@ pub struct Engine<K> {
     sweep: sweep::Progress,
     /// Every lane under the version of its last change.
     changes: BTreeMap<u64, LaneId>,
+    /// The lanes that were retired of late, under the version at which they were.
+    retired: BTreeMap<u64, LaneId>,
+    /// The lanes that hold nothing, those first that give way first.
+    idle: BTreeSet<idle::Key>,
+    /// How many lanes are proven.
+    proven: u64,
+    /// Nearly as many functions are known as may be.
+    crowded: bool,
     version: u64,
     /// That of the last change of what is Buried.
     buried_version: u64,
@@ -148,6 +158,10 @@ impl<K: Kv> Engine<K> {
             key_filter: KeyFilter::default(),
             sweep: sweep::Progress::default(),
             changes: BTreeMap::new(),
+            retired: BTreeMap::new(),
+            idle: BTreeSet::new(),
+            proven: 0,
+            crowded: false,
             version: 0,
             buried_version: 0,
             clock_stored: UnixMillis(clock_stored),
@@ -183,9 +197,11 @@ impl<K: Kv> Engine<K> {
                 self.totals.add(count);
             }
             self.by_name.insert(record.function.clone(), id);
+            self.proven += u64::from(record.proven);
             self.lanes.insert(id, Lane::new(record, now));
             self.touch(id);
         }
+        self.note_crowd();
         self.dirty.clear();
         Ok(())
     }
@@ -274,7 +290,7 @@ impl<K: Kv> Engine<K> {
         self.touch(lane_id);
     }
 
-    fn full(&self, event: &Event, bytes: u64, disk: Disk) -> Option<Full> {
+    fn full(&mut self, event: &Event, bytes: u64, disk: Disk) -> Option<Full> {
         let Settings { bytes_max, events_max, functions_max, .. } = self.settings;
         let functions = self.lanes.len() as u64;
         // What the files take counts as much as what is in them, and what is about to be written as if it were. A part stays
@@ -287,7 +303,7 @@ impl<K: Kv> Engine<K> {
             Some(Full::Bytes { used, wanted: bytes, limit })
         } else if self.totals.events + 1 > events_max {
             Some(Full::Events { used: self.totals.events, limit: events_max })
-        } else if functions + 1 > functions_max && !self.by_name.contains_key(&event.function.name) {
+        } else if !self.by_name.contains_key(&event.function.name) && !self.make_way() {
             Some(Full::Functions { used: functions, limit: functions_max })
         } else {
             None
@@ -322,9 +338,11 @@ impl<K: Kv> Engine<K> {
             counts: [Count::default(); 4],
             paused: false,
             spent: Spent::default(),
+            proven: false,
         };
         self.by_name.insert(function.clone(), id);
         self.lanes.insert(id, Lane::new(record, self.clock.now()));
+        self.note_crowd();
         id
     }
 
@@ -388,6 +406,7 @@ impl<K: Kv> Engine<K> {
                 self.buried_version = self.version;
             }
         }
+        self.note_idle(id);
     }
 
     pub fn version(&self) -> u64 {
@@ -415,14 +434,14 @@ impl<K: Kv> Engine<K> {
 
     /// The lanes that changed after `since`.
     pub fn lanes(&self, since: u64) -> Result<LaneNews, Failed> {
-        let mut news = LaneNews { version: self.version, ..LaneNews::default() };
+        let mut lanes = Vec::new();
         for &id in self.changes.range(since + 1..).map(|(_, id)| id) {
-            match self.lanes.get(&id) {
-                Some(lane) => news.lanes.push(lane.view(id, &self.kv)?),
-                None => news.retired.push(id),
+            if let Some(lane) = self.lanes.get(&id) {
+                lanes.push(lane.view(id, &self.kv)?);
             }
         }
-        Ok(news)
+        let retired = self.retired.range(since + 1..).map(|(_, &id)| id).collect();
+        Ok(LaneNews { version: self.version, lanes, crowded: self.crowded, retired })
     }
 
     /// The lane of one function.

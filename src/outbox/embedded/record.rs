@@ -183,23 +183,35 @@ pub fn decode_body(id: EventId, name: &FunctionName, body: &Bytes) -> Result<Eve
     })
 }
 
-/// A lane: its function, what it holds, by state in the order of `Place::ALL`, whether an operator has paused it, and what
-/// it has spent.
+/// A lane: its function, what it holds, by state in the order of `Place::ALL`, whether an operator has paused it, what it has
+/// spent, and whether it is proven.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LaneRecord {
     pub function: FunctionName,
     pub counts: [Count; 4],
     pub paused: bool,
     pub spent: Spent,
+    /// Lambda has taken an event for this function at least once. A byte behind the rest of the record, written only for a
+    /// proven lane. Records from before it have none, and builds from before it do not read that far.
+    #[serde(skip)]
+    pub proven: bool,
 }
+
+/// The byte behind the record of a proven lane.
+const PROVEN: u8 = 1;
 
 impl LaneRecord {
     pub fn encode(&self) -> Vec<u8> {
-        exact(versioned(self))
+        let mut bytes = versioned(self);
+        if self.proven {
+            bytes.push(PROVEN);
+        }
+        exact(bytes)
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
-        split_version(bytes).map(|(record, _)| record)
+        let (record, rest) = split_version::<Self>(bytes)?;
+        Ok(Self { proven: rest.first() == Some(&PROVEN), ..record })
     }
 }
 
@@ -309,6 +321,24 @@ mod tests {
             drop(decode_body(EventId::from_bytes([0; 16]), &name, &bytes));
             drop(LaneRecord::decode(&bytes));
             drop(KeyRecord::decode(&bytes));
+        }
+    }
+
+    #[test]
+    fn a_lane_is_proven_by_a_byte_that_earlier_records_do_not_have() {
+        let function = FunctionName::new("orders");
+        let lane = LaneRecord {
+            function,
+            counts: [Count::default(); 4],
+            paused: true,
+            spent: Spent::default(),
+            proven: false,
+        };
+        let (before, proven) = (lane.encode(), LaneRecord { proven: true, ..lane }.encode());
+        assert_eq!([&before[..], &[PROVEN]].concat(), proven, "all that earlier builds read is the same");
+        for (bytes, expected) in [(before, false), (proven, true)] {
+            let read = LaneRecord::decode(&bytes).unwrap();
+            assert_eq!((read.proven, read.paused), (expected, true));
         }
     }
 

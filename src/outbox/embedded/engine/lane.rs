@@ -24,6 +24,8 @@ pub(super) struct Lane {
     /// Since when it holds nothing; none while it does.
     pub(super) empty_since: Option<UnixMillis>,
     pub(super) version: u64,
+    /// Under which it stands among the idle lanes; none if it does not.
+    pub(super) idle: Option<super::idle::Key>,
 }
 
 /// What must be known of a leased event to settle it.
@@ -54,6 +56,7 @@ impl Lane {
             buried_told: (0, 0),
             empty_since: empty.then_some(now),
             version: 0,
+            idle: None,
         }
     }
 
@@ -75,6 +78,15 @@ impl Lane {
 
     pub(super) fn set_paused(&mut self, paused: bool) {
         self.record.paused = paused;
+    }
+
+    pub(super) fn is_proven(&self) -> bool {
+        self.record.proven
+    }
+
+    /// Lambda has taken an event. Says whether that is news.
+    pub(super) fn prove(&mut self) -> bool {
+        !std::mem::replace(&mut self.record.proven, true)
     }
 
     pub(super) fn spent(&self) -> Spent {
@@ -158,6 +170,7 @@ impl Lane {
             next_expiry: if live == 0 { None } else { self.next(Due::Expiry, id, kv)? },
             paused: self.record.paused,
             spent: self.record.spent,
+            proven: self.record.proven,
         })
     }
 

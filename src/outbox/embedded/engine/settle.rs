@@ -26,6 +26,9 @@ impl<K: Kv> Engine<K> {
                 self.touch_view(lane_id);
             }
             Settlement::Delivered | Settlement::Shipped => {
+                if settlement == Settlement::Delivered && lane.prove() {
+                    self.proven += 1;
+                }
                 self.outlive(id, held.key)?;
                 self.remove(lane_id, id, held);
             }

@@ -1,7 +1,6 @@
 //! Forgetting what is only remembered for a while, a bounded piece at a time.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use super::Engine;
 use crate::outbox::LaneId;
@@ -14,9 +13,6 @@ const PIECE_KEYS: usize = 1_000;
 
 /// Keys of one piece whose time is over, at most: for each the sweep looks whether its event is still stored.
 const PIECE_SEARCHES: usize = 250;
-
-/// A lane that held nothing for so long is retired; its function gets a new one with its next event.
-const RETIRE_AFTER: Duration = Duration::from_secs(600);
 
 /// How far the present sweep has come.
 #[derive(Debug, Default)]
@@ -86,7 +82,7 @@ impl<K: Kv> Engine<K> {
         }
         self.keys = std::mem::take(&mut self.sweep).kept;
         self.key_filter.complete();
-        self.retire_lanes();
+        self.retire_idle_lanes();
         Ok(false)
     }
 
@@ -98,37 +94,13 @@ impl<K: Kv> Engine<K> {
         }
         lanes
     }
-
-    fn retire_lanes(&mut self) {
-        let now = self.clock.now();
-        let retired: Vec<_> = self
-            .lanes
-            .iter()
-            .filter(|(_, lane)| lane.leased_count() == 0 && !lane.is_paused() && !lane.spent().counts(now))
-            .filter(|(_, lane)| lane.empty_since.is_some_and(|since| now.since(since) >= RETIRE_AFTER))
-            .map(|(&id, lane)| (id, lane.function().clone()))
-            .collect();
-        for (id, function) in retired {
-            self.touch(id);
-            self.dirty.remove(&id);
-            self.lanes.remove(&id);
-            self.by_name.remove(&function);
-            self.batch.remove(keys::lane(id));
-        }
-        // Readers that missed a retirement learn of it from a full reading, so only the latest need be kept.
-        while self.changes.len() as u64 > self.lanes.len() as u64 + self.settings.functions_max {
-            let gone = self.changes.iter().find(|(_, id)| !self.lanes.contains_key(id)).map(|(&version, _)| version);
-            match gone {
-                Some(version) => self.changes.remove(&version),
-                None => break,
-            };
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::{Appended, Disk, Engine, FunctionName, UnixMillis};
+    use std::time::Duration;
+
     use super::*;
     use crate::clock::Clock;
     use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
@@ -212,7 +184,7 @@ mod tests {
         let want = LeaseWant { lanes, bytes_max: u64::MAX };
         engine.note_spent(&want);
         let leased = engine.lease(&want).unwrap();
-        engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
+        engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Shipped)).collect()).unwrap();
         for (minutes, lanes) in [(15, 1), (46, 1), (60, 0)] {
             clock.pass_until(START.plus(Duration::from_secs(minutes * 60)));
             while engine.sweep().unwrap() {}

@@ -152,6 +152,7 @@ fn wrong_counts_and_indexes_are_seen_and_made_anew() {
         counts: [Count::default(); 4],
         paused: false,
         spent: crate::outbox::Spent::default(),
+        proven: false,
     };
     batch.put(keys::lane(LaneId(0)), lane.encode());
     kv.commit(&batch).unwrap();

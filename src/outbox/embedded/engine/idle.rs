@@ -1,0 +1,112 @@
+//! Lanes that hold nothing, and when they give way to others.
+//!
+//! Names of functions come from clients, who can invent any number of them. A lane is *proven* once Lambda has taken an event for
+//! its function. Holds: a lane that was never proven gives its place up to a new function as soon as it holds nothing, and no
+//! invented name takes the place of a proven function, as long as no more than half of `functions_max` are proven.
+
+use std::time::Duration;
+
+use super::Engine;
+use crate::clock::UnixMillis;
+use crate::outbox::LaneId;
+use crate::outbox::embedded::keys;
+use crate::outbox::embedded::kv::Kv;
+
+/// A lane that held nothing for so long is retired by the next sweep; its function gets a new one with its next event.
+const RETIRE_AFTER: Duration = Duration::from_secs(600);
+
+/// The same of a proven lane, if there is room.
+const RETIRE_PROVEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
+
+/// Idle lanes that are looked at for one that may give way.
+const LOOK_AT_MAX: usize = 64;
+
+/// How an idle lane stands among the others: proven or not, since when it holds nothing, its number.
+pub(super) type Key = (bool, UnixMillis, LaneId);
+
+impl<K: Kv> Engine<K> {
+    /// Puts a lane where it belongs among the idle ones, after any change of it.
+    pub(super) fn note_idle(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let is_idle = lane.leased_count() == 0 && !lane.is_paused();
+        let key = lane.empty_since.filter(|_| is_idle).map(|since| (lane.is_proven(), since, id));
+        let before = std::mem::replace(&mut lane.idle, key);
+        if before != key {
+            before.map(|key| self.idle.remove(&key));
+            self.idle.extend(key);
+        }
+    }
+
+    /// Makes room for one more function at the expense of one that holds nothing. Says whether there is room now.
+    pub(super) fn make_way(&mut self) -> bool {
+        let limit = self.settings.functions_max;
+        if (self.lanes.len() as u64) < limit {
+            return true;
+        }
+        let now = self.clock.now();
+        let may_go = |&&(proven, _, id): &&Key| self.may_go(proven) && !self.has_spent(id, now);
+        let Some(&(.., id)) = self.idle.iter().take(LOOK_AT_MAX).find(may_go) else { return false };
+        self.retire(id);
+        (self.lanes.len() as u64) < limit
+    }
+
+    /// Retires the lanes that have held nothing for long.
+    pub(super) fn retire_idle_lanes(&mut self) {
+        let now = self.clock.now();
+        let idle: Vec<_> = self.idle.iter().copied().collect();
+        for (proven, since, id) in idle {
+            // Asked anew of each: the fewer proven lanes are left, the longer those may stay.
+            let wait = if self.may_go(proven) { RETIRE_AFTER } else { RETIRE_PROVEN_AFTER };
+            if now.since(since) >= wait && !self.has_spent(id, now) {
+                self.retire(id);
+            }
+        }
+    }
+
+    /// Whether lanes of this kind give way: proven ones only if there are too many of them.
+    fn may_go(&self, proven: bool) -> bool {
+        !proven || self.proven > self.settings.functions_max / 2
+    }
+
+    fn has_spent(&self, id: LaneId, now: UnixMillis) -> bool {
+        self.lanes.get(&id).is_some_and(|lane| lane.spent().counts(now))
+    }
+
+    /// Adds the end of an idle lane to the batch.
+    fn retire(&mut self, id: LaneId) {
+        let Some(lane) = self.lanes.remove(&id) else { return };
+        self.proven -= u64::from(lane.is_proven());
+        if let Some(key) = lane.idle {
+            self.idle.remove(&key);
+        }
+        self.by_name.remove(lane.function());
+        self.dirty.remove(&id);
+        self.batch.remove(keys::lane(id));
+        self.changes.remove(&lane.version);
+        self.version += 1;
+        self.retired.insert(self.version, id);
+        // Readers that missed a retirement learn of it from a full reading, so only the latest need be kept.
+        if self.retired.len() as u64 > self.settings.functions_max {
+            self.retired.pop_first();
+        }
+        self.note_crowd();
+    }
+
+    /// Notes whether nearly all of `functions_max` is in use, after the number of lanes has changed.
+    pub(super) fn note_crowd(&mut self) {
+        let (lanes, limit) = (self.lanes.len() as u64, self.settings.functions_max);
+        if !self.crowded && lanes * 8 >= limit * 7 {
+            self.crowded = true;
+            tracing::warn!(
+                functions = lanes,
+                functions_max = limit,
+                "nearly as many functions are known as outbox.functions_max allows: until there are fewer, events of functions that \
+                never took one and are held become dead letters after 10 minutes. docs/operations.md, \"Invented function names\", \
+                says what to do"
+            );
+        } else if self.crowded && lanes * 4 < limit * 3 {
+            self.crowded = false;
+            tracing::info!(functions = lanes, functions_max = limit, "there is room for more functions again");
+        }
+    }
+}
