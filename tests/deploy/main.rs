@@ -20,6 +20,8 @@ mod systemd;
 
 mod kubernetes;
 
+mod helm;
+
 mod container;
 
 mod iam;

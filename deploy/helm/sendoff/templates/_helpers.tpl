@@ -1,0 +1,97 @@
+{{- define "sendoff.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* At most 52 characters: pods of a StatefulSet and their revision labels add to the name. */}}
+{{- define "sendoff.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "sendoff.name" . -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The labels that select the pods. They never change: a StatefulSet's selector is immutable. */}}
+{{- define "sendoff.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "sendoff.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "sendoff.labels" -}}
+{{ include "sendoff.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "sendoff.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "sendoff.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.name: name the service account, or let the chart create one (serviceAccount.create)" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "sendoff.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{/* The number of a port in an address such as "[::]:9477". */}}
+{{- define "sendoff.port" -}}
+{{- regexFind "[0-9]+$" . | required (printf "config.listen: %q has no port; write an address such as [::]:9477" .) -}}
+{{- end -}}
+
+{{/* One setting as TOML. Helm reads all numbers of a values file as floating point, and sendoff wants whole ones whole. */}}
+{{- define "sendoff.setting" -}}
+{{- if and (kindIs "float64" .value) (eq .value (float64 (int64 .value))) -}}
+{{ .key }} = {{ int64 .value }}
+{{- else -}}
+{{ .key }} = {{ toJson .value }}
+{{- end -}}
+{{- end -}}
+
+{{/* sendoff.toml: settings at the top, then the tables, then the patterns of functions in their order. */}}
+{{- define "sendoff.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- if hasKey $config "functions" -}}
+{{- fail "config.functions: a map has no order, but the first matching pattern counts; use the list `functions` beside config" -}}
+{{- end -}}
+{{- if not $config.listen.ingest_hosts -}}
+{{- $name := include "sendoff.fullname" . -}}
+{{- $namespace := .Release.Namespace -}}
+{{- $_ := set $config.listen "ingest_hosts" (printf "%s %s.%s %s.%s.svc %s.%s.svc.cluster.local" $name $name $namespace $name $namespace $name $namespace) -}}
+{{- end -}}
+{{- range $key, $value := $config }}
+{{- if not (kindIs "map" $value) }}
+{{ include "sendoff.setting" (dict "key" $key "value" $value) }}
+{{- end }}
+{{- end }}
+{{- range $name, $table := $config }}
+{{- if kindIs "map" $table }}
+
+[{{ $name }}]
+{{- range $key, $value := $table }}
+{{ include "sendoff.setting" (dict "key" $key "value" $value) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range .Values.functions }}
+
+[functions.{{ toJson .pattern }}]
+{{- range $key, $value := omit . "pattern" }}
+{{ include "sendoff.setting" (dict "key" $key "value" $value) }}
+{{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,169 @@
+//! The chart: linted, rendered over many values, and held against the kustomization and the daemon itself.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::kubernetes::VERSIONS;
+use crate::tools::{root, said, sendoff, succeed, tool, validator};
+
+/// Values that users set, each a file's text, with something that the rendered manifests must contain.
+const MATRIX: [(&str, &str); 8] = [
+    ("replicas: 1\npodMonitor: {enabled: false}\n", "replicas: 1"),
+    (
+        "config: {delivery: {attempts_max: 30, age_max: 24h}, lambda: {in_flight_max: 100}}\n\
+         functions: [{pattern: \"orders-*\", attempts_max: 5}, {pattern: \"*\", concurrency_max: 7}]\n",
+        "[functions.\"orders-*\"]\n    attempts_max = 5\n    \n    [functions.\"*\"]",
+    ),
+    ("image: {digest: \"sha256:0123456789012345678901234567890123456789012345678901234567890123\"}\n", "@sha256:"),
+    ("config: {listen: {ingest: \"0.0.0.0:8080\", health: \"0.0.0.0:8081\"}}\n", "containerPort: 8080"),
+    ("serviceAccount: {create: false, name: shared}\n", "serviceAccountName: shared"),
+    ("persistence: {size: 100Gi, storageClassName: fast, whenScaled: Delete}\n", "storageClassName: fast"),
+    (
+        "env: [{name: HTTPS_PROXY, value: \"http://proxy.example.com:3128\"}]\n\
+         networkPolicy: {extraEgress: [{ports: [{port: 3128, protocol: TCP}]}]}\n\
+         extraVolumes: [{name: ca, configMap: {name: ca}}]\n\
+         extraVolumeMounts: [{name: ca, mountPath: /etc/ssl/private-ca, readOnly: true}]\n",
+        "HTTPS_PROXY",
+    ),
+    (
+        "fullnameOverride: outbox\ncommonLabels: {team: a}\npodAnnotations: {b: c}\ntolerations: [{operator: Exists}]\n\
+         nodeSelector: {disk: ssd}\npriorityClassName: high\nserviceAccount: {annotations: null}\n",
+        "name: outbox-pods",
+    ),
+];
+
+/// Values that the schema refuses.
+const WRONG: [(&str, &str); 9] = [
+    ("replica: 3\n", "replica"),
+    ("replicas: \"3\"\n", "replicas"),
+    ("image: {tag: latest}\n", "tag"),
+    ("image: {digest: \"sha256:12\"}\n", "digest"),
+    ("persistence: {sise: 10Gi}\n", "sise"),
+    ("persistence: {accessMode: ReadWriteMany}\n", "accessMode"),
+    ("region: europe\n", "region"),
+    ("config: {listen: {ingest: \"9477\"}}\n", "ingest"),
+    ("config: {functions: {\"a-*\": {attempts_max: 3}}}\n", "use the list `functions`"),
+];
+
+fn chart() -> PathBuf {
+    root().join("deploy/helm/sendoff")
+}
+
+/// Renders the chart with these values into `file`.
+fn render(values: &str, file: &Path) -> Result<String, String> {
+    let values_file = file.with_extension("values");
+    std::fs::write(&values_file, values).unwrap();
+    let mut helm = validator("helm");
+    helm.args(["template", "sendoff"]).arg(chart()).args(["--namespace", "sendoff", "--values"]).arg(values_file);
+    let output = helm.output().unwrap();
+    if !output.status.success() {
+        return Err(said(&output));
+    }
+    std::fs::write(file, &output.stdout).unwrap();
+    Ok(String::from_utf8(output.stdout).unwrap())
+}
+
+/// Every check that a rendered StatefulSet must pass. `its_own` says that it has the objects and names of the default values.
+fn check(file: &Path, its_own: bool) {
+    for version in VERSIONS {
+        succeed(validator("kubernetes-validate").args(["--strict", "--version", version]).arg(file));
+    }
+    if its_own {
+        succeed(validator("python").arg(root().join("tests/deploy/check_manifests.py")).arg("statefulset").arg(file));
+    }
+}
+
+/// The configuration in rendered manifests, as the daemon reads it.
+fn check_config(rendered: &str, file: &Path) {
+    let begin = rendered.find("sendoff.toml: |\n").expect("a configuration") + "sendoff.toml: |\n".len();
+    let lines = rendered[begin..].lines().take_while(|line| line.starts_with("    ") || line.is_empty());
+    let toml: String = lines.map(|line| line.strip_prefix("    ").unwrap_or("").to_owned() + "\n").collect();
+    let config = file.with_extension("toml");
+    std::fs::write(&config, toml).unwrap();
+    let text = succeed(sendoff().args(["check-config", "--config"]).arg(&config).env_remove("HOME"));
+    assert!(text.contains("no problems"), "{text}");
+}
+
+#[test]
+fn the_chart_has_nothing_to_complain_about() {
+    succeed(validator("helm").args(["lint", "--strict"]).arg(chart()));
+    let scratch = tempfile::tempdir().unwrap();
+    succeed(validator("helm").arg("package").arg(chart()).arg("--destination").arg(scratch.path()));
+}
+
+#[test]
+fn with_its_default_values_the_chart_renders_what_the_kustomization_does() {
+    let Some(kubectl) = tool("kubectl", "kubernetes-client") else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let (kustomized, rendered) = (scratch.path().join("kustomized.yaml"), scratch.path().join("rendered.yaml"));
+    let output =
+        Command::new(kubectl).arg("kustomize").arg(root().join("deploy/kubernetes/statefulset")).output().unwrap();
+    std::fs::write(&kustomized, &output.stdout).unwrap();
+    let text = render("", &rendered).unwrap();
+    check(&rendered, true);
+    check_config(&text, &rendered);
+    let same = root().join("tests/deploy/check_chart.py");
+    succeed(validator("python").arg(&same).arg(&kustomized).arg(&rendered));
+
+    // A difference is noticed: of a field, of a setting, and of an object that is not there.
+    for values in [
+        "terminationGracePeriodSeconds: 61\n",
+        "config: {outbox: {bytes_max: 6GiB}}\n",
+        "podMonitor: {enabled: false}\n",
+    ] {
+        render(values, &rendered).unwrap();
+        let output = validator("python").arg(&same).arg(&kustomized).arg(&rendered).output().unwrap();
+        assert!(!output.status.success(), "not noticed: {values}");
+    }
+}
+
+#[test]
+fn values_that_users_set_are_rendered_to_sound_manifests_and_a_sound_configuration() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (n, (values, wanted)) in MATRIX.iter().enumerate() {
+        let file = scratch.path().join(format!("{n}.yaml"));
+        let text = render(values, &file).unwrap_or_else(|why| panic!("{values}: {why}"));
+        assert!(text.contains(wanted), "{values} is not rendered as {wanted}:\n{text}");
+        check(&file, false);
+        check_config(&text, &file);
+    }
+}
+
+#[test]
+fn values_that_are_wrong_are_refused_by_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (values, named) in WRONG {
+        let why = render(values, &scratch.path().join("wrong.yaml")).expect_err(values);
+        assert!(why.contains(named), "{values}: {why}");
+    }
+}
+
+/// Kubernetes refuses to change these fields of a StatefulSet, so an upgrade that changed them would fail.
+#[test]
+fn an_upgrade_changes_no_field_that_kubernetes_does_not_let_change() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("upgrade.yaml");
+    let fixed = |text: &str| {
+        let set = text
+            .split("\n---")
+            .find(|document| document.contains("kind: StatefulSet"))
+            .expect("a StatefulSet")
+            .to_owned();
+        let part = |from: &str, to: &str| {
+            let begin = set.find(from).unwrap_or_else(|| panic!("no {from}"));
+            set[begin..].split(to).next().unwrap().to_owned()
+        };
+        [
+            part("  serviceName:", "\n"),
+            part("  podManagementPolicy:", "\n"),
+            part("  selector:", "  template:"),
+            part("  volumeClaimTemplates:", "  persistentVolumeClaimRetentionPolicy:"),
+        ]
+    };
+    let before = fixed(&render("", &file).unwrap());
+    let changes = "image: {tag: 9.9.9}\nreplicas: 5\nconfig: {log: {level: debug}}\ncommonLabels: {team: a}\npodLabels: {tier: backend}\n\
+                   resources: {limits: {memory: 1Gi}}\nregion: us-east-1\n";
+    assert_eq!(before, fixed(&render(changes, &file).unwrap()));
+    // This one does change a claim, so the comparison can fail.
+    assert_ne!(before, fixed(&render("persistence: {size: 20Gi}\n", &file).unwrap()));
+}
