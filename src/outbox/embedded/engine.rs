@@ -1,7 +1,7 @@
 //! The outbox's rules over any [`Kv`]: which keys an append, a lease, a settlement reads and writes.
 //!
 //! Holds: it is used from one thread; all writes since the last commit stand in one batch, and one commit makes them
-//! durable together (storage.md rule 1). Every event has exactly one record, under the letter of its state. Leases live in
+//! durable together (docs/adr/0001, rule 1). Every event has exactly one record, under the letter of its state. Leases live in
 //! memory only. Not async, and no clock of its own: the simulation runs this very code on a fake disk.
 
 use std::collections::{BTreeMap, BTreeSet};

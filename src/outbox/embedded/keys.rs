@@ -1,4 +1,4 @@
-//! The keys of the one ordered tree. Prefixes instead of trees, because a commit must be one batch (storage.md rule 1).
+//! The keys of the one ordered tree. Prefixes instead of trees, because a commit must be one batch (docs/adr/0001, rule 1).
 //!
 //! | key | value |
 //! |---|---|

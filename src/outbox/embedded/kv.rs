@@ -8,7 +8,7 @@ use bytes::Bytes;
 /// A key, and its value if that can be read.
 pub type Pair = (Bytes, Result<Bytes, Failed>);
 
-/// An ordered map of bytes on stable storage. Used from one thread only (storage.md rules 1 and 5).
+/// An ordered map of bytes on stable storage. Used from one thread only (docs/adr/0001, rules 1 and 5).
 pub trait Kv: Send + 'static {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed>;
 

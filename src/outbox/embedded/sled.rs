@@ -1,5 +1,5 @@
-//! The index's engine: sled 0.34.7, used by the five rules of storage.md, without which it loses data on power loss.
-//! docs/adr/0001 has the reasons; each rule is marked where it is kept.
+//! The index's engine: sled 0.34.7, used by the five rules of docs/adr/0001, without which it loses data on power loss.
+//! Each rule is marked where it is kept.
 
 use std::fs::{self, File};
 use std::io;

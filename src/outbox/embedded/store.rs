@@ -44,7 +44,7 @@ pub use salvage::{Salvage, kept};
 /// The store's directory below the state directory.
 const STORE: &str = "outbox";
 
-/// Where it is made before it is there (rule 4 of storage.md).
+/// Where it is made before it is there (docs/adr/0001, rule 4).
 const ASIDE: &str = "outbox.new";
 
 const JOURNAL: &str = "journal";

@@ -1,7 +1,7 @@
 //! The one thread that touches the store, and the handle by which everybody asks it.
 //!
 //! Holds: each turn takes everything that waits, makes one batch of its writes, commits once, and only then answers
-//! (G1; storage.md rules 1 and 5). Reads come after the commit of their turn, so they see it.
+//! (G1; docs/adr/0001, rules 1 and 5). Reads come after the commit of their turn, so they see it.
 //! Limits: [`QUEUE_MAX`] requests of [`QUEUE_KIB_MAX`] wait; whoever comes later waits before the queue. A turn takes up to
 //! [`TURN_BYTES_MAX`], and makes up to [`TURN_COMMITS_MAX`] commits beside its own. What an operator asks for is done in pieces,
 //! each a request of its own, so that others are served between them.
