@@ -98,6 +98,7 @@ fn gone(head: &Head) -> impl Future<Output = ()> + Send + 'static {
 fn class(status: http::StatusCode) -> &'static str {
     match status.as_u16() {
         200..300 => "2xx",
+        300..400 => "3xx",
         400..500 => "4xx",
         500..600 => "5xx",
         _ => "other",

@@ -52,6 +52,16 @@ async fn pass(door: &Door<Kept, Fake>, target: &str, headers: &[(&str, &str)], b
 }
 
 #[tokio::test]
+async fn a_passed_call_counts_in_the_class_of_its_status() {
+    let (door, fake) = open_door(CALLS);
+    for (status, class) in [(200, "2xx"), (302, "3xx"), (404, "4xx"), (503, "5xx")] {
+        *fake.answer.lock().unwrap() = Some(Ok(Response::builder().status(status).body(body_of("")).unwrap()));
+        assert_eq!(pass(&door, INVOKE, &[], "{}").await.status, status);
+        assert_eq!(door.shared.metrics.ingest_passed.with_label_values(&[class]).get(), 1, "{status}");
+    }
+}
+
+#[tokio::test]
 async fn a_call_that_is_no_event_passes_through_unchanged() {
     const STREAM: &str = "/2021-11-15/functions/orders/response-streaming-invocations";
     let (door, fake) = open_door(CALLS);
