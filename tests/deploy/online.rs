@@ -1,25 +1,14 @@
 //! `check-config --online` against an AWS that verifies signatures and policies (MiniStack with AUTH=true).
 
-use std::process::Command;
-
 use serde_json::Value;
 
 use crate::rig::ministack::MiniStack;
-use crate::rig::python;
-use crate::tools::{root, said, sendoff, succeed};
-
-/// The AWS CLI as the account's root, which MiniStack knows by the access key `test`.
-fn aws(stack: &MiniStack, words: &[&str]) -> Value {
-    let mut command = python::aws(&stack.endpoint_url());
-    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").args(words);
-    let output = python::run(&mut command);
-    serde_json::from_slice(&output.stdout).unwrap_or_default()
-}
+use crate::tools::{root, said, sendoff};
 
 /// An access key of a new user without any right.
 fn new_user(stack: &MiniStack, name: &str) -> (String, String) {
-    aws(stack, &["iam", "create-user", "--user-name", name]);
-    let key = aws(stack, &["iam", "create-access-key", "--user-name", name]);
+    stack.aws(&["iam", "create-user", "--user-name", name]);
+    let key = stack.aws(&["iam", "create-access-key", "--user-name", name]);
     let part = |name: &str| key["AccessKey"][name].as_str().unwrap().to_owned();
     (part("AccessKeyId"), part("SecretAccessKey"))
 }
@@ -28,7 +17,7 @@ fn new_user(stack: &MiniStack, name: &str) -> (String, String) {
 fn grant(stack: &MiniStack, user: &str, policy: &str) {
     let file = format!("file://{}", root().join("deploy/iam").join(policy).display());
     let words = ["iam", "put-user-policy", "--user-name", user, "--policy-name", policy, "--policy-document", &file];
-    aws(stack, &words);
+    stack.aws(&words);
 }
 
 /// Runs the check with an access key: its exit code and all that it said.
@@ -47,8 +36,10 @@ fn check(stack: &MiniStack, key: &(String, String), more: &[&str]) -> (i32, Stri
 fn what_an_identity_lacks_is_named_with_the_policy_that_grants_it() {
     let scratch = tempfile::tempdir().unwrap();
     let stack = MiniStack::start_guarded(scratch.path());
-    create_function(&stack, "orders-new", scratch.path());
-    aws(&stack, &["sqs", "create-queue", "--queue-name", "orders-dlq"]);
+    stack.create_role();
+    // A function that is only there: nothing invokes it.
+    stack.create_function("orders-new", scratch.path(), &[("index.py", "raise RuntimeError('invoked')\n")], &[]);
+    stack.aws(&["sqs", "create-queue", "--queue-name", "orders-dlq"]);
     let key = new_user(&stack, "sendoff");
 
     let (code, said) = check(&stack, &key, &[]);
@@ -77,13 +68,13 @@ fn what_an_identity_lacks_is_named_with_the_policy_that_grants_it() {
         \"Resource\":\"arn:aws:sqs:eu-central-1:123456789012:orders-dlq\"}]}";
     let words =
         ["iam", "put-user-policy", "--user-name", "sendoff", "--policy-name", "ministack", "--policy-document", own];
-    aws(&stack, &words);
+    stack.aws(&words);
     let (code, said) = check(&stack, &key, &[]);
     // The way to AWS, the credentials, the identity, the function, and the queue twice.
     assert!(code == 0 && !said.contains("MISSING") && said.matches("\nok ").count() == 6, "{said}");
     let received = ["sqs", "receive-message", "--queue-url"];
     let queue = format!("{}/123456789012/orders-dlq", stack.endpoint_url());
-    assert_eq!(aws(&stack, &[&received[..], &[queue.as_str()]].concat()), Value::Null, "nothing was sent");
+    assert_eq!(stack.aws(&[&received[..], &[queue.as_str()]].concat()), Value::Null, "nothing was sent");
 
     // A function that is not there, one that the policy does not name, a queue that is not there.
     let (code, said) = check(&stack, &key, &["--function", "orders-gone", "--function", "invoices"]);
@@ -111,33 +102,4 @@ fn without_credentials_nothing_else_is_asked() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("MISSING credentials") && said.contains("docs/iam.md"), "{said}");
     assert!(!said.contains("function orders"), "{said}");
-}
-
-/// A function that is only there: nothing invokes it.
-fn create_function(stack: &MiniStack, name: &str, scratch: &std::path::Path) {
-    let (source, zip) = (scratch.join("nothing.py"), scratch.join("nothing.zip"));
-    std::fs::write(&source, "def handle(event, context):\n    raise RuntimeError('invoked')\n").unwrap();
-    succeed(Command::new(python::program("python")).args(["-m", "zipfile", "-c"]).arg(&zip).arg(&source));
-    let code = format!("fileb://{}", zip.display());
-    let trust = "{\"Version\":\"2012-10-17\",\"Statement\":[{\"Effect\":\"Allow\",\"Action\":\"sts:AssumeRole\",\
-        \"Principal\":{\"Service\":\"lambda.amazonaws.com\"}}]}";
-    aws(stack, &["iam", "create-role", "--role-name", "nothing", "--assume-role-policy-document", trust]);
-    let role = "arn:aws:iam::123456789012:role/nothing";
-    aws(
-        stack,
-        &[
-            "lambda",
-            "create-function",
-            "--function-name",
-            name,
-            "--handler",
-            "nothing.handle",
-            "--role",
-            role,
-            "--runtime",
-            "python3.12",
-            "--zip-file",
-            &code,
-        ],
-    );
 }

@@ -5,23 +5,12 @@ use std::process::Command;
 
 use crate::rig::daemon::{Daemon, Setup, scratch};
 use crate::rig::lambda::Lambda;
+use crate::rig::page::{Example, examples};
 use crate::rig::python;
 
-/// The examples of the page: what the line that opens them calls them, their language, and their text.
-fn examples() -> Vec<(String, String, String)> {
-    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/applications.md")).unwrap();
-    let mut found = Vec::new();
-    let mut parts = page.split("\n```");
-    while let (Some(_), Some(block)) = (parts.next(), parts.next()) {
-        let (opening, text) = block.split_once('\n').unwrap();
-        let (language, name) = opening.split_once(' ').unwrap();
-        found.push((name.to_owned(), language.to_owned(), format!("{text}\n")));
-    }
-    found
-}
-
 /// Runs one example twice, as an application that repeats itself; none, loudly, if its client is not there.
-fn run(name: &str, language: &str, text: &str, daemon: &Daemon, directory: &Path) -> Option<()> {
+fn run(example: &Example, daemon: &Daemon, directory: &Path) -> Option<()> {
+    let Example { name, language, text } = example;
     let file = |ending: &str| {
         let path = directory.join(format!("{name}.{ending}"));
         std::fs::write(&path, text).unwrap();
@@ -29,7 +18,7 @@ fn run(name: &str, language: &str, text: &str, daemon: &Daemon, directory: &Path
     };
     let path = |first: &Path| format!("{}:{}", first.display(), std::env::var("PATH").unwrap_or_default());
     for _ in 0..2 {
-        let mut command = match language {
+        let mut command = match language.as_str() {
             "python" => {
                 let mut command = Command::new(python::program("python"));
                 command.arg(file("py"));
@@ -76,14 +65,14 @@ fn every_example_for_applications_runs_as_it_stands_on_the_page() {
     let (scratch, state) = scratch();
     let lambda = Lambda::start();
     let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
-    let examples = examples();
-    let names: Vec<&str> = examples.iter().map(|(name, _, _)| name.as_str()).collect();
+    let examples = examples("applications.md");
+    let names: Vec<&str> = examples.iter().map(|example| example.name.as_str()).collect();
     assert_eq!(names, ["key", "context", "sdk", "cli1", "cli2", "curl", "timeouts"]);
-    for (name, language, text) in &examples {
-        if run(name, language, text, &daemon, scratch.path()).is_none() {
+    for example in &examples {
+        if run(example, &daemon, scratch.path()).is_none() {
             continue;
         }
-        let id = text.rsplit("order-").next().unwrap().split('"').next().unwrap();
+        let id = example.text.rsplit("order-").next().unwrap().split('"').next().unwrap();
         lambda.wait_for(&[format!("order-{id}")]);
     }
     // Those with a key were one event each, however often they were run.

@@ -60,3 +60,5 @@ mod ending;
 mod check_config;
 
 mod tls;
+
+mod idempotent;

@@ -21,6 +21,8 @@ pub mod ministack;
 
 pub mod lambda;
 
+pub mod page;
+
 pub mod lossy;
 
 pub mod gate;

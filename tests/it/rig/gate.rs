@@ -41,6 +41,11 @@ struct Orders {
     dropped: bool,
     /// The next so many requests whose head has this text.
     instead: Option<(String, usize, Instead)>,
+    /// Of so many answers of a status, one is lost.
+    lose: Option<(usize, u16)>,
+    lost: usize,
+    /// The statuses that the server answered with, also of answers that the client never got.
+    statuses: Vec<u16>,
     passed: Vec<String>,
 }
 
@@ -92,6 +97,25 @@ impl Gate {
         self.orders().instead = Some((text.to_owned(), times, Box::new(instead)));
     }
 
+    #[allow(dead_code, reason = "tests/it needs it")]
+    /// From now on the client never gets one of every so many answers of that status, though the server has carried out the
+    /// request.
+    pub fn lose_one_of(&self, every: usize, status: u16) {
+        self.orders().lose = Some((every, status));
+    }
+
+    #[allow(dead_code, reason = "tests/it needs it")]
+    /// How many answers were lost in that way.
+    pub fn lost(&self) -> usize {
+        self.orders().lost
+    }
+
+    #[allow(dead_code, reason = "tests/it needs it")]
+    /// How often the server answered with `status`, whether or not the client got the answer.
+    pub fn answered_with(&self, status: u16) -> usize {
+        self.orders().statuses.iter().filter(|&&answered| answered == status).count()
+    }
+
     /// Whether all those answers were given.
     pub fn has_answered(&self) -> bool {
         self.orders().instead.is_none()
@@ -111,26 +135,49 @@ fn serve(client: &TcpStream, to: SocketAddr, shared: &Shared) {
         if hold == Some(At::Before) {
             return keep(client, shared);
         }
-        let (status, answer) = match instead {
-            Some(answer) => answer,
+        let (answer, is_lost) = match instead {
+            Some((status, answer)) => {
+                let headers = vec![("content-type".to_owned(), "application/x-amz-json-1.0".to_owned())];
+                (http::Response { status, headers, body: answer.into_bytes() }, false)
+            }
             None => {
                 let mut request = head.into_bytes();
                 request.extend_from_slice(b"Connection: close\r\n\r\n");
                 request.extend_from_slice(&body);
                 // A server that was killed answers nothing, and so does the gate.
                 let Some(response) = http::exchange_if_there(to, &request) else { return };
-                (response.status, response.text())
+                let is_lost = note(shared, response.status, hold.is_some());
+                (response, is_lost)
             }
         };
         if hold == Some(At::After) {
             return keep(client, shared);
         }
-        let kind = "Content-Type: application/x-amz-json-1.0\r\n";
-        let head = format!("HTTP/1.1 {status} As Told\r\n{kind}Content-Length: {}\r\n\r\n", answer.len());
-        if (&*client).write_all(&[head.as_bytes(), answer.as_bytes()].concat()).is_err() {
+        if is_lost || (&*client).write_all(&bytes(&answer)).is_err() {
             return;
         }
     }
+}
+
+/// Writes down what the server answered, and says whether that is to be lost. What is held is lost already.
+fn note(shared: &Shared, status: u16, is_held: bool) -> bool {
+    let mut orders = shared.orders.lock().unwrap_or_else(PoisonError::into_inner);
+    orders.statuses.push(status);
+    let nth = orders.statuses.iter().filter(|&&answered| answered == status).count();
+    let is_lost = !is_held && orders.lose.is_some_and(|(every, which)| which == status && nth.is_multiple_of(every));
+    orders.lost += usize::from(is_lost);
+    is_lost
+}
+
+/// An answer with the server's own headers, framed anew for a connection that stays.
+fn bytes(answer: &http::Response) -> Vec<u8> {
+    let mut head = format!("HTTP/1.1 {} As Told\r\n", answer.status);
+    let framing = ["connection", "content-length", "transfer-encoding"];
+    for (name, value) in answer.headers.iter().filter(|(name, _)| !framing.contains(&name.as_str())) {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str(&format!("content-length: {}\r\n\r\n", answer.body.len()));
+    [head.as_bytes(), &answer.body].concat()
 }
 
 /// What is to happen to this request.

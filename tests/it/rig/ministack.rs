@@ -1,11 +1,20 @@
 //! Lambda, as MiniStack serves it: the functions really run, as processes.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
+use serde_json::{Value, json};
+
 use super::process::Process;
-use super::{eventually, http, python, sqs};
+use super::{python, sqs};
+
+/// The access key and secret key that may do all.
+pub const ROOT: (&str, &str) = ("test", "test");
+
+/// The role of all functions.
+const ROLE: &str = "arn:aws:iam::123456789012:role/orders";
 
 /// A MiniStack server. It ends when dropped.
 pub struct MiniStack {
@@ -19,7 +28,6 @@ impl MiniStack {
         Self::start_with(scratch, &[])
     }
 
-    #[allow(dead_code, reason = "tests/deploy needs it")]
     /// Starts one that verifies signatures and holds callers to their IAM policies; the access key `test` may do all.
     pub fn start_guarded(scratch: &Path) -> Self {
         Self::start_with(scratch, &[("AUTH", "true")])
@@ -44,39 +52,64 @@ impl MiniStack {
         Self { _process: process, address }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn endpoint_url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Makes, with the AWS CLI, a Python function that for every event with an `id` writes the file `id` in `wrote`.
+    /// Runs the AWS CLI with all rights; its answer, null if it says nothing.
+    pub fn aws(&self, words: &[&str]) -> Value {
+        let mut command = python::aws(&self.endpoint_url());
+        command.env("AWS_ACCESS_KEY_ID", ROOT.0).env("AWS_SECRET_ACCESS_KEY", ROOT.1).args(words);
+        serde_json::from_slice(&python::run(&mut command).stdout).unwrap_or_default()
+    }
+
+    /// Makes the role of all functions. Without policies it may do nothing, where the server looks at policies.
+    pub fn create_role(&self) {
+        let trust = json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": "sts:AssumeRole",
+            "Principal": { "Service": "lambda.amazonaws.com" } }] });
+        let name = ROLE.rsplit('/').next().unwrap();
+        self.aws(&["iam", "create-role", "--role-name", name, "--assume-role-policy-document", &trust.to_string()]);
+    }
+
+    /// Makes a Python function that for every event with an `id` writes the file `id` in `wrote`.
     pub fn create_writer(&self, name: &str, scratch: &Path, wrote: &Path) {
-        let source = scratch.join("writer.py");
-        let zip = scratch.join("writer.zip");
-        std::fs::write(&source, WRITER).unwrap();
-        python::run(Command::new(python::program("python")).args(["-m", "zipfile", "-c"]).arg(&zip).arg(&source));
-        let version = python::run(
-            Command::new(python::program("python"))
-                .args(["-c", "import sys; print('python%d.%d' % sys.version_info[:2], end='')"]),
-        );
-        python::run(
-            python::aws(&self.endpoint_url())
-                .args(["lambda", "create-function", "--function-name", name, "--handler", "writer.handle"])
-                .args(["--role", "arn:aws:iam::123456789012:role/writer", "--runtime"])
-                .arg(String::from_utf8(version.stdout).unwrap())
-                .arg("--zip-file")
-                .arg(format!("fileb://{}", zip.display()))
-                .arg("--environment")
-                .arg(format!("Variables={{WROTE={}}}", wrote.display())),
-        );
-        eventually("the function is active", || {
-            let path = format!("/2015-03-31/functions/{name}");
-            let scope = format!("AKIDEXAMPLE/20261123/{}/lambda/aws4_request", python::REGION);
-            let authorization = format!("AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0");
-            let function = http::request(self.address, "GET", &path, &[("Authorization", &authorization)], b"").json();
-            (function["Configuration"]["State"] == "Active").then_some(())
-        });
+        self.create_function(name, scratch, &[("index.py", WRITER)], &[("WROTE", wrote.to_str().unwrap())]);
+    }
+
+    /// Makes a Python function of these files, with the handler `index.handle`, a timeout of a minute and the role `orders`.
+    /// It finds the packages of the tests' virtual environment, and with boto3 the services of this server.
+    pub fn create_function(&self, name: &str, scratch: &Path, files: &[(&str, &str)], variables: &[(&str, &str)]) {
+        let code = tempfile::tempdir_in(scratch).unwrap();
+        for (file, text) in files {
+            std::fs::write(code.path().join(file), text).unwrap();
+        }
+        let packed = python::run(Command::new(python::program("python")).current_dir(code.path()).args(["-c", PACK]));
+        let runtime = String::from_utf8(packed.stdout).unwrap();
+        let zip = format!("fileb://{}", code.path().join("code.zip").display());
+        let endpoint_url = self.endpoint_url();
+        let variables: BTreeMap<_, _> =
+            variables.iter().copied().chain([("AWS_ENDPOINT_URL", &*endpoint_url)]).collect();
+        let environment = json!({ "Variables": variables }).to_string();
+        let mut words = vec!["lambda", "create-function", "--function-name", name, "--handler", "index.handle"];
+        words.extend(["--timeout", "60", "--role", ROLE, "--runtime", &runtime]);
+        words.extend(["--zip-file", &zip, "--environment", &environment]);
+        self.aws(&words);
+        self.aws(&["lambda", "wait", "function-active-v2", "--function-name", name]);
     }
 }
+
+/// Puts the directory's files into code.zip, and says what Lambda calls this Python.
+const PACK: &str = "\
+import os, sys, zipfile
+with zipfile.ZipFile('code.zip', 'w') as zip:
+    for file in sorted(set(os.listdir('.')) - {'code.zip'}):
+        zip.write(file)
+print('python%d.%d' % sys.version_info[:2], end='')
+";
 
 const WRITER: &str = "\
 import os
