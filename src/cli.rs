@@ -1,4 +1,4 @@
-//! The command line: one file per command below, what they share here.
+//! The command line. Each command has a file below. This file holds what they share.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -68,8 +68,8 @@ Exit codes:
 
 /// A durable outbox in front of AWS Lambda.
 ///
-/// Answers Event invocations once they are on disk, then delivers them however long Lambda throttles or is out of
-/// reach. Point an application at it with AWS_ENDPOINT_URL_LAMBDA=http://127.0.0.1:9477.
+/// Stores Event invocations on disk, answers them, and delivers them later, even if Lambda throttles or cannot be
+/// reached for hours. To use it, set AWS_ENDPOINT_URL_LAMBDA=http://127.0.0.1:9477 for your application.
 #[derive(Debug, Parser)]
 #[command(name = "sendoff", version, after_help = EXIT_CODES)]
 struct Cli {
@@ -87,13 +87,14 @@ enum Command {
     Redrive(redrive::Options),
     Functions(functions::Options),
     Events(events::Options),
-    /// Stop attempting a function's events until they are resumed
+    /// Stop attempting a function's events until you resume it
     ///
-    /// They are accepted and kept as before, and still expire. Holds over restarts. What is in flight is finished.
+    /// sendoff still accepts and keeps the events, and they still expire. The pause survives restarts. Attempts in
+    /// flight are finished.
     Pause(pause::Options),
-    /// Attempt a paused function's events again
+    /// Attempt the events of a paused function again
     ///
-    /// A pause of Lambda itself, or a held lane, ends by itself and needs no resuming.
+    /// This does not end a hold. A hold by Lambda or AWS ends by itself.
     Resume(pause::Options),
     Purge(purge::Options),
     CheckConfig(check_config::Options),
@@ -105,16 +106,16 @@ enum Command {
     Man(man::Options),
 }
 
-/// Which configuration to use.
+/// Selects the configuration.
 #[derive(Debug, Clone, Args)]
 struct ConfigOptions {
-    /// Configuration file (TOML); without one, defaults and SENDOFF_ variables count
+    /// Configuration file (TOML). If omitted, the defaults and SENDOFF_ variables apply
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Directory of the outbox; wins over all other settings of it
+    /// Directory of the outbox. Overrides all other settings of it
     #[arg(long, value_name = "DIR")]
     state_dir: Option<String>,
-    /// Sets one key, as in `--set outbox.bytes_max=20GiB`; wins over file and environment; may be repeated
+    /// Set one key, for example `--set outbox.bytes_max=20GiB`. Overrides file and environment. May be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
@@ -125,11 +126,11 @@ impl ConfigOptions {
     }
 }
 
-/// Runs the command of this process's arguments.
+/// Runs the command in this process's arguments.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let environment = Environment::inherited();
-    // What is written for a packager is no secret; all else may hold payloads.
+    // Manual pages are no secret. Everything else may contain payloads.
     if !matches!(cli.command, Command::Man(_)) {
         private_files();
     }
@@ -162,7 +163,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// From here on what this process makes is for its owner alone, whatever umask it was given: libraries make files too.
+/// From here on only the owner can read the files that this process creates, whatever its umask was. Libraries create
+/// files, too.
 fn private_files() {
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
 }
@@ -173,13 +175,13 @@ fn run_demo(options: demo::DemoArgs) -> Result<(), Failure> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    // Set here, so that tokio does not read TOKIO_WORKER_THREADS: it panics at a value that is no number.
+    // Set explicitly, so that tokio does not read TOKIO_WORKER_THREADS. It panics if that is not a number.
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     runtime.map_err(|error| Failure::new(Exit::Unavailable, anyhow::Error::new(error).context("cannot start threads")))
 }
 
-/// What a command that did not do its work ends with; the numbers are of sysexits.h, where it has one.
+/// Exit codes of commands that failed. Numbers are from sysexits.h, if it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     Failed = 1,
@@ -189,7 +191,7 @@ pub enum Exit {
     Configuration = 78,
 }
 
-/// Why a command did not do its work.
+/// Why a command failed.
 #[derive(Debug)]
 pub struct Failure {
     exit: Exit,
@@ -209,7 +211,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = format!("{:#}", self.error);
-        // The problems of a configuration stand one a line; every other text is one line, whatever it quotes.
+        // The problems of a configuration have a line each. Every other text becomes one line, whatever it quotes.
         let is_list = self.error.downcast_ref::<Problems>().is_some();
         f.write_str(&if is_list { visible_lines(&text) } else { visible(&text) })
     }

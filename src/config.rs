@@ -1,7 +1,11 @@
-//! What sendoff is told: defaults < file < environment < flags, checked as a whole before anything starts.
+//! The configuration: defaults, then the file, then the environment, then flags. The later layer wins.
 //!
-//! Holds: a [`Config`] that exists has no contradiction in it; all that is wrong is said at once, with its line.
-//! The only module that reads the environment, and that only in [`Environment::inherited`].
+//! Holds: a [`Config`] that exists was checked as a whole and has no contradictions. All problems are reported at once,
+//! each with its line.
+//! Limits: a file of 1 MiB.
+//! Fails: with [`Problems`], before anything starts.
+//!
+//! Only this module reads the environment, and only in [`Environment::inherited`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -46,68 +50,69 @@ mod unix;
 pub use problem::{Origin, Problem, Problems};
 pub use raw::{Entry, Value};
 
-/// All that the daemon is told: the settings of its stages, and what is around them.
+/// The settings of all stages, and of what surrounds them.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The directory of the outbox; it may not exist yet.
+    /// The directory of the outbox. It need not exist yet.
     pub state_dir: PathBuf,
     pub listen: Listen,
-    /// None: every listener speaks plain HTTP.
+    /// `None` means that every listener speaks plain HTTP.
     pub tls: Option<tls::Tls>,
     pub ingest: ingest::Settings,
-    /// What calls that are not Events may take; none if they are refused.
+    /// The limits of calls that are passed through to Lambda. `None` means that such calls are refused.
     pub passthrough: Option<ingest::passthrough::Limits>,
     pub rules: ingest::rules::Rules,
     pub outbox: outbox::Settings,
     pub lambda: aws::Settings,
     pub transport: aws::direct::Transport,
     pub sqs: aws::Settings,
-    /// What environment and profile say of the way to AWS.
+    /// Proxies, certificates and profile files that the environment names.
     pub outside: aws::outside::Outside,
-    /// Inherited variables that are not followed because they name our own listener: worth a line in the log.
+    /// Inherited variables that sendoff ignores because they name its own listener. The daemon logs them.
     pub ignored_endpoints: Vec<&'static str>,
-    /// The variables about endpoints that must not reach the SDK, because they name our own listener.
+    /// Variables about endpoints that the SDK must not see, because they name our own listener.
     pub own_variables: Vec<String>,
     pub dispatch: dispatch::Settings,
     pub dead_letter: deadletter::Settings,
-    /// How long a stop waits for what is in flight.
+    /// How long a stop waits for requests and attempts in flight.
     pub grace: Duration,
     pub log: Log,
 }
 
-/// Where to listen. Port 0 is any free port.
+/// Where to listen. Port 0 means any free port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
     pub ingest: SocketAddr,
     pub admin: SocketAddr,
-    /// Probes and metrics alone; none has them on the admin listener only.
+    /// A listener for probes and metrics only. `None` means that only the admin listener serves them.
     pub health: Option<SocketAddr>,
     pub unix: Option<UnixSocket>,
-    /// The names, beside addresses and localhost, by which the ingest door answers to what a browser could ask.
+    /// The names, besides addresses and localhost, that the ingest listener answers when a browser could send the
+    /// request.
     pub ingest_hosts: Hosts,
-    /// The same of the admin listener, for all but probes and metrics.
+    /// The same for the admin listener, except for probes and metrics.
     pub admin_hosts: Hosts,
 }
 
-/// A socket file, and who may open it.
+/// A socket file, and who may connect to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnixSocket {
     pub path: PathBuf,
     /// The permission bits of the file.
     pub mode: u32,
-    /// The name or number of the group that the file is given; none leaves it the daemon's own.
+    /// The group of the file, by name or number. `None` means the daemon's own.
     pub group: Option<String>,
 }
 
-/// How to log.
+/// The format and the level of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
     pub format: LogFormat,
-    /// A directive of `tracing_subscriber::EnvFilter`, known to be valid.
+    /// A valid directive of `tracing_subscriber::EnvFilter`.
     pub level: String,
-    /// `NO_COLOR` is set.
+    /// Whether `NO_COLOR` is set.
     pub no_color: bool,
-    /// Where spans go, as OpenTelemetry's own variables say; builds without the feature `otlp` export none.
+    /// Where spans go, from the variables that OpenTelemetry defines. Builds without the feature `otlp` export none.
     pub otlp_endpoint: Option<String>,
 }
 
@@ -117,22 +122,23 @@ pub enum LogFormat {
     Json,
 }
 
-/// What the command line says.
+/// The flags of the command line that concern the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
-    /// The configuration file; none reads no file.
+    /// The configuration file. `None` means that no file is read.
     pub file: Option<PathBuf>,
     pub state_dir: Option<String>,
-    /// `key=value`, in order.
+    /// Pairs `key=value`, in order.
     pub set: Vec<String>,
 }
 
-/// The variables of the environment.
+/// The environment variables.
 #[derive(Debug, Clone, Default)]
 pub struct Environment(BTreeMap<String, String>);
 
 impl Environment {
-    /// This process's own. Bytes that are not Unicode are replaced, so that a check sees them and refuses.
+    /// The variables of this process. Bytes that are not Unicode are replaced, so that a check sees the variable and
+    /// refuses it.
     pub fn inherited() -> Self {
         let text = |value: std::ffi::OsString| value.to_string_lossy().into_owned();
         Self(std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect())
@@ -142,7 +148,7 @@ impl Environment {
         Self(pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
 
-    /// The value of a variable; an empty one counts as not set.
+    /// The value of a variable. An empty value counts as not set.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
@@ -152,15 +158,15 @@ impl Environment {
     }
 }
 
-/// A config, and what every key of it says and why.
+/// A configuration, and the value and origin of each of its keys.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     pub config: Config,
-    /// In the order of `config/sendoff.toml`; then the keys of `[functions]`.
+    /// In the order of `config/sendoff.toml`, then the keys of `[functions]`.
     pub entries: Vec<Entry>,
 }
 
-/// Reads the file, if one is named, lays the layers over each other, and checks the whole.
+/// Reads the file, applies the layers in order, and checks the result.
 pub fn load(flags: &Flags, environment: &Environment) -> Result<Loaded, Problems> {
     let Some(path) = &flags.file else { return check_layers(None, environment, flags) };
     let name = path.to_string_lossy();
@@ -176,7 +182,7 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Loaded, Problems
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
-    /// Hundreds of functions fit in; what is larger is some other file.
+    /// Enough for hundreds of functions. A larger file is probably not a configuration.
     const BYTES_MAX: u64 = 1 << 20;
     let mut text = String::new();
     let read = File::open(path)?.take(BYTES_MAX + 1).read_to_string(&mut text)?;

@@ -1,4 +1,4 @@
-//! Builds the stages, runs them, drains them: the only file that knows them all.
+//! Builds the stages, runs them and drains them. The only file that knows every stage.
 
 use std::io;
 use std::sync::Arc;
@@ -58,23 +58,24 @@ use ending::{AdminParts, Running};
 use listeners::Listeners;
 use vital::Vital;
 
-/// How often what is remembered for a while is swept, at most: a full pass over all keys.
+/// The longest time between two sweeps, which forget expired keys and empty lanes. A sweep is a full pass over all
+/// keys.
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3_600);
 
-/// Between two pieces of housekeeping, so that it is never in the way of what has come in.
+/// The pause between two pieces of housekeeping, so that it does not delay new requests.
 const BREATH: Duration = Duration::from_millis(5);
 
-/// From one search for room to the next while events are refused.
+/// The pause between two searches for room while events are refused.
 const ROOM_EVERY: Duration = Duration::from_secs(1);
 
-/// How often the daemon looks whether a write has failed or hangs.
+/// How often the daemon checks whether a write has failed or hangs.
 const WRITE_LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// A single write that so many looks in a row have found unfinished, 30 s, is taken for failed: disks that answer at all do so
-/// in seconds.
+/// A write that this many checks in a row found unfinished (30 s) counts as failed. A working disk answers within
+/// seconds.
 const WRITE_LOOKS_MAX: u32 = 60;
 
-/// Connections of the admin listener, and of the health listener.
+/// The most connections of the admin listener, and of the health listener.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
 
 /// Why the daemon cannot run.
@@ -88,27 +89,27 @@ pub enum Error {
     Store(#[from] OpenError),
     #[error(transparent)]
     Aws(#[from] aws::Error),
-    // Whoever shows the error shows its source, too.
+    // The source is printed separately.
     #[error("{doing}")]
     System { doing: &'static str, source: io::Error },
 }
 
-/// How a daemon that ran has ended.
+/// How a daemon ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// Everything in flight was finished within the grace.
+    /// Everything in flight finished within the grace period.
     Drained,
-    /// The grace ran out; what was in flight is still in the outbox, uncharged.
+    /// The grace period ended. The events of the attempts in flight are still in the outbox, uncharged.
     CutOff,
-    /// A second signal came; as after a crash, all that was accepted is in the outbox.
+    /// A second signal ended it at once. As after a crash, all accepted events are in the outbox.
     AtOnce,
-    /// The outbox failed; a restart recovers.
+    /// The outbox failed. A restart recovers it.
     Poisoned,
-    /// A stage ended before its time; a restart brings it back.
+    /// A stage ended too early. A restart brings it back.
     Failed(&'static str),
 }
 
-/// What talks to AWS.
+/// The clients of AWS.
 struct Clients {
     shared: aws::Shared,
     lambda: Placed<aws::direct::Client>,
@@ -128,8 +129,8 @@ impl Clients {
     }
 }
 
-/// Runs until SIGTERM or SIGINT, or until the outbox fails or a stage ends. A second signal ends the process at once, and so
-/// does the first while it starts: that is as safe as any crash.
+/// Runs until SIGTERM or SIGINT, until the outbox fails, or until a stage ends. A second signal ends the process at
+/// once, and so does the first one during the start. Both are as safe as a crash.
 pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     let mut signals = Signals::catch().map_err(|source| Error::System { doing: "listening for signals", source })?;
     let running = tokio::select! {
@@ -178,7 +179,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     vital.spawn_endless(&parts.tasks, "reload", parts.stop.clone(), reload.run(hangup, parts.stop.clone()));
 
     let (outbox, writer) = open(&config, &clock, &metrics).await?;
-    // Only now: the store's lock tells that no other daemon listens on the socket file that is replaced here.
+    // Only now: holding the store's lock proves that no other daemon uses the socket file that is replaced here.
     let mut unix = unix.open()?;
     operator.outbox_is(Some(outbox.clone()));
     let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock, own, &operator).await?;
@@ -201,7 +202,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
     let server = server.cut_by(stop.working.clone());
     {
-        // The tasks alone hold the door, so that the outbox closes with the last of them.
+        // Only the tasks hold the door, so that the outbox closes with the last of them.
         let closed = Door::new(outbox.clone(), clock.clone(), metrics.clone(), settings).leaving(door.clone());
         let closed = closed.marked(shared.hop()).ruled(config.rules.clone()).called(config.listen.ingest_hosts.clone());
         let opened = closed.passing(passthrough, config.passthrough.clone());
@@ -233,7 +234,7 @@ fn guard(config: &Config, metrics: &Arc<Metrics>) -> Guard {
     Guard { hosts, body_timeout, metrics: metrics.clone() }
 }
 
-/// The metrics, with every series whose labels are known.
+/// Registers the metrics, with every series whose labels are known.
 fn metrics(clock: &Clock) -> Result<Arc<Metrics>, Error> {
     let metrics = Metrics::new()
         .map_err(|error| Error::System { doing: "registering metrics", source: io::Error::other(error.to_string()) })?;
@@ -247,7 +248,8 @@ fn metrics(clock: &Clock) -> Result<Arc<Metrics>, Error> {
     Ok(Arc::new(metrics))
 }
 
-/// Serves the operator or the probes. Whoever comes is let in, and another one gives way: probes must always be answered.
+/// Serves the operator's API or the probes. Every new connection is accepted, and another one gives way, because probes
+/// must always be answered.
 fn serve_admin(
     stage: &'static str,
     listener: Port,
@@ -278,7 +280,7 @@ fn address(listener: &TcpListener) -> Result<String, Error> {
     address.map(|address| address.to_string()).map_err(|source| Error::System { doing: "reading an address", source })
 }
 
-/// What the letters of a redrive become.
+/// How a redrive turns letters into events.
 pub fn redrive_rules(config: &Config, shared: &aws::Shared) -> Rules {
     let mut names = config.ingest.clone();
     names.region = names.region.or_else(|| shared.region().map(str::to_owned));
@@ -325,7 +327,7 @@ pub async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Res
     let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || writer.run());
     let thread = thread.map_err(|source| Error::System { doing: "starting the outbox's thread", source })?;
     let census = handle.census().await.unwrap_or_default();
-    // So that the series of every known function are there before they count.
+    // Creates the series of every known function before they count.
     for function in census.lanes.keys() {
         labels.function_label(function);
     }
@@ -333,7 +335,7 @@ pub async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Res
     Ok((handle, thread))
 }
 
-/// Waits until the writer has written what was asked of it and let go of the store.
+/// Waits until the writer has finished its requests and released the store.
 pub async fn close(writer: JoinHandle<()>) -> Result<(), Error> {
     let closed = tokio::task::spawn_blocking(move || writer.join()).await;
     match closed {
@@ -344,7 +346,7 @@ pub async fn close(writer: JoinHandle<()>) -> Result<(), Error> {
     }
 }
 
-/// Forgets keys whose window is over, and lanes long empty: a full pass, in small pieces, a few times a window.
+/// Forgets expired keys and lanes that have long been empty. A full pass, in small pieces, a few times in each window.
 async fn sweep(
     outbox: Handle,
     clock: Clock,
@@ -357,14 +359,15 @@ async fn sweep(
         tokio::select! {
             biased;
             () = stop.cancelled() => return Ok(()),
-            // What waits for a time that a wrong clock gave it must not wait for the next sweep.
+            // If the clock was set, sweep at once: events that wait for a time of the wrong clock must not wait for the
+            // next sweep.
             () = clock.until_stepped() => {}
             () = clock.sleep(pause) => {}
         }
     }
 }
 
-/// Does `piece` until nothing is left to do, or it is to stop.
+/// Repeats `piece` until nothing is left to do or `stop` is cancelled.
 async fn in_pieces<F: Future<Output = Result<bool, outbox::Error>>>(
     piece: impl Fn() -> F,
     clock: &Clock,
@@ -376,7 +379,8 @@ async fn in_pieces<F: Future<Output = Result<bool, outbox::Error>>>(
     Ok(())
 }
 
-/// A store that was full and has been drained must not stay full until the next sweep.
+/// Makes room whenever events are refused: a store that was full and has drained must not stay full until the next
+/// sweep.
 async fn make_room(outbox: Handle, clock: Clock, stop: CancellationToken) -> Result<(), outbox::Error> {
     loop {
         tokio::select! {
@@ -408,7 +412,7 @@ mod tests {
     use crate::outbox::embedded::kv::{Batch, Disk, Failed, Kv};
     use crate::outbox::embedded::memory::{MemoryDisk, MemoryKv};
 
-    /// A disk whose writes after the first return only when the test lets them.
+    /// A disk whose writes after the first return only when the test allows it.
     struct Hanging {
         inner: MemoryKv,
         commits: u32,

@@ -1,11 +1,11 @@
-//! Stage 4: dead letters go out to SQS, and come back.
+//! Stage 4: sends dead letters to SQS, and brings them back.
 //!
 //! In: buried events leased from the outbox; messages of a queue. Out: messages through [`Ship`], settlements to the
-//! outbox; letters to the daemon's redrive door.
-//! Holds: an event leaves the store only after SQS confirmed its message, and a message leaves its queue only after the
+//! outbox; letters to the door of a redrive.
+//! Holds: an event leaves the store only after SQS confirmed its message. A message leaves its queue only after the
 //! store has its event (G2).
-//! Limits: ten messages and 1 MiB a batch (SQS `SendMessageBatch`), or less if the queue is set lower.
-//! Fails: a queue that is down, denied or missing keeps its letters waiting here; nothing else stops.
+//! Limits: ten messages and 1 MiB in a batch (SQS `SendMessageBatch`), or less if the queue's own limit is lower.
+//! Fails: the dead letters of a queue that is down, denied or missing wait in the store. Other queues go on.
 
 use std::future::Future;
 use std::time::Duration;
@@ -24,93 +24,93 @@ pub mod redrive;
 
 pub use ship::DeadLetters;
 
-/// What takes dead letters: SQS, or a fake in the simulation.
+/// Sends dead letters: to SQS, or to a fake in the simulation.
 pub trait Ship: Clone + Send + Sync + 'static {
-    /// Sends at most ten messages; one answer per message, in order.
+    /// Sends at most ten messages. Returns one answer for each message, in order.
     fn ship(&self, queue_url: &str, batch: Vec<message::Message>) -> impl Future<Output = Vec<Shipment>> + Send;
 
-    /// What a queue is set to.
+    /// Reads the settings of a queue.
     fn facts(&self, _queue_url: &str) -> impl Future<Output = Result<QueueFacts, Trouble>> + Send {
         std::future::ready(Ok(QueueFacts::default()))
     }
 }
 
-/// What a queue is set to, as `GetQueueAttributes` says it.
+/// The settings of a queue, from `GetQueueAttributes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueFacts {
     /// The largest message, in bytes: 1,024 to 1,048,576.
     pub message_bytes_max: usize,
-    /// After this a message is deleted, read or not: 60 s to 14 days, SQS's default is 4 days.
+    /// The age at which SQS deletes a message, read or not: 60 s to 14 days. SQS's default is 4 days.
     pub retention: Duration,
-    /// Messages in it, about.
+    /// The approximate number of messages in the queue.
     pub messages: u64,
 }
 
 impl Default for QueueFacts {
-    /// The largest that SQS allows.
+    /// The largest values that SQS allows.
     fn default() -> Self {
         let retention = Duration::from_secs(14 * 24 * 3_600);
         Self { message_bytes_max: message::MESSAGE_BYTES_MAX, retention, messages: 0 }
     }
 }
 
-/// Why a queue, or the door of a redrive, did not do as asked.
+/// Why a queue, or the door of a redrive, did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Trouble {
-    /// The service's error code, or our word for a failure of transport.
+    /// The service's error code, or our word for a transport failure.
     pub code: String,
-    /// In words, with what to do about it where we know.
+    /// What failed, and what to do about it if we know.
     pub message: String,
-    /// It may pass by itself; otherwise somebody must repair something.
+    /// Whether it may pass by itself. Otherwise somebody must repair something.
     pub transient: bool,
 }
 
-/// What SQS said of one message.
+/// SQS's answer for one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Shipment {
-    /// SQS has it, under this message id.
+    /// SQS has the message, under this id.
     Confirmed { message_id: String },
-    /// SQS will not take this message as it is (too large, characters, attributes): it stays, listed.
+    /// SQS will not accept this message as it is (too large, characters, attributes). It stays in the store.
     Refused { code: String, message: String },
-    /// Try later: throttled, no connection, or the queue is missing, denied or broken. Says in words what to do.
+    /// Retry later: throttled, no connection, or the queue is missing, denied or broken. `message` says what to do.
     Later { code: String, message: String },
 }
 
 /// Where dead letters go.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The queue where no function has its own; none keeps dead letters in the store.
+    /// The queue for functions without one of their own. `None` keeps their dead letters in the store.
     pub queue_url: Option<String>,
-    /// Queues by function name pattern; the first match in file order counts.
+    /// Queues by function name pattern. The first match in file order wins.
     pub functions: Vec<(String, String)>,
-    /// Waits after a failed shipment: from this, doubling, with full jitter, ...
+    /// The first wait after a failed shipment. It doubles with each failure, with full jitter, ...
     pub backoff_base: Duration,
-    /// ... to this.
+    /// ... up to this.
     pub backoff_cap: Duration,
-    /// A queue that keeps messages for less than this is worth a warning.
+    /// The retention below which a queue gets a warning.
     pub retention_min: Duration,
     pub format: Format,
     pub oversize: Oversize,
-    /// How often an event may come back from the dead.
+    /// The most redrives of one event.
     pub redrives_max: u32,
 }
 
-/// What becomes of an event that does not fit its queue with its attributes.
+/// What to do with an event that is too large for its queue, together with its attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Oversize {
-    /// It stays in the store, listed and counted.
+    /// Keep it in the store.
     #[default]
     Keep,
-    /// It goes compressed, if it fits then.
+    /// Send it compressed, if it fits then.
     Compress,
 }
 
-/// The form of a message's body.
+/// The content of a message's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// The payload as it is, as on Lambda's own dead-letter queues.
+    /// The payload, as on Lambda's own dead-letter queues.
     DeadLetterQueue,
-    /// Lambda's record for destinations on failure, with the payload in it.
+    /// The record that Lambda sends to an on-failure destination, with the payload in it.
     Destination,
 }

@@ -1,7 +1,7 @@
 //! A value that is read from files, and read again when their content changes.
 //!
-//! Holds: what is served was read and checked as a whole; what is bad after a change leaves in service what was there before. The
-//! content is compared, not the time of a file: Kubernetes swaps a symbolic link when a Secret changes.
+//! Holds: the value in service was read and checked as a whole. If a change is bad, the old value stays in service. The
+//! content decides, not the time of a file: Kubernetes swaps a symbolic link when a Secret changes.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,36 +16,37 @@ use crate::clock::Clock;
 /// How often the files are read.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// Files that do not fit each other are read again after this: they may have been in the middle of a change.
+/// When to read files again that do not fit together. They may have been in the middle of a change.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// Why a file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key} = {path:?}: {why}")]
 pub struct Bad {
-    /// The key of the configuration that names the file.
+    /// The configuration key that names the file.
     pub key: String,
     pub path: PathBuf,
     pub why: String,
 }
 
-/// Reads a value and says what tells its content from another.
+/// Reads a value. Also returns a digest of the content, which shows a change.
 type Read<T> = Arc<dyn Fn() -> Result<([u8; 32], T), Bad> + Send + Sync>;
 
-/// The value in service, and the files that it comes from.
+/// The value in service, and how to read it from its files.
 pub struct Follower<T> {
     what: &'static str,
     read: Read<T>,
     clock: Clock,
     failures: IntCounter,
     seen: [u8; 32],
-    /// The last trouble that was told.
+    /// The last problem that was logged.
     told: Option<Bad>,
     serving: watch::Sender<Arc<T>>,
 }
 
 impl<T: Send + Sync + 'static> Follower<T> {
-    /// Serves what the files hold now. `what` says in the log what they are; `failures` counts changes that cannot be used.
+    /// Reads the files and serves their value. `what` names them in the log. `failures` counts changes that cannot be
+    /// used.
     pub fn new(
         what: &'static str,
         clock: Clock,
@@ -57,12 +58,12 @@ impl<T: Send + Sync + 'static> Follower<T> {
         Ok(Self { what, read: Arc::new(read), clock, failures, seen, told: None, serving })
     }
 
-    /// The latest value.
+    /// Returns a receiver of the latest value.
     pub fn value(&self) -> watch::Receiver<Arc<T>> {
         self.serving.subscribe()
     }
 
-    /// Follows the files until stopped; `asked` has them read at once.
+    /// Follows the files until stopped. `asked` makes it read them at once.
     pub async fn run(mut self, mut asked: watch::Receiver<u64>, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -84,10 +85,10 @@ impl<T: Send + Sync + 'static> Follower<T> {
         }
     }
 
-    /// Reads the files, and serves what is in them if that has changed.
+    /// Reads the files, and serves their value if the content has changed.
     async fn look(&mut self) -> Result<(), Bad> {
         let read = Arc::clone(&self.read);
-        // A panic in there is a bug that the next look meets again; what is in service stays.
+        // A panic in `read` is a bug, and the next look meets it again. The old value stays in service.
         let Ok(read) = tokio::task::spawn_blocking(move || read()).await else { return Ok(()) };
         let (digest, value) = read?;
         self.told = None;
@@ -99,7 +100,7 @@ impl<T: Send + Sync + 'static> Follower<T> {
         Ok(())
     }
 
-    /// Says once what is wrong.
+    /// Logs and counts a problem once.
     fn tell(&mut self, bad: Bad) {
         if self.told.as_ref() == Some(&bad) {
             return;

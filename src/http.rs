@@ -1,7 +1,8 @@
-//! The accept loop that both listeners share: HTTP/1.1 and HTTP/2 with prior knowledge, with limits on all that a peer can
-//! make us hold, and a stop that finishes what was read.
+//! The server that both listeners use: HTTP/1.1, and HTTP/2 with prior knowledge.
 //!
-//! What hyper answers by itself (400, 414, 431 for heads that are torn, malformed or too large) never reaches a service.
+//! Holds: everything that a peer can make us keep has a limit. A stop finishes the requests that were read.
+//! Limits: [`Limits`], and the constants below for HTTP/2.
+//! Fails: hyper itself answers heads that are torn, malformed or too large (400, 414, 431). They never reach a service.
 
 use std::error::Error;
 use std::future::Future;
@@ -42,69 +43,69 @@ use open::{InFlight, Open};
 use peer::{Peek, Peer, Watched};
 use progress::{Answering, Progress};
 
-/// How long to wait after an accept that failed for a reason of our own (no file descriptors, no memory): the next one
-/// would fail at once.
+/// How long to wait after an accept failed because this process lacks something (file descriptors, memory). The next
+/// accept would fail at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a stop waits for the first request of a connection that has sent none: its client connected in good faith, and
-/// may be writing just now. Closing at once would refuse what the next process, on the same socket, would have taken.
+/// How long a stop waits for the first request of a new connection. Its client may be writing just now. To close at
+/// once would refuse a request that the next process on the same socket would have accepted.
 const FIRST_REQUEST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The smallest read buffer that hyper allows, in bytes.
 const BUFFER_BYTES_MIN: usize = 8 * 1024;
 
-/// Requests at once on one HTTP/2 connection.
+/// The most concurrent requests on one HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 128;
 
-/// Unread bytes that an HTTP/2 peer may send, for one request and for the whole connection.
+/// The most unread bytes that an HTTP/2 peer may send, for one request and for the whole connection.
 const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
-/// Bytes of answers that wait in h2 for one stream's reader, beside those that have window.
+/// The most bytes of answers that h2 buffers for one stream beyond its window.
 const H2_SEND_BUFFER_BYTES: usize = 64 * 1024;
 
-/// Streams that a peer may have opened and reset before they were looked at, and streams that we reset for its mistakes; beyond
-/// either the connection ends (CVE-2023-44487, "rapid reset", and CVE-2025-8671, "made you reset").
+/// The most streams that a peer may have opened and reset before we looked at them, and the most that we may have reset
+/// for its mistakes. Beyond either, the connection ends (CVE-2023-44487, "rapid reset", and CVE-2025-8671, "made you
+/// reset").
 const H2_RESETS_MAX: usize = 64;
 
-/// How often an HTTP/2 peer is asked for a sign of life, and how long it has to give one.
+/// How often an HTTP/2 peer is pinged, and how long it has to answer.
 const H2_PING_EVERY: Duration = Duration::from_secs(30);
 const H2_PING_PATIENCE: Duration = Duration::from_secs(20);
 
-/// After so long an HTTP/2 connection is asked to close; whoever has more to ask opens another. Bounds what a peer can pile up
-/// on one connection, bit by bit.
+/// The age at which an HTTP/2 connection is asked to close. Clients open another one. This bounds what a peer can pile
+/// up on one connection, bit by bit.
 const H2_AGE_MAX: Duration = Duration::from_secs(30 * 60);
 
-/// How long a connection that is told to close may take for its last answers: longer than any call that is passed through.
+/// How long a connection that is closing may take for its last answers. Longer than any call that is passed through.
 const LAST_ANSWERS_MAX: Duration = Duration::from_secs(17 * 60);
 
 /// How long an idle connection that gives way to another may take to close by itself.
 const LEAVE_PATIENCE: Duration = Duration::from_millis(100);
 
-/// While a new connection waits for a place: how often the others are looked at.
+/// How often another connection is asked to give way while a new one waits for a slot.
 const ROOM_EVERY: Duration = Duration::from_millis(50);
 
 tokio::task_local! {
-    /// Ends the task of one HTTP/2 request alone.
+    /// Cancels the task of one HTTP/2 request.
     static ALONE: CancellationToken;
 }
 
-/// What a peer may make us hold.
+/// Limits on what a peer can make us keep.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Connections at once; further ones wait in the listen queue.
+    /// The most concurrent connections. Further ones wait in the listen queue.
     pub connections_max: usize,
-    /// Header lines of an HTTP/1 request; HTTP/2 counts bytes only.
+    /// The most header lines of an HTTP/1 request. HTTP/2 counts bytes only.
     pub headers_max: usize,
-    /// Bytes of a request's head, at least 8 KiB.
+    /// The most bytes of a request's head. At least 8 KiB.
     pub header_bytes_max: usize,
-    /// Until a request's head is complete; also how long a connection without a request is kept, and how long an answer may wait
-    /// for a peer that does not take it.
+    /// How long the head of a request may take. Also how long a connection without a request is kept, and how long an
+    /// answer waits for a peer that does not read it.
     pub header_timeout: Duration,
 }
 
-/// What listeners share: limits, the count of connections, and the stop. Cheap to clone; a clone shares all of it, so that
-/// several listeners keep one limit.
+/// What listeners share: limits, the count of connections, and the stop. Cheap to clone. Clones share one limit.
 #[derive(Clone)]
 pub struct Server {
     limits: Limits,
@@ -119,8 +120,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// `gauge` shows the open connections. Once `stop` is cancelled no connection is accepted, idle ones are closed, and
-    /// requests already read are finished; `connections` is empty when all of that is done.
+    /// `gauge` counts the open connections. When `stop` is cancelled, no connection is accepted, idle ones are closed,
+    /// and requests already read are finished. Afterwards `connections` is empty.
     pub fn new(
         limits: Limits,
         gauge: Option<IntGauge>,
@@ -133,7 +134,7 @@ impl Server {
         Self { limits, slots, gauge, clock, stop, cut, connections, open, gives_way: GivesWay::Idle }
     }
 
-    /// Once `cut` is cancelled every connection ends at once, whatever it is doing.
+    /// When `cut` is cancelled, every connection ends at once, even during a request.
     pub fn cut_by(self, cut: CancellationToken) -> Self {
         Self { cut, ..self }
     }
@@ -142,8 +143,8 @@ impl Server {
         Self { gives_way, ..self }
     }
 
-    /// Accepts connections until stopped, and serves each in a task of its own. Never fails: what goes wrong with accepting
-    /// is logged, and tried again after a pause.
+    /// Accepts connections until stopped, and serves each in a task of its own. Never fails: an error of accept is
+    /// logged, and accept is tried again after a pause.
     pub async fn serve<L, S, B>(self, listener: L, service: S)
     where
         L: Listener,
@@ -173,7 +174,7 @@ impl Server {
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(%error, "cannot accept connections");
                     }
-                    // Without descriptors the one of an idle client is all that can be had.
+                    // If file descriptors ran out, only closing an idle connection frees one.
                     self.open.make_room(self.gives_way);
                     tokio::select! {
                         biased;
@@ -185,7 +186,8 @@ impl Server {
         }
     }
 
-    /// A place for one more connection, for which another one may have to give way; none once stopped.
+    /// Waits for a slot for one more connection, and asks another connection to give way. `None` means that the server
+    /// was stopped.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
         let mut slot = pin!(Arc::clone(&self.slots).acquire_owned());
         loop {
@@ -234,13 +236,13 @@ impl Server {
                 answer.await.map(|answer| answer.map(|body| Answering::new(body, progress, alone, in_flight)))
             }
         });
-        // The tasks of its HTTP/2 requests end with it.
+        // The tasks of the connection's HTTP/2 requests end with it.
         let cut = self.cut.child_token();
         let _ends = cut.clone().drop_guard();
         let protocol = self.protocol(cut.clone());
         let mut connection = pin!(protocol.serve_connection(TokioIo::new(io), counted));
-        // hyper bounds the head of an HTTP/1 request; `quiet` bounds what it does not: the bytes before the protocol is
-        // known, and HTTP/2 connections that ask for nothing.
+        // hyper bounds the head of an HTTP/1 request. `quiet` bounds the rest: the bytes before the protocol is known,
+        // and HTTP/2 connections without requests.
         let ended = tokio::select! {
             biased;
             () = cut.cancelled() => return,
@@ -259,7 +261,7 @@ impl Server {
                     biased;
                     () = cut.cancelled() => return,
                     result = connection.as_mut() => result,
-                    // The peer neither takes its answer nor closes.
+                    // The peer neither reads its answer nor closes.
                     () = self.quiet(in_flight.clone()) => Ok(()),
                     () = progress.stalled() => Ok(()),
                     () = self.left(&this, in_flight) => Ok(()),
@@ -272,7 +274,8 @@ impl Server {
         }
     }
 
-    /// The stream of a connection, after the handshake if it has one. None if the handshake fails, or does not end in time.
+    /// Returns the stream of a connection, after its TLS handshake if it has one. `None` means that the handshake failed or
+    /// took too long, or that the connection must end.
     async fn opened<A: Accepted>(&self, accepted: A, this: &open::Connection) -> Option<(A::Io, Vec<String>)> {
         tokio::select! {
             biased;
@@ -290,18 +293,18 @@ impl Server {
         }
     }
 
-    /// Returns once a connection that is told to give way has had its time.
+    /// Returns when a connection that was asked to give way has had its time.
     async fn left(&self, this: &open::Connection, mut in_flight: watch::Receiver<usize>) {
         this.leave.cancelled().await;
         self.clock.sleep(LEAVE_PATIENCE).await;
         match self.gives_way {
             GivesWay::Any => {}
-            // A request that came at the last moment is answered.
+            // A request that arrived at the last moment is still answered.
             GivesWay::Idle => drop(in_flight.wait_for(|requests| *requests == 0).await),
         }
     }
 
-    /// Returns once an HTTP/2 connection is old.
+    /// Returns when an HTTP/2 connection has reached its maximum age. Never for HTTP/1.
     async fn aged(&self, this: &open::Connection) {
         self.clock.sleep(H2_AGE_MAX).await;
         if !this.is_http_2.load(Ordering::Relaxed) {
@@ -318,7 +321,7 @@ impl Server {
             .header_read_timeout(header_timeout)
             .max_headers(headers_max)
             .max_buf_size(header_bytes_max.max(BUFFER_BYTES_MIN))
-            // A client that closes its side has sent its request all the same: finish it.
+            // A client that closes its side has still sent its request: finish it.
             .half_close(true);
         builder
             .http2()
@@ -335,26 +338,26 @@ impl Server {
         builder
     }
 
-    /// Returns once told to stop, and not before a first request has come or its time is over.
+    /// Returns after the stop, once a first request has arrived or the time for it is over.
     async fn stopped(&self, mut in_flight: watch::Receiver<usize>) {
         self.stop.cancelled().await;
         if in_flight.has_changed().is_ok_and(|any_request| !any_request) {
             tokio::select! {
                 biased;
-                // An error means that the service is gone, and with it whatever there was to wait for.
+                // An error means that the service is gone, so no request can arrive.
                 _ = in_flight.changed() => {}
                 () = self.clock.sleep(FIRST_REQUEST_PATIENCE) => {}
             }
         }
     }
 
-    /// Returns once there was no request for `header_timeout`.
+    /// Returns when there was no request for `header_timeout`.
     async fn quiet(&self, mut in_flight: watch::Receiver<usize>) {
         loop {
             let idle = in_flight.wait_for(|requests| *requests == 0).await.is_ok();
             tokio::select! {
                 biased;
-                // Once the service is gone there is nothing to change, only the rest of an answer to be taken.
+                // Once the service is gone, the count cannot change. Only the rest of an answer is left to be read.
                 Ok(()) = in_flight.changed(), if idle => {}
                 () = self.clock.sleep(self.limits.header_timeout) => return,
             }
@@ -362,23 +365,23 @@ impl Server {
     }
 }
 
-/// What connections come from.
+/// A source of connections.
 pub trait Listener: Send + 'static {
     type Accepted: Accepted;
 
     fn accept(&self) -> impl Future<Output = io::Result<Self::Accepted>> + Send;
 }
 
-/// A connection that was accepted, before anything was read from it.
+/// An accepted connection from which nothing was read yet.
 pub trait Accepted: Send + 'static {
     type Io: AsyncRead + AsyncWrite + Peek + Send + Unpin + 'static;
 
-    /// What can be read and written, and the names of the peer that are proven. Runs in the connection's own task, under the
-    /// time-out for a request's head.
+    /// Returns the stream, and the names that the peer has proven. Runs in the connection's own task, within the time limit
+    /// for a request's head.
     fn open(self) -> impl Future<Output = io::Result<(Self::Io, Vec<String>)>> + Send;
 }
 
-/// A stream that needs no handshake.
+/// Streams that need no handshake.
 impl<I: AsyncRead + AsyncWrite + Peek + Send + Unpin + 'static> Accepted for I {
     type Io = I;
 
@@ -392,7 +395,7 @@ impl Listener for TcpListener {
 
     async fn accept(&self) -> io::Result<TcpStream> {
         let (stream, _) = TcpListener::accept(self).await?;
-        // Answers are small: without this each may wait for the acknowledgement of the one before.
+        // Answers are small. Without this, each could wait for the acknowledgement of the one before.
         stream.set_nodelay(true)?;
         Ok(stream)
     }
@@ -406,14 +409,14 @@ impl Listener for UnixListener {
     }
 }
 
-/// Whether an accept failed because of the connection that was to be accepted, so that the next one may well succeed.
+/// Whether accept failed because of the peer's connection, so that the next accept may succeed.
 fn is_of_the_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, InvalidInput, NotConnected};
     // InvalidInput: setting an option of a socket that its peer has reset (macOS).
     matches!(error.kind(), ConnectionAborted | ConnectionReset | NotConnected | Interrupted | InvalidInput)
 }
 
-/// Runs the tasks of one connection's HTTP/2 requests where they are waited for at the stop, each with what ends it alone.
+/// Runs the tasks of one connection's HTTP/2 requests in the server's tracker, each with a token that cancels it alone.
 #[derive(Clone)]
 struct Tracked {
     tasks: TaskTracker,
@@ -437,7 +440,7 @@ where
     }
 }
 
-/// One more, until dropped.
+/// Raises the gauge by one until dropped.
 struct Raised(IntGauge);
 
 impl Raised {
@@ -494,7 +497,7 @@ mod tests {
         String::from_utf8(text).unwrap()
     }
 
-    /// Gives out what it holds, then waits for ever.
+    /// Returns the accepts that it holds, then waits for ever.
     struct Script(Mutex<Vec<io::Result<DuplexStream>>>);
 
     impl Script {
@@ -568,7 +571,7 @@ mod tests {
         server.connections.spawn(server.clone().serve(Script::new(vec![Ok(ours)]), router(long)));
         theirs.write_all(GET).await.unwrap();
         theirs.read_u8().await.unwrap();
-        // From here nobody reads: only a limit can end the connection, and time passes by itself.
+        // From here nobody reads, so only a limit can end the connection. Virtual time passes by itself.
         while server.connections.len() > 1 {
             server.clock.sleep(Duration::from_secs(1)).await;
             assert!(server.clock.now() < UnixMillis(30_000), "kept for ever");

@@ -1,6 +1,6 @@
-//! SIGHUP: reads the configuration again and applies what can be applied.
+//! On SIGHUP, reads the configuration again and applies what can change while running.
 //!
-//! Holds: a configuration with problems changes nothing. What needs a restart is named, and stays as it was.
+//! Holds: a configuration with problems changes nothing. Keys that need a restart are named and keep their values.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -14,23 +14,23 @@ use crate::dispatch;
 use crate::notify;
 use crate::telemetry::LogLevel;
 
-/// Keys that take effect while running, beside those of functions.
+/// Keys that take effect while running, besides those of functions.
 const APPLIED: &[&str] = &["log.level", "lambda.in_flight_max", "lambda.in_flight_bytes_max"];
 
 type Load = dyn Fn() -> Result<Loaded, Problems> + Send + Sync;
 
-/// The running configuration and how to read it again.
+/// The running configuration, and how to read it again.
 pub struct Reload {
     load: Box<Load>,
-    /// What was read last. A key that needs a restart is named once a change.
+    /// The entries of the last reading, so that a key that needs a restart is named once for each change.
     entries: Mutex<Vec<Entry>>,
     level: LogLevel,
     dispatch: watch::Sender<dispatch::Settings>,
-    /// How many signals there were: for those who read files of their own.
+    /// The number of signals so far, for tasks that read files of their own.
     signals: watch::Sender<u64>,
 }
 
-/// What a reading changed, by key.
+/// The keys that a reading changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     pub applied: Vec<String>,
@@ -38,7 +38,7 @@ pub struct Changes {
 }
 
 impl Reload {
-    /// `load` reads the configuration as it was read at the start, from which `loaded` is.
+    /// `load` reads the configuration as at the start. `loaded` is what it returned then.
     pub fn new(
         loaded: &Loaded,
         level: LogLevel,
@@ -53,22 +53,22 @@ impl Reload {
         &self.level
     }
 
-    /// The settings of dispatch, as they change.
+    /// The settings of dispatch. Changes with each reload.
     pub fn dispatch(&self) -> watch::Receiver<dispatch::Settings> {
         self.dispatch.subscribe()
     }
 
-    /// Changes with each signal: the files that the configuration names are to be read again.
+    /// Changes with each signal. Tasks then read the files that the configuration names again.
     pub fn signals(&self) -> watch::Receiver<u64> {
         self.signals.subscribe()
     }
 
-    /// Takes the signal over, so that it no longer ends the process.
+    /// Handles the signal, so that it no longer ends the process.
     pub fn signal() -> std::io::Result<Signal> {
         signal(SignalKind::hangup())
     }
 
-    /// Reloads at each signal, until told to stop.
+    /// Reloads at each signal until stopped.
     pub async fn run(self, mut hangup: Signal, stop: CancellationToken) {
         loop {
             tokio::select! {
@@ -93,7 +93,7 @@ impl Reload {
         let Config { log, dispatch, .. } = config;
         let mut present = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changes = changes(&present, &entries);
-        // A level set through the admin listener gives way to the file only where the file says another one than before.
+        // A level set through the admin listener stays unless the file's level has changed.
         if changes.applied.iter().any(|key| key == "log.level")
             && let Err(error) = self.level.set(&log.level)
         {

@@ -1,9 +1,10 @@
-//! A stand-in for AWS Lambda: a real HTTP server on loopback that speaks Invoke, misbehaves as its scripts say, and keeps
-//! a ledger of everything it was asked. The demo, the integration tests and the benches deliver to it.
+//! A stand-in for AWS Lambda: an HTTP server on loopback that speaks Invoke, misbehaves as its scripts say, and keeps a
+//! ledger of all requests. The demo, the integration tests and the benches deliver to it.
 //!
-//! In: Invoke requests. Out: Lambda's answers, byte for byte as far as they are known (AWS Lambda API reference, Invoke).
-//! Holds: an event is in the ledger before its answer is on the wire, so what the caller knows, the ledger knows.
-//! Limits: [`CONNECTIONS_MAX`] at once, Lambda's payload limits; the ledger grows with its requests ([`Keep`]).
+//! In: Invoke requests. Out: Lambda's answers, byte for byte as far as they are known (AWS Lambda API reference,
+//! Invoke).
+//! Holds: an event is in the ledger before its answer is sent. So the ledger knows everything that the caller knows.
+//! Limits: [`CONNECTIONS_MAX`], and Lambda's payload limits. The ledger grows with its requests ([`Keep`]).
 //! Fails: only to start.
 
 use std::io;
@@ -33,18 +34,18 @@ pub use ledger::{Answered, Book, Counts, Entry, Keep, Ledger};
 pub use request::InvocationType;
 pub use script::{ConcurrencyLimit, ErrorAnswer, Latency, RateLimit, Reason, Script, Throttle, Trouble};
 
-/// Connections at once; further ones wait in the listen queue.
+/// The most concurrent connections. Further ones wait in the listen queue.
 pub const CONNECTIONS_MAX: usize = 4_096;
 
 /// What the ledger keeps, and how it tells events apart.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     pub keep: Keep,
-    /// The top-level string field of a JSON object payload that names the event: see [`Book::taken_ids`].
+    /// The top-level field of a JSON object payload that names the event: see [`Book::taken_ids`].
     pub id_field: Option<String>,
 }
 
-/// A running stand-in. It stops when it is dropped.
+/// A running stand-in. Dropping it stops it.
 #[derive(Debug)]
 pub struct Standin {
     address: SocketAddr,
@@ -54,7 +55,8 @@ pub struct Standin {
 }
 
 impl Standin {
-    /// Starts one on a free port of 127.0.0.1, in the current tokio runtime, with a full ledger without payloads.
+    /// Starts a stand-in on a free port of 127.0.0.1, in the current tokio runtime. Its ledger keeps entries without
+    /// payloads.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -62,7 +64,7 @@ impl Standin {
         Self::start_with(clock, Settings::default())
     }
 
-    /// The same with a choice of what the ledger keeps.
+    /// As [`Standin::start`], with a choice of what the ledger keeps.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -83,23 +85,25 @@ impl Standin {
         self.address
     }
 
-    /// What goes into `lambda.endpoint_url`.
+    /// The value for `lambda.endpoint_url`.
     pub fn endpoint_url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// From now on `function` follows `script`. `function` is `name` or `name:qualifier`; the more exact one counts.
-    /// Its one-time troubles and its rate start afresh; requests in flight end as they began.
+    /// From now on `function` follows `script`. `function` is `name` or `name:qualifier`; the more exact one wins.
+    /// One-time troubles and rates start afresh. Requests in flight end as they began.
     pub fn script(&self, function: &str, script: Script) {
         self.shared.stage.script(function, script);
     }
 
-    /// From now on all functions without a script of their own follow `script`, each with its own queue and rate.
+    /// From now on every function without a script of its own follows `script`, each with its own one-time troubles and
+    /// rate.
     pub fn default_script(&self, script: Script) {
         self.shared.stage.default_script(script);
     }
 
-    /// While on, every new connection is reset at once, and every request on an open one before its body is read.
+    /// While on, every new connection is reset at once, and every request on an open connection before its body is
+    /// read.
     pub fn outage(&self, on: bool) {
         self.shared.outage.store(on, Ordering::Relaxed);
     }
@@ -108,7 +112,7 @@ impl Standin {
         &self.shared.ledger
     }
 
-    /// Ends all connections and waits for its tasks.
+    /// Ends all connections and waits for their tasks.
     pub async fn stop(self) {
         self.stop.cancel();
         self.tasks.wait().await;

@@ -1,4 +1,4 @@
-//! The commands' way to the operator's API: of a running daemon, or of a store that the command itself has opened.
+//! The client of the operator's API: of a running daemon, or of a store that the command itself has opened.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,29 +22,29 @@ use crate::config::{Config, Environment};
 use crate::deadletter::Trouble;
 use crate::event::{EventId, FunctionName};
 
-/// How long to wait for an answer: an append takes milliseconds, on a loaded disk seconds, and for some answers the daemon
+/// How long to wait for an answer. An append takes milliseconds, on a loaded disk seconds. For some answers the daemon
 /// counts its store.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes of an answer that are read: a page of 8 MiB of payloads and one more, as base64 in JSON.
+/// The most bytes read of an answer: a page with 8 MiB of payloads and one more, as base64 in JSON.
 const ANSWER_BYTES_MAX: usize = 32 << 20;
 
-/// The code of a trouble that is no answer at all.
+/// The code of a trouble if there was no answer.
 pub(super) const UNREACHABLE: &str = "unreachable";
 
-/// Which daemon to ask.
+/// Selects the daemon to ask.
 #[derive(Debug, Clone, Args)]
 pub struct Daemon {
     #[command(flatten)]
     pub(super) config: ConfigOptions,
-    /// The daemon's admin listener, as http://HOST:PORT or https://HOST:PORT; by default what the configuration says
+    /// The daemon's admin listener, as http://HOST:PORT or https://HOST:PORT. By default, the address in the configuration
     #[arg(long, value_name = "URL", value_parser = parse_admin)]
     admin: Option<Uri>,
-    /// With https: file of the authorities to trust, in PEM. By default those of this machine; for the daemon of the
-    /// configuration its own certificate
+    /// With https: file with the authorities to trust, in PEM. By default, those of this machine. For the configured
+    /// daemon, its own certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Only here to be explained
+    /// Exists only for its error message
     #[arg(long, hide = true, value_parser = not_the_ingest_listener)]
     endpoint: Option<String>,
 }
@@ -59,21 +59,21 @@ fn not_the_ingest_listener(_: &str) -> Result<String, String> {
         .to_owned())
 }
 
-/// Which daemon to ask for a list, and how to show it.
+/// Selects the daemon and how to show a list.
 #[derive(Debug, Clone, Args)]
 pub struct Listing {
     #[command(flatten)]
     pub(super) daemon: Daemon,
-    /// Show so many at most
+    /// Show at most this many
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub(super) limit: usize,
     /// Show all of them
     #[arg(long, conflicts_with = "limit")]
     all: bool,
-    /// Go on where the list before ended: the token that it named
+    /// Continue a list: the token that the previous list printed
     #[arg(long, value_name = "TOKEN")]
     pub(super) after: Option<String>,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -84,7 +84,7 @@ impl Listing {
     }
 }
 
-/// Which event of which daemon.
+/// Selects one event of a daemon.
 #[derive(Debug, Clone, Args)]
 pub struct One {
     #[command(flatten)]
@@ -107,14 +107,14 @@ impl Daemon {
         }
     }
 
-    /// The daemon's configuration as far as this side knows it. Whoever only asks has no state directory, and needs none.
+    /// The daemon's configuration, as far as this side knows it. A command that only asks needs no state directory.
     pub(super) fn config(&self, environment: &Environment) -> Result<Config, Failure> {
         let state_dir = self.config.state_dir.clone().or_else(|| Some("/".to_owned()));
         Ok(ConfigOptions { state_dir, ..self.config.clone() }.load(environment)?.config)
     }
 }
 
-/// The operator's API. Cheap to clone.
+/// A client of the operator's API. Cheap to clone.
 #[derive(Clone)]
 pub struct AdminClient {
     base: String,
@@ -128,13 +128,13 @@ enum Way {
 }
 
 impl AdminClient {
-    /// Of the daemon whose admin listener is there.
+    /// A client of the daemon with this admin listener.
     pub(super) fn new(endpoint: &Uri, trust: &Trust) -> Result<Self, Failure> {
         let client = Client::builder(TokioExecutor::new()).build(connector(endpoint, trust)?);
         Ok(Self { base: base(endpoint), way: Way::Http(Box::new(client)) })
     }
 
-    /// Of this very process.
+    /// A client of routes in this process.
     pub fn in_process(routes: axum::Router) -> Self {
         Self { base: String::new(), way: Way::InProcess(TowerToHyperService::new(routes)) }
     }
@@ -151,13 +151,14 @@ impl AdminClient {
         self.call(Method::DELETE, path, &()).await
     }
 
-    /// A request that is answered without a body.
+    /// Sends a request whose answer has no body.
     pub async fn tell(&self, method: Method, path: &str) -> Result<(), Trouble> {
         let answered = self.ask(method, path, None).await?;
         if answered.status == StatusCode::NO_CONTENT { Ok(()) } else { Err(self.refusal(&answered)) }
     }
 
-    /// The answer as a type of ours. A refusal is a trouble, which may pass if the daemon is not there, starting or stopping.
+    /// Returns the answer as a type of the API. A refusal is a trouble. It may pass if no daemon answers, or one that
+    /// starts or stops.
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: &impl Serialize) -> Result<T, Trouble> {
         let trouble = |code: &str, message: String| Trouble { code: code.to_owned(), message, transient: false };
         let body = serde_json::to_vec(body).map_err(|error| trouble("request", error.to_string()))?;
@@ -176,7 +177,7 @@ impl AdminClient {
         })
     }
 
-    /// What an answer that is no success means.
+    /// The trouble that an unsuccessful answer means.
     pub(super) fn refusal(&self, answered: &Answered) -> Trouble {
         let Answered { status, body, .. } = answered;
         let transient = status.is_server_error();
@@ -191,7 +192,7 @@ impl AdminClient {
         Trouble { code: status.as_u16().to_string(), message: words(*status, body), transient }
     }
 
-    /// One answer; a trouble only if there is none.
+    /// Sends a request and returns the answer. A trouble means that there is no answer.
     pub async fn ask(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Answered, Trouble> {
         let body = body.unwrap_or_default();
         let request = Request::builder().method(method).uri(format!("{}{path}", self.base));
@@ -243,7 +244,7 @@ impl From<Trouble> for Failure {
     }
 }
 
-/// One answer of a daemon.
+/// An answer of a daemon.
 #[derive(Debug)]
 pub struct Answered {
     pub status: StatusCode,
@@ -251,7 +252,7 @@ pub struct Answered {
     pub body: Bytes,
 }
 
-/// What an answer says: its `message`, or its text.
+/// The text of an answer: its `message`, or its body.
 pub(super) fn words(status: StatusCode, body: &[u8]) -> String {
     match serde_json::from_slice(body) {
         Ok(Message { message }) => message,
@@ -260,7 +261,7 @@ pub(super) fn words(status: StatusCode, body: &[u8]) -> String {
     }
 }
 
-/// A daemon to ask, one request after another.
+/// Asks a daemon, one request at a time.
 pub(super) struct Asker {
     client: AdminClient,
     runtime: tokio::runtime::Runtime,
@@ -285,7 +286,8 @@ impl Asker {
         Ok(self.runtime.block_on(self.client.delete(path))?)
     }
 
-    /// The function of this name, seen or not; of a pattern with `*`, the known functions that fit, at least one.
+    /// Returns the function of this name, known or not. For a pattern with `*`, returns the known functions that match,
+    /// at least one.
     pub(super) fn functions(&self, name: &str) -> Result<Vec<String>, Failure> {
         if !name.contains('*') {
             return Ok(vec![name.to_owned()]);
@@ -301,12 +303,12 @@ impl Asker {
     }
 }
 
-/// The path of something that a function's lane can do.
+/// The API path of an operation on a function's lane.
 pub(super) fn lane_path(function: &str, verb: &str) -> String {
     format!("/v1/functions/{}/{verb}", percent(function))
 }
 
-/// A query of those pairs that have a value.
+/// Builds a query from the pairs that have a value.
 pub(super) fn query(pairs: &[(&str, Option<&str>)]) -> String {
     let given = pairs.iter().filter_map(|(name, value)| value.map(|value| format!("{name}={}", percent(value))));
     let given: Vec<_> = given.collect();

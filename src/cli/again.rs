@@ -1,4 +1,4 @@
-//! Starting again, as the same process, without variables that the SDK would follow to sendoff itself.
+//! Starts the command again in the same process, without variables that would lead the SDK to sendoff itself.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -7,9 +7,9 @@ use crate::config::Config;
 use crate::config::endpoint::PASSED_OVER;
 
 /// Replaces this process by the same command without the variables that name its own listener. The SDK reads the
-/// environment by itself, for STS and SSO too, and a variable cannot be removed safely from a process that has begun.
-/// Returns where there is nothing to remove. Where the system refuses, the command goes on: Lambda and SQS are reached
-/// all the same, and STS is asked in the wrong place.
+/// environment by itself, also for STS and SSO, and a running process cannot remove a variable safely. Returns if there
+/// is nothing to remove. If the system refuses, the command goes on: it still reaches Lambda and SQS, but asks STS in
+/// the wrong place.
 pub(super) fn without_own_endpoints(config: &Config) {
     if config.own_variables.is_empty() {
         return;

@@ -1,5 +1,5 @@
-//! `sendoff check-config`: the same reading and checking as `serve`, a look at the state directory, and what looks like a mistake;
-//! with `--online` also what AWS says.
+//! `sendoff check-config`: reads and checks the configuration as `serve` does, checks the state directory, and warns
+//! about probable mistakes. With `--online` it also asks AWS.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,21 +14,21 @@ use crate::config::shapes::suspicions;
 use crate::config::{Config, Entry, Environment, Loaded, Origin};
 use crate::outbox::embedded::store::place::{Remark, look};
 
-/// Check the configuration, naming all that is wrong with it
+/// Check the configuration and report all of its problems
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
     pub(super) config: ConfigOptions,
-    /// Ask AWS, too: credentials, functions and queues. Nothing is invoked, nothing is sent
+    /// Ask AWS, too: credentials, functions and queues. Invokes nothing and sends nothing
     ///
-    /// Functions are those that have a table of their own, and each --function; they are asked after by DryRun. Exits with
-    /// 1 if something is missing, and says what grants it.
+    /// Checks functions that have a table of their own, and each --function, by DryRun. Exits with 1 if something is
+    /// missing, and says which permission or setting is needed.
     #[arg(long)]
     online: bool,
-    /// Also ask after this function: a name, name:alias or ARN; may be repeated
+    /// Also check this function: a name, name:alias or ARN. May be repeated
     #[arg(long, value_name = "NAME", requires = "online")]
     function: Vec<String>,
-    /// Look neither at the state directory nor at files of certificates: for a check on another machine than the daemon's
+    /// Do not check the state directory and certificate files, for example on another machine than the daemon's
     #[arg(long)]
     skip_state_dir: bool,
 }
@@ -77,7 +77,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     }
 }
 
-/// Whether the listeners' certificate can be served; an error is what keeps it from that.
+/// Whether the listeners' certificate can be served. The error says why not.
 fn certificate(config: &Config, said: &mut String) -> Result<(), String> {
     let Some(tls) = &config.tls else { return Ok(()) };
     let (_, pair) = tls.files.load_valid(Clock::system().wall_millis()).map_err(|bad| bad.to_string())?;
@@ -86,10 +86,10 @@ fn certificate(config: &Config, said: &mut String) -> Result<(), String> {
     Ok(())
 }
 
-/// Where an installation keeps its file; it is read only if it is named.
+/// Where installations keep their file. It is read only if it is named.
 const INSTALLED: &str = "/etc/sendoff/sendoff.toml";
 
-/// Which sources had a say.
+/// The sources of the configuration, as a sentence.
 fn read_from(file: Option<&Path>, entries: &[Entry]) -> String {
     let variables: BTreeSet<String> = entries
         .iter()
@@ -111,7 +111,7 @@ fn read_from(file: Option<&Path>, entries: &[Entry]) -> String {
     said
 }
 
-/// Asks one thing after another and prints each answer as it comes; how many are missing.
+/// Asks AWS one question after another and prints each answer. Returns how many things are missing.
 async fn ask(config: &Config, more: &[String]) -> Result<usize, Failure> {
     let own = Own { addresses: vec![config.listen.ingest, config.listen.admin], ..Own::nobody() };
     let shared = Shared::load(config.lambda.region.as_deref(), &config.outside, own, Clock::system()).await;
@@ -127,7 +127,7 @@ async fn ask(config: &Config, more: &[String]) -> Result<usize, Failure> {
     };
     let found = probe.credentials().await;
     found.iter().try_for_each(&mut tell)?;
-    // Without credentials every other answer would say the same again.
+    // Without credentials all other answers would report the same.
     if !found[0].is_missing() {
         let functions = functions(config, more);
         for function in &functions {
@@ -151,7 +151,7 @@ fn no_place(error: aws::Error) -> Failure {
     Failure::new(Exit::Configuration, error)
 }
 
-/// Functions that are named whole: tables of their own, and what the command line adds.
+/// The functions with complete names: from tables of their own and from the command line.
 fn functions(config: &Config, more: &[String]) -> BTreeSet<String> {
     let tables = config.dispatch.functions.iter().map(|(pattern, _)| pattern).filter(|pattern| !pattern.contains('*'));
     tables.chain(more).cloned().collect()

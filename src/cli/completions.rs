@@ -1,11 +1,11 @@
-//! `sendoff completions`: written from the command line's own definition.
+//! `sendoff completions`: generated from the definition of the command line.
 
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use super::{Cli, Failure, print};
 
-/// Print the completions of a shell
+/// Print the completions for a shell
 #[derive(Debug, Args)]
 pub struct Options {
     /// bash, elvish, fish, powershell or zsh

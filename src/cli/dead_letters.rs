@@ -1,4 +1,4 @@
-//! `sendoff dead-letters`: those in the daemon's store.
+//! `sendoff dead-letters`: the dead letters in the daemon's store.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -21,13 +21,13 @@ use crate::config::Environment;
 use crate::deadletter::letter;
 use crate::event::{EventId, Pattern};
 
-/// Bytes of lines that one request of an import carries; a larger line goes alone. The daemon takes 2 MiB.
+/// The most bytes of lines in one request of an import. A larger line goes alone. The daemon accepts 2 MiB.
 const IMPORT_BYTES_MAX: usize = 1 << 20;
 
-/// A line holds 1 MiB of payload as base64, and its envelope.
+/// The most bytes of a line: 1 MiB of payload as base64, and its envelope.
 const LINE_BYTES_MAX: u64 = 2 << 20;
 
-/// Ids of one request.
+/// The most ids in one request.
 const PURGE_IDS_MAX: usize = 100;
 
 const EXAMPLES: &str = "\
@@ -36,9 +36,10 @@ Examples:
   sendoff dead-letters export dead.ndjson
   sendoff dead-letters purge --function orders --until 7d";
 
-/// Look at, save and remove the dead letters in the daemon's store
+/// List, show, export, import and remove dead letters in the daemon's store
 ///
-/// A dead letter is an event that was given up. Without a dead-letter queue, or until that takes it, it is in the store.
+/// A dead letter is an event that sendoff gave up. It is in the store if there is no dead-letter queue, or until the
+/// queue accepts it.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Options {
@@ -48,43 +49,43 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List them, oldest first for each function
+    /// List dead letters, for each function the oldest first
     List {
         #[command(flatten)]
         listing: Listing,
         #[command(flatten)]
         filter: FilterOptions,
     },
-    /// Show one, with its history
+    /// Show one dead letter with its history
     Show {
         #[command(flatten)]
         event: One,
-        /// Print the payload instead, byte for byte
+        /// Print its payload instead, byte for byte
         #[arg(long)]
         payload: bool,
     },
-    /// Write them out as NDJSON, payloads included
+    /// Write dead letters as NDJSON, including payloads
     Export {
         #[command(flatten)]
         daemon: Daemon,
         #[command(flatten)]
         filter: FilterOptions,
-        /// The file, which only its owner may read; stdout if none
+        /// The file, readable by its owner only. If omitted, stdout
         file: Option<PathBuf>,
-        /// Replace a file that exists
+        /// Replace an existing file
         #[arg(long, requires = "file")]
         force: bool,
     },
-    /// Take in what `export` wrote; what is there already is passed over
+    /// Read dead letters that `export` wrote into the store. Skips those that it already has
     Import {
         #[command(flatten)]
         daemon: Daemon,
-        /// The file; - is stdin
+        /// The file. Use - for stdin
         file: PathBuf,
     },
     /// Remove dead letters for good, by id or by filter
     ///
-    /// Says first how many they are, and asks.
+    /// Reports their number and asks before it removes them.
     Purge {
         #[command(flatten)]
         daemon: Daemon,
@@ -93,10 +94,10 @@ enum Command {
         ids: Vec<EventId>,
         #[command(flatten)]
         filter: FilterOptions,
-        /// Keep their idempotency keys: the same key sent again is then a duplicate and is not stored
+        /// Keep their idempotency keys. An event with the same key is then a duplicate and is not stored
         #[arg(long)]
         keep_keys: bool,
-        /// Only say how many
+        /// Only report their number
         #[arg(long)]
         dry_run: bool,
         /// Do not ask
@@ -105,19 +106,19 @@ enum Command {
     },
 }
 
-/// Which dead letters.
+/// Selects dead letters.
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct FilterOptions {
-    /// Those for this function; * stands for any characters
+    /// Only for this function. * matches any characters
     #[arg(long)]
     pub(super) function: Option<Pattern>,
-    /// Those that fit: reason=retries-exhausted, event-age-exceeded or refused; error=TEXT; may be repeated
+    /// Only those that match: reason=retries-exhausted, event-age-exceeded or refused; error=TEXT. May be repeated
     #[arg(long = "where", value_name = "reason=|error=", value_parser = parse_condition)]
     pub(super) conditions: Vec<Condition>,
-    /// Those that died at or after this: a time (RFC 3339) or how long ago ("2h")
+    /// Only those given up at or after this: a time (RFC 3339) or how long ago ("2h")
     #[arg(long, value_name = "TIME|AGO", value_parser = parse_moment)]
     pub(super) since: Option<String>,
-    /// Those that died before this
+    /// Only those given up before this
     #[arg(long, value_name = "TIME|AGO", value_parser = parse_moment)]
     pub(super) until: Option<String>,
 }
@@ -160,12 +161,12 @@ impl FilterOptions {
         })
     }
 
-    /// Whether it leaves out any letter of a function that fits.
+    /// Whether the filter excludes some dead letters of a matching function.
     fn is_narrow(&self) -> bool {
         !self.conditions.is_empty() || self.since.is_some() || self.until.is_some()
     }
 
-    /// As the query of `/v1/dead-letters`, with these pairs of it.
+    /// The query of `/v1/dead-letters`, with these pairs added.
     pub(super) fn query(&self, more: &[(&str, Option<&str>)]) -> String {
         let filters = [
             ("function", self.function.as_ref().map(Pattern::as_str)),
@@ -198,7 +199,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     }
 }
 
-/// Calls `each` with every page of the dead letters that fit, until it says that it has enough. Returns where to go on.
+/// Calls `each` with every page of matching dead letters until it has enough. Returns the token to continue with.
 pub(super) async fn pages(
     client: &AdminClient,
     filter: &FilterOptions,
@@ -223,7 +224,7 @@ async fn list(client: &AdminClient, filter: &FilterOptions, listing: &Listing) -
     let mut found: Vec<LetterView> = Vec::new();
     let mut store = Stored::default();
     let mut after = listing.after.clone();
-    // One page at a time, each asked for no more than is still to be shown, so that the token is where the list ends.
+    // Read one page at a time, never more than is still to be shown, so that the token is where the list ends.
     while found.len() < limit {
         let size = (limit - found.len()).min(1_000).to_string();
         after = pages(client, filter, after, &[("limit", Some(size.as_str()))], async |page| {
@@ -253,7 +254,7 @@ async fn list(client: &AdminClient, filter: &FilterOptions, listing: &Listing) -
     out::line(store.in_words())
 }
 
-/// Whether there is any letter after the token: a page that is full may have been the last.
+/// Whether dead letters follow the token. A full page may have been the last.
 async fn is_more(client: &AdminClient, filter: &FilterOptions, after: &str) -> Result<bool, Failure> {
     let mut any = false;
     pages(client, filter, Some(after.to_owned()), &[("limit", Some("1"))], async |page| {
@@ -264,7 +265,7 @@ async fn is_more(client: &AdminClient, filter: &FilterOptions, after: &str) -> R
     Ok(any)
 }
 
-/// What the daemon says beside a page.
+/// What the daemon's answer says besides the page.
 #[derive(Debug, Clone, Default)]
 struct Stored {
     buried: u64,
@@ -283,7 +284,7 @@ impl Stored {
         }
     }
 
-    /// Where all of them are.
+    /// Where dead letters are, as a sentence.
     fn in_words(&self) -> String {
         let Self { buried, shipped, queues } = self;
         let here = format!("{} in the store", out::count(*buried, "dead letter"));
@@ -296,7 +297,7 @@ impl Stored {
     }
 }
 
-/// The name of a queue, of its URL or ARN.
+/// The name of a queue, from its URL or ARN.
 fn name_of(queue: &str) -> &str {
     queue.rsplit(['/', ':']).next().unwrap_or(queue)
 }
@@ -328,7 +329,7 @@ async fn show(client: &AdminClient, id: EventId, payload: bool) -> Result<(), Fa
     if !payload {
         return out::pretty(&letter);
     }
-    /// What is wanted of a line of an export.
+    /// The fields of an export's line that the command needs.
     #[derive(serde::Deserialize)]
     struct Exported {
         payload_base64: String,
@@ -365,7 +366,7 @@ async fn export(client: &AdminClient, filter: &FilterOptions, file: Option<&Path
     Ok(())
 }
 
-/// A new file that its owner alone may read: payloads and keys are in it.
+/// Creates a file that only its owner can read, because it contains payloads and keys.
 fn create(path: &Path, force: bool) -> Result<File, Failure> {
     let mut options = OpenOptions::new();
     options.write(true).mode(0o600);
@@ -436,13 +437,14 @@ async fn import(client: &AdminClient, file: &Path) -> Result<(), Failure> {
     out::line(format!("{} taken in, {duplicates} were there already", out::count(stored, "dead letter")))
 }
 
-/// Letters to take in.
+/// Lines to import.
 #[derive(Serialize)]
 struct Letters<'a> {
     letters: Vec<&'a RawValue>,
 }
 
-/// One request; half of the letters at a time if the daemon finds it too large. Each answer with its line.
+/// Sends one request. If the daemon finds it too large, sends half of the lines at a time. Returns each answer with its
+/// line number.
 async fn take_in(client: &AdminClient, batch: Vec<(u64, Box<RawValue>)>) -> Result<Vec<(u64, Answer)>, Failure> {
     let mut answers = Vec::new();
     let mut parts = vec![batch];
@@ -523,7 +525,7 @@ impl Purge {
         }
     }
 
-    /// Those that were named, which must all be there.
+    /// Looks up the dead letters that were named. All of them must exist.
     async fn look_up(&self, ids: Vec<EventId>) -> Result<(Vec<EventId>, u64), Failure> {
         let mut bytes = 0;
         for id in &ids {

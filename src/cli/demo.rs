@@ -1,8 +1,8 @@
-//! `sendoff demo`: the promise, shown with nothing but this binary.
+//! `sendoff demo`: shows the guarantees with this binary only.
 //!
-//! A daemon in a scratch directory delivers to a stand-in Lambda that throttles and fails at random, is killed with SIGKILL
-//! half way, and started again. Three ledgers are kept: what the client was answered 202 for, what the stand-in was given,
-//! and what the store holds; in the end they have to agree.
+//! A daemon in a scratch directory delivers to a stand-in Lambda that throttles and fails at random. Half way, the
+//! daemon is killed with SIGKILL and started again. At the end three ledgers must agree: the events for which the
+//! client got 202, those that the stand-in got, and those in the store.
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -30,25 +30,25 @@ use screen::{Progress, Screen};
 use sender::Sender;
 use tally::{Balance, Stored, Summary};
 
-/// The whole demo, at most.
+/// The longest time of the whole demo.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// How long nothing may change before what is still missing counts as missing.
+/// The time without any change after which missing events count as missing.
 const STALLED: Duration = Duration::from_secs(30);
 
-/// Between two looks at the progress.
+/// The pause between two updates of the progress.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Show on this machine that nothing is lost: throttles, errors, lost replies and a SIGKILL half way
+/// Show on this machine that no event is lost: throttles, errors, lost replies, and a SIGKILL half way
 #[derive(Debug, Clone, clap::Args)]
 pub struct DemoArgs {
-    /// How many events to send
+    /// Number of events to send
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     pub events: u32,
-    /// Over how many functions; one of them refuses its events for good
+    /// Number of functions. One of them refuses all of its events
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(2..=100))]
     pub functions: u16,
-    /// Makes the choice of functions and the stand-in's chance repeatable (not the order in which things happen)
+    /// Makes the choice of functions and the stand-in's random failures repeatable, but not the order of events in time
     #[arg(long)]
     pub seed: Option<u64>,
     /// Keep the scratch directory with the store
@@ -56,8 +56,8 @@ pub struct DemoArgs {
     pub keep: bool,
 }
 
-/// Runs the demo. True only if every event that was answered with 202 is with its function or buried in the store, and
-/// every repeat was recognised.
+/// Runs the demo. Returns true only if every event that got 202 is with its function or a dead letter in the store, and
+/// every duplicate was recognised.
 pub async fn run(args: DemoArgs) -> anyhow::Result<bool> {
     let system = Clock::system();
     let clock = args.seed.map_or_else(|| system.clone(), |seed| Clock::seeded(system.now(), seed));
@@ -130,7 +130,7 @@ async fn play(args: &DemoArgs, clock: &Clock, scratch: &Path, screen: &Screen) -
     Ok(summary)
 }
 
-/// The outcome of the one task in the set.
+/// The result of the only task in the set.
 async fn joined(tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
     match tasks.join_next().await {
         Some(ended) => ended.context("the client panicked")?,
@@ -138,8 +138,8 @@ async fn joined(tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
     }
 }
 
-/// Gives out the scripts; returns the names of the functions. About 30 % of the calls are throttled, 10 % fail otherwise,
-/// and the last function refuses all of its events for good.
+/// Gives the stand-in its scripts and returns the names of the functions. About 30 % of the calls are throttled and 10
+/// % fail otherwise. The last function refuses all of its events.
 fn cast(standin: &Standin, functions: u16) -> Vec<String> {
     let script = Script::default()
         .latency(Duration::from_millis(2), Duration::from_millis(8))
@@ -158,7 +158,7 @@ fn cast(standin: &Standin, functions: u16) -> Vec<String> {
     names
 }
 
-/// What is the same all through the demo.
+/// What stays the same during the demo.
 struct Demo<'a> {
     sender: Arc<Sender>,
     standin: Standin,
@@ -167,7 +167,7 @@ struct Demo<'a> {
 }
 
 impl Demo<'_> {
-    /// Waits for `done` and shows the progress meanwhile; fails if the daemon ends.
+    /// Waits for `done` and shows the progress. Fails if the daemon ends.
     async fn watch_over<T>(
         &self,
         daemon: &mut Daemon,
@@ -195,8 +195,8 @@ impl Demo<'_> {
         }
     }
 
-    /// Waits until the store holds nothing but dead letters and no event is missing, or nothing has changed for
-    /// [`STALLED`]; returns what the store holds then.
+    /// Waits until the store holds only dead letters and no event is missing, or until nothing has changed for
+    /// [`STALLED`]. Returns what the store then holds.
     async fn settled(&self, admin: std::net::SocketAddr) -> anyhow::Result<Stored> {
         let mut changed = self.clock.instant();
         let mut before = (0, 0);
@@ -243,7 +243,7 @@ impl Demo<'_> {
     }
 }
 
-/// A directory of its own under the system's temporary one; removed when dropped, unless it is to be kept.
+/// A scratch directory below the system's temporary one. Dropping it removes it, unless it is to be kept.
 struct Scratch {
     path: PathBuf,
     keep: bool,

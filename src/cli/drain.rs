@@ -1,4 +1,4 @@
-//! `sendoff drain`: before a stop, let clients go elsewhere and the backlog out.
+//! `sendoff drain`: before a stop, sends clients elsewhere and delivers the backlog.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::admin::status::Summary;
 use crate::clock::Clock;
 use crate::config::Environment;
 
-/// Between two looks at what is left.
+/// The pause between two checks of what is left.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 const EXAMPLES: &str = "\
@@ -19,20 +19,20 @@ Examples:
   sendoff drain --timeout 60s
   sendoff drain --undo";
 
-/// Make the daemon not ready, and wait until it has delivered what it holds
+/// Make the daemon not ready, and wait until it has delivered its events
 ///
-/// Load balancers then send clients elsewhere; requests that still arrive are served. Dead letters and events that are
-/// scheduled for later are not waited for. Exits with 0 once nothing is left, with 1 if the time is up before: what is left
-/// stays on disk.
+/// Load balancers then send clients elsewhere. Requests that still arrive are served. The command does not wait for
+/// dead letters and for events that are scheduled for later. It exits with 0 when no event is left, and with 1 after
+/// the timeout. Events that are left stay on disk.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
-    /// How long to wait, as "20s"; 0s does not wait
+    /// How long to wait, for example "20s". With 0s it does not wait
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = humantime::parse_duration)]
     timeout: Duration,
-    /// Make it ready again instead
+    /// Make the daemon ready again instead
     #[arg(long, conflicts_with = "timeout")]
     undo: bool,
 }

@@ -1,4 +1,4 @@
-//! `sendoff events`: those that a daemon stores.
+//! `sendoff events`: the events in a daemon's store.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,7 +17,7 @@ Examples:
   sendoff events show 0197a1b2-... --payload
   sendoff events attempt 0197a1b2-...";
 
-/// Look at stored events, cancel one, or have one attempted now
+/// List and show stored events, cancel one, or attempt one now
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Options {
@@ -27,36 +27,36 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// List them, by function, state and time of acceptance
+    /// List events, by function, state and time of acceptance
     List {
         #[command(flatten)]
         listing: Listing,
-        /// Only those for this function; * stands for any characters
+        /// Only for this function. * matches any characters
         #[arg(long)]
         function: Option<Pattern>,
-        /// Only those in this state: ready, waiting, scheduled or buried
+        /// Only in this state: ready, waiting, scheduled or buried
         #[arg(long)]
         state: Option<String>,
     },
-    /// Show one as JSON, without what the client sent
+    /// Show one event as JSON, without its payload
     Show {
         #[command(flatten)]
         event: One,
-        /// Print the payload instead, byte for byte
+        /// Print its payload instead, byte for byte
         #[arg(long)]
         payload: bool,
     },
-    /// Remove one that waits, without delivering it
+    /// Remove an event that waits, without delivering it
     Cancel {
         #[command(flatten)]
         event: One,
-        /// Keep its idempotency key: the same key sent again is then a duplicate and is not stored
+        /// Keep its idempotency key. An event with the same key is then a duplicate and is not stored
         #[arg(long)]
         keep_keys: bool,
     },
-    /// Make one that waits due now
+    /// Make an event that waits due now
     ///
-    /// If its function is paused or held, the command says until when, since the event waits for that, too.
+    /// If its function is paused or held, the event waits for that, too. The command then says until when.
     Attempt(One),
 }
 
@@ -104,7 +104,7 @@ fn show(asker: &Asker, id: EventId, payload: bool) -> Result<(), Failure> {
     out::payload(&bytes.ok_or_else(|| Failure::saying(Exit::Failed, "the answer has no payload"))?)
 }
 
-/// Page by page, up to the limit.
+/// Lists events page by page, up to the limit.
 fn list(asker: &Asker, listing: &Listing, function: Option<&str>, state: Option<&str>) -> Result<(), Failure> {
     let mut events: Vec<EventView> = Vec::new();
     let (mut after, mut total) = (listing.after.clone(), 0);

@@ -1,4 +1,4 @@
-//! `sendoff fsck`: looks through the outbox of a daemon that does not run, and repairs it.
+//! `sendoff fsck`: checks the outbox of a stopped daemon, and repairs it.
 
 use clap::Args;
 use serde_json::json;
@@ -9,18 +9,18 @@ use crate::outbox::embedded::engine::OpenError;
 use crate::outbox::embedded::repair::Report;
 use crate::outbox::embedded::store::{Examined, examine, kept};
 
-/// What a sound store is.
+/// The report for a sound store.
 const SOUND: &str = "sound: every checksum of the journal is right, every event can be read, and indexes and counts agree with the events";
 
-/// Check the outbox while the daemon is stopped; with --repair, replace a damaged one by what can be read of it
+/// Check the outbox while the daemon is stopped. With --repair, replace a damaged one by what can be read of it
 ///
-/// Reads every event. A repair keeps the damaged store beside the new one, under a dated name. Ends with 1 if there is
+/// Reads every event. A repair keeps the damaged store beside the new one, under a dated name. Exits with 1 if there is
 /// damage that was not repaired.
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
     config: ConfigOptions,
-    /// Put a new store in the place of one that is not sound; the old one is kept
+    /// If the store is damaged, replace it by a new one and keep the old one
     #[arg(long)]
     repair: bool,
     /// Report as one JSON object

@@ -1,4 +1,4 @@
-//! `sendoff functions`: the lanes of a daemon.
+//! `sendoff functions`: the functions of a daemon, with their lanes.
 
 use clap::Args;
 
@@ -24,7 +24,7 @@ pub struct Options {
     daemon: Daemon,
     #[command(flatten)]
     watch: Watch,
-    /// Print one JSON object a line
+    /// Print one JSON object per line
     #[arg(long)]
     json: bool,
 }

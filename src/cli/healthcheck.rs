@@ -1,4 +1,4 @@
-//! `sendoff healthcheck`: a probe for images that have no shell and no curl.
+//! `sendoff healthcheck`: a probe for images without a shell and curl.
 
 use clap::Args;
 use http::Method;

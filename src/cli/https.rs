@@ -1,4 +1,4 @@
-//! How commands reach a daemon whose listeners speak TLS, and whom they trust.
+//! Connects commands to a daemon over TLS, and decides which certificates they trust.
 
 use std::error::Error as _;
 use std::io;
@@ -18,25 +18,25 @@ use super::{Exit, Failure};
 
 pub(super) type Connector = HttpsConnector<HttpConnector>;
 
-/// Whose certificate is accepted.
+/// Which certificates a command accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// Of the authorities that this machine trusts.
+    /// Those of the authorities that this machine trusts.
     System,
-    /// Of the authorities in this file.
+    /// Those of the authorities in this file.
     Authorities(PathBuf),
-    /// The one in this file, by whatever name or address the daemon is reached: it is the daemon's own.
+    /// Only the one in this file, for every name and address of the daemon, because it is the daemon's own.
     Own(PathBuf),
 }
 
 impl Trust {
-    /// What `--ca` says.
+    /// The trust that `--ca` selects.
     pub(super) fn of(ca: Option<&Path>) -> Self {
         ca.map_or(Self::System, |path| Self::Authorities(path.to_owned()))
     }
 }
 
-/// A connector for this endpoint; one with http:// is trusted as it is.
+/// A connector for this endpoint. With http:// nothing is verified.
 pub(super) fn connector(endpoint: &Uri, trust: &Trust) -> Result<Connector, Failure> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -75,11 +75,11 @@ fn unusable(path: &Path, why: &str) -> Failure {
     Failure::saying(Exit::Failed, format!("cannot use the certificates of {path}: {why}; {remedy}"))
 }
 
-/// What is wrong with the TLS of a connection that failed; none if that is not why it failed.
+/// The TLS error of a failed connection. `None` means that it failed for another reason.
 pub(super) fn trouble(error: &hyper_util::client::legacy::Error) -> Option<String> {
     let mut source = error.source();
     while let Some(cause) = source {
-        // An error of the system keeps what it is about to itself, at times in another one of its kind.
+        // An `io::Error` hides its inner error from `source`, and may contain another `io::Error`.
         let mut inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         while let Some(error) = inner {
             if let Some(tls) = error.downcast_ref::<rustls::Error>() {
@@ -92,7 +92,7 @@ pub(super) fn trouble(error: &hyper_util::client::legacy::Error) -> Option<Strin
     None
 }
 
-/// Accepts one certificate, which its owner proves to have the key of.
+/// Accepts exactly one certificate. The peer must prove that it has its key.
 #[derive(Debug)]
 struct Exactly {
     own: CertificateDer<'static>,

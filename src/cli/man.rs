@@ -1,4 +1,4 @@
-//! `sendoff man`: manual pages, written from the command line's own definition.
+//! `sendoff man`: manual pages, generated from the definition of the command line.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::{Cli, Exit, Failure, print};
 /// Print the manual page, or write those of all commands into a directory
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Directory for sendoff.1, sendoff-serve.1 and so on; it must exist
+    /// Existing directory for sendoff.1, sendoff-serve.1 and so on
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
@@ -30,7 +30,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
     Ok(())
 }
 
-/// File names and texts: the command itself, and each below it.
+/// Names and contents of the files: one for the command, one for each subcommand.
 fn pages(command: &Command) -> Result<Vec<(String, Vec<u8>)>, Failure> {
     let mut pages = vec![("sendoff.1".to_owned(), page(command.clone())?)];
     for below in command.get_subcommands().filter(|below| below.get_name() != "help") {

@@ -1,5 +1,5 @@
-//! What commands write, and what they ask. Text of others (functions, errors, answers of a server) is made visible here, and
-//! for commands only here: no command writes to stdout or stderr by itself.
+//! Writes output and asks questions, for all commands. Makes text of others visible (functions, errors, answers of a
+//! server). No command writes to stdout or stderr itself.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -15,12 +15,12 @@ pub(super) fn line(text: impl Display) -> Result<(), Failure> {
     raw(format!("{}\n", visible(&text.to_string())).as_bytes())
 }
 
-/// Writes text of several lines to stdout. Text of others in it was made visible before, so that it forges no line.
+/// Writes several lines to stdout. Text of others in it must already be visible, so that it cannot forge a line.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     raw(visible_lines(text).as_bytes())
 }
 
-/// Writes text to stdout that moves a cursor or has colours; all else in it is visible already.
+/// Writes text to stdout that moves the cursor or has colours. Everything else in it must already be visible.
 pub(super) fn painted(text: &str) -> Result<(), Failure> {
     raw(text.as_bytes())
 }
@@ -31,13 +31,13 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
     raw(format!("{}\n", visible_json(&text)).as_bytes())
 }
 
-/// Writes a value to stdout as JSON for people.
+/// Writes a value to stdout as indented JSON.
 pub(super) fn pretty(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|error| Failure::new(Exit::Internal, error))?;
     raw(format!("{}\n", visible_json(&text)).as_bytes())
 }
 
-/// Writes a payload to stdout: byte for byte, but to a terminal without what would act on it.
+/// Writes a payload to stdout, byte for byte. On a terminal, replaces the characters that would control it.
 pub(super) fn payload(bytes: &[u8]) -> Result<(), Failure> {
     if std::io::stdout().is_terminal() {
         return print(&String::from_utf8_lossy(bytes));
@@ -45,7 +45,7 @@ pub(super) fn payload(bytes: &[u8]) -> Result<(), Failure> {
     raw(bytes)
 }
 
-/// A reader that has gone away, as `head` does, is no failure.
+/// It is no failure if the reader has closed the pipe, as `head` does.
 fn raw(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
@@ -56,17 +56,17 @@ fn raw(bytes: &[u8]) -> Result<(), Failure> {
     }
 }
 
-/// Writes one line to stderr, beside a result. That stderr takes none is no failure.
+/// Writes one line to stderr. It is no failure if stderr cannot be written.
 pub(super) fn note(text: impl Display) {
     say(&visible(&text.to_string()));
 }
 
-/// `1 event`, `2 events`.
+/// For example `1 event`, `2 events`.
 pub(super) fn count(number: u64, thing: &str) -> String {
     if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
 }
 
-/// Whether a person says yes; nobody to ask is an error, not a yes.
+/// Asks a person. An error, not a yes, if there is nobody to ask.
 pub(super) fn agreed(question: &str) -> Result<bool, Failure> {
     let failed = |error| Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot ask"));
     if !std::io::stdin().is_terminal() {

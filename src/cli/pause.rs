@@ -12,7 +12,7 @@ use crate::config::Environment;
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
-    /// The function, by name or ARN; with * all known ones that fit
+    /// The function, by name or ARN. With *, all known functions that match
     function: String,
 }
 

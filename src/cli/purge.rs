@@ -1,4 +1,4 @@
-//! `sendoff purge`: removes events that wait, after saying how many.
+//! `sendoff purge`: removes waiting events, after it has reported their number.
 
 use bytesize::ByteSize;
 use clap::Args;
@@ -15,16 +15,16 @@ Examples:
   sendoff purge orders --accepted-before 2h --yes
   sendoff purge 'test-*' --state scheduled";
 
-/// Remove a function's events that wait, without delivering them
+/// Remove a function's waiting events without delivering them
 ///
-/// Says first how many they are, and asks. Events that are being attempted stay, and so do dead letters (`sendoff dead-letters
-/// purge` removes those).
+/// Reports their number and asks before it removes them. Events in flight stay, and so do dead letters (`sendoff
+/// dead-letters purge` removes those).
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
-    /// The function, as `sendoff functions` lists it; with * all that fit
+    /// The function, as `sendoff functions` lists it. With *, all that match
     function: String,
     /// Only events in this state: ready, waiting or scheduled
     #[arg(long)]
@@ -32,10 +32,10 @@ pub struct Options {
     /// Only events accepted before this: a time (RFC 3339) or how long ago ("2h")
     #[arg(long, value_name = "TIME|AGO", value_parser = parse_moment)]
     accepted_before: Option<String>,
-    /// Keep the idempotency keys of the events: the same key sent again is then a duplicate and is not stored
+    /// Keep the events' idempotency keys. An event with the same key is then a duplicate and is not stored
     #[arg(long)]
     keep_keys: bool,
-    /// Only say how many
+    /// Only report their number
     #[arg(long)]
     dry_run: bool,
     /// Do not ask
@@ -63,7 +63,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     out::line(format!("{} purged", out::count(purged.events, "event")))
 }
 
-/// All of it over the functions.
+/// Purges all of the functions and adds up the results.
 fn purge(asker: &Asker, options: &Options, functions: &[String], dry_run: bool) -> Result<Purged, Failure> {
     let mut sum = Purged { function: options.function.clone(), dry_run, events: 0, bytes: 0 };
     for function in functions {

@@ -1,4 +1,4 @@
-//! `sendoff redrive`: dead letters back to their functions, from a queue or from the daemon's store.
+//! `sendoff redrive`: sends dead letters from a queue or from the daemon's store to their functions again.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ mod own_store;
 
 mod progress;
 
-/// How long a queue that cannot be reached is tried before a redrive gives up.
+/// How long to try a queue that cannot be reached before the redrive gives up.
 const REACH: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\
@@ -43,24 +43,25 @@ Examples:
   sendoff redrive --queue arn:aws:sqs:eu-central-1:123456789012:orders-dlq
   sendoff redrive --local --limit 10";
 
-/// Send dead letters again
+/// Send dead letters to their functions again
 ///
-/// Through a running daemon; without one into its outbox (--standalone), or straight to Lambda (--direct).
+/// Uses the running daemon. Without a daemon, use --standalone to store them in its outbox, or --direct to invoke the
+/// functions.
 ///
-/// From an SQS queue: sendoff's own messages, those of Lambda's own dead-letter queues, and Lambda's destination records.
-/// Each is accepted durably before it is deleted, so it can be interrupted, or crash, at any time: what was accepted
-/// already is recognised when it is met again. What is foreign or broken stays on the queue and is named.
+/// Reads sendoff's own messages, messages of Lambda's dead-letter queues, and Lambda's destination records from an SQS
+/// queue. It deletes a message only after its event is stored durably. You can interrupt it at any time. A later
+/// redrive recognises what was accepted. Foreign and broken messages stay on the queue and are named.
 ///
-/// Messages of Lambda's own queues do not tell their function: --function does, or else the queue's tag sendoff:function.
+/// Messages of Lambda's dead-letter queues do not name their function. Use --function, or tag the queue with
+/// sendoff:function.
 ///
-/// Without --queue from the queue that the daemon's configuration names, reached as the daemon reaches it. With --local from
-/// the daemon's own store.
+/// Without --queue, it uses the queue in the daemon's configuration. With --local, it uses the daemon's own store.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 #[command(group = clap::ArgGroup::new("source").args(["queue", "local"]))]
 #[command(group = clap::ArgGroup::new("target").args(["admin", "standalone", "direct"]))]
 pub struct Options {
-    /// The dead-letter queue, by URL or ARN; by default what the daemon's configuration says
+    /// The dead-letter queue, by URL or ARN. By default, the queue in the daemon's configuration
     #[arg(long, value_name = "URL|ARN")]
     queue: Option<String>,
     /// The dead letters in the daemon's store
@@ -68,27 +69,27 @@ pub struct Options {
     local: bool,
     #[command(flatten)]
     filter: FilterOptions,
-    /// Maximum rate, as in 50/s
+    /// Maximum rate, for example 50/s
     #[arg(long, value_name = "N/s", value_parser = parse_rate)]
     rate: Option<f64>,
-    /// At most so many
+    /// Redrive at most this many
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
-    /// Number of concurrent receive and delete calls; give 1 for an emulator that cannot handle more
+    /// Number of concurrent receive and delete calls. Use 1 with emulators that cannot handle more
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=32))]
     calls: u8,
-    /// Only look: nothing is accepted or deleted
+    /// Only look: accept nothing and delete nothing
     #[arg(long)]
     dry_run: bool,
-    /// How long messages in hand are hidden from other consumers; longer than the redrive of a FIFO queue takes
+    /// How long received messages are hidden from other consumers. Longer than the redrive of a FIFO queue takes
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = parse_visibility)]
     visibility: Duration,
     #[command(flatten)]
     daemon: Daemon,
-    /// Without a daemon: accept into the outbox in --state-dir; a daemon delivers them when it next runs on it
+    /// Without a daemon: store events in the outbox in --state-dir. The next daemon there delivers them
     #[arg(long)]
     standalone: bool,
-    /// Without a daemon: invoke the functions at once, and delete each message when Lambda has taken its event
+    /// Without a daemon: invoke the functions now, and delete a message when Lambda has accepted its event
     #[arg(long, conflicts_with = "local")]
     direct: bool,
     /// How to show the progress
@@ -99,7 +100,7 @@ pub struct Options {
 /// How the progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Shown {
-    /// A bar on a terminal, else lines
+    /// A bar on a terminal, otherwise lines
     #[default]
     Auto,
     Bar,
@@ -113,7 +114,7 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 }
 
 fn parse_visibility(text: &str) -> Result<Duration, String> {
-    // SQS takes up to 12 h.
+    // SQS allows up to 12 h.
     let range = Duration::from_secs(1)..=Duration::from_secs(12 * 3_600);
     let duration = humantime::parse_duration(text).ok().filter(|duration| range.contains(duration));
     duration.ok_or_else(|| "write it like 10m; 1s to 12h".to_owned())
@@ -159,8 +160,8 @@ async fn redrive(options: Options, environment: &Environment) -> Result<(), Fail
     done
 }
 
-/// Where dead letters go: as the daemon says, and where none is asked, as this side's configuration does. A daemon that is away
-/// is no trouble to whoever names a queue and needs no daemon.
+/// The queues for dead letters, from the daemon, or from this side's configuration if no daemon is asked. A command
+/// that names a queue and needs no daemon ignores that none runs.
 async fn ask_for_queues(options: &Options, config: &Config, environment: &Environment) -> Result<Queues, Failure> {
     if options.standalone || options.direct {
         let functions = config.dead_letter.functions.iter();
@@ -179,7 +180,7 @@ async fn ask_for_queues(options: &Options, config: &Config, environment: &Enviro
     }
 }
 
-/// The queue that is named, else the one of the function that is asked for, else the only one that is configured.
+/// The queue that is named, else the queue of the given function, else the only configured queue.
 fn queue_of(options: &Options, queues: &Queues) -> Result<String, Failure> {
     if let Some(queue) = &options.queue {
         return Ok(queue.clone());
@@ -209,7 +210,7 @@ fn without_a_daemon(trouble: Trouble) -> Failure {
     Failure::from(Trouble { message, ..trouble })
 }
 
-/// Before any message is hidden from others: later a daemon that is away is waited for.
+/// Fails if no daemon answers, before any message is hidden from others. Later the redrive waits for the daemon.
 async fn must_be_there(client: &AdminClient) -> Result<(), Failure> {
     match client.ask(Method::GET, "/livez", None).await {
         Err(trouble) if trouble.code == UNREACHABLE => Err(without_a_daemon(trouble)),
@@ -243,7 +244,7 @@ async fn work(
     }
 }
 
-/// The first signal stops the work in order, the second at once.
+/// The first signal ends the work in order, the second one at once.
 async fn until_interrupted(
     stop: &CancellationToken,
     work: impl Future<Output = Result<(), Failure>>,
@@ -261,7 +262,7 @@ async fn until_interrupted(
     tokio::select! {
         biased;
         done = &mut work => done,
-        // As safe as any crash: what is in hand shows up on the queue again.
+        // As safe as a crash: messages in hand become visible on the queue again.
         _ = shutdown::requested() => Err(Failure::saying(Exit::Failed, "interrupted twice: ended at once")),
     }
 }
@@ -278,11 +279,11 @@ fn wanted_of(filter: &FilterOptions, now: UnixMillis) -> Wanted {
     }
 }
 
-/// A queue to redrive from, and what is wanted of it.
+/// A queue to redrive from, and which messages to redrive.
 struct Source {
     queue: aws::sqs::SqsQueue,
     plan: Plan,
-    /// How many letters there are, about; only for the bar.
+    /// The approximate number of messages. Only for the bar.
     expected: Option<u64>,
 }
 
@@ -323,8 +324,8 @@ impl Source {
     }
 }
 
-/// How many messages the queue has, as far as it tells. A queue that is not there, or that nothing answers for, ends the redrive
-/// before it has begun.
+/// The number of messages in the queue, if SQS tells it. Fails before the redrive begins if the queue does not exist or
+/// nothing answers.
 async fn reach(sqs: &aws::sqs::Sqs, queue: &str, config: &Config, clock: &Clock) -> Result<Option<u64>, Failure> {
     let until = clock.now().plus(REACH);
     let way = config.sqs.endpoint_url.as_ref().map(|url| format!(" by way of {url}")).unwrap_or_default();
@@ -339,7 +340,7 @@ async fn reach(sqs: &aws::sqs::Sqs, queue: &str, config: &Config, clock: &Clock)
                 let why = format!("there is no queue {queue}{way}: {}; nothing was received", trouble.message);
                 return Err(Failure::saying(Exit::Failed, why));
             }
-            // Who may receive need not be allowed to ask.
+            // A role that may receive messages need not have the right to read attributes.
             Ok(Err(_)) => return Ok(None),
             Err(_) => format!("no answer within {} s", (REACH * 2).as_secs()),
         };
@@ -354,7 +355,7 @@ async fn reach(sqs: &aws::sqs::Sqs, queue: &str, config: &Config, clock: &Clock)
     }
 }
 
-/// What was done, in words, and where the letters are now.
+/// Says what was done, and where the dead letters are now.
 fn summary(tally: &Tally, dry_run: bool, whereabouts: &str) -> String {
     let Tally { accepted, repeats, undeleted, left } = tally;
     let mut text = match dry_run {
@@ -399,7 +400,7 @@ fn conclude(ended: Ended, tally: &Tally) -> Result<(), Failure> {
     }
 }
 
-/// Letters for a daemon.
+/// The daemon as the door of a redrive.
 #[derive(Serialize)]
 struct Letters<'a> {
     letters: &'a [Letter],

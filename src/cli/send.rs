@@ -1,4 +1,4 @@
-//! `sendoff send`: one Event invocation through the ingest door, as an application would make it.
+//! `sendoff send`: sends one Event invocation to the ingest listener, as an application does.
 
 use std::fmt::Write as _;
 use std::io::Read;
@@ -22,10 +22,10 @@ use crate::config::{self, Environment, Flags};
 use crate::event::PAYLOAD_BYTES_MAX;
 use crate::visible::{visible, visible_json};
 
-/// How long to wait for the answer; an append takes milliseconds, on a loaded disk seconds.
+/// How long to wait for the answer. An append takes milliseconds, on a loaded disk seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes of an answer that are read: a refusal is a short JSON object.
+/// The most bytes read of an answer. A refusal is a short JSON object.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
 const EXAMPLES: &str = "\
@@ -34,7 +34,7 @@ Examples:
   sendoff send orders @order.json --delay 10m --expires 2h
   sendoff send arn:aws:lambda:eu-central-1:123456789012:function:orders:prod - < order.json";
 
-/// Hand one event to the daemon
+/// Send one event to the daemon
 ///
 /// Prints the event's id once the event is on disk.
 #[derive(Debug, Args)]
@@ -42,38 +42,38 @@ Examples:
 pub struct Options {
     /// Function to invoke: name, name:qualifier or ARN
     function: String,
-    /// JSON payload; @FILE reads a file, - reads stdin; without it the payload is empty
+    /// JSON payload. @FILE reads a file, - reads stdin. If omitted, the payload is empty
     #[arg(value_name = "PAYLOAD|@FILE|-", allow_hyphen_values = true)]
     payload: Option<String>,
-    /// Idempotency key: an event with the same key is accepted once
+    /// Idempotency key. sendoff accepts one event per key
     #[arg(long, value_parser = parse_key)]
     key: Option<HeaderValue>,
     /// Version or alias of the function
     #[arg(long)]
     qualifier: Option<String>,
-    /// Deliver it after so much time, as in 10m
+    /// Deliver it after this time, for example 10m
     #[arg(long, value_name = "TIME", value_parser = parse_delay, conflicts_with = "at")]
     delay: Option<String>,
-    /// Deliver it at this time (RFC 3339), as in 2026-11-23T14:00:00Z
+    /// Deliver it at this time (RFC 3339), for example 2026-11-23T14:00:00Z
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     at: Option<String>,
-    /// Make it a dead letter if it was not delivered by then: a time (RFC 3339), or how long from now, as in 2h
+    /// Make it a dead letter if it is not delivered by then: a time (RFC 3339), or how long from now, for example 2h
     #[arg(long, value_name = "TIME|AHEAD", value_parser = parse_time_ahead)]
     expires: Option<String>,
-    /// Where the daemon listens, as http://HOST:PORT or https://HOST:PORT; by default what the configuration says
+    /// The daemon's ingest listener, as http://HOST:PORT or https://HOST:PORT. By default, the address in the configuration
     #[arg(long, value_name = "URL", value_parser = parse_endpoint)]
     endpoint: Option<Uri>,
-    /// With https: file of the authorities to trust, in PEM. By default those of this machine; for the daemon of the
-    /// configuration its own certificate
+    /// With https: file with the authorities to trust, in PEM. By default, those of this machine. For the configured
+    /// daemon, its own certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Only here to be explained
+    /// Exists only for its error message
     #[arg(long, hide = true, value_parser = not_the_admin_listener)]
     admin: Option<String>,
-    /// Configuration file of the daemon, to find where it listens
+    /// Configuration file of the daemon, to find its address
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print JSON: an object with id and duplicate
+    /// Print a JSON object with id and duplicate
     #[arg(long)]
     json: bool,
 }
@@ -83,7 +83,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let (endpoint, trust) = match &options.endpoint {
         Some(endpoint) => (endpoint.clone(), given),
         None => {
-            // Whoever only sends has no state directory, and needs none.
+            // A command that only sends needs no state directory.
             let flags = Flags { file: options.config.clone(), state_dir: Some("/".to_owned()), ..Flags::default() };
             let config = config::load(&flags, environment)?.config;
             let own = config.tls.filter(|tls| tls.on_ingest).map(|tls| Trust::Own(tls.files.cert));
@@ -120,13 +120,13 @@ fn not_the_admin_listener(_: &str) -> Result<String, String> {
         .to_owned())
 }
 
-/// A time as RFC 3339 has it.
+/// A time in RFC 3339.
 fn parse_time(text: &str) -> Result<String, String> {
     let time = UnixMillis::read_rfc3339(text).map(|time| time.rfc3339());
     time.ok_or_else(|| "write it like 2026-11-23T14:00:00Z".to_owned())
 }
 
-/// A time, or how long from now, which is then told as a time.
+/// A time, or how long from now. Returns a time.
 fn parse_time_ahead(text: &str) -> Result<String, String> {
     match humantime::parse_duration(text) {
         Ok(ahead) => Ok(Clock::system().now().plus(ahead).rfc3339()),
@@ -142,7 +142,7 @@ fn parse_key(text: &str) -> Result<HeaderValue, String> {
     HeaderValue::from_str(text).map_err(|_| "has characters that a header cannot carry".to_owned())
 }
 
-/// The URL of a listener on this machine; one that listens on any address is reached on loopback.
+/// The URL of a listener on this machine. A listener on any address is reached by loopback.
 pub(super) fn endpoint_of(mut listener: SocketAddr, tls: bool) -> Result<Uri, Failure> {
     if listener.ip().is_unspecified() {
         listener.set_ip(match listener.ip() {
@@ -154,7 +154,7 @@ pub(super) fn endpoint_of(mut listener: SocketAddr, tls: bool) -> Result<Uri, Fa
     format!("{scheme}://{listener}").parse().map_err(|error: http::uri::InvalidUri| Failure::new(Exit::Internal, error))
 }
 
-/// The payload as given, of a file, or of stdin; at most what Lambda takes.
+/// The payload as given, from a file, or from stdin. At most what Lambda accepts.
 fn payload(written: Option<&str>) -> Result<Bytes, Failure> {
     let (name, source): (&str, Box<dyn Read>) = match written {
         None => return Ok(Bytes::new()),
@@ -199,7 +199,7 @@ fn request(endpoint: &Uri, options: &Options, payload: Bytes) -> Result<Request<
     request.body(Full::new(payload)).map_err(|error| Failure::new(Exit::Failed, error))
 }
 
-/// An event of the native door, which knows times.
+/// An event for the native API, which supports times.
 #[derive(Serialize)]
 struct NewEvent<'a> {
     function: &'a str,
@@ -248,12 +248,12 @@ fn not_json(error: impl std::fmt::Display) -> String {
     format!("the payload is not JSON ({error}), which Lambda would refuse")
 }
 
-/// The endpoint's URL without a slash at its end.
+/// The endpoint's URL without a slash at the end.
 pub(super) fn base(endpoint: &Uri) -> String {
     endpoint.to_string().trim_end_matches('/').to_owned()
 }
 
-/// Percent-encodes all but the unreserved characters of RFC 3986.
+/// Percent-encodes everything except the unreserved characters of RFC 3986.
 pub(super) fn percent(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
         match byte {
@@ -297,7 +297,7 @@ async fn exchange(endpoint: &Uri, connector: Connector, request: Request<Full<By
     answered.unwrap_or_else(|elapsed| Err(unanswered(endpoint, elapsed)))
 }
 
-/// The event may have been stored all the same.
+/// The event may have been stored anyway.
 fn unanswered(endpoint: &Uri, error: impl std::error::Error + Send + Sync + 'static) -> Failure {
     let why = format!(
         "no answer from {}; the event may have been accepted: repeat with the same --key to be sure of one",
@@ -306,7 +306,7 @@ fn unanswered(endpoint: &Uri, error: impl std::error::Error + Send + Sync + 'sta
     Failure::new(Exit::Unavailable, anyhow::Error::new(error).context(why))
 }
 
-/// What to print about an answer; a refusal is a failure, with Lambda's own code and message.
+/// What to print about an answer. A refusal is a failure with Lambda's code and message.
 fn said(answer: &Answer, json: bool) -> Result<String, Failure> {
     let header = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok());
     if !answer.status.is_success() {
@@ -363,7 +363,7 @@ mod tests {
         Line::try_parse_from([&["send"], line].concat()).unwrap().options
     }
 
-    /// A listener that answers its first request with `answer`; joining it gives the request.
+    /// A listener that answers its first request with `answer`. Join the thread to get the request.
     fn door(answer: &'static str) -> (Uri, JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = endpoint_of(listener.local_addr().unwrap(), false).unwrap();
@@ -389,7 +389,7 @@ mod tests {
         body.len() >= length.parse().unwrap()
     }
 
-    /// Sends as the command does; what it would print, and what arrived.
+    /// Sends as the command does. Returns what it would print, and the request that arrived.
     fn send(line: &[&str], answer: &'static str) -> (Result<String, Failure>, String) {
         let (endpoint, served) = door(answer);
         let options = options(line);
@@ -468,7 +468,7 @@ mod tests {
 
     #[test]
     fn without_a_daemon_the_way_to_start_one_is_said() {
-        // Bound, so that nobody else listens there, but not listening.
+        // Bound, so that nobody else can listen there, but not listening.
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let free = socket.local_addr().unwrap();

@@ -19,7 +19,7 @@ pub struct Options {
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let loaded = options.config.clone().load(environment)?;
     super::again::without_own_endpoints(&loaded.config);
-    // Held to the end, so that the last spans are exported.
+    // Kept to the end, so that the last spans are exported.
     let (level, _telemetry) =
         telemetry::install(&loaded.config.log).map_err(|error| Failure::new(Exit::Internal, error))?;
     if loaded.config.log.otlp_endpoint.is_some() && !cfg!(feature = "otlp") {
@@ -31,7 +31,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let reload = Reload::new(&loaded, level, move || options.config.clone().load(&environment));
     let runtime = super::runtime()?;
     let ended = runtime.block_on(daemon::run(loaded.config, reload));
-    // Without waiting for threads that hang, as in opening a store on a disk that does not answer.
+    // Do not wait for threads that hang, for example while opening a store on a disk that does not answer.
     runtime.shutdown_background();
     match ended {
         Ok(Ended::Drained | Ended::CutOff | Ended::AtOnce) => Ok(()),

@@ -1,4 +1,4 @@
-//! `sendoff show-config`: what is in effect, and who said so.
+//! `sendoff show-config`: the values in effect, and where each comes from.
 
 use std::io::IsTerminal;
 
@@ -58,7 +58,7 @@ fn table(entries: &[Entry]) -> String {
     format!("{table}\n")
 }
 
-/// Three columns, two spaces apart: for pipes and pagers.
+/// Three columns with two spaces between, for pipes and pagers.
 fn aligned(entries: &[Entry]) -> String {
     let rows: Vec<[String; 3]> = entries.iter().map(cells).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! `sendoff status`: what the daemon is doing, once or as it goes.
+//! `sendoff status`: the state of the daemon, once or repeatedly.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub struct Options {
     daemon: Daemon,
     #[command(flatten)]
     watch: Watch,
-    /// Print JSON: one object, with --watch one a line
+    /// Print a JSON object. With --watch, one per line
     #[arg(long)]
     json: bool,
 }
@@ -56,7 +56,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     })
 }
 
-/// The rates between two looks at one process; none if it was started in between.
+/// The rates between two summaries of one process. `None` if the daemon was restarted in between.
 fn between(before: &Summary, now: &Summary) -> Option<Rates> {
     let seconds = now.uptime_seconds - before.uptime_seconds;
     (seconds > 0.0).then(|| Rates::between(before.totals, now.totals, Duration::from_secs_f64(seconds)))
@@ -134,7 +134,7 @@ fn table(summary: &Summary, colours: bool) -> String {
     if !colours {
         return text;
     }
-    // A daemon that is ready accepts; green is one that delivers, too.
+    // A ready daemon accepts events. Green means that it also delivers them.
     let colour = match (ready, problems.is_empty()) {
         (true, true) => "\x1b[32m",
         (true, false) => "\x1b[33m",
@@ -144,7 +144,7 @@ fn table(summary: &Summary, colours: bool) -> String {
     text.replacen(&*state, &format!("{colour}{state}\x1b[0m"), 1)
 }
 
-/// The first few of them, and how many more: in an outage they are all.
+/// The first few names, and how many more there are. In an outage all functions may be held.
 fn named(held: &[String]) -> String {
     const SHOWN: usize = 3;
     match held {

@@ -1,11 +1,11 @@
-//! Tables for people: columns without lines, two blanks apart, and no blanks at the ends of rows, which are noise in a pipe.
+//! Tables for people: columns without lines, with two spaces between, and no spaces at the end of a row.
 
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 
 use crate::visible::visible;
 
-/// Rows under their heads. Every cell is made visible, so that none forges another row.
+/// Rows below their headings. Every cell is made visible, so that none can forge a row.
 pub(super) struct Rows(Table);
 
 impl Rows {
@@ -20,7 +20,7 @@ impl Rows {
         self.0.add_row(cells.iter().map(|cell| visible(cell)));
     }
 
-    /// The table as it is printed, with a line break at its end.
+    /// The table as text, with a line break at the end.
     pub(super) fn lines(mut self) -> String {
         for column in self.0.column_iter_mut() {
             column.set_padding((0, 2));
@@ -29,7 +29,7 @@ impl Rows {
     }
 }
 
-/// A value, or a dash where there is none.
+/// A value, or a dash if there is none.
 pub(super) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }

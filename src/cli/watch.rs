@@ -1,4 +1,4 @@
-//! `--watch`: the same picture again and again, until interrupted.
+//! `--watch`: shows the same view repeatedly, until interrupted.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -8,25 +8,26 @@ use clap::Args;
 use super::{Failure, out};
 use crate::clock::Clock;
 
-/// Cursor to the corner, and everything from there cleared.
+/// Moves the cursor to the corner and clears everything after it.
 const TO_THE_CORNER: &str = "\x1b[H\x1b[J";
 
-/// Whether to show it once, or as it goes.
+/// Whether to show a view once or repeatedly.
 #[derive(Debug, Clone, Args)]
 pub struct Watch {
     /// Show it again every second, until interrupted
     #[arg(long)]
     pub(super) watch: bool,
-    /// Seconds between two showings
+    /// Seconds between two updates
     #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600), requires = "watch")]
     interval: u64,
-    /// Stop after so many showings
+    /// Stop after this many updates
     #[arg(long, value_name = "N", requires = "watch")]
     count: Option<u64>,
 }
 
 impl Watch {
-    /// Shows what `look` brings. A daemon that restarts is worth watching, too: a failure is shown, and it goes on.
+    /// Shows the result of `look`. A failure is shown, too, and the command goes on, because a restart of the daemon is
+    /// worth watching.
     pub(super) async fn show(
         &self,
         json: bool,

@@ -1,4 +1,4 @@
-//! From the layers to a [`Config`]: what each key means, and what must hold between keys.
+//! Turns the layers into a [`Config`]: what each key means, and what must hold between keys.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,10 +14,10 @@ use crate::event::PAYLOAD_BYTES_MAX;
 use crate::ingest::admission::REQUEST_BYTES_MIN;
 use crate::{aws, deadletter, dispatch, hop, ingest, outbox};
 
-/// Below this, the largest payload that Lambda takes would never get through.
+/// The least limit for payloads. Below it, the largest payload that Lambda accepts could never be delivered.
 const ONE_PAYLOAD: u64 = PAYLOAD_BYTES_MAX as u64;
 
-/// The config, if there is no problem; the values as they are in effect; the problems.
+/// Returns the config if there is no problem, the values in effect, and the problems.
 pub fn check(values: Values, environment: &Environment) -> (Option<Config>, Values, Vec<Problem>) {
     let mut reader = Reader::new(values);
     let config = config(&mut reader, environment);
@@ -25,7 +25,7 @@ pub fn check(values: Values, environment: &Environment) -> (Option<Config>, Valu
     (config.filter(|_| problems.is_empty()), values, problems)
 }
 
-/// Reads every key, also after a problem; none if one of them is missing in the end.
+/// Reads every key, even after a problem. `None` means that at least one value is unusable.
 fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let state_dir = state_dir(r, environment);
     let listen = listen::read(r);
@@ -78,13 +78,13 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     })
 }
 
-/// The directory as written, or where the conventions of systemd or XDG put it.
+/// The directory as configured, or by the conventions of systemd or XDG.
 fn state_dir(r: &mut Reader, environment: &Environment) -> Option<PathBuf> {
     const KEY: &str = "state_dir";
     if let Some(written) = r.optional(KEY)? {
         return Some(written.into());
     }
-    // systemd lists several directories with colons; the first is ours.
+    // systemd separates several directories by colons. The first is ours.
     let of_systemd = environment.get("STATE_DIRECTORY").and_then(|list| list.split(':').next()).map(PathBuf::from);
     // The XDG Base Directory Specification says to ignore relative paths.
     let of_user = |variable, below: &str| {
@@ -103,7 +103,7 @@ fn state_dir(r: &mut Reader, environment: &Environment) -> Option<PathBuf> {
     Some(path)
 }
 
-/// A region as written; for Lambda else the one that the SDK would find in the environment, so that ingest knows it too.
+/// The region as configured, or as the SDK would find it in the environment. Ingest needs it, too.
 fn region(r: &mut Reader, key: &str, environment: &Environment) -> Option<Option<String>> {
     if r.optional(key)?.is_none() {
         let inherited =
@@ -120,7 +120,7 @@ fn region(r: &mut Reader, key: &str, environment: &Environment) -> Option<Option
     Some(region)
 }
 
-/// How to reach Lambda or SQS, and which variables are not followed because they name `own`.
+/// The settings for Lambda or SQS, and the variables that are ignored because they name one of `own`.
 fn service(
     r: &mut Reader,
     table: &str,
@@ -161,7 +161,7 @@ fn service(
 }
 
 fn ingest(r: &mut Reader, region: Option<Option<String>>) -> Option<ingest::Settings> {
-    /// hyper refuses to read with a smaller buffer (hyper 1, `http1::Builder::max_buf_size`).
+    /// hyper refuses a smaller read buffer (hyper 1, `http1::Builder::max_buf_size`).
     const HEADER_BYTES_MIN: u64 = 8 << 10;
     const HEADER_BYTES_MAX: u64 = 1 << 20;
     let connections_max = r.number("listen.connections_max", 1..=1_000_000);
@@ -195,10 +195,10 @@ fn account_id(r: &mut Reader) -> Option<Option<String>> {
 fn outbox(r: &mut Reader) -> Option<outbox::Settings> {
     /// Room for the pages that one commit touches.
     const CACHE_MIN: u64 = 1 << 20;
-    /// Room for an empty index, a few segments, and something in them.
+    /// Room for an empty index, a few segments, and some events.
     const BYTES_MIN: u64 = 64 << 20;
     const SEGMENT_MIN: u64 = 64 << 10;
-    /// Offsets in a segment have 32 bits, and its last commit may be as large as a turn of the writer.
+    /// Offsets in a segment have 32 bits, and its last commit may be as large as the writer allows.
     const SEGMENT_MAX: u64 = 1 << 30;
     r.word("outbox.store", &[("sled", ())]);
     let bytes_max = r.size("outbox.bytes_max", BYTES_MIN..=DISK_MAX);
@@ -221,7 +221,7 @@ fn outbox(r: &mut Reader) -> Option<outbox::Settings> {
     })
 }
 
-/// The highest rate that means anything, in attempts a second.
+/// The highest rate that makes sense, in attempts a second.
 const RATE_MAX: u32 = 1_000_000;
 
 fn dispatch(r: &mut Reader) -> Option<dispatch::Settings> {
@@ -241,7 +241,7 @@ fn dispatch(r: &mut Reader) -> Option<dispatch::Settings> {
     })
 }
 
-/// The policy of `[delivery]`, with the keys of one table of `[functions]` over it.
+/// The policy of `[delivery]`. Keys of `table`, one of `[functions]`, override it.
 fn policy(r: &mut Reader, table: Option<&str>, in_flight_max: Option<u32>) -> Option<Policy> {
     let key = |r: &Reader, name: &str| {
         table
@@ -337,7 +337,7 @@ fn dead_letter(r: &mut Reader) -> Option<deadletter::Settings> {
     })
 }
 
-/// The URL of a queue, which is an endpoint with a path, or its ARN.
+/// The URL of a queue (an endpoint with a path), or its ARN.
 fn queue_url(r: &mut Reader, key: &str) -> Option<Option<String>> {
     if let Some(arn) = r.optional(key)?.filter(|written| written.starts_with("arn:")) {
         let why = "not the ARN of a queue";
@@ -357,7 +357,7 @@ fn queue_url(r: &mut Reader, key: &str) -> Option<Option<String>> {
     Some(url)
 }
 
-/// Whether the path of a URL ends with a queue's name. SQS's own hosts have the account and the name there, nothing else.
+/// Whether the path of a URL ends with a queue's name. On hosts of SQS, the path is the account and the name.
 fn names_a_queue(url: &str) -> bool {
     let Ok(uri) = url.parse::<http::Uri>() else { return false };
     let parts: Vec<&str> = uri.path().split('/').skip(1).collect();
@@ -374,12 +374,13 @@ fn names_a_queue(url: &str) -> bool {
 fn log(r: &mut Reader, environment: &Environment) -> Option<Log> {
     let format = r.word("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
     let level = level(r);
-    // https://no-color.org: present and not empty, whatever it says.
+    // https://no-color.org: any value counts, if it is not empty.
     let no_color = environment.get("NO_COLOR").is_some();
     Some(Log { format: format?, level: level?, no_color, otlp_endpoint: otlp_endpoint(environment) })
 }
 
-/// OpenTelemetry's specification, "OTLP exporter": the variable for traces is the whole URL, the general one its beginning.
+/// OpenTelemetry's specification, "OTLP exporter": the variable for traces is a whole URL, the general one only its
+/// beginning.
 fn otlp_endpoint(environment: &Environment) -> Option<String> {
     let of_all = || {
         let base = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT")?;

@@ -1,7 +1,7 @@
-//! Whose address an endpoint URL is: sendoff's own must not be where sendoff delivers to.
+//! Checks endpoint URLs, so that sendoff does not deliver to itself.
 //!
-//! An application is pointed at sendoff by `AWS_ENDPOINT_URL_LAMBDA`. A daemon that inherits this variable (one shell,
-//! one pod, one systemd drop-in for both) would hand its events to itself for ever.
+//! Applications use sendoff through `AWS_ENDPOINT_URL_LAMBDA`. A daemon that inherits this variable (from a shell, pod
+//! or systemd drop-in that it shares with the application) would send its events to itself for ever.
 
 use std::net::SocketAddr;
 
@@ -10,31 +10,31 @@ use http::Uri;
 use super::Environment;
 use crate::hop::points_at;
 
-/// The variable that makes the SDK ignore all others about endpoints (AWS SDKs and Tools reference, "Service-specific
-/// endpoints").
+/// The variable that makes the SDK ignore all other variables about endpoints (AWS SDKs and Tools reference,
+/// "Service-specific endpoints").
 const IGNORE_ALL: &str = "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS";
 
-/// Set by a sendoff that started itself again without the variables that it lists (see [`own_variables`]).
+/// The variables that sendoff removed before it started itself again (see [`own_variables`]).
 pub const PASSED_OVER: &str = "_SENDOFF_PASSED_OVER";
 
-/// All variables about endpoints that point at one of `own`. The SDK reads the environment by itself and would follow them
-/// for STS and SSO too, so they must be gone before it looks.
+/// All variables about endpoints that point at one of `own`. The SDK reads the environment itself and would follow them
+/// for STS and SSO, too. So sendoff removes them before the SDK starts.
 pub fn own_variables(environment: &Environment, own: &[SocketAddr]) -> Vec<String> {
     let is_own = |url: &str| own.iter().any(|own| points_at(url, *own));
     let about_endpoints = environment.iter().filter(|(name, _)| name.starts_with("AWS_ENDPOINT_URL"));
     about_endpoints.filter(|(_, url)| is_own(url)).map(|(name, _)| name.to_owned()).collect()
 }
 
-/// What the environment says of one service's endpoint.
+/// What the environment says about one service's endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inherited {
-    /// The first variable that names an endpoint which is not our own, and its value.
+    /// The first variable that names an endpoint other than our own, and its value.
     pub endpoint: Option<(&'static str, String)>,
-    /// The variables that were passed over, because they name our own address.
+    /// The variables that were skipped because they name our own address.
     pub ignored: Vec<&'static str>,
 }
 
-/// Reads `variables`, the most specific first, as the SDK would, but passes over those that point at one of `own`.
+/// Reads `variables` as the SDK does, the most specific first, but skips those that point at one of `own`.
 pub fn inherited(environment: &Environment, variables: &[&'static str], own: &[SocketAddr]) -> Inherited {
     let mut inherited = Inherited::default();
     if environment.get(IGNORE_ALL).is_some_and(|value| value.eq_ignore_ascii_case("true")) {
@@ -56,7 +56,7 @@ pub fn inherited(environment: &Environment, variables: &[&'static str], own: &[S
     inherited
 }
 
-/// Checks that `url` can be an endpoint: http or https, a host, and no credentials that would end up in logs.
+/// Checks that `url` can be an endpoint: http or https, a host, and no credentials, because those would end up in logs.
 pub(super) fn check(url: &str) -> Result<(), &'static str> {
     let uri = url.parse::<Uri>().map_err(|_| "not a URL")?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) {

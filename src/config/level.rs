@@ -1,13 +1,13 @@
-//! What `log.level` may say.
+//! The values of `log.level`.
 
 use tracing_subscriber::EnvFilter;
 
-/// Where no region is configured the SDK asks a metadata service for it, and warns three times, at length, that none answers.
-/// Outside of AWS that is no news; that a region is missing, and how to give it, is said in our own words (`aws::Error`).
-/// Who names `aws_config` gets to see it.
+/// If no region is configured, the SDK asks a metadata service for one and logs three long warnings when none answers.
+/// Outside of AWS that is normal. sendoff reports the missing region itself (`aws::Error`). A level that names
+/// `aws_config` shows the warnings.
 const QUIET: &str = "aws_config::imds::region=error";
 
-/// Why a level was not taken over.
+/// Why a level was not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum LevelError {
     #[error("{why}")]
@@ -16,8 +16,8 @@ pub enum LevelError {
     Gone,
 }
 
-/// The filter that `text` is. Stricter than the filter's own reading, which takes a mistyped level for a module's name
-/// and then shows nothing at all.
+/// Parses a level. Stricter than `EnvFilter`, which would take a mistyped level for a module's name and then log
+/// nothing.
 pub fn parse(text: &str) -> Result<EnvFilter, LevelError> {
     const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));

@@ -1,4 +1,4 @@
-//! The `[listen]` table: where to listen, and under which names.
+//! The `[listen]` table: addresses, and host names that listeners answer.
 
 use std::net::SocketAddr;
 
@@ -35,13 +35,13 @@ pub fn read(r: &mut Reader) -> Option<Listen> {
     Some(Listen { ingest, admin, health, unix: unix?, ingest_hosts: ingest_hosts?, admin_hosts: admin_hosts? })
 }
 
-/// Whether two listeners cannot both have their address.
+/// Whether two listeners cannot both bind their addresses.
 fn meet(one: SocketAddr, other: SocketAddr) -> bool {
     let any = |address: SocketAddr| address.ip().is_unspecified();
     one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || any(one) || any(other))
 }
 
-/// The addresses of our own listeners, as far as they are valid.
+/// The addresses of our own listeners, if they are valid.
 pub fn own_addresses(r: &Reader) -> Vec<SocketAddr> {
     let address = |key| r.values().find(key).and_then(|entry| entry.value.to_string().parse().ok());
     ["listen.ingest", "listen.admin", "listen.health"].into_iter().filter_map(address).collect()

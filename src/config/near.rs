@@ -1,15 +1,16 @@
-//! Near misses: the known keys that somebody who wrote an unknown one may have meant.
+//! Suggests known keys for an unknown one.
 
 use std::collections::BTreeSet;
 
-/// Below this, the guess is more likely to mislead.
+/// Below this likeness, a guess is more likely to mislead.
 const LIKENESS_MIN: f64 = 0.75;
 
-/// More keys than this are no help.
+/// If there are more guesses than this, none is shown.
 const GUESSES_MAX: usize = 3;
 
-/// The known keys that are most like `wanted`, in their order: some letters apart, of the same name in another table, of the same
-/// words in another order, or with more words (`age` for `delivery.age_max`).
+/// The known keys that are most like `wanted`, in their own order. A known key is like it if only a few letters differ,
+/// if its name is the same in another table, if it has the same words in another order, or if it has more words (`age`
+/// for `delivery.age_max`).
 pub(super) fn near_misses<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let scored: Vec<(f64, &str)> = known.map(|key| (likeness(wanted, key), key)).collect();
     let best = scored.iter().map(|(score, _)| *score).fold(LIKENESS_MIN, f64::max);
@@ -17,7 +18,7 @@ pub(super) fn near_misses<'a>(wanted: &str, known: impl Iterator<Item = &'a str>
     if guesses.len() > GUESSES_MAX { Vec::new() } else { guesses }
 }
 
-/// The guesses as a question; none without a guess.
+/// The guesses as a question. `None` means that there is no guess.
 pub(super) fn did_you_mean(guesses: &[String]) -> Option<String> {
     let quoted: Vec<String> = guesses.iter().map(|guess| format!("`{guess}`")).collect();
     (!quoted.is_empty()).then(|| format!("did you mean {}?", quoted.join(" or ")))
@@ -30,7 +31,7 @@ fn likeness(wanted: &str, key: &str) -> f64 {
     let names = strsim::normalized_damerau_levenshtein(name, key_name);
     let all = words(key);
     let asked = words(name);
-    // Where a table was written, the key that is most like the whole counts.
+    // If a table was written, the key with the most likeness as a whole wins.
     let whole = |at_least: f64| if table.is_empty() { at_least + 0.05 } else { at_least + letters / 20.0 };
     if words(wanted) == all {
         return 1.0;

@@ -1,4 +1,4 @@
-//! The way to AWS, as the variables say that every AWS SDK reads.
+//! Reads the variables about networks and profiles that all AWS SDKs read.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,8 @@ use super::problem::{Origin, Problem};
 use super::read::Reader;
 use crate::aws::outside::Outside;
 
-/// The variables about proxies and certificates, and where the files of the profiles are. Upper case counts before lower.
+/// Reads the variables about proxies and certificates, and the paths of the profile files. The upper-case variable wins
+/// over the lower-case one.
 pub fn read(r: &mut Reader, environment: &Environment) -> Outside {
     let either =
         |name: &str| environment.get(name).or_else(|| environment.get(&name.to_lowercase())).map(str::to_owned);
@@ -30,7 +31,7 @@ pub fn read(r: &mut Reader, environment: &Environment) -> Outside {
         [("HTTP_PROXY", &outside.http_proxy), ("HTTPS_PROXY", &outside.https_proxy), ("ALL_PROXY", &outside.all_proxy)];
     for (name, url) in proxies {
         if url.as_ref().is_some_and(|url| !is_proxy(url)) {
-            // Without the value: it may have a password in it.
+            // Leave out the value: it may contain a password.
             r.note(Problem {
                 origin: Origin::Environment(name.to_owned()),
                 subject: None,
@@ -45,7 +46,7 @@ pub fn read(r: &mut Reader, environment: &Environment) -> Outside {
     outside
 }
 
-/// Whether a proxy can be reached by that URL; without a scheme it is one of plain HTTP.
+/// Whether a URL can name a proxy. Without a scheme it means plain HTTP.
 fn is_proxy(url: &str) -> bool {
     let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
     whole.parse::<Uri>().is_ok_and(|uri| {

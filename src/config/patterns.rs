@@ -1,4 +1,4 @@
-//! The patterns of `[functions]`: read as the door reads names, and each able to count.
+//! Reads the patterns of `[functions]`: in the form in which ingest stores names, and each able to match.
 
 use super::read::Reader;
 use crate::event::{FunctionName, Pattern};
@@ -6,8 +6,8 @@ use crate::ingest::pattern::canonical;
 
 const HINT: &str = "write a function's name, `name:qualifier` or its ARN, with `*` for any characters";
 
-/// Puts every pattern into the form of stored names. Refuses those that no function can have, that are over the limits of patterns,
-/// or that an earlier one takes all functions from.
+/// Replaces every pattern by its stored form. Refuses a pattern that no function's name can match, one that exceeds the
+/// limits of patterns, and one whose functions an earlier pattern takes.
 pub fn read(r: &mut Reader, region: Option<&str>) {
     let account = r.values().find("lambda.account_id").map(|entry| entry.value.to_string());
     let mut read: Vec<String> = Vec::new();
@@ -19,7 +19,8 @@ pub fn read(r: &mut Reader, region: Option<&str>) {
         } else if let Err(why) = pattern.parse::<Pattern>() {
             r.refuse_table(&table, &why.to_string(), "split the table into several with shorter patterns");
         }
-        // To the earlier pattern, a `*` of this one is a character like others: it fits only if all that it stands for does.
+        // The earlier pattern treats a `*` of this one as an ordinary character. So it fits only if it covers
+        // everything that this `*` stands for.
         if let Some(wider) = read.iter().find(|wider| FunctionName::new(pattern).fits(wider)) {
             let (why, hint) = if wider == pattern {
                 (

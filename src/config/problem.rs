@@ -1,17 +1,17 @@
-//! What is wrong with a configuration, said so that it can be put right without looking anything up.
+//! The problems of a configuration, with all that a user needs to correct them.
 
 use std::fmt;
 
-/// Where a value comes from. The order is that of reading a list of problems, not of precedence.
+/// Where a value comes from. The order is that of the list of problems, not the precedence.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
-    /// A line, counted from 1, of the configuration file.
+    /// A line of the configuration file, counted from 1.
     File { name: String, line: usize },
     /// The variable of this name.
     Environment(String),
     /// The flag of this name.
     Flag(&'static str),
-    /// `config/sendoff.toml`, compiled in.
+    /// `config/sendoff.toml`, which is compiled in.
     Default,
 }
 
@@ -26,11 +26,11 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     pub origin: Origin,
-    /// The key, with its value if that is what is wrong; none if the source as a whole is.
+    /// The key, with its value if the value is wrong. `None` means that the source as a whole is wrong.
     pub subject: Option<String>,
     pub why: String,
     /// What to do about it.
@@ -51,7 +51,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All that is wrong with a configuration, in the order of its lines.
+/// All problems of a configuration, in the order of its lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 

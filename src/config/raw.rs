@@ -1,7 +1,7 @@
-//! The layers of a configuration, laid over each other: what every key says, and where that comes from.
+//! The layers of a configuration: what each key says, and who said so.
 //!
-//! `config/sendoff.toml` is the bottom layer and the list of keys that there are, with their types. Nothing here knows
-//! what a key means; `check` does.
+//! `config/sendoff.toml` is the lowest layer. It also defines which keys exist and their types. This module does not
+//! know what a key means; `check` does.
 
 use std::fmt;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use super::{Environment, Flags};
 /// Every key with its default.
 pub const DEFAULTS: &str = include_str!("../../config/sendoff.toml");
 
-/// What the variables of the environment begin with.
+/// The prefix of sendoff's environment variables.
 const PREFIX: &str = "SENDOFF_";
 
 /// A file's name, for messages, and its text.
@@ -26,14 +26,14 @@ pub struct Document<'a> {
     pub text: &'a str,
 }
 
-/// What was written for a key.
+/// The value that was written for a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Value {
     Text(String),
     Integer(i64),
     Boolean(bool),
-    /// Something that no key takes, by its name.
+    /// A type that no key has, by its name.
     Other(&'static str),
 }
 
@@ -48,7 +48,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// One key, what it says, and who said so.
+/// A key, its value, and where the value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The path with dots, as in TOML: `listen.ingest`, `functions."orders-*".attempts_max`.
@@ -57,7 +57,7 @@ pub struct Entry {
     pub origin: Origin,
 }
 
-/// All keys in effect, in the order of the defaults file; then those of `[functions]` in the order of the file.
+/// All keys in effect: first in the order of the defaults file, then those of `[functions]` in the order of the file.
 #[derive(Debug, Clone, Default)]
 pub struct Values {
     entries: Vec<Entry>,
@@ -79,12 +79,12 @@ impl Values {
         self.entries.iter().find(|entry| entry.key == key)
     }
 
-    /// Puts in what is in effect where nothing was written.
+    /// Sets the value that is in effect for a key.
     pub fn fill(&mut self, key: &str, text: &str, origin: Origin) {
         self.set(key.to_owned(), Value::Text(text.to_owned()), origin);
     }
 
-    /// Gives the tables of `[functions]` other patterns, in their order.
+    /// Replaces the patterns of `[functions]`, in their order.
     pub(super) fn rename_functions(&mut self, patterns: impl IntoIterator<Item = String>) {
         for ((pattern, _), new) in self.functions.iter_mut().zip(patterns) {
             *pattern = new;
@@ -98,7 +98,7 @@ impl Values {
         }
     }
 
-    /// Lays one written key over what is there.
+    /// Applies one written key on top of the layers below.
     fn lay(&mut self, path: &[String], written: Written, origin: Origin) -> Result<(), Problem> {
         let key = dotted(path);
         if written.is_empty_table() && self.is_table(path) {
@@ -116,7 +116,7 @@ impl Values {
         Ok(())
     }
 
-    /// The default of a key, which shows its type; none if there is no such key.
+    /// The default of a key, which shows its type. `None` means that the key does not exist.
     fn kind(&self, path: &[String]) -> Option<&Value> {
         let model = match path {
             [functions, _, name] if functions == "functions" => overridable(name),
@@ -159,7 +159,7 @@ impl Values {
     }
 }
 
-/// The key that one of `[functions."pattern"]` overrides.
+/// The key that a key of `[functions."pattern"]` overrides.
 pub fn overridable(name: &str) -> String {
     match name {
         "queue_url" => "dead_letter.queue_url".to_owned(),
@@ -167,12 +167,12 @@ pub fn overridable(name: &str) -> String {
     }
 }
 
-/// A value on its way in.
+/// A value as a layer gives it.
 #[derive(Debug, Clone)]
 enum Written {
-    /// Of a file: it has its type.
+    /// From a file, so it has a type.
     Typed(Value),
-    /// Of the environment or a flag: its key's type is to be read from it.
+    /// From the environment or a flag. It is parsed as the type of its key.
     Untyped(String),
     EmptyTable,
 }
@@ -182,7 +182,7 @@ impl Written {
         matches!(self, Self::EmptyTable)
     }
 
-    /// What it says for a key of the type of `kind`. Text that does not fit stays text, for `check` to refuse.
+    /// Converts to the type of `kind`. Text that cannot be converted stays text, and `check` refuses it.
     fn typed_as(self, kind: &Value) -> Value {
         match self {
             Self::Typed(value) => value,
@@ -199,7 +199,8 @@ impl Written {
     }
 }
 
-/// Lays `file`, `environment` and `flags` over the defaults. What cannot be laid is a problem, and is left out.
+/// Applies `file`, `environment` and `flags` on top of the defaults. A key that cannot be applied becomes a problem and
+/// is left out.
 pub fn layered(file: Option<Document<'_>>, environment: &Environment, flags: &Flags) -> (Values, Vec<Problem>) {
     let mut values = Values::default();
     let mut problems = Vec::new();
@@ -227,7 +228,7 @@ pub fn layered(file: Option<Document<'_>>, environment: &Environment, flags: &Fl
 }
 
 fn lay_environment(values: &mut Values, environment: &Environment, problems: &mut Vec<Problem>) {
-    // Patterns do not fit into the names of variables.
+    // A variable's name cannot contain a pattern.
     let keys = values.entries.iter().map(|entry| &entry.key).filter(|key| !key.starts_with("functions."));
     let variables: Vec<(String, String)> = keys.map(|key| (variable(key), key.clone())).collect();
     for (name, value) in environment.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
@@ -254,8 +255,8 @@ fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"))
 }
 
-/// Whether Kubernetes may have set this variable, as it does in every pod for a service that is called `sendoff` or
-/// `sendoff-...` (Kubernetes documentation, "Service": environment variables). It is no key of ours then.
+/// Whether Kubernetes may have set this variable. It sets such variables in every pod for a service named `sendoff` or
+/// `sendoff-...` (Kubernetes documentation, "Service": environment variables). They are not keys of ours.
 fn is_service_link(name: &str) -> bool {
     let of_port = |rest: &str| {
         rest.is_empty() || rest.strip_prefix('_').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
@@ -266,7 +267,7 @@ fn is_service_link(name: &str) -> bool {
             || name.match_indices("_PORT").any(|(at, port)| of_port(&name[at + port.len()..])))
 }
 
-/// Lays one `--set key=value`, the key as in TOML, the value as in the environment.
+/// Applies one `--set key=value`. The key is written as in TOML, the value as in the environment.
 fn lay_set(values: &mut Values, text: &str) -> Result<(), Problem> {
     let origin = Origin::Flag("--set");
     let malformed = || Problem {
@@ -289,12 +290,12 @@ fn lay_set(values: &mut Values, text: &str) -> Result<(), Problem> {
 struct Leaf {
     path: Vec<String>,
     written: Written,
-    /// Where the key begins, in bytes; gives the order.
+    /// The offset of the key in bytes. Gives the order.
     at: usize,
     line: usize,
 }
 
-/// All keys of a document in file order, and what is no TOML in it.
+/// All keys of a document in file order, and the parts that are not TOML.
 fn leaves(document: Document<'_>) -> (Vec<Leaf>, Vec<Problem>) {
     let (table, errors) = DeTable::parse_recoverable(document.text);
     let problems = errors.iter().map(|error| {
@@ -308,7 +309,7 @@ fn leaves(document: Document<'_>) -> (Vec<Leaf>, Vec<Problem>) {
     (leaves, problems.collect())
 }
 
-/// Goes down the tables; the parser bounds their depth.
+/// Collects the keys of all tables. The parser bounds their depth.
 fn collect(table: &DeTable<'_>, above: &[String], text: &str, leaves: &mut Vec<Leaf>) {
     for (key, value) in table {
         let path = [above, &[key.get_ref().clone().into_owned()]].concat();
@@ -336,7 +337,7 @@ fn line_of(text: &str, span: &Range<usize>) -> usize {
     text.bytes().take(span.start).filter(|&byte| byte == b'\n').count() + 1
 }
 
-/// A path as TOML writes it: parts that are not bare words are quoted.
+/// A path as in TOML: parts that are not bare words are quoted.
 fn dotted(path: &[String]) -> String {
     let is_bare =
         |part: &String| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));

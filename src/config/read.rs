@@ -1,5 +1,5 @@
-//! Typed readers: what a key's value must look like. A reader that refuses notes the problem and answers none, so that
-//! one pass finds all problems.
+//! Typed readers: check the form of a key's value. A reader that refuses a value notes the problem and returns `None`,
+//! so that one pass finds all problems.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -12,16 +12,16 @@ use super::endpoint;
 use super::problem::{Origin, Problem};
 use super::raw::{Entry, Value, Values};
 
-/// The longest duration that makes sense anywhere here; far below where adding durations could overflow.
+/// The longest duration that makes sense here. Far below where adding durations could overflow.
 const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// The largest size on disk: what a signed file offset can express, 8 EiB less one byte.
+/// The largest size on disk: 8 EiB less one byte, as a signed file offset can express.
 pub const DISK_MAX: u64 = i64::MAX.cast_unsigned();
 
-/// The largest size in memory, 1 TiB: far below what semaphores and buffers can count.
+/// The largest size in memory: 1 TiB. Far below what semaphores and buffers can count.
 pub const MEMORY_MAX: u64 = 1 << 40;
 
-/// The values, the problems met so far, and which keys were asked for.
+/// The values, the problems so far, and the keys that were read.
 #[derive(Debug)]
 pub struct Reader {
     values: Values,
@@ -34,7 +34,7 @@ impl Reader {
         Self { values, problems: Vec::new(), asked: BTreeSet::new() }
     }
 
-    /// The values as they are in effect, the problems, and the keys that were asked for.
+    /// Returns the values in effect, the problems, and the keys that were read.
     pub fn finish(self) -> (Values, Vec<Problem>, BTreeSet<String>) {
         (self.values, self.problems, self.asked)
     }
@@ -57,7 +57,7 @@ impl Reader {
         self.values.find(key).map_or(Origin::Default, |entry| entry.origin.clone())
     }
 
-    /// Any text, empty too.
+    /// Any text, even empty.
     pub fn text(&mut self, key: &str) -> Option<String> {
         let entry = self.ask(key)?;
         match entry.value {
@@ -68,7 +68,7 @@ impl Reader {
         }
     }
 
-    /// Text, where the empty one means that there is none.
+    /// Text. The inner `None` means that it is empty.
     pub fn optional(&mut self, key: &str) -> Option<Option<String>> {
         Some(Some(self.text(key)?).filter(|text| !text.is_empty()))
     }
@@ -113,7 +113,7 @@ impl Reader {
         }
     }
 
-    /// A duration; not zero unless `zero` allows that.
+    /// A duration. Zero only if `zero` allows it.
     pub fn duration(&mut self, key: &str, zero: Zero) -> Option<Duration> {
         let duration = match self.ask(key)?.value {
             Value::Text(text) => humantime::parse_duration(&text).ok(),
@@ -149,19 +149,19 @@ impl Reader {
         text.parse().ok().or_else(|| self.refuse(key, "not an address and a port", Some(&hint)))
     }
 
-    /// An address and a port, where the empty text means that there is none.
+    /// An address and a port. The inner `None` means that the text is empty.
     pub fn optional_address(&mut self, key: &str) -> Option<Option<SocketAddr>> {
         if self.optional(key)?.is_none() { Some(None) } else { self.address(key).map(Some) }
     }
 
-    /// The URL of an endpoint, where the empty one means that there is none.
+    /// The URL of an endpoint. The inner `None` means that the text is empty.
     pub fn endpoint(&mut self, key: &str) -> Option<Option<String>> {
         let url = self.optional(key)?;
         match url.as_deref().map_or(Ok(()), endpoint::check) {
             Ok(()) => Some(url),
             Err(why) => {
                 let hint = Some(format!("write it like \"{}\"", example_of(key)));
-                // Without the value: it may have a password in it.
+                // Leave out the value: it may contain a password.
                 let subject = Some(key.to_owned());
                 self.problem(Problem { origin: self.origin(key), subject, why: why.to_owned(), hint });
                 None
@@ -169,7 +169,7 @@ impl Reader {
         }
     }
 
-    /// Notes that the value of `key` does not do; answers none, to be handed on.
+    /// Notes that the value of `key` is refused. Returns `None`, so that callers can return it.
     pub fn refuse<T>(&mut self, key: &str, why: &str, hint: Option<&str>) -> Option<T> {
         self.problem(Problem {
             origin: self.origin(key),
@@ -180,7 +180,7 @@ impl Reader {
         None
     }
 
-    /// Notes that a table does not do, at its first key.
+    /// Notes that a table is refused, at its first key.
     pub fn refuse_table(&mut self, table: &str, why: &str, hint: &str) {
         let below = format!("{table}.");
         let first = self.values.entries().iter().find(|entry| entry.key.starts_with(&below));
@@ -192,7 +192,7 @@ impl Reader {
         });
     }
 
-    /// Notes that two keys contradict each other, at the one that was written by the user.
+    /// Notes that two keys contradict each other, at the one that the user wrote.
     pub fn contradiction(&mut self, one: &str, relation: &str, other: &str, hint: Option<&str>) {
         let at = if self.origin(one) == Origin::Default { other } else { one };
         self.problem(Problem {
@@ -205,7 +205,7 @@ impl Reader {
 
     /// A key with its value, for messages.
     fn written(&self, key: &str) -> String {
-        /// Enough to recognise a value, and little enough to read.
+        /// Enough to recognise a value.
         const CHARS_MAX: usize = 80;
         match self.values.find(key).map(|entry| &entry.value) {
             Some(Value::Text(text)) => {
@@ -223,7 +223,7 @@ impl Reader {
         self.values.find(key).cloned()
     }
 
-    /// Notes what is wrong outside of the keys.
+    /// Notes a problem that does not belong to a key.
     pub fn note(&mut self, problem: Problem) {
         self.problem(problem);
     }
@@ -233,7 +233,7 @@ impl Reader {
     }
 }
 
-/// What a URL of this key looks like.
+/// An example URL for this key.
 fn example_of(key: &str) -> &'static str {
     match key.rsplit('.').next() {
         Some("queue_url") => "https://sqs.eu-central-1.amazonaws.com/123456789012/orders-dlq",

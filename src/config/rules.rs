@@ -1,4 +1,5 @@
-//! What carries the keys of events: `key`, `durable` and `inject`, of `[delivery]` and of each of `[functions]`.
+//! Reads how keys of events are found and sent: `key`, `durable` and `inject` of `[delivery]` and of each table of
+//! `[functions]`.
 
 use super::read::Reader;
 use crate::ingest::rules::{KeyExpression, Rule, Rules};
@@ -14,7 +15,7 @@ pub fn read(r: &mut Reader) -> Option<Rules> {
     Some(Rules { default: default?, functions: functions.into_iter().collect::<Option<_>>()? })
 }
 
-/// The rule of `[delivery]`, with the keys of one table of `[functions]` over it.
+/// The rule of `[delivery]`. Keys of `table`, one of `[functions]`, override it.
 fn rule(r: &mut Reader, table: Option<&str>) -> Option<Rule> {
     let [key, durable, inject] = ["key", "durable", "inject"].map(|name| {
         table

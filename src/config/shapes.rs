@@ -1,9 +1,10 @@
-//! What is allowed and yet looks like a mistake: said by `check-config`, and no reason not to start.
+//! Warns about values that are allowed but look like mistakes. `check-config` prints these warnings, and the daemon
+//! starts.
 
 use super::Config;
 use crate::dispatch::Mode;
 
-/// The regions of AWS that are known as of 2026-11. A newer one is used as it is written.
+/// The regions of AWS as of 2026-11. sendoff also uses a region that is not listed.
 const REGIONS: &[&str] = &[
     "af-south-1",
     "ap-east-1",
@@ -49,7 +50,7 @@ const REGIONS: &[&str] = &[
     "us-west-2",
 ];
 
-/// Each suspicion, in a sentence that says what to do.
+/// The warnings, each a sentence that says what to do.
 pub fn suspicions(config: &Config) -> Vec<String> {
     let mut found = Vec::new();
     for (key, region) in [("lambda.region", &config.lambda.region), ("sqs.region", &config.sqs.region)] {

@@ -1,21 +1,21 @@
-//! The `[tls]` table: the certificate of the listeners.
+//! Reads the `[tls]` table: the certificate of the listeners.
 
 use std::path::PathBuf;
 
 use super::read::Reader;
 use crate::http::tls::pair::Files;
 
-/// Which listeners speak TLS, and with what.
+/// Which listeners speak TLS, and with which files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
     pub files: Files,
-    /// Every client of the ingest listener must present a certificate.
+    /// Whether every client of the ingest listener must present a certificate.
     pub client_required: bool,
     pub on_ingest: bool,
     pub on_admin: bool,
 }
 
-/// None if there is no certificate, so that every listener speaks plain HTTP.
+/// The inner `None` means that there is no certificate, so every listener speaks plain HTTP.
 pub fn read(r: &mut Reader) -> Option<Option<Tls>> {
     let [cert, key, client_ca] = ["tls.cert", "tls.key", "tls.client_ca"].map(|key| r.optional(key));
     let client_required = r.boolean("tls.client_required");
@@ -39,7 +39,7 @@ pub fn read(r: &mut Reader) -> Option<Option<Tls>> {
     Some(Some(Tls { files, client_required, on_ingest, on_admin }))
 }
 
-/// Whether ingest and admin are named.
+/// Whether ingest is listed, and whether admin is.
 fn listeners(r: &mut Reader) -> Option<(bool, bool)> {
     const KEY: &str = "tls.listeners";
     let text = r.text(KEY)?;

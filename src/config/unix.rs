@@ -1,11 +1,11 @@
-//! The socket file of the ingest door.
+//! Reads the settings of the ingest listener's socket file.
 
 use std::path::PathBuf;
 
 use super::UnixSocket;
 use super::read::Reader;
 
-/// `sun_path` has 108 bytes, the last of which is zero (unix(7)).
+/// `sun_path` has 108 bytes. The last one is zero (unix(7)).
 const PATH_BYTES_MAX: usize = 107;
 
 pub fn read(r: &mut Reader) -> Option<Option<UnixSocket>> {
@@ -25,7 +25,7 @@ fn mode(r: &mut Reader) -> Option<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(&text);
     let mode = u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777 && digits.len() >= 3);
     match mode {
-        // Without the right to write nobody can connect (unix(7)).
+        // Only users with write permission can connect (unix(7)).
         Some(mode) if mode & 0o600 == 0o600 => Some(mode),
         Some(_) => r.refuse(KEY, "leaves its owner no right to connect", Some("write it like \"0660\"")),
         None => r.refuse(KEY, "not the mode of a file", Some("write it in octal, like \"0660\" or \"0600\"")),

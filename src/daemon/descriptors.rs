@@ -1,19 +1,21 @@
-//! File descriptors: as many as may be had, and enough of them kept from clients.
+//! File descriptors: raises their limit, and keeps enough of them from clients.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
 
-/// For the files of the store, the listeners, the runtime, and what is opened for a moment, as to read credentials.
+/// Descriptors for the files of the store, the listeners, the runtime, and files that are open only for a moment, such
+/// as credentials.
 const STORE_AND_OURS: u64 = 160;
 
-/// What most kernels allow at most (fs.nr_open), where there is no other limit.
+/// The maximum of most kernels (fs.nr_open), used if there is no other limit.
 const NO_LIMIT: u64 = 1 << 20;
 
-/// The fewest connections that are worth listening for.
+/// The fewest client connections that make a listener useful.
 const CONNECTIONS_MIN: u64 = 8;
 
-/// Raises the soft limit to the hard one, which `ulimit -S` and old defaults of 1024 leave far below it; the limit now.
+/// Raises the soft limit to the hard one. `ulimit -S` and the old default of 1024 leave it far lower. Returns the limit
+/// now.
 pub(super) fn raise() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let (current, wanted) = (current.unwrap_or(NO_LIMIT), maximum.unwrap_or(NO_LIMIT));
@@ -32,7 +34,7 @@ pub(super) fn raise() -> u64 {
     }
 }
 
-/// The connections of clients that there can be, so that the store and our own calls always find a descriptor.
+/// The most client connections that still leave descriptors for the store and for calls to AWS.
 pub(super) fn connections(limit: u64, config: &Config, admin: usize) -> usize {
     let calls = u64::from(config.dispatch.in_flight_max)
         + config.passthrough.as_ref().map_or(0, |limits| limits.calls_max as u64);
@@ -50,7 +52,8 @@ pub(super) fn connections(limit: u64, config: &Config, admin: usize) -> usize {
     usize::try_from(fits).unwrap_or(usize::MAX)
 }
 
-/// `kept` is kept in any case. Calls are fewer than they may be almost always: they get half of what is left at most.
+/// `kept` descriptors are always kept. Calls get at most half of the rest, because there are almost always fewer calls
+/// than allowed.
 fn fits(limit: u64, wanted: u64, kept: u64, calls: u64) -> u64 {
     let left = limit.saturating_sub(kept);
     let left = left.saturating_sub(calls.min(left / 2));

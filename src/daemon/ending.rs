@@ -1,4 +1,4 @@
-//! How a daemon ends: within the grace and two seconds, whatever hangs.
+//! Ends the daemon within the grace period and two seconds, whatever hangs.
 
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,19 +16,19 @@ use crate::outbox::Outbox;
 use crate::outbox::embedded::writer::{Handle, Watch};
 use crate::shutdown::{Signals, Stop};
 
-/// How long callers have to take their 503 once the outbox is poisoned, or a stage is gone.
+/// How long callers may still get a 503 after the outbox is poisoned or a stage has ended.
 const FAILED_GRACE: Duration = Duration::from_secs(2);
 
-/// After the grace: how long what was cut off may take to end, ...
+/// After the grace period: how long aborted tasks may take to end, ...
 const CUT_OFF_PATIENCE: Duration = Duration::from_millis(500);
 
-/// ... the admin listener to finish its last answers, ...
+/// ... how long the admin listener may take for its last answers, ...
 const ADMIN_PATIENCE: Duration = Duration::from_millis(250);
 
-/// ... and the outbox to close. Beyond that the process ends as by a crash, which loses nothing.
+/// ... and how long the outbox may take to close. After that the process ends as in a crash, which loses nothing.
 const CLOSE_PATIENCE: Duration = Duration::from_millis(750);
 
-/// The last word of a thread that depends on nothing, should even the runtime hang.
+/// When a thread of its own ends the process, in case even the runtime hangs.
 const LAST_WORD_AFTER: Duration = Duration::from_millis(1_800);
 
 /// sysexits.h: EX_SOFTWARE.
@@ -42,7 +42,7 @@ enum Why {
     Failed(&'static str),
 }
 
-/// A daemon that runs.
+/// A running daemon.
 pub(super) struct Running {
     pub(super) outbox: Handle,
     pub(super) writer: JoinHandle<()>,
@@ -58,18 +58,18 @@ pub(super) struct Running {
     pub(super) grace: Duration,
 }
 
-/// What serves the operator and the probes.
+/// The tasks that serve the operator and the probes.
 #[derive(Clone, Default)]
 pub(super) struct AdminParts {
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
-    /// Ends connections at once.
+    /// Cancelled to end all connections at once.
     pub(super) cut: CancellationToken,
 }
 
 impl Running {
-    /// Runs until a signal comes or something that cannot be done without is gone, then ends in order. A further signal ends
-    /// it at once, at any moment.
+    /// Runs until a signal arrives or a vital part fails, then ends in order. A second signal ends it at once, at any
+    /// moment.
     pub(super) async fn until_ended(self, mut signals: Signals) -> Result<Ended, Error> {
         let why = tokio::select! {
             biased;
@@ -77,7 +77,7 @@ impl Running {
             why = until_lost(&self.outbox, Some(&self.writer), &self.clock) => why,
             stage = self.vital.fails() => Why::Failed(stage),
         };
-        // A stage ends with its outbox: then that is the reason.
+        // If the outbox is poisoned, stages end, too. Then the outbox is the reason.
         let why = if self.outbox.poisoned().is_some() { Why::Poisoned } else { why };
         let grace = match why {
             Why::Signal(signal) => {
@@ -122,7 +122,7 @@ impl Running {
                 tracing::warn!("a task does not stop: ending without it");
                 false
             }),
-            // Not waited for: a write that never returns.
+            // Do not wait for a write that never returns.
             _ = until_lost(outbox, None, clock) => return Ok(Ended::Poisoned),
         };
         let ended = match (why, vital.failed()) {
@@ -157,9 +157,9 @@ impl Running {
     }
 }
 
-/// Returns once a write has failed, or has not returned for so long that the disk is taken for failed, or the writer's thread is
-/// gone. A slow disk is no failed one: each write that returns begins the count anew. Nor is a process that was stopped: it has
-/// not looked meanwhile.
+/// Returns when a write has failed, when a write has not returned for so long that the disk counts as failed, or when
+/// the writer's thread has ended. A slow disk does not count as failed, because each write that returns resets the
+/// count. Neither does a process that was stopped, because it does not check meanwhile.
 async fn until_lost(outbox: &Handle, writer: Option<&JoinHandle<()>>, clock: &Clock) -> Why {
     let mut watch = Watch::default();
     loop {
@@ -178,14 +178,15 @@ async fn until_lost(outbox: &Handle, writer: Option<&JoinHandle<()>>, clock: &Cl
     }
 }
 
-/// Ends the process after `time`, if nothing else has: promised is the grace and two seconds, whatever hangs.
+/// Ends the process after `time`, if nothing else has. sendoff promises to end within the grace period and two seconds,
+/// even if something hangs.
 fn last_word(time: Duration, was_asked: bool) {
     let exit = move || {
         std::thread::sleep(time);
         tracing::error!("a task hangs: exiting at once, all accepted events are kept");
         std::process::exit(if was_asked { 0 } else { EXIT_INTERNAL });
     };
-    // Without a thread the stop in order remains.
+    // If this thread cannot start, the orderly stop remains.
     drop(std::thread::Builder::new().name("last word".into()).spawn(exit));
 }
 
@@ -193,7 +194,7 @@ fn last_word(time: Duration, was_asked: bool) {
 pub(super) mod tests {
     use super::*;
 
-    /// Returns once the outbox is poisoned.
+    /// Returns when the outbox is poisoned.
     pub(in crate::daemon) async fn until_poisoned(outbox: &Handle, clock: &Clock) {
         assert!(matches!(until_lost(outbox, None, clock).await, Why::Poisoned));
     }

@@ -1,4 +1,4 @@
-//! Where requests come from: sockets that a service manager opened for us; of each kind that it did not, our own.
+//! The listeners: sockets that a service manager has opened for us, and for each kind that it has not, our own.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,24 +10,24 @@ use super::socket::{self, Own};
 use crate::activation::Inherited;
 use crate::config::{Listen, UnixSocket};
 
-/// Connections that wait to be accepted: what the kernel allows at most by default.
+/// The most connections that wait to be accepted. The kernel's default maximum.
 const BACKLOG: u32 = 4096;
 
 pub(super) struct Listeners {
-    /// At least one.
+    /// At least one listener.
     pub(super) ingest: Vec<TcpListener>,
     pub(super) admin: TcpListener,
     pub(super) health: Option<TcpListener>,
     pub(super) unix: Unopened,
 }
 
-/// The Unix sockets of the ingest door before the store is locked.
+/// The Unix sockets of the ingest listener, before the store is locked.
 pub(super) struct Unopened {
     inherited: Vec<UnixListener>,
     own: Option<UnixSocket>,
 }
 
-/// The Unix sockets of the ingest door.
+/// The Unix sockets of the ingest listener.
 pub(super) struct UnixSockets {
     pub(super) listeners: Vec<UnixListener>,
     own: Option<Own>,
@@ -57,7 +57,7 @@ impl Listeners {
 }
 
 impl Listeners {
-    /// Where requests reach this process: the real ports, and the addresses of sockets that were inherited.
+    /// The addresses where requests reach this process: real ports, also of inherited sockets.
     pub(super) fn addresses(&self) -> Result<Vec<SocketAddr>, Error> {
         let all = self
             .ingest
@@ -71,7 +71,8 @@ impl Listeners {
 }
 
 impl Unopened {
-    /// To be called under the store's lock, so that a daemon that does not get the store leaves the other's socket alone.
+    /// Opens the sockets. Call this under the store's lock, so that a daemon without the store leaves the other
+    /// daemon's socket alone.
     pub(super) fn open(self) -> Result<UnixSockets, Error> {
         if !self.inherited.is_empty() {
             return Ok(UnixSockets { listeners: self.inherited, own: None });
@@ -91,7 +92,7 @@ impl Unopened {
 }
 
 impl UnixSockets {
-    /// Removes the socket file, if it is ours.
+    /// Removes the socket file if it is ours.
     pub(super) fn remove(&self) {
         if let Some(own) = &self.own {
             own.remove();
@@ -99,8 +100,8 @@ impl UnixSockets {
     }
 }
 
-/// Listens at an address. `[::]` takes IPv4 too, whatever net.ipv6.bindv6only says; on a machine without IPv6 it is 0.0.0.0, so
-/// that one configuration serves every cluster.
+/// Listens at an address. `[::]` also accepts IPv4, for every value of net.ipv6.bindv6only. On a machine without IPv6
+/// it becomes 0.0.0.0, so that one configuration serves every cluster.
 pub(super) fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
     let bound = match listen(address) {
         Err(error) if address.ip() == IpAddr::from([0_u16; 8]) && is_without_ipv6(&error) => {

@@ -1,6 +1,7 @@
-//! The socket file of the ingest door: who may open it, and what may be replaced by it.
+//! The socket file of the ingest listener: who may connect to it, and which file it may replace.
 //!
-//! Holds: only a socket that nobody listens on is removed. The file is never open to more than was asked for, not even for a moment.
+//! Holds: only a socket without a listener is removed. The file never has more permissions than configured, not even
+//! for a moment.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -10,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use crate::config::UnixSocket;
 
-/// Where groups are by name. Groups of a directory service are given by number.
+/// Maps names of groups to numbers. Groups of a directory service must be given by number.
 const GROUPS: &str = "/etc/group";
 
-/// Why there is no socket file, and what to do about it.
+/// Why the socket file cannot be made, and what to do about it.
 #[derive(Debug)]
 pub(super) struct Refused {
     pub(super) why: String,
@@ -26,7 +27,7 @@ impl Refused {
     }
 }
 
-/// A socket file that is ours to remove at the end.
+/// A socket file that this process removes at its end.
 #[derive(Debug)]
 pub(super) struct Own {
     path: PathBuf,
@@ -35,20 +36,20 @@ pub(super) struct Own {
 }
 
 impl Own {
-    /// Removes the file, unless another one is in its place by now.
+    /// Removes the file, unless another one has replaced it.
     pub(super) fn remove(&self) {
         let is_ours =
             fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
         if is_ours {
-            drop(fs::remove_file(&self.path)); // the next start would remove it too
+            drop(fs::remove_file(&self.path)); // if this fails, the next start removes it
         }
     }
 }
 
-/// Listens at a path. To be called by a process whose umask leaves others no rights.
+/// Listens at a path. The umask of the process must give others no permissions.
 pub(super) fn listen(socket: &UnixSocket) -> Result<(UnixListener, Own), Refused> {
     let path = &socket.path;
-    // First, so that a wrong name costs no socket.
+    // Looked up first, so that a wrong name removes no socket.
     let group = socket.group.as_deref().map(group_id).transpose()?;
     make_way(path)?;
     let listener = UnixListener::bind(path).map_err(|error| cannot_bind(path, &error))?;
@@ -56,7 +57,7 @@ pub(super) fn listen(socket: &UnixSocket) -> Result<(UnixListener, Own), Refused
         let failed = |error: io::Error| Refused::new(error, "check the permissions of its directory");
         let found = fs::symlink_metadata(path).map_err(failed)?;
         let own = Own { path: path.clone(), device: found.dev(), inode: found.ino() };
-        // The group before its rights: until then only the owner has any.
+        // Set the group before its permissions. Until then only the owner has any.
         fs::set_permissions(path, fs::Permissions::from_mode(socket.mode & 0o700)).map_err(failed)?;
         if let Some(group) = group {
             std::os::unix::fs::chown(path, None, Some(group)).map_err(|error| {
@@ -73,7 +74,7 @@ pub(super) fn listen(socket: &UnixSocket) -> Result<(UnixListener, Own), Refused
     Ok((listener, own))
 }
 
-/// Removes the socket that a killed daemon left behind, which would be in the way of `bind`. Nothing else is removed.
+/// Removes a socket that a killed daemon has left, because `bind` would fail. Removes nothing else.
 fn make_way(path: &Path) -> Result<(), Refused> {
     let kind = match fs::symlink_metadata(path) {
         Ok(found) => found.file_type(),
@@ -126,7 +127,7 @@ fn cannot_bind(path: &Path, error: &io::Error) -> Refused {
     }
 }
 
-/// The number of a group: as written, or of its line in /etc/group.
+/// The number of a group, given as a number or as a name in /etc/group.
 fn group_id(name: &str) -> Result<u32, Refused> {
     if let Ok(number) = name.parse() {
         return Ok(number);

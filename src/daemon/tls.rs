@@ -1,4 +1,4 @@
-//! TLS of the listeners, and who follows its files.
+//! TLS of the listeners, and the task that follows the certificate's files.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,14 +14,14 @@ use crate::http::tls::pair::{Files, Pair};
 use crate::metrics::Metrics;
 use crate::reload::Reload;
 
-/// Of each listener; none speaks plain HTTP.
+/// TLS for each listener. `None` means plain HTTP.
 #[derive(Default)]
 pub(super) struct Secured {
     pub(super) ingest: Option<Tls>,
     pub(super) admin: Option<Tls>,
 }
 
-/// Reads the certificate, and follows its files for as long as the admin listener is served.
+/// Reads the certificate, and follows its files while the admin listener is served.
 pub(super) fn secured(
     config: &Config,
     clock: &Clock,
@@ -35,7 +35,7 @@ pub(super) fn secured(
         let (files, wall, shown) = (tls.files.clone(), clock.clone(), Arc::clone(metrics));
         let is_first = AtomicBool::new(true);
         let read = move || {
-            // An expired certificate is served all the same at a start: a daemon that does not start delivers nothing either.
+            // At the start even an expired certificate is served. A daemon that does not start would deliver nothing.
             let loaded = if is_first.swap(false, Ordering::Relaxed) {
                 files.load().inspect(|(_, pair)| warn(&files, pair, &wall))
             } else {

@@ -1,5 +1,5 @@
-//! Tasks that the daemon cannot do without: one that ends early, by an error, a panic or for no reason, ends the daemon. A
-//! daemon that accepts events and never delivers them would look healthy from outside.
+//! Tasks that the daemon needs. If one ends early, by an error, a panic or without reason, the daemon ends. Otherwise a
+//! daemon could accept events, never deliver them, and still look healthy.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Starts such tasks, and tells which of them has ended first. Cheap to clone; all clones are one.
+/// Starts vital tasks and reports the first that has ended. Cheap to clone. Clones share one state.
 #[derive(Debug, Clone)]
 pub(super) struct Vital {
     failed: watch::Sender<Option<&'static str>>,
@@ -21,7 +21,7 @@ impl Vital {
         Self { failed: watch::Sender::new(None) }
     }
 
-    /// Runs `stage` as one of `tasks`. It may end once `stop` is cancelled.
+    /// Runs `stage` as one of `tasks`. It may end after `stop` is cancelled.
     pub(super) fn spawn<E: Display>(
         &self,
         tasks: &TaskTracker,
@@ -43,7 +43,7 @@ impl Vital {
         });
     }
 
-    /// The same of what knows no errors.
+    /// As [`Vital::spawn`], for a task that cannot fail.
     pub(super) fn spawn_endless(
         &self,
         tasks: &TaskTracker,
@@ -54,19 +54,19 @@ impl Vital {
         self.spawn(tasks, stage, stop, run.map(Ok::<(), std::convert::Infallible>));
     }
 
-    /// The first that has ended before its time.
+    /// The first stage that ended too early.
     pub(super) fn failed(&self) -> Option<&'static str> {
         *self.failed.borrow()
     }
 
-    /// Returns once one has.
+    /// Returns when a stage has ended too early.
     pub(super) async fn fails(&self) -> &'static str {
         let mut failed = self.failed.subscribe();
         loop {
             if let Some(stage) = *failed.borrow_and_update() {
                 return stage;
             }
-            // This holds the sender.
+            // Cannot fail: `self` holds the sender.
             if failed.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }

@@ -1,6 +1,6 @@
-//! Lambda's record for destinations on failure: writing one, and reading those that Lambda or sendoff wrote. Pure.
+//! Writes Lambda's record for on-failure destinations, and reads those that Lambda or sendoff wrote. Pure.
 //!
-//! The form is AWS's ("Capturing records of Lambda asynchronous invocations", version 1.0 of the record).
+//! AWS defines the form ("Capturing records of Lambda asynchronous invocations", version 1.0 of the record).
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -10,7 +10,7 @@ use crate::outbox::{BuryReason, History};
 
 const VERSION: &str = "1.0";
 
-/// The version that Lambda names for a function without a qualifier.
+/// The version that Lambda writes for a function without a qualifier.
 const LATEST: &str = "$LATEST";
 
 #[derive(Serialize)]
@@ -57,8 +57,8 @@ struct ResponsePayloadOut<'a> {
     error_type: &'a str,
 }
 
-/// The record of a dead event, and whether the payload stands in it as a string because it is not JSON. None if it is not
-/// even text.
+/// The record of a dead letter, and whether its payload is a string because it is not JSON. `None` means that the
+/// payload is not text.
 pub fn body_of(event: &Event, history: &History) -> Option<(String, bool)> {
     let text = std::str::from_utf8(&event.payload).ok()?;
     let json: Option<&RawValue> = serde_json::from_str(text).ok();
@@ -87,7 +87,7 @@ pub fn body_of(event: &Event, history: &History) -> Option<(String, bool)> {
     Some((serde_json::to_string(&record).ok()?, text_payload))
 }
 
-/// Lambda has no word for an event that it refuses; the attribute `Reason` is exact.
+/// Lambda has no word for an event that it refuses. The attribute `Reason` is exact.
 fn condition_of(reason: BuryReason) -> &'static str {
     match reason {
         BuryReason::EventAgeExceeded => "EventAgeExceeded",
@@ -95,7 +95,7 @@ fn condition_of(reason: BuryReason) -> &'static str {
     }
 }
 
-/// With its version, as Lambda writes it; a bare name stays one, as the account is not known here.
+/// The ARN with its version, as Lambda writes it. A bare name stays a name, because the account is not known here.
 fn function_arn(address: &str, version: &str) -> String {
     let has_version = match address.strip_prefix("arn:") {
         Some(arn) => arn.split(':').count() > 6,
@@ -104,15 +104,15 @@ fn function_arn(address: &str, version: &str) -> String {
     if has_version { address.to_owned() } else { format!("{address}:{version}") }
 }
 
-/// What a redrive needs of a record.
+/// What a redrive needs from a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     pub request_id: String,
     pub function_arn: String,
     pub condition: String,
-    /// RFC 3339, as written.
+    /// In RFC 3339, as written.
     pub timestamp: Option<String>,
-    /// The payload's JSON as it stands in the record, byte for byte.
+    /// The payload's JSON as in the record, byte for byte.
     pub payload: String,
     pub error: Option<String>,
 }
@@ -144,7 +144,7 @@ struct ResponsePayloadIn {
     error_type: Option<String>,
 }
 
-/// Reads a body as a record; none if it is not one.
+/// Reads a body as a record. `None` means that it is not one.
 pub fn read(body: &str) -> Option<Record> {
     let record: RecordIn<'_> = serde_json::from_str(body).ok()?;
     let response = record.response_payload.and_then(|raw| serde_json::from_str::<ResponsePayloadIn>(raw.get()).ok());

@@ -1,5 +1,5 @@
-//! Reading what lies on a dead-letter queue: our own messages, those of Lambda's dead-letter queues, and Lambda's
-//! destination records. Pure. Whatever is none of these is foreign, and stays where it is.
+//! Reads the messages of a dead-letter queue: sendoff's own, those of Lambda's dead-letter queues, and Lambda's
+//! destination records. Pure. Any other message is foreign and stays on the queue.
 
 use std::collections::BTreeMap;
 
@@ -18,25 +18,25 @@ use crate::outbox::BuryReason;
 #[derive(Debug, Clone, Default)]
 pub struct Received {
     pub message_id: String,
-    /// What deleting or releasing it takes.
+    /// The handle that deletes or releases the message.
     pub receipt: String,
     pub body: String,
-    /// Those of type String and Number.
+    /// The attributes of type String and Number.
     pub attributes: BTreeMap<String, String>,
-    /// When it was put into the queue.
+    /// When the message was sent to the queue.
     pub sent_at: Option<UnixMillis>,
 }
 
-/// An event on its way back: what the redrive door takes.
+/// An event on its way back, as the door of a redrive accepts it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Letter {
-    /// What names the dead letter, the same in every copy of it.
+    /// The identity of the dead letter, the same in every copy of it.
     pub origin: String,
-    /// The function as the client wrote it: name, partial or whole ARN.
+    /// The function as the client wrote it: a name, a partial ARN or a full ARN.
     pub function: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qualifier: Option<String>,
-    /// None: a fresh one is minted.
+    /// `None` means that sendoff mints a new key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -49,7 +49,7 @@ pub struct Letter {
     pub tenant_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub durable_execution_name: Option<String>,
-    /// How often it came back before.
+    /// The number of earlier redrives.
     #[serde(default)]
     pub redrives: u32,
     #[serde(rename = "payload_base64", serialize_with = "to_base64", deserialize_with = "from_base64")]
@@ -62,12 +62,12 @@ impl std::fmt::Debug for Letter {
     }
 }
 
-/// Bytes as text of JSON.
+/// Writes bytes as base64 text.
 pub fn to_base64<S: Serializer>(bytes: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&STANDARD.encode(bytes))
 }
 
-/// Bytes from text of JSON.
+/// Reads bytes from base64 text.
 pub fn from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
     let text = String::deserialize(deserializer)?;
     STANDARD.decode(text).map(Bytes::from).map_err(serde::de::Error::custom)
@@ -77,43 +77,43 @@ pub fn from_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reading {
     Letter(Box<Read>),
-    /// Not a dead letter that can be sent again, and why.
+    /// Not a dead letter that can be redriven, and why.
     Foreign(String),
 }
 
-/// A letter, and what filters look at.
+/// A letter, and the facts that filters use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Read {
     pub letter: Letter,
-    /// Of our own messages and destination records; Lambda's queues do not tell.
+    /// From our own messages and destination records. Lambda's queues do not contain it.
     pub reason: Option<BuryReason>,
-    /// When it died, as far as known.
+    /// When the event became a dead letter, if known.
     pub at: Option<UnixMillis>,
-    /// What the last attempt said.
+    /// The error of the last attempt.
     pub error: Option<String>,
-    /// When a redrive last accepted it, of our own messages.
+    /// When a redrive last accepted it. Only in our own messages.
     pub redriven_at: Option<UnixMillis>,
-    /// The canonical name, of our own messages.
+    /// The function's canonical name. Only in our own messages.
     name: Option<String>,
 }
 
-/// Which letters to take, and what to make of those that do not say for whom they are.
+/// Which letters to redrive, and which function to assume for messages that do not name one.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted {
-    /// The function's name, with `*` for any run of characters. Without a `*` it is also for whom those messages of
-    /// Lambda's queues are that do not tell.
+    /// The function's name, with `*` for any characters. Without a `*`, it is also the function of messages from
+    /// Lambda's queues, which name none.
     pub function: Option<String>,
-    /// The function of the queue's tag, for messages that do not tell.
+    /// The function in the queue's tag, for messages that name none.
     pub queue_function: Option<String>,
     pub reason: Option<BuryReason>,
     pub since: Option<UnixMillis>,
     pub until: Option<UnixMillis>,
-    /// Part of the error's text.
+    /// A part of the error's text.
     pub error: Option<String>,
 }
 
 impl Wanted {
-    /// Whether a letter is one of those to take.
+    /// Whether a letter passes the filters.
     pub fn fits(&self, read: &Read) -> bool {
         let function = |pattern: &String| {
             let bare = bare_name(&read.letter.function);
@@ -128,14 +128,14 @@ impl Wanted {
             && self.error.as_ref().is_none_or(|text| read.error.as_ref().is_some_and(|error| error.contains(text)))
     }
 
-    /// For whom a message is that does not tell.
+    /// The function of messages that name none.
     fn default_function(&self) -> Option<&str> {
         let given = self.function.as_deref().filter(|function| !function.contains('*'));
         given.or(self.queue_function.as_deref())
     }
 }
 
-/// The name in an ARN; a bare name is one.
+/// The name in an ARN. A bare name is returned as it is.
 fn bare_name(function: &str) -> &str {
     let mut parts = function.split(':').skip_while(|part| *part != "function").skip(1);
     parts.next().unwrap_or(function)
@@ -204,7 +204,7 @@ fn text_of(json: String, is_text: bool) -> Result<Bytes, String> {
     Ok(text.into())
 }
 
-/// A message of a dead-letter queue of Lambda's own: the body is the event.
+/// Reads a message of Lambda's own dead-letter queues: the body is the event.
 fn lambdas(received: &Received, wanted: &Wanted) -> Result<Read, String> {
     let Some(function) = wanted.default_function() else {
         return Err("Lambda's message does not name its function: give --function, or tag the queue sendoff:function"
@@ -261,7 +261,7 @@ fn fresh(origin: String, function: String, payload: Bytes) -> Letter {
     }
 }
 
-/// A reason by its word.
+/// The reason with this word.
 pub fn reason_of(word: &str) -> Option<BuryReason> {
     BuryReason::ALL.into_iter().find(|reason| reason.as_str() == word)
 }

@@ -1,7 +1,8 @@
-//! The form of a dead letter: as Lambda's own dead-letter queue writes it, and what a redrive needs besides. Pure.
+//! The form of a dead letter: Lambda's own, and in addition what a redrive needs. Pure.
 //!
-//! The body is the payload. `RequestID`, `ErrorCode` and `ErrorMessage` are Lambda's attributes, so that consumers of its
-//! queues read these letters too; the rest is ours. Ten attributes at most, as many as SQS allows.
+//! The body is the payload. `RequestID`, `ErrorCode` and `ErrorMessage` are Lambda's attributes, so that consumers of
+//! its queues can read these messages. The other attributes are ours. There are at most ten attributes, as SQS
+//! requires.
 
 use std::collections::BTreeMap;
 
@@ -12,34 +13,35 @@ use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, IdempotencyKey, KeySource};
 use crate::outbox::History;
 
-/// The largest message, in bytes: body with the names, types and values of the attributes
-/// (SQS developer guide, "Message quotas"). A queue may be set lower.
+/// The largest message in bytes: the body with the names, types and values of the attributes (SQS developer guide,
+/// "Message quotas"). A queue may have a lower limit.
 pub const MESSAGE_BYTES_MAX: usize = 1_048_576;
 
 /// The name of the attribute that carries [`Envelope`].
 pub const ENVELOPE: &str = "Sendoff";
 
-/// Bytes of `ErrorMessage`, as in Lambda's own dead letters.
+/// The most bytes of `ErrorMessage`, as in Lambda's own dead letters.
 const ERROR_MESSAGE_BYTES_MAX: usize = 1_024;
 
-/// Characters of a FIFO queue's message group id (SQS API reference, `SendMessage`).
+/// The most characters of a FIFO queue's message group id (SQS API reference, `SendMessage`).
 const GROUP_CHARS_MAX: usize = 128;
 
 /// One SQS message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// The event's id: the batch entry's id, and the deduplication id on a FIFO queue.
+    /// The event's id. Also the batch entry's id, and the deduplication id on a FIFO queue.
     pub id: EventId,
-    /// The function, in the characters of a message group id: the group on a FIFO queue.
+    /// The function, in the characters that a message group id allows. The group on a FIFO queue.
     pub group: String,
     pub body: String,
     pub attributes: BTreeMap<String, Attribute>,
-    /// `AWSTraceHeader`, SQS's only system attribute; none unless it is well formed, as SQS would refuse the message.
+    /// `AWSTraceHeader`, SQS's only system attribute. `None` unless it is well formed, because SQS would refuse the
+    /// message.
     pub trace_header: Option<String>,
 }
 
 impl Message {
-    /// What SQS counts against its limit; system attributes are free.
+    /// The size that SQS counts against its limit. System attributes do not count.
     pub fn bytes(&self) -> usize {
         let attributes = self.attributes.iter();
         self.body.len() + attributes.map(|(name, attribute)| name.len() + attribute.bytes()).sum::<usize>()
@@ -54,7 +56,7 @@ pub enum Attribute {
 }
 
 impl Attribute {
-    /// SQS's word for the type.
+    /// SQS's name of the type.
     pub fn data_type(&self) -> &'static str {
         match self {
             Self::String(_) => "String",
@@ -62,7 +64,7 @@ impl Attribute {
         }
     }
 
-    /// The value as SQS takes it: numbers are text too.
+    /// The value as SQS expects it. Numbers are text, too.
     pub fn value(&self) -> String {
         match self {
             Self::String(text) => text.clone(),
@@ -79,8 +81,8 @@ impl Attribute {
     }
 }
 
-/// What of an event is neither body nor an attribute of its own: with the body, all that a redrive needs. One JSON
-/// attribute; fields may join it, none changes its meaning.
+/// Everything that a redrive needs besides the body. One attribute, in JSON. Later versions may add fields, but must
+/// not change what a field means.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
     pub id: EventId,
@@ -103,13 +105,13 @@ pub struct Envelope {
     pub accepted_at: UnixMillis,
     #[serde(default)]
     pub redrives: u32,
-    /// The payload was empty, which SQS cannot carry: the body is `{}`, as which Lambda would have read it.
+    /// The payload was empty, which SQS does not allow. The body is `{}`, as Lambda reads an empty payload.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub empty_payload: bool,
     /// The body is a destination record, with the payload in it, ...
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub in_record: bool,
-    /// ... as a JSON string, because it is not JSON itself.
+    /// ... as a JSON string, because the payload is not JSON.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub text_payload: bool,
     /// The body is compressed ([`pack`]): the payload, byte for byte, or the record.
@@ -142,7 +144,7 @@ impl Envelope {
     }
 }
 
-/// Why an event cannot be a message: it stays in the store.
+/// Why an event cannot become a message. It stays in the store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unshippable {
     #[error("the message would have {bytes} bytes{}, the queue takes {limit}", if *.compressed { " even compressed" } else { "" })]
@@ -155,7 +157,7 @@ pub enum Unshippable {
     NotPackable,
 }
 
-/// The dead letter of an event, for a queue that takes messages of up to `bytes_max`.
+/// Makes the dead letter of an event, for a queue that accepts messages of up to `bytes_max`.
 pub fn message_of(
     event: &Event,
     history: &History,
@@ -182,7 +184,7 @@ pub fn message_of(
         return Err(Unshippable::TooLarge { bytes, limit: bytes_max, compressed: false });
     }
     envelope.compressed = true;
-    // Not what SQS can carry, but what it stands for: base64 needs no escapes.
+    // Compress the original bytes: base64 needs no escapes for characters that SQS refuses.
     let packed = pack::pack(record.as_deref().map_or(&event.payload[..], str::as_bytes));
     let message = with_attributes(event, history, &envelope, packed.map_err(|_| Unshippable::NotPackable)?)?;
     match message.bytes() {
@@ -246,7 +248,7 @@ fn attributes_of(
     Ok(filled.map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
-/// The key for people and consumers, if somebody chose it; the exact one is in the envelope.
+/// The key for people and consumers, if a client chose it. The envelope has the exact key.
 fn given_key(key: &IdempotencyKey) -> Option<String> {
     match key.source {
         KeySource::Minted | KeySource::SdkInvocationId => None,
@@ -268,18 +270,18 @@ fn error_message(history: &History) -> String {
     words[..words.floor_char_boundary(ERROR_MESSAGE_BYTES_MAX)].to_owned()
 }
 
-/// Whether SQS takes this character (SQS API reference, `SendMessage`): XML 1.0's.
+/// Whether SQS accepts this character (SQS API reference, `SendMessage`): those of XML 1.0.
 fn is_carriable(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{fffd}' | '\u{10000}'..)
 }
 
-/// `text` with a replacement character for each that SQS refuses.
+/// Replaces the characters that SQS refuses.
 fn carriable(text: &str) -> String {
     text.chars().map(|c| if is_carriable(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
-/// The same JSON in characters that SQS takes. U+FFFE and U+FFFF may stand raw in a JSON string and nowhere else in JSON,
-/// so their escapes mean the same. None if it has control characters, which no JSON has raw.
+/// The same JSON in characters that SQS accepts. U+FFFE and U+FFFF can only be inside of JSON strings, where their
+/// escapes mean the same. `None` means that it has raw control characters, which JSON forbids.
 fn carriable_json(json: &str) -> Option<String> {
     if json.chars().all(is_carriable) {
         return Some(json.to_owned());
@@ -288,13 +290,14 @@ fn carriable_json(json: &str) -> Option<String> {
     json.chars().all(is_carriable).then_some(json)
 }
 
-/// A group id has at most 128 letters, digits and punctuation marks of ASCII. Two functions in one group are only ordered
-/// after each other.
+/// The function as a group id: at most 128 letters, digits and punctuation marks of ASCII. If two functions get the
+/// same group, SQS only delivers them in order.
 fn group_of(function: &str) -> String {
     function.chars().take(GROUP_CHARS_MAX).map(|c| if c.is_ascii_graphic() { c } else { '-' }).collect()
 }
 
-/// `Root=1-<8 hex>-<24 hex>`, alone or among other fields (X-Ray developer guide, "Tracing header").
+/// Whether a header contains `Root=1-<8 hex>-<24 hex>`, alone or among other fields (X-Ray developer guide, "Tracing
+/// header").
 fn is_trace_header(header: &str) -> bool {
     let is_hex =
         |text: Option<&str>, len| text.is_some_and(|t| t.len() == len && t.bytes().all(|b| b.is_ascii_hexdigit()));

@@ -1,4 +1,4 @@
-//! A body that is too large for its queue, made smaller: gzip (RFC 1952), as base64 because SQS carries text. Pure.
+//! Compresses a body that is too large for its queue: gzip (RFC 1952) in base64, because SQS carries text. Pure.
 
 use std::io::{self, Read};
 
@@ -7,11 +7,11 @@ use base64::engine::general_purpose::STANDARD;
 use flate2::Compression;
 use flate2::read::{GzDecoder, GzEncoder};
 
-/// The word for it in the message.
+/// The value of the attribute `ContentEncoding`.
 pub const ENCODING: &str = "gzip+base64";
 
-/// Bytes that a body may unfold to: a record with 1 MiB of payload, every byte of it escaped. A few KiB of gzip can unfold
-/// to gigabytes, and a queue may hold anybody's messages.
+/// The most bytes of an unpacked body: a record with 1 MiB of payload, every byte escaped. A few KiB of gzip can unpack
+/// to gigabytes, and anybody may have written the messages of a queue.
 const UNPACKED_BYTES_MAX: u64 = 8 << 20;
 
 pub fn pack(bytes: &[u8]) -> io::Result<String> {
@@ -20,7 +20,7 @@ pub fn pack(bytes: &[u8]) -> io::Result<String> {
     Ok(STANDARD.encode(packed))
 }
 
-/// The error says in words what is wrong with the text.
+/// The error says what is wrong with the text.
 pub fn unpack(text: &str) -> Result<Vec<u8>, String> {
     let packed = STANDARD.decode(text).map_err(|error| format!("the body is not base64: {error}"))?;
     let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! The loop: lease what is buried, ship it, settle what SQS confirmed.
+//! The shipping loop: lease buried events, send them, settle what SQS confirmed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,29 +18,31 @@ use crate::outbox::{
 };
 use crate::shutdown::Stop;
 
-/// Messages of one batch (SQS, `SendMessageBatch`).
+/// The most messages of one batch (SQS, `SendMessageBatch`).
 const BATCH_MESSAGES_MAX: usize = 10;
 
-/// Queues that are sent to at once, each by a task of its own: one that hangs delays its own letters only.
+/// The most queues that are sent to at once. Each has its own task, so that a queue that hangs delays only its own dead
+/// letters.
 const QUEUES_MAX: usize = 16;
 
-/// Bytes of the letters that are taken for one queue at once; the first is taken whatever its size. With [`QUEUES_MAX`] it bounds
-/// the memory.
+/// The most bytes of dead letters taken for one queue at once. The first one is taken at any size. With [`QUEUES_MAX`]
+/// this bounds the memory.
 const QUEUE_BYTES_MAX: u64 = 2 << 20;
 
-/// Lanes that one queue's letters are taken from at once.
+/// The most lanes from which one queue's dead letters are taken at once.
 const QUEUE_LANES_MAX: usize = 4;
 
-/// When a letter that its queue refuses is tried again: the fault may be the queue's settings, which somebody may mend.
+/// When to retry a dead letter that its queue refuses. The cause may be the queue's settings, which somebody may
+/// correct.
 const REFUSED_RETRY: Duration = Duration::from_secs(3_600);
 
-/// A full reading makes up for whatever news was lost.
+/// How often the loop reads all lanes, in case it missed news of one.
 const FULL_READING_EVERY: Duration = Duration::from_secs(60);
 
-/// How long all queues wait for one that does not tell its settings.
+/// How long to wait for a queue that does not answer about its settings. All queues wait meanwhile.
 const FACTS_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often the queues are asked for their settings and sizes.
+/// How often the loop reads the settings and sizes of the queues.
 const FACTS_EVERY: Duration = Duration::from_secs(300);
 
 /// Stage 4, ready to run.
@@ -52,25 +54,25 @@ pub struct DeadLetters<O, S> {
     metrics: Arc<Metrics>,
     /// The lanes that hold dead letters.
     lanes: BTreeMap<LaneId, LaneView>,
-    /// The queues that did not take a letter: not before, and how often in a row.
+    /// The queues that refused or failed: when to try again, and the number of failures in a row.
     pauses: BTreeMap<String, (UnixMillis, u32)>,
-    /// What the queues said of themselves, as far as they did.
+    /// The settings of the queues, as far as they are known.
     facts: BTreeMap<String, QueueFacts>,
     /// The queues that are being sent to.
     busy: BTreeSet<String>,
     shipping: JoinSet<Shipped>,
-    /// The lane of each queue that was served last: the next turn goes to those after it.
+    /// The lane that was served last, for each queue. The next turn begins with the lane after it.
     served: BTreeMap<String, LaneId>,
 }
 
-/// What came of the letters that were taken for one queue.
+/// The results of the dead letters that were taken for one queue.
 struct Shipped {
     queue: String,
     began: UnixMillis,
     batches: Vec<(Vec<Letter>, Vec<Shipment>)>,
 }
 
-/// A letter on its way.
+/// A dead letter that is being sent.
 struct Letter {
     lease: Lease,
     history: History,
@@ -85,8 +87,8 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         Self { outbox, ship, settings, clock, metrics, lanes, pauses, facts, busy, shipping, served }
     }
 
-    /// Works until told to stop leasing. A batch under way is finished, or given up when told to stop working: its letters
-    /// are still in the store. An error means that the outbox is lost to this process.
+    /// Runs until `stop.leasing`. Then finishes the batches in progress, or aborts them at `stop.working`: their dead
+    /// letters are still in the store. An error means that this process can no longer use the outbox.
     pub async fn run(mut self, stop: Stop) -> Result<(), Error> {
         let mut seen = 0;
         let mut next_full_reading = UnixMillis(0);
@@ -95,7 +97,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         while !stop.leasing.is_cancelled() {
             let by = self.clock.stepped() - stepped;
             if by != 0 {
-                // The clock was set: a pause keeps its length.
+                // The clock was set. A pause keeps its length.
                 stepped += by;
                 self.pauses.values_mut().for_each(|(until, _)| *until = until.shifted(by));
                 (next_full_reading, next_facts) = Default::default();
@@ -146,8 +148,8 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         Ok(())
     }
 
-    /// Asks every queue what it is set to. One that does not say keeps its last answer, or counts as one of SQS's own limits:
-    /// then SQS refuses what is too large.
+    /// Reads the settings of all queues. A queue that does not answer keeps its last settings. If it has none, SQS's
+    /// own limits count, and SQS refuses what is too large.
     async fn ask_queues(&mut self) {
         let queues: std::collections::BTreeSet<String> =
             self.settings.functions.iter().map(|(_, queue)| queue).chain(&self.settings.queue_url).cloned().collect();
@@ -185,7 +187,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         own.map(|(_, queue)| queue.as_str()).or(self.settings.queue_url.as_deref())
     }
 
-    /// When a lane's letters may go; never, without a queue, and not while its queue is being sent to.
+    /// When the dead letters of a lane may be sent. [`UnixMillis::MAX`] if there is no queue or the queue is busy.
     fn time_of(&self, view: &LaneView) -> UnixMillis {
         let (Some(queue), Some(due)) = (self.queue_of(&view.function), view.next_ship) else { return UnixMillis::MAX };
         if self.busy.contains(queue) || self.busy.len() >= QUEUES_MAX {
@@ -198,7 +200,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         self.lanes.values().map(|view| self.time_of(view)).min().unwrap_or(UnixMillis::MAX)
     }
 
-    /// Takes due letters for each queue that is free, lane by lane in turn, and begins to send them.
+    /// Leases due dead letters for each free queue, from its lanes in turn, and begins to send them.
     async fn ship_due(&mut self) -> Result<(), Error> {
         let now = self.clock.now();
         let mut due: BTreeMap<String, Vec<LaneId>> = BTreeMap::new();
@@ -262,12 +264,12 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         Ok(())
     }
 
-    /// Writes what the queue said of the letters that it was sent.
+    /// Settles the dead letters by the answers of their queue.
     async fn settle(&mut self, shipped: Result<Shipped, tokio::task::JoinError>) -> Result<(), Error> {
         let Shipped { queue, began, batches } = match shipped {
             Ok(shipped) => shipped,
             Err(error) => {
-                // Its letters stay leased until a restart, so nothing of theirs is lost or sent twice.
+                // Its dead letters stay leased until a restart. None is lost or sent twice.
                 tracing::error!(%error, "shipping dead letters panicked: please report this bug");
                 return Err(Error::Closed);
             }
@@ -280,9 +282,10 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         self.outbox.settle(settlements).await
     }
 
-    /// Its queue does not take it: it stays in the store, listed, and is tried again after a while and by the next start.
+    /// Keeps a dead letter that its queue refuses. It stays in the store, and is retried after a while and after a
+    /// restart.
     fn keep(&self, function: &FunctionName, id: &crate::event::EventId, history: History, why: String) -> Settlement {
-        // Tried again and refused again, it is no news.
+        // A second refusal is not news.
         if history.burial.as_ref().is_none_or(|burial| burial.unshippable.is_none()) {
             tracing::error!(event_id = %id, %function, why, "dead letter cannot be shipped and stays in the store");
             self.metrics.deadletter_ship_failures.with_label_values(&["unshippable"]).inc();
@@ -327,7 +330,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         settlements
     }
 
-    /// A queue that did not take everything is left alone for a while.
+    /// Pauses a queue that did not accept everything.
     fn pause(&mut self, queue: &str, refusal: Option<(String, String)>, now: UnixMillis) {
         let Some((code, message)) = refusal else {
             if self.pauses.remove(queue).is_some() {
@@ -343,7 +346,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
     }
 }
 
-/// Cuts letters into batches of at most ten messages and 1 MiB in sum.
+/// Divides dead letters into batches of at most ten messages and 1 MiB together.
 fn batches(letters: Vec<Letter>) -> Vec<Vec<Letter>> {
     let mut batches: Vec<Vec<Letter>> = Vec::new();
     let mut bytes = 0;

@@ -235,7 +235,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             let mut settlements = Vec::new();
             for leased in leased {
                 let lease = leased.lease;
-                // Younger than the policy says where room for functions is short.
+                // While room for functions is short, this may be less than the policy's `age_max`.
                 let age_max = self.lanes.age_max(lease.lane);
                 let buried = self.bury_expired(leased, age_max, now);
                 if buried.is_some() {

@@ -86,7 +86,7 @@ pub struct Lanes {
     rate: Option<Rate>,
     /// The steps of the clock. An age is a span of time, so it must not count them.
     steps: Steps,
-    /// The outbox knows nearly as many functions as it may.
+    /// Whether the outbox knows nearly as many functions as it may.
     crowded: bool,
     /// Changes that came with a new or removed lane and were not announced yet.
     noticed: Vec<(FunctionName, Change)>,
@@ -544,7 +544,7 @@ impl Lanes {
         self.settings.policy(function)
     }
 
-    /// The age at which the events of a lane are buried at present.
+    /// The age at which the events of a lane are buried now.
     pub fn age_max(&self, id: LaneId) -> Option<Duration> {
         self.lanes.get(&id).map(|lane| lane.age_max(self.crowded))
     }

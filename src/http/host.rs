@@ -1,7 +1,7 @@
-//! The names that a request uses for its server: `Host`, `:authority`, `Origin`, and which of them a listener answers to.
+//! The names that a request uses for its server (`Host`, `:authority`, `Origin`), and which of them a listener answers.
 //!
-//! A web page can make any name of its own point at this machine (DNS rebinding), and then its requests are same-origin
-//! to the browser. The name in the request is all that gives it away, so a listener answers to known names only.
+//! A web page can make a name of its own resolve to this machine (DNS rebinding). The browser then treats its requests
+//! as same-origin. Only the name in the request shows this, so a listener answers known names only.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,10 +9,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use http::header::{HOST, ORIGIN};
 use http::{HeaderMap, Uri};
 
-/// The longest host name of DNS, in characters.
+/// The longest host name in DNS, in characters.
 const NAME_CHARS_MAX: usize = 253;
 
-/// A host and its port, as a URL has them. Only forms that browsers send: no user, no octal or one-number addresses.
+/// A host and its port, as in a URL. Accepts only forms that browsers send: no user, no octal or single-number
+/// addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Authority {
     pub host: Host,
@@ -22,17 +23,17 @@ pub struct Authority {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {
     Address(IpAddr),
-    /// In lower case, without a dot at its end.
+    /// In lower case, without a trailing dot.
     Name(String),
 }
 
-/// Why a request does not say clearly which host it is for.
+/// Why it is unclear which host a request is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unclear {
     Missing,
     Repeated,
     Malformed,
-    /// The target or `:authority` and `Host` differ.
+    /// `Host` differs from the target (`:authority` in HTTP/2).
     Contradicting,
 }
 
@@ -50,7 +51,7 @@ impl Authority {
         Some(Self { host: Host::parse(host)?, port: parse_port(port)? })
     }
 
-    /// Where the request says it goes. The target (`:authority` in HTTP/2) and `Host` must agree if both are there.
+    /// The host that the request names. The target (`:authority` in HTTP/2) and `Host` must agree if both are present.
     pub fn of_request(uri: &Uri, headers: &HeaderMap) -> Result<Self, Unclear> {
         let target = uri.authority().map(|authority| Self::parse(authority.as_str()).ok_or(Unclear::Malformed));
         let mut hosts = headers.get_all(HOST).iter();
@@ -66,13 +67,13 @@ impl Authority {
     }
 
     fn differs(&self, other: &Self) -> bool {
-        // A port may be left out of one of them where it is the scheme's own.
+        // One of them may leave out a port that is the scheme's default.
         let ports_differ = self.port.is_some() && other.port.is_some() && self.port != other.port;
         self.host != other.host || ports_differ
     }
 
-    /// Whether the request's `Origin`, if it has one, is this server itself. `null`, another scheme than http and https,
-    /// another port and whatever is malformed is somebody else.
+    /// Whether every `Origin` of the request is this server. True if there is none. False for `null`, for a scheme
+    /// other than http and https, for another port, and for a malformed value.
     pub fn is_every_origin_of(&self, headers: &HeaderMap) -> bool {
         headers.get_all(ORIGIN).iter().all(|origin| origin.to_str().is_ok_and(|origin| self.is_origin(origin)))
     }
@@ -120,7 +121,7 @@ fn is_name(name: &str) -> bool {
     name.len() <= NAME_CHARS_MAX && name.split('.').all(is_label)
 }
 
-/// The hosts that a listener answers to: IP addresses, `localhost` and what is below it, and the names that were listed.
+/// The hosts that a listener answers: IP addresses, `localhost` and names below it, and the listed names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hosts {
     any: bool,
@@ -130,24 +131,25 @@ pub struct Hosts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Listed {
     Name(String),
-    /// With its first dot: all that ends in it.
+    /// A suffix that begins with a dot. Matches every name that ends in it.
     Below(String),
 }
 
 impl Hosts {
-    /// Of a listener that no browser reaches, as a Unix socket.
+    /// Answers every host. For a listener that browsers cannot reach, such as a Unix socket.
     pub fn any() -> Self {
         Self { any: true, listed: Vec::new() }
     }
 
-    /// Names with spaces between; `*.example.com` is every name below `example.com`. An error is the word that is no name.
+    /// Parses names that are separated by spaces. `*.example.com` stands for every name below `example.com`. The error
+    /// is the word that is not a name.
     pub fn parse(text: &str) -> Result<Self, &str> {
         let listed = text.split_whitespace().map(|word| {
             let (below, name) = word.strip_prefix("*.").map_or((false, word), |name| (true, name));
             match Host::parse(name) {
                 Some(Host::Name(name)) if below => Ok(Listed::Below(format!(".{name}"))),
                 Some(Host::Name(name)) => Ok(Listed::Name(name)),
-                // An address needs no entry, but one does no harm.
+                // An address needs no entry, but may have one.
                 Some(Host::Address(address)) if !below => Ok(Listed::Name(address.to_string())),
                 Some(Host::Address(_)) | None => Err(word),
             }
@@ -155,7 +157,7 @@ impl Hosts {
         Ok(Self { any: false, listed: listed.collect::<Result<_, _>>()? })
     }
 
-    /// Rebinding takes a name, so an address is never the result of it.
+    /// An address is always accepted, because rebinding needs a name.
     pub fn contain(&self, host: &Host) -> bool {
         let name = match host {
             Host::Address(_) => return true,

@@ -1,4 +1,4 @@
-//! The open connections of a server, and which of them gives way when there are as many as may be.
+//! The open connections of a server, and which of them gives way when the limit is reached.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,16 +11,18 @@ use tokio_util::sync::CancellationToken;
 use super::progress::Progress;
 use crate::clock::Clock;
 
-/// Which connections give way to a new one when all places are taken; the one that has been so for the longest goes first.
+/// Which connections give way to a new one when all slots are taken. The one that has been in that state for longest
+/// goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GivesWay {
-    /// Those without a request: the client can come again. While all are busy, new ones wait.
+    /// Only connections without a request, because their clients can connect again. While all are busy, new ones wait.
     Idle,
-    /// Those, then those whose answer waits for its reader, then any: for listeners that must always be reachable.
+    /// First idle connections, then those whose answer waits for its reader, then any. For listeners that must always
+    /// be reachable.
     Any,
 }
 
-/// One connection as others see it.
+/// One connection, as the others see it.
 #[derive(Debug)]
 pub struct Connection {
     clock: Clock,
@@ -28,7 +30,7 @@ pub struct Connection {
     requests: watch::Sender<usize>,
     since: Mutex<Instant>,
     pub progress: Progress,
-    /// Told to give way.
+    /// Cancelled to ask the connection to give way.
     pub leave: CancellationToken,
     pub is_http_2: AtomicBool,
 }
@@ -43,7 +45,7 @@ impl Connection {
         self.requests.send_modify(change);
     }
 
-    /// Lower gives way first.
+    /// The connection with the lowest rank gives way first.
     fn rank(&self) -> (u8, Instant) {
         let kind = match (*self.requests.borrow(), self.progress.waits()) {
             (0, _) => 0,
@@ -54,7 +56,7 @@ impl Connection {
     }
 }
 
-/// One request of a connection whose answer is not complete.
+/// One request whose answer is not complete.
 pub struct InFlight(Arc<Connection>);
 
 impl InFlight {
@@ -70,7 +72,7 @@ impl Drop for InFlight {
     }
 }
 
-/// All of them. Cheap to clone; all clones are one.
+/// All open connections. Cheap to clone. Clones share one list.
 #[derive(Debug, Clone, Default)]
 pub struct Open(Arc<Mutex<All>>);
 
@@ -85,7 +87,7 @@ impl Open {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One more, until it is dropped.
+    /// Lists a connection until the result is dropped.
     pub fn add(&self, clock: &Clock, progress: Progress) -> Opened {
         let connection = Arc::new(Connection {
             clock: clock.clone(),
@@ -102,7 +104,7 @@ impl Open {
         Opened { open: self.clone(), number, connection }
     }
 
-    /// Tells one to leave, unless one is leaving.
+    /// Asks one connection to leave, unless one is already leaving.
     pub fn make_room(&self, gives_way: GivesWay) {
         let all = self.all();
         if all.by_number.values().any(|connection| connection.leave.is_cancelled()) {
@@ -119,7 +121,7 @@ impl Open {
     }
 }
 
-/// One connection, listed until this is dropped.
+/// A connection that is listed until this is dropped.
 pub struct Opened {
     open: Open,
     number: u64,

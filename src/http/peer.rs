@@ -1,8 +1,8 @@
-//! Whether the peer of a connection is still there while its request is being answered.
+//! Tells whether the peer of a connection is still there while its request is being answered.
 //!
-//! hyper reads nothing between a request and its answer once half-closed connections are served, so it cannot tell. Here
-//! the stream itself looks, but only while somebody asks: a client that closes its side after an Event still gets its
-//! answer, and a call that is passed through ends with its caller.
+//! Once half-closed connections are served, hyper reads nothing between a request and its answer, so it cannot tell.
+//! The stream itself looks here, but only while somebody asks. So a client that closes its side after an Event still
+//! gets its answer, and a call that is passed through ends when its caller leaves.
 
 use std::io;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
 
-/// The peer of one connection, in the extensions of each of its requests. Cheap to clone.
+/// The peer of one connection. An extension of each of its requests. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Peer {
     shared: Arc<Shared>,
@@ -24,25 +24,25 @@ pub struct Peer {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// How many wait to hear that the peer has gone.
+    /// How many tasks wait to hear that the peer has gone.
     asking: AtomicUsize,
     gone: CancellationToken,
     names: Vec<String>,
 }
 
 impl Peer {
-    /// A peer that has proven these names.
+    /// A peer that has proven these names by a certificate.
     pub fn named(names: Vec<String>) -> Self {
         Self { shared: Arc::new(Shared { names, ..Shared::default() }) }
     }
 
-    /// The names that the peer has proven by a certificate; none without one.
+    /// The names that the peer has proven by a certificate. Empty without a certificate.
     pub fn names(&self) -> &[String] {
         &self.shared.names
     }
 
-    /// Returns once the peer has closed its side or the connection is broken; never on a stream that cannot tell, and not
-    /// while the peer has sent more that nobody has read yet.
+    /// Returns when the peer has closed its side or the connection is broken. Does not return on a stream that cannot
+    /// tell, nor while the peer has sent bytes that nobody has read.
     pub async fn gone(&self) {
         let _asking = Asking::new(&self.shared);
         self.shared.gone.cancelled().await;
@@ -64,9 +64,9 @@ impl Drop for Asking<'_> {
     }
 }
 
-/// A stream that can say whether its peer has closed, without reading.
+/// A stream that can tell whether its peer has closed, without taking bytes from its reader.
 pub trait Peek {
-    /// Ready once the peer has closed; wakes the task then. The default never is.
+    /// Ready once the peer has closed. Wakes the task when that happens. The default is never ready.
     fn poll_closed(&mut self, _context: &mut Context<'_>) -> Poll<()> {
         Poll::Pending
     }
@@ -87,7 +87,7 @@ impl Peek for UnixStream {}
 #[cfg(test)]
 impl Peek for tokio::io::DuplexStream {}
 
-/// A stream that looks after its [`Peer`], and tells whether the peer takes what is written.
+/// A stream that watches its [`Peer`], and records whether the peer reads what is written.
 pub struct Watched<S> {
     stream: S,
     peer: Peer,
@@ -129,8 +129,8 @@ impl<S: AsyncWrite + Peek + Unpin> AsyncWrite for Watched<S> {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes whenever its connection's task runs, after it has asked the service: the place to look at the peer,
-    /// in the task that the look must wake.
+    /// hyper flushes whenever the connection's task runs, after it has polled the service. So the look at the peer
+    /// happens here, in the task that it must wake.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let Shared { asking, gone, names: _ } = &*this.peer.shared;

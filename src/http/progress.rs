@@ -1,10 +1,10 @@
-//! Whether a peer takes what it has asked for. A peer that asks and does not read must not hold a connection, a
-//! call that is passed through, or the memory of its answer.
+//! Tells whether a peer reads its answers. A peer that asks and does not read must not hold a connection, a call that
+//! is passed through, or the memory of its answer.
 //!
-//! Two places show it. The socket does not take a write: the peer's receive window is full (both protocols). A body has
-//! handed out a frame and is not asked for more: the peer gives an HTTP/2 stream no window, and the socket never sees it.
-//! Each place has some patience. Waiting uses it up, and bytes that are taken give it back at [`BYTES_PER_SECOND`], so that
-//! a byte now and then does not buy more time than it is worth.
+//! Two places show it. If a write to the socket blocks, the peer's receive window is full (both protocols). If a body
+//! has handed out a frame and is not polled for more, the peer gives its HTTP/2 stream no window; the socket does not
+//! show this. Each place has some patience. Waiting uses it up. Bytes that the peer reads restore it at
+//! [`BYTES_PER_SECOND`], so a byte now and then buys little time.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -19,13 +19,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 
-/// The slowest reader that is waited for in the long run.
+/// The slowest reader that is tolerated in the long run.
 const BYTES_PER_SECOND: u32 = 4 * 1024;
 
-/// Bytes of a frame at most: what is handed out and not taken stays in memory, and is not seen by either place at the very end.
+/// The most bytes of a frame. A frame that was handed out and not read stays in memory, and at the end of a body
+/// neither place sees it.
 const FRAME_BYTES_MAX: usize = 16 * 1024;
 
-/// The waiting of one place for its peer.
+/// How long one place has waited for its peer.
 #[derive(Debug, Clone, Copy)]
 struct Waiting {
     patience: Duration,
@@ -41,7 +42,7 @@ impl Waiting {
         self.since.get_or_insert(now);
     }
 
-    /// The peer has taken `bytes`; `most` is the patience of somebody who never waited.
+    /// The peer has read `bytes`. `most` is the patience of a place that never waited.
     fn ends(&mut self, now: Instant, bytes: usize, most: Duration) {
         let Some(since) = self.since.take() else { return };
         let waited = now.saturating_duration_since(since);
@@ -54,7 +55,7 @@ impl Waiting {
     }
 }
 
-/// The progress of one connection. Cheap to clone; all clones are one.
+/// The progress of one connection. Cheap to clone. Clones share one state.
 #[derive(Debug, Clone)]
 pub struct Progress {
     clock: Clock,
@@ -73,7 +74,7 @@ struct Places {
 struct Answer {
     waiting: Waiting,
     bytes: usize,
-    /// Ends this answer alone, where the connection has others beside it.
+    /// Cancels this answer only. `None` on HTTP/1, where the connection ends instead.
     alone: Option<CancellationToken>,
 }
 
@@ -87,7 +88,7 @@ impl Progress {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What came of a write to the socket.
+    /// Records the result of a write to the socket.
     pub(super) fn written(&self, written: &Poll<std::io::Result<usize>>) {
         let mut places = self.places();
         match written {
@@ -99,13 +100,13 @@ impl Progress {
         }
     }
 
-    /// Whether the peer has something to take.
+    /// Whether the peer has something to read.
     pub fn waits(&self) -> bool {
         let places = self.places();
         places.socket.since.is_some() || places.answers.values().any(|answer| answer.waiting.since.is_some())
     }
 
-    /// Ends the answers that nobody takes. Whether the connection must end with them.
+    /// Cancels the answers that have used up their patience. Returns whether the connection must end.
     fn end_what_is_over(&self) -> bool {
         let now = self.clock.instant();
         let mut places = self.places();
@@ -122,7 +123,7 @@ impl Progress {
         whole
     }
 
-    /// Returns once the peer has taken too little for too long; ends single answers of HTTP/2 meanwhile.
+    /// Returns when the peer has read too little for too long. Meanwhile cancels single answers of HTTP/2.
     pub async fn stalled(&self) {
         let every = (self.patience / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
         while !self.end_what_is_over() {
@@ -131,15 +132,15 @@ impl Progress {
     }
 }
 
-/// A body on its way out, in frames of at most [`FRAME_BYTES_MAX`], that tells the progress what is taken of it. `held` is
-/// whatever must live as long.
+/// The body of an answer. It hands out frames of at most [`FRAME_BYTES_MAX`] and records when the peer has read one.
+/// `held` is dropped with the body.
 pub struct Answering<B, H> {
     body: B,
-    /// What the body has given and was not handed out yet.
+    /// What the inner body returned and is not yet handed out.
     rest: Bytes,
     progress: Progress,
     alone: Option<CancellationToken>,
-    /// Its number in the progress, once it has handed out a frame.
+    /// The answer's number in the progress. `None` until it has handed out a frame.
     number: Option<u64>,
     #[expect(dead_code, reason = "held for its drop")]
     held: H,
@@ -150,7 +151,7 @@ impl<B, H> Answering<B, H> {
         Self { body, rest: Bytes::new(), progress, alone, number: None, held }
     }
 
-    /// Somebody asks for more: the frame before is taken.
+    /// The body is polled for more, so the frame before was read.
     fn is_asked(&self) {
         let Some(number) = self.number else { return };
         let (now, most) = (self.progress.clock.instant(), self.progress.patience);

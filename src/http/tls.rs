@@ -1,8 +1,8 @@
-//! TLS on a listener, by rustls: the handshake, who the client is by its certificate, and an answer in clear text for those who
+//! TLS on a listener, by rustls: the handshake, the names in the client's certificate, and an answer for clients that
 //! send plain HTTP.
 //!
-//! Holds: the handshake runs in the connection's own task, so that a silent peer holds nothing but its own connection.
-//! A connection keeps the certificate that it began with; a new one gets the latest ([`pair`]).
+//! Holds: the handshake runs in the connection's own task, so a silent peer occupies only its own connection. A
+//! connection keeps the certificate that it began with. A new one gets the latest ([`pair`]).
 
 use std::io;
 use std::pin::Pin;
@@ -29,21 +29,21 @@ pub mod pair;
 /// The first byte of a TLS connection: a record of type handshake (RFC 8446, section 5.1).
 const HANDSHAKE: u8 = 0x16;
 
-/// Names of one client certificate that are kept.
+/// The most names of a client certificate that are kept.
 const NAMES_MAX: usize = 32;
 
-/// Bytes of a plain request that are read before it is refused, and how long to wait for the rest of them.
+/// The most bytes of a plain request that are read before the connection closes, and how long to wait for the rest.
 const PLAIN_BYTES_MAX: usize = 64 * 1024;
 const PLAIN_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What a listener needs to speak TLS. Cheap to clone.
+/// The TLS settings of a listener. Cheap to clone.
 #[derive(Clone)]
 pub struct Tls {
-    /// The latest one.
+    /// The latest certificate.
     pair: watch::Receiver<Arc<Pair>>,
-    /// Clients must present a certificate.
+    /// Whether clients must present a certificate.
     client_required: bool,
-    /// Handshakes that failed.
+    /// Counts failed handshakes.
     failures: IntCounter,
 }
 
@@ -58,7 +58,7 @@ impl Tls {
     }
 }
 
-/// A TCP port, with TLS or without.
+/// A TCP port, with or without TLS.
 pub struct Port {
     listener: TcpListener,
     tls: Option<Tls>,
@@ -116,15 +116,16 @@ async fn handshake(stream: TcpStream, tls: &Tls) -> io::Result<(Wire, Vec<String
     Ok((Wire::Tls(Box::new(Secured { stream, ahead: None })), names))
 }
 
-/// The DNS names and URIs that a client's certificate is for (RFC 5280, subjectAltName). rustls has verified the certificate.
+/// The DNS names and URIs of a client's certificate (RFC 5280, subjectAltName). rustls has already verified it.
 fn names(chain: &[rustls::pki_types::CertificateDer<'_>]) -> Vec<String> {
     let Some(Ok(certificate)) = chain.first().map(webpki::EndEntityCert::try_from) else { return Vec::new() };
     let names = certificate.valid_uri_names().chain(certificate.valid_dns_names());
     names.map(str::to_owned).take(NAMES_MAX).collect()
 }
 
-/// Tells a client that speaks plain HTTP what to do, in Lambda's form of an error, so that SDKs show it. Most of what the client has
-/// sent is read first: a connection that closes with unread bytes is reset, and the client would not see the answer.
+/// Tells a client that speaks plain HTTP to use https. The answer has the form of Lambda's errors, so that SDKs show
+/// it. Most of what the client sent is read as well: closing with unread bytes would reset the connection, and the
+/// client would not see the answer.
 async fn refuse_plain(mut stream: TcpStream) -> io::Result<()> {
     const BODY: &str = r#"{"Type":"User","code":"InvalidRequestException","message":"this port speaks TLS: write https:// instead of http:// in the endpoint"}"#;
     let mut piece = [0; 4 * 1024];
@@ -145,13 +146,13 @@ async fn refuse_plain(mut stream: TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// A connection that can be read and written.
+/// An open connection.
 pub enum Wire {
     Plain(TcpStream),
     Tls(Box<Secured>),
 }
 
-/// A TLS stream, and the byte that was read ahead of its reader.
+/// A TLS stream, and the byte that was read ahead.
 pub struct Secured {
     stream: TlsStream<TcpStream>,
     ahead: Option<u8>,
@@ -167,8 +168,8 @@ impl Peek for Wire {
 }
 
 impl Peek for Secured {
-    /// The end of a TLS stream is a record as others are, and encrypted in TLS 1.3, so only reading shows it. One byte is read
-    /// ahead at most, and kept for the reader.
+    /// The end of a TLS stream is a record like others, encrypted in TLS 1.3, so only reading finds it. At most one
+    /// byte is read ahead and kept for the reader.
     fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.ahead.is_some() {
             return Poll::Pending;
@@ -179,7 +180,8 @@ impl Peek for Secured {
             Poll::Ready(Ok(())) if read.filled().is_empty() => Poll::Ready(()),
             Poll::Ready(Ok(())) => {
                 self.ahead = Some(byte[0]);
-                // The reader may have been told already that there is nothing, and the socket is empty now: nothing else wakes it.
+                // The reader may have been told that no bytes are available. The socket is empty now, so nothing else
+                // would wake it.
                 context.waker().wake_by_ref();
                 Poll::Pending
             }

@@ -1,4 +1,4 @@
-//! What the stand-in was asked and what it answered.
+//! Records the requests that the stand-in received and its answers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,10 +13,10 @@ use crate::clock::UnixMillis;
 use crate::standin::request::InvocationType;
 use crate::standin::script::Reason;
 
-/// What is kept of each request, besides the counts.
+/// What the ledger keeps of each request, besides the counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Keep {
-    /// Nothing: for benches. What is kept does not grow with the requests.
+    /// Nothing. Memory does not grow with the requests, as benches need.
     Counts,
     /// An entry without the payload: about 2 KiB.
     #[default]
@@ -25,19 +25,19 @@ pub enum Keep {
     EntriesAndPayloads,
 }
 
-/// What became of a request.
+/// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answered {
     /// 202, or 200 with the function's result.
     Accepted,
-    /// The same, late.
+    /// As `Accepted`, but late.
     SlowReply(Duration),
-    /// Taken, and the connection reset instead of answered.
+    /// The event was taken, and the connection reset instead of answered.
     LostReply,
     /// 204.
     DryRun,
     Throttled(Reason),
-    /// An error; without a code if a proxy's page.
+    /// An error. Without a code if it is a proxy's page.
     Refused {
         status: u16,
         code: Option<String>,
@@ -46,12 +46,12 @@ pub enum Answered {
     FunctionError,
     /// The connection was reset before the body was read.
     Reset,
-    /// The caller went away before its body was complete.
+    /// The caller left before its body was complete.
     Unfinished,
 }
 
 impl Answered {
-    /// Whether the function has got the event. A function that failed has not: its caller is expected to try again.
+    /// Whether the function got the event. A function that failed did not: its caller is expected to retry.
     pub fn taken(&self) -> bool {
         match self {
             Self::Accepted | Self::SlowReply(_) | Self::LostReply => true,
@@ -68,36 +68,37 @@ impl Answered {
 /// One request.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// When its head had been read.
+    /// When the head was read.
     pub at: UnixMillis,
     /// `FunctionName`, percent-decoded, as it was sent.
     pub function: String,
-    /// `name` or `name:qualifier`: without account and region, whatever form was sent.
+    /// `name` or `name:qualifier`, without account and region, in whichever form it was sent.
     pub lane: String,
     pub qualifier: Option<String>,
     pub invocation_type: InvocationType,
     pub headers: HeaderMap,
-    /// Of the client context, else the durable execution's name.
+    /// From the client context, else the name of the durable execution.
     pub idempotency_key: Option<String>,
     /// `X-Amzn-Trace-Id`.
     pub trace_header: Option<String>,
-    /// What the payload's id field says, if [`super::Settings::id_field`] names one and the payload was read.
+    /// The value of the payload's id field. `None` if [`super::Settings::id_field`] names none or the payload was not
+    /// read.
     pub id: Option<String>,
-    /// Bytes; 0 if it was not read.
+    /// In bytes. 0 if the payload was not read.
     pub payload_len: usize,
-    /// SHA-256 in lower-case hex; none if the payload was not read whole.
+    /// SHA-256 in lower-case hex. `None` if the payload was not read completely.
     pub payload_sha256: Option<String>,
     pub payload: Option<Bytes>,
-    /// `x-amzn-RequestId` of the answer, if there was one.
+    /// `x-amzn-RequestId` of the answer, if there was an answer.
     pub request_id: Uuid,
     pub answered: Answered,
 }
 
-/// Requests by what became of them.
+/// Counts of requests by how they ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
     pub requests: u64,
-    /// Accepted, slow and lost replies: each request that gave the function an event, repeats included.
+    /// Accepted requests, with slow and lost replies: each one that gave the function an event, duplicates included.
     pub taken: u64,
     pub slow_replies: u64,
     pub lost_replies: u64,
@@ -107,11 +108,12 @@ pub struct Counts {
     pub function_errors: u64,
     pub resets: u64,
     pub unfinished: u64,
-    /// Payload bytes of the taken ones.
+    /// Payload bytes of the taken requests.
     pub taken_bytes: u64,
-    /// Requests from the end of their headers to their answer or the end of their connection.
+    /// Requests between the end of their headers and their answer, or the end of their connection.
     pub in_flight: u64,
-    /// The most of them at once. A caller that gives up on an answer and calls again may count twice for a moment.
+    /// The highest value of `in_flight`. A caller that gives up on an answer and calls again may count twice for a
+    /// moment.
     pub in_flight_max: u64,
 }
 
@@ -157,7 +159,7 @@ impl Book {
         &self.total
     }
 
-    /// Those of one function, `name` or `name:qualifier` as in [`Entry::lane`]; all zero if it was never called.
+    /// The counts of one function, `name` or `name:qualifier` as in [`Entry::lane`]. All zero if it was never called.
     pub fn function(&self, lane: &str) -> Counts {
         self.lanes.get(lane).cloned().unwrap_or_default()
     }
@@ -167,7 +169,7 @@ impl Book {
         &self.lanes
     }
 
-    /// All requests in the order of their answers; none under [`Keep::Counts`].
+    /// All requests in the order of their answers. Empty with [`Keep::Counts`].
     pub fn entries(&self) -> &[Arc<Entry>] {
         &self.entries
     }
@@ -177,19 +179,19 @@ impl Book {
         self.entries.iter().filter(|entry| entry.answered.taken())
     }
 
-    /// How often each event was taken, by its id in the payload ([`super::Settings::id_field`]); more than once is a
-    /// duplicate. Kept under every [`Keep`].
+    /// How often each event was taken, by its id in the payload ([`super::Settings::id_field`]). More than once means a
+    /// duplicate. Available with every [`Keep`].
     pub fn taken_ids(&self) -> &BTreeMap<String, u64> {
         &self.taken_ids
     }
 
-    /// Requests that were not Invoke's, or had no valid function name or type: answered with an error, without an entry.
+    /// Requests that were not Invoke's, or had no valid function name or type. They got an error and have no entry.
     pub fn strays(&self) -> u64 {
         self.strays
     }
 }
 
-/// The handle to a book that is being written. Cheap to clone.
+/// Reads and writes a book. Cheap to clone. Clones share one book.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     shared: Arc<Shared>,
@@ -202,7 +204,7 @@ struct Shared {
 }
 
 impl Ledger {
-    /// Looks at the book; it is locked meanwhile, so `look` is to be short.
+    /// Reads the book under its lock, so `look` must be short.
     pub fn read<T>(&self, look: impl FnOnce(&Book) -> T) -> T {
         look(&self.lock())
     }
@@ -217,12 +219,13 @@ impl Ledger {
         self.read(|book| book.taken().map(Arc::clone).collect())
     }
 
-    /// Waits until `condition` holds; false if it does not within `limit`. It is asked again after every request.
+    /// Waits until `condition` holds, and checks it after every request. Returns false if it does not hold within
+    /// `limit`.
     pub async fn wait_until(&self, condition: impl Fn(&Book) -> bool, limit: Duration) -> bool {
         let held = async {
             loop {
                 let mut written = std::pin::pin!(self.shared.written.notified());
-                // Listen first, look then: what is written in between is not missed.
+                // Listen before looking, so that no change in between is missed.
                 written.as_mut().enable();
                 if self.read(&condition) {
                     return;
@@ -271,7 +274,7 @@ pub(super) struct Written {
     pub(super) entry: Option<Entry>,
 }
 
-/// One request in flight, until it is dropped.
+/// One request in flight. Ends when it is dropped.
 #[derive(Debug)]
 pub(super) struct InFlight {
     ledger: Ledger,

@@ -1,4 +1,4 @@
-//! Lambda's answers on the wire: pure.
+//! Lambda's answers on the wire. Pure.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,8 +13,8 @@ use crate::standin::script::{ErrorAnswer, Throttle};
 
 pub(super) type Reply = Response<Full<Bytes>>;
 
-/// Shapes whose text is in `message`; in all others it is in `Message` (AWS's API model of Lambda, 2015-03-31, and for
-/// the codes outside the model what is known of the wire).
+/// Error codes whose text is in `message`. In all others it is in `Message`. From AWS's API model of Lambda
+/// (2015-03-31), and for codes outside of the model from what is known of the wire.
 const LOWER_CASE_MESSAGE: &[&str] = &[
     "TooManyRequestsException",
     "InvalidParameterValueException",
@@ -33,7 +33,7 @@ const LOWER_CASE_MESSAGE: &[&str] = &[
     "ModeNotSupportedException",
 ];
 
-/// The success of each invocation type.
+/// The successful answer for each invocation type.
 pub(super) fn success(asked: &Asked, request_id: Uuid, result: Bytes) -> Reply {
     match asked.invocation_type {
         InvocationType::Event => answer(StatusCode::ACCEPTED, request_id, Bytes::new()),
@@ -42,7 +42,7 @@ pub(super) fn success(asked: &Asked, request_id: Uuid, result: Bytes) -> Reply {
     }
 }
 
-/// A `RequestResponse` whose function ran and failed.
+/// The answer to a `RequestResponse` whose function ran and failed.
 pub(super) fn function_error(asked: &Asked, request_id: Uuid, message: &str) -> Reply {
     let body = json!({
         "errorMessage": message,
@@ -94,7 +94,7 @@ pub(super) fn error(error: &ErrorAnswer, request_id: Uuid) -> Reply {
     coded(status, &error.code, request_id, &body)
 }
 
-/// What a proxy or load balancer says: no code, no request id, not JSON.
+/// The page of a proxy or load balancer: no error code, no request id, not JSON.
 pub(super) fn html(status: u16) -> Reply {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
     let body = format!("<html><head><title>{status}</title></head><body><h1>{status}</h1></body></html>");
@@ -123,7 +123,7 @@ fn answer(status: StatusCode, request_id: Uuid, body: Bytes) -> Reply {
     reply
 }
 
-/// Leaves the header out if a script's text cannot be one.
+/// Omits the header if a script's text is not a valid value.
 fn insert(headers: &mut http::HeaderMap, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);

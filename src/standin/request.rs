@@ -1,4 +1,4 @@
-//! Reading an Invoke request: pure.
+//! Reads Invoke requests. Pure.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -23,12 +23,12 @@ pub enum InvocationType {
     DryRun,
 }
 
-/// What the head of an Invoke request says.
+/// What the head of an Invoke request contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asked {
     /// `FunctionName`, percent-decoded, as it was sent.
     pub(super) function: String,
-    /// The name in it, without account, region and qualifier.
+    /// From the name's suffix or the query.
     pub(super) name: String,
     /// Of the name's suffix or the query.
     pub(super) qualifier: Option<String>,
@@ -38,7 +38,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    /// `name` or `name:qualifier`: what scripts and counts go by.
+    /// `name` or `name:qualifier`, by which scripts and counts are kept.
     pub(super) fn lane(&self) -> String {
         match &self.qualifier {
             Some(qualifier) => format!("{}:{qualifier}", self.name),
@@ -47,7 +47,7 @@ impl Asked {
     }
 }
 
-/// Reads the head of a request; none if it is not Invoke's method and path at all.
+/// Reads the head of a request. `None` means that method and path are not Invoke's.
 pub(super) fn read_head(head: &Parts) -> Option<Result<Asked, ErrorAnswer>> {
     let segment = head.uri.path().strip_prefix("/2015-03-31/functions/")?.strip_suffix("/invocations")?;
     if head.method != http::Method::POST || segment.contains('/') {
@@ -100,10 +100,11 @@ fn read_invoke(segment: &str, head: &Parts) -> Result<Asked, ErrorAnswer> {
     Ok(Asked { function, name, qualifier: suffix.or(query), invocation_type, tail })
 }
 
-/// Lambda's own, as its error text quotes it.
+/// Lambda's own pattern, as its error message quotes it.
 const NAME_PATTERN: &str = r"(arn:(aws[a-zA-Z-]*)?:lambda:)?((eusc-)?[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\d{1}:)?(\d{12}:)?(function:)?([a-zA-Z0-9-_\.]+)(:(\$LATEST(\.PUBLISHED)?|[a-zA-Z0-9-_]+))?";
 
-/// Splits the forms that Lambda accepts, each optional part before the last two by its shape, into name and qualifier.
+/// Splits the forms that Lambda accepts into name and qualifier. The shape of each part tells whether it is one of the
+/// optional parts.
 fn split_name(function: &str) -> Option<(&str, Option<&str>)> {
     if function.len() > NAME_CHARS_MAX {
         return None;
@@ -114,7 +115,7 @@ fn split_name(function: &str) -> Option<(&str, Option<&str>)> {
     {
         parts.drain(..3);
     }
-    // A region stands only before an account: `my-fn-1:prod` is a name, though `my-fn-1` has the shape of a region.
+    // A region is followed by an account. In `my-fn-1:prod`, `my-fn-1` is a name, though it has the shape of a region.
     if let [region, account, ..] = parts[..]
         && is_region(region)
         && is_account(account)
@@ -157,7 +158,7 @@ fn query_qualifier(query: &str) -> Option<String> {
     percent_decode(value)
 }
 
-/// None if an escape is broken or the bytes are not UTF-8.
+/// `None` means that an escape is broken or the bytes are not UTF-8.
 fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -174,12 +175,12 @@ fn percent_decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// A header as text; none if it is absent or not ASCII.
+/// A header as text. `None` means that it is absent or not ASCII.
 pub(super) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// The idempotency key as sendoff carries it: in the client context, else as the durable execution's name.
+/// The idempotency key as sendoff sends it: in the client context, else as the name of the durable execution.
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Option<String> {
     #[derive(Deserialize)]
     struct Context {
@@ -196,7 +197,7 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Option<String> {
     in_context().or_else(|| text(headers, "x-amz-durable-execution-name").map(str::to_owned))
 }
 
-/// Checks the body as Lambda does before it takes an event.
+/// Checks the body as Lambda does before it accepts an event.
 pub(super) fn check_payload(invocation_type: InvocationType, payload: &[u8]) -> Result<(), ErrorAnswer> {
     if invocation_type == InvocationType::Event && payload.len() > PAYLOAD_BYTES_MAX {
         return Err(too_large(invocation_type, Some(payload.len())));
@@ -214,7 +215,7 @@ pub(super) fn check_payload(invocation_type: InvocationType, payload: &[u8]) -> 
     }
 }
 
-/// Lambda's texts for a payload beyond the limit of its type; `len` is the length if it is known.
+/// Lambda's messages for a payload beyond the limit of its type. `len` is the length if it is known.
 pub(super) fn too_large(invocation_type: InvocationType, len: Option<usize>) -> ErrorAnswer {
     let message = match (invocation_type, len) {
         (InvocationType::Event, Some(len)) => {

@@ -1,4 +1,4 @@
-//! How a function of the stand-in behaves: plain data.
+//! How a function of the stand-in behaves, as data.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -41,13 +41,13 @@ impl Reason {
     }
 }
 
-/// A 429.
+/// A 429 answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Throttle {
     pub reason: Reason,
     /// The `Retry-After` header, in whole seconds, rounded up.
     pub retry_after: Option<Duration>,
-    /// The `x-amz-retry-after` header, in milliseconds: what other services of AWS say.
+    /// The `x-amz-retry-after` header, in milliseconds. Other AWS services send it.
     pub retry_after_millis: Option<Duration>,
 }
 
@@ -67,23 +67,23 @@ impl Throttle {
     }
 }
 
-/// At most so many requests a second, as a token bucket.
+/// A limit on requests per second, as a token bucket.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RateLimit {
     pub per_second: f64,
-    /// How many may come at once after a pause; at least 1.
+    /// Requests that may come at once after a pause. At least 1.
     pub burst: f64,
     pub throttle: Throttle,
 }
 
-/// At most so many requests at once, over the time from the end of their headers to their answer.
+/// A limit on concurrent requests, each counted from the end of its headers to its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ConcurrencyLimit {
     pub at_once: u64,
     pub throttle: Throttle,
 }
 
-/// An answer that is an error with a code.
+/// An error answer with a code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorAnswer {
     pub status: u16,
@@ -104,15 +104,15 @@ pub enum Trouble {
     Throttle(Throttle),
     /// An error in Lambda's shape.
     Error(ErrorAnswer),
-    /// An answer of a proxy in between: HTML, no error code, no request id.
+    /// The page of a proxy in between: HTML, no error code, no request id.
     Html(u16),
-    /// The connection is reset before the body is read: the event was not taken.
+    /// The connection is reset before the body is read. The event is not taken.
     Reset,
-    /// The event is taken, and the connection reset instead of answered.
+    /// The event is taken, and the connection is reset instead of answered.
     LostReply,
-    /// The event is taken, and the answer comes so much later.
+    /// The event is taken, and the answer comes this much later.
     SlowReply(Duration),
-    /// The function ran and failed: `Unhandled`, and this text. `RequestResponse` only; any other type succeeds.
+    /// The function ran and failed: `Unhandled`, with this text. `RequestResponse` only. Other types succeed.
     FunctionError(String),
 }
 
@@ -126,7 +126,7 @@ impl Trouble {
     }
 }
 
-/// How long an answer takes that is not a throttle: `fixed`, and a random part of up to `random`.
+/// How long an answer takes that is not a throttle: `fixed`, plus a random part of up to `random`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Latency {
     pub fixed: Duration,
@@ -135,9 +135,9 @@ pub struct Latency {
 
 /// The behaviour of one function. The default answers every request at once, with success.
 ///
-/// Asked in this order; the first that speaks decides: the one-time troubles, the concurrency limit, the rate limit, the
-/// troubles by chance. A request that Lambda would refuse as invalid is refused whatever the script says, but may use up
-/// a one-time trouble.
+/// The first of these that applies decides: the one-time troubles, the concurrency limit, the rate limit, the troubles
+/// by chance. A request that Lambda would refuse as invalid is refused under every script, but may use up a one-time
+/// trouble.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Script {
     pub(super) once: VecDeque<Trouble>,
@@ -167,7 +167,7 @@ impl Script {
         Self::default().chance(1.0, trouble)
     }
 
-    /// The next request meets `trouble`, once; called again, the one after it.
+    /// The next request meets `trouble`. Called again, the request after it meets that one.
     pub fn once(mut self, trouble: Trouble) -> Self {
         self.once.push_back(trouble);
         self
@@ -179,8 +179,8 @@ impl Script {
         self
     }
 
-    /// A share of the requests meets `trouble`: 0 is none, 1 is all. Several shares add up, each request meets one at
-    /// most; what is beyond a sum of 1 never happens.
+    /// A share of the requests meets `trouble`: 0 is none, 1 is all. The shares of several troubles add up, and each
+    /// request meets at most one. The part of the sum beyond 1 never happens.
     pub fn chance(mut self, share: f64, trouble: Trouble) -> Self {
         self.chances.push((share, trouble));
         self
@@ -192,25 +192,25 @@ impl Script {
         self
     }
 
-    /// Throttles beyond `per_second` requests a second; a tenth of a second's worth may come at once, at least 1.
+    /// Throttles beyond `per_second` requests a second. A tenth of a second's requests may come at once, at least 1.
     pub fn rate(mut self, per_second: f64, throttle: Throttle) -> Self {
         self.rate = Some(RateLimit { per_second, burst: (per_second / 10.0).max(1.0), throttle });
         self
     }
 
-    /// The same with a burst of one's own.
+    /// As [`Script::rate`], with an explicit burst.
     pub fn rate_with_burst(mut self, limit: RateLimit) -> Self {
         self.rate = Some(limit);
         self
     }
 
-    /// How long answers take that are not throttles.
+    /// Sets how long answers take that are not throttles.
     pub fn latency(mut self, fixed: Duration, random: Duration) -> Self {
         self.latency = Latency { fixed, random };
         self
     }
 
-    /// The body of a `RequestResponse` success; `null` unless set.
+    /// The body of a successful `RequestResponse`. Without this it is `null`.
     pub fn result(mut self, body: impl Into<Bytes>) -> Self {
         self.result = body.into();
         self

@@ -1,4 +1,4 @@
-//! The socket side: connections, and one request from its head to its answer.
+//! Serves connections, and each request from its head to its answer.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl Shared {
     }
 }
 
-/// Accepts until `stop`; each connection is a task of `tasks`.
+/// Accepts connections until `stop`. Each connection is a task of `tasks`.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, tasks: TaskTracker, stop: CancellationToken) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let accept = async || {
@@ -65,7 +65,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, tasks: Tas
                 tasks.spawn(connection(stream, slot, Arc::clone(&shared), stop.clone()));
             }
             Some((_, Ok((stream, _)))) => reset(stream),
-            // Out of descriptors, or the peer is gone already: neither ends the listener.
+            // Either descriptors ran out or the peer is already gone. Accept again after a pause.
             Some((_, Err(_))) => shared.clock.sleep(Duration::from_millis(10)).await,
             None => return,
         }
@@ -93,15 +93,15 @@ async fn connection(stream: TcpStream, slot: OwnedSemaphorePermit, shared: Arc<S
         biased;
         () = to_reset.cancelled() => reset(connection.into_parts().io.into_inner()),
         () = stop.cancelled() => {}
-        // However it ended, the ledger has what matters.
+        // The ledger has the result, however the connection ended.
         _ = &mut connection => {}
     }
     drop(slot);
 }
 
-/// Closes with RST.
+/// Closes the connection with RST.
 fn reset(stream: TcpStream) {
-    // If it cannot be set, the connection is closed in the ordinary way: no answer either.
+    // If this fails, the connection closes normally, also without an answer.
     stream.set_zero_linger().ok();
 }
 
@@ -112,7 +112,7 @@ enum NoPayload {
 }
 
 impl Shared {
-    /// The answer; none is a reset of the connection.
+    /// Answers a request. `None` means that the connection is to be reset.
     async fn answer(&self, request: Request<Incoming>) -> Option<Reply> {
         let (head, body) = request.into_parts();
         let at = self.clock.now();
@@ -170,8 +170,8 @@ struct Visit<'a> {
 }
 
 impl Visit<'_> {
-    /// Lets the trouble, if any, happen to a valid request. Writes the ledger first and waits then: a caller that does not
-    /// wait for the answer has been heard all the same.
+    /// Applies the trouble, if any, to a valid request. Writes the ledger before it waits, so that a request counts
+    /// even if its caller does not wait for the answer.
     async fn play(&self, mut turn: Turn, payload: Bytes) -> Option<Reply> {
         let dry = self.asked.invocation_type == InvocationType::DryRun;
         let plain = if dry { Answered::DryRun } else { Answered::Accepted };

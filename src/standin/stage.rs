@@ -1,4 +1,4 @@
-//! Who plays which script, and what the next request meets.
+//! Which script a function follows, and what its next request meets.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::standin::script::{RateLimit, Script, Trouble};
 
-/// All scripts and what of them has been played.
+/// All scripts, and how far each function has played its own.
 #[derive(Debug, Default)]
 pub(super) struct Stage {
     cast: Mutex<Cast>,
@@ -29,12 +29,12 @@ struct Scripts {
     of: BTreeMap<String, Script>,
 }
 
-/// One function's script as far as it has been played.
+/// One function's script, as far as it has been played.
 #[derive(Debug)]
 struct Role {
     script: Script,
     bucket: Option<Bucket>,
-    /// Requests in flight that were not throttled; shared with their turns, so that it survives a change of script.
+    /// Requests in flight that were not throttled. Shared with their turns, so that it survives a change of script.
     in_flight: Arc<AtomicU64>,
 }
 
@@ -68,7 +68,7 @@ impl Stage {
         cast.recast(None);
     }
 
-    /// The turn of one request; unless throttled, it counts as in flight until it is dropped.
+    /// Returns the turn of one request. Unless throttled, the request counts as in flight until the turn is dropped.
     pub(super) fn enter(&self, lane: &str, clock: &Clock) -> Turn {
         let mut cast = self.lock();
         let Cast { scripts, roles } = &mut *cast;
@@ -93,7 +93,8 @@ impl Stage {
 }
 
 impl Cast {
-    /// Gives all roles whose script is that of `changed` (none is the default) the new one, from its beginning.
+    /// Gives every role whose script is that of `changed` (`None` means the default) the new script, from its
+    /// beginning.
     fn recast(&mut self, changed: Option<&str>) {
         for (lane, role) in &mut self.roles {
             let (of, script) = self.scripts.resolve(lane);
@@ -105,7 +106,8 @@ impl Cast {
 }
 
 impl Scripts {
-    /// The script of the lane itself, else of the function without its qualifier, else the default; and whose it is.
+    /// The script of the lane itself, else of the function without its qualifier, else the default. Also returns whose
+    /// script it is.
     fn resolve<'a>(&'a self, lane: &'a str) -> (Option<&'a str>, &'a Script) {
         let bare = lane.split(':').next().unwrap_or(lane);
         [lane, bare]
@@ -138,7 +140,7 @@ impl Role {
     }
 }
 
-/// The trouble in whose part of 0..1 `drawn` lies; none beyond the sum of all shares.
+/// The trouble whose part of 0..1 contains `drawn`. `None` means that `drawn` is beyond the sum of all shares.
 fn by_chance(chances: &[(f64, Trouble)], drawn: f64) -> Option<&Trouble> {
     let mut upto = 0.0;
     chances.iter().find_map(|(share, trouble)| {
@@ -147,7 +149,7 @@ fn by_chance(chances: &[(f64, Trouble)], drawn: f64) -> Option<&Trouble> {
     })
 }
 
-/// Uniformly random in 0..1, of 53 bits: all that a double holds.
+/// A uniformly random number in 0..1 with 53 bits, as many as a double holds.
 fn share(clock: &Clock) -> f64 {
     (clock.random_bits() >> 75) as f64 / (1_u64 << 53) as f64
 }
@@ -157,7 +159,7 @@ fn share(clock: &Clock) -> f64 {
 struct Bucket {
     limit: RateLimit,
     tokens: f64,
-    /// None until the first request.
+    /// `None` until the first request.
     filled_at: Option<Instant>,
 }
 

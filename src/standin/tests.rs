@@ -1,4 +1,4 @@
-//! Each behaviour over a real socket.
+//! Tests each behaviour over a real socket.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ impl Got {
 
 impl Caller {
     fn of(standin: &Standin) -> Self {
-        // Its own repetition of requests on stale connections would hide the resets.
+        // If the client itself repeated requests on stale connections, it would hide the resets.
         let client = Client::builder(TokioExecutor::new()).retry_canceled_requests(false).build_http();
         Self { client, base: standin.endpoint_url() }
     }
@@ -154,7 +154,7 @@ async fn a_share_of_the_calls_is_throttled_at_random() {
 async fn beyond_a_rate_calls_are_throttled() {
     let (standin, caller) = start();
     let throttle = Throttle::new(Reason::FunctionInvocationRateLimitExceeded);
-    // So slow that no token comes back while the test runs.
+    // So slow that no token returns during the test.
     standin.script("orders", Script::default().rate_with_burst(RateLimit { per_second: 0.001, burst: 3.0, throttle }));
     for n in 0..5 {
         let expected = if n < 3 { StatusCode::ACCEPTED } else { StatusCode::TOO_MANY_REQUESTS };
@@ -216,7 +216,7 @@ async fn a_proxy_answers_without_code_and_request_id() {
     assert_eq!(standin.ledger().entries()[0].answered, Answered::Refused { status: 502, code: None });
 }
 
-/// Sends the head of an event's request and whatever of the body, and returns the error of reading the answer.
+/// Sends a head and as much of a body as given. Returns the error of reading the answer.
 async fn read_error(standin: &Standin, head_and_body: &str) -> std::io::ErrorKind {
     let mut stream = TcpStream::connect(standin.address()).await.unwrap();
     stream.write_all(head_and_body.as_bytes()).await.unwrap();

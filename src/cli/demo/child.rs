@@ -1,4 +1,4 @@
-//! The daemon as a child process.
+//! Runs the daemon as a child process.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -16,33 +16,33 @@ use tokio::task::JoinSet;
 
 use crate::clock::Clock;
 
-/// From the start of the process to its `ready`.
+/// The longest time from the start of the process to `ready`.
 const READY_LIMIT: Duration = Duration::from_secs(60);
 
-/// From SIGTERM to the end.
+/// The longest time from SIGTERM to the end.
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 
 /// Lines of its log that are shown if it ends by itself.
 const TAIL_LINES: usize = 20;
 
-/// How to start it.
+/// How to start the daemon.
 #[derive(Debug, Clone)]
 pub(super) struct Launch {
     pub(super) program: PathBuf,
     pub(super) state_dir: PathBuf,
-    /// The stand-in.
+    /// The stand-in's URL.
     pub(super) lambda_url: String,
 }
 
 impl Launch {
-    /// Everything that matters is said here, so that a config file cannot change the demo.
+    /// Sets every important key on the command line, so that a configuration file cannot change the demo.
     fn command(&self) -> Command {
         let settings = [
             "listen.ingest=127.0.0.1:0",
             "listen.admin=127.0.0.1:0",
             "lambda.region=eu-central-1",
             &format!("lambda.endpoint_url={}", self.lambda_url),
-            // Quick, so that the demo is; and no event is buried for the stand-in's random failures.
+            // Fast retries make the demo fast. With so many attempts, the stand-in's random failures bury no event.
             "delivery.backoff_base=50ms",
             "delivery.backoff_cap=1s",
             "delivery.attempts_max=1000",
@@ -55,7 +55,7 @@ impl Launch {
         for setting in settings {
             command.arg("--set").arg(setting);
         }
-        // An environment of its own: no proxy, profile, endpoint or SENDOFF_ variable of the caller's.
+        // An empty environment, without the caller's proxy, profile, endpoint and SENDOFF_ variables.
         command.env_clear().envs([
             ("AWS_ACCESS_KEY_ID", "demo"),
             ("AWS_SECRET_ACCESS_KEY", "demo"),
@@ -66,25 +66,25 @@ impl Launch {
     }
 }
 
-/// Where it listens.
+/// The ports where the daemon listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ports {
     pub(super) ingest: SocketAddr,
     pub(super) admin: SocketAddr,
 }
 
-/// A running daemon. It is killed when dropped.
+/// A running daemon. Dropping it kills it.
 #[derive(Debug)]
 pub(super) struct Daemon {
     pub(super) ports: Ports,
     child: Child,
     tail: Arc<Mutex<VecDeque<String>>>,
-    /// The one task that reads its log.
+    /// The task that reads its log.
     reading: JoinSet<()>,
 }
 
 impl Daemon {
-    /// Starts it and waits until it says that it is ready.
+    /// Starts the daemon and waits until it is ready.
     pub(super) async fn start(launch: &Launch, clock: &Clock) -> anyhow::Result<Self> {
         Self::run(launch.command(), clock).await
     }
@@ -117,11 +117,11 @@ impl Daemon {
         }
     }
 
-    /// Waits for it to end by itself, and says how it did.
+    /// Waits until the daemon ends by itself. Returns how it ended.
     pub(super) async fn ended(&mut self) -> anyhow::Error {
         match self.child.wait().await {
             Ok(status) => {
-                // Its end closes the pipe, so the rest of the log is here at once.
+                // The end of the process closes the pipe, so this reads the rest of the log at once.
                 while self.reading.join_next().await.is_some() {}
                 anyhow!("the daemon ended ({status}); its last words:\n{}", self.last_words())
             }
@@ -129,12 +129,12 @@ impl Daemon {
         }
     }
 
-    /// SIGKILL: no chance to write anything more.
+    /// Sends SIGKILL, so that the daemon cannot write anything more.
     pub(super) async fn kill(mut self) -> anyhow::Result<()> {
         self.child.kill().await.context("killing the daemon")
     }
 
-    /// SIGTERM, and waits for the orderly end.
+    /// Sends SIGTERM, and waits for the orderly end.
     pub(super) async fn stop(mut self, clock: &Clock) -> anyhow::Result<()> {
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         kill_process(pid.context("the daemon has ended already")?, Signal::TERM).context("stopping the daemon")?;
@@ -157,7 +157,7 @@ impl Daemon {
     }
 }
 
-/// Reads to the end, keeps the last lines, and tells the ports once they are there.
+/// Reads the log to its end, keeps the last lines, and reports the ports when they appear.
 async fn read_log(log: ChildStderr, tail: Arc<Mutex<VecDeque<String>>>, say_ready: oneshot::Sender<Ports>) {
     let mut say_ready = Some(say_ready);
     let mut lines = BufReader::new(log).lines();
@@ -165,7 +165,7 @@ async fn read_log(log: ChildStderr, tail: Arc<Mutex<VecDeque<String>>>, say_read
         if let Some(ports) = ready_ports(&line)
             && let Some(say_ready) = say_ready.take()
         {
-            // Nobody waits any more if the start has been given up.
+            // Nobody waits any more if the start was given up.
             say_ready.send(ports).ok();
         }
         let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
@@ -176,7 +176,7 @@ async fn read_log(log: ChildStderr, tail: Arc<Mutex<VecDeque<String>>>, say_read
     }
 }
 
-/// The ports in the line `ready` of a JSON log; its fields stand in `fields` or on top.
+/// The ports in the line `ready` of a JSON log. Its fields are in `fields` or at the top level.
 fn ready_ports(line: &str) -> Option<Ports> {
     let value = serde_json::from_str::<serde_json::Value>(line).ok()?;
     let fields = value.get("fields").unwrap_or(&value);

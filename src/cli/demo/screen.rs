@@ -1,4 +1,5 @@
-//! Live progress: bars on a terminal, a line a second otherwise. All of it goes to stderr; results go to stdout.
+//! Shows live progress: bars on a terminal, otherwise a line per second. All of it goes to stderr. Results go to
+//! stdout.
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -9,17 +10,17 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 
-/// Between two lines.
+/// The pause between two lines.
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
 /// How far the demo is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Progress {
     pub(super) accepted: u64,
-    /// Different events that the stand-in has taken.
+    /// Distinct events that the stand-in has taken.
     pub(super) delivered: u64,
     pub(super) throttled: u64,
-    /// Attempts that failed otherwise.
+    /// Attempts that failed for other reasons.
     pub(super) failed: u64,
 }
 
@@ -42,7 +43,7 @@ impl Screen {
             let all = MultiProgress::new();
             let bar = |what: &'static str| {
                 let bar = all.add(ProgressBar::new(events)).with_prefix(what);
-                // The template is fixed; were it wrong, the bar would look plainer.
+                // The template is fixed. If it were wrong, the bar would only look plainer.
                 match ProgressStyle::with_template("{prefix:9} {bar:40.green} {pos}/{len}  {msg}") {
                     Ok(style) => bar.with_style(style),
                     Err(_) => bar,
@@ -74,25 +75,25 @@ impl Screen {
         }
     }
 
-    /// A sentence about what happens, above the bars.
+    /// Prints a sentence about what happens, above the bars.
     pub(super) fn say(&self, text: &str) {
-        // Nobody is left to be told if stderr is closed; the demo goes on.
+        // If stderr is closed, nobody reads this, and the demo goes on.
         match &self.kind {
             Kind::Bars { all, .. } => all.println(text).unwrap_or_default(),
             Kind::Lines { .. } => crate::cli::say(text),
         }
     }
 
-    /// Takes the bars away.
+    /// Removes the bars.
     pub(super) fn finish(&self) {
-        // One by one: a bar that is not finished draws itself once more when it is dropped.
+        // Finish each bar: an unfinished one draws itself once more when it is dropped.
         if let Kind::Bars { accepted, delivered, .. } = &self.kind {
             accepted.finish_and_clear();
             delivered.finish_and_clear();
         }
     }
 
-    /// A result, to stdout. A reader that has gone away, as `head` does, is no failure.
+    /// Prints a result to stdout. It is no failure if the reader has closed the pipe, as `head` does.
     pub(super) fn print(&self, text: &str) -> std::io::Result<()> {
         match writeln!(std::io::stdout(), "{text}") {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

@@ -1,4 +1,4 @@
-//! The demo's client: a pooled HTTP client that behaves as an SDK does, and its receipts.
+//! The client of the demo: an HTTP client with pooled connections that behaves as an SDK does, and keeps receipts.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,36 +19,36 @@ use tokio::task::JoinSet;
 
 use crate::clock::Clock;
 
-/// The payload's field that names the event.
+/// The field of the payload that names the event.
 pub(super) const ID_FIELD: &str = "id";
 
-/// Requests at once.
+/// The number of concurrent requests.
 const WORKERS: usize = 64;
 
-/// Every so many events, one that was accepted earlier is sent again.
+/// After this many events, an event that was accepted earlier is sent again.
 const REPEAT_EVERY: usize = 10;
 
-/// One request.
+/// The longest time of one request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 
-/// All requests for one event; longer than the daemon takes to start.
+/// The longest time of all requests for one event. Longer than the daemon takes to start.
 const EVENT_LIMIT: Duration = Duration::from_secs(90);
 
-/// Between two requests for one event.
+/// The pause between two requests for one event.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// The largest answer that is read, in bytes.
+/// The most bytes read of an answer.
 const ANSWER_BYTES_MAX: usize = 16 * 1_048_576;
 
 /// One event to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Order {
-    /// Its id in the payload and its idempotency key.
+    /// Its id in the payload, and its idempotency key.
     pub(super) id: String,
     pub(super) function: String,
 }
 
-/// The events, each for a function by chance.
+/// Makes the events, each for a random function.
 pub(super) fn orders(events: u32, functions: &[String], clock: &Clock) -> Vec<Order> {
     (0..events)
         .map(|n| {
@@ -58,30 +58,30 @@ pub(super) fn orders(events: u32, functions: &[String], clock: &Clock) -> Vec<Or
         .collect()
 }
 
-/// What the client was told.
+/// The answers that the client got.
 #[derive(Debug, Default)]
 pub(super) struct Receipts {
-    /// Id to function, of every event that was answered with 202.
+    /// Event id to function, for every event that got 202.
     pub(super) accepted: BTreeMap<String, String>,
     pub(super) counts: Counts,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// Accepted events that were sent again on purpose.
+    /// Accepted events that the client sent again on purpose.
     pub(super) repeats: u64,
-    /// Of those, the ones that were answered as duplicates.
+    /// Those of them that were answered as duplicates.
     pub(super) repeats_recognised: u64,
-    /// Events whose first 202 did not arrive: the request was made again and answered as a duplicate.
+    /// Events whose first 202 was lost. The client repeated the request, and it was answered as a duplicate.
     pub(super) retries_recognised: u64,
 }
 
-/// Sends the events, each until it is accepted, and keeps the receipts.
+/// Sends each event until it is accepted, and keeps the receipts.
 #[derive(Debug)]
 pub(super) struct Sender {
     client: Client<HttpConnector, Full<Bytes>>,
     orders: Vec<Order>,
-    /// Where the daemon's door is now.
+    /// The current address of the daemon's ingest listener.
     door: watch::Receiver<SocketAddr>,
     clock: Clock,
     next: AtomicUsize,
@@ -89,7 +89,7 @@ pub(super) struct Sender {
     accepted: watch::Sender<u64>,
 }
 
-/// A 202.
+/// The answer to an accepted event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Receipt {
     duplicate: bool,
@@ -108,7 +108,7 @@ impl Sender {
         }
     }
 
-    /// Returns when every event is accepted, or the first could not be.
+    /// Returns when every event is accepted, or when the first one fails for good.
     pub(super) async fn send_all(self: Arc<Self>) -> anyhow::Result<()> {
         let mut workers = JoinSet::new();
         for _ in 0..WORKERS {
@@ -120,9 +120,9 @@ impl Sender {
         Ok(())
     }
 
-    /// Waits until so many events are accepted.
+    /// Waits until this many events are accepted.
     pub(super) async fn accepted(&self, events: u64) {
-        // The sender of the channel is `self`: waiting cannot fail.
+        // Cannot fail: `self` holds the channel's sender.
         self.accepted.subscribe().wait_for(|accepted| *accepted >= events).await.ok();
     }
 
@@ -134,7 +134,7 @@ impl Sender {
         look(&self.lock())
     }
 
-    /// The body of a GET that succeeds.
+    /// Returns the body of a successful GET.
     pub(super) async fn fetch(&self, url: &str) -> anyhow::Result<String> {
         let request = Request::get(url).body(Full::default())?;
         let (status, _, body) = self.exchange(request).await.with_context(|| format!("asking {url}"))?;
@@ -163,12 +163,12 @@ impl Sender {
         receipts.accepted.insert(order.id.clone(), order.function.clone());
         receipts.counts.retries_recognised += u64::from(receipt.duplicate);
         let accepted = receipts.accepted.len() as u64;
-        // Under the lock, so that it never goes back.
+        // Sent under the lock, so that the number never decreases.
         self.accepted.send_replace(accepted);
     }
 
-    /// Sends again the event half as far as the n-th, so that many repeats reach across the kill; the n-th itself if that
-    /// one is not accepted yet.
+    /// Sends an earlier event again: the one half as far as the n-th, so that many duplicates come after the kill. If
+    /// that one is not accepted yet, sends the n-th again.
     async fn repeat(&self, n: usize) -> anyhow::Result<()> {
         let earlier = &self.orders[n / 2];
         let known = self.receipts(|receipts| receipts.accepted.contains_key(&earlier.id));
@@ -179,8 +179,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Sends one event until it is accepted: with the same key each time, and again after a refused or lost connection, a
-    /// throttle, or an error of the server, as an SDK does.
+    /// Sends one event until it is accepted, with the same key each time. As an SDK does, it retries after a refused or
+    /// lost connection, a throttle, or a server error.
     async fn send(&self, order: &Order) -> anyhow::Result<Receipt> {
         let began = self.clock.instant();
         loop {
@@ -233,7 +233,7 @@ mod tests {
     use crate::clock::UnixMillis;
     use crate::standin::{Keep, Reason, Script, Settings, Standin, Trouble};
 
-    /// The stand-in as a door: it speaks the same Invoke, but recognises no repeats.
+    /// A stand-in as the ingest listener. It speaks the same Invoke, but recognises no duplicates.
     fn door() -> (Standin, Clock) {
         let clock = Clock::seeded(UnixMillis(0), 3);
         let settings = Settings { keep: Keep::Entries, id_field: Some(ID_FIELD.to_owned()) };

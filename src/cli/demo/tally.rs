@@ -1,4 +1,4 @@
-//! Whether the ledgers agree: pure.
+//! Compares the ledgers. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// Reads `sendoff_outbox_events` from the Prometheus text format. Every state but buried counts as waiting.
+    /// Reads `sendoff_outbox_events` from the Prometheus text format. Every state except buried counts as waiting.
     pub(super) fn read(text: &str) -> Self {
         let mut stored = Self::default();
         for line in text.lines() {
@@ -27,7 +27,7 @@ impl Stored {
                 continue;
             };
             let (Some(function), Some(state)) = (label(labels, "function"), label(labels, "state")) else { continue };
-            // A gauge is written as a double: whole, and never below zero here.
+            // A gauge is a double. This one is a whole number and never negative.
             let events = value.trim().parse::<f64>().map_or(0, |it| it as u64);
             let states = if state == "buried" { &mut stored.buried } else { &mut stored.waiting };
             *states.entry(function.to_owned()).or_default() += events;
@@ -55,18 +55,18 @@ pub(super) struct Balance {
     /// Accepted and taken by the stand-in.
     pub(super) delivered: u64,
     pub(super) buried: u64,
-    /// Not delivered nor buried, but in the store still.
+    /// Neither delivered nor buried, but still in the store.
     pub(super) waiting: u64,
     /// In none of the ledgers.
     pub(super) lost: u64,
-    /// Deliveries beyond an event's first.
+    /// Deliveries after an event's first one.
     pub(super) duplicates: u64,
 }
 
-/// Compares `accepted` (event id to function) with how often each id was `taken` and what is `stored`.
+/// Compares `accepted` (event id to function) with how often each id was `taken` and with what is `stored`.
 ///
-/// The store tells numbers by function, not ids. That is exact here: only one function's events are buried, and of those
-/// the stand-in takes none.
+/// The store gives numbers by function, not ids. That suffices: only one function's events are buried, and the stand-in
+/// takes none of them.
 pub(super) fn reconcile(
     accepted: &BTreeMap<String, String>,
     taken: &BTreeMap<String, u64>,
@@ -93,13 +93,13 @@ pub(super) fn reconcile(
     balance
 }
 
-/// The demo's result.
+/// The result of the demo.
 #[derive(Debug, Clone)]
 pub(super) struct Summary {
     pub(super) balance: Balance,
     pub(super) receipts: sender::Counts,
     pub(super) standin: Counts,
-    /// From the daemon's start to the last 202, the restart included.
+    /// From the daemon's start to the last 202, including the restart.
     pub(super) accepting: Duration,
     /// From the daemon's start to the last delivery.
     pub(super) whole: Duration,
@@ -108,7 +108,7 @@ pub(super) struct Summary {
 impl Summary {
     pub(super) fn table(&self) -> String {
         let Self { balance, receipts, standin, .. } = self;
-        // The refusals that bury are one a buried event; the others are failures that were got over.
+        // Each buried event was refused once. All other failures were overcome by retries.
         let failures = (standin.refused + standin.resets + standin.lost_replies).saturating_sub(balance.buried);
         let rate =
             |events: u64, time: Duration| format!("{:.0} events/s", events as f64 / time.as_secs_f64().max(0.001));
@@ -139,7 +139,7 @@ impl Summary {
         table.trim_fmt()
     }
 
-    /// What keeps the demo from being a success, a sentence each.
+    /// Why the demo failed, a sentence for each reason.
     pub(super) fn problems(&self) -> BTreeSet<String> {
         let missed = self.receipts.repeats - self.receipts.repeats_recognised;
         [

@@ -1,4 +1,5 @@
-//! Straight to Lambda: no outbox, and so no memory. A message that is received twice is invoked twice, with the same key.
+//! The door that invokes Lambda directly. Without an outbox it remembers nothing: a message that is received twice is
+//! invoked twice, with the same key.
 
 use futures_util::future::join_all;
 
@@ -14,7 +15,7 @@ use crate::deadletter::redrive::{Answer, Door};
 use crate::dispatch::verdict::{Outcome, Scope, outcome_of};
 use crate::dispatch::{Call, Invoke, Mode};
 
-/// Calls at once, at most: as many repeats a crash costs. Less if the configuration allows less.
+/// The most concurrent calls, and so the most duplicates after a crash. Fewer if the configuration allows fewer.
 const CALLS_MAX: usize = 16;
 
 /// Lambda as a door.
@@ -39,7 +40,7 @@ impl Direct<aws::direct::Client> {
 
 impl<I: Invoke> Direct<I> {
     async fn invoke(&self, letter: &Letter) -> Result<Answer, Trouble> {
-        // A minted key would be another one each time that the message is received.
+        // A minted key would differ each time the message is received.
         let key = letter.key.clone().unwrap_or_else(|| letter.origin.clone());
         let event = match admit(Letter { key: Some(key), ..letter.clone() }, &self.rules, &self.clock) {
             Ok(redriven) => redriven.event,
@@ -58,7 +59,8 @@ impl<I: Invoke> Direct<I> {
         Ok(match outcome_of(&reply, Mode::Event) {
             Outcome::Delivered => Answer::Accepted,
             Outcome::Throttled { retry_after, .. } => Answer::Busy { why, retry_after },
-            // Without an answer it may have been taken: the next try is a repeat then, with the same key.
+            // Without an answer, Lambda may have accepted the event. The next try is then a duplicate with the same
+            // key.
             Outcome::Transient
             | Outcome::Foreign
             | Outcome::Lost
@@ -83,7 +85,7 @@ impl<I: Invoke> Door for Direct<I> {
         if answers.iter().all(Result::is_err) {
             return answers.into_iter().collect();
         }
-        // What was taken beside a trouble must still be deleted.
+        // Letters that were accepted beside a trouble must still be deleted.
         let waiting = |trouble: Trouble| Answer::Busy { why: trouble.message, retry_after: None };
         Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(waiting)).collect())
     }

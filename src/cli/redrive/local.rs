@@ -1,4 +1,4 @@
-//! Back from the store itself.
+//! Redrives dead letters from the daemon's own store.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::cli::{Exit, Failure, out};
 use crate::clock::Clock;
 use crate::deadletter::redrive::Answer;
 
-/// Ids of one request to the store.
+/// The most ids in one request to the store.
 const BATCH: usize = 100;
 
-/// Letters that stay which are named, each with why.
+/// The most dead letters named that stay, each with the reason.
 const NAMED_MAX: usize = 20;
 
 /// A redrive from a store.
@@ -84,7 +84,7 @@ impl Local<'_> {
     }
 }
 
-/// How many dead letters of the functions asked for are in the store; none if that cannot be told.
+/// How many dead letters of the given functions are in the store. `None` if that is not known.
 async fn stayed_in(client: &AdminClient, filter: &FilterOptions) -> Option<u64> {
     let query = FilterOptions { function: filter.function.clone(), ..FilterOptions::default() };
     let page = client.get::<LetterPage>(&format!("/v1/dead-letters{}", query.query(&[("limit", Some("1"))]))).await;

@@ -1,6 +1,7 @@
 //! An outbox that this command has opened itself, because no daemon runs on it.
 //!
-//! It is asked as a daemon is, by the same routes: so letters are read, refused and remembered by the same rules.
+//! The command asks it through the same routes as a daemon. So letters are read, refused and remembered by the same
+//! rules.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -22,7 +23,7 @@ pub(super) struct OwnStore {
 }
 
 impl OwnStore {
-    /// Takes the store's lock: fails while a daemon has it.
+    /// Takes the store's lock. Fails while a daemon has it.
     pub(super) async fn open(config: &Config, shared: &aws::Shared, clock: &Clock) -> Result<Self, Failure> {
         let metrics = Arc::new(Metrics::new().map_err(|error| Failure::new(Exit::Internal, error))?);
         let opened = daemon::open(config, clock, &metrics).await;
@@ -48,7 +49,7 @@ impl OwnStore {
         AdminClient::in_process(self.admin.router())
     }
 
-    /// Lets go of the store, once all that was asked of it is written.
+    /// Closes the store after all requests are written.
     pub(super) async fn close(self) -> Result<(), Failure> {
         self.admin.outbox_is(None);
         daemon::close(self.writer).await.map_err(|error| Failure::new(Exit::Internal, error))

@@ -1,4 +1,4 @@
-//! How far it is: a bar with rate and time left on a terminal, else a line now and then.
+//! Shows the progress: on a terminal a bar with rate and remaining time, otherwise a line now and then.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -10,7 +10,7 @@ use super::Shown;
 use crate::cli::out;
 use crate::clock::{Clock, UnixMillis};
 
-/// Between two lines.
+/// The pause between two lines.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 pub(super) enum Progress {
@@ -25,7 +25,7 @@ impl Progress {
             let bar = ProgressBar::with_draw_target(expected, ProgressDrawTarget::stderr_with_hz(10));
             let template = "{bar:32} {pos}/{len} letters  {rate}  {eta} left";
             let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            // A terminal that takes no more text is no reason to stop.
+            // It is no failure if the terminal takes no more text.
             let rate = |state: &ProgressState, out: &mut dyn fmt::Write| {
                 write!(out, "{:.0}/s", state.per_sec()).unwrap_or_default();
             };
@@ -41,7 +41,7 @@ impl Progress {
         }
     }
 
-    /// How many there are likely to be.
+    /// Sets how many dead letters are expected.
     pub(super) fn expect(&mut self, count: u64) {
         match self {
             Self::Bar(bar) => bar.set_length(count),
@@ -53,7 +53,7 @@ impl Progress {
     pub(super) fn at(&mut self, count: u64) {
         match self {
             Self::Bar(bar) => {
-                // What SQS says of its size is about right at best.
+                // SQS gives only an approximate number.
                 if bar.length().is_some_and(|length| length < count) {
                     bar.set_length(count);
                 }

@@ -66,12 +66,12 @@ fn history() -> History {
     }
 }
 
-/// Our own message, as SQS hands it back.
+/// Our own message, as SQS returns it.
 fn shipped(event: &Event, format: Format) -> Received {
     shipped_to(event, format, MESSAGE_BYTES_MAX)
 }
 
-/// The same, on a queue that may be set lower.
+/// The same, for a queue with its own size limit.
 fn shipped_to(event: &Event, format: Format, bytes_max: usize) -> Received {
     let message = message_of(event, &history(), format, Oversize::Compress, bytes_max).unwrap();
     let attributes: Vec<_> = message.attributes.iter().map(|(name, value)| (name.as_str(), value.value())).collect();
@@ -153,7 +153,7 @@ fn a_record_of_ours_reads_like_lambdas() {
     assert_eq!(record, expected);
 }
 
-/// As Lambda's dead-letter queue has it (AWS Lambda developer guide, "Adding a dead-letter queue").
+/// A message of Lambda's dead-letter queue (AWS Lambda developer guide, "Adding a dead-letter queue").
 fn lambdas_own() -> Received {
     let attributes = [
         ("RequestID", "e4b46cbf-b738-xmpl-8880-a18cdf61200e"),
@@ -175,7 +175,7 @@ fn a_message_of_lambdas_own_queue_is_for_the_function_that_is_given_or_tagged() 
     assert!(foreign(&lambdas_own()).contains("--function"));
 }
 
-/// As Lambda writes it (AWS Lambda developer guide, "Capturing records of Lambda asynchronous invocations").
+/// A record as Lambda writes it (AWS Lambda developer guide, "Capturing records of Lambda asynchronous invocations").
 fn lambdas_record(condition: &str) -> Received {
     let body = format!(
         r#"{{"version":"1.0","timestamp":"2019-11-14T18:16:05.568Z","requestContext":{{"requestId":"e4b46cbf-b738-xmpl-8880-a18cdf61200e","functionArn":"arn:aws:lambda:us-east-2:123456789012:function:my-function:$LATEST","condition":"{condition}","approximateInvokeCount":3}},"requestPayload":{{"ORDER_IDS":["9e07af03", 1.50]}},"responseContext":{{"statusCode":200,"executedVersion":"$LATEST","functionError":"Unhandled"}},"responsePayload":{{"errorMessage":"Process exited before completing request"}}}}"#

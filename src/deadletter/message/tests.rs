@@ -7,7 +7,7 @@ use crate::outbox::{Burial, BuryReason, LastOutcome};
 
 const TRACE: &str = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1;Lineage=a:1";
 
-/// As on a queue of SQS's own limits.
+/// For a queue with SQS's own limits.
 fn message_of(event: &Event, history: &History) -> Result<Message, Unshippable> {
     super::message_of(event, history, Format::DeadLetterQueue, Oversize::Keep, MESSAGE_BYTES_MAX)
 }
@@ -164,7 +164,7 @@ fn the_limit_is_exact_and_counts_names_types_and_values() {
         sized(bytes - overhead),
         Err(Unshippable::TooLarge { bytes, limit: MESSAGE_BYTES_MAX, compressed: false })
     );
-    // Random digits hardly shrink: then it does not fit even compressed.
+    // Random digits hardly shrink, so the message does not fit even compressed.
     let digits: String =
         (0..MESSAGE_BYTES_MAX as u64).map(|n| char::from(b'0' + (n * n * 7919 % 10_007 % 10) as u8)).collect();
     let noise = Event { payload: Bytes::from(format!("\"{}\"", &digits[..4_000])), ..event() };

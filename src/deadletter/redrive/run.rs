@@ -1,6 +1,6 @@
-//! The redrive itself: what may be begun, and what came of it.
+//! Runs the redrive: decides what to begin, and what follows from results.
 //!
-//! Everything is decided between two awaits of one task; only the calls themselves run beside each other.
+//! All decisions happen in one task, between two awaits. Only the calls run concurrently.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::clock::{Clock, UnixMillis};
 use crate::deadletter::Trouble;
 use crate::deadletter::letter::{Letter, Reading, Received, read};
 
-/// A redrive under way.
+/// A redrive in progress.
 pub struct Redrive<'a, Q, D> {
     queue: &'a Q,
     door: &'a D,
@@ -25,21 +25,22 @@ pub struct Redrive<'a, Q, D> {
     clock: Clock,
     began: UnixMillis,
     tally: Tally,
-    /// The receipts of messages that stay, by message id: they stay hidden until the end, so that others are received.
+    /// Receipts of the messages that stay, by message id. They stay hidden until the end, so that receives bring
+    /// others.
     left: BTreeMap<String, String>,
-    /// Letters for the door, in the order in which they came.
+    /// Letters for the door, in the order of their receipt.
     ready: VecDeque<InHand>,
-    /// Receipts of what is accepted and not yet being deleted.
+    /// Receipts of accepted letters whose deletion has not begun.
     accepted: Vec<String>,
     under_way: UnderWay,
-    /// When rate and door allow the next letter.
+    /// When the rate and the door allow the next letter.
     next: UnixMillis,
-    /// While the door has no room.
+    /// Set while the door has no room.
     busy: Option<Tries>,
-    /// The last receive brought nothing new. Then only one asks, and only with nothing in hand, as a FIFO queue gives no more
-    /// of a group until those in hand are deleted.
+    /// Whether the last receive brought nothing new. Then only one receive runs at a time, and only with nothing in
+    /// hand: a FIFO queue gives no more messages of a group until those in hand are deleted.
     dry: bool,
-    /// Receives in a row without anything new, with nothing in hand.
+    /// Number of receives in a row without anything new and with nothing in hand.
     idle: u32,
     ended: Option<Ended>,
 }
@@ -51,28 +52,28 @@ struct InHand {
     letter: Letter,
 }
 
-/// What is under way.
+/// The calls in progress.
 #[derive(Default)]
 struct UnderWay {
     receives: usize,
-    /// Messages that those may bring.
+    /// The messages that these receives may bring.
     asked: usize,
-    /// Letters at the door, all of one call, and their payload bytes.
+    /// Letters at the door, all in one call, and their payload bytes.
     at_door: usize,
     at_door_bytes: usize,
     deletes: usize,
-    /// Letters of those.
+    /// The letters in these deletes.
     deleting: usize,
 }
 
-/// What may be begun.
+/// What may begin next.
 enum Step {
     Receive(usize),
     HandOver(Vec<InHand>),
     Delete(Vec<String>),
 }
 
-/// What was under way, and what came of it.
+/// A finished call and its result.
 enum Done {
     Received { asked: usize, with_nothing_in_hand: bool, received: Result<Vec<Received>, Trouble> },
     Answered { batch: Vec<InHand>, answers: Result<Vec<Answer>, Trouble> },
@@ -101,7 +102,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
         }
     }
 
-    /// Works until nothing is left, or told to stop: then what is under way is finished. `report` hears of every step.
+    /// Works until nothing is left. After `stop`, finishes the calls in progress. Calls `report` after every step.
     pub async fn run(mut self, stop: &CancellationToken, mut report: impl FnMut(&Tally)) -> (Ended, Tally) {
         let mut work: FuturesUnordered<BoxFuture<'a, Done>> = FuturesUnordered::new();
         loop {
@@ -137,7 +138,8 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
         }
     }
 
-    /// From now on nothing is begun but deletions; letters that are not at the door stay on the queue. The first end counts.
+    /// From now on only deletes begin. Letters that are not at the door stay on the queue. The first reason to end
+    /// wins.
     fn end(&mut self, ended: Ended) {
         if self.ended.is_none() {
             self.ended = Some(ended);
@@ -160,17 +162,17 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
         self.may_receive().map(Step::Receive)
     }
 
-    /// Letters are ready, the door is free, and the limit has room for one.
+    /// Whether letters are ready, the door is free, and the limit allows another letter.
     fn wants_the_door(&self) -> bool {
         self.ended.is_none() && self.under_way.at_door == 0 && !self.ready.is_empty()
     }
 
-    /// When the rate or a busy door allows what is ready.
+    /// When the rate or a busy door allows the letters that are ready.
     fn wake(&self) -> Option<UnixMillis> {
         self.wants_the_door().then_some(self.next)
     }
 
-    /// What goes to the door now, which takes time of the rate.
+    /// Takes the letters of the next call of the door, and reserves their time in the rate.
     fn batch(&mut self) -> Vec<InHand> {
         let sizes = self.ready.iter().map(|in_hand| in_hand.letter.payload.len());
         let fit = fitting(sizes, self.door.letters_max(), self.plan.rate);
@@ -182,7 +184,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
         self.ready.drain(..count).collect()
     }
 
-    /// How many messages may be asked for; none: not now.
+    /// How many messages a receive may ask for now. `None` means that it must wait.
     fn may_receive(&self) -> Option<usize> {
         let UnderWay { receives, asked, at_door, at_door_bytes, .. } = self.under_way;
         let in_hand = self.in_hand();
@@ -191,7 +193,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
             return None;
         }
         let bytes: usize = self.ready.iter().map(|in_hand| in_hand.letter.payload.len()).sum();
-        // What filters leave out does not count, so that a small limit does not make for small receives.
+        // Messages that filters leave out do not count, so that a small limit does not cause small receives.
         let promised = self.tally.accepted + (self.ready.len() + at_door + asked) as u64;
         if bytes + at_door_bytes >= IN_HAND_BYTES_MAX || self.plan.limit.is_some_and(|limit| promised >= limit) {
             return None;
@@ -200,7 +202,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
         (room > 0).then_some(room.min(MESSAGES_MAX))
     }
 
-    /// Letters received and not yet deleted.
+    /// Letters that were received and not yet deleted.
     fn in_hand(&self) -> usize {
         self.ready.len() + self.under_way.at_door + self.accepted.len() + self.under_way.deleting
     }
@@ -261,7 +263,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
     fn received(&mut self, messages: Vec<Received>, with_nothing_in_hand: bool) {
         let mut is_news = false;
         for message in messages {
-            // Of a message that was seen before the newest receipt counts.
+            // For a message that was seen before, the newest receipt counts.
             if let Some(receipt) = self.left.get_mut(&message.message_id) {
                 *receipt = message.receipt;
                 continue;
@@ -274,18 +276,18 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
             }
         }
         self.dry = !is_news;
-        // One that ran beside others says little: they may have emptied the queue, or have its only group in hand.
+        // A receive beside other calls proves little: they may have emptied the queue, or have its only group in hand.
         let was_alone = with_nothing_in_hand && self.in_hand() == 0 && self.under_way.receives == 0;
         self.idle = if is_news { 0 } else { self.idle + u32::from(was_alone) };
     }
 
-    /// Decides what becomes of a message.
+    /// Decides what to do with a message.
     fn sort(&mut self, message: Received) {
         match read(&message, &self.plan.wanted) {
             Reading::Letter(read) if !self.plan.wanted.fits(&read) => {
                 self.leave("not-selected", message.message_id, message.receipt, "the filters leave it out".to_owned());
             }
-            // Else one redrive would use up all that an event has.
+            // Otherwise one redrive could use up all redrives of an event.
             Reading::Letter(read) if read.redriven_at.is_some_and(|at| at >= self.began) => {
                 let why = "since this redrive began it came back, and died again".to_owned();
                 self.leave("died-again", message.message_id, message.receipt, why);
@@ -334,7 +336,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
             return self.give_back(waiting);
         }
         let now = self.clock.now();
-        // A door that takes some of them is no reason to lose patience.
+        // The door accepted some of them, so the patience starts again.
         let fresh = Tries::new(now);
         let mut tries = if taken { fresh } else { self.busy.unwrap_or(fresh) };
         let wait = tries.wait(floor, &self.clock);
@@ -400,7 +402,7 @@ async fn hand_over<D: Door>(door: &D, batch: Vec<InHand>, clock: Clock, stop: Ca
     Done::Answered { batch, answers }
 }
 
-/// Deletes what is accepted; goes on when told to stop, or these letters would come back as repeats.
+/// Deletes accepted letters. Continues after `stop`, because these letters would otherwise come back as duplicates.
 async fn delete<Q: Queue>(queue: &Q, mut receipts: Vec<String>, clock: Clock) -> Done {
     let letters = receipts.len();
     let mut undeleted = 0;

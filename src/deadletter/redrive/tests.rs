@@ -3,17 +3,17 @@ use std::sync::Mutex;
 use super::*;
 use crate::deadletter::letter::{Letter, Received};
 
-/// A queue in memory: what is received is hidden until released, or until the crash of whoever received it.
+/// A queue in memory. A received message is hidden until it is released, or until its receiver crashes.
 #[derive(Default)]
 struct FakeQueue {
     messages: Mutex<BTreeMap<String, (Received, bool)>>,
     receives: Mutex<u32>,
-    /// Answers of the next receives and deletes, before they work.
+    /// Troubles that the next receives and deletes return before they work.
     receive_troubles: Mutex<Vec<Trouble>>,
     delete_troubles: Mutex<Vec<Trouble>>,
     /// How long a call takes.
     latency: Duration,
-    /// One message group: while one of its messages is hidden, no other is given.
+    /// The queue is one message group: while one of its messages is hidden, it gives no other.
     fifo: bool,
 }
 
@@ -103,7 +103,7 @@ impl Queue for FakeQueue {
 #[derive(Default)]
 struct FakeDoor {
     accepted: Mutex<BTreeMap<String, Letter>>,
-    /// What to say instead, by origin; a busy one is said once.
+    /// Answers to give instead, by origin. A busy answer is given once.
     instead: Mutex<BTreeMap<String, Answer>>,
     troubles: Mutex<Vec<Trouble>>,
     batches: Mutex<Vec<usize>>,
@@ -145,7 +145,7 @@ fn trouble(code: &str, transient: bool) -> Trouble {
     Trouble { code: code.into(), message: "why".into(), transient }
 }
 
-/// Of messages that name their function.
+/// A plan for messages that do not name their function.
 fn unnamed() -> Plan {
     Plan { wanted: Wanted::default(), limit: None, rate: None, dry_run: false, calls: 8 }
 }
@@ -187,7 +187,7 @@ async fn messages_that_show_up_again_while_they_stay_are_counted_once_and_do_not
     queue.put("x", Received { body: "hello".into(), ..Received::default() });
     let clock = Clock::seeded(UnixMillis(0), 1);
     let run = Redrive::new(&queue, &door, plan(), clock);
-    // As if the visibility timeout were over each time.
+    // Makes all messages visible after every step, as if the visibility timeout were over.
     let (ended, tally) = run.run(&CancellationToken::new(), |_| queue.show_all()).await;
     assert_eq!((ended, tally.left["foreign"].count), (Ended::Done, 1));
 }
@@ -284,11 +284,11 @@ async fn told_to_stop_it_finishes_the_batch_in_hand_and_shows_the_rest() {
     assert!((1..35).contains(&tally.accepted), "{}", tally.accepted);
 }
 
-/// A run that is dropped at its `n`th step, as a crash would end it; true if it came to its end before.
+/// Drops the run at its `n`th step, as a crash would. Returns true if the run ended before.
 async fn crashing_at(n: u32, queue: &FakeQueue, door: &FakeDoor) -> bool {
     struct Crashing<'a, T>(&'a T, &'a Mutex<u32>, Clock);
     impl<T> Crashing<'_, T> {
-        /// Stops the world before a step, or after it; the calls under way overlap differently each time.
+        /// Stops the run before or after a step. The calls in progress overlap differently each time.
         async fn step(&self) {
             self.2.sleep(self.2.jitter(Duration::from_millis(20))).await;
             let left = {

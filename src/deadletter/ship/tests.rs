@@ -17,7 +17,7 @@ use crate::outbox::{self, BuryReason, Outbox};
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
 
-/// A store in memory whose disk can be told to fail.
+/// A store in memory whose commits can be made to fail.
 struct Fragile(MemoryKv, Arc<Mutex<bool>>);
 
 impl Kv for Fragile {
@@ -41,23 +41,23 @@ impl Kv for Fragile {
     }
 }
 
-/// What a queue is to say of a message, by queue and payload; confirmed if nothing is said.
+/// Answers for a message, by queue and payload. Without one, the message is confirmed.
 type Script = BTreeMap<(String, String), Vec<Shipment>>;
 
-/// SQS that does as it is told and keeps what it confirmed.
+/// A fake SQS that follows its script and keeps the messages that it confirmed.
 #[derive(Clone, Default)]
 struct FakeSqs {
     script: Arc<Mutex<Script>>,
-    /// Queues that take nothing.
+    /// Queues that accept nothing.
     down: Arc<Mutex<BTreeSet<String>>>,
     facts: Arc<Mutex<BTreeMap<String, QueueFacts>>>,
-    /// By queue: the bodies it has.
+    /// The bodies that each queue has.
     has: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
     batches: Arc<Mutex<Vec<(String, usize, UnixMillis)>>>,
     clock: Option<Clock>,
-    /// Never answers, after having taken the messages.
+    /// Takes the messages, but never answers.
     hangs: Arc<Mutex<bool>>,
-    /// Queues that neither answer nor take anything.
+    /// Queues that neither answer nor accept anything.
     silent: Arc<Mutex<BTreeSet<String>>>,
 }
 
@@ -198,7 +198,7 @@ impl Bench {
         (stop, stage)
     }
 
-    /// Runs the stage for a while of virtual time, then stops it.
+    /// Runs the stage for this much virtual time, then stops it.
     async fn run_for(&self, seconds: u64) {
         let (stop, mut stage) = self.start();
         self.clock.sleep(Duration::from_secs(seconds)).await;
@@ -206,7 +206,7 @@ impl Bench {
         stage.join_next().await.unwrap().unwrap().unwrap();
     }
 
-    /// What is still buried: the payload, and why it cannot be shipped.
+    /// The dead letters that are still in the store: payload, and why they cannot be sent.
     async fn buried(&self) -> Vec<(String, Option<String>)> {
         let want = BuriedWant { letters_max: 1_000, payloads: true, ..BuriedWant::default() };
         let letters = self.store.buried(want).await.unwrap().letters;
@@ -262,7 +262,7 @@ async fn what_is_refused_stays_listed_for_a_while_and_keeps_no_other() {
 #[tokio::test(start_paused = true)]
 async fn what_a_queue_refused_is_tried_again_after_a_while_and_counted_once() {
     let bench = Bench::new();
-    // Told from the last to the first.
+    // The last answer in the list is given first.
     let mistaken = Shipment::Refused { code: "InvalidParameterValue".into(), message: "the queue is mistaken".into() };
     bench.sqs.script.lock().unwrap().insert(("q".into(), "1".into()), vec![mistaken.clone(), mistaken]);
     bench.bury("orders", "1").await;

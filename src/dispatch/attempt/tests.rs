@@ -85,7 +85,7 @@ impl Bench {
         Self::of_functions(1_000, settings, commit, says, dry)
     }
 
-    /// With a store that knows at most so many functions.
+    /// A bench whose store knows at most this many functions.
     fn of_functions(
         functions_max: u64,
         settings: Settings,

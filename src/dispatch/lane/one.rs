@@ -17,7 +17,7 @@ use crate::dispatch::{Mode, Policy, Settings};
 use crate::event::EventId;
 use crate::outbox::{LaneView, Which};
 
-/// The age at which events are buried whose function was never proven and is held, while the outbox has hardly any room for
+/// The age at which events of a held function are buried that was never proven, while the outbox has hardly any room for
 /// more functions. Clients can invent names of functions, and those must make way.
 const CROWDED_AGE_MAX: Duration = Duration::from_secs(600);
 
@@ -113,7 +113,7 @@ impl Lane {
         if fresh { Which::Fresh } else { Which::Due }
     }
 
-    /// The age at which its events are buried at present.
+    /// The age at which its events are buried now.
     pub fn age_max(&self, crowded: bool) -> Duration {
         let is_held = self.hold.as_ref().is_some_and(|hold| hold.pause.kind == PauseKind::Held);
         let makes_way = crowded && is_held && !self.view.proven && !self.view.paused;

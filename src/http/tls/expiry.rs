@@ -1,4 +1,4 @@
-//! When a certificate expires: the one field that rustls and webpki check and do not tell.
+//! Reads when a certificate expires. rustls and webpki check this field but do not expose it.
 
 use crate::clock::UnixMillis;
 
@@ -8,8 +8,8 @@ const INTEGER: u8 = 0x02;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// `notAfter` of a certificate in DER (RFC 5280, sections 4.1 and 4.1.2.5); none if that cannot be read. Later than a clock of
-/// 64 bits can tell is not possible: the format ends with the year 9999.
+/// `notAfter` of a certificate in DER (RFC 5280, sections 4.1 and 4.1.2.5). `None` means that it cannot be read. The
+/// format ends with the year 9999, so the time fits in 64 bits.
 pub(super) fn not_after(certificate: &[u8]) -> Option<UnixMillis> {
     let mut certificate = Der(Der(certificate).take(SEQUENCE)?);
     let mut signed = Der(certificate.take(SEQUENCE)?);
@@ -23,17 +23,17 @@ pub(super) fn not_after(certificate: &[u8]) -> Option<UnixMillis> {
     validity.time()
 }
 
-/// What is left of a sequence of values.
+/// The rest of a sequence of values.
 struct Der<'a>(&'a [u8]);
 
 impl<'a> Der<'a> {
-    /// The content of the next value, if it has this tag.
+    /// Takes the next value and returns its content if it has this tag.
     fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
         let (found, rest) = self.0.split_first()?;
         let (first, rest) = rest.split_first()?;
         let (length, rest) = match first {
             0..0x80 => (usize::from(*first), rest),
-            // Lengths beyond 4 bytes are of no certificate.
+            // No certificate has a length that takes more than 4 bytes.
             0x81..=0x84 => {
                 let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
                 (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)

@@ -1,4 +1,4 @@
-//! The certificate and the key of the listeners: read from files, and checked as a whole.
+//! Reads the certificate and the key of the listeners from files, and checks them as a whole.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -15,41 +15,41 @@ use super::expiry::not_after;
 use crate::clock::UnixMillis;
 use crate::follow::Bad;
 
-/// A chain of certificates is some KiB, a bundle of all public authorities some hundred.
+/// A chain of certificates has a few KiB, a bundle of all public authorities a few hundred.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Where the certificate of the listeners is.
+/// The paths of the certificate, the key and the client authorities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
-    /// PEM: the certificate, then those between it and the authority.
+    /// PEM: the server's certificate, then the intermediate ones.
     pub cert: PathBuf,
     /// PEM: its private key.
     pub key: PathBuf,
-    /// PEM: the authorities whose client certificates count.
+    /// PEM: the authorities whose client certificates are accepted.
     pub client_ca: Option<PathBuf>,
 }
 
-/// The files as they were read.
+/// The contents of the files.
 struct Contents {
     cert: Vec<u8>,
     key: Vec<u8>,
     client_ca: Option<Vec<u8>>,
 }
 
-/// What the files are good for.
+/// The TLS configurations made from the files.
 #[derive(Clone)]
 pub struct Pair {
-    /// For listeners on which a client may present a certificate.
+    /// For listeners where a client may present a certificate.
     pub optional: Arc<ServerConfig>,
-    /// For listeners on which a client must present one; the same as `optional` without `client_ca`.
+    /// For listeners where a client must present one. The same as `optional` if there is no `client_ca`.
     pub required: Arc<ServerConfig>,
-    /// When the first certificate of the chain to expire does.
+    /// When the first certificate of the chain expires.
     pub expires: UnixMillis,
 }
 
 impl Files {
-    /// Reads and checks everything, but whether it has expired. With it comes what tells the content from another. Blocks on the
-    /// disk.
+    /// Reads and checks the files, except whether the certificate has expired. Also returns a digest of the contents.
+    /// Blocks on the disk.
     pub fn load(&self) -> Result<([u8; 32], Pair), Bad> {
         let contents = self.read()?;
         let pair = self.check(&contents)?;
@@ -60,7 +60,7 @@ impl Files {
         Ok((digest.finalize().into(), pair))
     }
 
-    /// The same for a change of what is served already: nothing that clients refuse comes in its place.
+    /// As [`Files::load`], but refuses an expired certificate, so that it does not replace one in service.
     pub fn load_valid(&self, now: UnixMillis) -> Result<([u8; 32], Pair), Bad> {
         let (digest, pair) = self.load()?;
         if pair.expires <= now {
@@ -104,7 +104,7 @@ impl Files {
     }
 }
 
-/// A file as it is, up to a limit; or why not.
+/// Reads a file up to a limit. The error says why it cannot be used.
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     let mut content = Vec::new();
     let file = std::fs::File::open(path).map_err(|error| format!("cannot be read: {error}"))?;
@@ -131,7 +131,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// The error is about the key: the chain has been read before.
+/// An error concerns the key: the chain was checked before.
 fn config(
     chain: &[CertificateDer<'static>],
     key: &PrivateKeyDer<'static>,

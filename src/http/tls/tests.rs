@@ -21,14 +21,14 @@ use crate::http::{Limits, Server};
 
 const GET: &[u8] = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// Longer than a test takes.
+/// Longer than any test takes.
 const LONG: Duration = Duration::from_secs(120);
 
 fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", BASE64_STANDARD.encode(der))
 }
 
-/// An authority of the test's own.
+/// A certificate authority for tests.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -43,7 +43,7 @@ impl Authority {
         Self { pem: pem("CERTIFICATE", certificate.der()), issuer: Issuer::new(params, key) }
     }
 
-    /// A certificate for these names, and its key; both in PEM.
+    /// Issues a certificate for these names. Returns the certificate and its key, both in PEM.
     fn issue(&self, names: &[SanType], until: i32) -> (String, String) {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names = names.to_vec();
@@ -127,7 +127,7 @@ impl Running {
         connector.connect(ServerName::try_from("sendoff.test").unwrap(), stream).await
     }
 
-    /// What it answers to a request on this connection.
+    /// Sends a request on this connection and returns the server's answer.
     async fn asked(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<String> {
         stream.write_all(GET).await?;
         let mut text = Vec::new();
@@ -267,7 +267,7 @@ async fn plain_http_is_told_to_speak_tls_and_silence_ends_in_time() {
     let mut junk = TcpStream::connect(running.address).await.unwrap();
     junk.write_all(&[0xff; 32]).await.unwrap();
     let mut rest = Vec::new();
-    // An alert, or a reset where the alert came too late.
+    // The server sends an alert. The client sees a reset instead if the alert came too late.
     junk.read_to_end(&mut rest).await.unwrap_or_default();
 
     let began = running.clock.instant();
@@ -281,7 +281,7 @@ async fn plain_http_is_told_to_speak_tls_and_silence_ends_in_time() {
     running.stopped().await;
 }
 
-/// What the stream says, looked at as hyper's connection does: within one task that also reads.
+/// Polls for the end of the stream as hyper's connection does: in a task that also reads.
 async fn looked_at(stream: &mut Wire) -> Poll<()> {
     std::future::poll_fn(|cx| Poll::Ready(stream.poll_closed(cx))).await
 }

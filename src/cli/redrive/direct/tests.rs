@@ -10,7 +10,7 @@ use crate::clock::UnixMillis;
 use crate::config::{Environment, Flags, load};
 use crate::dispatch::{Answer as Said, Failure as Unanswered, FailureKind, Reply};
 
-/// A Lambda that says what its script has for a function, and remembers what it was asked.
+/// A Lambda with scripted answers for each function. Remembers its calls.
 #[derive(Clone, Default)]
 struct Scripted {
     replies: Arc<Mutex<Vec<(String, Reply)>>>,

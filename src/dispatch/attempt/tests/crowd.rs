@@ -1,4 +1,4 @@
-//! Clients who invent functions, beside functions that exist.
+//! Tests clients that invent names of functions, beside functions that exist.
 
 use super::*;
 use crate::outbox::{Appended, Full, LaneWant, Which};
@@ -21,7 +21,7 @@ impl Bench {
         self.outbox.append(vec![self.event(function)]).await.unwrap().remove(0)
     }
 
-    /// Sends to invented functions until the outbox takes no more of them; says how many it took.
+    /// Sends to invented functions until the outbox accepts no more of them. Returns how many it accepted.
     async fn invent(&self) -> usize {
         for n in 0.. {
             match self.offer(&format!("invented-{n}")).await {
@@ -35,7 +35,7 @@ impl Bench {
         0
     }
 
-    /// Ships every dead letter, as the third stage does where a queue is configured.
+    /// Ships every dead letter, as the dead-letter stage does if a queue is configured.
     async fn ship(&self) -> usize {
         let lanes = self.outbox.lanes(0).await.unwrap().lanes.into_iter();
         let want = |lane| LaneWant { lane, which: Which::Buried, events_max: 10, bytes_max: u64::MAX, spent: None };
@@ -67,7 +67,7 @@ async fn invented_functions_fill_the_outbox_and_give_way_to_a_real_one() {
     bench.clock.sleep(MINUTE * 2).await;
     assert_eq!(bench.ship().await as u64, FUNCTIONS_MAX - 1, "they are dead letters, not lost");
     assert_eq!(bench.offer("new").await, Appended::Stored);
-    // However many more are invented.
+    // The known functions still get through, however many more are invented.
     bench.invent().await;
     assert_eq!(bench.offer("orders").await, Appended::Stored);
     bench.clock.sleep(MINUTE).await;
