@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use sendoff::clock::{Clock, UnixMillis};
+use sendoff::event::name::Home;
 use sendoff::event::{Event, EventId};
 use sendoff::ingest::Settings;
 use sendoff::ingest::rules::{KeyExpression, Rule, Rules};
@@ -100,8 +101,7 @@ fn settings() -> Settings {
         header_bytes_max: 16 << 10,
         header_timeout: second,
         body_timeout: second,
-        region: Some("eu-central-1".to_owned()),
-        account_id: Some("123456789012".to_owned()),
+        home: Home { region: Some("eu-central-1".to_owned()), account_id: Some("123456789012".to_owned()) },
     }
 }
 

@@ -9,7 +9,8 @@ use axum::{Json, Router};
 use http::{StatusCode, header};
 use serde_json::json;
 
-use crate::clock::{Clock, UnixMillis};
+use crate::clock::Clock;
+use crate::deadletter::admit;
 use crate::dispatch::status::{self as lanes, Status};
 use crate::event::FunctionName;
 use crate::metrics::Metrics;
@@ -23,6 +24,8 @@ pub mod dead_letters;
 pub mod functions;
 
 pub mod events;
+
+mod lookup;
 
 pub mod problems;
 
@@ -63,6 +66,18 @@ impl Readiness {
     }
 }
 
+/// What the operator's API is told of the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What decides about letters that come back.
+    pub rules: admit::Rules,
+    pub limits: problems::Limits,
+    /// Functions that the store may know.
+    pub functions_max: u64,
+    /// Where dead letters go.
+    pub queues: api::Queues,
+}
+
 /// What the handlers know. The outbox comes once it is open; the listener answers before.
 #[derive(Clone)]
 pub struct Admin<O> {
@@ -70,7 +85,7 @@ pub struct Admin<O> {
     metrics: Arc<Metrics>,
     clock: Clock,
     outbox: Arc<Mutex<Option<O>>>,
-    rules: Arc<Mutex<Option<dead_letters::Rules>>>,
+    settings: Arc<Mutex<Option<Settings>>>,
     status: Arc<Mutex<Option<Status>>>,
     /// Held while the store's gauges are set and gathered.
     rendering: Arc<Mutex<()>>,
@@ -80,11 +95,12 @@ pub struct Admin<O> {
 
 impl<O: Operator> Admin<O> {
     pub fn new(readiness: Readiness, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        let (outbox, rules, status, rendering, missing) = Default::default();
-        Self { readiness, metrics, clock, outbox, rules, status, rendering, missing }
+        let (outbox, settings, status, rendering, missing) = Default::default();
+        Self { readiness, metrics, clock, outbox, settings, status, rendering, missing }
     }
 
-    pub fn outbox_is(&self, outbox: Option<O>) {
+    /// Opens the routes that need the outbox; without one, closes them.
+    pub fn set_outbox(&self, outbox: Option<O>) {
         *self.outbox.lock().unwrap_or_else(PoisonError::into_inner) = outbox;
     }
 
@@ -111,13 +127,22 @@ impl<O: Operator> Admin<O> {
 
 impl<O: Outbox> Admin<O> {
     /// Whom to ask what dispatch is doing.
-    pub fn dispatch_is(&self, status: Status) {
+    pub fn set_dispatch(&self, status: Status) {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
     }
 
     /// What the daemon lacks to reach AWS at all.
-    pub fn lacks(&self, missing: Vec<String>) {
+    pub fn set_missing(&self, missing: Vec<String>) {
         *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+    }
+
+    pub fn set_settings(&self, settings: Settings) {
+        *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
+    }
+
+    fn settings(&self) -> Result<Settings, Problem> {
+        let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        settings.ok_or_else(|| Problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is starting; try again".to_owned()))
     }
 
     fn missing(&self) -> Vec<String> {
@@ -179,13 +204,6 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         (self.0, Json(api::Message { message: self.1 })).into_response()
     }
-}
-
-/// A time in a request: RFC 3339, or how long ago.
-fn moment(name: &str, text: &str, clock: &Clock) -> Result<UnixMillis, Problem> {
-    let why =
-        || format!("{name}: {text:?} is not a time; write it like 2026-11-23T14:00:00Z, or how long ago, like 2h");
-    UnixMillis::read(text, clock.now()).ok_or_else(|| Problem::bad(why()))
 }
 
 async fn readyz<O: Outbox>(State(admin): State<Admin<O>>) -> Response {

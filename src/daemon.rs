@@ -11,17 +11,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::api::{FunctionQueue, Queues};
-use crate::admin::dead_letters::Rules;
 use crate::admin::guard::{Guard, guarded};
 use crate::admin::problems;
 use crate::admin::status::Status;
-use crate::admin::{Admin, Readiness};
+use crate::admin::{self, Admin, Readiness};
 use crate::aws;
 use crate::aws::Own;
 use crate::aws::placed::Placed;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
+use crate::deadletter::admit::Rules;
 use crate::dispatch::Dispatch;
 use crate::dispatch::verdict::Outcome;
 use crate::event::KeySource;
@@ -30,6 +30,7 @@ use crate::hop::Hop;
 use crate::http::host::Hosts;
 use crate::http::tls::Port;
 use crate::http::{GivesWay, Limits, Server};
+use crate::ingest;
 use crate::ingest::refusal::Refusal;
 use crate::ingest::server::Door;
 use crate::metrics::{Metrics, Words};
@@ -124,7 +125,7 @@ impl Clients {
         let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
         let (lambda, passthrough) = (Placed::of(lambda)?.warned(), Placed::of(passthrough)?);
         let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?.warned();
-        operator.lacks([lambda.missing(), sqs.missing()].into_iter().flatten().collect());
+        operator.set_missing([lambda.missing(), sqs.missing()].into_iter().flatten().collect());
         Ok(Self { shared, lambda, passthrough, sqs })
     }
 }
@@ -181,12 +182,12 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let (outbox, writer) = open(&config, &clock, &metrics).await?;
     // Only now: holding the store's lock proves that no other daemon uses the socket file that is replaced here.
     let mut unix = unix.open()?;
-    operator.outbox_is(Some(outbox.clone()));
+    operator.set_outbox(Some(outbox.clone()));
     let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock, own, &operator).await?;
 
     let leasing = || stop.leasing.clone();
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
-    operator.dispatch_is(dispatch.status());
+    operator.set_dispatch(dispatch.status());
     vital.spawn(&stages, "dispatch", leasing(), dispatch.following(policies).run(stop.clone()));
     let letters = DeadLetters::new(outbox.clone(), sqs, config.dead_letter.clone(), clock.clone(), metrics.clone());
     vital.spawn(&stages, "dead letters", leasing(), letters.run(stop.clone()));
@@ -194,9 +195,9 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     vital.spawn(&stages, "sweep", leasing(), sweep(outbox.clone(), clock.clone(), config.outbox.clone(), leasing()));
 
     let ingest_address = ingest.first().map(address).transpose()?.unwrap_or_default();
-    let rules = redrive_rules(&config, &shared);
-    let settings = rules.names.clone();
-    operator.rules_are(rules);
+    operator.set_settings(admin_settings(&config, &shared));
+    let home = config.ingest.home.clone().or_region(shared.region());
+    let settings = ingest::Settings { home, ..config.ingest.clone() };
     let limits = limits(&settings, descriptors::connections(open_files, &config, 2 * ADMIN_CONNECTIONS_MAX));
     let connections = Some(metrics.ingest_connections.clone());
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
@@ -266,7 +267,7 @@ fn serve_admin(
     vital.spawn_endless(tasks, stage, stop.clone(), server.serve(listener, TowerToHyperService::new(routes)));
 }
 
-fn limits(settings: &crate::ingest::Settings, connections_max: usize) -> Limits {
+fn limits(settings: &ingest::Settings, connections_max: usize) -> Limits {
     Limits {
         connections_max,
         headers_max: settings.headers_max,
@@ -280,10 +281,8 @@ fn address(listener: &TcpListener) -> Result<String, Error> {
     address.map(|address| address.to_string()).map_err(|source| Error::System { doing: "reading an address", source })
 }
 
-/// How a redrive turns letters into events.
-pub fn redrive_rules(config: &Config, shared: &aws::Shared) -> Rules {
-    let mut names = config.ingest.clone();
-    names.region = names.region.or_else(|| shared.region().map(str::to_owned));
+/// What the operator's API is told.
+pub fn admin_settings(config: &Config, shared: &aws::Shared) -> admin::Settings {
     let dead_letter = &config.dead_letter;
     let own = |(function, queue_url): &(String, String)| FunctionQueue {
         function: function.clone(),
@@ -297,7 +296,9 @@ pub fn redrive_rules(config: &Config, shared: &aws::Shared) -> Rules {
     };
     let outbox::Settings { bytes_max, events_max, functions_max, disk_reserve, .. } = config.outbox;
     let limits = problems::Limits { bytes_max, events_max, disk_reserve };
-    Rules { names, redrives_max: dead_letter.redrives_max, limits, functions_max, queues }
+    let home = config.ingest.home.clone().or_region(shared.region());
+    let rules = Rules { home, redrives_max: dead_letter.redrives_max };
+    admin::Settings { rules, limits, functions_max, queues }
 }
 
 /// Opens the store, which may take a while, and starts its writer.

@@ -20,6 +20,10 @@ pub mod ship;
 
 pub mod letter;
 
+pub mod admit;
+
+pub mod export;
+
 pub mod redrive;
 
 pub use ship::DeadLetters;

@@ -11,6 +11,10 @@ use uuid::Uuid;
 
 use crate::clock::UnixMillis;
 
+pub mod check;
+
+pub mod name;
+
 pub mod sendable;
 
 pub use pattern::{Pattern, PatternError};

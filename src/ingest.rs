@@ -7,9 +7,9 @@
 
 use std::time::Duration;
 
-pub mod lambda_api;
+use crate::event::name::Home;
 
-pub mod name;
+pub mod lambda_api;
 
 pub mod exact;
 
@@ -51,8 +51,5 @@ pub struct Settings {
     pub header_timeout: Duration,
     /// The time from the end of the headers to the end of the body.
     pub body_timeout: Duration,
-    /// The daemon's region. An ARN in this region means the same function as its bare name.
-    pub region: Option<String>,
-    /// The daemon's account, likewise.
-    pub account_id: Option<String>,
+    pub home: Home,
 }

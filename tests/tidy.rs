@@ -39,9 +39,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("notify", &["admin", "clock", "outbox"]),
     ("reload", &["config", "dispatch", "notify", "telemetry"]),
     // of dispatch only its status: what it is doing, for the operator
-    ("admin", &["event", "clock", "metrics", "outbox", "dispatch", "http", "shutdown", "telemetry"]),
-    // it is the door of a redrive, and names functions as ingest does
-    ("admin::dead_letters", &["event", "clock", "metrics", "outbox", "ingest", "deadletter", "admin"]),
+    // of deadletter the rules of a redrive
+    ("admin", &["event", "clock", "metrics", "outbox", "dispatch", "deadletter", "http", "shutdown", "telemetry"]),
     ("config", &["event", "clock", "hop", "http", "ingest", "outbox", "dispatch", "deadletter", "aws", "shutdown"]),
     ("standin", &["event", "clock", "http"]),
     // the only ones that know them all

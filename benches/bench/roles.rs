@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use sendoff::clock::Clock;
+use sendoff::event::name::Home;
 use sendoff::event::{Event, EventId};
 use sendoff::http::{Limits, Server};
 use sendoff::ingest::{Settings, server::Door};
@@ -59,8 +60,7 @@ async fn door() -> anyhow::Result<()> {
         header_bytes_max: 64 << 10,
         header_timeout: Duration::from_secs(30),
         body_timeout: Duration::from_secs(30),
-        region: None,
-        account_id: None,
+        home: Home::default(),
     };
     let limits = Limits {
         connections_max: settings.connections_max,

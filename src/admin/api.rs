@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::dispatch::status;
 use crate::event::EventId;
 use crate::outbox::{BuryReason, LastOutcome};
 
@@ -128,6 +129,18 @@ pub struct Held {
     pub until: String,
 }
 
+impl From<&status::Held> for Held {
+    fn from(held: &status::Held) -> Self {
+        let status::Held { scope, kind, reason, until } = held;
+        Self {
+            scope: scope.as_str().to_owned(),
+            kind: kind.as_str().to_owned(),
+            reason: reason.clone(),
+            until: until.rfc3339(),
+        }
+    }
+}
+
 /// One function of `GET /v1/functions`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct FunctionView {
@@ -161,6 +174,12 @@ pub struct LaneError {
     pub at: String,
     /// Status, code and message.
     pub message: String,
+}
+
+impl From<&status::LastError> for LaneError {
+    fn from(error: &status::LastError) -> Self {
+        Self { at: error.at.rfc3339(), message: error.words.clone() }
+    }
 }
 
 /// `GET /v1/functions`.

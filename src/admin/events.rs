@@ -9,10 +9,10 @@ use http::StatusCode;
 use serde::Deserialize;
 
 use super::api::{Cancelled, Due, EventDetail, EventPage, EventView};
-use super::functions::{held, is_paused, matching, state};
+use super::lookup::{event_id, is_paused, matching, pattern, state};
 use super::{Admin, Problem};
 use crate::clock::UnixMillis;
-use crate::event::{EventId, FunctionName, Pattern};
+use crate::event::{EventId, FunctionName};
 use crate::outbox::operator::{Cursor, Keys, ListWant, Listed, Operator, PAGE_MAX, Touched};
 use crate::outbox::{self, Found, History, Place};
 
@@ -45,9 +45,8 @@ async fn list<O: Operator>(
     let cursor = |text: String| text.parse::<Cursor>().map_err(|why| Problem::bad(format!("after: {why}")));
     let place = query.state.as_deref().map(|word| state(word, &Place::ALL)).transpose()?;
     let store = admin.store()?;
-    let pattern = query.function.map(|text| text.parse().map_err(|why| Problem::bad(format!("function: {why}"))));
-    let pattern: Option<Pattern> = pattern.transpose()?;
-    let lanes = matching(&store, pattern.as_ref().map(Pattern::as_str)).await?;
+    let pattern = pattern(query.function)?;
+    let lanes = matching(&store, pattern.as_ref()).await?;
     let places = place.as_ref().map_or(&Place::ALL[..], std::slice::from_ref);
     let count = |lane: &crate::outbox::LaneCensus| -> u64 {
         places.iter().filter_map(|place| lane.by_place.get(place)).map(|count| count.events).sum()
@@ -144,7 +143,7 @@ async fn attempt<O: Operator>(State(admin): State<Admin<O>>, Path(id): Path<Stri
     touched(store.attempt_now(id).await?, id)?;
     tracing::info!(event_id = %id, %function, "an operator made the event due");
     let paused = is_paused(&store, &function).await?;
-    let held = admin.probe(&function).await.as_ref().map(held);
+    let held = admin.probe(&function).await.as_ref().map(Into::into);
     Ok(Json(Due { id, function: function.as_str().to_owned(), paused, held }))
 }
 
@@ -175,8 +174,4 @@ fn touched(touched: Touched, id: EventId) -> Result<(), Problem> {
 
 fn gone(id: EventId) -> Problem {
     Problem::not_found(format!("event {id} is not stored; it may have been delivered, shipped, cancelled or purged"))
-}
-
-fn event_id(text: &str) -> Result<EventId, Problem> {
-    text.parse().map_err(|_| Problem::bad(format!("{text:?} is not an event's id; `sendoff events list` shows ids")))
 }

@@ -170,7 +170,7 @@ impl<O: Outbox> Status<O> {
             lanes: self.admin.lane_status().await,
             paused: lanes.into_iter().filter(|lane| lane.paused).map(|lane| lane.function).collect(),
             census: outbox.census().await.ok()?,
-            limits: self.admin.limits(),
+            limits: self.admin.settings().map(|settings| settings.limits).unwrap_or_default(),
             unreadable: count(&metrics.outbox_unreadable_events),
             set_aside: count(&metrics.outbox_damaged_stores),
             unshippable: sum_where(&metrics.deadletter_unshippable, ""),

@@ -11,6 +11,7 @@ use super::{endpoint, level, listen, outside, passthrough, patterns, rules, tls}
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::PAYLOAD_BYTES_MAX;
+use crate::event::name::Home;
 use crate::ingest::admission::REQUEST_BYTES_MIN;
 use crate::{aws, deadletter, dispatch, hop, ingest, outbox};
 
@@ -178,8 +179,7 @@ fn ingest(r: &mut Reader, region: Option<Option<String>>) -> Option<ingest::Sett
         header_bytes_max: usize::try_from(header_bytes_max?).ok()?,
         header_timeout: header_timeout?,
         body_timeout: body_timeout?,
-        region: region?,
-        account_id: account_id?,
+        home: Home { region: region?, account_id: account_id? },
     })
 }
 
@@ -500,7 +500,7 @@ mod tests {
     fn the_region_of_the_environment_serves_ingest_lambda_and_sqs() {
         let config = config_of("", &[("AWS_REGION", "eu-central-1"), ("AWS_DEFAULT_REGION", "us-east-1")]);
         let eu = Some("eu-central-1".to_owned());
-        assert_eq!((config.ingest.region, config.lambda.region, config.sqs.region), (eu.clone(), eu.clone(), eu));
+        assert_eq!((config.ingest.home.region, config.lambda.region, config.sqs.region), (eu.clone(), eu.clone(), eu));
         let config = config_of("lambda.region = 'us-east-2'", &[("AWS_REGION", "eu-central-1")]);
         assert_eq!(config.sqs.region.as_deref(), Some("us-east-2"));
         assert_refused(

@@ -1,6 +1,7 @@
 //! Reads the patterns of `[functions]`: in the form in which ingest stores names, and each able to match.
 
 use super::read::Reader;
+use crate::event::name::Home;
 use crate::event::{FunctionName, Pattern};
 use crate::ingest::pattern::canonical;
 
@@ -9,10 +10,12 @@ const HINT: &str = "write a function's name, `name:qualifier` or its ARN, with `
 /// Replaces every pattern by its stored form. Refuses a pattern that no function's name can match, one that exceeds the
 /// limits of patterns, and one whose functions an earlier pattern takes.
 pub fn read(r: &mut Reader, region: Option<&str>) {
-    let account = r.values().find("lambda.account_id").map(|entry| entry.value.to_string());
+    let account_id = r.values().find("lambda.account_id").map(|entry| entry.value.to_string());
+    let account_id = account_id.filter(|account_id| !account_id.is_empty());
+    let home = Home { region: region.map(str::to_owned), account_id };
     let mut read: Vec<String> = Vec::new();
     for (written, table) in r.values().functions().to_vec() {
-        let stored = canonical(&written, region, account.as_deref().filter(|account| !account.is_empty()));
+        let stored = canonical(&written, &home);
         let pattern = stored.as_deref().unwrap_or(&written);
         if stored.is_none() && written.chars().count() <= 512 {
             r.refuse_table(&table, "no function has such a name", HINT);

@@ -137,7 +137,7 @@ impl Running {
             }
         };
         let Self { outbox, writer, operator, admin, unix, .. } = self;
-        operator.outbox_is(None);
+        operator.set_outbox(None);
         drop(outbox);
         admin.stop.cancel();
         admin.tasks.close();

@@ -10,11 +10,11 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::clock::UnixMillis;
+use crate::event::check::{Fields, echo_of};
 use crate::event::{Carried, EventId, Function, KeySource, PAYLOAD_BYTES_MAX};
 use crate::ingest::Settings;
 use crate::ingest::key::Offers;
-use crate::ingest::lambda_api::{self, Fields};
-use crate::ingest::refusal::{Refusal, echo_of};
+use crate::ingest::refusal::Refusal;
 use crate::outbox::{Found, LastOutcome};
 use crate::trace;
 
@@ -158,7 +158,7 @@ pub fn read_event(
     now: UnixMillis,
     settings: &Settings,
 ) -> Result<Draft, Refusal> {
-    let invalid = Refusal::InvalidContent;
+    let invalid = Refusal::content;
     let event: NewEvent<'_> =
         serde_json::from_str(text).map_err(|error| invalid(format!("not an event: {}", echo_of(&error))))?;
     let payload = event.payload.map_or_else(Bytes::new, |raw| body.slice_ref(raw.get().as_bytes()));
@@ -170,7 +170,7 @@ pub fn read_event(
         return Err(invalid(trace::HEADER_RULE.to_owned()));
     }
     let fields = Fields { address: event.function, qualifier: event.qualifier, tenant_id: event.tenant_id };
-    let function = lambda_api::check_fields(&fields, settings)?;
+    let function = fields.function(&settings.home)?;
     let deliver_at = match (event.deliver_at, event.delay) {
         (Some(_), Some(_)) => return Err(invalid("deliver_at and delay contradict each other: give one".to_owned())),
         (Some(time), None) => Some(time.read("deliver_at")?),
@@ -196,12 +196,10 @@ impl Time {
     fn read(self, field: &str) -> Result<UnixMillis, Refusal> {
         match self {
             Self::Millis(millis) if (MILLIS_MIN..=MILLIS_MAX).contains(&millis) => Ok(UnixMillis(millis)),
-            Self::Millis(..MILLIS_MIN) => {
-                Err(Refusal::InvalidContent(format!("{field} is in milliseconds, not in seconds")))
-            }
-            Self::Millis(_) => Err(Refusal::InvalidContent(format!("{field} is after the year 9999"))),
+            Self::Millis(..MILLIS_MIN) => Err(Refusal::content(format!("{field} is in milliseconds, not in seconds"))),
+            Self::Millis(_) => Err(Refusal::content(format!("{field} is after the year 9999"))),
             Self::Text(text) => rfc3339(&text).ok_or_else(|| {
-                Refusal::InvalidContent(format!("{field} must be like \"2026-11-23T15:00:00Z\", or milliseconds"))
+                Refusal::content(format!("{field} must be like \"2026-11-23T15:00:00Z\", or milliseconds"))
             }),
         }
     }
@@ -213,9 +211,9 @@ impl Delay {
             Self::Seconds(seconds) => Some(Duration::from_secs(seconds)),
             Self::Text(text) => humantime::parse_duration(&text).ok(),
         };
-        delay.filter(|delay| *delay <= AHEAD_MAX).ok_or_else(|| {
-            Refusal::InvalidContent("delay must be seconds, or like \"10m\", and at most 366 days".to_owned())
-        })
+        delay
+            .filter(|delay| *delay <= AHEAD_MAX)
+            .ok_or_else(|| Refusal::content("delay must be seconds, or like \"10m\", and at most 366 days".to_owned()))
     }
 }
 

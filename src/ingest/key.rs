@@ -1,8 +1,5 @@
 //! Finds the idempotency key of an event. Sources take precedence in the order of [`KeySource`].
 
-use base64::Engine;
-use base64::alphabet;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName};
 use serde_json::{Map, Value};
@@ -15,15 +12,6 @@ use crate::ingest::rules::KeyExpression;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const SDK_INVOCATION_ID: HeaderName = HeaderName::from_static("amz-sdk-invocation-id");
-
-/// The longest client context, in bytes of base64 (Lambda's API model).
-pub const CLIENT_CONTEXT_BYTES_MAX: usize = 3_583;
-
-/// Standard base64, with or without padding. SDKs write padding; people who encode by hand often do not.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// The keys in the head of a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,7 +46,7 @@ impl Offers {
         let header = headers.map(idempotency_key).transpose()?.flatten();
         // Checked even if the header takes precedence: an invalid key is a mistake that the client should see.
         if field.as_ref().is_some_and(|value| !is_key(value)) {
-            return Err(Refusal::InvalidContent(format!(
+            return Err(Refusal::content(format!(
                 "idempotency_key must have 1 to {KEY_CHARS_MAX} characters, none of them a control character"
             )));
         }
@@ -89,24 +77,10 @@ pub fn mint(random_bits: u128) -> IdempotencyKey {
     IdempotencyKey { value, source: KeySource::Minted }
 }
 
-/// Decodes `X-Amz-Client-Context`: base64 of a JSON object.
-pub fn client_context(text: &str) -> Result<Map<String, Value>, Refusal> {
-    if text.len() > CLIENT_CONTEXT_BYTES_MAX {
-        return Err(Refusal::InvalidContent(format!(
-            "Client context must be no more than {CLIENT_CONTEXT_BYTES_MAX} bytes when base64-encoded."
-        )));
-    }
-    BASE64
-        .decode(text)
-        .ok()
-        .and_then(|json| serde_json::from_slice(&json).ok())
-        .ok_or_else(|| Refusal::InvalidContent("Client context must be a valid Base64-encoded JSON object.".to_owned()))
-}
-
 /// The `Idempotency-Key` header (draft-ietf-httpapi-idempotency-key-header-07): a quoted string of RFC 8941, or bare, as
 /// most clients write it.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
-    let refused = |why: &str| Err(Refusal::InvalidContent(format!("Idempotency-Key {why}")));
+    let refused = |why: &str| Err(Refusal::content(format!("Idempotency-Key {why}")));
     let mut given = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(value) = given.next() else { return Ok(None) };
     if given.next().is_some() {
@@ -147,7 +121,7 @@ fn context_key(context: &Map<String, Value>) -> Result<Option<IdempotencyKey>, R
     let Some(given) = context.get("custom").and_then(|custom| custom.get("idempotency_key")) else { return Ok(None) };
     match given.as_str().filter(|value| is_key(value)) {
         Some(value) => Ok(Some(IdempotencyKey { value: value.to_owned(), source: KeySource::ClientContext })),
-        None => Err(Refusal::InvalidContent(format!(
+        None => Err(Refusal::content(format!(
             "custom.idempotency_key of the client context must be a string of 1 to {KEY_CHARS_MAX} characters, \
             none of them a control character"
         ))),
@@ -368,21 +342,5 @@ mod tests {
         assert_eq!(half(r#"a","id":"b"#).value, r#"["s","b"]"#, "of two fields of one name the last counts");
         assert_eq!(key(&long, "1").len(), 64);
         assert_ne!(key(&long, "1"), key(&long, "2"));
-    }
-
-    #[test]
-    fn client_contexts_are_base64_of_a_json_object() {
-        for text in ["eyJjdXN0b20iOnt9fQ==", "eyJjdXN0b20iOnt9fQ"] {
-            assert!(client_context(text).unwrap().contains_key("custom"), "{text}");
-        }
-        for text in ["", "%%%", "W10=", "bm90IGpzb24=", "eyJ"] {
-            assert_eq!(
-                client_context(text).unwrap_err().message(),
-                "Client context must be a valid Base64-encoded JSON object.",
-                "{text}"
-            );
-        }
-        let over = "A".repeat(CLIENT_CONTEXT_BYTES_MAX + 1);
-        assert!(client_context(&over).unwrap_err().message().contains("3583"));
     }
 }

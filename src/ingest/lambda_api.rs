@@ -6,16 +6,14 @@
 use http::header::{HeaderMap, HeaderName};
 use http::request::Parts as Head;
 use http::{Method, Uri};
-use serde::de::IgnoredAny;
 
+use crate::event::check::{Check, DURABLE_EXECUTION, TENANT, TextRule, function, read_client_context};
+use crate::event::name::percent_decode;
 use crate::event::{Carried, Function, PAYLOAD_BYTES_MAX};
 use crate::ingest::Settings;
-use crate::ingest::key::{self, Offers};
-use crate::ingest::name::{
-    NAME_CHARS_MAX, NAME_PATTERN, Parts, QUALIFIER_CHARS_MAX, QUALIFIER_PATTERN, is_qualifier, percent_decode,
-};
+use crate::ingest::key::Offers;
 use crate::ingest::passthrough::{CALL_BYTES_MAX, Operation};
-use crate::ingest::refusal::{Refusal, Violation, echo};
+use crate::ingest::refusal::Refusal;
 use crate::trace;
 
 /// The largest payload of the deprecated InvokeAsync, in bytes (its API reference: 256 KB).
@@ -80,68 +78,7 @@ pub fn read_head(head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
     }
 }
 
-/// The fields of an event that does not arrive as a request of Lambda's API.
-#[derive(Debug)]
-pub struct Fields {
-    pub address: String,
-    pub qualifier: Option<String>,
-    pub tenant_id: Option<String>,
-}
-
-/// Checks these fields as Lambda checks them, and returns the function.
-pub fn check_fields(fields: &Fields, settings: &Settings) -> Result<Function, Refusal> {
-    let Fields { address, qualifier, tenant_id } = fields;
-    let mut check = Check::default();
-    let parts = check.name(address);
-    check.qualifier(qualifier.as_deref());
-    if let Some(tenant_id) = tenant_id {
-        check.text_field(tenant_id, &TENANT);
-    }
-    let Some(parts) = parts.filter(|_| check.violations.is_empty()) else {
-        return Err(Refusal::Validation(check.violations));
-    };
-    suffix_fits(&parts, qualifier.as_deref())?;
-    Ok(function(&parts, address, qualifier.clone(), settings))
-}
-
-/// Checks the carried headers of an event that does not arrive as a request of Lambda's API.
-pub fn check_carried(carried: &Carried) -> Result<(), Refusal> {
-    let Carried { trace_header, client_context, tenant_id, durable_execution_name } = carried;
-    let mut check = Check::default();
-    for (text, rule) in [(tenant_id, &TENANT), (durable_execution_name, &DURABLE_EXECUTION)] {
-        if let Some(text) = text {
-            check.text_field(text, rule);
-        }
-    }
-    if !check.violations.is_empty() {
-        return Err(Refusal::Validation(check.violations));
-    }
-    // The same limit as for a client's header.
-    let is_text = |text: &str| text.bytes().all(|byte| byte == b'\t' || (0x20..=0x7e).contains(&byte));
-    if trace_header.as_deref().is_some_and(|text| !is_text(text)) {
-        return Err(Refusal::InvalidContent("trace_header must be printable ASCII".to_owned()));
-    }
-    client_context.as_deref().filter(|text| !text.is_empty()).map(key::client_context).transpose().map(drop)
-}
-
-/// Checks a payload as Lambda does before it answers, also for Events: JSON of any depth, or empty.
-pub fn check_payload(payload: &[u8]) -> Result<(), Refusal> {
-    let refused = |why: String| {
-        Refusal::InvalidContent(format!(
-            "Could not parse request body into json: Could not parse payload into json: {why}"
-        ))
-    };
-    if payload.is_empty() {
-        return Ok(());
-    }
-    // serde_json skips strings without checking their bytes, so UTF-8 is checked first. Skipping values takes no stack
-    // however deep they nest.
-    let text = std::str::from_utf8(payload).map_err(|error| refused(error.to_string()))?;
-    serde_json::from_str::<IgnoredAny>(text).map_err(|error| refused(error.to_string()))?;
-    Ok(())
-}
-
-/// The known operations, with the function's part of the path, still encoded.
+/// The operations that we know, with the function's label as it stands in the path.
 enum Route<'a> {
     Invoke { label: &'a str },
     InvokeAsync { label: &'a str },
@@ -169,18 +106,16 @@ fn read_invoke(operation: Operation, label: &str, head: &Head, settings: &Settin
     let qualifier = query(&head.uri, "Qualifier");
     check.qualifier(qualifier.as_deref());
     let headers = &head.headers;
-    let invocation_type = check.invocation_type(headers, operation);
-    let log_type = check.log_type(headers);
-    let tenant_id = check.text(headers, &TENANT);
-    let durable_execution_name = check.text(headers, &DURABLE_EXECUTION);
-    let Some(parts) = parts.filter(|_| check.violations.is_empty()) else {
-        return Err(Refusal::Validation(check.violations));
-    };
-    suffix_fits(&parts, qualifier.as_deref())?;
+    let invocation_type = invocation_type(&mut check, headers, operation);
+    let log_type = log_type(&mut check, headers);
+    let tenant_id = text(&mut check, headers, &TENANT_ID, &TENANT);
+    let durable_execution_name = text(&mut check, headers, &DURABLE_EXECUTION_NAME, &DURABLE_EXECUTION);
+    let parts = check.passed(parts)?;
+    let function = function(&parts, &address, qualifier, &settings.home)?;
     let client_context = plain(headers, &CLIENT_CONTEXT).filter(|text| !text.is_empty());
     // sendoff checks only what it stores. Lambda checks the calls that pass through.
     let (keys, payload_max) = if invocation_type == InvocationType::Event {
-        let context = client_context.as_deref().map(key::client_context).transpose()?;
+        let context = client_context.as_deref().map(read_client_context).transpose()?;
         (Offers::read(headers, durable_execution_name.as_deref(), context.as_ref())?, PAYLOAD_BYTES_MAX)
     } else {
         (Offers::default(), CALL_BYTES_MAX)
@@ -188,7 +123,7 @@ fn read_invoke(operation: Operation, label: &str, head: &Head, settings: &Settin
     Ok(Invoke {
         operation,
         keys,
-        function: function(&parts, &address, qualifier, settings),
+        function,
         invocation_type,
         log_type,
         carried: Carried { trace_header: trace::header(headers), client_context, tenant_id, durable_execution_name },
@@ -200,33 +135,17 @@ fn read_invoke(operation: Operation, label: &str, head: &Head, settings: &Settin
 fn read_invoke_async(label: &str, head: &Head, settings: &Settings) -> Result<Invoke, Refusal> {
     let mut check = Check::default();
     let address = percent_decode(label);
-    let Some(parts) = check.name(&address) else { return Err(Refusal::Validation(check.violations)) };
+    let parts = check.name(&address);
+    let parts = check.passed(parts)?;
     Ok(Invoke {
         operation: Operation::Invoke,
         keys: Offers::read(&head.headers, None, None)?,
-        function: function(&parts, &address, None, settings),
+        function: function(&parts, &address, None, &settings.home)?,
         invocation_type: InvocationType::Event,
         log_type: LogType::None,
         carried: Carried { trace_header: trace::header(&head.headers), ..Carried::default() },
         payload_max: INVOKE_ASYNC_BYTES_MAX,
     })
-}
-
-fn suffix_fits(parts: &Parts<'_>, qualifier: Option<&str>) -> Result<(), Refusal> {
-    match (parts.qualifier, qualifier) {
-        (Some(suffix), Some(qualifier)) if suffix != qualifier => Err(Refusal::QualifierMismatch),
-        (Some(_) | None, _) => Ok(()),
-    }
-}
-
-fn function(parts: &Parts<'_>, address: &str, qualifier: Option<String>, settings: &Settings) -> Function {
-    Function {
-        name: parts.canonical(qualifier.as_deref(), settings),
-        // Kept even if it is the daemon's own region: that may change, and the function does not move.
-        region: parts.region.map(str::to_owned),
-        address: address.to_owned(),
-        qualifier,
-    }
 }
 
 /// The first value of a query parameter, decoded.
@@ -240,109 +159,33 @@ fn plain(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
 }
 
-/// A header with a limit on its length and its characters.
-struct TextField {
-    header: HeaderName,
-    field: &'static str,
-    chars_max: usize,
-    /// Lambda's pattern, for the message. `fits` implements it.
-    pattern: &'static str,
-    fits: fn(u8) -> bool,
+fn text(check: &mut Check, headers: &HeaderMap, header: &HeaderName, rule: &TextRule) -> Option<String> {
+    let text = plain(headers, header)?;
+    check.text(&text, rule);
+    Some(text)
 }
 
-const TENANT: TextField = TextField {
-    header: TENANT_ID,
-    field: "tenantId",
-    chars_max: 256,
-    pattern: r"[a-zA-Z0-9\._:\/=+\-@ ]+",
-    fits: |byte| byte.is_ascii_alphanumeric() || b"._:/=+-@ ".contains(&byte),
-};
-
-const DURABLE_EXECUTION: TextField = TextField {
-    header: DURABLE_EXECUTION_NAME,
-    field: "durableExecutionName",
-    chars_max: 64,
-    pattern: "[a-zA-Z0-9-_]+",
-    fits: |byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte),
-};
-
-/// Collects all problems, because Lambda reports them together.
-#[derive(Default)]
-struct Check {
-    violations: Vec<Violation>,
+fn invocation_type(check: &mut Check, headers: &HeaderMap, operation: Operation) -> InvocationType {
+    let (events, known) = match operation {
+        Operation::Invoke => (true, "RequestResponse, Event, DryRun"),
+        Operation::InvokeWithResponseStream => (false, "RequestResponse, DryRun"),
+    };
+    match plain(headers, &INVOCATION_TYPE).as_deref() {
+        Some("Event") if events => return InvocationType::Event,
+        Some("DryRun") => return InvocationType::DryRun,
+        Some("RequestResponse") | None => {}
+        Some(other) => check.refuse("invocationType", other, one_of(known)),
+    }
+    InvocationType::RequestResponse
 }
 
-impl Check {
-    fn refuse(&mut self, field: &'static str, value: &str, constraint: String) {
-        self.violations.push(Violation { field, value: echo(value), constraint });
+fn log_type(check: &mut Check, headers: &HeaderMap) -> LogType {
+    match plain(headers, &LOG_TYPE).as_deref() {
+        Some("Tail") => return LogType::Tail,
+        Some("None") | None => {}
+        Some(other) => check.refuse("logType", other, one_of("None, Tail")),
     }
-
-    fn name<'a>(&mut self, address: &'a str) -> Option<Parts<'a>> {
-        let parts = self.length("functionName", address, NAME_CHARS_MAX).then(|| Parts::parse(address))?;
-        if parts.is_none() {
-            self.refuse("functionName", address, pattern(NAME_PATTERN));
-        }
-        parts
-    }
-
-    fn qualifier(&mut self, qualifier: Option<&str>) {
-        let Some(qualifier) = qualifier else { return };
-        if self.length("qualifier", qualifier, QUALIFIER_CHARS_MAX) && !is_qualifier(qualifier) {
-            self.refuse("qualifier", qualifier, pattern(QUALIFIER_PATTERN));
-        }
-    }
-
-    fn invocation_type(&mut self, headers: &HeaderMap, operation: Operation) -> InvocationType {
-        let (events, known) = match operation {
-            Operation::Invoke => (true, "RequestResponse, Event, DryRun"),
-            Operation::InvokeWithResponseStream => (false, "RequestResponse, DryRun"),
-        };
-        match plain(headers, &INVOCATION_TYPE).as_deref() {
-            Some("Event") if events => return InvocationType::Event,
-            Some("DryRun") => return InvocationType::DryRun,
-            Some("RequestResponse") | None => {}
-            Some(other) => self.refuse("invocationType", other, one_of(known)),
-        }
-        InvocationType::RequestResponse
-    }
-
-    fn log_type(&mut self, headers: &HeaderMap) -> LogType {
-        match plain(headers, &LOG_TYPE).as_deref() {
-            Some("Tail") => return LogType::Tail,
-            Some("None") | None => {}
-            Some(other) => self.refuse("logType", other, one_of("None, Tail")),
-        }
-        LogType::None
-    }
-
-    fn text(&mut self, headers: &HeaderMap, rule: &TextField) -> Option<String> {
-        let text = plain(headers, &rule.header)?;
-        self.text_field(&text, rule);
-        Some(text)
-    }
-
-    fn text_field(&mut self, text: &str, rule: &TextField) {
-        if self.length(rule.field, text, rule.chars_max) && !text.bytes().all(rule.fits) {
-            self.refuse(rule.field, text, pattern(rule.pattern));
-        }
-    }
-
-    /// Whether `text` has 1 to `chars_max` characters.
-    fn length(&mut self, field: &'static str, text: &str, chars_max: usize) -> bool {
-        let constraint = if text.is_empty() {
-            "Member must have length greater than or equal to 1".to_owned()
-        } else if text.chars().count() > chars_max {
-            format!("Member must have length less than or equal to {chars_max}")
-        } else {
-            return true;
-        };
-        self.refuse(field, text, constraint);
-        false
-    }
-}
-
-fn pattern(pattern: &str) -> String {
-    format!("Member must satisfy regular expression pattern: {pattern}")
+    LogType::None
 }
 
 fn one_of(values: &str) -> String {
@@ -357,6 +200,8 @@ pub(crate) mod tests {
     use http::Request;
 
     use super::*;
+    use crate::event::check::{Invalid, pattern};
+    use crate::event::name::{Home, NAME_PATTERN, QUALIFIER_PATTERN};
     use crate::event::{FunctionName, KeySource};
 
     pub(crate) fn settings() -> Settings {
@@ -367,8 +212,7 @@ pub(crate) mod tests {
             header_bytes_max: 16 << 10,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
-            region: Some("eu-central-1".to_owned()),
-            account_id: Some("123456789012".to_owned()),
+            home: Home { region: Some("eu-central-1".to_owned()), account_id: Some("123456789012".to_owned()) },
         }
     }
 
@@ -485,7 +329,7 @@ pub(crate) mod tests {
 
     #[test]
     fn fields_that_contradict_or_hold_nonsense_are_refused() {
-        assert_eq!(invoke("f:prod", "?Qualifier=dev", &[]), Err(Refusal::QualifierMismatch));
+        assert_eq!(invoke("f:prod", "?Qualifier=dev", &[]), Err(Invalid::QualifierMismatch.into()));
         assert_eq!(
             refusal("f", "", &[("x-amz-invocation-type", "Event"), ("x-amz-client-context", "W10=")]),
             "Client context must be a valid Base64-encoded JSON object."
@@ -529,25 +373,6 @@ pub(crate) mod tests {
             assert_eq!(invoke.invocation_type, InvocationType::Event);
             assert_eq!(invoke.function.name.as_str(), "orders:prod");
             assert_eq!(invoke.payload_max, 262_144);
-        }
-    }
-
-    #[test]
-    fn payloads_are_json_of_any_depth_or_empty() {
-        let deep = "[".repeat(500_000) + &"]".repeat(500_000);
-        for payload in ["", "{}", "null", "\"x\"", " 1e400 ", deep.as_str(), "\"\u{ffff}\""] {
-            assert_eq!(check_payload(payload.as_bytes()), Ok(()));
-        }
-        let parse = "Could not parse request body into json: Could not parse payload into json: ";
-        for (payload, why) in [
-            (&b"{"[..], "EOF while parsing an object at line 1 column 1"),
-            (b"not json", "expected ident at line 1 column 2"),
-            (b"{} {}", "trailing characters at line 1 column 4"),
-            (b" ", "EOF while parsing a value at line 1 column 1"),
-            (b"\"\xff\"", "invalid utf-8 sequence of 1 bytes from index 1"),
-            (b"{'a':1}", "key must be a string at line 1 column 2"),
-        ] {
-            assert_eq!(check_payload(payload).unwrap_err().message(), format!("{parse}{why}"));
         }
     }
 

@@ -5,10 +5,10 @@ use std::sync::LazyLock;
 use utoipa::openapi::{Object, RefOr, Schema};
 use utoipa::{Modify, Number, OpenApi};
 
+use crate::event::name::{NAME_PATTERN, QUALIFIER_PATTERN};
 use crate::ingest::events_api::{
     AHEAD_MAX, AcceptedEvent, DELAY_PATTERN, ErrorBody, EventAnswer, EventState, MILLIS_MAX, MILLIS_MIN, NewEvent,
 };
-use crate::ingest::name::{NAME_PATTERN, QUALIFIER_PATTERN};
 
 /// The document, as JSON.
 pub fn document() -> &'static str {

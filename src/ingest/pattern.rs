@@ -3,26 +3,25 @@
 //! Holds: every storable name is a pattern that matches only itself. ARNs and all other forms that Lambda accepts are
 //! parsed as in requests, with or without stars in them.
 
-use super::name::Parts;
 use crate::event::FunctionName;
+use crate::event::name::{Home, Parts};
 
 /// Replaces a star while a pattern is parsed as a name. It is valid in every part of a name.
 const STAR: &str = "--any--";
 
-/// The pattern in the form of stored names, without the daemon's own `region` and `account`. `None` if it cannot match
-/// the name of any function.
-pub fn canonical(pattern: &str, region: Option<&str>, account: Option<&str>) -> Option<String> {
+/// The pattern in the form of stored names. `None` if it cannot match the name of any function.
+pub fn canonical(pattern: &str, home: &Home) -> Option<String> {
     if !pattern.contains(STAR) {
         let read = pattern.replace('*', STAR);
         if let Some(parts) = Parts::parse(&read) {
-            return Some(parts.among(None, region, account).as_str().replace(STAR, "*"));
+            return Some(parts.canonical(None, home).as_str().replace(STAR, "*"));
         }
     }
-    stored(pattern, region, account).map(|name| name.as_str().to_owned())
+    stored(pattern, home).map(|name| name.as_str().to_owned())
 }
 
 /// A pattern that is written in the stored form: `[region/][account/]name[:qualifier]`.
-fn stored(pattern: &str, region: Option<&str>, account: Option<&str>) -> Option<FunctionName> {
+fn stored(pattern: &str, home: &Home) -> Option<FunctionName> {
     let is_of = |text: &str, more: &str| {
         !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '*' || more.contains(c))
     };
@@ -44,7 +43,7 @@ fn stored(pattern: &str, region: Option<&str>, account: Option<&str>) -> Option<
         }
         Some(_) => return None,
     }
-    Some(parts.among(None, region, account))
+    Some(parts.canonical(None, home))
 }
 
 #[cfg(test)]
@@ -52,11 +51,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::event::name::QUALIFIER_PATTERN;
     use crate::ingest::lambda_api::tests::settings;
-    use crate::ingest::name::QUALIFIER_PATTERN;
 
     fn of(pattern: &str) -> Option<String> {
-        canonical(pattern, Some("eu-central-1"), Some("123456789012"))
+        canonical(pattern, &settings().home)
     }
 
     #[test]
@@ -105,8 +104,8 @@ mod tests {
             qualifier in proptest::option::of(QUALIFIER_PATTERN),
         ) {
             let Some(parts) = Parts::parse(&written) else { return Ok(()) };
-            let stored = parts.canonical(qualifier.as_deref(), &settings());
-            let pattern = canonical(stored.as_str(), settings().region.as_deref(), settings().account_id.as_deref());
+            let stored = parts.canonical(qualifier.as_deref(), &settings().home);
+            let pattern = canonical(stored.as_str(), &settings().home);
             prop_assert!(pattern.is_some(), "{stored}");
             if !is_ambiguous(stored.as_str()) {
                 prop_assert_eq!(pattern.as_deref(), Some(stored.as_str()));

@@ -8,6 +8,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use serde_json::json;
 
+use crate::event::check::{Invalid, echo};
 use crate::event::{EventId, KeySource};
 use crate::hop::Marked;
 use crate::ingest::admission::Crowded;
@@ -20,9 +21,6 @@ pub const EVENT_ID: HeaderName = HeaderName::from_static("x-sendoff-event-id");
 
 /// When to retry, in milliseconds. boto3 and the Rust SDK obey this header, all other clients `Retry-After`.
 pub const RETRY_AFTER_MILLIS: HeaderName = HeaderName::from_static("x-amz-retry-after");
-
-/// The most characters of a client's value that an error message repeats.
-const ECHO_CHARS_MAX: usize = 256;
 
 /// Why a request is refused. Nothing of it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,11 +39,7 @@ pub enum Refusal {
     MethodNotAllowed {
         allow: &'static str,
     },
-    /// Fields that violate Lambda's API model. At least one.
-    Validation(Vec<Violation>),
-    QualifierMismatch,
-    /// A header or the payload is invalid. The text says why.
-    InvalidContent(String),
+    Invalid(Invalid),
     /// The body is compressed or otherwise encoded, as `header` says.
     Encoded {
         header: &'static str,
@@ -113,17 +107,6 @@ pub enum Refusal {
     },
 }
 
-/// A field that violates Lambda's API model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Violation {
-    /// Lambda's name of the field, for example `functionName`.
-    pub field: &'static str,
-    /// The value, shortened by [`echo`].
-    pub value: String,
-    /// The requirement, in Lambda's words.
-    pub constraint: String,
-}
-
 /// The fixed part of a refusal.
 struct Shape {
     status: StatusCode,
@@ -136,7 +119,18 @@ struct Shape {
     reason: &'static str,
 }
 
+impl From<Invalid> for Refusal {
+    fn from(invalid: Invalid) -> Self {
+        Self::Invalid(invalid)
+    }
+}
+
 impl Refusal {
+    /// A header or the payload is invalid. `why` says how.
+    pub fn content(why: String) -> Self {
+        Self::Invalid(Invalid::Content(why))
+    }
+
     /// All values of [`Refusal::reason`].
     pub const REASONS: [&str; 23] = [
         "unknown-operation",
@@ -224,9 +218,7 @@ impl Refusal {
             | Self::MethodNotAllowed { .. }
             | Self::BatchTooLarge { .. }
             | Self::EventUnknown { .. }
-            | Self::Validation(_)
-            | Self::QualifierMismatch
-            | Self::InvalidContent(_)
+            | Self::Invalid(_)
             | Self::Encoded { .. }
             | Self::PayloadTooLarge { .. }
             | Self::CallTooLarge { .. }
@@ -269,13 +261,13 @@ impl Refusal {
             Self::MethodNotAllowed { .. } => {
                 user(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowedException", "method-not-allowed")
             }
-            Self::Validation(_) => {
+            Self::Invalid(Invalid::Fields(_)) => {
                 Shape { fault: None, ..user(StatusCode::BAD_REQUEST, "ValidationException", "validation") }
             }
-            Self::QualifierMismatch => {
+            Self::Invalid(Invalid::QualifierMismatch) => {
                 user(StatusCode::BAD_REQUEST, "InvalidParameterValueException", "qualifier-mismatch")
             }
-            Self::InvalidContent(_) => {
+            Self::Invalid(Invalid::Content(_)) => {
                 user(StatusCode::BAD_REQUEST, "InvalidRequestContentException", "invalid-content")
             }
             // Lambda's code for a body that is not JSON.
@@ -339,15 +331,7 @@ impl Refusal {
             Self::EventUnknown { id } => {
                 format!("event {id} is not stored: it was never accepted, or it is delivered, shipped or purged")
             }
-            Self::Validation(violations) => {
-                let plural = if violations.len() == 1 { "" } else { "s" };
-                let all: Vec<_> = violations.iter().map(Violation::to_string).collect();
-                format!("{} validation error{plural} detected: {}", all.len(), all.join("; "))
-            }
-            Self::QualifierMismatch => {
-                "The derived qualifier from the function name does not match the specified qualifier.".to_owned()
-            }
-            Self::InvalidContent(why) => why.clone(),
+            Self::Invalid(invalid) => invalid.to_string(),
             Self::Encoded { header, coding } => format!(
                 "{header} {coding} is not supported: sendoff hands bodies on as they are, so send the JSON itself, without {header}",
                 coding = echo(coding)
@@ -385,42 +369,8 @@ impl Refusal {
     }
 }
 
-impl std::fmt::Display for Violation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { field, value, constraint } = self;
-        write!(f, "Value '{value}' at '{field}' failed to satisfy constraint: {constraint}")
-    }
-}
-
-/// Shortens a client's value for an error message. Store only the shortened value, because a client controls its length.
-pub fn echo(value: &str) -> String {
-    match value.char_indices().nth(ECHO_CHARS_MAX) {
-        Some((end, _)) => format!("{}...", &value[..end]),
-        None => value.to_owned(),
-    }
-}
-
-/// Like [`echo`], for an error text that may contain a client's value. Formats no more of `text` than it keeps.
-pub fn echo_of(text: &impl std::fmt::Display) -> String {
-    /// Accepts as many characters as an echo may have, then fails, so that formatting stops.
-    struct Short(String);
-
-    impl std::fmt::Write for Short {
-        fn write_str(&mut self, text: &str) -> std::fmt::Result {
-            let room = (4 * ECHO_CHARS_MAX + 4).saturating_sub(self.0.len());
-            let end = if text.len() <= room { text.len() } else { text.floor_char_boundary(room) };
-            self.0.push_str(&text[..end]);
-            if end < text.len() { Err(std::fmt::Error) } else { Ok(()) }
-        }
-    }
-    let mut short = Short(String::new());
-    // The error means that the text is longer. The echo says so.
-    std::fmt::write(&mut short, format_args!("{text}")).unwrap_or_default();
-    echo(&short.0)
-}
-
-/// A header value from our own text: ids, numbers and words. Text that cannot be a header value becomes empty instead of
-/// a panic.
+/// A header value of text that we wrote ourselves: ids, numbers and words. What cannot be a header value becomes empty,
+/// rather than a panic.
 pub fn header_value(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
 }
@@ -437,6 +387,7 @@ mod tests {
     use super::*;
     use crate::clock::UnixMillis;
     use crate::event::FunctionName;
+    use crate::event::check::Violation;
 
     async fn parts(refusal: &Refusal) -> (u16, String, String) {
         let (head, body) = refusal.response("req-1").into_parts();
@@ -456,13 +407,13 @@ mod tests {
         let conflict = |source| Refusal::Conflict { first, source };
         let known = [
             (
-                Refusal::Validation(vec![violation("functionName"), violation("qualifier")]),
+                Refusal::Invalid(Invalid::Fields(vec![violation("functionName"), violation("qualifier")])),
                 400,
                 "ValidationException",
                 r#"{"message":"2 validation errors detected: Value 'a b' at 'functionName' failed to satisfy constraint: Member must satisfy something; Value 'a b' at 'qualifier' failed to satisfy constraint: Member must satisfy something"}"#.to_owned(),
             ),
             (
-                Refusal::QualifierMismatch,
+                Refusal::Invalid(Invalid::QualifierMismatch),
                 400,
                 "InvalidParameterValueException",
                 r#"{"Type":"User","message":"The derived qualifier from the function name does not match the specified qualifier."}"#.to_owned(),
@@ -523,17 +474,5 @@ mod tests {
         assert_eq!(response.headers()[RETRY_AFTER], "2");
         assert_eq!(response.headers()[RETRY_AFTER_MILLIS], "1500");
         assert!(!Refusal::BodyTorn.response("r").headers().contains_key(RETRY_AFTER));
-    }
-
-    #[test]
-    fn a_long_value_is_repeated_in_part_only() {
-        for long in ["é".repeat(10_000), "x".repeat(10_000)] {
-            let start: String = long.chars().take(ECHO_CHARS_MAX).collect();
-            assert_eq!(echo(&long), format!("{start}..."));
-            assert_eq!(echo_of(&format_args!("{long}{long}")), format!("{start}..."));
-        }
-        for short in ["", "é".repeat(ECHO_CHARS_MAX).as_str()] {
-            assert_eq!((echo(short), echo_of(&short)), (short.to_owned(), short.to_owned()));
-        }
     }
 }

@@ -119,7 +119,7 @@ impl KeyExpression {
             return Ok(None);
         };
         if !is_exact && computes(&self.ast) {
-            return Err(Refusal::InvalidContent(format!(
+            return Err(Refusal::content(format!(
                 "The payload has a number or text that cannot be represented exactly, and the idempotency key `{}` of \
                 this function compares or computes with values of the payload. Send the key in Idempotency-Key, or \
                 write such numbers as strings.",

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::clock::{Clock, UnixMillis};
+use crate::event::check::check_payload;
 use crate::event::{Event, EventId, FunctionName, KeySource, PAYLOAD_BYTES_MAX};
 use crate::hop::Hop;
 use crate::http::host::Hosts;
@@ -24,7 +25,7 @@ use crate::ingest::Settings;
 use crate::ingest::admission::{Admission, Crowded, Permit};
 use crate::ingest::body::{self, Unread};
 use crate::ingest::events_api::{AcceptedEvent, Draft};
-use crate::ingest::lambda_api::{InvocationType, Invoke, check_payload, read_head};
+use crate::ingest::lambda_api::{InvocationType, Invoke, read_head};
 use crate::ingest::passthrough::{self, Gate, Off, Passed, Passthrough};
 use crate::ingest::refusal::{EVENT_ID, REQUEST_ID, Refusal, header_value};
 use crate::ingest::rules::Rules;
@@ -372,9 +373,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             | Refusal::MethodNotAllowed { .. }
             | Refusal::BatchTooLarge { .. }
             | Refusal::EventUnknown { .. }
-            | Refusal::Validation(_)
-            | Refusal::QualifierMismatch
-            | Refusal::InvalidContent(_)
+            | Refusal::Invalid(_)
             | Refusal::Encoded { .. }
             | Refusal::PayloadTooLarge { .. }
             | Refusal::CallTooLarge { .. }

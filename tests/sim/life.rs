@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use sendoff::clock::Clock;
 use sendoff::deadletter::{self, DeadLetters};
 use sendoff::dispatch::{self, Dispatch};
+use sendoff::event::name::Home;
 use sendoff::ingest;
 use sendoff::ingest::server::Door;
 use sendoff::metrics::Metrics;
@@ -263,7 +264,6 @@ fn ingest_settings() -> ingest::Settings {
         header_bytes_max: 16 << 10,
         header_timeout: Duration::from_secs(10),
         body_timeout: Duration::from_secs(10),
-        region: None,
-        account_id: None,
+        home: Home::default(),
     }
 }

@@ -3,13 +3,12 @@
 
 use futures_util::future::join_all;
 
-use crate::admin::dead_letters::{Rules, admit};
 use crate::aws;
 use crate::cli::{Exit, Failure};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::daemon;
 use crate::deadletter::Trouble;
+use crate::deadletter::admit::{NotAdmitted, Rules, admit};
 use crate::deadletter::letter::Letter;
 use crate::deadletter::redrive::{Answer, Door};
 use crate::dispatch::verdict::{Outcome, Scope, outcome_of};
@@ -34,7 +33,9 @@ impl Direct<aws::direct::Client> {
         let policies = dispatch.functions.iter().map(|(_, policy)| policy).chain([&dispatch.policy]);
         let allowed = policies.map(|policy| policy.concurrency_max).chain([dispatch.in_flight_max]).min();
         let calls_max = allowed.and_then(|allowed| usize::try_from(allowed).ok()).unwrap_or(1).clamp(1, CALLS_MAX);
-        Ok(Self { lambda, rules: daemon::redrive_rules(config, shared), clock: clock.clone(), calls_max })
+        let home = config.ingest.home.clone().or_region(shared.region());
+        let rules = Rules { home, redrives_max: config.dead_letter.redrives_max };
+        Ok(Self { lambda, rules, clock: clock.clone(), calls_max })
     }
 }
 
@@ -44,8 +45,8 @@ impl<I: Invoke> Direct<I> {
         let key = letter.key.clone().unwrap_or_else(|| letter.origin.clone());
         let event = match admit(Letter { key: Some(key), ..letter.clone() }, &self.rules, &self.clock) {
             Ok(redriven) => redriven.event,
-            Err(refusal) if refusal.result == "ceiling" => return Ok(Answer::Ceiling(refusal.message)),
-            Err(refusal) => return Ok(Answer::Refused(refusal.message)),
+            Err(NotAdmitted::Ceiling(why)) => return Ok(Answer::Ceiling(why)),
+            Err(NotAdmitted::Invalid(why)) => return Ok(Answer::Refused(why)),
         };
         let call = Call {
             function: event.function,

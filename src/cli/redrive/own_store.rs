@@ -40,8 +40,8 @@ impl OwnStore {
             | daemon::Error::System { .. }) => Failure::new(Exit::Internal, error),
         })?;
         let admin = Admin::new(Readiness::new(&metrics), metrics, clock.clone());
-        admin.outbox_is(Some(outbox));
-        admin.rules_are(daemon::redrive_rules(config, shared));
+        admin.set_outbox(Some(outbox));
+        admin.set_settings(daemon::admin_settings(config, shared));
         Ok(Self { admin, writer })
     }
 
@@ -51,7 +51,7 @@ impl OwnStore {
 
     /// Closes the store after all requests are written.
     pub(super) async fn close(self) -> Result<(), Failure> {
-        self.admin.outbox_is(None);
+        self.admin.set_outbox(None);
         daemon::close(self.writer).await.map_err(|error| Failure::new(Exit::Internal, error))
     }
 }

@@ -50,7 +50,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     }
 
     async fn show_event(&self, id: &str, permit: Permit) -> Result<Answer, Refusal> {
-        let id: EventId = id.parse().map_err(|_| Refusal::InvalidContent("not the id of an event".to_owned()))?;
+        let id: EventId = id.parse().map_err(|_| Refusal::content("not the id of an event".to_owned()))?;
         match self.outbox.find_head(id).await {
             Ok(Some(found)) => Ok(json(StatusCode::OK, written(&EventState::from(found)), permit)),
             Ok(None) => Err(Refusal::EventUnknown { id }),
@@ -74,7 +74,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let bytes = body::read(body, limit, settings.body_timeout, &mut permit)
             .await
             .map_err(|unread| self.unread(unread, |_| Refusal::BatchTooLarge { limit: format!("{limit} bytes") }))?;
-        let text = std::str::from_utf8(&bytes).map_err(|error| Refusal::InvalidContent(error.to_string()))?;
+        let text = std::str::from_utf8(&bytes).map_err(|error| Refusal::content(error.to_string()))?;
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         // The parsed fields take at most as much as the text, besides the fixed memory of each event.
         permit.grow(bytes.len() as u64).map_err(|crowded| self.crowded(crowded))?;
@@ -88,11 +88,11 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             return Err(Refusal::BatchTooLarge { limit: format!("{BATCH_EVENTS_MAX} events") });
         }
         if events == 0 {
-            return Err(Refusal::InvalidContent("there is no event in the batch".to_owned()));
+            return Err(Refusal::content("there is no event in the batch".to_owned()));
         }
         if head.headers.contains_key("idempotency-key") {
             let why = "Idempotency-Key is for a single event: give idempotency_key in each line of a batch";
-            return Err(Refusal::InvalidContent(why.to_owned()));
+            return Err(Refusal::content(why.to_owned()));
         }
         permit.grow(events as u64 * EVENT_BYTES).map_err(|crowded| self.crowded(crowded))?;
         let (answers, permit) = self.append_batch(text, &bytes, permit).await?;

@@ -4,8 +4,6 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::admin::api::Queues;
-use crate::admin::problems::Limits;
 use crate::clock::UnixMillis;
 use crate::config::{Environment, Flags, load};
 use crate::dispatch::{Answer as Said, Failure as Unanswered, FailureKind, Reply};
@@ -38,13 +36,7 @@ fn said(status: u16, code: Option<&str>) -> Reply {
 fn door(replies: &[(&str, Reply)]) -> Direct<Scripted> {
     let flags = Flags { state_dir: Some("/s".into()), ..Flags::default() };
     let config = load(&flags, &Environment::default()).unwrap().config;
-    let rules = Rules {
-        names: config.ingest,
-        redrives_max: 3,
-        functions_max: 10,
-        limits: Limits::default(),
-        queues: Queues::default(),
-    };
+    let rules = Rules { home: config.ingest.home, redrives_max: 3 };
     let replies = replies.iter().map(|(function, reply)| ((*function).to_owned(), reply.clone())).collect();
     let lambda = Scripted { replies: Arc::new(Mutex::new(replies)), calls: Arc::default() };
     Direct { lambda, rules, clock: Clock::seeded(UnixMillis(1_790_000_000_000), 1), calls_max: 16 }

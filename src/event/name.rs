@@ -4,8 +4,7 @@ use std::sync::LazyLock;
 
 use regex_lite::Regex;
 
-use crate::event::FunctionName;
-use crate::ingest::Settings;
+use super::FunctionName;
 
 /// The longest `FunctionName`, in characters (Lambda's API model).
 pub const NAME_CHARS_MAX: usize = 256;
@@ -31,6 +30,21 @@ fn full_match(pattern: &str) -> Regex {
     Regex::new(&format!("^(?:{pattern})$")).expect("a constant pattern")
 }
 
+/// The daemon's own region and account. Canonical names contain neither, so an ARN in this region and account means the same
+/// function as its bare name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Home {
+    pub region: Option<String>,
+    pub account_id: Option<String>,
+}
+
+impl Home {
+    /// The same, with `region` if none is configured.
+    pub fn or_region(self, region: Option<&str>) -> Self {
+        Self { region: self.region.or_else(|| region.map(str::to_owned)), ..self }
+    }
+}
+
 /// The parts of a `FunctionName`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parts<'a> {
@@ -54,15 +68,10 @@ impl<'a> Parts<'a> {
     }
 
     /// `[region/][account/]name[:qualifier]`, without the daemon's own region and account.
-    pub fn canonical(&self, qualifier: Option<&str>, settings: &Settings) -> FunctionName {
-        self.among(qualifier, settings.region.as_deref(), settings.account_id.as_deref())
-    }
-
-    /// The same, for a daemon in this region and account.
-    pub fn among(&self, qualifier: Option<&str>, region: Option<&str>, account_id: Option<&str>) -> FunctionName {
+    pub fn canonical(&self, qualifier: Option<&str>, home: &Home) -> FunctionName {
         let mut text = String::new();
-        for (given, own) in [(self.region, region), (self.account_id, account_id)] {
-            if let Some(given) = given.filter(|given| own != Some(given)) {
+        for (given, own) in [(self.region, &home.region), (self.account_id, &home.account_id)] {
+            if let Some(given) = given.filter(|given| own.as_deref() != Some(given)) {
                 text.push_str(given);
                 text.push('/');
             }
@@ -74,6 +83,21 @@ impl<'a> Parts<'a> {
         }
         FunctionName::new(&text)
     }
+}
+
+/// The canonical name of a function that is named in one of Lambda's forms, or canonically.
+pub fn canonical(text: &str, home: &Home) -> Option<FunctionName> {
+    if let Some(parts) = Parts::parse(text) {
+        return Some(parts.canonical(None, home));
+    }
+    let (scope, rest) = text.rsplit_once('/')?;
+    let parts = Parts::parse(rest).filter(|parts| parts.region.is_none() && parts.account_id.is_none())?;
+    let arn = match scope.split_once('/') {
+        Some((region, account)) => format!("{region}:{account}:{}", parts.name),
+        None => format!("{scope}:{}", parts.name),
+    };
+    let scoped = Parts::parse(&arn).filter(|scoped| scoped.name == parts.name && scoped.qualifier.is_none())?;
+    Some(Parts { qualifier: parts.qualifier, ..scoped }.canonical(None, home))
 }
 
 /// Whether `text` matches [`QUALIFIER_PATTERN`].
@@ -105,10 +129,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ingest::lambda_api::tests::settings;
 
-    fn canonical(text: &str, qualifier: Option<&str>) -> Option<String> {
-        Parts::parse(text).map(|parts| parts.canonical(qualifier, &settings()).as_str().to_owned())
+    fn home() -> Home {
+        Home { region: Some("eu-central-1".to_owned()), account_id: Some("123456789012".to_owned()) }
+    }
+
+    fn with_qualifier(text: &str, qualifier: Option<&str>) -> Option<String> {
+        Parts::parse(text).map(|parts| parts.canonical(qualifier, &home()).as_str().to_owned())
+    }
+
+    #[test]
+    fn a_canonical_name_is_read_as_itself() {
+        for text in
+            ["orders", "orders:prod", "us-east-1/orders", "210987654321/orders", "us-east-1/210987654321/orders:7"]
+        {
+            assert_eq!(canonical(text, &home()).map(|name| name.as_str().to_owned()).as_deref(), Some(text));
+        }
+        assert_eq!(
+            canonical("arn:aws:lambda:eu-central-1:123456789012:function:orders", &home()),
+            canonical("orders", &home())
+        );
+        for text in
+            ["a/b", "us-east-1/x/orders", "us-east-1/", "us-east-1/arn:aws:lambda:eu-central-1:123456789012:function:o"]
+        {
+            assert_eq!(canonical(text, &home()), None, "{text}");
+        }
     }
 
     #[test]
@@ -137,7 +182,7 @@ mod tests {
             ("function:prod", None, "prod"),
             ("a.b_c-D", None, "a.b_c-D"),
         ] {
-            assert_eq!(canonical(text, qualifier).as_deref(), Some(expected), "{text} with {qualifier:?}");
+            assert_eq!(with_qualifier(text, qualifier).as_deref(), Some(expected), "{text} with {qualifier:?}");
         }
     }
 
