@@ -13,8 +13,8 @@ use sendoff::clock::{Clock, UnixMillis};
 use sendoff::event::name::Home;
 use sendoff::event::{Event, EventId};
 use sendoff::ingest::Settings;
+use sendoff::ingest::door::Door;
 use sendoff::ingest::rules::{KeyExpression, Rule, Rules};
-use sendoff::ingest::server::Door;
 use sendoff::metrics::Metrics;
 use sendoff::outbox::{
     Appended, Census, Changes, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox, Place, Settlement,

@@ -42,9 +42,9 @@ pub mod passthrough;
 
 pub mod sqs;
 
-pub mod placed;
+pub mod configured;
 
-mod elsewhere;
+mod regional;
 
 pub mod probe;
 

@@ -37,6 +37,8 @@ mod out;
 
 mod table;
 
+mod url;
+
 mod watch;
 
 pub mod functions;

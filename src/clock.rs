@@ -18,6 +18,8 @@ pub use steps::{Step, Steps};
 
 mod steps;
 
+mod text;
+
 /// Smaller differences between the wall clock and ours come from reading two clocks one after the other.
 const STEP_MIN_MS: u64 = 250;
 
@@ -31,7 +33,7 @@ const ORDERED_WITHIN: Duration = Duration::from_secs(5);
 const SET_AFTER: UnixMillis = UnixMillis(1_577_836_800_000);
 
 /// The end of the year 9999, the latest time that RFC 3339 can express.
-const MILLIS_MAX: u64 = 253_402_300_799_999;
+pub const MILLIS_MAX: u64 = 253_402_300_799_999;
 
 /// Milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
@@ -54,24 +56,6 @@ impl UnixMillis {
     /// The time since `earlier`, or zero if `earlier` is in the future.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
-    }
-
-    /// RFC 3339 with milliseconds, UTC.
-    pub fn rfc3339(self) -> String {
-        let millis = self.0.min(253_402_300_799_000); // the end of the year 9999, the latest time that RFC 3339 can express
-        humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis)).to_string()
-    }
-
-    /// Parses an RFC 3339 time, or a duration such as "2h", which means that long before `now`.
-    pub fn read(text: &str, now: Self) -> Option<Self> {
-        let ago = humantime::parse_duration(text).ok().and_then(|ago| u64::try_from(ago.as_millis()).ok());
-        ago.map(|millis| Self(now.0.saturating_sub(millis))).or_else(|| Self::read_rfc3339(text))
-    }
-
-    /// Parses an RFC 3339 time. `None` if the text is not a time, or one before 1970.
-    pub fn read_rfc3339(text: &str) -> Option<Self> {
-        let since = humantime::parse_rfc3339_weak(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
-        Some(Self(0).plus(since))
     }
 }
 
@@ -426,20 +410,5 @@ mod tests {
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
-    }
-
-    #[test]
-    fn times_are_read_as_rfc_3339_or_as_how_long_ago() {
-        let now = UnixMillis(1_790_000_000_000);
-        assert_eq!(UnixMillis::read("2h", now), Some(UnixMillis(now.0 - 7_200_000)));
-        assert_eq!(UnixMillis::read("2019-11-15T18:16:05.568Z", now), Some(UnixMillis(1_573_841_765_568)));
-        for text in ["", "2", "soon", "1960-01-01T00:00:00Z"] {
-            assert_eq!(UnixMillis::read(text, now), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn times_are_written_as_rfc_3339() {
-        assert_eq!(UnixMillis(1_573_841_765_568).rfc3339(), "2019-11-15T18:16:05.568Z");
     }
 }

@@ -17,7 +17,7 @@ use crate::admin::status::Status;
 use crate::admin::{self, Admin, Readiness};
 use crate::aws;
 use crate::aws::Own;
-use crate::aws::placed::Placed;
+use crate::aws::configured::Configured;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::deadletter::DeadLetters;
@@ -31,8 +31,8 @@ use crate::http::host::Hosts;
 use crate::http::tls::Port;
 use crate::http::{GivesWay, Limits, Server};
 use crate::ingest;
+use crate::ingest::door::Door;
 use crate::ingest::refusal::Refusal;
-use crate::ingest::server::Door;
 use crate::metrics::{Metrics, Words};
 use crate::notify;
 use crate::outbox::embedded::engine::{Engine, OpenError};
@@ -113,9 +113,9 @@ pub enum Ended {
 /// The clients of AWS.
 struct Clients {
     shared: aws::Shared,
-    lambda: Placed<aws::direct::Client>,
-    passthrough: Placed<aws::passthrough::LambdaPassthrough>,
-    sqs: Placed<aws::sqs::Sqs>,
+    lambda: Configured<aws::direct::Client>,
+    passthrough: Configured<aws::passthrough::LambdaPassthrough>,
+    sqs: Configured<aws::sqs::Sqs>,
 }
 
 impl Clients {
@@ -123,8 +123,8 @@ impl Clients {
         let shared = aws::Shared::load(config.lambda.region.as_deref(), &config.outside, own, clock.clone()).await?;
         let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
         let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
-        let (lambda, passthrough) = (Placed::of(lambda)?.warned(), Placed::of(passthrough)?);
-        let sqs = Placed::of(aws::sqs::Sqs::new(&shared, &config.sqs))?.warned();
+        let (lambda, passthrough) = (Configured::of(lambda)?.warned(), Configured::of(passthrough)?);
+        let sqs = Configured::of(aws::sqs::Sqs::new(&shared, &config.sqs))?.warned();
         operator.set_missing([lambda.missing(), sqs.missing()].into_iter().flatten().collect());
         Ok(Self { shared, lambda, passthrough, sqs })
     }

@@ -20,13 +20,13 @@ pub mod limiter;
 
 pub mod lane;
 
-pub mod attempt;
+pub mod run;
 
 pub mod rate;
 
 pub mod status;
 
-pub use attempt::Dispatch;
+pub use run::Dispatch;
 
 /// Delivers an event to its function: AWS Lambda, or a fake in the simulation.
 pub trait Invoke: Clone + Send + Sync + 'static {

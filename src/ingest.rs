@@ -33,7 +33,7 @@ pub mod pattern;
 
 pub mod passthrough;
 
-pub mod server;
+pub mod door;
 
 /// The limits of the ingest listener, and the names that count as the daemon's own.
 #[derive(Debug, Clone)]

@@ -47,295 +47,131 @@ pub struct Words {
     pub key_sources: Vec<&'static str>,
 }
 
-/// All metrics of one daemon.
-pub struct Metrics {
-    registry: Registry,
-    catalog: Vec<Described>,
-    labels: Mutex<Labels>,
-    words: OnceLock<Words>,
-    /// Set once the series of [`OTHER`] are made.
-    other: OnceLock<()>,
-    /// by function
-    pub ingest_accepted: IntCounterVec,
-    /// by reason
-    pub ingest_refused: IntCounterVec,
-    /// by function and key source
-    pub ingest_repeats: IntCounterVec,
-    pub ingest_connections: IntGauge,
-    /// Unix time; 0 while no listener speaks TLS.
-    pub tls_certificate_expiry_timestamp_seconds: Gauge,
-    pub tls_reload_failures: IntCounter,
-    pub tls_handshake_failures: IntCounter,
-    /// by class of the status
-    pub ingest_passed: IntCounterVec,
-    /// From the complete request to the durable commit.
-    pub outbox_append_seconds: Histogram,
-    /// One write + sync.
-    pub outbox_flush_seconds: Histogram,
-    pub outbox_batch_events: Histogram,
-    /// by function and state
-    pub outbox_events: IntGaugeVec,
-    /// by function and state
-    pub outbox_bytes: IntGaugeVec,
-    pub outbox_disk_bytes: IntGauge,
-    pub outbox_disk_free_bytes: IntGauge,
-    pub outbox_keys: IntGauge,
-    pub outbox_poisoned: IntGauge,
-    pub outbox_unreadable_events: IntGauge,
-    pub outbox_damaged_stores: IntGauge,
-    /// by function
-    pub outbox_oldest_age_seconds: GaugeVec,
-    /// by function and outcome
-    pub dispatch_attempts: IntCounterVec,
-    /// by function
-    pub dispatch_attempt_seconds: HistogramVec,
-    /// by function
-    pub dispatch_in_flight: IntGaugeVec,
-    /// by function
-    pub dispatch_limit: IntGaugeVec,
-    /// by function
-    pub dispatch_retries: IntCounterVec,
-    /// by function; 1 while a lane is held
-    pub dispatch_held: IntGaugeVec,
-    /// by function and reason
-    pub deadletter_buried: IntCounterVec,
-    /// by function
-    pub deadletter_shipped: IntCounterVec,
-    /// by code
-    pub deadletter_ship_failures: IntCounterVec,
-    /// by function
-    pub deadletter_unshippable: IntCounterVec,
-    /// by queue
-    pub deadletter_queue_messages: IntGaugeVec,
-    /// by queue
-    pub deadletter_queue_retention_seconds: GaugeVec,
-    /// by source
-    pub deadletter_redriven: IntCounterVec,
-    /// by result
-    pub deadletter_redrive_refused: IntCounterVec,
-    pub log_dropped: IntCounter,
-    /// by reason
-    pub admin_refused: IntCounterVec,
-    pub ready: IntGauge,
-    pub start_time_seconds: Gauge,
-    /// Since the start.
-    pub clock_offset_seconds: Gauge,
+/// The buckets of a metric, if it has any.
+fn first<'a>(buckets: &[&'a [f64]]) -> &'a [f64] {
+    buckets.first().copied().unwrap_or_default()
+}
+
+/// Declares [`Metrics`], and registers each metric once: field, type, labels and buckets, name, help.
+macro_rules! metrics {
+    ($($field:ident: $kind:ident($($label:literal),*) $(in $buckets:ident)? = $name:literal, $help:literal;)*) => {
+        /// All metrics of one daemon.
+        pub struct Metrics {
+            registry: Registry,
+            catalog: Vec<Described>,
+            labels: Mutex<Labels>,
+            words: OnceLock<Words>,
+            /// Set once the series of [`OTHER`] are made.
+            other: OnceLock<()>,
+            $(
+                #[doc = $help]
+                $(#[doc = concat!("By ", $label, ".")])*
+                pub $field: $kind,
+            )*
+        }
+
+        impl Metrics {
+            pub fn new() -> Result<Self, prometheus::Error> {
+                let table = Table::default();
+                let build_info: IntGaugeVec = table.register(
+                    "sendoff_build_info", "Always 1; the label has the version.", &["version"], &[],
+                )?;
+                build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+                Ok(Self {
+                    $($field: table.register($name, $help, &[$($label),*], first(&[$($buckets)?]))?,)*
+                    labels: Mutex::default(),
+                    words: OnceLock::new(),
+                    other: OnceLock::new(),
+                    catalog: table.catalog.into_inner(),
+                    registry: table.registry,
+                })
+            }
+        }
+    };
+}
+
+metrics! {
+    ingest_accepted: IntCounterVec("function") = "sendoff_ingest_accepted_total",
+        "New events that were stored and answered with 202.";
+    ingest_refused: IntCounterVec("reason") = "sendoff_ingest_refused_total",
+        "Requests that were refused; nothing of them was stored.";
+    ingest_duplicates: IntCounterVec("function", "key_source") = "sendoff_ingest_duplicates_total",
+        "Requests that repeated an event with a remembered key; they were answered with 202.";
+    ingest_passed: IntCounterVec("status") = "sendoff_ingest_passed_total",
+        "Calls passed through to Lambda that Lambda answered.";
+    ingest_connections: IntGauge() = "sendoff_ingest_connections",
+        "Open connections to the ingest listeners.";
+    tls_certificate_expiry_timestamp_seconds: Gauge() = "sendoff_tls_certificate_expiry_timestamp_seconds",
+        "When the certificate of the listeners expires, Unix time; 0 without TLS.";
+    tls_reload_failures: IntCounter() = "sendoff_tls_reload_failures_total",
+        "Changes of the TLS files that could not be used; the certificate before stays in service.";
+    tls_handshake_failures: IntCounter() = "sendoff_tls_handshake_failures_total",
+        "Connections that failed in the TLS handshake, those that began with plain HTTP among them.";
+    outbox_append_seconds: Histogram() in SECONDS = "sendoff_outbox_append_seconds",
+        "Time from a complete request until its event is on stable storage.";
+    outbox_flush_seconds: Histogram() in SECONDS = "sendoff_outbox_flush_seconds",
+        "Duration of a group commit: write and sync.";
+    outbox_batch_events: Histogram() in BATCH = "sendoff_outbox_batch_events",
+        "Events that one group commit appended or settled.";
+    outbox_events: IntGaugeVec("function", "state") = "sendoff_outbox_events",
+        "Events in the store.";
+    outbox_bytes: IntGaugeVec("function", "state") = "sendoff_outbox_bytes",
+        "Bytes of event records in the store.";
+    outbox_disk_bytes: IntGauge() = "sendoff_outbox_disk_bytes",
+        "Disk space that the store takes.";
+    outbox_disk_free_bytes: IntGauge() = "sendoff_outbox_disk_free_bytes",
+        "Free space on the disk that holds the store.";
+    outbox_keys: IntGauge() = "sendoff_outbox_keys",
+        "Remembered idempotency keys.";
+    outbox_poisoned: IntGauge() = "sendoff_outbox_poisoned",
+        "1 after a failed write or sync; a restart recovers.";
+    outbox_unreadable_events: IntGauge() = "sendoff_outbox_unreadable_events",
+        "Events that could not be read since the start, or that the salvage at the start could not save.";
+    outbox_damaged_stores: IntGauge() = "sendoff_outbox_damaged_stores",
+        "Damaged stores that the state directory held at the start; inspect and remove them.";
+    outbox_oldest_age_seconds: GaugeVec("function") = "sendoff_outbox_oldest_age_seconds",
+        "Age of the oldest event that is ready or waiting. Alert on this one.";
+    dispatch_attempts: IntCounterVec("function", "outcome") = "sendoff_dispatch_attempts_total",
+        "Calls of Lambda's Invoke.";
+    dispatch_attempt_seconds: HistogramVec("function") in SECONDS = "sendoff_dispatch_attempt_seconds",
+        "Duration of a call of Lambda's Invoke.";
+    dispatch_in_flight: IntGaugeVec("function") = "sendoff_dispatch_in_flight",
+        "Attempts in flight.";
+    dispatch_limit: IntGaugeVec("function") = "sendoff_dispatch_limit",
+        "Attempts that the limiter allows in flight.";
+    dispatch_retries: IntCounterVec("function") = "sendoff_dispatch_retries_total",
+        "Attempts after which the event was set to be retried.";
+    dispatch_held: IntGaugeVec("function") = "sendoff_dispatch_held",
+        "1 while deliveries to the function are held, for a reason that is not its events' fault.";
+    deadletter_buried: IntCounterVec("function", "reason") = "sendoff_deadletter_buried_total",
+        "Events that became dead letters.";
+    deadletter_shipped: IntCounterVec("function") = "sendoff_deadletter_shipped_total",
+        "Dead letters that SQS confirmed.";
+    deadletter_ship_failures: IntCounterVec("code") = "sendoff_deadletter_ship_failures_total",
+        "Dead letters that SQS did not take; they stay in the store.";
+    deadletter_unshippable: IntCounterVec("function") = "sendoff_deadletter_unshippable_total",
+        "Dead letters that do not fit their queue, or that SQS refused; they stay in the store.";
+    deadletter_queue_messages: IntGaugeVec("queue") = "sendoff_deadletter_queue_messages",
+        "Approximate number of messages in a dead-letter queue, as SQS last reported.";
+    deadletter_queue_retention_seconds: GaugeVec("queue") = "sendoff_deadletter_queue_retention_seconds",
+        "Time after which a dead-letter queue deletes a message, read or not.";
+    deadletter_redriven: IntCounterVec("source") = "sendoff_deadletter_redriven_total",
+        "Dead letters that a redrive accepted again.";
+    deadletter_redrive_refused: IntCounterVec("result") = "sendoff_deadletter_redrive_refused_total",
+        "Dead letters that a redrive did not accept.";
+    log_dropped: IntCounter() = "sendoff_log_dropped_total",
+        "Log lines that could not be written to stderr.";
+    admin_refused: IntCounterVec("reason") = "sendoff_admin_refused_total",
+        "Requests to the operator's API that were refused before they reached it, such as those of web pages.";
+    ready: IntGauge() = "sendoff_ready",
+        "1 while `/readyz` answers 200.";
+    start_time_seconds: Gauge() = "sendoff_start_time_seconds",
+        "Start of the daemon, as Unix time.";
+    clock_offset_seconds: Gauge() = "sendoff_clock_offset_seconds",
+        "How much the wall clock was set since the start, suspends included.";
 }
 
 impl Metrics {
-    #[expect(clippy::too_many_lines, reason = "a table: one line or two a metric")]
-    pub fn new() -> Result<Self, prometheus::Error> {
-        let table = Table::default();
-        let r = &table;
-        let build_info = int_gauge_vec(r, "sendoff_build_info", "Always 1; the label has the version.", &["version"])?;
-        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Ok(Self {
-            ingest_accepted: counter_vec(
-                r,
-                "sendoff_ingest_accepted_total",
-                "New events that were stored and answered with 202.",
-                &["function"],
-            )?,
-            ingest_refused: counter_vec(
-                r,
-                "sendoff_ingest_refused_total",
-                "Requests that were refused; nothing of them was stored.",
-                &["reason"],
-            )?,
-            ingest_repeats: counter_vec(
-                r,
-                "sendoff_ingest_duplicates_total",
-                "Requests that repeated an event with a remembered key; they were answered with 202.",
-                &["function", "key_source"],
-            )?,
-            ingest_passed: counter_vec(
-                r,
-                "sendoff_ingest_passed_total",
-                "Calls passed through to Lambda that Lambda answered.",
-                &["status"],
-            )?,
-            ingest_connections: int_gauge(
-                r,
-                "sendoff_ingest_connections",
-                "Open connections to the ingest listeners.",
-            )?,
-            tls_certificate_expiry_timestamp_seconds: register(
-                r,
-                Gauge::with_opts(Opts::new(
-                    "sendoff_tls_certificate_expiry_timestamp_seconds",
-                    "When the certificate of the listeners expires, Unix time; 0 without TLS.",
-                ))?,
-            )?,
-            tls_reload_failures: counter(
-                r,
-                "sendoff_tls_reload_failures_total",
-                "Changes of the TLS files that could not be used; the certificate before stays in service.",
-            )?,
-            tls_handshake_failures: counter(
-                r,
-                "sendoff_tls_handshake_failures_total",
-                "Connections that failed in the TLS handshake, those that began with plain HTTP among them.",
-            )?,
-            outbox_append_seconds: histogram(
-                r,
-                "sendoff_outbox_append_seconds",
-                "Time from a complete request until its event is on stable storage.",
-                SECONDS,
-            )?,
-            outbox_flush_seconds: histogram(
-                r,
-                "sendoff_outbox_flush_seconds",
-                "Duration of a group commit: write and sync.",
-                SECONDS,
-            )?,
-            outbox_batch_events: histogram(
-                r,
-                "sendoff_outbox_batch_events",
-                "Events that one group commit appended or settled.",
-                BATCH,
-            )?,
-            outbox_events: int_gauge_vec(r, "sendoff_outbox_events", "Events in the store.", &["function", "state"])?,
-            outbox_bytes: int_gauge_vec(
-                r,
-                "sendoff_outbox_bytes",
-                "Bytes of event records in the store.",
-                &["function", "state"],
-            )?,
-            outbox_disk_bytes: int_gauge(r, "sendoff_outbox_disk_bytes", "Disk space that the store takes.")?,
-            outbox_disk_free_bytes: int_gauge(
-                r,
-                "sendoff_outbox_disk_free_bytes",
-                "Free space on the disk that holds the store.",
-            )?,
-            outbox_keys: int_gauge(r, "sendoff_outbox_keys", "Remembered idempotency keys.")?,
-            outbox_poisoned: int_gauge(
-                r,
-                "sendoff_outbox_poisoned",
-                "1 after a failed write or sync; a restart recovers.",
-            )?,
-            outbox_unreadable_events: int_gauge(
-                r,
-                "sendoff_outbox_unreadable_events",
-                "Events that could not be read since the start, or that the salvage at the start could not save.",
-            )?,
-            outbox_damaged_stores: int_gauge(
-                r,
-                "sendoff_outbox_damaged_stores",
-                "Damaged stores that the state directory held at the start; inspect and remove them.",
-            )?,
-            outbox_oldest_age_seconds: gauge_vec(
-                r,
-                "sendoff_outbox_oldest_age_seconds",
-                "Age of the oldest event that is ready or waiting. Alert on this one.",
-                &["function"],
-            )?,
-            dispatch_attempts: counter_vec(
-                r,
-                "sendoff_dispatch_attempts_total",
-                "Calls of Lambda's Invoke.",
-                &["function", "outcome"],
-            )?,
-            dispatch_attempt_seconds: histogram_vec(
-                r,
-                "sendoff_dispatch_attempt_seconds",
-                "Duration of a call of Lambda's Invoke.",
-                SECONDS,
-                &["function"],
-            )?,
-            dispatch_in_flight: int_gauge_vec(r, "sendoff_dispatch_in_flight", "Attempts in flight.", &["function"])?,
-            dispatch_limit: int_gauge_vec(
-                r,
-                "sendoff_dispatch_limit",
-                "Attempts that the limiter allows in flight.",
-                &["function"],
-            )?,
-            dispatch_retries: counter_vec(
-                r,
-                "sendoff_dispatch_retries_total",
-                "Attempts after which the event was set to be retried.",
-                &["function"],
-            )?,
-            dispatch_held: int_gauge_vec(
-                r,
-                "sendoff_dispatch_held",
-                "1 while deliveries to the function are held, for a reason that is not its events' fault.",
-                &["function"],
-            )?,
-            deadletter_buried: counter_vec(
-                r,
-                "sendoff_deadletter_buried_total",
-                "Events that became dead letters.",
-                &["function", "reason"],
-            )?,
-            deadletter_shipped: counter_vec(
-                r,
-                "sendoff_deadletter_shipped_total",
-                "Dead letters that SQS confirmed.",
-                &["function"],
-            )?,
-            deadletter_ship_failures: counter_vec(
-                r,
-                "sendoff_deadletter_ship_failures_total",
-                "Dead letters that SQS did not take; they stay in the store.",
-                &["code"],
-            )?,
-            deadletter_unshippable: counter_vec(
-                r,
-                "sendoff_deadletter_unshippable_total",
-                "Dead letters that do not fit their queue, or that SQS refused; they stay in the store.",
-                &["function"],
-            )?,
-            deadletter_queue_messages: int_gauge_vec(
-                r,
-                "sendoff_deadletter_queue_messages",
-                "Approximate number of messages in a dead-letter queue, as SQS last reported.",
-                &["queue"],
-            )?,
-            deadletter_queue_retention_seconds: gauge_vec(
-                r,
-                "sendoff_deadletter_queue_retention_seconds",
-                "Time after which a dead-letter queue deletes a message, read or not.",
-                &["queue"],
-            )?,
-            deadletter_redriven: counter_vec(
-                r,
-                "sendoff_deadletter_redriven_total",
-                "Dead letters that a redrive accepted again.",
-                &["source"],
-            )?,
-            deadletter_redrive_refused: counter_vec(
-                r,
-                "sendoff_deadletter_redrive_refused_total",
-                "Dead letters that a redrive did not accept.",
-                &["result"],
-            )?,
-            log_dropped: counter(r, "sendoff_log_dropped_total", "Log lines that could not be written to stderr.")?,
-            admin_refused: counter_vec(
-                r,
-                "sendoff_admin_refused_total",
-                "Requests to the operator's API that were refused before they reached it, such as those of web pages.",
-                &["reason"],
-            )?,
-            ready: int_gauge(r, "sendoff_ready", "1 while `/readyz` answers 200.")?,
-            start_time_seconds: register(
-                r,
-                Gauge::with_opts(Opts::new("sendoff_start_time_seconds", "Start of the daemon, as Unix time."))?,
-            )?,
-            clock_offset_seconds: register(
-                r,
-                Gauge::with_opts(Opts::new(
-                    "sendoff_clock_offset_seconds",
-                    "How much the wall clock was set since the start, suspends included.",
-                ))?,
-            )?,
-            labels: Mutex::default(),
-            words: OnceLock::new(),
-            other: OnceLock::new(),
-            catalog: table.catalog.into_inner(),
-            registry: table.registry,
-        })
-    }
-
     /// Makes every series whose labels are known, at 0: an `increase()` does not see the first step of a series that is born
     /// at 1. Those of a function follow with its label.
     pub fn begin(&self, words: Words) {
@@ -354,7 +190,7 @@ impl Metrics {
         self.dispatch_attempt_seconds.with_label_values(&[function]);
         touch(&self.deadletter_shipped, &[function]);
         touch(&self.deadletter_unshippable, &[function]);
-        words.key_sources.iter().for_each(|source| touch(&self.ingest_repeats, &[function, source]));
+        words.key_sources.iter().for_each(|source| touch(&self.ingest_duplicates, &[function, source]));
         words.outcomes.iter().for_each(|outcome| touch(&self.dispatch_attempts, &[function, outcome]));
         words.buried.iter().for_each(|reason| touch(&self.deadletter_buried, &[function, reason]));
     }
@@ -381,7 +217,7 @@ impl Metrics {
     }
 
     /// Notes that Lambda has taken an event of this function, so that it is no invented name.
-    pub fn is_proven(&self, function: &FunctionName) {
+    pub fn prove(&self, function: &FunctionName) {
         let Labels { unproven, proven } = &mut *self.labels.lock().unwrap_or_else(PoisonError::into_inner);
         if proven.contains(function) {
             return;
@@ -419,44 +255,72 @@ struct Table {
     catalog: RefCell<Vec<Described>>,
 }
 
-fn register<C: Collector + Clone + 'static>(table: &Table, collector: C) -> Result<C, prometheus::Error> {
-    table.registry.register(Box::new(collector.clone()))?;
-    table.catalog.borrow_mut().extend(catalog::describe(&collector));
-    Ok(collector)
+impl Table {
+    fn register<M: Metric>(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<M, prometheus::Error> {
+        let metric = M::make(Opts::new(name, help), labels, buckets)?;
+        self.registry.register(Box::new(metric.clone()))?;
+        self.catalog.borrow_mut().extend(catalog::describe(&metric));
+        Ok(metric)
+    }
 }
 
-fn counter(r: &Table, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-    register(r, IntCounter::with_opts(Opts::new(name, help))?)
+/// How each type of metric is made. What a type has no use for, labels or buckets, is empty.
+trait Metric: Collector + Clone + 'static {
+    fn make(opts: Opts, labels: &[&str], buckets: &[f64]) -> Result<Self, prometheus::Error>;
 }
 
-fn counter_vec(r: &Table, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
-    register(r, IntCounterVec::new(Opts::new(name, help), labels)?)
+impl Metric for IntCounter {
+    fn make(opts: Opts, _: &[&str], _: &[f64]) -> Result<Self, prometheus::Error> {
+        Self::with_opts(opts)
+    }
 }
 
-fn int_gauge(r: &Table, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-    register(r, IntGauge::with_opts(Opts::new(name, help))?)
+impl Metric for IntCounterVec {
+    fn make(opts: Opts, labels: &[&str], _: &[f64]) -> Result<Self, prometheus::Error> {
+        Self::new(opts, labels)
+    }
 }
 
-fn int_gauge_vec(r: &Table, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
-    register(r, IntGaugeVec::new(Opts::new(name, help), labels)?)
+impl Metric for IntGauge {
+    fn make(opts: Opts, _: &[&str], _: &[f64]) -> Result<Self, prometheus::Error> {
+        Self::with_opts(opts)
+    }
 }
 
-fn gauge_vec(r: &Table, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
-    register(r, GaugeVec::new(Opts::new(name, help), labels)?)
+impl Metric for IntGaugeVec {
+    fn make(opts: Opts, labels: &[&str], _: &[f64]) -> Result<Self, prometheus::Error> {
+        Self::new(opts, labels)
+    }
 }
 
-fn histogram(r: &Table, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
-    register(r, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+impl Metric for Gauge {
+    fn make(opts: Opts, _: &[&str], _: &[f64]) -> Result<Self, prometheus::Error> {
+        Self::with_opts(opts)
+    }
 }
 
-fn histogram_vec(
-    r: &Table,
-    name: &str,
-    help: &str,
-    buckets: &[f64],
-    labels: &[&str],
-) -> Result<HistogramVec, prometheus::Error> {
-    register(r, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?)
+impl Metric for GaugeVec {
+    fn make(opts: Opts, labels: &[&str], _: &[f64]) -> Result<Self, prometheus::Error> {
+        Self::new(opts, labels)
+    }
+}
+
+impl Metric for Histogram {
+    fn make(opts: Opts, _: &[&str], buckets: &[f64]) -> Result<Self, prometheus::Error> {
+        Self::with_opts(HistogramOpts::from(opts).buckets(buckets.to_vec()))
+    }
+}
+
+impl Metric for HistogramVec {
+    fn make(opts: Opts, labels: &[&str], buckets: &[f64]) -> Result<Self, prometheus::Error> {
+        Self::new(HistogramOpts::from(opts).buckets(buckets.to_vec()), labels)
+    }
 }
 
 #[cfg(test)]
@@ -468,11 +332,11 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         for n in 0..FUNCTION_LABELS_MAX {
             let name = FunctionName::new(&format!("f{n}"));
-            metrics.is_proven(&name);
+            metrics.prove(&name);
             assert_eq!(metrics.function_label(&name), name.as_str());
         }
         assert_eq!(metrics.function_label(&FunctionName::new("late")), OTHER);
-        metrics.is_proven(&FunctionName::new("late"));
+        metrics.prove(&FunctionName::new("late"));
         assert_eq!(metrics.function_label(&FunctionName::new("late")), OTHER, "the cap holds");
         assert_eq!(metrics.function_label(&FunctionName::new("f7")), "f7");
     }
@@ -511,7 +375,7 @@ mod tests {
         assert_eq!(labelled, UNPROVEN_LABELS_MAX);
         let orders = FunctionName::new("orders");
         assert_eq!(metrics.function_label(&orders), OTHER);
-        metrics.is_proven(&orders);
+        metrics.prove(&orders);
         assert_eq!(metrics.function_label(&orders), "orders");
     }
 }

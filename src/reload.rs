@@ -14,9 +14,6 @@ use crate::dispatch;
 use crate::notify;
 use crate::telemetry::LogLevel;
 
-/// Keys that take effect while running, besides those of functions.
-const APPLIED: &[&str] = &["log.level", "lambda.in_flight_max", "lambda.in_flight_bytes_max"];
-
 type Load = dyn Fn() -> Result<Loaded, Problems> + Send + Sync;
 
 /// The running configuration, and how to read it again.
@@ -115,20 +112,19 @@ fn changes(before: &[Entry], after: &[Entry]) -> Changes {
     let keys: BTreeSet<&str> = before.iter().chain(after).map(|entry| entry.key.as_str()).collect();
     let mut changes = Changes::default();
     for key in keys {
-        let value = |entries: &[Entry]| entries.iter().find(|entry| entry.key == key).map(|entry| entry.value.clone());
-        if value(before) == value(after) {
+        let [before, after] = [before, after].map(|entries| entries.iter().find(|entry| entry.key == key));
+        if before.map(|entry| &entry.value) == after.map(|entry| &entry.value) {
             continue;
         }
-        let list = if is_applied(key) { &mut changes.applied } else { &mut changes.needs_restart };
+        // Of a key that only one of them has, that one tells.
+        let list = if [before, after].into_iter().flatten().any(|entry| entry.is_live) {
+            &mut changes.applied
+        } else {
+            &mut changes.needs_restart
+        };
         list.push(key.to_owned());
     }
     changes
-}
-
-fn is_applied(key: &str) -> bool {
-    const POLICY: [&str; 5] = ["attempts_max", "age_max", "backoff_base", "backoff_cap", "concurrency_max"];
-    let table = key.starts_with("delivery.") || key.starts_with("functions.");
-    APPLIED.contains(&key) || (table && POLICY.iter().any(|name| key.ends_with(&format!(".{name}"))))
 }
 
 #[cfg(test)]
@@ -152,12 +148,39 @@ mod tests {
         assert_eq!(changes(&after, &after), Changes::default());
     }
 
+    /// The keys of dispatch's settings, in which [`Reload`] hands over all that there is, and the level of the log.
+    #[test]
+    fn what_reaches_dispatch_or_the_log_is_applied_and_all_else_is_told_to_need_a_restart() {
+        let live: Vec<String> = entries(&[]).into_iter().filter(|entry| entry.is_live).map(|entry| entry.key).collect();
+        let expected = [
+            "lambda.in_flight_max",
+            "lambda.in_flight_bytes_max",
+            "lambda.rate",
+            "delivery.mode",
+            "delivery.confirm_timeout",
+            "delivery.attempts_max",
+            "delivery.age_max",
+            "delivery.backoff_base",
+            "delivery.backoff_cap",
+            "delivery.concurrency_max",
+            "delivery.rate",
+            "delivery.invocations_per_hour_max",
+            "log.level",
+        ];
+        let sorted = |keys: &[String]| keys.iter().cloned().collect::<BTreeSet<_>>();
+        assert_eq!(sorted(&live), sorted(&expected.map(str::to_owned)));
+    }
+
     #[test]
     fn keys_of_functions_take_effect_where_they_are_policies() {
-        assert!(is_applied("functions.\"orders-*\".attempts_max"));
-        assert!(!is_applied("functions.\"orders-*\".queue_url"));
-        assert!(!is_applied("dead_letter.backoff_cap"));
-        assert!(is_applied("lambda.in_flight_max"));
-        assert!(!is_applied("lambda.region"));
+        let keys = ["functions.\"orders-*\".attempts_max=3", "functions.\"orders-*\".mode=confirm"];
+        let queue = "functions.\"orders-*\".queue_url=https://sqs.eu-central-1.amazonaws.com/123456789012/q";
+        let inject = "functions.\"orders-*\".inject=key";
+        let some = entries(&[keys[0], keys[1], queue, inject]);
+        for (before, after) in [(entries(&[]), some.clone()), (some, entries(&[]))] {
+            let found = changes(&before, &after);
+            assert_eq!(found.applied, ["functions.\"orders-*\".attempts_max", "functions.\"orders-*\".mode"]);
+            assert_eq!(found.needs_restart, ["functions.\"orders-*\".inject", "functions.\"orders-*\".queue_url"]);
+        }
     }
 }

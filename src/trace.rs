@@ -26,7 +26,7 @@ pub fn request(headers: &HeaderMap) -> Span {
 }
 
 /// Records the id of the request's event, new or repeated, in the current span. A batch has no id of its own.
-pub fn is_for(id: EventId) {
+pub fn set_event(id: EventId) {
     Span::current().record("event_id", display(id));
 }
 

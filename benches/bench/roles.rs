@@ -9,7 +9,7 @@ use sendoff::clock::Clock;
 use sendoff::event::name::Home;
 use sendoff::event::{Event, EventId};
 use sendoff::http::{Limits, Server};
-use sendoff::ingest::{Settings, server::Door};
+use sendoff::ingest::{Settings, door::Door};
 use sendoff::metrics::Metrics;
 use sendoff::outbox::{
     Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,

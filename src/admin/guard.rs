@@ -21,6 +21,7 @@ use hyper::body::Body as _;
 use serde_json::json;
 
 use super::refusal;
+use crate::event::name::percent_decode;
 use crate::http::host::{Authority, Host, Hosts, Unclear};
 use crate::metrics::Metrics;
 
@@ -155,14 +156,7 @@ fn opens_a_page(headers: &HeaderMap) -> bool {
 
 /// Whether the query, decoded, speaks of payloads.
 fn asks_for_payloads(uri: &Uri) -> bool {
-    let mut bytes = uri.query().unwrap_or_default().bytes();
-    let mut decoded = Vec::new();
-    while let Some(byte) = bytes.next() {
-        let code = (byte == b'%').then(|| [bytes.next(), bytes.next()].map(Option::unwrap_or_default));
-        let code = code.and_then(|code| u8::from_str_radix(std::str::from_utf8(&code).ok()?, 16).ok());
-        decoded.push(code.unwrap_or(byte));
-    }
-    String::from_utf8_lossy(&decoded).contains("payload")
+    percent_decode(uri.query().unwrap_or_default()).contains("payload")
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

@@ -186,7 +186,7 @@ impl<O: Outbox> Status<O> {
         let sum = |counter: &prometheus::IntCounterVec| sum_where(counter, "");
         Totals {
             accepted: sum(&metrics.ingest_accepted),
-            duplicates: sum(&metrics.ingest_repeats),
+            duplicates: sum(&metrics.ingest_duplicates),
             refused: sum(&metrics.ingest_refused),
             attempts: sum(&metrics.dispatch_attempts),
             delivered: sum_where(&metrics.dispatch_attempts, "delivered"),

@@ -20,7 +20,7 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use serde::Deserialize;
 
 use super::answer::{Asked, Signs, answer_of, judged};
-use super::elsewhere::Elsewhere;
+use super::regional::RegionalClients;
 use super::sign::Keeper;
 use super::{Error, Place, Settings, Shared, Stage, causes, is_region, words_of};
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
@@ -45,7 +45,7 @@ pub struct Lambda {
 struct Regions {
     own: Client,
     config: aws_sdk_lambda::config::Builder,
-    elsewhere: Elsewhere<Client>,
+    others: RegionalClients<Client>,
     hop: Hop,
     credentials: Keeper,
 }
@@ -62,7 +62,7 @@ impl Lambda {
             shared: Arc::new(Regions {
                 own,
                 config,
-                elsewhere: Elsewhere::default(),
+                others: RegionalClients::default(),
                 hop: shared.own.hop.clone(),
                 credentials: shared.credentials.clone(),
             }),
@@ -71,13 +71,13 @@ impl Lambda {
 
     /// The client for a region. `None` if the text cannot be a region's name.
     fn client(&self, region: Option<&str>) -> Option<Client> {
-        let Regions { own, config, elsewhere, hop: _, credentials: _ } = &*self.shared;
+        let Regions { own, config, others, hop: _, credentials: _ } = &*self.shared;
         let Some(region) = region.filter(|region| own.config().region().is_none_or(|own| own.as_ref() != *region))
         else {
             return Some(own.clone());
         };
         let make = || Client::from_conf(config.clone().region(Region::new(region.to_owned())).build());
-        is_region(region).then(|| elsewhere.client(region, make))
+        is_region(region).then(|| others.client(region, make))
     }
 }
 

@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt;
 
 use super::answer::bare_code;
-use super::placed::Placed;
+use super::configured::Configured;
 use super::sign::{Keeper, percent_encode, signed};
 use super::wire::Connector;
 use super::{Error, Place, Settings, Shared, is_region, words_of};
@@ -78,18 +78,18 @@ impl Passthrough for LambdaPassthrough {
     }
 }
 
-impl Passthrough for Placed<LambdaPassthrough> {
+impl Passthrough for Configured<LambdaPassthrough> {
     async fn call(&self, call: Call) -> Result<Response<AnswerBody>, Failed> {
         match self {
-            Self::At(passthrough) => passthrough.call(call).await,
-            Self::Nowhere(error) => Err(Failed::NotSent(error.to_string())),
+            Self::Ready(passthrough) => passthrough.call(call).await,
+            Self::Incomplete(error) => Err(Failed::NotSent(error.to_string())),
         }
     }
 
     async fn other(&self, other: Other) -> Result<Response<AnswerBody>, Failed> {
         match self {
-            Self::At(passthrough) => passthrough.other(other).await,
-            Self::Nowhere(error) => Err(Failed::NotSent(error.to_string())),
+            Self::Ready(passthrough) => passthrough.other(other).await,
+            Self::Incomplete(error) => Err(Failed::NotSent(error.to_string())),
         }
     }
 }

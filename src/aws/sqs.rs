@@ -11,7 +11,7 @@ use aws_sdk_sqs::types::{
     QueueAttributeName, SendMessageBatchRequestEntry,
 };
 
-use super::elsewhere::Elsewhere;
+use super::regional::RegionalClients;
 use super::{Error, Settings, Shared, words_of};
 use crate::deadletter::message::{Attribute, Message};
 use crate::deadletter::{QueueFacts, Ship, Shipment, Trouble};
@@ -85,13 +85,13 @@ pub struct Sqs {
     shared: Shared,
     settings: Settings,
     client: Client,
-    elsewhere: Arc<Elsewhere<Client>>,
+    others: Arc<RegionalClients<Client>>,
 }
 
 impl Sqs {
     pub fn new(shared: &Shared, settings: &Settings) -> Result<Self, Error> {
         let client = client(shared, settings)?;
-        Ok(Self { shared: shared.clone(), settings: settings.clone(), client, elsewhere: Arc::default() })
+        Ok(Self { shared: shared.clone(), settings: settings.clone(), client, others: Arc::default() })
     }
 
     /// A queue to redrive from, by its URL or ARN. Received messages are hidden from other receivers for `visibility`.
@@ -161,7 +161,7 @@ impl Sqs {
             client(&self.shared, &settings).unwrap_or_else(|_| self.client.clone())
         };
         let place = format!("{} {}", region.as_deref().unwrap_or_default(), endpoint.as_deref().unwrap_or_default());
-        (self.elsewhere.client(&place, make), url)
+        (self.others.client(&place, make), url)
     }
 
     /// One `SendMessageBatch`.

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::https::{Connector, Trust, connector, trouble};
-use super::send::{base, endpoint_of, percent};
+use super::url::{base, endpoint_of, parse_url, percent};
 use super::{ConfigOptions, Exit, Failure};
 use crate::admin::api::{FunctionPage, Message};
 use crate::config::{Config, Environment};
@@ -50,7 +50,7 @@ pub struct Daemon {
 }
 
 fn parse_admin(text: &str) -> Result<Uri, String> {
-    super::send::parse_url(text, "http://127.0.0.1:9478")
+    parse_url(text, "http://127.0.0.1:9478")
 }
 
 fn not_the_ingest_listener(_: &str) -> Result<String, String> {

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::admin_client::{AdminClient, Daemon, Listing, One, query};
+use super::purge::Removal;
 use super::table::{Rows, or_dash};
 use super::{Exit, Failure, out};
 use crate::admin::api::{Answer, Answers, Ids, LetterPage, LetterView};
@@ -94,15 +95,8 @@ enum Command {
         ids: Vec<EventId>,
         #[command(flatten)]
         filter: FilterOptions,
-        /// Keep their idempotency keys. An event with the same key is then a duplicate and is not stored
-        #[arg(long)]
-        keep_keys: bool,
-        /// Only report their number
-        #[arg(long)]
-        dry_run: bool,
-        /// Do not ask
-        #[arg(long)]
-        yes: bool,
+        #[command(flatten)]
+        removal: Removal,
     },
 }
 
@@ -192,8 +186,8 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             runtime.block_on(export(&daemon.client(environment)?, &filter, file.as_deref(), force))
         }
         Command::Import { daemon, file } => runtime.block_on(import(&daemon.client(environment)?, &file)),
-        Command::Purge { daemon, ids, filter, keep_keys, dry_run, yes } => {
-            let purge = Purge { client: daemon.client(environment)?, keep_keys, dry_run, yes };
+        Command::Purge { daemon, ids, filter, removal } => {
+            let purge = Purge { client: daemon.client(environment)?, removal };
             runtime.block_on(purge.run(ids, &filter))
         }
     }
@@ -476,9 +470,7 @@ async fn take_in(client: &AdminClient, batch: Vec<(u64, Box<RawValue>)>) -> Resu
 /// A purge of dead letters.
 struct Purge {
     client: AdminClient,
-    keep_keys: bool,
-    dry_run: bool,
-    yes: bool,
+    removal: Removal,
 }
 
 impl Purge {
@@ -491,13 +483,11 @@ impl Purge {
         let (ids, bytes) = if by_id { self.look_up(ids).await? } else { self.find(filter).await? };
         let count = out::count(ids.len() as u64, "dead letter");
         let size = ByteSize::b(bytes).display().iec();
-        if self.dry_run || ids.is_empty() {
+        if self.removal.dry_run || ids.is_empty() {
             return out::line(format!("{count}, {size}, would be purged"));
         }
-        if !self.yes && !out::agreed(&format!("purge {count}, {size}, for good?"))? {
-            return Err(Failure::saying(Exit::Failed, "nothing is purged"));
-        }
-        let path = format!("/v1/dead-letters/purge?keep_keys={}", self.keep_keys);
+        self.removal.agreed(&format!("purge {count}, {size}, for good?"))?;
+        let path = format!("/v1/dead-letters/purge?keep_keys={}", self.removal.keep_keys);
         let mut purged = 0;
         let mut stay = Vec::new();
         for ids in ids.chunks(PURGE_IDS_MAX) {

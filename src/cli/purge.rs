@@ -15,6 +15,31 @@ Examples:
   sendoff purge orders --accepted-before 2h --yes
   sendoff purge 'test-*' --state scheduled";
 
+/// How to remove several events for good.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct Removal {
+    /// Keep the events' idempotency keys. An event with the same key is then a duplicate and is not stored
+    #[arg(long)]
+    pub(super) keep_keys: bool,
+    /// Only report their number
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Removal {
+    /// Asks, unless `--yes` was given. An error means no.
+    pub(super) fn agreed(self, question: &str) -> Result<(), Failure> {
+        if self.yes || out::agreed(question)? {
+            Ok(())
+        } else {
+            Err(Failure::saying(Exit::Failed, "nothing is purged"))
+        }
+    }
+}
+
 /// Remove a function's waiting events without delivering them
 ///
 /// Reports their number and asks before it removes them. Events in flight stay, and so do dead letters (`sendoff
@@ -32,15 +57,8 @@ pub struct Options {
     /// Only events accepted before this: a time (RFC 3339) or how long ago ("2h")
     #[arg(long, value_name = "TIME|AGO", value_parser = parse_moment)]
     accepted_before: Option<String>,
-    /// Keep the events' idempotency keys. An event with the same key is then a duplicate and is not stored
-    #[arg(long)]
-    keep_keys: bool,
-    /// Only report their number
-    #[arg(long)]
-    dry_run: bool,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    removal: Removal,
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
@@ -53,12 +71,10 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         many => format!("{} functions ({})", many.len(), many.join(", ")),
     };
     let said = format!("{} of {of}, {size}", out::count(counted.events, "event"));
-    if options.dry_run || counted.events == 0 {
+    if options.removal.dry_run || counted.events == 0 {
         return out::line(said);
     }
-    if !options.yes && !out::agreed(&format!("purge {said}?"))? {
-        return Err(Failure::saying(Exit::Failed, "nothing is purged"));
-    }
+    options.removal.agreed(&format!("purge {said}?"))?;
     let purged = purge(&asker, &options, &functions, false)?;
     out::line(format!("{} purged", out::count(purged.events, "event")))
 }
@@ -71,7 +87,7 @@ fn purge(asker: &Asker, options: &Options, functions: &[String], dry_run: bool) 
             ("state", options.state.as_deref()),
             ("accepted_before", options.accepted_before.as_deref()),
             ("dry_run", Some(if dry_run { "true" } else { "false" })),
-            ("keep_keys", options.keep_keys.then_some("true")),
+            ("keep_keys", options.removal.keep_keys.then_some("true")),
         ];
         let purged: Purged = asker.post(&format!("{}{}", lane_path(function, "purge"), query(&filter)))?;
         sum.events += purged.events;

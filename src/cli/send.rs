@@ -1,8 +1,6 @@
 //! `sendoff send`: sends one Event invocation to the ingest listener, as an application does.
 
-use std::fmt::Write as _;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +14,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::https::{Connector, Trust, connector, trouble};
+use super::url::{base, endpoint_of, parse_url, percent};
 use super::{Exit, Failure, out};
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{self, Environment, Flags};
@@ -106,14 +105,6 @@ fn parse_endpoint(text: &str) -> Result<Uri, String> {
     parse_url(text, "http://127.0.0.1:9477")
 }
 
-pub(super) fn parse_url(text: &str, example: &str) -> Result<Uri, String> {
-    let uri = text.parse::<Uri>().ok();
-    let uri = uri.filter(|uri| {
-        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
-    });
-    uri.ok_or_else(|| format!("write it like {example}"))
-}
-
 fn not_the_admin_listener(_: &str) -> Result<String, String> {
     Err("it names the admin listener, which other commands speak to; `send` speaks to the ingest listener, as an \
          application does: give --endpoint, as in --endpoint http://127.0.0.1:9477"
@@ -140,18 +131,6 @@ fn parse_delay(text: &str) -> Result<String, String> {
 
 fn parse_key(text: &str) -> Result<HeaderValue, String> {
     HeaderValue::from_str(text).map_err(|_| "has characters that a header cannot carry".to_owned())
-}
-
-/// The URL of a listener on this machine. A listener on any address is reached by loopback.
-pub(super) fn endpoint_of(mut listener: SocketAddr, tls: bool) -> Result<Uri, Failure> {
-    if listener.ip().is_unspecified() {
-        listener.set_ip(match listener.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
-    }
-    let scheme = if tls { "https" } else { "http" };
-    format!("{scheme}://{listener}").parse().map_err(|error: http::uri::InvalidUri| Failure::new(Exit::Internal, error))
 }
 
 /// The payload as given, from a file, or from stdin. At most what Lambda accepts.
@@ -246,22 +225,6 @@ fn native_request(endpoint: &Uri, options: &Options, payload: &[u8]) -> Result<R
 
 fn not_json(error: impl std::fmt::Display) -> String {
     format!("the payload is not JSON ({error}), which Lambda would refuse")
-}
-
-/// The endpoint's URL without a slash at the end.
-pub(super) fn base(endpoint: &Uri) -> String {
-    endpoint.to_string().trim_end_matches('/').to_owned()
-}
-
-/// Percent-encodes everything except the unreserved characters of RFC 3986.
-pub(super) fn percent(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut encoded, byte| {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte.into()),
-            _ => write!(encoded, "%{byte:02X}").unwrap_or_default(),
-        }
-        encoded
-    })
 }
 
 #[derive(Debug)]
@@ -504,17 +467,5 @@ mod tests {
         }
         assert!(parse_key("order-1").is_ok());
         assert!(parse_key("order\n1").is_err());
-    }
-
-    #[test]
-    fn a_listener_on_any_address_is_reached_on_loopback() {
-        for (listener, url) in [
-            ("0.0.0.0:9477", "http://127.0.0.1:9477/"),
-            ("[::]:9477", "http://[::1]:9477/"),
-            ("10.0.0.5:1", "http://10.0.0.5:1/"),
-        ] {
-            assert_eq!(endpoint_of(listener.parse().unwrap(), false).unwrap().to_string(), url);
-        }
-        assert_eq!(endpoint_of("[::]:1".parse().unwrap(), true).unwrap().to_string(), "https://[::1]:1/");
     }
 }

@@ -11,7 +11,7 @@ use super::{endpoint, level, listen, outside, passthrough, patterns, rules, tls}
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::PAYLOAD_BYTES_MAX;
-use crate::event::name::Home;
+use crate::event::name::{Home, is_account_id};
 use crate::ingest::admission::REQUEST_BYTES_MIN;
 use crate::{aws, deadletter, dispatch, hop, ingest, outbox};
 
@@ -49,8 +49,8 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let passthrough = passthrough::read(r);
     let rules = rules::read(r);
     let outbox = outbox(r);
-    let dispatch = dispatch(r);
-    let dead_letter = dead_letter(r);
+    let dispatch = r.live(dispatch);
+    let dead_letter = dead_letter(r, &own);
     let grace = r.duration("shutdown.grace", Zero::Allowed);
     let log = log(r, environment);
 
@@ -185,8 +185,7 @@ fn ingest(r: &mut Reader, region: Option<Option<String>>) -> Option<ingest::Sett
 
 fn account_id(r: &mut Reader) -> Option<Option<String>> {
     let account_id = r.optional("lambda.account_id")?;
-    let is_valid = |id: &String| id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_digit());
-    if account_id.as_ref().is_some_and(|id| !is_valid(id)) {
+    if account_id.as_ref().is_some_and(|id| !is_account_id(id)) {
         return r.refuse("lambda.account_id", "not the 12 digits of an AWS account", None);
     }
     Some(account_id)
@@ -296,15 +295,15 @@ fn policy(r: &mut Reader, table: Option<&str>, in_flight_max: Option<u32>) -> Op
     })
 }
 
-fn dead_letter(r: &mut Reader) -> Option<deadletter::Settings> {
-    let queue_url = queue_url(r, "dead_letter.queue_url");
+fn dead_letter(r: &mut Reader, own: &[SocketAddr]) -> Option<deadletter::Settings> {
+    let queue_url = queue_url(r, "dead_letter.queue_url", own);
     let mut functions = Vec::new();
     for (pattern, table) in r.values().functions().to_vec() {
         let key = format!("{table}.queue_url");
         if r.values().find(&key).is_none() {
             continue;
         }
-        match self::queue_url(r, &key) {
+        match self::queue_url(r, &key, own) {
             Some(Some(url)) => functions.push((pattern, url)),
             Some(None) => {
                 r.refuse::<()>(&key, "empty", Some("leave it out to use dead_letter.queue_url"));
@@ -338,7 +337,7 @@ fn dead_letter(r: &mut Reader) -> Option<deadletter::Settings> {
 }
 
 /// The URL of a queue (an endpoint with a path), or its ARN.
-fn queue_url(r: &mut Reader, key: &str) -> Option<Option<String>> {
+fn queue_url(r: &mut Reader, key: &str, own: &[SocketAddr]) -> Option<Option<String>> {
     if let Some(arn) = r.optional(key)?.filter(|written| written.starts_with("arn:")) {
         let why = "not the ARN of a queue";
         let hint = "write it like \"arn:aws:sqs:eu-central-1:123456789012:orders-dlq\"";
@@ -349,7 +348,6 @@ fn queue_url(r: &mut Reader, key: &str) -> Option<Option<String>> {
         let hint = "write it like \"https://sqs.eu-central-1.amazonaws.com/123456789012/orders-dlq\"";
         return r.refuse(key, "not the URL of a queue", Some(hint));
     }
-    let own = listen::own_addresses(r);
     if url.as_deref().is_some_and(|url| own.iter().any(|own| hop::points_at(url, *own))) {
         let hint = "write the queue's own URL or ARN, and the address of an emulator as sqs.endpoint_url";
         return r.refuse(key, "sendoff's own address, and no queue", Some(hint));
@@ -361,19 +359,18 @@ fn queue_url(r: &mut Reader, key: &str) -> Option<Option<String>> {
 fn names_a_queue(url: &str) -> bool {
     let Ok(uri) = url.parse::<http::Uri>() else { return false };
     let parts: Vec<&str> = uri.path().split('/').skip(1).collect();
-    let is_account = |part: &str| part.len() == 12 && part.bytes().all(|byte| byte.is_ascii_digit());
     let host = uri.host().unwrap_or_default();
     match parts.as_slice() {
-        [account, name] if host.contains("amazonaws.com") => is_account(account) && !name.is_empty(),
+        [account, name] if host.contains("amazonaws.com") => is_account_id(account) && !name.is_empty(),
         _ if host.contains("amazonaws.com") => false,
-        [.., name] => !name.is_empty() && !is_account(name),
+        [.., name] => !name.is_empty() && !is_account_id(name),
         [] => false,
     }
 }
 
 fn log(r: &mut Reader, environment: &Environment) -> Option<Log> {
     let format = r.word("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
-    let level = level(r);
+    let level = r.live(level);
     // https://no-color.org: any value counts, if it is not empty.
     let no_color = environment.get("NO_COLOR").is_some();
     Some(Log { format: format?, level: level?, no_color, otlp_endpoint: otlp_endpoint(environment) })

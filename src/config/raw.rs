@@ -3,6 +3,7 @@
 //! `config/sendoff.toml` is the lowest layer. It also defines which keys exist and their types. This module does not
 //! know what a key means; `check` does.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 
@@ -55,6 +56,8 @@ pub struct Entry {
     pub key: String,
     pub value: Value,
     pub origin: Origin,
+    /// Whether a reload applies it to the running daemon; see [`super::read::Reader::live`].
+    pub is_live: bool,
 }
 
 /// All keys in effect: first in the order of the defaults file, then those of `[functions]` in the order of the file.
@@ -84,6 +87,10 @@ impl Values {
         self.set(key.to_owned(), Value::Text(text.to_owned()), origin);
     }
 
+    pub(super) fn mark_live(&mut self, keys: &BTreeSet<String>) {
+        self.entries.iter_mut().filter(|entry| keys.contains(&entry.key)).for_each(|entry| entry.is_live = true);
+    }
+
     /// Replaces the patterns of `[functions]`, in their order.
     pub(super) fn rename_functions(&mut self, patterns: impl IntoIterator<Item = String>) {
         for ((pattern, _), new) in self.functions.iter_mut().zip(patterns) {
@@ -94,7 +101,7 @@ impl Values {
     fn set(&mut self, key: String, value: Value, origin: Origin) {
         match self.entries.iter_mut().find(|entry| entry.key == key) {
             Some(entry) => (entry.value, entry.origin) = (value, origin),
-            None => self.entries.push(Entry { key, value, origin }),
+            None => self.entries.push(Entry { key, value, origin, is_live: false }),
         }
     }
 

@@ -53,6 +53,15 @@ impl Reader {
         self.values.fill(key, text, origin);
     }
 
+    /// Reads what a reload applies to the running daemon: every key that `read` asks for is marked as live.
+    pub fn live<T>(&mut self, read: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::take(&mut self.asked);
+        let read = read(self);
+        self.values.mark_live(&self.asked);
+        self.asked.extend(before);
+        read
+    }
+
     pub fn origin(&self, key: &str) -> Origin {
         self.values.find(key).map_or(Origin::Default, |entry| entry.origin.clone())
     }

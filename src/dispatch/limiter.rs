@@ -68,6 +68,16 @@ const LATENCY_RISE: f64 = 2.0;
 /// become usual, or the limit would creep up for ever.
 const USUAL_RISE: f64 = 1.0 / 8_192.0;
 
+/// What an attempt says about a limit of attempts in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Load {
+    /// Lambda took the call, whatever became of it.
+    Taken,
+    TooMuch,
+    /// Nothing.
+    Unknown,
+}
+
 #[derive(Debug, Clone)]
 pub struct Limiter {
     limit: f64,
@@ -197,6 +207,15 @@ impl Limiter {
         self.step = self.limit;
         self.round = Round::default();
         self.streak = Streak::default();
+    }
+
+    /// Learns from the end of an attempt. See [`Limiter::succeeded`].
+    pub fn learn(&mut self, load: Load, bound: bool, latency: Option<Duration>, began: Instant, ended: Instant) {
+        match load {
+            Load::Taken => self.succeeded(bound, latency, began),
+            Load::TooMuch => self.throttled(began, ended),
+            Load::Unknown => {}
+        }
     }
 
     /// An attempt got an answer that is no throttle. `bound` says whether the limit was reached when the last attempt

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use super::limiter::Load;
 use super::{Failure, FailureKind, Mode, Policy, Reply};
 use crate::backoff;
 use crate::clock::{Clock, UnixMillis};
@@ -75,8 +76,19 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every word of [`Outcome::as_str`].
-    pub const WORDS: [&str; 9] =
-        ["delivered", "function-failed", "throttled", "transient", "foreign", "lost", "not-sent", "held", "refused"];
+    pub const WORDS: [&str; 11] = [
+        "delivered",
+        "function-failed",
+        "throttled",
+        "transient",
+        "rejected",
+        "unready",
+        "foreign",
+        "lost",
+        "not-sent",
+        "held",
+        "refused",
+    ];
 
     /// The word used in metrics and logs.
     pub fn as_str(&self) -> &'static str {
@@ -92,6 +104,24 @@ impl Outcome {
             Self::NotSent => "not-sent",
             Self::Operator { .. } => "held",
             Self::Refused => "refused",
+        }
+    }
+
+    /// What this says about how many attempts of `scope` may be in flight.
+    pub fn load(&self, scope: Scope) -> Load {
+        match self {
+            Self::Delivered | Self::FunctionFailed | Self::Refused => Load::Taken,
+            Self::Throttled { scope: throttled, .. } if *throttled == scope => Load::TooMuch,
+            // A call that hangs holds slots of its lane. It says nothing about the account or region.
+            Self::Lost if scope == Scope::Lane => Load::TooMuch,
+            Self::Throttled { .. }
+            | Self::Lost
+            | Self::Transient
+            | Self::Foreign
+            | Self::Rejected
+            | Self::Unready
+            | Self::NotSent
+            | Self::Operator { .. } => Load::Unknown,
         }
     }
 

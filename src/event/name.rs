@@ -100,6 +100,11 @@ pub fn canonical(text: &str, home: &Home) -> Option<FunctionName> {
     Some(Parts { qualifier: parts.qualifier, ..scoped }.canonical(None, home))
 }
 
+/// Whether `text` is the id of an AWS account: 12 digits.
+pub fn is_account_id(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// Whether `text` matches [`QUALIFIER_PATTERN`].
 pub fn is_qualifier(text: &str) -> bool {
     QUALIFIER.is_match(text)

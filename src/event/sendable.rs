@@ -1,6 +1,7 @@
 //! Checks whether an event can be sent to Lambda at all. The doors accept only such events. A store, a queue or an
 //! export may still hold others, written by an earlier version or by another program.
 
+use super::name::is_account_id;
 use super::{Carried, Event, Function};
 
 /// The name of the first field that no request can carry, or `None` if the event can be sent.
@@ -30,8 +31,7 @@ pub fn region_in(address: &str) -> Option<&str> {
     let (region, account) = if first == "arn" { (parts.nth(2)?, parts.next()?) } else { (first, parts.next()?) };
     // A function with an alias of twelve digits looks like a region and an account, but has no name after them.
     parts.next()?;
-    let is_account = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
-    (is_account && region.contains('-')).then_some(region)
+    (is_account_id(account) && region.contains('-')).then_some(region)
 }
 
 #[cfg(test)]

@@ -5,9 +5,10 @@ use std::sync::LazyLock;
 use utoipa::openapi::{Object, RefOr, Schema};
 use utoipa::{Modify, Number, OpenApi};
 
+use crate::clock::MILLIS_MAX;
 use crate::event::name::{NAME_PATTERN, QUALIFIER_PATTERN};
 use crate::ingest::events_api::{
-    AHEAD_MAX, AcceptedEvent, DELAY_PATTERN, ErrorBody, EventAnswer, EventState, MILLIS_MAX, MILLIS_MIN, NewEvent,
+    AHEAD_MAX, AcceptedEvent, DELAY_PATTERN, ErrorBody, EventAnswer, EventState, MILLIS_MIN, NewEvent,
 };
 
 /// The document, as JSON.

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use sendoff::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+use sendoff::ingest::door::{DUPLICATE, KEY_SOURCE};
 use sendoff::ingest::refusal::EVENT_ID;
-use sendoff::ingest::server::{DUPLICATE, KEY_SOURCE};
 use sendoff::outbox::{Appended, Outbox};
 use tokio::sync::oneshot;
 

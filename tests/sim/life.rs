@@ -11,7 +11,7 @@ use sendoff::deadletter::{self, DeadLetters};
 use sendoff::dispatch::{self, Dispatch};
 use sendoff::event::name::Home;
 use sendoff::ingest;
-use sendoff::ingest::server::Door;
+use sendoff::ingest::door::Door;
 use sendoff::metrics::Metrics;
 use sendoff::outbox::embedded::engine::Engine;
 use sendoff::outbox::embedded::writer::Writer;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use sendoff::clock::{Clock, UnixMillis};
-use sendoff::ingest::server::Door;
+use sendoff::ingest::door::Door;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;

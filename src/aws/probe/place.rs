@@ -1,5 +1,7 @@
 //! Functions and queues by name, and their ARNs for policies. Pure.
 
+use crate::event::name::is_account_id;
+
 /// The wildcard for unknown parts of an ARN.
 const ANY_ACCOUNT: &str = "ACCOUNT";
 const ANY_REGION: &str = "REGION";
@@ -58,8 +60,7 @@ impl Queue {
         }
         let mut path = queue.trim_end_matches('/').rsplit('/');
         let (name, account) = (path.next().unwrap_or_default(), path.next().unwrap_or_default());
-        let is_account = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
-        let account = if is_account { account } else { ANY_ACCOUNT };
+        let account = if is_account_id(account) { account } else { ANY_ACCOUNT };
         let of_host = queue.split_once("://sqs.").and_then(|(_, host)| host.split_once('.')).map(|(region, _)| region);
         let region = of_host.filter(|region| region.contains('-')).or(region).unwrap_or(ANY_REGION);
         Self { arn: format!("arn:aws:sqs:{region}:{account}:{name}") }

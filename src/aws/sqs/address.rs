@@ -1,6 +1,7 @@
 //! The address of a queue, from its URL or its ARN. Pure.
 
 use super::super::is_region;
+use crate::event::name::is_account_id;
 
 /// A queue's URL, and its region if the URL or ARN names one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,13 +46,12 @@ impl<'a> Arn<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         let parts: Vec<&str> = text.split(':').collect();
         let ["arn", partition, "sqs", region, account_id, name] = parts[..] else { return None };
-        let is_account = account_id.len() == 12 && account_id.bytes().all(|b| b.is_ascii_digit());
         // A queue's name: at most 80 letters, digits, hyphens and underscores, `.fifo` among them.
         let stem = name.strip_suffix(".fifo").unwrap_or(name);
         let is_name = (1..=80).contains(&name.len())
             && !stem.is_empty()
             && stem.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        (!partition.is_empty() && is_region(region) && is_account && is_name).then_some(Self {
+        (!partition.is_empty() && is_region(region) && is_account_id(account_id) && is_name).then_some(Self {
             partition,
             region,
             account_id,

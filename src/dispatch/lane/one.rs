@@ -203,19 +203,7 @@ impl Lane {
             Mode::Event => Some(ended.duration_since(began)),
             Mode::Confirm { .. } => None,
         };
-        match outcome {
-            Outcome::Delivered | Outcome::FunctionFailed | Outcome::Refused => {
-                self.limiter.succeeded(self.bound, latency, began);
-            }
-            Outcome::Throttled { scope: Scope::Lane, .. } | Outcome::Lost => self.limiter.throttled(began, ended),
-            Outcome::Throttled { scope: Scope::Account | Scope::Caller, .. }
-            | Outcome::Transient
-            | Outcome::Foreign
-            | Outcome::Rejected
-            | Outcome::Unready
-            | Outcome::NotSent
-            | Outcome::Operator { .. } => {}
-        }
+        self.limiter.learn(outcome.load(Scope::Lane), self.bound, latency, began, ended);
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 }

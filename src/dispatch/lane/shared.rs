@@ -92,20 +92,7 @@ impl Shared {
     }
 
     fn learn(&mut self, outcome: &Outcome, own: Scope, began: Instant, ended: Instant) {
-        match outcome {
-            Outcome::Delivered | Outcome::FunctionFailed | Outcome::Refused => {
-                self.limiter.succeeded(self.bound, None, began);
-            }
-            Outcome::Throttled { scope, .. } if *scope == own => self.limiter.throttled(began, ended),
-            Outcome::Throttled { .. }
-            | Outcome::Lost
-            | Outcome::Transient
-            | Outcome::Foreign
-            | Outcome::Rejected
-            | Outcome::Unready
-            | Outcome::NotSent
-            | Outcome::Operator { .. } => {}
-        }
+        self.limiter.learn(outcome.load(own), self.bound, None, began, ended);
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 }

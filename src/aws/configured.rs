@@ -7,19 +7,20 @@ use crate::deadletter::{QueueFacts, Ship, Shipment, Trouble};
 use crate::dispatch::{Call, Failure, FailureKind, Invoke, Reply};
 use crate::event::Function;
 
+/// A client, or what it lacks.
 #[derive(Debug, Clone)]
-pub enum Placed<C> {
-    At(C),
-    Nowhere(Error),
+pub enum Configured<C> {
+    Ready(C),
+    Incomplete(Error),
 }
 
-impl<C> Placed<C> {
-    /// Only a missing setting leads to a client without a place, because a first start may lack just that. A wrong region
-    /// or endpoint is an error.
+impl<C> Configured<C> {
+    /// Only a missing setting makes a client incomplete, because a first start may lack just that. A wrong region or endpoint
+    /// is an error.
     pub fn of(client: Result<C, Error>) -> Result<Self, Error> {
         match client {
-            Ok(client) => Ok(Self::At(client)),
-            Err(error @ (Error::NoRegion { .. } | Error::NoCertificates { .. })) => Ok(Self::Nowhere(error)),
+            Ok(client) => Ok(Self::Ready(client)),
+            Err(error @ (Error::NoRegion { .. } | Error::NoCertificates { .. })) => Ok(Self::Incomplete(error)),
             Err(
                 error @ (Error::Region { .. }
                 | Error::EndpointUrl { .. }
@@ -33,25 +34,25 @@ impl<C> Placed<C> {
     /// Describes what is missing. `None` if nothing is.
     pub fn missing(&self) -> Option<String> {
         match self {
-            Self::At(_) => None,
-            Self::Nowhere(error) => Some(error.to_string()),
+            Self::Ready(_) => None,
+            Self::Incomplete(error) => Some(error.to_string()),
         }
     }
 
-    /// Like `new`, but logs a warning if something is missing, once for each service.
+    /// Logs a warning if something is missing, once for each service.
     pub fn warned(self) -> Self {
-        if let Self::Nowhere(error) = &self {
+        if let Self::Incomplete(error) = &self {
             tracing::warn!("{error}; accepting all the same, what needs it waits");
         }
         self
     }
 }
 
-impl<C: Invoke> Invoke for Placed<C> {
+impl<C: Invoke> Invoke for Configured<C> {
     async fn invoke(&self, call: Call) -> Reply {
         match self {
-            Self::At(client) => client.invoke(call).await,
-            Self::Nowhere(error) => {
+            Self::Ready(client) => client.invoke(call).await,
+            Self::Incomplete(error) => {
                 Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message: error.to_string() })
             }
         }
@@ -59,19 +60,19 @@ impl<C: Invoke> Invoke for Placed<C> {
 
     async fn dry_run(&self, function: Function) -> Reply {
         match self {
-            Self::At(client) => client.dry_run(function).await,
-            Self::Nowhere(error) => {
+            Self::Ready(client) => client.dry_run(function).await,
+            Self::Incomplete(error) => {
                 Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message: error.to_string() })
             }
         }
     }
 }
 
-impl<C: Ship> Ship for Placed<C> {
+impl<C: Ship> Ship for Configured<C> {
     async fn ship(&self, queue_url: &str, batch: Vec<Message>) -> Vec<Shipment> {
         match self {
-            Self::At(client) => client.ship(queue_url, batch).await,
-            Self::Nowhere(error) => {
+            Self::Ready(client) => client.ship(queue_url, batch).await,
+            Self::Incomplete(error) => {
                 let later = Shipment::Later { code: code(error).into(), message: error.to_string() };
                 vec![later; batch.len()]
             }
@@ -80,8 +81,8 @@ impl<C: Ship> Ship for Placed<C> {
 
     async fn facts(&self, queue_url: &str) -> Result<QueueFacts, Trouble> {
         match self {
-            Self::At(client) => client.facts(queue_url).await,
-            Self::Nowhere(error) => {
+            Self::Ready(client) => client.facts(queue_url).await,
+            Self::Incomplete(error) => {
                 Err(Trouble { code: code(error).into(), message: error.to_string(), transient: false })
             }
         }

@@ -8,15 +8,15 @@ pub(super) const REGIONS_MAX: usize = 32;
 
 /// One client for each region, made at first use.
 #[derive(Debug)]
-pub(super) struct Elsewhere<C>(Mutex<BTreeMap<String, C>>);
+pub(super) struct RegionalClients<C>(Mutex<BTreeMap<String, C>>);
 
-impl<C> Default for Elsewhere<C> {
+impl<C> Default for RegionalClients<C> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<C: Clone> Elsewhere<C> {
+impl<C: Clone> RegionalClients<C> {
     pub(super) fn client(&self, region: &str, make: impl FnOnce() -> C) -> C {
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(region) {
@@ -37,12 +37,12 @@ mod tests {
 
     #[test]
     fn regions_are_remembered_up_to_a_limit() {
-        let elsewhere = Elsewhere::default();
+        let clients = RegionalClients::default();
         for n in 0..REGIONS_MAX + 5 {
-            assert_eq!(elsewhere.client(&format!("eu-north-{n:02}"), || n), n);
+            assert_eq!(clients.client(&format!("eu-north-{n:02}"), || n), n);
         }
-        assert_eq!(elsewhere.0.lock().unwrap().len(), REGIONS_MAX);
-        assert_eq!(elsewhere.client("eu-north-36", || 0), 36, "made once");
-        assert_eq!(elsewhere.client("eu-north-00", || 100), 100, "made again");
+        assert_eq!(clients.0.lock().unwrap().len(), REGIONS_MAX);
+        assert_eq!(clients.client("eu-north-36", || 0), 36, "made once");
+        assert_eq!(clients.client("eu-north-00", || 100), 100, "made again");
     }
 }

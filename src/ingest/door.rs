@@ -253,7 +253,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         }
         metrics.outbox_append_seconds.observe(started.elapsed().as_secs_f64());
         let accepted = self.accepted(appended, id, source, &function)?;
-        trace::is_for(accepted.id);
+        trace::set_event(accepted.id);
         Ok((accepted, permit))
     }
 
@@ -306,7 +306,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             }
             Appended::Repeat { first } => {
                 let label = metrics.function_label(function);
-                metrics.ingest_repeats.with_label_values(&[label, source.as_str()]).inc();
+                metrics.ingest_duplicates.with_label_values(&[label, source.as_str()]).inc();
                 trace::accepted(first, label, true);
                 Ok(Accepted { id: first, source, repeat: true })
             }

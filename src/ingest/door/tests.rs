@@ -180,7 +180,7 @@ async fn a_repeat_is_answered_with_the_first_events_id() {
     assert_eq!(second.header("x-sendoff-event-id"), first.header("x-amzn-requestid"));
     assert_eq!(second.header("x-sendoff-duplicate"), "true");
     assert_eq!(kept.payloads().len(), 1);
-    let repeats = &door.shared.metrics.ingest_repeats;
+    let repeats = &door.shared.metrics.ingest_duplicates;
     assert_eq!(repeats.with_label_values(&["orders", "header"]).get(), 1);
 }
 

@@ -355,7 +355,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let verdict = decide(&outcome, blame, &reply, event, history, policy, now, &self.clock);
 
         if outcome == Outcome::Delivered {
-            self.metrics.is_proven(name);
+            self.metrics.prove(name);
         }
         let function = self.metrics.function_label(name);
         self.metrics.dispatch_attempts.with_label_values(&[function, outcome.as_str()]).inc();
