@@ -1,4 +1,5 @@
-//! accept: from the request to the durable 202. Lambda is out of reach meanwhile, so that accepting is all that is measured.
+//! accept: from the request to the durable 202. Lambda cannot be reached meanwhile, so that only acceptance is
+//! measured.
 
 use std::fs::File;
 use std::io::Write;
@@ -20,13 +21,13 @@ pub struct Options {
     /// Keep-alive connections, each with one request at a time
     #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64, 256])]
     connections: Vec<usize>,
-    /// Payloads in bytes; other than the first only with 64 connections, and 16 for 1 MiB
+    /// Payloads in bytes. Sizes after the first run only with 64 connections, 1 MiB with 16
     #[arg(long, value_delimiter = ',', default_values_t = [1_024, 100, 65_536, 1_048_576])]
     payload_bytes: Vec<usize>,
-    /// Payload bytes in all of one measurement, at most
+    /// The most payload bytes of one measurement
     #[arg(long, default_value_t = 128 << 20)]
     bytes_max: u64,
-    /// Requests of one measurement, at most
+    /// The most requests of one measurement
     #[arg(long, default_value_t = 20_000)]
     events: u64,
     #[arg(long, value_enum, default_value = "sdk")]
@@ -34,7 +35,7 @@ pub struct Options {
     /// Other builds of the program to measure in the same rounds
     #[arg(long)]
     also: Vec<PathBuf>,
-    /// Leave out the bare append + fdatasync and the door that stores nothing
+    /// Leave out the bare append + fdatasync and the listener that stores nothing
     #[arg(long)]
     only_daemons: bool,
 }
@@ -60,7 +61,7 @@ pub async fn run(options: &Options, rounds: usize) -> anyhow::Result<()> {
     let clock = Clock::system();
     for (connections, payload_bytes) in options.cases() {
         let events = options.events.min(options.bytes_max / payload_bytes as u64).max(64);
-        // One connection at a time is bound by the disk's sync, and needs no more to say so.
+        // With one connection the disk's sync is the limit. A few events show that.
         let events = if connections == 1 { events.min(2_000) } else { events };
         for round in 1..=rounds {
             eprintln!("accept: {connections} connections, {payload_bytes} bytes, round {round} of {rounds}");
@@ -125,7 +126,7 @@ async fn daemon(
     load: impl Fn(std::net::SocketAddr) -> Load,
     clock: &Clock,
 ) -> anyhow::Result<Sample> {
-    // Bound and not listening: calls are refused at once, and lanes are held.
+    // Bound but not listening: calls are refused at once, and lanes are held.
     let nobody = TcpListener::bind("127.0.0.1:0")?;
     let url = format!("http://{}", nobody.local_addr()?);
     drop(nobody);
@@ -144,7 +145,7 @@ async fn daemon(
     Ok(sample)
 }
 
-/// What the disk gives: batches of as many records as there are connections, appended to a file and synced.
+/// What the disk allows: batches of as many records as there are connections, appended to a file and synced.
 fn bare(connections: usize, payload_bytes: usize, events: u64, clock: &Clock) -> anyhow::Result<Sample> {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let mut file = File::create(directory.path().join("log"))?;

@@ -1,4 +1,4 @@
-//! backlog: fill the store while Lambda is out of reach, kill the daemon, start it again, and let it drain.
+//! backlog: fills the store while Lambda cannot be reached, kills the daemon, starts it again, and lets it drain.
 
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -17,14 +17,14 @@ pub struct Options {
     /// Events of the large backlog
     #[arg(long, default_value_t = 50_000)]
     events: u64,
-    /// Events of the small one
+    /// Events of the small backlog
     #[arg(long, default_value_t = 10_000)]
     beside: u64,
     #[arg(long, default_value_t = 1_024)]
     payload_bytes: usize,
     #[arg(long, default_value_t = 10)]
     functions: usize,
-    /// Events over whose delivery the drain rate is taken, at most
+    /// The most deliveries over which the drain rate is taken
     #[arg(long, default_value_t = 100_000)]
     drain: u64,
 }
@@ -139,7 +139,7 @@ fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
-/// Connects until somebody listens, and returns once an event is accepted.
+/// Connects until somebody listens. Returns once an event is accepted.
 async fn first_accepted(load: Load, clock: &Clock) -> anyhow::Result<()> {
     let began = clock.instant();
     while TcpStream::connect(load.address).await.is_err() {

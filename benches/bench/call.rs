@@ -1,4 +1,4 @@
-//! Calls of Invoke without sendoff: as a service makes them with aws-sdk-lambda, and as cheaply as they can be made.
+//! Calls of Invoke without sendoff: as a service makes them with aws-sdk-lambda, and as cheaply as possible.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,7 +41,7 @@ pub struct Options {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Transport {
-    /// aws-sdk-lambda as its documentation has it
+    /// aws-sdk-lambda, used as in its documentation
     Sdk,
     /// aws-sigv4 and hyper's pooled client
     Signed,
@@ -92,7 +92,7 @@ impl Caller {
         }
     }
 
-    /// One Event call; any answer but 202 is an error.
+    /// Makes one Event call. Any answer except 202 is an error.
     pub async fn call(&self, function: String, payload: Bytes) -> anyhow::Result<()> {
         let status = match self {
             Self::Sdk(client) => {

@@ -1,5 +1,5 @@
-//! Closed-loop clients: each connection sends a request, waits for its answer, and sends the next. Cheap on purpose, as
-//! they share the machine with what they measure.
+//! Closed-loop clients: each connection sends a request, waits for its answer, and sends the next. They use little CPU
+//! time, because they share the machine with what they measure.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,19 +27,19 @@ pub struct Load {
     pub headers: Headers,
 }
 
-/// Whose requests they look like.
+/// Which client the requests imitate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Headers {
-    /// An AWS SDK's: signed, with an invocation id of its own each, which sendoff remembers.
+    /// An AWS SDK: signed, each with its own invocation id, which sendoff remembers.
     Sdk,
-    /// No more than must be: no key, nothing to remember.
+    /// The minimum: no key, so sendoff remembers nothing.
     Bare,
 }
 
-/// What came of it.
+/// The results of a load.
 pub struct Done {
     pub took: Duration,
-    /// From the first byte sent to the answer's last, in nanoseconds.
+    /// From the first byte sent to the last byte of the answer, in nanoseconds.
     pub latency: Histogram<u64>,
 }
 
@@ -57,7 +57,7 @@ pub fn histogram() -> anyhow::Result<Histogram<u64>> {
     Histogram::new_with_bounds(1_000, 120_000_000_000, 3).context("making a histogram")
 }
 
-/// Sends everything; any answer but 202 is an error.
+/// Sends everything. Any answer except 202 is an error.
 pub async fn run(load: &Load, clock: &Clock) -> anyhow::Result<Done> {
     let left = Arc::new(AtomicU64::new(load.events));
     let mut streams = Vec::new();
@@ -115,7 +115,7 @@ impl Connection {
         Self { stream, load, payload, request: Vec::new(), answer: Vec::new() }
     }
 
-    /// One request, to its answer.
+    /// Sends one request and reads its answer.
     pub async fn send(&mut self, number: u64, clock: &Clock) -> anyhow::Result<()> {
         write_request(&mut self.request, &self.load, number, clock.random_bits(), &self.payload);
         self.stream.write_all(&self.request).await.context("sending a request")?;
@@ -150,7 +150,7 @@ fn write_request(request: &mut Vec<u8>, load: &Load, number: u64, random: u128, 
 
 async fn read_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) -> anyhow::Result<()> {
     answer.clear();
-    // An answer of 202 has no body, so it ends with its head.
+    // A 202 has no body, so it ends with its head.
     while !answer.ends_with(b"\r\n\r\n") {
         let read = stream.read_buf(answer).await.context("reading an answer")?;
         let accepted = answer.starts_with(b"HTTP/1.1 202") || answer.len() < 12;
@@ -159,7 +159,7 @@ async fn read_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) -> anyhow::Re
     Ok(())
 }
 
-/// A JSON object of so many bytes, at least 100, of the shape of a business event: short fields, then text.
+/// A JSON object of this many bytes (at least 100) in the shape of a business event: short fields, then text.
 pub fn payload(bytes: usize) -> Vec<u8> {
     let head = r#"{"order":{"id":4711,"currency":"EUR","lines":[{"sku":"A-1","n":2}]},"note":""#;
     let mut payload = head.as_bytes().to_vec();

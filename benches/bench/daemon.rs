@@ -1,4 +1,4 @@
-//! The real daemon as a child process, and processes of this program as what it is measured against.
+//! Runs the real daemon as a child process, and processes of this program for comparison.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,10 +12,10 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-/// How long a start may take: a large backlog is read at every start.
+/// How long a start may take. A large backlog is read at every start.
 const START_MAX: Duration = Duration::from_secs(300);
 
-/// A running daemon, killed when dropped.
+/// A running daemon. Dropping it kills it.
 pub struct Daemon {
     pub ingest: SocketAddr,
     pub admin: SocketAddr,
@@ -24,7 +24,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `program`, else this build's own, and returns when it says that it is ready. `settings` are `key=value`.
+    /// Starts `program`, or this build's own, and returns when it is ready. `settings` are `key=value`.
     pub async fn start(
         program: Option<&Path>,
         state_dir: &Path,
@@ -73,12 +73,12 @@ impl Daemon {
         self.child.id().context("the daemon has ended")
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL, and waits for the end.
     pub async fn kill(mut self) -> anyhow::Result<()> {
         self.child.kill().await.context("killing the daemon")
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM, and waits for the end.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         let pid = i32::try_from(self.pid()?).ok().and_then(Pid::from_raw).context("a process id")?;
         kill_process(pid, Signal::TERM).context("stopping the daemon")?;
@@ -86,7 +86,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// One number of `/metrics`: the sum over all labels.
+    /// One metric of `/metrics`: the sum over all labels.
     pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
         let mut stream = TcpStream::connect(self.admin).await.context("connecting to the admin listener")?;
         let get = format!("GET /metrics HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.admin);
@@ -110,10 +110,10 @@ fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     Some((text("ingest")?.parse().ok()?, text("admin")?.parse().ok()?))
 }
 
-/// A process of this program in a role; killed when dropped.
+/// A process of this program in a role. Dropping it kills it.
 pub struct Role {
     child: Child,
-    /// The first line that it said.
+    /// The first line of its output.
     pub said: String,
 }
 

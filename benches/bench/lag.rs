@@ -35,10 +35,10 @@ impl Default for Options {
 
 const COLUMNS: &[&str] = &["p50 ms", "p99 ms"];
 
-/// An event that has not arrived after so long never will.
+/// An event that has not arrived after this time is lost.
 const LOST: Duration = Duration::from_secs(10);
 
-/// What each measurement leaves out at its beginning: connections are made, pages are touched.
+/// Events at the beginning of each measurement that do not count: they open connections and touch pages.
 const WARM: u64 = 50;
 
 pub async fn run(options: &Options, rounds: usize) -> anyhow::Result<()> {
@@ -53,7 +53,7 @@ pub async fn run(options: &Options, rounds: usize) -> anyhow::Result<()> {
     report.finish()
 }
 
-/// When the stand-in has taken so many events.
+/// When the stand-in has taken this many events.
 async fn arrival(standin: &Standin, events: u64, clock: &Clock) -> anyhow::Result<Instant> {
     let there = standin.ledger().wait_until(|book| book.total().taken >= events, LOST).await;
     anyhow::ensure!(there, "event {events} has not arrived");

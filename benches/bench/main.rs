@@ -1,7 +1,7 @@
-//! What docs/performance.md is made of: `make bench`, or `cargo bench --bench bench -- NAME --help`.
+//! Measures the figures of docs/performance.md: `make bench`, or `cargo bench --bench bench -- NAME --help`.
 //!
-//! Every figure stands beside one of something simpler, measured in the same round on the same machine, and what counts is
-//! the ratio: machines are shared and noisy, and absolute figures of two runs cannot be compared.
+//! Every figure stands beside one of something simpler, measured in the same round on the same machine. Only the ratio
+//! counts: machines are shared and noisy, so absolute figures of two runs cannot be compared.
 
 use std::process::ExitCode;
 
@@ -29,17 +29,17 @@ mod road;
 
 mod roles;
 
-/// The same as the program's, so that what it is measured against has it too.
+/// The program's allocator, so that what it is compared with has it, too.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Benches of sendoff
 #[derive(Debug, Parser)]
 struct Options {
-    /// What cargo calls a bench with
+    /// Passed by cargo to every bench
     #[arg(long, hide = true, global = true)]
     bench: bool,
-    /// Rounds, in each of which every system is measured once; the median counts
+    /// Number of rounds. Each measures every system once, and the median counts
     #[arg(long, default_value_t = 3, global = true)]
     rounds: usize,
     #[command(subcommand)]
@@ -48,15 +48,15 @@ struct Options {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// From the request to the durable 202, beside a door that stores nothing and a bare append + fdatasync
+    /// From the request to the durable 202, compared with a listener that stores nothing and a bare append + fdatasync
     Accept(accept::Options),
-    /// From the first request to the last arrival, beside bare aws-sdk-lambda calls and hand-signed ones
+    /// From the first request to the last arrival, compared with bare aws-sdk-lambda calls and hand-signed ones
     Road(road::Options),
-    /// From the request to the first attempt on an idle daemon, beside a bare fdatasync and SDK call
+    /// From the request to the first attempt on an idle daemon, compared with a bare fdatasync and SDK call
     Lag(lag::Options),
-    /// Start, memory and drain rate with a large backlog, beside a small one
+    /// Start, memory and drain rate with a large backlog, compared with a small one
     Backlog(backlog::Options),
-    /// The steps of one event, each alone
+    /// Each step of an event alone
     Micro(micro::Options),
     /// A process of a bench
     #[command(hide = true, subcommand)]

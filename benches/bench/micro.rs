@@ -1,5 +1,5 @@
-//! micro: the steps of one event, each alone, on one thread. Time per operation is noisy here; instructions are not:
-//! `valgrind --tool=callgrind` on this program gives those (docs/performance.md).
+//! micro: each step of an event alone, on one thread. Time per operation is noisy here. Instructions are not: `valgrind
+//! --tool=callgrind` on this program counts them (docs/performance.md).
 
 use std::hint::black_box;
 
@@ -29,7 +29,7 @@ pub struct Options {
     /// Events of one commit
     #[arg(long, default_value_t = 64)]
     batch: u64,
-    /// Only steps whose name holds this
+    /// Only steps whose name contains this
     #[arg(long, default_value = "")]
     only: String,
 }

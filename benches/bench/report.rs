@@ -1,4 +1,4 @@
-//! Tables for people and JSON for machines, of samples gathered round by round.
+//! Tables for people and JSON for machines, from samples gathered in rounds.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +21,7 @@ pub struct Report {
     ratios: Vec<Ratio>,
 }
 
-/// One figure over another of the same round.
+/// One figure divided by another of the same round.
 struct Ratio {
     label: String,
     over: (String, &'static str),
@@ -42,7 +42,7 @@ impl Report {
         }
     }
 
-    /// Asks for a ratio of two columns of two systems, formed within each round. `target` is only shown.
+    /// Adds a ratio of two columns of two systems, computed within each round. `target` is only printed.
     pub fn ratio(&mut self, over: (&str, &'static str), under: (&str, &'static str), target: &str) {
         let label = format!("{} {} / {} {}", over.0, over.1, under.0, under.1);
         if self.ratios.iter().any(|ratio| ratio.label == label) {

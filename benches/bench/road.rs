@@ -17,7 +17,7 @@ pub struct Options {
     /// Events of one measurement
     #[arg(long, default_value_t = 20_000)]
     events: u64,
-    /// Functions they are for
+    /// Number of functions that the events are for
     #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 1_000])]
     functions: Vec<usize>,
     #[arg(long, default_value_t = 64)]
@@ -26,7 +26,7 @@ pub struct Options {
     payload_bytes: usize,
     #[arg(long, value_enum, default_value = "sdk")]
     headers: Headers,
-    /// Further settings of the daemon, KEY=VALUE; with `|` between alternatives to measure side by side
+    /// Further settings of the daemon, KEY=VALUE. With `|` between alternatives to measure side by side
     #[arg(long)]
     set: Option<String>,
     /// Other builds of the program to measure in the same rounds
@@ -54,10 +54,10 @@ impl Default for Options {
 
 const COLUMNS: &[&str] = &["road/s", "CPU s/1,000", "syncs/1,000", "peak RSS MiB"];
 
-/// How often the stand-in is asked whether all have arrived.
+/// How often the stand-in is asked whether all events have arrived.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// Without any arrival for so long, something is wrong.
+/// Without any arrival for this long, something is wrong.
 const STALLED: Duration = Duration::from_secs(30);
 
 pub async fn run(options: &Options, rounds: usize) -> anyhow::Result<()> {

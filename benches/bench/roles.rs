@@ -1,4 +1,4 @@
-//! What runs in processes of its own, so that its cost can be told from the bench's.
+//! The parts that run in their own processes, so that their cost is separate from the bench's.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -23,9 +23,9 @@ use crate::{call, process};
 
 #[derive(Debug, Subcommand)]
 pub enum Role {
-    /// The door in front of a store that does nothing; says its address
+    /// The ingest listener in front of a store that does nothing. Prints its address
     Door,
-    /// Calls a stand-in as a service without sendoff would; says what it cost
+    /// Calls a stand-in as a service without sendoff does. Prints what it cost
     Call(call::Options),
 }
 
@@ -74,7 +74,7 @@ async fn door() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A store that says yes.
+/// A store that accepts everything and keeps nothing.
 #[derive(Clone)]
 struct Nothing;
 

@@ -1,4 +1,4 @@
-//! What is compared: sendoff's limiter, a fixed number, and Vector's adaptive request concurrency.
+//! The controllers that are compared: sendoff's limiter, a fixed number, and Vector's adaptive request concurrency.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::model::{ATTEMPTS_MAX, Controller, Micros, SECOND};
 
-/// The one fixed point that instants are counted from.
+/// The fixed point from which instants are counted.
 #[expect(clippy::disallowed_methods, reason = "an origin for virtual time; what it is makes no difference")]
 fn origin() -> Instant {
     thread_local!(static ORIGIN: Instant = Instant::now());
@@ -49,7 +49,7 @@ impl Controller for Sendoff {
     }
 }
 
-/// What several lanes of one account share: throttles that name the account's limit slow it as a whole.
+/// What several lanes of one account share. Throttles that name the account's limit slow the whole account.
 pub struct Account {
     limiter: Limiter,
     in_flight: u32,
@@ -62,7 +62,7 @@ impl Account {
     }
 }
 
-/// sendoff's limiter of a lane below that of its account.
+/// sendoff's limiter of a lane, below that of its account.
 pub struct InAccount {
     lane: Limiter,
     in_flight: u32,
@@ -121,15 +121,15 @@ impl Controller for Fixed {
     fn throttled(&mut self, _began: Micros, _now: Micros) {}
 }
 
-/// Vector's adaptive request concurrency, written anew from what its documentation and
-/// `src/sinks/util/adaptive_concurrency` (vectordotdev/vector 05b56b79) say that it does, with its defaults: once a mean
-/// round trip it grows by one if its limit was reached, nothing pushed back and the round trip was not longer than usual; or
-/// shrinks to nine tenths if something did, or the round trip was longer by two and a half deviations. Only its maximum of
-/// 200 is raised to ours, so that the scenarios do not bump against it.
+/// Vector's adaptive request concurrency with its defaults, written anew from its documentation and
+/// `src/sinks/util/adaptive_concurrency` (vectordotdev/vector 05b56b79). Once in a mean round trip it grows by one, if
+/// its limit was reached, nothing pushed back and the round trip was not longer than usual. It shrinks to nine tenths
+/// if something pushed back, or if the round trip was longer by two and a half deviations. Only its maximum of 200 is
+/// raised to ours, so that the scenarios do not reach it.
 pub struct Vector {
     limit: u32,
     usual: Option<Usual>,
-    /// Sum and number of the round trips of this interval.
+    /// Sum and number of the round trips in this interval.
     present: (f64, u32),
     next_update: Micros,
     reached: bool,

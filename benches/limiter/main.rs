@@ -1,7 +1,7 @@
-//! sendoff's limiter beside a fixed concurrency and Vector's adaptive one, in virtual time: `make limiter`.
+//! Compares sendoff's limiter with a fixed concurrency and Vector's adaptive one, in virtual time: `make limiter`.
 //!
 //! Prints the tables of docs/delivery.md, and writes them as JSON to `target/bench/limiter.json` and the plot to
-//! `docs/limiter.svg`. No clock is read, so every run gives the same figures.
+//! `docs/limiter.svg`. It reads no clock, so every run gives the same figures.
 
 use std::fs;
 use std::path::Path;
@@ -122,7 +122,7 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-/// What stands at this part of a sorted row.
+/// The value at this part of a sorted row.
 fn part(sorted: &[f64], part: f64) -> f64 {
     let at = ((sorted.len() - 1) as f64 * part) as usize;
     sorted.get(at).copied().unwrap_or(f64::NAN)

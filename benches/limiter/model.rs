@@ -1,5 +1,5 @@
-//! A Lambda in virtual time: slots, a rate, calls that slow each other down, throttles by chance. No clock, no threads: the
-//! same seed gives the same run on every machine.
+//! A Lambda in virtual time: slots, a rate, calls that slow each other down, throttles by chance. It uses no clock and
+//! no threads, so the same seed gives the same run on every machine.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,11 +9,11 @@ pub type Micros = u64;
 
 pub const SECOND: Micros = 1_000_000;
 
-/// What decides how many calls of one lane may be under way.
+/// Decides how many calls of one lane may be in flight.
 pub trait Controller {
     fn limit(&self) -> u32;
 
-    /// A call begins; `in_flight` counts it.
+    /// A call begins. `in_flight` includes it.
     fn began(&mut self, in_flight: u32);
 
     /// A call was answered.
@@ -22,19 +22,19 @@ pub trait Controller {
     fn throttled(&mut self, began: Micros, now: Micros);
 }
 
-/// How Lambda is for a while.
+/// How Lambda behaves for a while.
 #[derive(Debug, Clone, Copy)]
 pub struct Weather {
     pub lasts: Micros,
-    /// Calls that run at once; whatever comes beyond is throttled.
+    /// Calls that can run at once. Further ones are throttled.
     pub slots: u32,
-    /// Calls a second, with a tenth of them at once; infinite if there is no such limit.
+    /// Calls a second, a tenth of them at once. Infinite if there is no such limit.
     pub per_second: f64,
-    /// Calls beyond so many at once slow all down in proportion.
+    /// Calls beyond this number at once slow all calls down in proportion.
     pub knee: u32,
-    /// The share of calls that is throttled whatever we do.
+    /// The share of calls that is throttled in any case.
     pub noise: f64,
-    /// How long a call takes on average; each takes between half and one and a half times this.
+    /// How long a call takes on average. Each takes between half of this and one and a half times this.
     pub latency: Micros,
     pub throttle_latency: Micros,
 }
@@ -52,18 +52,18 @@ impl Weather {
         }
     }
 
-    /// Calls that could be answered in a second.
+    /// The calls that could be answered in a second.
     fn possible(&self, attempts_max: u32) -> f64 {
         let at_once = self.slots.min(self.knee).min(attempts_max);
         (f64::from(at_once) * SECOND as f64 / self.latency as f64).min(self.per_second)
     }
 }
 
-/// What there is to send.
+/// The events to send.
 #[derive(Debug, Clone, Copy)]
 pub enum Backlog {
     Endless,
-    /// So many events at once, again and again.
+    /// This many events at once, again and again.
     Bursts {
         events: u32,
         every: Micros,
@@ -79,7 +79,7 @@ pub struct Scenario {
     pub seed: u64,
 }
 
-/// What a controller made of a scenario.
+/// What a controller achieved in a scenario.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     pub answered: Vec<u64>,
@@ -91,7 +91,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// All of it in one.
+    /// Adds up all of the stretches.
     pub fn sum(stretches: &[Self]) -> Self {
         let mut sum = Self::default();
         for stretch in stretches {
@@ -118,12 +118,12 @@ impl Outcome {
         self.call_micros as f64 / 1_000.0 / self.answered_in_all().max(1) as f64
     }
 
-    /// From an event's arrival to its answer, in milliseconds; only in bursts.
+    /// From an event's arrival to its answer, in milliseconds. Only for bursts.
     pub fn wait_millis(&self) -> f64 {
         self.wait_micros as f64 / 1_000.0 / self.answered_in_all().max(1) as f64
     }
 
-    /// The lane that got least over the one that got most.
+    /// What the lane with the least got, divided by what the lane with the most got.
     pub fn fairness(&self) -> f64 {
         let least = self.answered.iter().min().copied().unwrap_or(0);
         least as f64 / self.answered.iter().max().copied().unwrap_or(0).max(1) as f64
@@ -134,10 +134,10 @@ impl Outcome {
     }
 }
 
-/// How long an event waits after a throttle, at most: the first step of the usual back-off.
+/// The most that an event waits after a throttle: the first step of the usual backoff.
 const BACKOFF: Micros = 500_000;
 
-/// Attempts that nobody would allow to be exceeded, for what is possible at all.
+/// A limit of attempts that is never exceeded, for what is possible at most.
 pub const ATTEMPTS_MAX: u32 = 1_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -151,7 +151,8 @@ struct Call {
     throttled: bool,
 }
 
-/// Runs `controllers`, one a lane, through a scenario; what each stretch of weather brought. Lanes take turns.
+/// Runs `controllers`, one for each lane, through a scenario. Returns the result of each stretch of weather. Lanes take
+/// turns.
 pub fn run(scenario: &Scenario, controllers: &mut [Box<dyn Controller + '_>]) -> Vec<Outcome> {
     let fresh = || Outcome { answered: vec![0; scenario.lanes], ..Outcome::default() };
     let mut outcomes = Vec::new();

@@ -1,4 +1,4 @@
-//! The plot of docs/delivery.md: the limit while Lambda's slots go from 10 to 100 to 5.
+//! Draws the plot of docs/delivery.md: the limit while Lambda's slots go from 10 to 100 to 5.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
@@ -10,10 +10,10 @@ const SECONDS: u64 = 60;
 const TOP: f64 = 140.0;
 const COURSE: [(u64, u32); 3] = [(20, 10), (20, 100), (20, 5)];
 
-/// Points of a curve are this far apart at least.
+/// The least distance between points of a curve.
 const EVERY: Micros = SECOND / 20;
 
-/// Writes down the limit while another decides.
+/// Records the limit while another controller decides.
 struct Watched<'a> {
     inner: Box<dyn Controller>,
     seen: &'a RefCell<Vec<(Micros, u32)>>,

@@ -1,11 +1,11 @@
-//! Those that the limiter's constants were tried on, and those that nobody had seen when they were chosen.
+//! The scenarios that the limiter's constants were tuned on, and others that were not used for tuning.
 
 use crate::model::{Backlog, SECOND, Scenario, Weather};
 
-/// The first seed of the hold-out, and how many there are. Whoever tunes the limiter, tunes it on other seeds.
+/// The seeds of the hold-out. Tune the limiter on other seeds.
 pub const HOLD_OUT: std::ops::Range<u64> = 1_000..1_100;
 
-/// Scenarios of a kind each.
+/// One scenario of each kind.
 pub fn known() -> Vec<Scenario> {
     let endless =
         |name, weather: Vec<Weather>| Scenario { name, weather, backlog: Backlog::Endless, lanes: 1, seed: 7 };
@@ -27,8 +27,8 @@ pub fn known() -> Vec<Scenario> {
     ]
 }
 
-/// A scenario drawn from a seed: four to seven stretches of 5 to 25 s, each with 1 to 250 slots (evenly on a logarithmic
-/// scale) or, of every four one, a rate of 10 to 2,000 a second; calls of 20 to 400 ms.
+/// A scenario drawn from a seed: four to seven stretches of 5 to 25 s. Each has 1 to 250 slots (evenly on a logarithmic
+/// scale) or, one in four, a rate of 10 to 2,000 a second. Calls take 20 to 400 ms.
 pub fn drawn(seed: u64) -> Scenario {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut between = |from: f64, to: f64| from * (to / from).powf(random.f64());

@@ -1,4 +1,4 @@
-//! The image: linted, built from scratch and run, as far as this machine allows.
+//! Tests the image: linted, built from scratch and run, as far as this machine allows.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,8 +10,8 @@ fn the_dockerfile_has_no_findings() {
     succeed(validator("hadolint").arg(root().join("deploy/container/Dockerfile")));
 }
 
-/// The binary linked anew without any shared library, from the crates that this test was built with: minutes less than a
-/// build of its own.
+/// Links the binary again without shared libraries, from the crates that this test was built with. This saves minutes
+/// compared to a separate build.
 fn static_binary(to: &Path) -> bool {
     let deps = Path::new(env!("CARGO_BIN_EXE_sendoff")).with_file_name("deps");
     let mut libraries: Vec<_> = std::fs::read_dir(&deps)
@@ -76,12 +76,12 @@ fn the_image_is_built_from_scratch_and_runs_as_nobody() {
         assert!(config.contains(part), "{part} is not in the image's configuration");
     }
     let container = buildah(&["from", "localhost/sendoff:test"]).lines().last().unwrap().to_owned();
-    // The image has no /tmp, which the demo would take for its scratch directory.
+    // The image has no /tmp, where the demo would put its scratch directory.
     let options = ["run", "--isolation", "chroot", "--env", "TMPDIR=/var/lib/sendoff", &container, "--"];
     let run = |words: &[&str]| buildah(&[&options[..], words].concat());
     assert!(run(&["/sendoff", "--version"]).starts_with("sendoff "));
     assert!(run(&["/sendoff", "check-config"]).contains("no problems"));
-    // All of it, as uid 65532: a store, a listener, a SIGKILL half way. The demo fails if anything is lost.
+    // Runs the demo as uid 65532: a store, a listener, a SIGKILL half way. It fails if an event is lost.
     run(&["/sendoff", "demo", "--events", "200"]);
     buildah(&["rm", &container]);
 }

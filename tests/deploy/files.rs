@@ -1,11 +1,11 @@
-//! No file in deploy/ is only there.
+//! Every file in deploy/ is tested.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::tools::root;
 
-/// Each file and what tries it.
+/// Each file, and the test module that tries it.
 const TRIED: &[(&str, &str)] = &[
     ("container/Dockerfile", "container::"),
     ("container/build.sh", "container::"),

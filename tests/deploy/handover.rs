@@ -1,4 +1,4 @@
-//! Restarts with the listening socket in other hands, as systemd keeps it: no client is refused.
+//! Tests restarts while somebody else holds the listening socket, as systemd does. No client is refused.
 
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use crate::rig::daemon::{invoke_path, scratch};
 use crate::rig::{eventually, http, lasting_port};
 
-/// A daemon that was given `socket` as its third descriptor; killed when dropped.
+/// A daemon that got `socket` as its descriptor 3. Dropping it kills it.
 struct Given(Child);
 
 impl Drop for Given {

@@ -1,4 +1,4 @@
-//! The policies: valid as JSON and in shape, and no wider than they say.
+//! Tests the IAM policies: valid JSON, valid shape, and no wider than they say.
 
 use std::collections::BTreeSet;
 
@@ -34,7 +34,7 @@ fn every_policy_allows_little_and_names_what_it_is_for() {
             actions.extend(texts(&statement["Action"]));
         }
     }
-    // All that the code calls, and nothing else.
+    // All actions that the code uses, and no others.
     let expected = [
         "kms:Decrypt",
         "kms:GenerateDataKey",
@@ -48,7 +48,7 @@ fn every_policy_allows_little_and_names_what_it_is_for() {
     assert_eq!(actions, expected.map(str::to_owned).into());
 }
 
-/// One text, or a list of them.
+/// A text, or a list of texts.
 fn texts(value: &Value) -> Vec<String> {
     match value {
         Value::Array(list) => list.iter().flat_map(texts).collect(),

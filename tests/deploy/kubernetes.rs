@@ -1,10 +1,10 @@
-//! The manifests: rendered by kubectl, checked against Kubernetes' own schemas and against each other.
+//! Tests the manifests: rendered by kubectl, checked against Kubernetes' own schemas and against each other.
 
 use std::process::Command;
 
 use crate::tools::{root, sendoff, succeed, tool, validator};
 
-/// The schemas to check against: the oldest with native sidecars by default, and the newest that the validator has.
+/// The versions of the schemas: the oldest with native sidecars by default, and the newest that the validator has.
 pub const VERSIONS: [&str; 2] = ["1.29", "1.37"];
 
 #[test]

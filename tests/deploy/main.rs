@@ -1,7 +1,7 @@
-//! What is in deploy/, tried: every file there is run, or checked by the tool that it is for.
+//! Tests everything in deploy/: each file is run, or checked by the tool that it is for.
 //!
-//! Tools that are large or need root may be missing: the test then says `NOT RUN` and why. With TEST_REQUIRE_TOOLS set it
-//! fails instead.
+//! Tools that are large or need root may be missing. The test then prints `NOT RUN` and why. If TEST_REQUIRE_TOOLS is
+//! set, it fails instead.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![expect(clippy::disallowed_methods, reason = "a test measures real time and reads where its parts are installed")]
 

@@ -1,4 +1,4 @@
-//! Metrics: the page that tells of them, and what names them.
+//! Tests the page about metrics, and everything that names metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -54,7 +54,7 @@ pub fn dashboard() -> Vec<(String, String)> {
     targets.collect()
 }
 
-/// Metrics that an expression names, and the labels that it selects by.
+/// The metrics that an expression names, and the labels that it selects by.
 fn named(expression: &str) -> Vec<(String, Vec<String>)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = Vec::new();
@@ -88,7 +88,7 @@ fn the_dashboard_and_the_alerts_name_only_metrics_and_labels_that_exist() {
     }
 }
 
-/// What `increase()`, `rate()` and `changes()` of the alerts look at.
+/// The metrics in `increase()`, `rate()` and `changes()` of the alerts.
 fn stepped() -> BTreeSet<String> {
     let alerts = std::fs::read_to_string(root().join("deploy/prometheus/alerts.yml")).unwrap();
     let mut found = BTreeSet::new();
@@ -117,7 +117,7 @@ fn every_series_whose_steps_raise_an_alert_is_there_before_its_first_step() {
         let reason = reason.as_str();
         assert!(exported(&format!("sendoff_deadletter_buried_total{{function=\"orders\",reason=\"{reason}\"}} 0")));
     }
-    // A restart knows the functions that have events, and begins with them.
+    // A restart knows the functions that have events, and creates their series.
     daemon.kill9();
     let daemon = Setup::new(&state).set("lambda.endpoint_url", "http://127.0.0.1:9").start();
     let text = daemon.scrape().0;

@@ -1,11 +1,11 @@
-//! `check-config --online` against an AWS that verifies signatures and policies (MiniStack with AUTH=true).
+//! Tests `check-config --online` against an AWS that verifies signatures and policies (MiniStack with AUTH=true).
 
 use serde_json::Value;
 
 use crate::rig::ministack::MiniStack;
 use crate::tools::{root, said, sendoff};
 
-/// An access key of a new user without any right.
+/// An access key of a new user without any permission.
 fn new_user(stack: &MiniStack, name: &str) -> (String, String) {
     stack.aws(&["iam", "create-user", "--user-name", name]);
     let key = stack.aws(&["iam", "create-access-key", "--user-name", name]);
@@ -13,14 +13,14 @@ fn new_user(stack: &MiniStack, name: &str) -> (String, String) {
     (part("AccessKeyId"), part("SecretAccessKey"))
 }
 
-/// Gives the user a policy as deployed.
+/// Gives the user a policy from deploy/.
 fn grant(stack: &MiniStack, user: &str, policy: &str) {
     let file = format!("file://{}", root().join("deploy/iam").join(policy).display());
     let words = ["iam", "put-user-policy", "--user-name", user, "--policy-name", policy, "--policy-document", &file];
     stack.aws(&words);
 }
 
-/// Runs the check with an access key: its exit code and all that it said.
+/// Runs the check with an access key. Returns its exit code and all output.
 fn check(stack: &MiniStack, key: &(String, String), more: &[&str]) -> (i32, String) {
     let queue = format!("{}/123456789012/orders-dlq", stack.endpoint_url());
     let mut command = sendoff();
@@ -55,7 +55,7 @@ fn what_an_identity_lacks_is_named_with_the_policy_that_grants_it() {
         assert!(said.contains(expected), "{expected}:\n{said}");
     }
 
-    // What it names is what helps, and the policies as deployed are enough.
+    // What the check names helps, and the policies from deploy/ suffice.
     grant(&stack, "sendoff", "deliver.json");
     let (code, said) = check(&stack, &key, &[]);
     assert!(
@@ -63,20 +63,20 @@ fn what_an_identity_lacks_is_named_with_the_policy_that_grants_it() {
         "{said}"
     );
     grant(&stack, "sendoff", "dead-letter.json");
-    // AWS has no action of this name: SendMessage allows batches, too (IAM, "Actions defined by Amazon SQS").
+    // AWS has no action of this name. SendMessage also allows batches (IAM, "Actions defined by Amazon SQS").
     let own = "{\"Version\":\"2012-10-17\",\"Statement\":[{\"Effect\":\"Allow\",\"Action\":\"sqs:SendMessageBatch\",\
         \"Resource\":\"arn:aws:sqs:eu-central-1:123456789012:orders-dlq\"}]}";
     let words =
         ["iam", "put-user-policy", "--user-name", "sendoff", "--policy-name", "ministack", "--policy-document", own];
     stack.aws(&words);
     let (code, said) = check(&stack, &key, &[]);
-    // The way to AWS, the credentials, the identity, the function, and the queue twice.
+    // The endpoints, the credentials, the identity, the function, and two checks of the queue.
     assert!(code == 0 && !said.contains("MISSING") && said.matches("\nok ").count() == 6, "{said}");
     let received = ["sqs", "receive-message", "--queue-url"];
     let queue = format!("{}/123456789012/orders-dlq", stack.endpoint_url());
     assert_eq!(stack.aws(&[&received[..], &[queue.as_str()]].concat()), Value::Null, "nothing was sent");
 
-    // A function that is not there, one that the policy does not name, a queue that is not there.
+    // A function that does not exist, one that the policy does not name, and a queue that does not exist.
     let (code, said) = check(&stack, &key, &["--function", "orders-gone", "--function", "invoices"]);
     assert!(
         code == 1 && said.contains("create arn:aws:lambda:eu-central-1:123456789012:function:orders-gone"),

@@ -1,4 +1,4 @@
-//! The commands of an operator, against a real daemon.
+//! Tests the commands of an operator against a real daemon.
 
 use std::path::Path;
 use std::process::{Command, Output};

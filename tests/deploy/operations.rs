@@ -1,4 +1,4 @@
-//! The pages of docs/operations.md that no other test tries: what an operator sees, and that what the page says helps.
+//! Tests the sections of docs/operations.md that no other test tries: what an operator sees, and that the advice helps.
 
 use std::process::Command;
 use std::time::Duration;
@@ -14,7 +14,7 @@ fn operator(daemon: &Daemon, words: &[&str]) -> String {
     said(&sendoff().args(words).arg("--admin").arg(format!("http://{}", daemon.admin)).output().unwrap())
 }
 
-/// Events that are told apart by their ids.
+/// Sends events with distinct ids.
 fn hand_over(daemon: &Daemon, events: usize) -> Vec<String> {
     let ids: Vec<_> = (0..events).map(|n| format!("event-{n}")).collect();
     ids.iter().for_each(|id| drop(daemon.accept("orders", &[], &payload(id))));
@@ -40,7 +40,7 @@ fn a_throttled_account_shows_as_held_lanes_and_an_age_and_costs_no_event() {
     lambda.take_all();
     lambda.wait_for(&ids);
     daemon.wait_until_empty();
-    // With a single attempt allowed, one that was charged would have buried its event.
+    // With only one allowed attempt, a charged attempt would have buried its event.
     assert_eq!(daemon.scrape().sum("sendoff_deadletter_buried_total", &[]), 0.0);
 }
 
@@ -61,7 +61,7 @@ fn expired_credentials_hold_all_lanes_in_words_and_are_charged_to_no_event() {
     assert_eq!(http::get(daemon.admin, "/readyz").status, 200, "it goes on accepting");
     daemon.accept("orders", &[], &payload("accepted-meanwhile"));
     lambda.take_all();
-    // Renewed credentials of the environment need the restart that the page asks for.
+    // Renewed credentials in the environment need the restart that the page asks for.
     daemon.terminate();
     assert!(daemon.wait().success());
     let daemon = setup.start();

@@ -1,4 +1,4 @@
-//! The Debian package: made by cargo-deb, and installed, upgraded, removed and purged in a booted systemd.
+//! Tests the Debian package: made by cargo-deb, and installed, upgraded, removed and purged in a booted systemd.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -6,13 +6,13 @@ use std::process::Command;
 
 use crate::tools::{boot, is_root, root, said, succeed, tool};
 
-/// cargo-deb of .tools, where CI installs it, or on the path.
+/// cargo-deb in .tools, where CI installs it, or on the path.
 fn cargo_deb() -> Option<PathBuf> {
     let own = root().join(".tools/bin/cargo-deb");
     if own.is_file() { Some(own) } else { tool("cargo-deb", "none: cargo install cargo-deb --locked") }
 }
 
-/// Makes the package of this build's binary, as a revision of its own.
+/// Makes the package of this build's binary, with this revision.
 fn build(cargo_deb: &Path, binary: &Path, to: &Path, revision: &str) {
     let mut build = Command::new(root().join("deploy/debian/build.sh"));
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -27,7 +27,7 @@ fn the_package_installs_starts_upgrades_and_goes_without_a_trace() {
     let Some(cargo_deb) = cargo_deb() else { return };
     let scratch = tempfile::Builder::new().prefix("sendoff-").tempdir().unwrap();
     let (first, second) = (scratch.path().join("first.deb"), scratch.path().join("second.deb"));
-    // Without what only a debugger wants: a third of the bytes to pack, twice.
+    // Without debug information: a third of the bytes to pack, twice.
     let binary = scratch.path().join("sendoff");
     succeed(Command::new("strip").arg("-o").arg(&binary).arg(env!("CARGO_BIN_EXE_sendoff")));
     build(&cargo_deb, &binary, &first, "1");
@@ -91,19 +91,19 @@ fn the_package_installs_starts_upgrades_and_goes_without_a_trace() {
     }
 }
 
-/// This machine's own root as a tree that can be written to and is thrown away.
+/// This machine's own root as a writable tree that is discarded.
 struct Overlay {
     merged: PathBuf,
 }
 
 impl Overlay {
-    /// None where the kernel has no such file system, or it cannot lie over this root.
+    /// `None` if the kernel has no such file system, or it cannot be mounted over this root.
     fn mount(scratch: &Path) -> Option<Self> {
         let layers = scratch.join("layers");
         let merged = scratch.join("merged");
         std::fs::create_dir(&layers).unwrap();
         std::fs::create_dir(&merged).unwrap();
-        // Overlays cannot lie on overlays, which /tmp may be.
+        // An overlay cannot be on an overlay, which /tmp may be.
         if !Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&layers).status().unwrap().success() {
             return None;
         }
@@ -123,7 +123,7 @@ impl Drop for Overlay {
     fn drop(&mut self) {
         let layers = self.merged.with_file_name("layers");
         for dir in [&self.merged, &layers] {
-            // What was not mounted cannot be unmounted.
+            // Fails if it was not mounted, which does not matter.
             drop(Command::new("umount").arg("--lazy").arg(dir).output());
         }
     }

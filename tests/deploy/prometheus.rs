@@ -1,4 +1,4 @@
-//! A real Prometheus scrapes a real run, and is asked everything that the dashboard and the alerts ask.
+//! A real Prometheus scrapes a real run, and answers all queries of the dashboard and the alerts.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -54,7 +54,7 @@ fn every_query_of_the_dashboard_has_an_answer_from_a_real_run() {
     let mut missing = Vec::new();
     eventually("Prometheus answers every query with data", || {
         asked += 1;
-        // Until now SQS has not taken a letter, which is a metric, too.
+        // Until now SQS has accepted no dead letter. The metric for that is queried, too.
         if asked == 10 {
             sqs.create_queue("dead");
         }
@@ -81,7 +81,7 @@ fn every_query_of_the_dashboard_has_an_answer_from_a_real_run() {
     assert!(rules.iter().all(|rule| rule["health"] == "ok"), "{rules:#?}");
 }
 
-/// Whether an instant query succeeds and gives a series.
+/// Whether an instant query succeeds and returns a series.
 fn has_data(server: SocketAddr, expression: &str) -> bool {
     let expression =
         expression.replace("$__rate_interval", "10s").replace("$instance", ".*").replace("$function", ".*");

@@ -1,4 +1,4 @@
-//! The units: verified, rated, and run by a systemd that is booted for it.
+//! Tests the units: verified, rated, and run by a systemd that is booted for this.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::tools::{boot, is_root, root, said, succeed, tool};
 
-/// The unit as deployed, with the binary of this build in place of the installed one.
+/// The unit from deploy/, with the binary of this build instead of the installed one.
 fn unit(binary: &str, more: &str) -> String {
     let unit = std::fs::read_to_string(root().join("deploy/systemd/sendoff.service")).unwrap();
     let own = unit.replace("/usr/bin/sendoff", binary).replace("WatchdogSec=60\n", &format!("WatchdogSec=60\n{more}"));
@@ -22,13 +22,14 @@ fn the_units_are_verified_and_hardened() {
     std::fs::write(&service, unit(env!("CARGO_BIN_EXE_sendoff"), "")).unwrap();
     std::fs::copy(root().join("deploy/systemd/sendoff.socket"), &socket).unwrap();
     let output = Command::new(&analyze).args(["verify", "--man=no"]).args([&service, &socket]).output().unwrap();
-    // It finds fault without failing. Before 254 it does not know the growing pauses, and says that it leaves them out.
+    // systemd-analyze reports faults but succeeds. Before 254 it does not know the growing pauses, and says that it
+    // ignores them.
     let is_news =
         |line: &&str| !(line.contains("Unknown key") && line.contains("'Restart") && line.ends_with("ignoring."));
     let all = said(&output);
     let faults: Vec<&str> = all.lines().map(str::trim).filter(|line| !line.is_empty()).filter(is_news).collect();
     assert!(output.status.success() && faults.is_empty(), "{faults:#?}");
-    // Tenths of the exposure level: 1.5 of 10.
+    // The exposure level in tenths: 1.5 of 10.
     succeed(Command::new(&analyze).args(["security", "--offline=true", "--threshold=15"]).arg(&service));
 }
 
@@ -40,7 +41,7 @@ fn the_deployed_configuration_has_no_problems() {
     assert!(text.contains("no problems"), "{text}");
 }
 
-/// A unit that runs what is at /opt/in_container.sh.
+/// A unit that runs /opt/in_container.sh.
 pub const CHECK: &str = "[Service]\nType=oneshot\nExecStart=/bin/bash /opt/in_container.sh\n\
     StandardOutput=append:/out/log\nStandardError=append:/out/log\n";
 
@@ -108,7 +109,7 @@ fn a_real_systemd_starts_reloads_restarts_and_watches_it() {
     assert_eq!(number("kept-after-kill"), number("kept"), "{all}");
 }
 
-/// Readable to the unit's user.
+/// Makes a directory readable for the unit's user.
 fn open(dir: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).unwrap();

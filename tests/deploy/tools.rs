@@ -1,4 +1,4 @@
-//! Where the tools are, and what happens if they are not.
+//! Finds the tools, and decides what happens if one is missing.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -15,23 +15,24 @@ pub fn sendoff() -> Command {
     command
 }
 
-/// An environment without the caller's own variables: sendoff refuses those of its name that it does not know.
+/// Removes the caller's own variables. sendoff refuses unknown variables with its prefix.
 pub fn clean(command: &mut Command) {
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", "/nonexistent");
     crate::rig::python::aws_environment(command);
 }
 
-/// A program of .venv-deploy.
+/// A program in .venv-deploy.
 ///
 /// # Panics
-/// If it is not there: `make test` makes it.
+/// If it is missing: `make test` installs it.
 pub fn validator(name: &str) -> Command {
     let path = root().join(".venv-deploy/bin").join(name);
     assert!(path.is_file(), "{} is not there: run `make test`, which installs it", path.display());
     Command::new(path)
 }
 
-/// A systemd to boot in a container without a network, ended after so many seconds; its tree and what it binds are to be added.
+/// Boots a systemd in a container without a network, and ends it after this many seconds. The caller adds its tree and
+/// its bind mounts.
 pub fn boot(nspawn: &Path, name: &str, seconds: u32) -> Command {
     let mut boot = Command::new("timeout");
     boot.args(["-s", "TERM", "-k", "5", &seconds.to_string()]).arg(nspawn);
@@ -49,7 +50,7 @@ pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Runs it; fails the test unless it succeeds. Gives all that it said.
+/// Runs a command. Fails the test unless it succeeds. Returns all output.
 #[track_caller]
 pub fn succeed(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|why| panic!("cannot start {command:?}: {why}"));

@@ -1,4 +1,4 @@
-//! docs/applications.md: every example of it is run as it stands there, against the real daemon.
+//! Runs every example of docs/applications.md, as written, against the real daemon.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use crate::rig::lambda::Lambda;
 use crate::rig::page::{Example, examples};
 use crate::rig::python;
 
-/// Runs one example twice, as an application that repeats itself; none, loudly, if its client is not there.
+/// Runs one example twice, as an application that repeats itself. `None`, after a message, if its client is missing.
 fn run(example: &Example, daemon: &Daemon, directory: &Path) -> Option<()> {
     let Example { name, language, text } = example;
     let file = |ending: &str| {
@@ -75,7 +75,7 @@ fn every_example_for_applications_runs_as_it_stands_on_the_page() {
         let id = example.text.rsplit("order-").next().unwrap().split('"').next().unwrap();
         lambda.wait_for(&[format!("order-{id}")]);
     }
-    // Those with a key were one event each, however often they were run.
+    // Examples with a key made one event each, although they ran several times.
     daemon.wait_until_empty();
     let taken = lambda.taken();
     for keyed in ["order-py", "order-context", "order-js", "order-curl"] {

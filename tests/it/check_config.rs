@@ -1,10 +1,10 @@
-//! `sendoff check-config`: typical mistakes, each with what helps.
+//! Tests `sendoff check-config` on typical mistakes: each is reported with what helps.
 
 use std::process::Command;
 
 use crate::rig::daemon::scratch;
 
-/// The exit code, and all that it writes.
+/// The exit code and all output.
 fn check(words: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
     command.arg("check-config").args(words).env_clear().envs(environment.iter().copied());

@@ -1,5 +1,5 @@
-//! The AWS CLI and the SDKs, each with every option of Invoke: once against sendoff in front of the stand-in, once against
-//! the stand-in itself. What they show their user must be the same.
+//! Tests the AWS CLI and the SDKs with every option of Invoke, once against sendoff in front of the stand-in, and once
+//! against the stand-in alone. They must show their user the same.
 
 use std::io::Write;
 use std::path::Path;
@@ -25,7 +25,7 @@ const ARN: &str = "arn:aws:lambda:eu-central-1:123456789012:function:orders";
 /// Base64 of `{"custom":{"env":"test"}}`.
 const CONTEXT: &str = "eyJjdXN0b20iOnsiZW52IjoidGVzdCJ9fQ==";
 
-/// Every option of Invoke, and what goes wrong with it, as name, operation and arguments.
+/// Every option of Invoke, and every error of it, as name, operation and arguments.
 fn cases() -> Vec<(String, &'static str, Value)> {
     let mut cases = Vec::new();
     let mut case = |name: &str, args: Value| cases.push((name.to_owned(), "invoke", args));
@@ -66,7 +66,7 @@ fn cases() -> Vec<(String, &'static str, Value)> {
     cases
 }
 
-/// The stand-in as the cases want it, and sendoff in front of it.
+/// The stand-in with the scripts of the cases, and sendoff in front of it.
 fn both(state: &Path) -> (Lambda, Daemon) {
     let lambda = Lambda::start();
     lambda.default_script(Script::default().result(r#"{"answer": "ä",  "n": 1.50}"#));
@@ -78,7 +78,7 @@ fn both(state: &Path) -> (Lambda, Daemon) {
     (lambda, daemon)
 }
 
-/// Runs the cases with a script that reads them from stdin; what it showed, by case.
+/// Runs the cases with a script that reads them from stdin. Returns what it showed for each case.
 pub fn shown(mut command: Command, cases: &[(String, &str, Value)]) -> Vec<Value> {
     command.env("AWS_MAX_ATTEMPTS", "1").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|why| panic!("cannot start {command:?}: {why}"));
@@ -154,7 +154,7 @@ pub fn js(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/js").join(name)
 }
 
-/// Node; none, loudly, if it is not there. Its packages must be: `make test` installs them.
+/// The path of Node. `None`, after a message, if it is missing. Its packages are required: `make test` installs them.
 pub fn javascript() -> Option<String> {
     if Command::new("node").arg("--version").output().is_err() {
         eprintln!("SKIPPED: node is not installed, so the AWS SDK for JavaScript is not tested");

@@ -1,4 +1,4 @@
-//! What commands say: the whole of it, in words that match, and without letting anybody's text act on the terminal.
+//! Tests the output of commands: it is complete, uses the same words, and no foreign text acts on the terminal.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -13,7 +13,7 @@ use crate::rig::daemon::{Daemon, Setup, scratch};
 use crate::rig::eventually;
 use crate::rig::lambda::{Lambda, payload};
 
-/// Text that clears the screen, rings, forges a row, turns the direction of text and hides.
+/// Text that clears the screen, rings the bell, forges a row, changes the direction of text, and hides.
 const HOSTILE: &str = "no\x1b[2J\x07\r\nready  forged row\u{9b}31m\u{202e}\u{2066}\u{200b}\u{2028}\u{feff}";
 
 fn is_hazard(c: char) -> bool {
@@ -26,7 +26,7 @@ fn assert_harmless(args: &[&str], said: &str) {
     assert!(!said.lines().any(|line| line.starts_with("ready  forged")), "{args:?}: {said}");
 }
 
-/// A server that answers every request with what `answer` makes of its method and path, one connection after another.
+/// A server that answers every request with the result of `answer` for its method and path, one connection at a time.
 fn server(answer: impl Fn(&str, &str) -> (&'static str, String) + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -55,7 +55,7 @@ fn server(answer: impl Fn(&str, &str) -> (&'static str, String) + Send + 'static
 
 const ID: &str = "0197a1b2-0000-7000-8000-000000000001";
 
-/// What a daemon would answer if all that it quotes were hostile.
+/// The answers of a daemon if all text in them were hostile.
 fn hostile(method: &str, path: &str) -> (&'static str, String) {
     let error = json!({ "at": HOSTILE, "status": 500, "code": HOSTILE, "message": HOSTILE, "request_id": HOSTILE });
     let held = json!({ "scope": HOSTILE, "kind": HOSTILE, "reason": HOSTILE, "until": HOSTILE });
@@ -129,7 +129,7 @@ fn no_text_of_others_acts_on_the_terminal_whichever_command_shows_it() {
         let (code, said) = sendoff(admin, args);
         assert!(code <= 1, "{args:?}: {code} {said}");
         assert_harmless(args, &said);
-        // What is escaped is still there to be read.
+        // Escaped text can still be read.
         assert!(said.contains("forged row"), "{args:?}: {said}");
     }
     let refusing = server(|_, _| ("409 Conflict", json!({ "message": HOSTILE }).to_string()));
@@ -175,7 +175,7 @@ fn lambdas_own_words_forge_no_row() {
     }
 }
 
-/// A daemon whose Lambda throttles, with so many events of `orders` and one of `invoices`.
+/// A daemon whose Lambda throttles, with this many events of `orders` and one of `invoices`.
 fn backlog(lambda: &Lambda, state: &std::path::Path, orders: usize) -> Daemon {
     lambda.throttle_all();
     let daemon = Setup::new(state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
@@ -191,7 +191,7 @@ fn a_list_of_events_says_how_many_it_left_out_and_goes_on_where_it_ended() {
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();
     let daemon = backlog(&lambda, &state, 7);
-    // Events move between states while they are tried, and so between pages.
+    // Attempts move events between states, and so between pages.
     assert_eq!(sendoff(daemon.admin, &["pause", "*"]).0, 0);
     eventually("nothing is in flight", || {
         let functions = listed(daemon.admin, &["functions", "--json"]);
@@ -206,7 +206,7 @@ fn a_list_of_events_says_how_many_it_left_out_and_goes_on_where_it_ended() {
     assert_eq!((code, said.contains("8 events shown")), (0, true), "{said}");
     let (code, said) = sendoff(daemon.admin, &["events", "list", "--function", "ord*", "--limit", "7"]);
     assert_eq!((code, said.contains("7 events shown")), (0, true), "{said}");
-    // With --json the events are on stdout, and what is left out is said on stderr.
+    // With --json the events go to stdout, and the rest of the text to stderr.
     let (code, said) = sendoff(daemon.admin, &["events", "list", "--limit", "2", "--json"]);
     assert_eq!((code, said.lines().count(), said.contains("2 of 8 shown")), (0, 3, true), "{said}");
 }
@@ -231,7 +231,7 @@ fn a_function_that_nobody_knows_is_an_error_wherever_one_is_named() {
         assert_eq!((code, said.contains("ordres")), (1, true), "{args:?}: {said}");
         assert!(said.contains("`sendoff functions`"), "{args:?}: {said}");
     }
-    // One that is known and has no dead letters is no error.
+    // A known function without dead letters is no error.
     let (code, said) = sendoff(daemon.admin, &["dead-letters", "list", "--function", "orders"]);
     assert_eq!((code, said.contains("0 dead letters shown")), (0, true), "{said}");
 }
@@ -263,7 +263,7 @@ fn a_function_is_paused_before_its_first_event_and_over_a_kill() {
     assert_eq!(paused, ["eu-west-3/210987654321/reports:prod", "orders"]);
     let (code, said) = sendoff(daemon.admin, &["pause", "a-fourth"]);
     assert_eq!((code, said.contains("outbox.functions_max")), (1, true), "{said}");
-    // It does not go now, and the command says why.
+    // The event is not attempted now, and the command says why.
     let (code, said) = sendoff(daemon.admin, &["events", "attempt", &orders]);
     assert_eq!((code, said.contains("orders is paused: `sendoff resume orders`")), (0, true), "{said}");
     let (code, said) = sendoff(daemon.admin, &["resume", "orders"]);
@@ -300,7 +300,7 @@ fn dead_letters_are_purged_by_filter_after_a_question_and_exported_once_and_for_
     assert_eq!((code, std::fs::read_to_string(file).unwrap().lines().count()), (0, 1), "{said}");
     assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
 
-    // Nobody can answer here, so nothing is purged.
+    // Nobody can answer the question here, so nothing is purged.
     for args in [&["dead-letters", "purge", &ids[0]][..], &["dead-letters", "purge", "--function", "orders"]] {
         let (code, said) = cli(args);
         assert_eq!((code, said.contains("--yes")), (1, true), "{said}");
@@ -376,7 +376,7 @@ fn send_schedules_and_expires_events() {
     let shown: Value = serde_json::from_str(&said).unwrap();
     assert_eq!((code, &shown["state"], &shown["id"]), (0, &json!("scheduled"), &sent["id"]), "{said}");
     assert!(shown["deliver_at"].is_string() && shown["expires_at"].is_string(), "{said}");
-    // The payload alone, as `dead-letters show --payload` has it.
+    // The payload only, as with `dead-letters show --payload`.
     let (code, said) = sendoff(daemon.admin, &["events", "show", sent["id"].as_str().unwrap(), "--payload"]);
     assert_eq!((code, said.as_str()), (0, "{\"a\":1}"));
     let (code, said) = send(&["orders", "{}", "--at", "2099-01-01T00:00:00Z"]);

@@ -1,4 +1,4 @@
-//! Dead letters: out to SQS as moto and as MiniStack serve it, and back, with kills at any moment.
+//! Tests dead letters with SQS as moto and MiniStack serve it: shipping and redrive, with kills at any moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -26,7 +26,7 @@ mod steps;
 struct Service {
     address: SocketAddr,
     region: &'static str,
-    /// What ends with it.
+    /// Ends when this is dropped.
     _server: Box<dyn std::any::Any>,
 }
 
@@ -37,7 +37,7 @@ impl Service {
         Self { _server: Box::new(sqs), ..Self::moto_at(address) }
     }
 
-    /// A server that somebody else started.
+    /// A moto server that already runs.
     fn moto_at(address: SocketAddr) -> Self {
         Self { address, region: python::REGION, _server: Box::new(()) }
     }
@@ -64,7 +64,7 @@ impl Service {
         self.call("SendMessage", &json!({ "QueueUrl": queue, "MessageBody": body, "MessageAttributes": attributes }));
     }
 
-    /// Takes everything out of the queue.
+    /// Removes all messages from the queue.
     fn empty(&self, queue: &str) {
         patiently("the queue is empty", || {
             let received = self.call("ReceiveMessage", &json!({ "QueueUrl": queue, "MaxNumberOfMessages": 10 }));
@@ -75,7 +75,7 @@ impl Service {
         });
     }
 
-    /// Messages in the queue, hidden ones too.
+    /// The number of messages in the queue, including hidden ones.
     fn count(&self, queue: &str) -> usize {
         let names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"];
         let asked = self.call("GetQueueAttributes", &json!({ "QueueUrl": queue, "AttributeNames": names }));
@@ -101,7 +101,7 @@ fn address(url: &str) -> SocketAddr {
     url.strip_prefix("http://").unwrap().parse().unwrap()
 }
 
-/// A daemon's setup: on ports that stay, with a dead-letter queue, and one attempt an event.
+/// The setup of a daemon with fixed ports, a dead-letter queue, and one attempt per event.
 fn setup(state: &Path, lambda: &Lambda, sqs: &str) -> Setup {
     Setup::new(state)
         .set("lambda.endpoint_url", &lambda.endpoint_url())
@@ -111,7 +111,7 @@ fn setup(state: &Path, lambda: &Lambda, sqs: &str) -> Setup {
         .set("delivery.attempts_max", "1")
 }
 
-/// A queue of MiniStack, a Lambda that refuses everything, and how to start a daemon between them.
+/// A queue in MiniStack, a Lambda that refuses everything, and how to start a daemon between them.
 struct Parts {
     service: Service,
     lambda: Lambda,
@@ -138,7 +138,7 @@ fn refuse_all(lambda: &Lambda) {
     lambda.default_script(Script::always(refusal));
 }
 
-/// `sendoff` with these arguments, between the same parts as the daemon.
+/// `sendoff` with these arguments, with the same Lambda and SQS as the daemon.
 fn sendoff(admin: SocketAddr, sqs: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
     command.args(args).args(["--admin", &format!("http://{admin}"), "--state-dir", "/nowhere"]);
@@ -148,7 +148,7 @@ fn sendoff(admin: SocketAddr, sqs: &str, args: &[&str]) -> Command {
     command
 }
 
-/// Runs it to its end: its exit code and all that it wrote.
+/// Runs a command to its end. Returns its exit code and all output.
 fn run(mut command: Command) -> (i32, String) {
     let output = command.output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -163,7 +163,7 @@ fn ids(range: std::ops::Range<usize>) -> Vec<String> {
     range.map(|n| format!("letter-{n:05}")).collect()
 }
 
-/// Sends events that all die, and waits until they are in the queue.
+/// Sends events that all become dead letters, and waits until they are in the queue.
 fn kill_events(daemon: &Daemon, service: &Service, queue: &str, ids: &[String]) {
     std::thread::scope(|threads| {
         for ids in ids.chunks(ids.len().div_ceil(4)) {
@@ -179,7 +179,7 @@ fn kill_events(daemon: &Daemon, service: &Service, queue: &str, ids: &[String]) 
     assert_eq!(service.count(queue), ids.len());
 }
 
-/// As `eventually`, for what takes emulators minutes, and without keeping them busy by asking.
+/// As `eventually`, for things that take an emulator minutes. Asks seldom, so that it does not keep the emulator busy.
 fn patiently<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     for _ in 0..6_000 {
         if let Some(answer) = probe() {
@@ -203,7 +203,7 @@ fn out_and_back(service: &Service, format: &str, fifo: bool, calls: &str) {
     kill_events(&daemon, service, &queue, &ids);
     assert_eq!(daemon.scrape().sum("sendoff_deadletter_shipped_total", &[]), 45.0);
 
-    // Of a FIFO queue a dry run sees only what heads its group.
+    // A dry run of a FIFO queue sees only the head of each group.
     let (code, said) = redrive(&daemon, service, &queue, &["--dry-run", "--calls", calls]);
     assert_eq!((code, fifo || said.contains("45 would be redriven")), (0, true), "{said}");
     assert_eq!(service.count(&queue), 45);
@@ -235,7 +235,7 @@ fn destination_records_go_out_to_a_fifo_queue_and_come_back() {
     out_and_back(&Service::ministack(scratch.path()), "destination", true, "8");
 }
 
-/// Kills daemon and redrive, each at its own moments, until the redrive says that nothing is left.
+/// Kills daemon and redrive, each at random moments, until the redrive reports that nothing is left.
 fn redrive_under_kills(letters: usize, kills: u32) {
     let (scratch, state) = scratch();
     let service = Service::ministack(scratch.path());
@@ -249,7 +249,7 @@ fn redrive_under_kills(letters: usize, kills: u32) {
     let mut daemon = setup.start();
     let ids = ids(0..letters);
 
-    // Out, while the daemon is killed again and again: accepted events end in the queue at least once.
+    // Shipping, while the daemon is killed again and again. Every accepted event reaches the queue at least once.
     for (n, ids) in ids.chunks(letters.div_ceil(kills as usize)).enumerate() {
         for id in ids {
             daemon.accept("orders", &[("Idempotency-Key", id)], &payload(id));
@@ -262,7 +262,7 @@ fn redrive_under_kills(letters: usize, kills: u32) {
     let shipped = service.count(&queue);
     assert!(shipped >= letters, "{shipped} messages of {letters} letters");
 
-    // And back.
+    // And the redrive.
     lambda.take_all();
     let admin = daemon.admin;
     let start = |visibility| {
@@ -288,8 +288,8 @@ fn redrive_under_kills(letters: usize, kills: u32) {
     let known: BTreeSet<&String> = ids.iter().collect();
     assert_eq!(taken.keys().collect::<BTreeSet<_>>(), known, "nothing is lost, nothing is invented");
     let twice = taken.values().filter(|&&times| times > 1).count();
-    // A copy that a killed shipment left in the queue is a repeat by its id; what remains are attempts whose answer a
-    // kill of the daemon cut off.
+    // A duplicate that a killed shipment left in the queue is recognised by its id. The remaining duplicates are
+    // attempts whose answer was cut off by a kill of the daemon.
     println!("{letters} letters, {shipped} messages, {kills} kills of each kind, {twice} delivered more than once");
     assert!(twice <= 64 * kills as usize, "{twice} of {letters} delivered more than once");
 }
@@ -305,7 +305,7 @@ fn ten_thousand_letters_come_back_though_daemon_and_redrive_are_killed_again_and
     redrive_under_kills(10_000, 20);
 }
 
-/// What lies on queues besides our own messages: tests/fixtures/dead-letters.
+/// Foreign messages that queues may contain: tests/fixtures/dead-letters.
 fn fixtures() -> Vec<Value> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/dead-letters");
     let files = std::fs::read_dir(folder).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
@@ -327,7 +327,7 @@ fn what_lambda_itself_put_on_a_queue_is_redriven_and_what_is_foreign_is_left_and
             .iter()
             .map(|(name, value)| (name.as_str(), value[0].as_str().unwrap(), value[1].as_str().unwrap()))
             .collect();
-        // What has Lambda's attributes goes twice, as SQS may deliver it.
+        // Messages with Lambda's attributes are sent twice, as SQS may deliver them.
         for _ in 0..=usize::from(fixture["attributes"].get("RequestID").is_some()) {
             service.send(&queue, fixture["body"].as_str().unwrap(), &attributes);
             sent += 1;
@@ -337,7 +337,7 @@ fn what_lambda_itself_put_on_a_queue_is_redriven_and_what_is_foreign_is_left_and
         fixtures.iter().partition(|fixture| fixture["expect"].get("foreign").is_some());
     assert!((foreign.len(), letters.len()) >= (6, 4), "{fixtures:?}");
 
-    // Nothing tells whose Lambda's first is: both copies are left, too.
+    // Nothing names the function of Lambda's first message, so both copies stay, too.
     let (code, said) = redrive(&daemon, &service, &queue, &["--dry-run"]);
     let expected = format!("{} left on the queue: foreign", foreign.len() + 2);
     assert_eq!((code, said.contains(&expected)), (1, true), "{said}");
@@ -551,7 +551,7 @@ fn a_redrive_asks_the_daemon_which_queue_it_is_and_how_to_reach_it() {
         python::aws_environment(&mut command);
         run(command)
     };
-    // Neither the queue nor its endpoint is told.
+    // Neither the queue nor its endpoint is given on the command line.
     let (code, said) = redrive(&["--calls", "1"]);
     assert_eq!((code, said.contains("3 redriven")), (0, true), "{said}");
     lambda.wait_for(&ids(0..3));

@@ -1,4 +1,4 @@
-//! Delivery that adapts, on the real binary: what Lambda asks for is done, and what holds a function is shown.
+//! Tests adaptive delivery on the real binary: sendoff does what Lambda asks for, and shows what holds a function.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -11,14 +11,14 @@ use crate::rig::daemon::{Daemon, Setup, scratch};
 use crate::rig::lambda::{Lambda, payload};
 use crate::rig::{eventually, http};
 
-/// One function as `GET /v1/functions` shows it; null if it does not.
+/// One function from `GET /v1/functions`. Null if it is not listed.
 fn shown(admin: SocketAddr, function: &str) -> Value {
     let answer = http::get(admin, "/v1/functions").json();
     let functions = answer["functions"].as_array().unwrap().iter();
     functions.clone().find(|shown| shown["function"] == function).cloned().unwrap_or_default()
 }
 
-/// Waits until a function is held in this way; what is shown of it then.
+/// Waits until a function is held in this way. Returns what is shown then.
 fn held(daemon: &Daemon, function: &str, kind: &str, scope: &str) -> Value {
     let held = eventually(&format!("{function} is held: {kind}, {scope}"), || {
         let held = shown(daemon.admin, function)["held"].clone();
@@ -131,7 +131,7 @@ fn a_paused_function_is_shown_as_paused() {
     assert_eq!(listed(daemon.admin, &["functions", "--json"])[0]["paused"], false);
 }
 
-/// One go; none if an hour of the clock ended meanwhile.
+/// One try. `None` if an hour of the clock ended meanwhile.
 fn spend_over_a_kill() -> Option<()> {
     let hour = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / 3_600;
     let began = hour();
@@ -148,7 +148,7 @@ fn spend_over_a_kill() -> Option<()> {
     let spent = held(&daemon, "orders", "spent", "lane");
     let at_once = lambda.seen("orders").len();
     daemon.kill9();
-    // Held from the first moment of the next life.
+    // The function is held from the first moment of the next life.
     let daemon = setup.start();
     daemon.wait_for_log(|fields| fields["message"] == "lane is held" && fields["kind"] == "spent");
     held(&daemon, "orders", "spent", "lane");
@@ -158,7 +158,7 @@ fn spend_over_a_kill() -> Option<()> {
     }
     assert!(spent["reason"].as_str().unwrap().contains("invocations_per_hour_max"), "{spent}");
     assert_eq!(seen, at_once, "nothing more in this hour");
-    // A kill may cost what was in reserve: a twentieth, and here no attempt was under way.
+    // A kill may cost the reserve, which is a twentieth. No attempt was in flight here.
     assert!((28..=30).contains(&seen), "{seen} of 30 invocations");
     Some(())
 }

@@ -1,4 +1,4 @@
-//! A disk that fills up.
+//! Tests a disk that fills up.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -57,13 +57,13 @@ fn large_payload(id: &str) -> Vec<u8> {
     serde_json::json!({ "id": id, "ballast": "x".repeat(MIB / 8) }).to_string().into_bytes()
 }
 
-/// A file system in memory, unmounted when dropped.
+/// A file system in memory. Dropping it unmounts it.
 struct Tmpfs {
     at: PathBuf,
 }
 
 impl Tmpfs {
-    /// None, and loudly so, if we may not mount.
+    /// `None`, after a message, if mounting is not allowed.
     fn mount(at: &Path, bytes: usize) -> Option<Self> {
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"]).arg(at);

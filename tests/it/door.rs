@@ -1,4 +1,4 @@
-//! Lambda's Invoke at the real daemon: what is on the wire, which key counts, and what goes on to Lambda.
+//! Tests Lambda's Invoke on the real daemon: the bytes on the wire, which key counts, and what is passed on to Lambda.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -20,7 +20,7 @@ fn in_front_of(lambda: &Lambda, state: &std::path::Path) -> Setup {
     Setup::new(state).set("lambda.endpoint_url", &lambda.endpoint_url())
 }
 
-/// The head of an Event invocation, up to the headers that a test adds.
+/// The head of an Event invocation. A test may add headers.
 fn event(more: &str) -> String {
     format!("POST {} HTTP/1.1\r\nHost: x\r\nX-Amz-Invocation-Type: Event\r\n{more}", invoke_path("orders"))
 }
@@ -31,7 +31,7 @@ fn connect(daemon: &Daemon) -> TcpStream {
     stream
 }
 
-/// Reads up to the end of the next head.
+/// Reads to the end of the next head.
 fn next_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -108,7 +108,7 @@ fn every_answer_has_the_right_date_and_no_age() {
         post(&orders, "Soon"),
         http::request(daemon.ingest, "POST", "/v1/events", &[], b"{\"function\":\"orders\"}"),
     ] {
-        // An SDK corrects its clock by every answer's Date, and takes an Age for a cache's answer.
+        // An SDK corrects its clock by the Date of every answer, and takes an Age for a cache's answer.
         let date = response.headers.iter().filter(|(name, _)| name == "date").collect::<Vec<_>>();
         assert_eq!(date.len(), 1, "{response:?}");
         let date = SystemTime::try_from(DateTime::from_str(&date[0].1, Format::HttpDate).unwrap()).unwrap();
@@ -181,7 +181,7 @@ fn the_sources_of_a_key_count_in_their_order_and_a_conflict_names_the_first_even
 
         let other = send(&format!("{{\"more\":1,{}", &payload[1..]));
         match expected {
-            // Nobody chose these: another payload is another event.
+            // No client chose these keys, so another payload is another event.
             "sdk-invocation-id" | "minted" => {
                 assert_eq!((other.status, source(&other).as_deref()), (202, Some("minted")), "{other:?}");
             }
@@ -196,7 +196,7 @@ fn the_sources_of_a_key_count_in_their_order_and_a_conflict_names_the_first_even
     assert_eq!(lambda.taken_entries().len(), 7 + 1 + 2, "one for each key, and those that are other events");
 }
 
-/// A header of a request that Lambda got, as text.
+/// A header of a request to Lambda, as text.
 fn sent<'a>(entry: &'a sendoff::standin::Entry, name: &str) -> Option<&'a str> {
     entry.headers.get(name).map(|value| value.to_str().unwrap())
 }

@@ -1,4 +1,4 @@
-//! Stopping in order.
+//! Tests an orderly stop.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Through sendoff to a function that really runs.
+//! Sends events through sendoff to a function that really runs.
 
 use crate::rig::daemon::{Setup, scratch};
 use crate::rig::ministack::MiniStack;

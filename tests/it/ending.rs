@@ -1,4 +1,4 @@
-//! SIGTERM ends the daemon within the grace and two seconds, whatever it is doing at that moment.
+//! SIGTERM ends the daemon within the grace period and two seconds, whatever it is doing.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,8 +13,8 @@ use crate::rig::h2::Client;
 use crate::rig::lambda::{Lambda, payload};
 use crate::rig::{PATIENCE, eventually, http, lasting_port};
 
-/// The grace of these tests is a second. With two more, and what a busy machine may add; a daemon that waits for its peer
-/// takes minutes.
+/// The grace period is one second here, plus two seconds, plus time for a busy machine. A daemon that waited for its
+/// peer would take minutes.
 const IN_TIME: Duration = Duration::from_secs(12);
 
 fn brief(lambda: &Lambda, state: &std::path::Path) -> Setup {
@@ -80,7 +80,7 @@ fn while_peers_neither_send_what_they_began_nor_read_what_they_asked_for() {
     assert_ends_in_time(daemon);
 }
 
-/// A server that takes connections and says nothing.
+/// A server that accepts connections and sends nothing.
 fn silence() -> (TcpListener, String) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -120,7 +120,7 @@ fn while_credentials_do_not_come() {
 fn while_the_store_is_being_opened() {
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();
-    // Opening a FIFO to write waits for somebody who reads: a disk that does not answer.
+    // Opening a FIFO for writing blocks until somebody reads. This stands for a disk that does not answer.
     assert!(Command::new("mkfifo").arg(state.join("lock")).status().unwrap().success());
     let port = lasting_port();
     let setup = brief(&lambda, &state).set("listen.admin", &format!("127.0.0.1:{port}"));

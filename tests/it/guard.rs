@@ -1,4 +1,4 @@
-//! Web pages: whatever a browser on this machine is made to send, nothing is changed, invoked or read by it.
+//! Tests requests of web pages: a browser on this machine cannot change, invoke or read anything.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use crate::rig::daemon::{Daemon, Setup, scratch};
 use crate::rig::http;
 use crate::rig::lambda::{Lambda, payload};
 
-/// A request with a `Host` of the test's own, and no other header than these.
+/// Sends a request with exactly these headers, including `Host`.
 fn raw(to: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> http::Response {
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let length = body.len();

@@ -1,4 +1,4 @@
-//! Peers that ask and do not take, that begin and do not end: each is ended, and nobody else notices.
+//! Tests peers that ask and do not read, or begin and do not end. Each is ended, and nobody else notices.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,7 +11,7 @@ use crate::rig::{PATIENCE, eventually, http};
 
 const EVENT: (&str, &str) = ("x-amz-invocation-type", "Event");
 
-/// Short patience, so that what must end after it does so within a test.
+/// Short time limits, so that peers are ended within a test.
 fn impatient(lambda: &Lambda, state: &std::path::Path) -> Setup {
     let setup = Setup::new(state).set("lambda.endpoint_url", &lambda.endpoint_url());
     setup.set("listen.header_timeout", "1s").set("listen.body_timeout", "1s")
@@ -24,7 +24,7 @@ fn connected(to: SocketAddr, bytes: &[u8]) -> TcpStream {
     stream
 }
 
-/// Whether the server has ended it, as far as one can see without reading what it has sent.
+/// Whether the server has closed the connection, as far as that shows without reading what it sent.
 fn is_ended(stream: &mut TcpStream) -> bool {
     let mut bytes = vec![0; 1 << 20];
     loop {
@@ -65,7 +65,7 @@ fn http_1_peers_that_ask_and_do_not_read_are_ended() {
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();
     let daemon = impatient(&lambda, &state).start();
-    // More answers than the buffers of both sides hold, and none of them is read.
+    // More answers than the buffers of both sides hold. None of them is read.
     let ask = format!("GET /v1/openapi.json HTTP/1.1\r\nHost: {}\r\n\r\n", daemon.ingest);
     let mut stream = connected(daemon.ingest, b"");
     stream.set_nonblocking(true).unwrap();
@@ -86,7 +86,7 @@ fn http_1_peers_that_ask_and_do_not_read_are_ended() {
     assert!(whole < sent / ask.len(), "everything was answered ({ended:?}), so nothing was shown");
 }
 
-/// Holds `count` connections that `begin` has begun.
+/// Opens `count` connections with `begin` and keeps them.
 fn flood(to: SocketAddr, count: usize, begin: &dyn Fn(SocketAddr) -> TcpStream) -> Vec<TcpStream> {
     (0..count).map(|_| begin(to)).collect()
 }
@@ -96,7 +96,7 @@ fn assert_probes_answer(daemon: &Daemon, what: &str) {
     for path in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(http::get(daemon.admin, path).status, 200, "{what}: {path}");
     }
-    // A probe's patience in Kubernetes is a few seconds; the patience with slow peers here is a minute.
+    // A probe of Kubernetes waits a few seconds. Slow peers have a minute here.
     assert!(begun.elapsed() < Duration::from_secs(20), "{what}: {:?}", begun.elapsed());
 }
 
@@ -187,7 +187,7 @@ fn each_scrape_adds_up_however_many_scrape_at_once() {
     });
 }
 
-/// Under limits of open files: soft, hard.
+/// Sets limits of open files: soft, hard.
 fn limited(setup: Setup, limits: &str) -> Setup {
     setup.under(&["sh", "-c", &format!("{limits} && exec \"$0\" \"$@\"")])
 }
@@ -224,7 +224,7 @@ fn idle_clients_at_the_limit_of_open_files_keep_neither_events_nor_the_store_fro
 fn the_health_listener_has_probes_and_metrics_and_nothing_else() {
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();
-    // No permission is needed for it on other addresses than loopback.
+    // Other addresses than loopback need no permission for this listener.
     let daemon = impatient(&lambda, &state).set("listen.health", "[::]:0").start();
     let ready = daemon.wait_for_log(|fields| fields["message"] == "ready");
     let health: SocketAddr = ready["health"].as_str().unwrap().parse().unwrap();

@@ -1,4 +1,4 @@
-//! What the log says, and what it never says.
+//! Tests what the log says, and what it must never say.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -61,7 +61,8 @@ fn payloads_and_keys_are_in_no_log_line_at_any_level() {
             daemon.accept(function, &[("Idempotency-Key", &key), ("X-Amzn-Trace-Id", TRACE)], payload.as_bytes());
         }
         daemon.accept("in-context", &[("X-Amz-Client-Context", &context)], payload.as_bytes());
-        // A repeat, a conflict, a key from the payload, the native door, a body that is no JSON, a call that passes through.
+        // A duplicate, a conflict, a key from the payload, the native API, a body that is not JSON, a call that passes
+        // through.
         daemon.invoke("orders", &[("Idempotency-Key", &key)], payload.as_bytes());
         assert_eq!(daemon.invoke("orders", &[("Idempotency-Key", &key)], b"{}").status, 409);
         daemon.accept("keyed", &[], format!("{{\"id\":\"{PAYLOAD}-{transport}\"}}").as_bytes());

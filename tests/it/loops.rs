@@ -1,4 +1,5 @@
-//! A sendoff whose endpoint is a sendoff: whatever is configured, no event is lost and the log says what to correct.
+//! Tests a sendoff whose endpoint is a sendoff. With every configuration, no event is lost, and the log says what to
+//! correct.
 
 use std::path::Path;
 
@@ -6,7 +7,7 @@ use crate::rig::daemon::{Daemon, Setup, scratch};
 use crate::rig::lambda::payload;
 use crate::rig::{eventually, http, lasting_port};
 
-/// Waits until the daemon holds its function for that reason.
+/// Waits until the daemon holds its function for this reason.
 fn held_for(daemon: &Daemon, word: &str) {
     eventually(&format!("the function is held: {word}"), || {
         let functions = http::get(daemon.admin, "/v1/functions").json();
@@ -15,7 +16,7 @@ fn held_for(daemon: &Daemon, word: &str) {
     });
 }
 
-/// The files that the SDKs read, with a profile that names `url`.
+/// Makes the files that the SDKs read, with a profile that names `url`.
 fn profiles(scratch: &Path, text: &str) -> String {
     let path = scratch.join("aws-config");
     std::fs::write(&path, text).unwrap();

@@ -1,7 +1,7 @@
 //! The integration tests: the real binary between real parts.
 //!
-//! On one side the AWS CLI, boto3 and raw sockets; on the other the stand-in Lambda, MiniStack and moto's SQS. Everything
-//! listens on 127.0.0.1 on a free port, lives in a scratch directory, and ends with its test.
+//! Clients are the AWS CLI, boto3 and raw sockets. The other side is the stand-in Lambda, MiniStack and moto's SQS.
+//! Everything listens on 127.0.0.1 on a free port, uses a scratch directory, and ends with its test.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![expect(clippy::disallowed_methods, reason = "a test measures real time and reads where its parts are installed")]
 

@@ -1,4 +1,4 @@
-//! The native door, and the way through, of the real daemon.
+//! Tests the native API and pass-through of the real daemon.
 
 use serde_json::{Value, json};
 
@@ -74,14 +74,14 @@ fn the_openapi_document_is_served() {
     );
 }
 
-/// Requests of each operation and phase; `SCHEMATHESIS_EXAMPLES=2000` for a longer look.
+/// Requests for each operation and phase. Use `SCHEMATHESIS_EXAMPLES=2000` for a longer run.
 const EXAMPLES: &str = "40";
 
 #[test]
 fn schemathesis_finds_nothing_between_the_openapi_document_and_the_door() {
     let (scratch, state_dir) = scratch();
     let lambda = Lambda::start();
-    // So that what it stores is still there when it asks for it.
+    // So that events stay stored until it asks for them.
     lambda.throttle_all();
     let daemon = Setup::new(&state_dir).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
     let py = |name: &str| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/py").join(name);
@@ -92,7 +92,8 @@ fn schemathesis_finds_nothing_between_the_openapi_document_and_the_door() {
     command.arg("--config-file").arg(py("openapi.toml"));
     command.args(["run", "--checks", "all", "--continue-on-failure", "--no-color"]);
     command.args(["--max-examples", &examples]);
-    // The same requests each time: a rare finding must not stop somebody else's change. A longer look draws others.
+    // Use the same requests each time, so that a rare finding does not stop an unrelated change. A longer run draws
+    // others.
     let longer = std::env::var_os("SCHEMATHESIS_EXAMPLES").is_some();
     command.args(if longer { ["--generation-database", "none"].as_slice() } else { &["--generation-deterministic"] });
     command.arg(format!("{}/v1/openapi.json", daemon.endpoint_url()));

@@ -1,4 +1,4 @@
-//! What an operator meets: probes, metrics, and the settings that would hurt.
+//! Tests what an operator meets: probes, metrics, and settings that would do harm.
 
 use crate::rig::daemon::{Setup, invoke_path, scratch};
 use crate::rig::lambda::{Lambda, payload};
@@ -85,7 +85,7 @@ fn without_ca_certificates_the_daemon_says_so_and_accepts_all_the_same() {
     assert!(call.status == 503 && call.text().contains("SSL_CERT_FILE"), "{call:?}");
     drop(daemon);
 
-    // Where no TLS is spoken nothing is missing.
+    // If nothing speaks TLS, nothing is missing.
     let plain =
         setup.set("lambda.endpoint_url", &lambda.endpoint_url()).set("sqs.endpoint_url", &lambda.endpoint_url());
     let daemon = plain.start();

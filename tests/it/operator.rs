@@ -1,4 +1,4 @@
-//! The operator's hand, by the command line: pause, resume, cancel, purge, and what lists them.
+//! Tests what an operator does on the command line: pause, resume, cancel, purge, and the lists.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -9,7 +9,7 @@ use crate::rig::daemon::{Setup, scratch};
 use crate::rig::lambda::{Lambda, payload};
 use crate::rig::{eventually, http};
 
-/// Runs `sendoff` against a daemon to its end: its exit code and what it printed.
+/// Runs `sendoff` against a daemon to its end. Returns its exit code and its output.
 pub fn sendoff(admin: SocketAddr, args: &[&str]) -> (i32, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
     command.args(args).args(["--admin", &format!("http://{admin}")]).env_clear();
@@ -18,7 +18,7 @@ pub fn sendoff(admin: SocketAddr, args: &[&str]) -> (i32, String) {
     (output.status.code().unwrap(), said)
 }
 
-/// Its lines, as JSON.
+/// The output of a command, line by line, as JSON.
 pub fn listed(admin: SocketAddr, args: &[&str]) -> Vec<Value> {
     let (code, said) = sendoff(admin, args);
     assert_eq!(code, 0, "{said}");
@@ -65,13 +65,13 @@ fn what_is_cancelled_or_purged_is_gone_and_nothing_else_is() {
     daemon.accept("invoices", &[], &payload("stays"));
     assert_eq!(listed(daemon.admin, &["events", "list", "--json"]).len(), 4);
 
-    // An event that is being attempted at this moment cannot be cancelled, nor is it purged: its attempt ends soon.
+    // An event in flight cannot be cancelled or purged. Its attempt ends soon.
     eventually("the event is cancelled", || {
         (sendoff(daemon.admin, &["events", "cancel", &cancelled]).0 == 0).then_some(())
     });
     let (code, said) = sendoff(daemon.admin, &["events", "show", &cancelled]);
     assert_eq!(code, 1, "{said}");
-    // While both are being attempted there is nothing to ask about.
+    // While both events are in flight there is nothing to ask about.
     eventually("nobody was asked, so nothing is purged", || {
         let (code, _) = sendoff(daemon.admin, &["purge", "orders"]);
         assert_eq!(daemon.stored(), 3.0);

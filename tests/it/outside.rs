@@ -1,4 +1,4 @@
-//! The way to AWS as the environment says it, and values of the environment that are no use.
+//! Tests proxies and certificates from the environment, and environment values that cannot be used.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use crate::rig::lambda::{Lambda, payload};
 use crate::rig::process::Process;
 use crate::rig::{PATIENCE, eventually, python};
 
-/// A Lambda behind TLS with a certificate for `lambda.test`, which prefers HTTP/2 and says what was negotiated.
+/// A Lambda behind TLS with a certificate for `lambda.test`. It prefers HTTP/2 and reports what was negotiated.
 const TLS_LAMBDA: &str = r#"
 import datetime, http.server, ssl, sys
 from cryptography import x509
@@ -61,7 +61,7 @@ print('port', server.server_address[1], flush=True)
 server.serve_forever()
 "#;
 
-/// A proxy that digs tunnels to 127.0.0.1, whatever the name; and the heads of what it was asked.
+/// A proxy that opens tunnels to 127.0.0.1 for every name. Also returns the heads of its requests.
 fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -105,7 +105,7 @@ fn lambda_is_reached_through_a_proxy_and_known_by_the_bundle_of_certificates() {
     let setup = Setup::new(&state)
         .set("lambda.endpoint_url", &format!("https://lambda.test:{port}"))
         .env("https_proxy", &format!("http://me:geheim@{proxy}"));
-    // Without the bundle nobody knows the server: nothing is sent, and nothing is charged.
+    // Without the bundle the server's certificate is unknown: nothing is sent, and nothing is charged.
     let daemon = setup.start();
     daemon.accept("orders", &[], &payload("one"));
     eventually("an attempt that could not connect", || {

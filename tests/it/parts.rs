@@ -1,4 +1,4 @@
-//! The parts alone: if one of these fails, so will others, and sendoff is not to blame.
+//! Tests the parts alone. If one of these tests fails, others will, too, and sendoff is not at fault.
 
 use serde_json::json;
 

@@ -1,4 +1,4 @@
-//! Where it stands: the state directory, its listeners, and what it says when one of them will not do.
+//! Tests the state directory and the listeners, and what sendoff says if it cannot use one of them.
 
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -9,7 +9,7 @@ use crate::rig::daemon::{Setup, invoke_path, scratch};
 use crate::rig::http;
 use crate::rig::lambda::{Lambda, payload};
 
-/// What is below `path`, itself included, with its permission bits; sockets aside.
+/// Everything below `path`, including itself but not sockets, with permission bits.
 fn modes(path: &Path) -> Vec<(String, u32)> {
     let found = std::fs::symlink_metadata(path).unwrap();
     let mut all = vec![(path.display().to_string(), found.mode() & 0o777)];

@@ -1,4 +1,4 @@
-//! What is not an event: it is refused in Lambda's own words, stores nothing, and harms nobody.
+//! Tests requests that are not events. They are refused in Lambda's words, store nothing, and harm nobody.
 
 use crate::rig::daemon::{Daemon, Setup, invoke_path, scratch};
 use crate::rig::http::{self, Response};
@@ -96,7 +96,7 @@ fn what_is_hardly_http_ends_its_own_connection_only() {
     assert_unharmed(&daemon, &lambda);
 }
 
-/// Neither stored nor delivered anything, and takes the next event as if nothing had been.
+/// Checks that nothing was stored or delivered, and that the next event is accepted.
 fn assert_unharmed(daemon: &Daemon, lambda: &Lambda) {
     let scrape = daemon.scrape();
     assert_eq!(scrape.sum("sendoff_ingest_accepted_total", &[]), 0.0);
@@ -122,12 +122,12 @@ fn assert_lambdas_shape(what: &str, response: &Response, status: u16, code: &str
     assert!(text.is_some_and(|text| !text.is_empty()), "{what}: {body}");
 }
 
-/// A JSON string that is `bytes` long, its quotes included.
+/// A JSON string of this many bytes, including its quotes.
 fn json_string_of(bytes: usize) -> Vec<u8> {
     format!("\"{}\"", "x".repeat(bytes - 2)).into_bytes()
 }
 
-/// The same request without a `Content-Length`, in one chunk.
+/// The same request in one chunk, without a `Content-Length`.
 fn chunked(daemon: &Daemon, path: &str, body: &[u8]) -> Response {
     let head = format!(
         "POST {path} HTTP/1.1\r\nHost: x\r\nX-Amz-Invocation-Type: Event\r\nConnection: close\r\n\

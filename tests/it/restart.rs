@@ -1,4 +1,4 @@
-//! What the next life of a daemon knows of the one before.
+//! Tests what the next life of a daemon knows about the one before.
 
 use crate::rig::daemon::{Setup, scratch};
 use crate::rig::lambda::{Lambda, payload};

@@ -1,4 +1,4 @@
-//! What the tests are built from.
+//! The tools that tests are built from.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -33,10 +33,10 @@ pub mod streaming;
 
 pub mod tools;
 
-/// Long enough for a busy machine; a test that waits this long has failed.
+/// Long enough for a busy machine. A test that waits this long has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Asks `probe` until it answers; fails the test with `what` after [`PATIENCE`].
+/// Calls `probe` until it returns a value. Fails the test with `what` after [`PATIENCE`].
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
@@ -48,8 +48,8 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A port that nothing listens on, below the range from which the kernel takes ports by itself: it stays free between two
-/// lives of a daemon. Another one each time, also in the next process.
+/// A port that nothing listens on, below the range from which the kernel chooses ports. So it stays free between two
+/// lives of a daemon. Returns another port each time, also in the next process.
 pub fn lasting_port() -> u16 {
     static ASKED: AtomicU32 = AtomicU32::new(0);
     (0..1_000)
@@ -59,8 +59,8 @@ pub fn lasting_port() -> u16 {
         .expect("a free port below 32000")
 }
 
-/// Whether no other test process has taken this port: a lock of a file says so for as long as this process lives. Two
-/// processes that both find a port free would otherwise start two daemons on it.
+/// Whether no other test process has this port. The lock on a file shows it while this process lives. Otherwise two
+/// processes could find a port free and start two daemons on it.
 fn is_ours(port: u16) -> bool {
     let ports = std::env::temp_dir().join("sendoff-test-ports");
     std::fs::create_dir_all(&ports).unwrap();

@@ -1,4 +1,4 @@
-//! The whole road, with everything that goes wrong on it at once.
+//! Tests the whole way of events, with everything going wrong at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,12 +14,12 @@ use crate::rig::{eventually, lasting_port, python};
 
 const EVENTS: usize = 500;
 const FUNCTIONS: usize = 20;
-/// Of the events, those that the AWS CLI sends: one a function, as each call starts a Python of its own.
+/// The number of events that the AWS CLI sends. One for each function, because each call starts Python.
 const BY_CLI: usize = FUNCTIONS;
 
-/// Takes no event, and says that it never will.
+/// The function that refuses every event for good.
 const REFUSING: usize = 0;
-/// Fails for every event: an outage of that function, which no event is charged for. They grow too old.
+/// The function that fails for every event. That is an outage, for which no event is charged. Its events grow too old.
 const FAILING: usize = 1;
 
 #[test]
@@ -99,7 +99,7 @@ fn function(n: usize) -> String {
     format!("orders-{n:02}")
 }
 
-/// One `aws lambda invoke`, again until it succeeds, as a shell script would.
+/// Runs `aws lambda invoke` until it succeeds, as a shell script would.
 fn send_by_cli(endpoint_url: &str, function: &str, id: &str) {
     eventually("the AWS CLI is told 202", || {
         let mut aws = python::aws(endpoint_url);
@@ -115,7 +115,7 @@ fn send_by_cli(endpoint_url: &str, function: &str, id: &str) {
     });
 }
 
-/// The id in the payload, which is the letter's body.
+/// The id in the payload, which is the message's body.
 fn payload_id(letter: &Value) -> String {
     let payload: Value = serde_json::from_str(letter["Body"].as_str().unwrap()).unwrap();
     payload["id"].as_str().unwrap().to_owned()

@@ -1,4 +1,4 @@
-//! G1, seen from the kernel: the sync comes between the request and its 202.
+//! Tests G1 as the kernel sees it: a sync comes between the request and its 202.
 
 use std::path::Path;
 
@@ -21,7 +21,8 @@ fn between_the_request_and_its_202_the_store_is_synced() {
         let function = format!("traced-{n}");
         let id = daemon.accept(&function, &[], &payload(&function));
         let verdict = eventually("strace has written down the answer", || {
-            // Not the path from its start: the server reads the first 24 bytes by themselves, to see which HTTP it is.
+            // Match only a part of the path: the server reads the first 24 bytes separately, to recognise the HTTP
+            // version.
             synced_before_answer(&read(&trace), &format!("/{function}/invocations"), &id)
         });
         assert_eq!(verdict, Ok(()), "{function}");
@@ -32,8 +33,8 @@ fn read(trace: &Path) -> String {
     String::from_utf8_lossy(&std::fs::read(trace).unwrap()).into_owned()
 }
 
-/// Whether a sync of the journal was begun after the request with `path` was read, and had succeeded before the answer
-/// with `id` was written; none if the trace does not have that answer yet.
+/// Whether a sync of the journal began after the request with `path` was read, and succeeded before the answer with
+/// `id` was written. `None` if the trace does not contain that answer yet.
 fn synced_before_answer(trace: &str, path: &str, id: &str) -> Option<Result<(), String>> {
     let lines: Vec<_> = trace.lines().collect();
     let asked = lines.iter().position(|line| is_call(line, READS) && line.contains(path))?;
@@ -47,7 +48,7 @@ const READS: &[&str] = &["read", "readv", "recvfrom", "recvmsg"];
 const WRITES: &[&str] = &["write", "writev", "sendto", "sendmsg"];
 const SYNCS: &[&str] = &["fsync", "fdatasync"];
 
-/// Whether the line (`PID call(arguments...`) is one of `calls`, whole or resumed.
+/// Whether a line (`PID call(arguments...`) is one of `calls`, complete or resumed.
 fn is_call(line: &str, calls: &[&str]) -> bool {
     let call = line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').trim_start_matches("<... ");
     calls.iter().any(|name| call.strip_prefix(name).is_some_and(|rest| rest.starts_with(['(', ' '])))

@@ -1,4 +1,5 @@
-//! Standard streams that nobody can write to: a full disk, a log pipe whose reader is gone or stuck, a closed terminal.
+//! Tests standard streams that cannot be written: a full disk, a log pipe whose reader is gone or stuck, a closed
+//! terminal.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -7,7 +8,7 @@ use crate::rig::daemon::{Daemon, Setup, scratch};
 use crate::rig::eventually;
 use crate::rig::lambda::{Lambda, payload};
 
-/// Runs the daemon with a stderr of which `redirection` makes a shell's.
+/// Runs the daemon with its stderr redirected by a shell.
 fn under(state: &Path, redirection: &str, lambda: &Lambda) -> Daemon {
     let script = format!("{redirection}; exec \"$0\" \"$@\"");
     Setup::new(state)
@@ -21,7 +22,7 @@ fn dropped(daemon: &Daemon) -> f64 {
     daemon.scrape().sum("sendoff_log_dropped_total", &[])
 }
 
-/// It takes, delivers, and ends on SIGTERM as it would with a stderr that works.
+/// Checks that it accepts, delivers, and ends on SIGTERM as with a working stderr.
 fn serves_and_ends(daemon: Daemon, lambda: &Lambda, id: &str) {
     daemon.accept("orders", &[], &payload(id));
     lambda.wait_for(&[id.to_owned()]);
@@ -36,7 +37,7 @@ fn a_daemon_whose_stderr_fails_serves_on_and_counts_the_lines_that_are_lost() {
     let fifo = fifo.path().join("log");
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
     let fifo = fifo.display();
-    // The shell's own descriptor 9 is a reader for as long as it is open.
+    // The shell's own descriptor 9 reads from the pipe while it is open.
     let reader_gone = format!("exec 9<>{fifo} 2>{fifo} 9<&-");
     let lambda = Lambda::start();
     for (what, redirection) in
@@ -45,7 +46,7 @@ fn a_daemon_whose_stderr_fails_serves_on_and_counts_the_lines_that_are_lost() {
         let (_scratch, state) = scratch();
         let daemon = under(&state, redirection, &lambda);
         if what != "read-only" {
-            // A stderr that is not open for writing is taken for closed by Rust itself, which then writes nothing.
+            // Rust itself treats a stderr that is not open for writing as closed, and writes nothing.
             eventually("lost lines are counted", || (dropped(&daemon) > 0.0).then_some(()));
         }
         serves_and_ends(daemon, &lambda, what);
@@ -70,7 +71,7 @@ fn a_daemon_whose_log_is_not_read_serves_on_and_ends_in_time() {
     let fifo = state.join("log");
     rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
     let lambda = Lambda::start();
-    // The daemon inherits descriptor 9, which reads nothing: the pipe fills up, then the queue before it.
+    // The daemon inherits descriptor 9, which reads nothing. So the pipe fills up, and then the queue before it.
     let daemon = under(&state, &format!("exec 9<>{0} 2>{0}", fifo.display()), &lambda);
     let mut sent = 0;
     eventually("lost lines are counted", || {
@@ -95,7 +96,7 @@ fn closed_streams_are_never_the_store_s_files() {
     serves_and_ends(daemon, &lambda, "closed");
 }
 
-/// Runs `sendoff` in a shell, which sees to its streams.
+/// Runs `sendoff` in a shell that redirects its streams.
 fn shell(script: &str) -> Output {
     let binary = Path::new(env!("CARGO_BIN_EXE_sendoff"));
     let path = std::env::var("PATH").unwrap_or_default();

@@ -1,10 +1,11 @@
-//! A disk, by what POSIX promises and no more: what may be on it after the power failed at a given moment.
+//! A model of a disk that promises only what POSIX does: what it may contain after a power cut at a given moment.
 //!
-//! Promised: the content and size of a file as of its last fsync or fdatasync; the entries of a directory as of its last
-//! fsync. Everything since may be there or not, in any combination, within these bounds: a page (4096 bytes) reaches the disk
-//! as it was at one moment, in whole sectors (512 bytes), of which some may be of an earlier such moment; a file's size is one
-//! that it had since; bytes within it that were not written are zero; a rename is there or is not.
-//! `sync_file_range` promises nothing. Assumed: a sector is atomic, synced bytes do not rot, the disk obeys flushes.
+//! Promised are the content and size of a file at its last fsync or fdatasync, and the entries of a directory at its
+//! last fsync. Everything since may be there or not, in any combination, within these bounds: A page (4096 bytes) is as
+//! it was at one moment, in whole sectors (512 bytes), some of which may be from an earlier moment. The size of a file
+//! is one that it had since. Bytes within it that were not written are zero. A rename is there or is not.
+//! `sync_file_range` promises nothing. The model assumes that a sector is atomic, that synced bytes do not rot, and
+//! that the disk obeys flushes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,15 +24,15 @@ type Id = usize;
 /// Which of the legal images to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
-    /// All that was not synced is lost.
+    /// Everything that was not synced is lost.
     Drop,
     /// Nothing is lost, as after a kill.
     Keep,
-    /// Entries are there, the contents they lead to are not.
+    /// Directory entries are there, the contents of their files are not.
     Bare,
-    /// Each page is of a random moment, each entry there or not.
+    /// Each page is from a random moment, and each entry is there or not.
     Random,
-    /// Of what was written, only the later half.
+    /// Only the later half of what was written is there.
     Late,
     /// The sizes are there, some of the pages are not.
     Hole,
@@ -72,7 +73,7 @@ pub struct Disk {
 const ROOT: Id = 0;
 
 impl Disk {
-    /// With all that is in `dir`, durably.
+    /// A disk that durably contains everything in `dir`.
     pub fn of(dir: &Path) -> Self {
         let mut disk = Self { nodes: Vec::new(), by_inode: BTreeMap::new() };
         disk.load(dir);
@@ -98,7 +99,7 @@ impl Disk {
 
     fn add(&mut self, inode: u64, node: Node) -> Id {
         self.nodes.push(node);
-        // An inode's number may come again once its file is gone.
+        // The number of an inode may be used again once its file is gone.
         self.by_inode.insert(inode, self.nodes.len() - 1);
         self.nodes.len() - 1
     }
@@ -263,7 +264,7 @@ fn content(durable: &[u8], pending: &[Change], variant: Variant, rng: &mut fastr
     if count == 0 {
         return durable.to_vec();
     }
-    // The file after the first n changes, for the n that are asked for.
+    // The file after its first n changes, for each n that is needed.
     let mut versions: BTreeMap<usize, Vec<u8>> = BTreeMap::new();
     let mut image = durable.to_vec();
     let size = version(if variant == Variant::Random { rng.usize(..=count) } else { count }).len();

@@ -1,4 +1,4 @@
-//! A disk that refuses writes and syncs, and a store that is not what was written.
+//! Tests a disk that refuses writes and syncs, and a store whose bytes were changed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -43,7 +43,7 @@ impl Bench {
         self.scratch.path().join("state")
     }
 
-    /// From now on, once `skip` more such calls have succeeded, all of this class (see recorder.c) fail.
+    /// From now on all calls of this class (see recorder.c) fail, after `skip` more have succeeded.
     fn fail(&self, class: char, error: Errno, skip: u64) {
         let (draft, fault) = (self.scratch.path().join("draft"), self.scratch.path().join("fault"));
         fs::write(&draft, format!("{class} {} {skip}", error.raw_os_error())).unwrap();
@@ -58,7 +58,7 @@ impl Bench {
         Load::start(self.address.parse().unwrap(), 4, Duration::from_millis(2), |_| {})
     }
 
-    /// A healthy start on the state, then nothing but what was accepted.
+    /// Checks that the daemon starts and is ready on a healthy disk, and that every accepted event is there.
     fn assert_recovers(&self, acks: &[Ack]) {
         let daemon = self.setup.start();
         assert_eq!(http::get(daemon.admin, "/readyz").status, 200);
@@ -68,7 +68,7 @@ impl Bench {
     }
 }
 
-/// Fails the disk under load and sees the daemon end as it promises; gives what it had accepted.
+/// Fails the disk under load and checks that the daemon ends as promised. Returns what it had accepted.
 fn poisoned_by(bench: &Bench, class: char, error: Errno, skip: u64) -> Vec<Ack> {
     let daemon = bench.setup.start();
     let load = bench.load();
@@ -175,7 +175,7 @@ fn a_damaged_store_is_salvaged_in_daylight_and_the_daemon_goes_on() {
         }
         daemon.kill9();
         if matches!(damage.of(), Of::JournalPerhaps) {
-            // It may be where nothing needs it any more, or in an event that nobody has read yet.
+            // The damage may be in bytes that nothing needs any more, or in an event that was not read yet.
             let sound = fsck(&bench.state(), &[]).status.success();
             assert!(fsck(&bench.state(), &["--repair"]).status.success(), "{damage:?}");
             let set_aside = fs::read_dir(bench.state()).unwrap().flatten();
@@ -187,7 +187,7 @@ fn a_damaged_store_is_salvaged_in_daylight_and_the_daemon_goes_on() {
     drop(bench.lambda);
 }
 
-/// Starts until a life lasts that has read all its events; a store may take one poisoned life to be found out.
+/// Starts the daemon until a life has read all events and stays up. One poisoned life may be needed to find the damage.
 fn until_it_lasts(bench: &Bench) -> (Daemon, u32) {
     for life in 1..=3 {
         let daemon = bench.setup.start();
@@ -228,7 +228,7 @@ enum Damage {
     JournalHeadOverwritten,
 }
 
-/// What a damage is done to.
+/// What is damaged.
 enum Of {
     Index,
     Journal,
@@ -281,7 +281,7 @@ impl Damage {
         let mut segments: Vec<_> =
             fs::read_dir(outbox.join("journal")).unwrap().map(|entry| entry.unwrap().path()).collect();
         segments.sort();
-        // The newest one with something in it.
+        // The newest segment with some content.
         let newest = segments.iter().rev().find(|path| length(path) > 1_000).unwrap();
         let some = &segments[rng.usize(..segments.len() - 1)];
         match self {

@@ -1,4 +1,4 @@
-//! A store that has all it may have: `outbox.bytes_max` is a limit on what the files take, and a full store still works.
+//! Tests a full store: `outbox.bytes_max` limits what the files take, and a full store still works.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,7 +24,7 @@ use crate::store;
 
 const MIB: u64 = 1 << 20;
 
-/// The least that can be configured.
+/// The smallest value that is allowed.
 const BYTES_MAX: u64 = 64 * MIB;
 
 /// Less than that, so that short events fill it sooner.
@@ -32,7 +32,7 @@ const SHORT_BYTES_MAX: u64 = 32 * MIB;
 
 const CLIENTS: u64 = 12;
 
-/// A client gives up once so many of its shortest events were refused in a row.
+/// A client gives up after this many refusals of its shortest events in a row.
 const REFUSALS: u64 = 5;
 
 #[test]
@@ -63,7 +63,7 @@ fn the_files_never_take_more_than_bytes_max_and_a_full_store_drains_and_accepts_
     assert!(stored > BYTES_MAX / 2, "it was full with {stored} bytes of payload only");
     assert_eq!(daemon.stored(), accepted.len() as f64);
 
-    // What waits is tried again and again, which is written too; and a start reads and writes.
+    // Waiting events are retried, which writes, too. A start reads and writes.
     let most = while_watching(&state, || {
         let before = lambda.requests();
         eventually("it is retried", || (lambda.requests() > before + 40).then_some(()));
@@ -187,7 +187,7 @@ fn send(daemon: &Daemon, id: &str, bytes: u64) -> Response {
     daemon.invoke("orders", &[], serde_json::json!({ "id": id, "ballast": ballast }).to_string().as_bytes())
 }
 
-/// A refusal that says what is full, and when to come again, in Lambda's shape.
+/// Whether a refusal has Lambda's shape and says what is full and when to retry.
 fn is_full(response: &Response) -> bool {
     response.status == 503
         && response.header("x-amzn-errortype") == Some("ServiceException")
@@ -196,7 +196,7 @@ fn is_full(response: &Response) -> bool {
         && response.text().contains("outbox.bytes_max")
 }
 
-/// The most bytes that the files below `state` took while `work` was done.
+/// The most bytes that the files below `state` took during `work`.
 fn while_watching(state: &Path, work: impl FnOnce()) -> u64 {
     let (done, most) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -206,7 +206,7 @@ fn while_watching(state: &Path, work: impl FnOnce()) -> u64 {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
-        // A panic must not leave the other thread at work.
+        // After a panic, the other thread must still end.
         let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
         done.store(true, Ordering::Relaxed);
         worked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -214,7 +214,7 @@ fn while_watching(state: &Path, work: impl FnOnce()) -> u64 {
     most.into_inner()
 }
 
-/// What all files take on the disk; an error if they were not the same ones from begin to end.
+/// What all files take on the disk. An error if the files changed meanwhile.
 fn size(state: &Path) -> io::Result<u64> {
     let before = files(state)?;
     let after = files(state)?;

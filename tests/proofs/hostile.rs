@@ -1,8 +1,8 @@
-//! The hostile hour: everything that a client can do wrong, at once, while one client behaves well.
+//! The hostile hour: clients do everything wrong at once, while one client behaves well.
 //!
-//! The daemon runs with few file descriptors and small limits. A well-behaved client keeps sending meanwhile: each of its
-//! events must be accepted within a bound, the probe must answer, and resident memory must stay under what
-//! docs/operations.md says. Afterwards every event that was accepted must have been delivered.
+//! The daemon has few file descriptors and small limits. A well-behaved client keeps sending: each of its events must
+//! be accepted within a limit, the probe must answer, and resident memory must stay below what docs/operations.md says.
+//! Afterwards every accepted event must have been delivered.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -23,24 +23,24 @@ mod attacks;
 
 mod h2;
 
-/// The daemon's soft and hard limit of file descriptors; the clients want far more.
+/// The daemon's soft and hard limit of file descriptors. The clients want far more.
 const DESCRIPTORS: u64 = 512;
 
 const MIB: u64 = 1 << 20;
 
-/// What docs/operations.md says that a daemon with these settings takes at most: its limits, and 128 KiB for each connection
-/// that its descriptors allow, beside 64 MiB for the process itself.
+/// The most memory of a daemon with these settings, as in docs/operations.md: its limits, 128 KiB for each connection
+/// that its descriptors allow, and 64 MiB for the process itself.
 const RESIDENT_MAX: u64 = (64 + CACHE + REQUESTS + IN_FLIGHT + 3 * SEGMENT) * MIB + DESCRIPTORS * 128 * 1024;
 const CACHE: u64 = 4;
 const REQUESTS: u64 = 32;
 const IN_FLIGHT: u64 = 16;
 const SEGMENT: u64 = 8;
 
-/// Within which a well-behaved client's event is accepted, all its retries included. Connections that attackers hold idle are
-/// closed after `listen.header_timeout`, so a new one waits for about that long.
+/// The longest time until a well-behaved client's event is accepted, including its retries. Idle connections of
+/// attackers are closed after `listen.header_timeout`, so a new one waits about that long.
 const ACCEPTED_WITHIN: Duration = Duration::from_secs(30);
 
-/// What the attackers count.
+/// Where the attackers attack, and what they count.
 pub struct Attack {
     pub ingest: SocketAddr,
     pub admin: SocketAddr,
@@ -54,7 +54,7 @@ impl Attack {
         !self.stop.load(Ordering::Relaxed)
     }
 
-    /// A connection that gives up soon; none if there is none.
+    /// Opens a connection with short timeouts. `None` if that fails.
     pub fn connect(&self, to: SocketAddr) -> Option<TcpStream> {
         let stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()?;
         stream.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
@@ -104,7 +104,7 @@ fn a_hostile_crowd_neither_starves_a_good_client_nor_takes_more_memory_than_docu
     }
     let ledger = good.stop();
 
-    // It recovers: a new client is served at once, and everything that was accepted is delivered.
+    // The daemon recovers: it serves a new client at once, and delivers everything that was accepted.
     daemon.accept("good", &[], br#"{"id":"after"}"#);
     let began = Instant::now();
     eventually("everything is delivered", || {
@@ -138,7 +138,7 @@ struct Watched {
     probe: Duration,
 }
 
-/// Looks at the daemon until the time is over: it must answer its probe, and not grow.
+/// Watches the daemon until the time is over: it must answer its probe, and not grow.
 fn watch(daemon: &Daemon, lasts: Duration) -> Watched {
     let begun = Instant::now();
     let mut watched = Watched { resident: 0, probe: Duration::ZERO };
@@ -163,7 +163,7 @@ fn resident_peak(pid: i32) -> u64 {
     line.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") * 1024
 }
 
-/// One client that sends an event, waits for its answer, and repeats what was not accepted, as an SDK does.
+/// A client that sends an event, waits for its answer, and repeats what was not accepted, as an SDK does.
 struct Good {
     stop: Arc<AtomicBool>,
     ledger: Arc<Mutex<Ledger>>,
@@ -173,7 +173,7 @@ struct Good {
 #[derive(Default)]
 struct Ledger {
     ids: BTreeSet<String>,
-    /// How long each took until it was accepted.
+    /// How long each event took until it was accepted.
     took: Vec<Duration>,
 }
 
@@ -215,8 +215,8 @@ impl Good {
     }
 }
 
-/// Sends one event; whether it was accepted. The same key each time: a repeat is no second event. The connection is kept, as
-/// an SDK keeps it, and another is opened once it fails.
+/// Sends one event, and returns whether it was accepted. Uses the same key each time, so a repeat is no second event.
+/// Keeps the connection, as an SDK does, and opens another when it fails.
 fn accepted(to: SocketAddr, id: &str, kept: &mut Option<TcpStream>) -> bool {
     let body = format!("{{\"id\":\"{id}\"}}");
     let request = format!(

@@ -1,4 +1,4 @@
-//! SIGKILL at random moments of every phase, under load.
+//! Sends SIGKILL at random moments of every phase, under load.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,14 +13,14 @@ use crate::it::rig::{eventually, lasting_port};
 use crate::load::{self, Ack, DOOMED, KEPT, Load};
 use crate::{seed, size, store};
 
-/// When the blow falls.
+/// When to kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
-    /// In the first 60 ms of the process: recovery, the creation of the store.
+    /// In the first 60 ms of the process: recovery, and creation of the store.
     Start,
-    /// Within 150 ms of being ready: the first leases and the first sweep.
+    /// Within 150 ms after it is ready: the first leases and the first sweep.
     Ready,
-    /// Under load, up to 400 ms later; sweeps come every second.
+    /// Under load, up to 400 ms later. Sweeps come every second.
     Load,
     /// After SIGTERM.
     Drain,
@@ -41,17 +41,18 @@ fn no_kill_at_any_moment_loses_an_accepted_event_or_forgets_its_key() {
     let setup = Setup::new(&state)
         .set("lambda.endpoint_url", &lambda.endpoint_url())
         .set("listen.ingest", &address)
-        // Small segments, so that kills meet checkpoints and segments that are given back.
+        // Small segments, so that kills hit checkpoints and the reclaiming of segments.
         .set("outbox.segment_bytes", "128KiB")
-        // A sweep each second.
+        // One sweep per second.
         .set("outbox.sdk_retry_window", "4s")
-        // A kill while an attempt is in flight would else be charged to no one: doomed events shall be buried soon.
+        // Short backoff, so that the doomed events are buried soon, although attempts that a kill cuts off are not
+        // charged.
         .set("delivery.backoff_cap", "100ms");
     let load = Load::start(address.parse().unwrap(), 6, Duration::from_millis(2), |_| {});
 
     let mut by_phase = BTreeMap::<Phase, u64>::new();
     for kill in 0..kills {
-        // The first start makes the store: it is killed young a few times.
+        // The first start creates the store, so kill it early a few times.
         let phase = if kill < 5 { Phase::Start } else { PHASES[rng.usize(..PHASES.len())] };
         blow(&setup, phase, &mut rng);
         *by_phase.entry(phase).or_default() += 1;
@@ -73,7 +74,8 @@ fn no_kill_at_any_moment_loses_an_accepted_event_or_forgets_its_key() {
     eprintln!("{kills} kills ({by_phase:?}), {} events accepted, none lost", acks.len());
 }
 
-/// Every check costs time by the event: the last ones are those that a kill endangers, the end of the test sees them all.
+/// Only the latest acknowledgements, which a kill endangers: a check takes time for each event. The end of the test
+/// checks all of them.
 fn recent(acks: &[Ack]) -> &[Ack] {
     &acks[acks.len().saturating_sub(2_000)..]
 }
@@ -100,7 +102,7 @@ fn blow(setup: &Setup, phase: Phase, rng: &mut fastrand::Rng) {
     daemon.kill9();
 }
 
-/// Throttles, errors, lost replies; one function never gets through, one refuses.
+/// Throttles, errors and lost replies. One function never gets through, one refuses its events.
 fn misbehave(lambda: &Lambda) {
     lambda.default_script(
         Script::default()

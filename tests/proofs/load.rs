@@ -1,4 +1,4 @@
-//! Several clients that send events with keys until each is accepted, over as many lives of the daemon as it takes.
+//! Several clients that send events with keys until each is accepted, over as many lives of the daemon as needed.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,26 +11,26 @@ use sendoff::event::EventId;
 
 use crate::it::rig::daemon::invoke_path;
 
-/// Delivered, with the stand-in's troubles on the way.
+/// Functions whose events are delivered, after troubles of the stand-in.
 const DELIVERED: [&str; 4] = ["orders", "invoices", "mails", "audit"];
 
-/// Throttled for ever: its events must be in the store at the end.
+/// A function that is throttled for ever: its events must be in the store at the end.
 pub const KEPT: &str = "kept";
 
-/// Refused: its events become dead letters.
+/// A function that refuses its events: they become dead letters.
 pub const DOOMED: &str = "doomed";
 
-/// An answer that does not come within this is given up; the client then calls again.
+/// How long a client waits for an answer before it calls again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An event that was answered with 202.
+/// An event that got 202.
 #[derive(Debug, Clone)]
 pub struct Ack {
     pub n: u64,
     pub id: EventId,
 }
 
-/// What the n-th event is: everything follows from the number.
+/// The function of the n-th event. Everything about an event follows from its number.
 pub fn function(n: u64) -> &'static str {
     match n % 10 {
         0 => KEPT,
@@ -49,7 +49,8 @@ pub fn payload_id(n: u64) -> String {
 
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz012345";
 
-/// Mostly short, some in chunks, a few large. Made anew for each look at an image, so it must be quick.
+/// The payload of the n-th event: mostly short, some in chunks, a few large. It is made again for each image that is
+/// checked, so it must be quick.
 pub fn payload(n: u64) -> Vec<u8> {
     let mut rng = fastrand::Rng::with_seed(n);
     let fill = match n % 40 {
@@ -63,7 +64,7 @@ pub fn payload(n: u64) -> Vec<u8> {
     [format!(r#"{{"id":"{}","fill":""#, payload_id(n)).as_bytes(), &text, br#""}"#].concat()
 }
 
-/// Clients at work. They stop when it is dropped.
+/// Clients at work. Dropping this stops them.
 pub struct Load {
     shared: Arc<Shared>,
     clients: Vec<JoinHandle<()>>,
@@ -80,8 +81,8 @@ struct Shared {
 }
 
 impl Load {
-    /// `clients` at once, each pausing so long between events; `on_ack` is called with every acknowledgement before anything
-    /// else happens to it.
+    /// Starts `clients` clients, each with this pause between events. Calls `on_ack` for every acknowledgement before
+    /// anything else happens to it.
     pub fn start(
         to: SocketAddr,
         clients: usize,
@@ -117,12 +118,12 @@ impl Load {
         Self { shared, clients }
     }
 
-    /// All that were accepted so far.
+    /// All events that were accepted so far.
     pub fn acks(&self) -> Vec<Ack> {
         self.shared.acks.lock().unwrap().clone()
     }
 
-    /// Stops the clients and gives what was accepted.
+    /// Stops the clients and returns what was accepted.
     ///
     /// # Panics
     /// If an answer broke a promise.
@@ -165,7 +166,7 @@ impl Shared {
         }
     }
 
-    /// Sends an event that was accepted before: the answer must name the same.
+    /// Sends an accepted event again. The answer must have the same id.
     fn repeat_one(&self, connection: &mut Option<TcpStream>) {
         let ack = fastrand::choice(self.acks.lock().unwrap().iter()).cloned();
         let Some(ack) = ack else { return };
@@ -196,7 +197,7 @@ impl Shared {
     }
 }
 
-/// One request: the status and the event's id, or none if there was no whole answer.
+/// Sends one request. Returns the status and the event's id. `None` if there was no complete answer.
 fn call(to: SocketAddr, connection: &mut Option<TcpStream>, n: u64) -> Option<(u16, Option<EventId>)> {
     let mut stream = match connection.take() {
         Some(stream) => stream,

@@ -1,4 +1,4 @@
-//! Power loss on a real ext4: the raw image of the file system as it is the instant a 202 arrives, mounted elsewhere.
+//! Tests a power cut on a real ext4: the raw image of the file system at the moment of a 202, mounted elsewhere.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -50,8 +50,8 @@ fn what_was_accepted_is_on_a_copy_of_the_raw_disk_made_the_instant_the_202_came(
     daemon.kill9();
 }
 
-/// Copies a disk while nothing is written to it: the file system's own thread may write at any time, and a copy of two
-/// moments is what no power cut leaves.
+/// Copies a disk while nothing is written to it. The file system's own thread may write at any time, and a power cut
+/// never leaves a mixture of two moments.
 fn copy_at_rest(image: &Path, copy: &Path) {
     let written = || fs::metadata(image).unwrap().modified().unwrap();
     eventually("a copy of one moment", || {
@@ -61,13 +61,13 @@ fn copy_at_rest(image: &Path, copy: &Path) {
     });
 }
 
-/// A loop mount of a disk image, unmounted when dropped.
+/// A loop mount of a disk image. Dropping it unmounts it.
 struct Mounted {
     at: PathBuf,
 }
 
 impl Mounted {
-    /// None, and loudly so, if we may not mount.
+    /// `None`, after a message, if mounting is not allowed.
     fn at(image: &Path, at: PathBuf) -> Option<Self> {
         fs::create_dir_all(&at).unwrap();
         let mounted = Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(image).arg(&at).output();

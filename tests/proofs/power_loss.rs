@@ -1,5 +1,5 @@
-//! The power fails at any moment of the real binary's work: from a record of all its writes, the disks that may be left are
-//! built, and every accepted event must be on each of them (docs/power-loss.md).
+//! Cuts the power at any moment of the real binary's work. From a recording of all its writes, the test builds the
+//! disks that may be left. Every accepted event must be on each of them (docs/power-loss.md).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,14 +15,14 @@ use crate::load::{self, Ack, KEPT, Load};
 use crate::recording::{Op, Recorder, Step};
 use crate::{seed, size, store};
 
-/// A recording, the disk that it began with, and when Lambda had taken which event.
+/// A recording, the disk at its beginning, and when Lambda had taken each event.
 struct Recorded {
     before: Disk,
     steps: Vec<Step>,
     taken: BTreeMap<String, u64>,
 }
 
-/// What became of the images of one recording.
+/// The results for the images of one recording.
 #[derive(Debug, Default)]
 struct Outcome {
     images: u64,
@@ -100,7 +100,7 @@ fn the_model_catches_an_engine_that_does_not_sync_its_directories() {
 fn the_model_catches_an_answer_before_the_sync() {
     let mut rng = fastrand::Rng::with_seed(seed());
     let mut recorded = record(&[Duration::from_millis(1_500)]);
-    // Each mark moves to just before the sync that it waited for.
+    // Move each mark to just before the sync that it waited for.
     let mut sync = None;
     for at in 0..recorded.steps.len() {
         match &recorded.steps[at].op {
@@ -137,7 +137,7 @@ fn is_sync_of_the_journal(step: &Step) -> bool {
     matches!(&step.op, Op::Sync { path, .. } if path.extension().is_some_and(|extension| extension == "segment"))
 }
 
-/// The recording with some of its syncs taken out must leave bad images.
+/// Checks that the recording without some of its syncs leaves bad images.
 fn without(planted: impl Fn(&Step) -> bool) {
     let mut rng = fastrand::Rng::with_seed(seed());
     let mut recorded = record(&[Duration::from_millis(1_500)]);
@@ -159,13 +159,13 @@ fn each_commit_is_one_sync_of_the_journal_and_each_checkpoint_one_of_the_index()
         Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).set("outbox.segment_bytes", "64KiB");
     let daemon = recorder.watch(setup).start();
     daemon.accept("orders", &[], &load::payload(0));
-    // Paused, so that nothing commits but what is accepted.
+    // Paused, so that only acceptances cause commits.
     let paused = http::request(daemon.admin, "POST", "/v1/functions/orders/pause", &[], b"");
     assert!(matches!(paused.status, 200 | 204), "{paused:?}");
     let count = |of: &dyn Fn(&Step) -> bool| recorder.read().iter().filter(|step| of(step)).count() as f64;
     let is_segment = |path: &Path| path.extension().is_some_and(|extension| extension == "segment");
     let segments = || count(&|step| matches!(&step.op, Op::Create { path, .. } if is_segment(path)));
-    // A new segment is synced once when it is made.
+    // A new segment is synced once when it is created.
     let journal_syncs = || count(&is_sync_of_the_journal) - segments();
     let index_syncs =
         || count(&|step| matches!(&step.op, Op::Sync { path, .. } if path == Path::new("outbox/index/db")));
@@ -182,7 +182,7 @@ fn each_commit_is_one_sync_of_the_journal_and_each_checkpoint_one_of_the_index()
     for n in 1..80 {
         daemon.accept("orders", &[], format!("{{\"ballast\":\"{}{n}\"}}", "x".repeat(3_000)).as_bytes());
     }
-    // More than twice the time after which sled's own flusher would have synced: it must be off (rule 5).
+    // More than twice the interval of sled's own flusher, which must be off (rule 5).
     std::thread::sleep(Duration::from_millis(1_200));
     let (made, rolled) = (commits() - commits_before, segments() - segments_before);
     assert!(made >= 79.0 && rolled >= 3.0, "{made} commits, {rolled} new segments");
@@ -190,7 +190,7 @@ fn each_commit_is_one_sync_of_the_journal_and_each_checkpoint_one_of_the_index()
     assert_eq!(index_syncs() - index_before, rolled, "rule 1: one sync of the index for each segment that is full");
 }
 
-/// A kill at any other moment would leave a recording that does not tell what is on the disk.
+/// A kill at another moment would leave a recording that does not show what is on the disk.
 #[test]
 fn no_call_is_made_while_the_recording_is_held() {
     let scratch = store::scratch();
@@ -222,7 +222,7 @@ fn record(lives: &[Duration]) -> Recorded {
     record_on(scratch.path(), &state, lives, 0)
 }
 
-/// Runs the daemon on `state` under load, with a kill between lives; events are numbered from `first`.
+/// Runs the daemon on `state` under load, with a kill between lives. Events are numbered from `first`.
 fn record_on(scratch: &Path, state: &Path, lives: &[Duration], first: u64) -> Recorded {
     let before = Disk::of(state);
     let recorder = Recorder::new(state, scratch);
@@ -230,7 +230,7 @@ fn record_on(scratch: &Path, state: &Path, lives: &[Duration], first: u64) -> Re
     lambda.default_script(Script::default().chance(0.2, throttle()));
     lambda.script(KEPT, Script::always(throttle()));
     let address = format!("127.0.0.1:{}", lasting_port());
-    // Small segments, so that a short life has many checkpoints and gives segments back.
+    // Small segments, so that a short life has many checkpoints and reclaims segments.
     let setup = Setup::new(state)
         .set("lambda.endpoint_url", &lambda.endpoint_url())
         .set("listen.ingest", &address)
@@ -271,7 +271,7 @@ fn crash_points(steps: &[Step], count: u64, rng: &mut fastrand::Rng) -> Vec<usiz
 }
 
 impl Recorded {
-    /// The disk just after a step, and what was acknowledged by then.
+    /// The disk just after a step, and the events acknowledged by then.
     fn at(&self, point: usize) -> (Disk, Vec<Ack>) {
         let (mut disk, mut acks) = (self.before.clone(), Vec::new());
         self.steps[..=point].iter().for_each(|step| advance(&mut disk, &mut acks, step));
@@ -282,7 +282,7 @@ impl Recorded {
         self.taken.get(&load::payload_id(ack.n)).is_some_and(|&at| at <= by_unix_ms)
     }
 
-    /// Cuts the power after each of the steps (sorted), once for each variant.
+    /// Cuts the power after each of these steps (sorted), once for each variant.
     fn cut(&self, points: &[usize], variants: &[Variant], rng: &mut fastrand::Rng) -> Outcome {
         let (mut disk, mut acks, mut outcome) = (self.before.clone(), Vec::new(), Outcome::default());
         let mut next = 0;

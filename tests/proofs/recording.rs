@@ -1,4 +1,4 @@
-//! What a process did to its state directory, operation by operation, as tests/recorder/recorder.c wrote it down.
+//! What a process did to its state directory, operation by operation, as tests/recorder/recorder.c recorded it.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -60,7 +60,7 @@ pub enum Op {
     Mark(Ack),
 }
 
-/// The recorder, compiled once a run.
+/// The recorder, compiled once in a run.
 pub fn library() -> PathBuf {
     static BUILT: OnceLock<(tempfile::TempDir, PathBuf)> = OnceLock::new();
     let (_, library) = BUILT.get_or_init(|| {
@@ -80,19 +80,19 @@ pub fn library() -> PathBuf {
 #[must_use = "dropped, it holds nothing"]
 pub struct Held(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
 
-/// A recording in the making.
+/// A recording that is being made.
 pub struct Recorder {
     state: PathBuf,
     log: PathBuf,
 }
 
 impl Recorder {
-    /// Of what is done below `state`, into a file in `scratch`.
+    /// Records what happens below `state`, into a file in `scratch`.
     pub fn new(state: &Path, scratch: &Path) -> Self {
         Self { state: state.to_owned(), log: scratch.join("recording") }
     }
 
-    /// Has the daemon recorded.
+    /// Makes the recorder record the daemon.
     pub fn watch(&self, setup: Setup) -> Setup {
         setup
             .env("LD_PRELOAD", library().to_str().unwrap())
@@ -100,7 +100,7 @@ impl Recorder {
             .env("RECORD_LOG", self.log.to_str().unwrap())
     }
 
-    /// What writes a mark for an acknowledgement, at the place in the recording where the client has it.
+    /// Returns a function that marks an acknowledgement, at the place in the recording where the client has it.
     pub fn marker(&self) -> impl Fn(&Ack) + Send + Sync + 'static {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         let clock = Clock::system();
@@ -117,15 +117,16 @@ impl Recorder {
         }
     }
 
-    /// Until it is dropped, no recorded call of the daemon begins, and none is between being made and being recorded.
+    /// Until the result is dropped, no recorded call of the daemon begins, and none is between its execution and its
+    /// record.
     pub fn hold(&self) -> Held {
         let log = File::options().create(true).append(true).open(&self.log).unwrap();
         log.lock().unwrap();
         Held(log)
     }
 
-    /// SIGKILL between two calls. A kill in the midst of one would leave a recording that lies: the call made and not
-    /// recorded, or its record cut short, as Linux ends a write at the next page for a fatal signal.
+    /// Sends SIGKILL between two calls. A kill within a call would leave a wrong recording: the call executed but not
+    /// recorded, or its record cut short, because Linux ends a write at the next page for a fatal signal.
     pub fn kill9(&self, daemon: Daemon) {
         let _held = self.hold();
         daemon.kill9();

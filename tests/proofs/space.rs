@@ -1,4 +1,4 @@
-//! Space and scale: what churn leaves on the disk, and how a large backlog starts.
+//! Tests space and scale: what churn leaves on the disk, and how the daemon starts with a large backlog.
 
 use std::fs;
 use std::path::Path;
@@ -18,11 +18,13 @@ use crate::{size, store};
 const MIB: u64 = 1 << 20;
 const BATCH: u64 = 200;
 
-/// What docs/power-loss.md states: the files take at most so many times the most that was stored at once, and so many segments.
+/// As docs/power-loss.md says: the files take at most this many times the most that was stored at once, and some
+/// segments.
 const FILES_PER_STORED: u64 = 3;
 const FILES_BASE: u64 = 16 * MIB;
 
-/// What sled's file, which does not shrink, keeps for each event of the largest backlog so far; the next one uses it again.
+/// What sled's file keeps for each event of the largest backlog so far, because it does not shrink. The next backlog
+/// uses it again.
 const INDEX_PER_EVENT: u64 = 450;
 
 #[test]
@@ -99,15 +101,15 @@ fn a_large_backlog_is_accepting_soon_after_a_kill_and_is_not_held_in_memory() {
         assert!(daemon.stored() >= events as f64);
         let rss = resident(&state);
         eprintln!("{life}: accepting after {took:?}, {} MiB resident", rss / MIB);
-        // The engine's cache (16 MiB by default) and 100 MiB, plus what a debug build is larger. sled keeps in mind where each of
-        // its pages is, so that millions of events are not for nothing.
+        // The engine's cache (16 MiB by default) and 100 MiB, and more for a debug build. sled remembers where each of
+        // its pages is, so events take memory, too.
         let bound = (16 + 100 + 64) * MIB + 32 * events;
         assert!(rss < bound, "{} MiB resident", rss / MIB);
         daemon.kill9();
     }
 }
 
-/// sled leaves the pages that a commit has replaced to its epochs, which free too few of them: 2 KiB for each event here.
+/// sled leaves the pages that a commit replaced to its epochs, which free too few of them: 2 KiB for each event here.
 #[test]
 fn what_was_accepted_does_not_stay_in_memory() {
     const BATCH: usize = 500;
@@ -145,7 +147,7 @@ fn fill(engine: &mut Engine<Store>, numbers: std::ops::Range<u64>, payload_bytes
     engine.commit().unwrap();
 }
 
-/// Takes and delivers what is ready, up to a thousand events.
+/// Leases and delivers ready events, up to a thousand.
 pub fn drain(engine: &mut Engine<Store>) {
     let lanes = engine.lanes(0).unwrap().lanes;
     let want = |lane| LaneWant { lane, which: Which::Due, events_max: 1_000, bytes_max: u64::MAX, spent: None };

@@ -1,4 +1,4 @@
-//! Looking into a store that a crash left behind: is every accepted event there, whole, and its key known?
+//! Checks a store that a crash left: is every accepted event there and complete, and is its key known?
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use sendoff::outbox::{Appended, Settings};
 
 use crate::load::{self, Ack};
 
-/// An open that takes longer hangs.
+/// An open that takes longer than this hangs.
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
 
 const MIB: u64 = 1 << 20;
@@ -26,14 +26,14 @@ pub fn settings() -> Settings {
         functions_max: 10_000,
         dedupe_window: Duration::from_secs(86_400),
         sdk_window: Duration::from_secs(3_600),
-        // A reserve of nothing would mean that the disk is not asked.
+        // With a reserve of zero, the disk would not be asked.
         disk_reserve: 1,
         segment_bytes: 1 << 20,
         cache: 16 * MIB,
     }
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Found {
     pub stored: u64,
@@ -45,8 +45,8 @@ pub fn open(state: &Path) -> Result<Engine<Store>, String> {
     Engine::open(store, settings(), Clock::system(), "the store").map_err(|error| error.to_string())
 }
 
-/// Opens the store in a thread that may panic or hang, and looks for every acknowledged event; `taken` says which ones
-/// Lambda had by then. Then writes to the store, opens it again, and looks again.
+/// Opens the store in a thread that may panic or hang, and looks for every acknowledged event. `taken` says which of
+/// them Lambda had by then. Then writes to the store, opens it again, and looks again.
 pub fn check(state: &Path, acks: &[Ack], taken: impl Fn(&Ack) -> bool) -> Result<Found, String> {
     let acks: Vec<_> = acks.iter().map(|ack| (ack.clone(), taken(ack))).collect();
     let (state, (report, reported)) = (state.to_owned(), mpsc::channel());
@@ -91,7 +91,7 @@ fn write_one(state: &Path) -> Result<(), String> {
     engine.commit().map(drop).map_err(|why| why.to_string())
 }
 
-/// The n-th event as ingest would make it, under a new id.
+/// The n-th event as ingest would make it, with a new id.
 pub fn event(n: u64) -> Event {
     let clock = Clock::system();
     let name = FunctionName::new(load::function(n));
@@ -109,7 +109,7 @@ pub fn event(n: u64) -> Event {
     }
 }
 
-/// Copies a directory with all that is in it.
+/// Copies a directory with all its contents.
 pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -123,7 +123,7 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A scratch directory in memory where there is one: images are made and thrown away by the hundred.
+/// A scratch directory, in memory if possible: the tests make and discard images by the hundred.
 pub fn scratch() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }

@@ -1,4 +1,5 @@
-//! Opens a copy of the disk as the next start would: are all events there, and does what is there fit together?
+//! Opens a copy of the disk as the next start would. Checks that all events are there and that the parts of the store
+//! fit together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use sendoff::outbox::{LaneId, Place};
 
 use crate::world::World;
 
-/// Checks what the disk would have if the power went now.
+/// Checks what the disk would contain if the power went now.
 pub fn audit(world: &Arc<World>) {
     let found = world.disk.synced(crate::disk::settings(&world.scenario));
     let stored = match found.and_then(|pairs| fits_together(&pairs)) {
@@ -27,7 +28,8 @@ pub fn audit(world: &Arc<World>) {
     }
 }
 
-/// The events of a store, if every index, count and chunk belongs to a record and every record has its own.
+/// Returns the events of a store. An error if an index entry, count or chunk belongs to no record, or a record lacks
+/// its own.
 pub fn fits_together(pairs: &BTreeMap<Vec<u8>, Bytes>) -> Result<BTreeSet<EventId>, String> {
     let mut counts: BTreeMap<(LaneId, u8), u64> = BTreeMap::new();
     let mut expected: BTreeSet<Vec<u8>> = BTreeSet::new();
@@ -59,7 +61,7 @@ pub fn fits_together(pairs: &BTreeMap<Vec<u8>, Bytes>) -> Result<BTreeSet<EventI
             return Err(format!("{} {:02x?} belongs to no event", key[0] as char, key));
         }
     }
-    // Whether an event has an `expires_at` of its own stands in its body; but no other may be in that index.
+    // The body of an event says whether it has an `expires_at`. No other event may be in that index.
     for key in pairs.keys().filter(|key| key[0] == b'e') {
         if keys::id_of(key).is_none_or(|id| !stored.contains(&id) || buried.contains(&id)) {
             return Err(format!("an expiry {key:02x?} belongs to no waiting event"));

@@ -1,4 +1,4 @@
-//! Clients as they are: they retry what got no answer, give up early, repeat keys, and put other payloads under them.
+//! Realistic clients: they retry when no answer comes, give up early, repeat keys, and use keys with other payloads.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,13 +17,13 @@ use crate::outages::POISONED;
 use crate::scenario::STEADY;
 use crate::world::{Front, World};
 
-/// How often an SDK sends one call, at most.
+/// The most times that an SDK sends one call.
 const TRIES: u32 = 5;
 
-/// Of so many orders one is refused by Lambda for good, where the scenario has such.
+/// In scenarios with refused events, Lambda refuses one of this many orders for good.
 const REFUSED_EVERY: u64 = 9;
 
-/// One client, from its first order to its last.
+/// Runs one client, from its first order to its last.
 pub async fn client(world: Arc<World>, number: u64) {
     let scenario = &world.scenario;
     let mut keyed: Vec<Order> = Vec::new();
@@ -36,7 +36,7 @@ pub async fn client(world: Arc<World>, number: u64) {
         let again = world.draw(|rng| (rng.u8(0..6) == 0 && !keyed.is_empty()).then(|| rng.usize(0..keyed.len())));
         let order = match again.map(|at| keyed[at].clone()) {
             Some(old) if world.draw(|rng| rng.bool()) => Order { sdk_id: fresh(&world), ..old },
-            // Another payload under a known key.
+            // Another payload with a known key.
             Some(old) => Order { key: old.key, function: old.function, ..order(&world, number * 10_000 + n) },
             None => order(&world, number * 10_000 + n),
         };
@@ -78,7 +78,7 @@ fn order(world: &World, serial: u64) -> Order {
     }
 }
 
-/// One call of an SDK: the same invocation id on every try.
+/// Makes one call of an SDK, with the same invocation id for every try.
 async fn send(world: &Arc<World>, order: &Order) {
     for _ in 0..TRIES {
         if let Some(front) = world.front()
@@ -90,7 +90,7 @@ async fn send(world: &Arc<World>, order: &Order) {
     }
 }
 
-/// The status, if an answer came.
+/// Returns the status, if an answer came.
 async fn try_once(world: &Arc<World>, front: Front, order: &Order) -> Option<u16> {
     let (answer, answered) = oneshot::channel();
     let request = request(order);
@@ -105,7 +105,7 @@ async fn try_once(world: &Arc<World>, front: Front, order: &Order) -> Option<u16
             world.point(front.life, "an answer leaves").await;
             world.pass(5).await;
             if !world.fault(3) {
-                // A client that has gone hears nothing.
+                // A client that has gone receives nothing.
                 answer.send(response.status().as_u16()).unwrap_or_default();
             }
         }
@@ -137,7 +137,7 @@ fn request(order: &Order) -> Request<Full<Bytes>> {
     request.body(Full::new(order.payload.clone())).unwrap()
 }
 
-/// What goes out is what counts, whether anybody hears it or not.
+/// Records an answer that goes out, whether or not anybody receives it.
 fn note_answer<B>(world: &World, serial: u64, response: &Response<B>) {
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
     world.note(|| format!("answer order {serial}: {} {}", response.status(), header(EVENT_ID).unwrap_or("-")));
@@ -157,7 +157,7 @@ fn note_answer<B>(world: &World, serial: u64, response: &Response<B>) {
     let answered = Answered { id, source, duplicate: header(DUPLICATE).is_some() };
     {
         let mut ledger = world.ledger();
-        // Where whole accounts fail, everybody waits.
+        // If whole accounts fail, everybody waits.
         if ledger.orders[&serial].function == STEADY && !world.scenario.account_faults {
             ledger.waits(id, world.now());
         }
@@ -168,7 +168,7 @@ fn note_answer<B>(world: &World, serial: u64, response: &Response<B>) {
     }
 }
 
-/// An event that is not to be delivered yet, or not for long, straight into the outbox.
+/// Appends an event with a delivery time or an expiry directly to the outbox.
 async fn schedule(world: &Arc<World>, serial: u64) {
     let Some(front) = world.front() else { return };
     let now = front.clock.now();
@@ -205,6 +205,6 @@ async fn schedule(world: &Arc<World>, serial: u64) {
         }
     });
     world.powers(appending.abort_handle());
-    // Cut off by a crash: then it is as any request without an answer.
+    // Cut off by a crash. It then counts as a request without an answer.
     drop(appending.await);
 }

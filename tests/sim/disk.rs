@@ -1,8 +1,8 @@
-//! The disk below the real store: files of a journal, an index and a witness, which keep what was synced. What was only
-//! written is lost by a power cut, or there, or there in part.
+//! The disk below the real store: the files of a journal, an index and a witness, which keep what was synced. A power
+//! cut loses what was only written, or keeps it, or keeps a part of it.
 //!
-//! What `src/outbox/embedded/store.rs` does around these is done here in its place: a first store is made whole, an index that is of
-//! no use is made again.
+//! This file does what `src/outbox/embedded/store.rs` does around these: it creates the first store completely, and
+//! makes an unusable index again.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,7 +25,7 @@ mod witness;
 
 pub type FakeStore = Journaled<FakeIndex, FakeWitness, FakeFiles>;
 
-/// Clones are one disk; it outlives every daemon that writes to it.
+/// A disk that outlives every daemon that writes to it. Clones share one disk.
 #[derive(Clone, Default)]
 pub struct FakeDisk {
     inner: Arc<Mutex<Inner>>,
@@ -39,13 +39,13 @@ struct Inner {
     did: Did,
 }
 
-/// What happened on a disk: what never happens is not tested.
+/// What happened on a disk. What never happens is not tested.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Did {
     pub commits: u64,
     pub index_commits: u64,
     pub segments_removed: u64,
-    /// Commits that a cut left in part.
+    /// Commits of which a power cut left a part.
     pub torn: u64,
     pub indexes_made_again: u64,
 }
@@ -79,7 +79,7 @@ pub enum NotOpened {
     Damaged(String),
 }
 
-/// What a life of the daemon hangs on.
+/// Cuts the power of one life of the daemon.
 #[derive(Clone)]
 pub struct Plug {
     pub world: Arc<World>,
@@ -106,7 +106,7 @@ impl FakeDisk {
         self.inner.lock().unwrap()
     }
 
-    /// Opens the store, without a plug as an inspector would.
+    /// Opens the store. Without a plug, it opens as for an inspection.
     pub fn open(&self, plug: Option<&Plug>, settings: journaled::Settings) -> Result<FakeStore, NotOpened> {
         let failed = |error: &dyn std::fmt::Display| NotOpened::Failed(error.to_string());
         let files = FakeFiles { disk: self.clone(), plug: plug.cloned() };
@@ -118,7 +118,7 @@ impl FakeDisk {
             })
         };
         if self.inner().segments.is_empty() {
-            // As if made aside, and only then put in its place.
+            // As if made elsewhere and then put in its place.
             let whole = FakeFiles { disk: self.clone(), plug: None };
             Journal::create(&whole, 1).unwrap();
         }
@@ -174,7 +174,7 @@ impl FakeDisk {
     }
 }
 
-/// Of a store that has many segments and checkpoints in one seed.
+/// Settings that give a store many segments and checkpoints in one seed.
 pub fn settings(scenario: &crate::scenario::Scenario) -> journaled::Settings {
     journaled::Settings {
         held_bytes_max: scenario.segment_bytes / 4,

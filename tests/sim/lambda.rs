@@ -1,4 +1,5 @@
-//! A Lambda with weather: throttles, fails, loses replies, is slow, out of reach or misconfigured, for a while each.
+//! A Lambda with weather: for a while each, it throttles, fails, loses replies, is slow, cannot be reached, or is
+//! misconfigured.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +23,9 @@ pub struct FlakyLambda {
 
 /// What Lambda does with one call.
 struct Plan {
-    /// It takes the event.
+    /// Whether it takes the event.
     takes: bool,
-    /// It counts as an attempt.
+    /// Whether it counts as an attempt.
     charged: bool,
     reply: Reply,
 }
@@ -82,7 +83,8 @@ impl Invoke for FlakyLambda {
                 let is_success = answer.status < 300 && !answer.foreign && answer.function_error.is_none();
                 fate.confirmed += u32::from(is_success);
                 if let Some(wait) = answer.retry_after {
-                    // The lane cannot know before the reply is read; leases asked for until then still go.
+                    // The lane cannot know this before it reads the reply. Leases that were requested until then still
+                    // go.
                     let from = world.now().plus(self.slack());
                     ledger.pause(&function, self.life, from, world.now().plus(wait));
                 }
@@ -126,7 +128,7 @@ impl FlakyLambda {
         if function == STEADY { Weather::Fair } else { world.weather(function) }
     }
 
-    /// How long a lease may be under way.
+    /// How long a lease may take.
     fn slack(&self) -> Duration {
         Duration::from_millis(3 * self.world.scenario.commit_ms_max + 50)
     }
@@ -217,7 +219,7 @@ fn uncharged(status: u16, code: &str) -> Plan {
     Plan { takes: false, charged: false, reply: Reply::Answer(answer) }
 }
 
-/// A failure that may be an outage's or the event's own.
+/// A failure that may be an outage's fault or the event's own.
 fn failing(how: How) -> Plan {
     let lost = |kind| Plan { takes: false, charged: true, reply: Reply::Lost(failure(kind)) };
     match how {

@@ -1,4 +1,4 @@
-//! What everybody was told, and what follows from it: the promises of docs/guarantees.md, G1 to G6, as checks.
+//! What everybody was told, and what follows from it: the promises G1 to G6 of docs/guarantees.md as checks.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -21,56 +21,56 @@ pub type Violation = (&'static str, String);
 #[derive(Default)]
 pub struct Ledger {
     pub violations: Vec<String>,
-    /// What clients asked for, by the serial number in its payload.
+    /// What clients asked for, by the serial number in the payload.
     pub orders: BTreeMap<u64, Order>,
-    /// What was answered with 202.
+    /// The events that got 202.
     pub accepted: BTreeMap<EventId, u64>,
     /// The first event of a key, and when it was accepted, by the world's clock.
     keys: BTreeMap<(String, String), (EventId, UnixMillis)>,
-    /// How far the daemon's clock stands before the world's, in milliseconds.
+    /// How far the daemon's clock is ahead of the world's, in milliseconds.
     ahead: i64,
-    /// By how much it went ahead between two lives, and when. Nobody can tell that from a time without power.
+    /// By how much it went ahead between two lives, and when. A daemon cannot tell this from a time without power.
     jumps: Vec<(UnixMillis, Duration)>,
-    /// By how much it was set ahead within a life, and when: a wait for a retry ends sooner by that.
+    /// By how much it was set ahead within a life, and when. A wait for a retry ends sooner by that.
     steps_ahead: Vec<(UnixMillis, Duration)>,
     /// Every event as it was first leased.
     seen: BTreeMap<EventId, Event>,
     by_serial: BTreeMap<u64, BTreeSet<EventId>>,
-    /// When a settlement said that an event is to be attempted, or shipped, again, by the daemon's clock; when it
-    /// said so, by the world's; and after how long.
+    /// When a settlement said that an event is to be attempted, or shipped, again, by the daemon's clock. Also when it
+    /// said so, by the world's clock, and after how long.
     due: BTreeMap<EventId, (UnixMillis, UnixMillis, Duration)>,
-    /// Events that were leased before they were due, which is for burying only.
+    /// Events that were leased before they were due, which is allowed only for burying.
     early: BTreeSet<EventId>,
     /// What SQS has.
     pub in_queue: BTreeSet<EventId>,
     /// What SQS confirmed.
     confirmed: BTreeSet<EventId>,
-    /// What SQS will never take.
+    /// What SQS will never accept.
     pub unshippable: BTreeSet<EventId>,
     in_flight: BTreeMap<String, u32>,
-    /// No calls between these times, as the function asked in this life.
+    /// Times without calls, as the function asked for in this life.
     pauses: BTreeMap<String, (u32, UnixMillis, UnixMillis)>,
-    /// When events of the steady function were accepted, until their first call; by the world's clock.
+    /// When events of the steady function were accepted, until their first call. By the world's clock.
     waiting: BTreeMap<EventId, UnixMillis>,
-    /// When the present life began, by the world's clock.
+    /// When the current life began, by the world's clock.
     pub life_began: UnixMillis,
     /// When calls of a function began within the last second of a life.
     starts: BTreeMap<String, (u32, VecDeque<UnixMillis>)>,
-    /// Calls of a function in an hour of the daemon's clock, and in those before that a clock which was set back comes by again.
+    /// Calls of a function in an hour of the daemon's clock. If the clock is set back, earlier hours count again.
     spent: BTreeMap<String, (u64, u32)>,
-    /// When the daemon's clock was set last, by the world's clock.
+    /// When the daemon's clock was last set, by the world's clock.
     pub clock_set: Option<UnixMillis>,
     /// Functions that an operator has paused, and since when that is known.
     paused: BTreeMap<String, UnixMillis>,
-    /// What an operator has cancelled.
+    /// Events that an operator has cancelled.
     cancelled: BTreeSet<EventId>,
-    /// What an operator may have removed: purges name no events, and not every answer is heard.
+    /// Events that an operator may have removed. Purges name no events, and not every answer is received.
     maybe_removed: BTreeSet<EventId>,
-    /// Functions that were purged, up to which acceptance, and what was to become of the keys.
+    /// Functions that were purged: up to which time of acceptance, and what was to happen with the keys.
     purges: Vec<(String, UnixMillis, Keys)>,
-    /// Events whose keys an operator may have had forgotten.
+    /// Events whose keys an operator may have removed.
     maybe_forgotten: BTreeSet<EventId>,
-    /// How many events purges said that they removed; none once one has not said.
+    /// How many events purges said they removed. `None` after one that did not say.
     purged: Option<u64>,
     pub calls: u64,
     pub repeats: u64,
@@ -88,7 +88,7 @@ pub struct When {
     /// By the world's clock.
     pub now: UnixMillis,
     pub daemon_now: UnixMillis,
-    /// How long a lease may have been under way.
+    /// How long a lease may have taken.
     pub slack: Duration,
 }
 
@@ -99,15 +99,15 @@ pub struct Order {
     pub function: String,
     pub payload: Bytes,
     pub carried: Carried,
-    /// The given key, if there is one.
+    /// The key that the client gave, if any.
     pub key: Option<String>,
     pub sdk_id: String,
-    /// By the daemon's clock, and by the world's: an instant that has once come stays past.
+    /// By the daemon's clock, and by the world's. An instant that has passed once stays in the past.
     pub not_before: Option<(UnixMillis, UnixMillis)>,
     pub expires_at: Option<UnixMillis>,
-    /// Lambda will never take it.
+    /// Whether Lambda will never take it.
     pub refused: bool,
-    /// Every call of it fails, in a way that an outage's calls fail, too.
+    /// Whether each of its calls fails, in the same way as calls in an outage.
     pub poison: bool,
     pub fate: Fate,
 }
@@ -115,11 +115,11 @@ pub struct Order {
 /// What Lambda did with an order.
 #[derive(Debug, Clone, Default)]
 pub struct Fate {
-    /// It took the event.
+    /// How often it took the event.
     pub taken: u32,
-    /// It said so, and the daemon heard it.
+    /// How often it said so and the daemon received it.
     pub confirmed: u32,
-    /// Replies that the daemon heard.
+    /// Replies that the daemon received.
     pub replies: u32,
     /// Those of them that count as attempts.
     pub charged: u32,
@@ -166,7 +166,7 @@ impl Ledger {
             }
         }
         self.accepted.insert(id, serial);
-        // It may have been purged before anybody heard that it was there: its key is remembered all the same.
+        // The event may have been purged before anybody learned that it was stored. Its key is still remembered.
         let purged = |(function, cutoff, _): &&(String, UnixMillis, Keys)| {
             *function == order.function && id.accepted_at() < *cutoff
         };
@@ -195,7 +195,7 @@ impl Ledger {
 
     // --- the clock ---
 
-    /// A life begins, and its clock stands so far before the world's.
+    /// A life begins. Its clock is ahead of the world's by this much.
     pub fn begins_life(&mut self, now: UnixMillis, ahead: i64) {
         self.life_began = now;
         let jump = u64::try_from(ahead - self.ahead).unwrap_or(0);
@@ -210,7 +210,7 @@ impl Ledger {
         self.steps_ahead.push((now, Duration::from_millis(u64::try_from(by).unwrap_or(0))));
     }
 
-    /// How long ago that is for a daemon, by the world's clock, at most.
+    /// The most time that may have passed since then for a daemon, by the world's clock.
     fn passed(&self, since: UnixMillis, now: UnixMillis) -> Duration {
         let jumps = self.jumps.iter().filter(|(at, _)| *at >= since).map(|(_, jump)| *jump);
         now.since(since) + jumps.sum::<Duration>()
@@ -254,7 +254,8 @@ impl Ledger {
             found.push(("outage", format!("{id} is buried for lack of attempts, though only outages failed it")));
         }
         if history.burial.is_none() {
-            // An event past its age is leased early, but only to be buried: an attempt would be seen as too early below.
+            // An event past its age is leased early, but only to be buried. An attempt would be found below as too
+            // early.
             if history.calls > order.fate.replies {
                 found.push(("G6", format!("{id} counts {} calls, had {} replies", history.calls, order.fate.replies)));
             }
@@ -334,7 +335,7 @@ impl Ledger {
         {
             found.push(("G4", format!("order {} reached {function} changed", order.serial)));
         }
-        // A step between the lease and the call is nobody's fault.
+        // A step of the clock between the lease and the call is not an error.
         let is_even = self.clock_set.is_none_or(|at| now.since(at) > slack);
         let early = is_even && order.not_before.is_some_and(|(at, then)| daemon_now < at && now < then);
         if events.clone().all(|id| self.early.contains(id)) || early {
@@ -349,7 +350,7 @@ impl Ledger {
         found
     }
 
-    /// What an operator has fixed for all functions but the healthy one.
+    /// Checks the limits that an operator has set for all functions except the healthy one.
     fn bounded(&mut self, call: &Call, scenario: &Scenario, when: When) -> Vec<Violation> {
         let When { life, now, daemon_now, slack } = when;
         let function = call.function.name.as_str().to_owned();
@@ -369,7 +370,7 @@ impl Ledger {
         while starts.1.front().is_some_and(|first| now.since(*first) >= Duration::from_secs(1)) {
             starts.1.pop_front();
         }
-        // A second's tokens and what may be saved up: a tenth, and at least one.
+        // A second's tokens and those that may be saved: a tenth, and at least one.
         let most = f64::from(scenario.rate) * 1.1 + 2.0;
         if scenario.rate > 0 && starts.1.len() as f64 > most {
             found.push((
@@ -388,7 +389,7 @@ impl Ledger {
         found
     }
 
-    /// A call is over, however.
+    /// A call has ended in any way.
     pub fn left(&mut self, function: &str) -> u32 {
         let in_flight = self.in_flight.entry(function.to_owned()).or_default();
         *in_flight -= 1;
@@ -412,13 +413,13 @@ impl Ledger {
 
     // --- the operator ---
 
-    /// An accepted event of a function, by a number that somebody drew.
+    /// An accepted event of a function, chosen by a random number.
     pub fn pick(&self, function: &str, drawn: usize) -> Option<(EventId, u64)> {
         let of_it = || self.accepted.iter().filter(|(_, serial)| self.orders[serial].function == function);
         of_it().nth(drawn.checked_rem(of_it().count())?).map(|(&id, &serial)| (id, serial))
     }
 
-    /// Somebody wants a function paused or resumed: until that is known to have happened, calls may go or not.
+    /// Somebody asks to pause or resume a function. Until that is known to have happened, calls may go or not.
     pub fn sets_pause(&mut self, function: &str) {
         self.paused.remove(function);
     }
@@ -436,11 +437,11 @@ impl Ledger {
 
     pub fn has_cancelled(&mut self, id: EventId) {
         self.cancelled.insert(id);
-        // Counted as what purges removed, which then must not be more than they said.
+        // Counts as removed by purges, so that purges must not have removed more than they said.
         self.purged = self.purged.map(|purged| purged + 1);
     }
 
-    /// A purge begins that may take what was accepted before `cutoff`.
+    /// A purge begins that may remove what was accepted before `cutoff`.
     pub fn purges(&mut self, function: &str, cutoff: UnixMillis, keys: Keys) {
         let orders = &self.orders;
         let fits = |(id, serial): &(&EventId, &u64)| orders[serial].function == function && id.accepted_at() < cutoff;
@@ -452,12 +453,12 @@ impl Ledger {
         self.purges.push((function.to_owned(), cutoff, keys));
     }
 
-    /// A purge said how much it took; none if it did not come to that, or nobody heard.
+    /// A purge said how much it removed. `None` if it did not happen, or nobody received the answer.
     pub fn has_purged(&mut self, events: Option<u64>) {
         self.purged = self.purged.zip(events).map(|(purged, more)| purged + more);
     }
 
-    /// An event is brought forward: nothing that was said of when it is due holds any more.
+    /// An event is made due now. What was said about its due time no longer holds.
     pub fn brings_forward(&mut self, id: EventId, serial: u64) {
         self.due.remove(&id);
         self.early.remove(&id);
@@ -483,7 +484,7 @@ impl Ledger {
 
     // --- all of it ---
 
-    /// Accepted events that are nowhere: not in `stored`, not with Lambda, not in the queue (G1, G2).
+    /// Accepted events that are lost: not in `stored`, not with Lambda, not in the queue (G1, G2).
     pub fn nowhere(&self, stored: &BTreeSet<EventId>) -> Vec<EventId> {
         let missing = self.accepted.iter().filter(|(id, serial)| {
             !stored.contains(id) && !self.in_queue.contains(id) && self.orders[serial].fate.taken == 0
@@ -491,7 +492,7 @@ impl Ledger {
         missing.map(|(&id, _)| id).collect()
     }
 
-    /// Of what is missing, what no operator can have removed; or how many more are missing than operators removed.
+    /// Missing events that no operator can have removed, or how many more are missing than operators removed.
     pub fn lost(&self, missing: &[EventId]) -> Vec<String> {
         let (removed, lost): (Vec<&EventId>, Vec<_>) = missing.iter().partition(|id| self.maybe_removed.contains(id));
         let lost = lost.into_iter().map(|id| format!("{id} was answered with 202 and is nowhere"));

@@ -27,7 +27,7 @@ use crate::sabotage::{Bug, Sabotaged};
 use crate::tap::Tap;
 use crate::world::{Front, World};
 
-/// How a life ends, if its power does not go before.
+/// How a life ends, unless its power goes before.
 #[derive(Debug, Clone, Copy)]
 pub enum Ending {
     /// SIGKILL or a power cut after this time.
@@ -45,7 +45,7 @@ struct Parts {
     writer: TaskTracker,
 }
 
-/// Lives life number `life` to its end. `clock_offset` is where its clock stands before or after the world's.
+/// Runs life number `life` to its end. `clock_offset_ms` is how far its clock is ahead of the world's.
 pub async fn live(world: &Arc<World>, life: u32, clock_offset_ms: i64, steps_left: Option<u64>, ending: Ending) {
     world.note(|| format!("life {life} begins, its clock {clock_offset_ms} ms off, ending {ending:?}"));
     world.switch_on(life, steps_left);
@@ -77,12 +77,12 @@ pub async fn live(world: &Arc<World>, life: u32, clock_offset_ms: i64, steps_lef
         }
     } else if world.is_on(life) {
         world.cut_power("at a quiet moment");
-        world.power_went.notified().await; // take the notice, or the next life would
+        world.power_went.notified().await; // take the notice, so that the next life does not
     }
     world.set_front(None);
     let Parts { tap, door, stages, writer, .. } = parts;
     if drains && world.is_on(life) && tap.poisoned().is_none() {
-        // The process ends once the writer has let go of the store.
+        // The process ends when the writer has released the store.
         door.wait().await;
         drop(tap);
         writer.close();
@@ -111,7 +111,7 @@ fn start(world: &Arc<World>, life: u32, clock_offset_ms: i64) -> Option<Parts> {
             if world.is_on(life) && !excused {
                 world.violated("G2", format!("the store does not open: {why}"));
             }
-            // The power may have gone while it opened.
+            // The power may have gone while the store opened.
             world.power_went.notified().now_or_never().unwrap_or_default();
             return None;
         }
@@ -119,7 +119,7 @@ fn start(world: &Arc<World>, life: u32, clock_offset_ms: i64) -> Option<Parts> {
     let metrics = Arc::new(Metrics::new().unwrap());
     let (writer, handle) = Writer::new(engine, clock.clone(), metrics.clone());
     let (stop, door, stages, writers) = (Stop::default(), TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
-    // Never nothing: two things at one instant have an order only in the real world.
+    // Never zero: two things at the same instant have an order only in the real world.
     let latency = {
         let world = world.clone();
         move || Duration::from_millis(world.draw(|rng| rng.u64(1..=world.scenario.commit_ms_max)))
@@ -155,7 +155,7 @@ fn start(world: &Arc<World>, life: u32, clock_offset_ms: i64) -> Option<Parts> {
     Some(Parts { tap, stop, door, stages, writer: writers })
 }
 
-/// A stage may end early only with its outbox.
+/// A stage may end early only together with its outbox.
 async fn watched(tap: Tap, name: &'static str, stage: impl Future<Output = Result<(), outbox::Error>>) {
     match AssertUnwindSafe(stage).catch_unwind().await {
         Ok(Ok(())) => {}
@@ -167,7 +167,7 @@ async fn watched(tap: Tap, name: &'static str, stage: impl Future<Output = Resul
     }
 }
 
-/// As the daemon drains (G6): within the grace, and then no part of it may still work.
+/// Drains as the daemon does (G6): within the grace period, and afterwards no part may still work.
 async fn drain(world: &Arc<World>, parts: &Parts) {
     let grace = world.scenario.grace;
     world.note(|| format!("drain within {grace:?}"));
@@ -179,14 +179,14 @@ async fn drain(world: &Arc<World>, parts: &Parts) {
     let in_time = parts.stop.drain(&parts.door, &parts.stages, grace).await;
     let took = world.now().since(began);
     world.note(|| format!("drained in {took:?}, in time: {in_time}"));
-    // The last settlements are written after the grace; no attempt is waited for.
+    // The last settlements are written after the grace period. No attempt is waited for.
     let slack = Duration::from_millis(20 * (world.scenario.commit_ms_max + crate::tap::CALL_MS_MAX));
     if took > grace + slack {
         world.violated("G6", format!("a drain took {took:?} of {grace:?}"));
     }
 }
 
-/// The planted bug: what is not settled when the drain begins is charged an attempt.
+/// The planted bug: charges an attempt for everything that is not settled when the drain begins.
 async fn charge_all(tap: &Tap) {
     let Ok(news) = tap.inner.handle.lanes(0).await else { return };
     let lanes = news.lanes.iter().map(|view| LaneWant {

@@ -1,4 +1,5 @@
-//! The limiter against a Lambda in virtual time, in the scenarios of `make limiter`: what docs/delivery.md says of it.
+//! Tests the limiter against a Lambda in virtual time, in the scenarios of `make limiter`, for what docs/delivery.md
+//! says about it.
 
 use crate::controllers::{Account, Fixed, InAccount, Sendoff, Vector};
 use crate::model::{ATTEMPTS_MAX, Backlog, Controller, Outcome, SECOND, Scenario, Weather, run};
@@ -18,7 +19,7 @@ fn whole(scenario: &Scenario, mut controllers: Vec<Box<dyn Controller>>) -> Outc
 
 #[test]
 fn the_limit_settles_within_a_tenth_of_a_capacity_that_changes_and_wastes_little() {
-    // Slots, and the time to find them in.
+    // Slots, and the time to find them.
     let course = [(10, 5), (100, 10), (5, 5), (1, 5), (400, 10)];
     let weather =
         course.iter().flat_map(|&(slots, settling)| [Weather::slots(settling, slots), Weather::slots(60, slots)]);
@@ -39,9 +40,9 @@ fn throttling_that_cuts_do_not_cure_is_borne() {
         let [_, borne, _, after] = &outcomes[..] else { panic!("four stretches") };
         let at_once = borne.answered[0] as f64 / 1_200.0;
         println!("{noise}: {at_once:.1} at once, {:.1} % wasted", borne.wasted() * 100.0);
-        // Slots that wait for a throttle do no work: with a share s, so much less than 64.
+        // Slots that wait after a throttle do no work. With a share s of throttles, so much less than 64 is possible.
         assert!(at_once > 0.7 * 64.0 * (1.0 - noise), "{noise}: {at_once}");
-        // And it is found again when the noise ends and capacity begins to count.
+        // The limit is found again when the noise ends and capacity begins to matter.
         assert!(after.used() > 0.9 && after.wasted() < 0.05, "{noise}: {} {}", after.used(), after.wasted());
     }
 }
@@ -65,7 +66,7 @@ fn lanes_that_share_an_accounts_limit_get_equal_parts() {
     assert!(outcome.fairness() > 0.9 && outcome.used() > 0.9 && outcome.wasted() < 0.05, "{outcome:?}");
 }
 
-/// Scenarios that nobody had seen when the limiter's constants were chosen.
+/// Scenarios that were not used when the limiter's constants were chosen.
 #[test]
 fn where_nobody_tuned_it_it_uses_more_and_wastes_less_than_vectors() {
     let seeds = HOLD_OUT.start..HOLD_OUT.start + 15;
@@ -83,7 +84,7 @@ fn where_nobody_tuned_it_it_uses_more_and_wastes_less_than_vectors() {
     println!("used and wasted: sendoff {ours:?}, Vector's {vector:?}, fixed {fixed:?}");
     assert!(ours.0 > 0.8 && ours.1 < 0.08, "{ours:?}");
     assert!(ours.0 > vector.0 && ours.1 < vector.1, "{ours:?} {vector:?}");
-    // A fixed number above the capacity uses all of it, at the price of nearly all calls.
+    // A fixed number above the capacity uses all of it, but wastes nearly all calls.
     assert!(ours.1 * 5.0 < fixed.1, "{ours:?} {fixed:?}");
 }
 

@@ -1,5 +1,5 @@
-//! The promises G1 to G6 under random faults: the real stages on a virtual clock, a fake disk, a flaky Lambda and SQS, and
-//! power that may go at any step. All chance comes from one seed, so whatever fails is repeated by its seed alone.
+//! Checks the promises G1 to G6 under random faults: the real stages on a virtual clock, a fake disk, a flaky Lambda
+//! and SQS, and power that may go at any step. All chance comes from one seed, so the seed alone repeats a failure.
 //! docs/simulation.md says how to use it.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![expect(clippy::wildcard_enum_match_arm, reason = "a fake need not know every case")]
@@ -13,7 +13,7 @@ use sabotage::Bug;
 use scenario::Scenario;
 use world::Trail;
 
-// The bench's own, so that what is published is what is tested.
+// The modules of the bench, so that the published figures are those that are tested.
 #[path = "../../benches/limiter/controllers.rs"]
 mod controllers;
 #[path = "../../benches/limiter/model.rs"]
@@ -38,13 +38,14 @@ mod tap;
 mod time;
 mod world;
 
-/// Seeds of a run in CI; `SEEDS=n` asks for more.
+/// Number of seeds in CI. `SEEDS=n` sets another number.
 const SEEDS: u64 = 500;
 
-/// Seeds that broke a promise once (docs/simulation.md, "What it found"); they are tried again, as long as chance has not moved on.
+/// Seeds that broke a promise once (docs/simulation.md, "What it found"). They repeat that only until the sequence of
+/// random numbers changes.
 const BROKE_ONCE: [u64; 3] = [5_551, 26_200, 31_807];
 
-/// Seeds within which a planted bug must be caught.
+/// A planted bug must be caught within this many seeds.
 const SEEDS_TO_CATCH: u64 = 60;
 
 fn number_of(variable: &str) -> Option<u64> {
@@ -53,7 +54,7 @@ fn number_of(variable: &str) -> Option<u64> {
     Some(text.parse().expect("a number"))
 }
 
-/// Runs the seeds on all cores; the reports of those that broke a promise, and the sums of all.
+/// Runs the seeds on all cores. Returns the reports of those that broke a promise, and the sums of all.
 fn run_all(
     seeds: std::ops::Range<u64>,
     bug: Option<Bug>,

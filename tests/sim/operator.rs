@@ -1,4 +1,5 @@
-//! An operator who meddles: pauses and resumes functions, purges, cancels, brings events forward. Not with the healthy one.
+//! An operator who interferes: pauses and resumes functions, purges, cancels, makes events due. Leaves the healthy
+//! function alone.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -11,10 +12,10 @@ use sendoff::outbox::{Outbox, Place};
 use crate::scenario::STEADY;
 use crate::world::{Front, World};
 
-/// Time between two interventions, at most, in milliseconds.
+/// The most time between two actions, in milliseconds.
 const GAP_MS_MAX: u64 = 4_000;
 
-/// Meddles until the faults are over.
+/// Interferes until the faults are over.
 pub async fn operator(world: Arc<World>) {
     loop {
         world.pass(GAP_MS_MAX).await;
@@ -37,7 +38,7 @@ pub async fn operator(world: Arc<World>) {
     }
 }
 
-/// Lets all that was paused go again.
+/// Resumes all paused functions.
 pub async fn resume_all(world: &Arc<World>) {
     if !world.scenario.operator {
         return;
@@ -53,7 +54,7 @@ pub async fn resume_all(world: &Arc<World>) {
     }
 }
 
-/// Asks within the daemon's life; none if its power goes, or it refuses.
+/// Asks within the daemon's life. `None` if its power goes or it refuses.
 async fn ask<T: Send + 'static>(
     world: &World,
     front: &Front,
@@ -122,10 +123,10 @@ async fn attempt_now(world: &Arc<World>, front: &Front, function: &str) {
         Ok((before, touched, outbox.find(id).await?))
     };
     let Some((Some(before), Touched::Done, Some(after))) = ask(world, front, asked).await else { return };
-    // A settlement of before may have been noted meanwhile.
+    // An earlier settlement may have been recorded meanwhile.
     world.ledger().brings_forward(id, serial);
     let untouched = after.place != Place::Buried && after.history.calls == before.history.calls;
-    // A Ready one waits for nothing, whatever its record says: the clock may stand before the time of its acceptance.
+    // A Ready event does not wait, whatever its record says: the clock may be before the time of its acceptance.
     let waits = after.place != Place::Ready && after.history.due > front.clock.now();
     let is_even = world.ledger().clock_set.is_none_or(|at| world.now().since(at) > Duration::from_secs(1));
     if is_even && untouched && !before.leased && !after.leased && waits {

@@ -1,5 +1,5 @@
-//! Worlds with outages: for minutes to an hour every call of a function, or of all functions, fails. One event in each such world is
-//! poison: it fails whatever happens. docs/adr/0012 says how dispatch tells the two apart.
+//! Worlds with outages: for minutes to an hour, every call of one function or of all functions fails. One event in each
+//! such world is poison: it always fails. docs/adr/0012 says how dispatch distinguishes the two.
 
 use std::time::Duration;
 
@@ -11,30 +11,30 @@ use crate::scenario::Scenario;
 use crate::world::Trail;
 use crate::{must_be_caught_in, run, run_all};
 
-/// Seeds of a run in CI; one lasts about two virtual hours.
+/// Number of seeds in CI. Each lasts about two virtual hours.
 const SEEDS: u64 = 60;
 
 /// The event that always fails: an order of the first client.
 const POISON: u64 = 10_002;
 
-/// Where poison goes: never to the function that must stay healthy.
+/// The function of the poison event. Never the one that must stay healthy.
 pub const POISONED: &str = "f0";
 
 /// Outages begin within this time.
 const BEGIN_WITHIN_MS: u64 = 60 * 60_000;
 
-/// How calls fail during one outage.
+/// How calls fail during an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
     /// Lambda answers with an error and a code.
     Answers,
-    /// Something between answers with an error that is not Lambda's.
+    /// Something in between answers with an error that is not Lambda's.
     ProxyAnswers,
     /// No answer comes in time.
     TimesOut,
     /// The connection is closed.
     Closes,
-    /// Something between answers 200 in Lambda's place.
+    /// Something in between answers 200 in Lambda's place.
     ForeignSuccess,
 }
 
@@ -45,16 +45,16 @@ impl How {
 /// A time in which every call fails.
 #[derive(Debug, Clone)]
 pub struct Outage {
-    /// The function; none if all functions fail.
+    /// The function. `None` means that all functions fail.
     function: Option<String>,
     from_ms: u64,
     until_ms: u64,
-    /// None if each call fails in its own way.
+    /// `None` means that each call fails in its own way.
     pub how: Option<How>,
 }
 
 impl Scenario {
-    /// A world whose only weather is outages, so that nothing else can use up an event's attempts.
+    /// A world with no other weather than outages, so that nothing else uses up an event's attempts.
     pub fn with_outages(seed: u64, bug: Option<Bug>) -> Self {
         let plain = Self::new(seed, bug);
         let mut rng = Rng::with_seed(seed ^ 0x0074_a9e5);
@@ -80,7 +80,7 @@ impl Scenario {
             sdk_window: Duration::from_secs(300),
             dedupe_window: Duration::from_secs(86_400),
             bytes_max: 1 << 30,
-            // Where all functions fail, the healthy one waits as well.
+            // If all functions fail, the healthy one waits as well.
             account_faults: everywhere,
             sync_failures: false,
             full_disks: false,

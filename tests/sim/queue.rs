@@ -1,4 +1,4 @@
-//! An SQS with weather: throttles, takes part of a batch, loses replies, or is not there.
+//! An SQS with weather: it throttles, accepts a part of a batch, loses replies, or cannot be reached.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use sendoff::deadletter::{Ship, Shipment};
 use crate::scenario::Weather;
 use crate::world::World;
 
-/// Of so many messages one is of a kind that no queue takes, where the scenario has such.
+/// In scenarios with refused messages, no queue accepts one of this many messages.
 const REFUSED_EVERY: u64 = 7;
 
 #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! One seed from begin to end: lives with faults, then one without, in which everything must come to rest.
+//! Runs one seed from beginning to end: lives with faults, then one without, in which everything must come to rest.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,17 +15,17 @@ use crate::operator::{operator, resume_all};
 use crate::scenario::Scenario;
 use crate::world::{Trail, World};
 
-/// With the faults off, all is delivered or shipped within this time of the world.
+/// Without faults, everything is delivered or shipped within this time of the world.
 const LIVELY_WITHIN: Duration = Duration::from_secs(40 * 60);
 
-/// The same where a ceiling makes events wait for the next hours, or where the clock was set: an event that was scheduled while
-/// the clock stood an hour ahead is due an hour later. Until then the oldest would be past any age.
+/// The same if a ceiling makes events wait for the next hours, or if the clock was set: an event that was scheduled
+/// while the clock was an hour ahead is due an hour later. Until then, the oldest one would be past any age.
 const FRUGAL_WITHIN: Duration = Duration::from_secs(8 * 3_600);
 
-/// From the earliest to the latest that a daemon's clock may stand.
+/// The difference between the earliest and the latest clock of a daemon.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(6 * 3_600);
 
-/// What a seed came to.
+/// The result of a seed.
 #[derive(Debug, Default)]
 pub struct Report {
     pub violations: Vec<String>,
@@ -42,7 +42,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds another seed's numbers; its words are left out.
+    /// Adds the numbers of another seed, but not its texts.
     pub fn add(&mut self, other: &Self) {
         self.accepted += other.accepted;
         self.repeats += other.repeats;
@@ -79,7 +79,7 @@ pub fn run(scenario: Scenario, trail: Trail) -> Report {
     runtime.block_on(async {
         let world = World::new(scenario, trail);
         story(&world).await;
-        // It holds the world, which would last as long as the process.
+        // The front holds the world, which would otherwise last as long as the process.
         world.set_front(None);
         let ledger = world.ledger();
         Report {
@@ -118,7 +118,7 @@ async fn story(world: &Arc<World>) {
         let ending = if world.draw(|rng| rng.u8(0..3)) == 0 { Ending::Drain(after) } else { Ending::Crash(after) };
         let steps = world.draw(|rng| rng.bool().then(|| rng.u64(1..scenario.steps_max)));
         if life > scenario.lives {
-            // The clients must come to an end, too.
+            // The clients must finish, too.
             live(world, life, offset_ms, None, Ending::Drain(Duration::from_secs(60))).await;
         } else {
             live(world, life, offset_ms, steps, ending).await;
@@ -143,11 +143,11 @@ async fn story(world: &Arc<World>) {
     world.note(|| format!("at rest after {took:?}"));
 }
 
-/// The last life: no faults, no new orders. Everything must be delivered or in the queue in time.
+/// The last life, without faults and new orders. Everything must be delivered or in the queue in time.
 async fn rest(world: &Arc<World>, life: u32, offset_ms: i64) {
     let waits_for_hours = world.scenario.per_hour > 0 || world.scenario.clock_steps;
     let within = if waits_for_hours { FRUGAL_WITHIN } else { LIVELY_WITHIN };
-    // What was scheduled while the clock stood ahead waits until it stands there again.
+    // What was scheduled while the clock was ahead waits until the clock is there again.
     let within = if world.scenario.clock_jumps { within + CLOCKS_APART_MAX } else { within };
     let watching = async {
         let began = world.now();
@@ -178,7 +178,7 @@ async fn rest(world: &Arc<World>, life: u32, offset_ms: i64) {
     }
 }
 
-/// Nothing is left but what no queue takes, or what has no queue to go to.
+/// Whether only messages are left that no queue accepts, or that have no queue.
 fn is_at_rest(world: &World, census: &Census) -> bool {
     let buried: u64 = census.lanes.values().map(|lane| lane.by_place[&sendoff::outbox::Place::Buried].events).sum();
     let leased: u64 = census.lanes.values().map(|lane| lane.leased).sum();

@@ -1,4 +1,4 @@
-//! Bugs planted on purpose, one for each promise: the checks must catch every one, or they prove nothing.
+//! Bugs planted on purpose, one for each promise. The checks must catch every one, or they prove nothing.
 
 use std::time::Duration;
 
@@ -16,19 +16,19 @@ use sendoff::outbox::{
 pub enum Bug {
     /// G1: the store answers before it has synced (in `disk/files.rs`).
     AckBeforeSync,
-    /// G1: which segments of the journal there are is never synced (in `disk/files.rs`).
+    /// G1: the directory of the journal's segments is never synced (in `disk/files.rs`).
     ForgetDirectories,
-    /// G1: the index says how far it has come before it has come there (in `disk/index.rs`).
+    /// G1: the index records its progress before it has made it (in `disk/index.rs`).
     MarkBeforeKeys,
     /// G2: an event leaves the store when it is leased.
     DeleteOnLease,
     /// G2: an event that ran out of attempts is dropped.
     DropInsteadOfBury,
-    /// G3: a repeat is taken for a new event.
+    /// G3: a duplicate is accepted as a new event.
     ForgetKeys,
-    /// G4: a redelivery has lost its trace header.
+    /// G4: a retry has lost its trace header.
     LoseTraceHeader,
-    /// G5: what was to wait goes at once.
+    /// G5: an event that must wait goes at once.
     IgnoreDueTimes,
     /// G6: an attempt that a drain cut off is charged (in `life.rs`).
     ChargeForDrain,
@@ -36,17 +36,17 @@ pub enum Bug {
     IgnoreSchedule,
     /// expiry: `expires_at` is lost on the way out.
     IgnoreExpiry,
-    /// confirm: a function that ran and failed is taken for one that ran (in `lambda.rs`).
+    /// confirm: a function that ran and failed counts as one that succeeded (in `lambda.rs`).
     BelieveFunctionErrors,
     /// rate: the fixed rate does not reach dispatch (in `life.rs`).
     IgnoreRates,
-    /// spend: what was spent is not stored, and a crash forgets it.
+    /// spend: the spend count is not stored, so a crash forgets it.
     ForgetSpending,
-    /// operator: a pause is answered, and not stored.
+    /// operator: a pause is answered but not stored.
     ForgetPauses,
     /// operator: a cancelled event stays.
     PretendToCancel,
-    /// G2: a purge takes more than it was to take.
+    /// G2: a purge removes more than it should.
     PurgeBeyond,
     /// operator: "attempt now" does nothing.
     PretendToAttempt,
@@ -56,7 +56,7 @@ pub enum Bug {
     NeverCharge,
 }
 
-/// The store, with a bug or without.
+/// The store, with or without a bug.
 #[derive(Clone)]
 pub struct Sabotaged {
     pub handle: Handle,
@@ -80,7 +80,7 @@ impl Sabotaged {
                     false => Settlement::RetryAt(history),
                 }
             }
-            // Later than it would be, or one seed would make a hundred thousand calls.
+            // Later than it would be. Otherwise one seed would make a hundred thousand calls.
             (Some(Bug::NeverCharge), Settlement::RetryAt(history)) if history.attempts > 0 => uncharged(history),
             (Some(Bug::NeverCharge), Settlement::Bury(history))
                 if history.burial.as_ref().is_some_and(|b| b.reason == BuryReason::RetriesExhausted) =>

@@ -1,4 +1,4 @@
-//! What one seed stands for: the shape of a world and its weather. The rest of the chance is drawn while it runs.
+//! What one seed stands for: the shape of a world and its weather. All other chance is drawn while it runs.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use sendoff::dispatch::{Mode, Policy};
 use crate::outages::Outage;
 use crate::sabotage::Bug;
 
-/// The function that is never ill: a bad neighbour must not delay it.
+/// The function that is always well. A bad neighbour must not delay it.
 pub const STEADY: &str = "steady";
 
-/// What confirm mode waits for an answer.
+/// How long confirm mode waits for an answer.
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// How long one kind of weather lasts.
@@ -23,13 +23,13 @@ pub struct Scenario {
     pub bug: Option<Bug>,
     pub functions: Vec<String>,
     pub policy: Policy,
-    /// Attempts a second of each function but the healthy one; 0: no limit.
+    /// Attempts a second of each function except the healthy one. 0 means no limit.
     pub rate: u32,
-    /// Attempts of each function but the healthy one in an hour of the daemon's clock; 0: no ceiling.
+    /// Attempts of each function except the healthy one in an hour of the daemon's clock. 0 means no ceiling.
     pub per_hour: u32,
-    /// Whether all but the healthy function are invoked in confirm mode.
+    /// Whether all functions except the healthy one are invoked in confirm mode.
     pub confirm: bool,
-    /// Whether somebody pauses, purges, cancels and brings forward.
+    /// Whether an operator pauses, purges, cancels and makes events due.
     pub operator: bool,
     pub clients: u64,
     pub orders_per_client: u64,
@@ -37,29 +37,29 @@ pub struct Scenario {
     /// Lives of the daemon before the faults end.
     pub lives: u32,
     pub life_ms_max: u64,
-    /// How many steps a life may take before its power goes, at most; crashes at any instruction that matters.
+    /// The most steps of a life before its power goes. So crashes may happen at any important instruction.
     pub steps_max: u64,
     pub commit_ms_max: u64,
     pub dedupe_window: Duration,
     pub sdk_window: Duration,
     pub bytes_max: u64,
-    /// Of the journal: small, so that a seed has many.
+    /// Size of the journal's segments: small, so that a seed has many.
     pub segment_bytes: u64,
-    /// In one commit of the index: a checkpoint is some.
+    /// Keys in one commit of the index. A checkpoint is several commits.
     pub keys_per_commit: usize,
     pub grace: Duration,
-    /// Whole accounts fail too, and then every function waits.
+    /// Whether whole accounts fail, too. Every function then waits.
     pub account_faults: bool,
     pub sync_failures: bool,
     pub full_disks: bool,
-    /// Whether the clock may stand elsewhere in the next life, ...
+    /// Whether the clock may be different in the next life, ...
     pub clock_jumps: bool,
-    /// ... and is set within a life.
+    /// ... and whether it is set within a life.
     pub clock_steps: bool,
     pub refusals: bool,
-    /// Whether there is a queue at all.
+    /// Whether there is a queue.
     pub queue: bool,
-    /// Times in which every call fails; where there are any, there is no other weather (`outages.rs`).
+    /// Times in which every call fails. A world with outages has no other weather (`outages.rs`).
     pub outages: Vec<Outage>,
     /// The serial number of the order that always fails.
     pub poison: Option<u64>,
@@ -126,13 +126,13 @@ impl Scenario {
         }
     }
 
-    /// How the functions that may be ill are delivered: `f*`.
+    /// The policy of the functions that may fail: `f*`.
     pub fn policy_of_the_others(&self) -> Policy {
         let mode = if self.confirm { Mode::Confirm { timeout: CONFIRM_TIMEOUT } } else { Mode::Event };
         Policy { mode, rate: self.rate, invocations_per_hour_max: self.per_hour, ..self.policy.clone() }
     }
 
-    /// The weather at a place and time: the same whoever asks, and however often.
+    /// The weather at a place and time. Always the same for the same question.
     pub fn weather(&self, place: &str, now_ms: u64) -> Weather {
         let place = place
             .bytes()

@@ -1,4 +1,4 @@
-//! The outbox as the stages see it: takes its time, may lose the power at every call, and checks what goes through.
+//! The outbox as the stages see it. It takes time, may lose the power at every call, and checks all requests.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use sendoff::outbox::{
 use crate::sabotage::Sabotaged;
 use crate::world::World;
 
-/// How long a call may take beside the commit, in milliseconds.
+/// The most time of a call besides the commit, in milliseconds.
 pub const CALL_MS_MAX: u64 = 3;
 
 #[derive(Clone)]
@@ -50,7 +50,7 @@ impl Outbox for Tap {
     }
 
     async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
-        // The times that the settlement was decided at: the clock may be set before it is on the disk.
+        // The times at which the settlement was decided. The clock may be set before it is on the disk.
         let (now, world_now) = (self.clock.now(), self.world.now());
         self.world.point(self.life, "before a settlement").await;
         for (lease, settlement) in &done {

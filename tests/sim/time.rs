@@ -1,4 +1,4 @@
-//! Clocks that are set while the daemon runs: what names an instant follows them, what names a span does not.
+//! Tests clocks that are set while the daemon runs. Instants follow the clock, spans do not.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 const HOUR_MS: i64 = 3_600_000;
 const TEN_YEARS_MS: i64 = 24 * 3_653 * HOUR_MS;
 
-/// Sets the clock of a life now and then, by a little or by up to an hour, until it is to stop or the faults are over.
+/// Sets the clock of a life now and then, by a little or by up to an hour, until `stop` or the end of the faults.
 pub async fn set_now_and_then(world: Arc<World>, clock: Clock, stop: CancellationToken) -> Result<(), outbox::Error> {
     loop {
         let (after, most) = world.draw(|rng| (rng.u64(1_000..20_000), [3_000, 100_000, HOUR_MS][rng.usize(0..3)]));
@@ -42,12 +42,12 @@ pub async fn set_now_and_then(world: Arc<World>, clock: Clock, stop: Cancellatio
     }
 }
 
-/// A Lambda that does as it is told, and notes when it was called.
+/// A Lambda that follows its instructions and notes when it was called.
 #[derive(Clone)]
 struct Told {
     clock: Clock,
     reply: Arc<Mutex<Reply>>,
-    /// On the steady clock.
+    /// By the steady clock.
     calls: Arc<Mutex<Vec<UnixMillis>>>,
 }
 
@@ -146,7 +146,7 @@ impl Life {
         id
     }
 
-    /// How long until an event is delivered, or buried and why; at most three days.
+    /// How long until an event is delivered, or buried and why. Waits three days at most.
     async fn ends(&self, id: EventId) -> (Duration, Option<BuryReason>) {
         let began = self.clock.steady();
         loop {
@@ -267,7 +267,7 @@ async fn a_hold_keeps_its_length_however_the_clock_is_set() {
         life.clock.step(by_ms);
         life.pass(20 * MINUTE).await;
         let calls = life.lambda.calls.lock().unwrap().len() - before;
-        // A hold waits for five minutes at most, and an event in it for some more.
+        // A hold pauses for five minutes at most, and an event in it waits a little longer.
         assert!((2..=20).contains(&calls), "{by_ms}: {calls} probes within 20 minutes");
         life.end().await;
     }

@@ -1,4 +1,4 @@
-//! What everything in a simulation shares: time, chance, the trace, the ledger, and the power that may go at any step.
+//! What all parts of a simulation share: time, chance, the trace, the ledger, and the power that may go at any step.
 
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,7 +20,7 @@ pub const START: UnixMillis = UnixMillis(1_790_000_000_000);
 
 pub struct World {
     pub scenario: Scenario,
-    /// The world's own time; a daemon's clock may stand elsewhere.
+    /// The world's own time. A daemon's clock may differ.
     pub clock: Clock,
     pub disk: FakeDisk,
     ledger: Mutex<Ledger>,
@@ -31,7 +31,7 @@ pub struct World {
     front: Mutex<Option<Front>>,
 }
 
-/// Where clients knock.
+/// The entrance for clients.
 #[derive(Clone)]
 pub struct Front {
     pub life: u32,
@@ -41,7 +41,7 @@ pub struct Front {
     pub tasks: TaskTracker,
 }
 
-/// Whether anybody reads along.
+/// Whether the trace is kept or printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trail {
     None,
@@ -58,7 +58,7 @@ struct Trace {
 struct Power {
     life: u32,
     on: bool,
-    /// Steps until it goes; none if it does not go by itself.
+    /// Steps until the power goes. `None` means that it does not go by itself.
     steps_left: Option<u64>,
     tasks: Vec<AbortHandle>,
     crashes: u64,
@@ -96,7 +96,7 @@ impl World {
         draw(&mut self.rng.lock().unwrap())
     }
 
-    /// True in so many of a hundred cases; never once the faults are over.
+    /// True in this many of a hundred cases. Never after the faults are over.
     pub fn fault(&self, percent: u8) -> bool {
         let drawn = self.draw(|rng| rng.u8(0..100)) < percent;
         drawn && !self.is_calm()
@@ -124,7 +124,7 @@ impl World {
         Some(outage.how.unwrap_or_else(|| self.any_failure()))
     }
 
-    /// One of the ways in which a call fails that do not tell whose fault it is.
+    /// One of the ways of failing that do not tell whose fault it is.
     pub fn any_failure(&self) -> How {
         self.draw(|rng| How::ALL[rng.usize(0..How::ALL.len())])
     }
@@ -168,7 +168,7 @@ impl World {
         *power = Power { life, on: true, steps_left, tasks: Vec::new(), crashes, calm };
     }
 
-    /// A task that ends when the power goes.
+    /// Registers a task that ends when the power goes.
     pub fn powers(&self, task: AbortHandle) {
         self.power.lock().unwrap().tasks.push(task);
     }
@@ -182,7 +182,7 @@ impl World {
         self.power.lock().unwrap().crashes
     }
 
-    /// One step of a life; true if the power went with it, or had gone before.
+    /// Takes one step of a life. True if the power went with it, or had gone before.
     pub fn step(&self, life: u32, place: &str) -> bool {
         let mut power = self.power.lock().unwrap();
         if !power.on || power.life != life {
@@ -201,7 +201,7 @@ impl World {
         true
     }
 
-    /// As [`World::step`]; a task without power never goes on.
+    /// As [`World::step`], but a task without power never continues.
     pub async fn point(&self, life: u32, place: &str) {
         if self.step(life, place) {
             std::future::pending::<()>().await;
@@ -224,7 +224,7 @@ impl World {
         self.power_went.notify_one();
     }
 
-    /// A process that ended by itself: its tasks end, but nothing is lost.
+    /// Ends a process that stopped by itself: its tasks end, but nothing is lost.
     pub fn end_process(&self) {
         let mut power = self.power.lock().unwrap();
         power.on = false;

@@ -1,4 +1,4 @@
-//! The AWS CLI: what it prints, what it complains of, how it exits, and the file that it writes.
+//! Tests the AWS CLI: its output, its complaints, its exit code, and the file that it writes.
 
 use super::*;
 
@@ -62,7 +62,7 @@ fn options() -> Vec<(&'static str, Vec<&'static str>)> {
     ]
 }
 
-/// Exit code, stdout, stderr and the file, without what differs between any two calls.
+/// Exit code, stdout, stderr and the file, without the parts that differ between any two calls.
 fn run(mut aws: Command, more: &[&str]) -> [String; 4] {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("answer");
@@ -71,7 +71,7 @@ fn run(mut aws: Command, more: &[&str]) -> [String; 4] {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let mut stdout = text(&output.stdout);
     if let Ok(mut answer) = serde_json::from_str::<Value>(&stdout) {
-        // The log of each call has its own id.
+        // The log of each call contains its own id.
         if let Some(log) = answer.get_mut("LogResult") {
             *log = json!(!log.as_str().unwrap_or_default().is_empty());
         }
@@ -85,16 +85,16 @@ fn run(mut aws: Command, more: &[&str]) -> [String; 4] {
         }
         Ok(_) | Err(_) => written,
     };
-    // Of a parser's complaint about JSON the first words are Lambda's, the rest is the parser's own.
+    // Keep only Lambda's part of a complaint about JSON. The rest is the parser's.
     let stderr = text(&output.stderr);
     let stderr = stderr.split("Could not parse payload into json: ").next().unwrap_or_default().to_owned();
     [format!("{:?}", output.status.code()), stdout, stderr, written]
 }
 
-/// Options that are younger than some CLI's release.
+/// Options that some releases of the CLI do not have yet.
 const YOUNG: [&str; 2] = ["--tenant-id", "--durable-execution-name"];
 
-/// Those of them that this CLI does not know. It says so of all at once, before it calls anybody.
+/// The options that this CLI does not know. It reports all of them at once, before any call.
 fn unknown(mut aws: Command) -> Vec<&'static str> {
     let values = YOUNG.iter().flat_map(|option| [*option, "x"]);
     let output = aws.args(["lambda", "invoke", "--function-name", "x"]).args(values).arg("/dev/null").output().unwrap();
@@ -103,7 +103,7 @@ fn unknown(mut aws: Command) -> Vec<&'static str> {
     YOUNG.into_iter().filter(|option| unknown.contains(option)).collect()
 }
 
-/// The options without some, and without their values.
+/// The options without those in `left_out` and without their values.
 fn without<'a>(options: &[&'a str], left_out: &[&str]) -> Vec<&'a str> {
     options.chunks(2).filter(|option| !left_out.contains(&option[0])).flatten().copied().collect()
 }
@@ -130,7 +130,8 @@ fn the_aws_cli_1_shows_the_same_for_every_option() {
     compare_cli(python::aws);
 }
 
-/// The CLI of Debian's package, by its path: in `PATH` the name may be version 1's. None, loudly, if it is not there.
+/// The CLI of Debian's package, by its path, because the name may be version 1 in `PATH`. `None`, after a message, if
+/// it is missing.
 pub fn version_2(endpoint_url: &str) -> Option<Command> {
     let program = "/usr/bin/aws";
     let version = Command::new(program).arg("--version").output();
@@ -153,7 +154,7 @@ fn the_aws_cli_2_shows_the_same_for_every_option() {
 
 #[test]
 fn a_lost_202_that_the_aws_cli_2_repeats_is_one_event_if_it_carries_a_key() {
-    // Debian's CLI sends no SDK id. The client context is the one place where it can put a key.
+    // Debian's CLI sends no SDK id. Only the client context can carry a key.
     let key = "eyJjdXN0b20iOnsiaWRlbXBvdGVuY3lfa2V5Ijoib3JkZXItMTcifX0="; // {"custom":{"idempotency_key":"order-17"}}
     let (_scratch, state) = scratch();
     let (lambda, daemon) = both(&state);

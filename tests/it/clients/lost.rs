@@ -1,9 +1,9 @@
-//! A 202 that is lost: the event is stored, and its client never hears of it. The SDK's own retry is recognised.
+//! Tests a lost 202: the event is stored, but the client never learns it. sendoff recognises the SDK's retry.
 
 use super::*;
 use crate::rig::lossy;
 
-/// Sends one event by way of a proxy that throws the first answer away; the id that the client is told.
+/// Sends one event through a proxy that discards the first answer. Returns the id that the client gets.
 fn told(daemon: &Daemon, lambda: &Lambda, id: &str, invoke: impl Fn(&str) -> String) {
     let proxy = lossy::proxy(daemon.ingest, 1);
     let told = invoke(&format!("http://{proxy}"));

@@ -1,4 +1,4 @@
-//! aws-sdk-lambda, the Rust SDK.
+//! Tests aws-sdk-lambda, the Rust SDK.
 
 use aws_sdk_lambda::Client;
 use aws_sdk_lambda::config::retry::RetryConfig;
@@ -42,7 +42,7 @@ fn with(endpoint_url: &str, attempts_max: u32, connector: SharedHttpClient) -> C
     Client::from_conf(config)
 }
 
-/// What the SDK shows of one case.
+/// What the SDK shows in one case.
 async fn shown(client: &Client, args: &Value) -> Value {
     let text = |name: &str| args[name].as_str().map(str::to_owned);
     let payload = match args["Payload"].as_u64() {
@@ -78,7 +78,7 @@ async fn shown(client: &Client, args: &Value) -> Value {
         }),
     };
     let text = shown.to_string();
-    // A failed function's answer has the call's id in it.
+    // The answer of a failed function contains the id of the call.
     match text.find("requestId\\\":\\\"") {
         Some(at) => serde_json::from_str(&text.replace(&text[at + 14..at + 50], "ID")).unwrap(),
         None => shown,

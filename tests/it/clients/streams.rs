@@ -1,4 +1,5 @@
-//! InvokeWithResponseStream: from Lambda through sendoff to each SDK that can read it, while it is being written.
+//! Tests InvokeWithResponseStream: sendoff passes the stream from Lambda to each SDK that can read it, while Lambda
+//! still writes.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,7 +10,7 @@ use crate::rig::{PATIENCE, http};
 
 const PATH: &str = "/2021-11-15/functions/orders/response-streaming-invocations";
 
-/// Answers to streamed calls of three functions: one that works, one that fails half way, one that is not there.
+/// Answers to streamed calls of three functions: one works, one fails half way, one does not exist.
 fn lambda() -> Streaming {
     let missing = "404 Not Found\r\nContent-Type: application/json\r\nx-amzn-ErrorType: ResourceNotFoundException\r\n\
                    x-amzn-RequestId: 0b8f4c2e-6f5e-4f0a-9c62-8d9be4a1c1f7";
@@ -26,7 +27,7 @@ fn lambda() -> Streaming {
     ])
 }
 
-/// Options of a streamed call, as name and arguments.
+/// The options of a streamed call, as name and arguments.
 fn streamed() -> Vec<(String, Value)> {
     let of = |function: &str| json!({ "FunctionName": function, "Payload": "{\"k\":1}" });
     let every = json!({
@@ -38,7 +39,7 @@ fn streamed() -> Vec<(String, Value)> {
         .to_vec()
 }
 
-/// Runs `script` against Lambda and against sendoff in front of it; both must show the same, and what Lambda said.
+/// Runs `script` against Lambda and against sendoff in front of it. Both must show the same, with Lambda's words.
 fn compare_streams(operation: &'static str, script: impl Fn(&str) -> Command) {
     let (_scratch, state) = scratch();
     let lambda = lambda();
@@ -131,7 +132,7 @@ fn the_rust_sdk_reads_a_response_stream_as_from_lambda_itself() {
     });
 }
 
-/// A call of `path`, sent and not yet answered.
+/// Sends a call of `path` and does not read the answer.
 fn call(daemon: &Daemon, path: &str) -> TcpStream {
     let mut stream = TcpStream::connect(daemon.ingest).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -139,7 +140,7 @@ fn call(daemon: &Daemon, path: &str) -> TcpStream {
     stream
 }
 
-/// The address space that the daemon has had in memory at most, in bytes.
+/// The peak resident memory of the daemon, in bytes.
 fn peak_memory(daemon: &Daemon) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

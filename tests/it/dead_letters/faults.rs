@@ -1,4 +1,4 @@
-//! Every failure that SQS documents for the calls that are made of it, on the wire: each is handled as its class says.
+//! Tests every failure that SQS documents for our calls, on the wire. Each must be handled by its class.
 
 use serde_json::{Value, json};
 
@@ -8,12 +8,12 @@ use crate::rig::eventually;
 use crate::rig::gate::Gate;
 use crate::rig::lambda::payload;
 
-/// What becomes of a letter that meets a failure.
+/// What must happen to a dead letter after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Class {
-    /// The message's own fault: it stays in the store, listed.
+    /// The message itself is at fault. It stays in the store.
     Message,
-    /// It may pass, or an operator can repair it: the letter waits and goes later.
+    /// The failure may pass, or an operator can repair it. The dead letter waits and is sent later.
     Waits,
 }
 
@@ -50,13 +50,13 @@ const SENDING: &[(&str, Class)] = &[
     ("ServiceUnavailable", Class::Waits),
 ];
 
-/// A whole call that fails.
+/// The answer to a call that fails.
 fn failure(code: &str) -> (u16, String) {
     let status = if matches!(code, "InternalFailure" | "ServiceUnavailable") { 500 } else { 400 };
     (status, json!({ "__type": format!("com.amazonaws.sqs#{code}"), "message": "as told" }).to_string())
 }
 
-/// A call that succeeds, with every entry of it failed.
+/// The answer to a call that succeeds although each of its entries fails.
 fn entries_failed(body: &str, code: &str) -> (u16, String) {
     let request: Value = serde_json::from_str(body).unwrap();
     let failed = |entry: &Value| json!({ "Id": entry["Id"], "Code": code, "Message": "as told", "SenderFault": true });
@@ -94,7 +94,7 @@ fn each_failure_of_sending_is_handled_as_its_class_says_of_a_call_and_of_an_entr
         }
         assert!(gate.has_answered(), "{code} was met");
     }
-    // Nothing is nowhere: what is not in the queue is in the store, with the reason.
+    // No dead letter is lost: those that are not in the queue are in the store, with the reason.
     eventually("what is shipped is settled", || (daemon.stored() == kept).then_some(()));
     let listed = crate::rig::http::get(daemon.admin, "/v1/dead-letters?unshippable=true&limit=1000").json();
     let reasons: Vec<&str> =
@@ -127,7 +127,7 @@ fn failures_of_receiving_pass_or_end_the_redrive_in_words_and_no_letter_is_lost(
         "KmsInvalidKeyUsage",
         "AccessDeniedException",
     ] {
-        // Of eight receives at once, all.
+        // All of the eight concurrent receives.
         gate.answer("AmazonSQS.ReceiveMessage", 8, move |_| failure(code));
         let (exit, said) = redrive(&["--dry-run"]);
         assert_eq!((exit, said.contains(code)), (1, true), "{said}");
@@ -153,10 +153,10 @@ fn failures_of_deleting_leave_messages_that_the_next_redrive_recognises() {
     kill_events(&daemon, service, queue, &ids(0..10));
     lambda.take_all();
     let gate = Gate::start(address(&service.url()));
-    // With a limit one receive brings all, and so one deletion has all.
+    // With a limit, one receive brings all messages, and so one delete has all of them.
     let args = ["redrive", "--queue", queue, "--progress", "none", "--visibility", "1s", "--limit", "10"];
     let gated = || run(sendoff(daemon.admin, &gate.url(), &args));
-    // A receipt that no longer counts will never do; what is throttled is tried again.
+    // A receipt that no longer counts never works again. A throttled delete is retried.
     gate.answer("AmazonSQS.DeleteMessageBatch", 1, |body| entries_failed(body, "ReceiptHandleIsInvalid"));
     let (code, said) = gated();
     assert_eq!((code, said.contains("10 redriven, 0 duplicates")), (0, true), "{said}");

@@ -1,4 +1,4 @@
-//! A redrive while no daemon runs: into an outbox, or straight to Lambda.
+//! Tests a redrive while no daemon runs: into an outbox, or directly to Lambda.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::rig::lambda::{Lambda, payload, throttle};
 use crate::rig::process::Process;
 use crate::rig::{PATIENCE, eventually, python};
 
-/// `sendoff redrive` without a daemon, between the same parts as one.
+/// `sendoff redrive` without a daemon, with the same Lambda and SQS.
 fn alone(state: &Path, lambda: &Lambda, sqs: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
     command.args(["redrive", "--progress", "none", "--state-dir", state.to_str().unwrap()]).args(args);
@@ -94,7 +94,7 @@ fn letters_go_straight_to_lambda_and_are_deleted_once_it_has_them() {
     let direct =
         |args: &[&str]| alone(state, lambda, &service.url(), &[&["--queue", queue, "--direct"], args].concat());
 
-    // One function is not there: its letters stay, named. The others are throttled for a while.
+    // One function does not exist: its letters stay and are named. The others are throttled for a while.
     lambda.take_all();
     lambda.script("orders-1", Script::always(Trouble::error(404, "ResourceNotFoundException", "Function not found")));
     lambda.script("orders-2", Script::default().times(20, throttle()));
@@ -106,7 +106,7 @@ fn letters_go_straight_to_lambda_and_are_deleted_once_it_has_them() {
     assert!(said.contains("ResourceNotFoundException"), "{said}");
     assert_eq!(lambda.taken().len(), 45 - missing);
 
-    // Interrupted, the rest stays visible.
+    // After an interruption the remaining messages are visible.
     lambda.script("orders-1", Script::default());
     let mut process = Process::spawn("redrive", &mut direct(&["--rate", "5/s"]));
     eventually("some are back", || (lambda.taken().len() > 45 - missing).then_some(()));

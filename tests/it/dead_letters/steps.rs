@@ -1,4 +1,5 @@
-//! SIGKILL between each two steps of shipping and of a redrive: nothing is nowhere afterwards, and repeats are recognised.
+//! Sends SIGKILL between every two steps of shipping and of a redrive. Afterwards no event is lost, and duplicates are
+//! recognised.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -10,7 +11,7 @@ use crate::rig::lambda::{Lambda, payload};
 use crate::rig::process::Process;
 use crate::rig::{PATIENCE, eventually, lasting_port};
 
-/// Both sides of each of these requests are moments to die at.
+/// The moments before and after each of these requests.
 fn moments<'a>(requests: &'a [&'a str]) -> impl Iterator<Item = (&'a str, At)> {
     requests.iter().flat_map(|&request| [(request, At::Before), (request, At::After)])
 }
@@ -21,14 +22,14 @@ const DELETE: &str = "AmazonSQS.DeleteMessageBatch";
 const RELEASE: &str = "AmazonSQS.ChangeMessageVisibilityBatch";
 const SEND: &str = "AmazonSQS.SendMessageBatch";
 
-/// Who is killed.
+/// The process to kill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
     Redrive,
     Daemon,
 }
 
-/// What a redrive goes through: gates before the queue and before the daemon.
+/// A redrive with gates in front of the queue and of the daemon.
 struct Stage {
     parts: Parts,
     setup: Setup,
@@ -49,7 +50,7 @@ impl Stage {
         gate.wait_until_held();
         match victim {
             Victim::Redrive => process.kill9(),
-            // The redrive goes on by itself.
+            // The redrive continues by itself.
             Victim::Daemon => {
                 self.daemon.kill9();
                 self.daemon = self.setup.start();
@@ -91,7 +92,7 @@ fn dies_at_every_step_of_a_redrive(victim: Victim) {
         let times: Vec<u64> = ids.iter().map(|id| taken[id]).collect();
         match victim {
             Victim::Redrive => assert!(times.iter().all(|&times| times == 1), "{moment:?}: {taken:?}"),
-            // An attempt whose answer the kill cut off is made again; a letter is accepted once all the same.
+            // An attempt whose answer the kill cut off is repeated. The letter itself is accepted only once.
             Victim::Daemon => assert!(times.iter().all(|&times| (1..=2).contains(&times)), "{moment:?}: {taken:?}"),
         }
     }
@@ -147,7 +148,7 @@ fn a_direct_redrive_that_is_killed_between_any_two_steps_loses_nothing() {
     }
 }
 
-/// Restarts the daemon, and looks that each of `ids` is in the queue and comes back once.
+/// Restarts the daemon, and checks that each of `ids` is in the queue and comes back once.
 fn all_come_back(setup: &Setup, service: &Service, queue: &str, lambda: &Lambda, ids: &[String]) {
     let daemon = setup.start();
     patiently("the dead letters leave the store", || (daemon.stored() == 0.0).then_some(()));
@@ -189,10 +190,10 @@ fn a_daemon_that_is_killed_at_any_sync_of_an_events_life_and_death_loses_nothing
         let (_scratch, state) = scratch();
         refuse_all(lambda);
         let setup = setup(&state, lambda, &service.url()).set("dead_letter.queue_url", queue);
-        // A store that is there already, or the syncs of its making would be counted too.
+        // Create the store first. Otherwise its own syncs would be counted, too.
         setup.start().kill9();
-        // The answer of SQS lies between two syncs: of the burial, and of the settlement that removes the letter. strace counts
-        // for each thread, and one thread makes them all.
+        // SQS answers between two syncs: that of the burial, and that of the settlement, which removes the dead letter.
+        // strace counts for each thread, and one thread makes all of these syncs.
         let inject = format!("inject=fdatasync:signal=KILL:when={n}");
         let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject];
         let mut process = setup.clone().under(&strace).spawn();
@@ -232,7 +233,7 @@ fn a_daemon_that_is_killed_at_any_sync_of_an_events_life_and_death_loses_nothing
         if accepted {
             all_come_back(&setup, service, queue, lambda, &[id]);
         } else {
-            // What was not accepted may be there or not; the queue is emptied for the next life.
+            // An event that was not accepted may be stored or not. Empty the queue for the next life.
             let daemon = setup.start();
             patiently("the store is empty", || (daemon.stored() == 0.0).then_some(()));
             daemon.kill9();

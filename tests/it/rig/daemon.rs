@@ -1,4 +1,4 @@
-//! The real `sendoff`, as an operator starts it.
+//! Starts the real `sendoff`, as an operator does.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use super::metrics::Scrape;
 use super::process::Process;
 use super::{PATIENCE, eventually};
 
-/// How to start it. The same setup starts it again on the same state.
+/// How to start a daemon. The same setup starts it again on the same state.
 #[derive(Debug, Clone)]
 pub struct Setup {
     args: Vec<String>,
@@ -22,7 +22,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// On free ports of loopback, with short waits, so that a test sees many retries in little time.
+    /// Uses free ports of loopback, and short waits, so that a test sees many retries in little time.
     pub fn new(state_dir: &Path) -> Self {
         let args = ["serve", "--state-dir", state_dir.to_str().unwrap()].map(str::to_owned).to_vec();
         Self { args, env: Vec::new(), env_removed: Vec::new(), wrapper: Vec::new() }
@@ -33,7 +33,7 @@ impl Setup {
             .set("delivery.backoff_cap", "200ms")
     }
 
-    /// Sets a key of the configuration; a later value of the same key counts.
+    /// Sets a configuration key. The last value of a key wins.
     pub fn set(mut self, key: &str, value: &str) -> Self {
         let prefix = format!("{key}=");
         let known = self.args.windows(2).position(|pair| pair[0] == "--set" && pair[1].starts_with(&prefix));
@@ -45,7 +45,7 @@ impl Setup {
         self
     }
 
-    /// Reads a configuration file.
+    /// Uses a configuration file.
     pub fn config(mut self, file: &Path) -> Self {
         self.args.extend(["--config".to_owned(), file.to_str().unwrap().to_owned()]);
         self
@@ -56,24 +56,24 @@ impl Setup {
         self
     }
 
-    /// Without a variable that the rig sets.
+    /// Removes a variable that the rig sets.
     pub fn without_env(mut self, name: &str) -> Self {
         self.env_removed.push(name.to_owned());
         self
     }
 
-    /// Starts it by way of another program (and its arguments).
+    /// Starts the daemon by another program with these arguments.
     pub fn under(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
-    /// Starts it and waits for nothing.
+    /// Starts the daemon and does not wait.
     pub fn spawn(&self) -> Process {
         Process::spawn("sendoff", &mut self.command())
     }
 
-    /// Starts it and waits until it is ready.
+    /// Starts the daemon and waits until it is ready.
     pub fn start(&self) -> Daemon {
         let process = self.spawn();
         let Some((ingest, admin)) = process.line(PATIENCE, ready) else {
@@ -83,7 +83,7 @@ impl Setup {
     }
 
     #[allow(dead_code, reason = "tests/it needs it")]
-    /// Starts it where its log cannot be read, on ports that are chosen before, and waits until it is ready.
+    /// Starts the daemon with a log that cannot be read, on ports that are chosen before, and waits until it is ready.
     pub fn start_unheard(self) -> Daemon {
         let [ingest, admin] =
             [super::lasting_port(), super::lasting_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
@@ -96,7 +96,7 @@ impl Setup {
         daemon
     }
 
-    /// Starts it and waits until it has ended by itself: its exit code and all that it wrote.
+    /// Starts the daemon and waits until it ends by itself. Returns its exit code and all output.
     pub fn fail_to_start(&self) -> (Option<i32>, String) {
         let mut process = Process::spawn("sendoff that must not start", &mut self.command());
         let status = process.wait(PATIENCE);
@@ -118,7 +118,7 @@ impl Setup {
     }
 }
 
-/// A daemon that was ready once. Dropping it is a SIGKILL.
+/// A daemon that was ready once. Dropping it sends SIGKILL.
 pub struct Daemon {
     process: Process,
     pub ingest: SocketAddr,
@@ -130,13 +130,13 @@ impl Daemon {
         format!("http://{}", self.ingest)
     }
 
-    /// An `Event` invocation over a raw socket.
+    /// Sends an `Event` invocation over a raw socket.
     pub fn invoke(&self, function: &str, headers: &[(&str, &str)], payload: &[u8]) -> Response {
         let headers: Vec<_> = [("X-Amz-Invocation-Type", "Event")].iter().chain(headers).copied().collect();
         http::request(self.ingest, "POST", &invoke_path(function), &headers, payload)
     }
 
-    /// The same, which must be accepted; gives the event's id.
+    /// Sends an event that must be accepted. Returns its id.
     pub fn accept(&self, function: &str, headers: &[(&str, &str)], payload: &[u8]) -> String {
         let response = self.invoke(function, headers, payload);
         assert_eq!((response.status, response.text().as_str()), (202, ""), "{response:?}");
@@ -149,7 +149,7 @@ impl Daemon {
         Scrape(response.text())
     }
 
-    /// Events in the store, in any state, as the metrics say.
+    /// Events in the store, in any state, from the metrics.
     pub fn stored(&self) -> f64 {
         self.scrape().sum("sendoff_outbox_events", &[])
     }
@@ -172,13 +172,13 @@ impl Daemon {
             .expect("the record comes before the daemon ends")
     }
 
-    /// Of the daemon itself, unless it was started by way of another program.
+    /// The process id of the daemon, or of the program that started it.
     pub fn pid(&self) -> i32 {
         self.process.pid().as_raw_nonzero().get()
     }
 
     #[allow(dead_code, reason = "tests/it needs it")]
-    /// All that it has written so far, line by line.
+    /// All lines of the log so far.
     pub fn log(&self) -> Vec<String> {
         self.process.lines()
     }
@@ -195,13 +195,13 @@ impl Daemon {
         self.process.signal(signal);
     }
 
-    /// How it ended, once it has.
+    /// Waits until the daemon ends. Returns how it ended.
     pub fn wait(mut self) -> ExitStatus {
         self.process.wait(PATIENCE)
     }
 }
 
-/// Where a daemon listens for clients and for operators, of the log record that says so.
+/// The addresses for clients and for operators, from the log record `ready`.
 pub fn ready(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     let ready = log_fields(line).filter(|fields| fields["message"] == "ready")?;
     let bound = |field: &str| -> SocketAddr {
@@ -215,16 +215,16 @@ pub fn invoke_path(function: &str) -> String {
     format!("/2015-03-31/functions/{function}/invocations")
 }
 
-/// A scratch directory and the state directory in it.
+/// A scratch directory, and a state directory in it.
 pub fn scratch() -> (tempfile::TempDir, PathBuf) {
     let scratch = tempfile::tempdir().unwrap();
     let state = scratch.path().join("state");
-    // As sendoff makes it itself: a wider one is worth a warning.
+    // The mode that sendoff uses itself. It would warn about a wider one.
     std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700).create(&state).unwrap();
     (scratch, state)
 }
 
-/// The fields of a JSON log record, whether they stand in an object of their own or beside the time; the level with them.
+/// The fields of a JSON log record with its level. They may be in an object of their own or beside the time.
 fn log_fields(line: &str) -> Option<Value> {
     let record: Value = serde_json::from_str(line).ok()?;
     let level = record.get("level")?.clone();

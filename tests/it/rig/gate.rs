@@ -1,5 +1,5 @@
-//! A reverse proxy that can stop a request at a chosen moment, or answer in the server's place: so a test kills a process
-//! exactly between two of its steps, and shows it every failure that a service can answer with.
+//! A reverse proxy that can stop a request at a chosen moment, or answer for the server. With it a test kills a process
+//! exactly between two of its steps, and shows it every failure of a service.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,16 +11,16 @@ use super::{PATIENCE, http};
 /// Where a request is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
-    /// The server never gets it.
+    /// The server never gets the request.
     Before,
-    /// The server has carried it out, and the client never gets the answer.
+    /// The server has carried out the request, but the client never gets the answer.
     After,
 }
 
-/// What a gate says in the server's place: from the request's body, the status and the answer's body.
+/// The answer to give for the server: from the request's body to status and body.
 type Instead = Box<dyn Fn(&str) -> (u16, String) + Send>;
 
-/// A gate before a server. Its threads end with their connections.
+/// A gate in front of a server. Its threads end with their connections.
 pub struct Gate {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -34,12 +34,12 @@ struct Shared {
 
 #[derive(Default)]
 struct Orders {
-    /// The next request whose head has this text.
+    /// Stops the next request whose head contains this text.
     hold: Option<(String, At)>,
     held: bool,
-    /// What is held is let down: its connection ends without an answer.
+    /// Whether the held request's connection is to end without an answer.
     dropped: bool,
-    /// The next so many requests whose head has this text.
+    /// Answers this many requests whose head contains this text.
     instead: Option<(String, usize, Instead)>,
     /// Of so many answers of a status, one is lost.
     lose: Option<(usize, u16)>,
@@ -72,7 +72,7 @@ impl Gate {
         format!("http://{}", self.address)
     }
 
-    /// The next request whose head has `text` stops there; others pass.
+    /// Stops the next request whose head contains `text`. Others pass.
     pub fn hold(&self, text: &str, at: At) {
         let mut orders = self.orders();
         orders.hold = Some((text.to_owned(), at));
@@ -80,19 +80,19 @@ impl Gate {
         orders.dropped = false;
     }
 
-    /// Waits until that request is there.
+    /// Waits until the request has been stopped.
     pub fn wait_until_held(&self) {
         let (orders, waited) =
             self.shared.news.wait_timeout_while(self.orders(), PATIENCE, |orders| !orders.held).unwrap();
         assert!(!waited.timed_out(), "no request came to be held; passed: {:?}", orders.passed);
     }
 
-    /// Ends the connection of the held request, for a client that is to go on.
+    /// Ends the connection of the held request, so that the client can go on.
     pub fn drop_held(&self) {
         self.orders().dropped = true;
     }
 
-    /// Answers the next `times` requests whose head has `text`.
+    /// Answers the next `times` requests whose head contains `text`.
     pub fn answer(&self, text: &str, times: usize, instead: impl Fn(&str) -> (u16, String) + Send + 'static) {
         self.orders().instead = Some((text.to_owned(), times, Box::new(instead)));
     }
@@ -116,7 +116,7 @@ impl Gate {
         self.orders().statuses.iter().filter(|&&answered| answered == status).count()
     }
 
-    /// Whether all those answers were given.
+    /// Whether all of those answers were given.
     pub fn has_answered(&self) -> bool {
         self.orders().instead.is_none()
     }
@@ -126,7 +126,7 @@ impl Gate {
     }
 }
 
-/// Serves one connection, request after request.
+/// Serves the requests of one connection.
 fn serve(client: &TcpStream, to: SocketAddr, shared: &Shared) {
     client.set_nodelay(true).unwrap();
     let mut reader = BufReader::new(client);
@@ -180,7 +180,7 @@ fn bytes(answer: &http::Response) -> Vec<u8> {
     [head.as_bytes(), &answer.body].concat()
 }
 
-/// What is to happen to this request.
+/// What to do with this request.
 fn order(shared: &Shared, head: &str, body: &[u8]) -> (Option<At>, Option<(u16, String)>) {
     let mut orders = shared.orders.lock().unwrap_or_else(PoisonError::into_inner);
     orders.passed.push(head.lines().next().unwrap_or_default().to_owned());
@@ -200,7 +200,7 @@ fn has(head: &str, text: &str) -> bool {
     head.to_ascii_lowercase().contains(&text.to_ascii_lowercase())
 }
 
-/// Tells the test, and keeps the connection until the client is gone or let down.
+/// Tells the test, and keeps the connection until the client leaves or the test drops it.
 fn keep(mut client: &TcpStream, shared: &Shared) {
     let orders = || shared.orders.lock().unwrap_or_else(PoisonError::into_inner);
     orders().held = true;
@@ -220,7 +220,8 @@ fn keep(mut client: &TcpStream, shared: &Shared) {
     }
 }
 
-/// The next request: its head without `Connection` and the empty line, and its body. None once the client has left.
+/// Reads the next request: its head without `Connection` and the empty line, and its body. `None` once the client has
+/// left.
 fn read_request(reader: &mut impl BufRead) -> Option<(String, Vec<u8>)> {
     let (mut head, mut length) = (String::new(), 0);
     loop {

@@ -1,9 +1,9 @@
-//! A raw HTTP/2 client, which may do what no library lets one do: ask, and never take the answer.
+//! A raw HTTP/2 client. Unlike a library, it can ask and never read the answer.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-/// A connection with prior knowledge. Its window is 0: whatever has a body is never sent.
+/// A connection with prior knowledge. Its window is 0, so the server can send no body.
 pub struct Client {
     pub stream: TcpStream,
     next_stream: u32,
@@ -34,7 +34,8 @@ impl Client {
         Self { stream, next_stream: 1 }
     }
 
-    /// Asks, with a body or none; the number of the stream. Headers are literal, as in RFC 7541 section 6.2.2.
+    /// Sends a request with this body, if any. Returns the number of the stream. Headers are literal, as in RFC 7541
+    /// section 6.2.2.
     pub fn ask(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> std::io::Result<u32> {
         let mut block = Vec::new();
         let mut literal = |name: &str, value: &str| {
@@ -64,7 +65,7 @@ impl Client {
         self.stream.write_all(&frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()))
     }
 
-    /// Reads until the server ends the connection, and throws all away.
+    /// Reads and discards everything until the server ends the connection.
     pub fn until_closed(mut self) {
         let mut bytes = [0; 4096];
         loop {

@@ -1,4 +1,4 @@
-//! A raw HTTP/1.1 client: what it sends is what the test wrote, byte for byte.
+//! A raw HTTP/1.1 client. It sends exactly the bytes that the test wrote.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -8,13 +8,13 @@ use super::PATIENCE;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     pub status: u16,
-    /// Names in lower case, in the order of arrival.
+    /// Names are in lower case, in the order of arrival.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
 impl Response {
-    /// The first header of that (lower case) name.
+    /// The first header with this (lower-case) name.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
@@ -28,7 +28,7 @@ impl Response {
     }
 }
 
-/// One request on a connection of its own, with `Host`, `Content-Length` and `Connection: close`.
+/// Sends one request on a new connection, with `Host`, `Content-Length` and `Connection: close`.
 pub fn request(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
     let mut bytes = head(to, method, path, headers, body.len());
     bytes.extend_from_slice(body);
@@ -50,10 +50,10 @@ pub fn head(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], 
     head.into_bytes()
 }
 
-/// Sends `bytes` as they are, then reads all that comes; none if that is not an answer.
+/// Sends `bytes` unchanged, then reads everything that comes. `None` if that is not an answer.
 pub fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Response> {
     let mut stream = connect(to);
-    // A server may refuse and close before it has read everything: its answer counts, not our failure to write.
+    // A server may refuse and close before it has read everything. Its answer counts, not our failure to write.
     let sent = stream.write_all(bytes);
     let mut answer = Vec::new();
     let received = stream.read_to_end(&mut answer);
@@ -65,7 +65,8 @@ pub fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Response> {
     response
 }
 
-/// Sends `bytes` as they are; the status of what comes. For answers without the body that their length speaks of (to HEAD).
+/// Sends `bytes` unchanged. Returns the status of the answer. For answers to HEAD, which announce a body that does not
+/// come.
 pub fn status(to: SocketAddr, bytes: &[u8]) -> u16 {
     let mut stream = connect(to);
     stream.write_all(bytes).unwrap();
@@ -76,7 +77,7 @@ pub fn status(to: SocketAddr, bytes: &[u8]) -> u16 {
     status.unwrap_or_else(|| panic!("no answer ({received:?}): {line}"))
 }
 
-/// As [`exchange`], of a server that may be gone or may go: none then.
+/// As [`exchange`], for a server that may be gone or may go. `None` in that case.
 pub fn exchange_if_there(to: SocketAddr, bytes: &[u8]) -> Option<Response> {
     let mut stream = TcpStream::connect(to).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -86,14 +87,14 @@ pub fn exchange_if_there(to: SocketAddr, bytes: &[u8]) -> Option<Response> {
     parse(&answer)
 }
 
-/// Sends `bytes`, says that no more will come, and leaves.
+/// Sends `bytes`, closes the sending side, and leaves.
 pub fn send_and_leave(to: SocketAddr, bytes: &[u8]) {
     let mut stream = connect(to);
     stream.write_all(bytes).unwrap();
     stream.shutdown(Shutdown::Both).unwrap();
 }
 
-/// Whether connections are accepted there.
+/// Whether connections are accepted at this address.
 pub fn listens(at: SocketAddr) -> bool {
     TcpStream::connect(at).is_ok()
 }
@@ -109,7 +110,7 @@ fn timed_out(why: &std::io::Error) -> bool {
     matches!(why.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
 }
 
-/// Reads a whole answer; interim (1xx) answers before it are passed over. None if it is torn or is none.
+/// Parses a whole answer, skipping interim (1xx) answers. `None` if it is torn or not an answer.
 pub fn parse(bytes: &[u8]) -> Option<Response> {
     let split = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..split]).ok()?;

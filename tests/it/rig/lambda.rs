@@ -1,4 +1,4 @@
-//! Lambda, as the library's own stand-in serves it: it misbehaves as told and remembers everything.
+//! The library's own stand-in as Lambda. It follows scripts and remembers everything.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 
 use super::eventually;
 
-/// A stand-in on a runtime of its own. Events are told apart by the field `id` of their payload.
+/// A stand-in in a runtime of its own. The field `id` of a payload names the event.
 pub struct Lambda {
     standin: Standin,
     _runtime: Runtime,
@@ -36,12 +36,12 @@ impl Lambda {
         self.standin.default_script(script);
     }
 
-    /// From now on every request is throttled, which is no event's fault: all of them wait.
+    /// From now on throttles every request. All events wait, because a throttle is not their fault.
     pub fn throttle_all(&self) {
         self.default_script(Script::always(throttle()));
     }
 
-    /// From now on every request is taken at once.
+    /// From now on takes every request at once.
     pub fn take_all(&self) {
         self.default_script(Script::default());
     }
@@ -65,7 +65,7 @@ impl Lambda {
         })
     }
 
-    /// Every request with a whole body, also those that were throttled or refused.
+    /// Every request with a complete body, also throttled and refused ones.
     pub fn entries(&self) -> Vec<std::sync::Arc<sendoff::standin::Entry>> {
         self.standin.ledger().entries()
     }
@@ -78,12 +78,12 @@ impl Lambda {
         });
     }
 
-    /// Requests that it has answered or failed to.
+    /// The number of requests that have ended, with or without an answer.
     pub fn requests(&self) -> u64 {
         self.standin.ledger().read(|book| book.total().requests)
     }
 
-    /// Requests that it is answering right now.
+    /// The number of requests that are being answered now.
     pub fn in_flight(&self) -> u64 {
         self.standin.ledger().read(|book| book.total().in_flight)
     }
@@ -94,7 +94,7 @@ pub fn throttle() -> Trouble {
     Trouble::throttle(Reason::ReservedFunctionConcurrentInvocationLimitExceeded)
 }
 
-/// The payload that has `id`.
+/// The payload with this `id`.
 pub fn payload(id: &str) -> Vec<u8> {
     serde_json::json!({ "id": id }).to_string().into_bytes()
 }

@@ -1,10 +1,10 @@
-//! A proxy that swallows answers: the server took the request, and the client will never know.
+//! A proxy that discards answers: the server carries out the request, but the client never learns it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-/// Serves `answers_lost + 1` requests to `to`, one connection each: the first `answers_lost` are passed on and their
-/// answers thrown away, the last one is answered. Gives the proxy's address; its thread ends with the last answer.
+/// Serves `answers_lost + 1` requests to `to`, one connection each. Passes on the first `answers_lost` and discards
+/// their answers. Answers the last one. Returns the proxy's address. Its thread ends with the last answer.
 pub fn proxy(to: SocketAddr, answers_lost: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -24,7 +24,7 @@ pub fn proxy(to: SocketAddr, answers_lost: usize) -> SocketAddr {
     address
 }
 
-/// A whole request, made to be the only one of its connection.
+/// Reads a whole request, changed so that its connection has no other.
 fn read_request(client: &TcpStream) -> Vec<u8> {
     let mut reader = BufReader::new(client);
     let mut request = Vec::new();

@@ -1,11 +1,11 @@
-//! Reading `/metrics`.
+//! Reads `/metrics`.
 
 /// One scrape in the Prometheus text format.
 #[derive(Debug)]
 pub struct Scrape(pub String);
 
 impl Scrape {
-    /// The sum over all series of `name` that carry all of `labels`; 0 if there is none.
+    /// The sum over all series of `name` that have all of `labels`. 0 if there is none.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let wanted: Vec<_> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
         self.0

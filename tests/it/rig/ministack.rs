@@ -1,4 +1,4 @@
-//! Lambda, as MiniStack serves it: the functions really run, as processes.
+//! MiniStack as Lambda. Its functions really run, as processes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,19 +16,20 @@ pub const ROOT: (&str, &str) = ("test", "test");
 /// The role of all functions.
 const ROLE: &str = "arn:aws:iam::123456789012:role/orders";
 
-/// A MiniStack server. It ends when dropped.
+/// A MiniStack server. Dropping it ends it.
 pub struct MiniStack {
     _process: Process,
     address: SocketAddr,
 }
 
 impl MiniStack {
-    /// Starts one that keeps its files in `scratch`.
+    /// Starts a server that keeps its files in `scratch`.
     pub fn start(scratch: &Path) -> Self {
         Self::start_with(scratch, &[])
     }
 
-    /// Starts one that verifies signatures and holds callers to their IAM policies; the access key `test` may do all.
+    /// Starts a server that verifies signatures and enforces the callers' IAM policies. The access key `test` may do
+    /// everything.
     pub fn start_guarded(scratch: &Path) -> Self {
         Self::start_with(scratch, &[("AUTH", "true")])
     }

@@ -1,4 +1,4 @@
-//! A child process whose every line is kept and which never outlives its test.
+//! A child process. Keeps each line of its output, and ends with its test.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-/// Lines shown of a process whose test fails.
+/// The most lines shown of a process when its test fails.
 const LINES_SHOWN: usize = 200;
 
-/// A child in a process group of its own. Dropping it kills the group.
+/// A child in its own process group. Dropping it kills the group.
 pub struct Process {
     name: String,
     child: Child,
@@ -31,7 +31,7 @@ struct Said {
 }
 
 impl Process {
-    /// Starts `command`; `name` is what the test's failure calls it.
+    /// Starts `command`. The failure of a test names it `name`.
     pub fn spawn(name: &str, command: &mut Command) -> Self {
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|why| panic!("cannot start {name}: {why}"));
@@ -41,15 +41,16 @@ impl Process {
         Self { name: name.to_owned(), child, output }
     }
 
-    /// What it has written so far, both streams, line by line.
+    /// All lines that it has written so far, of both streams.
     pub fn lines(&self) -> Vec<String> {
         self.output.said.lock().unwrap_or_else(PoisonError::into_inner).lines.clone()
     }
 
-    /// The first line that `pick` takes, as soon as it is written; none if the process ends without it.
+    /// Returns the first line for which `pick` returns a value, as soon as it is written. `None` if the process ends
+    /// before.
     ///
     /// # Panics
-    /// If it is not written within `patience`.
+    /// If the line is not written within `patience`.
     pub fn line<T>(&self, patience: Duration, mut pick: impl FnMut(&str) -> Option<T>) -> Option<T> {
         let begun = Instant::now();
         let mut seen = 0;
@@ -74,7 +75,7 @@ impl Process {
         rustix::process::kill_process(self.pid(), signal).expect("signal a process that is ours and not yet reaped");
     }
 
-    /// SIGKILL to it and all its children; returns once it is gone.
+    /// Sends SIGKILL to the process and all its children. Returns when it is gone.
     pub fn kill9(&mut self) {
         if let Err(why) = rustix::process::kill_process_group(self.pid(), Signal::KILL) {
             assert_eq!(why, rustix::io::Errno::SRCH, "nothing of the group is left");
@@ -82,7 +83,7 @@ impl Process {
         self.child.wait().expect("reap our own child");
     }
 
-    /// How it ended, within `patience`.
+    /// Waits until it ends. Fails after `patience`.
     pub fn wait(&mut self, patience: Duration) -> ExitStatus {
         let begun = Instant::now();
         loop {
@@ -115,7 +116,7 @@ impl Drop for Process {
     }
 }
 
-/// Reads a stream to its end in a thread of its own, so that the child never waits for us.
+/// Reads a stream to its end in its own thread, so that the child never waits for us.
 fn follow(stream: impl Read + Send + 'static, output: Arc<Output>) {
     std::thread::spawn(move || {
         let mut reader = BufReader::new(stream);

@@ -1,4 +1,4 @@
-//! The Python parts: where they are, and the environment that keeps every AWS client off the network.
+//! The Python parts: where they are, and an environment that keeps every AWS client off the network.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -8,7 +8,7 @@ pub const REGION: &str = "eu-central-1";
 /// A program of the tests' virtual environment.
 ///
 /// # Panics
-/// If it is not there: a test that needs it must not pass without it.
+/// If it is missing: a test that needs it must not pass without it.
 pub fn program(name: &str) -> PathBuf {
     let venv = std::env::var_os("TEST_VENV")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv"), PathBuf::from);
@@ -17,7 +17,7 @@ pub fn program(name: &str) -> PathBuf {
     program
 }
 
-/// A script of tests/py.
+/// A script in tests/py.
 pub fn script(name: &str) -> Command {
     let mut command = Command::new(program("python"));
     command.arg("-u").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/py").join(name));
@@ -25,7 +25,7 @@ pub fn script(name: &str) -> Command {
     command
 }
 
-/// The AWS CLI, pointed at `endpoint_url`.
+/// The AWS CLI, with `endpoint_url` as its endpoint.
 pub fn aws(endpoint_url: &str) -> Command {
     let mut command = Command::new(program("aws"));
     command.args(["--endpoint-url", endpoint_url, "--output", "json"]);
@@ -33,14 +33,14 @@ pub fn aws(endpoint_url: &str) -> Command {
     command
 }
 
-/// Runs it to its end; fails the test unless it succeeds.
+/// Runs a command to its end. Fails the test unless it succeeds.
 pub fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|why| panic!("cannot start {command:?}: {why}"));
     assert!(output.status.success(), "{command:?} failed: {output:?}");
     output
 }
 
-/// Static credentials, one region, no files of the user's, and no search for instance metadata.
+/// Sets static credentials and one region, and prevents the use of the user's files and of instance metadata.
 pub fn aws_environment(command: &mut Command) {
     for name in
         ["AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_LAMBDA", "AWS_ENDPOINT_URL_SQS"]

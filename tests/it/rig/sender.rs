@@ -14,7 +14,7 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Starts to send, from `threads` threads, for each pair a payload with that id to that function.
+    /// Starts to send from `threads` threads. For each pair it sends a payload with that id to that function.
     pub fn start(endpoint_url: &str, threads: usize, scratch: &Path, jobs: &[(String, String)]) -> Self {
         let lines: Vec<_> = jobs
             .iter()
@@ -27,7 +27,7 @@ impl Sender {
         Self { process: Process::spawn("send.py", &mut command) }
     }
 
-    /// The event's id by the payload's id, of all that were answered with 202 so far.
+    /// The event's id by the payload's id, for all events that got 202 so far.
     pub fn accepted(&self) -> BTreeMap<String, String> {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         self.process
@@ -42,7 +42,7 @@ impl Sender {
         eventually("the sender's events are accepted", || (self.accepted().len() >= count).then_some(()));
     }
 
-    /// Waits until all are accepted: see [`Sender::accepted`].
+    /// Waits until all are accepted. See [`Sender::accepted`].
     pub fn finish(mut self) -> BTreeMap<String, String> {
         let status = self.process.wait(PATIENCE);
         self.process.line(PATIENCE, |_| None::<()>);

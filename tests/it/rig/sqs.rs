@@ -1,4 +1,4 @@
-//! SQS, as moto serves it.
+//! moto as SQS.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::process::Process;
 use super::{PATIENCE, http, python};
 
-/// A moto server. It ends when dropped.
+/// A moto server. Dropping it ends it.
 pub struct Sqs {
     _process: Process,
     address: SocketAddr,
@@ -28,12 +28,12 @@ impl Sqs {
         format!("http://{}", self.address)
     }
 
-    /// Makes a standard queue and gives its URL.
+    /// Creates a standard queue and returns its URL.
     pub fn create_queue(&self, name: &str) -> String {
         self.call("CreateQueue", &json!({ "QueueName": name }))["QueueUrl"].as_str().unwrap().to_owned()
     }
 
-    /// Takes all messages out of the queue, with all their attributes, in SQS's own form.
+    /// Removes all messages from the queue. Returns them with all their attributes, in SQS's own form.
     pub fn take_all(&self, queue_url: &str) -> Vec<Value> {
         let mut taken = Vec::new();
         loop {
@@ -58,7 +58,8 @@ impl Sqs {
         }
     }
 
-    /// One call of the JSON protocol. moto reads service and region from the credential scope and checks no signature.
+    /// Makes one call of the JSON protocol. moto reads service and region from the credential scope and checks no
+    /// signature.
     fn call(&self, operation: &str, input: &Value) -> Value {
         let scope = format!("AKIDEXAMPLE/20261123/{}/sqs/aws4_request", python::REGION);
         let authorization = format!("AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0");
@@ -74,8 +75,8 @@ impl Sqs {
     }
 }
 
-/// The address that a Python web server says it is running on, once it does: port 0 leaves the choice to the kernel, so
-/// two runs never meet.
+/// Waits for the address that a Python web server prints. Port 0 leaves the choice to the kernel, so two runs never
+/// collide.
 pub fn running_on(process: &Process) -> SocketAddr {
     let said = process.line(PATIENCE, |line| {
         let (_, url) = line.split_once("Running on http://")?;

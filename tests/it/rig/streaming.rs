@@ -1,4 +1,4 @@
-//! A Lambda that answers piece by piece: response streams, and answers that stop where a test wants them to.
+//! A Lambda that answers piece by piece: response streams, and answers that stop where a test wants.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,15 +10,15 @@ use aws_smithy_types::event_stream::{Header, HeaderValue, Message};
 
 use super::PATIENCE;
 
-/// What the answer to a request consists of.
+/// One part of an answer.
 #[derive(Debug, Clone)]
 pub enum Step {
     /// Status line and headers of an answer whose body comes in chunks.
     Head(&'static str),
     Bytes(Vec<u8>),
-    /// Nothing goes on before [`Streaming::go_on`].
+    /// Waits for [`Streaming::go_on`].
     Gate,
-    /// Waits until the caller is gone, and reports it to [`Streaming::wait_until_left`].
+    /// Waits until the caller has left, and reports it to [`Streaming::wait_until_left`].
     UntilLeft,
     /// The end of the body.
     End,
@@ -30,7 +30,7 @@ pub const STREAM: Step = Step::Head(
      x-amzn-RequestId: 0b8f4c2e-6f5e-4f0a-9c62-8d9be4a1c1f7",
 );
 
-/// Serves until its process ends, every request of one connection by the same steps.
+/// Serves until its process ends. All requests of one connection get the same steps.
 pub struct Streaming {
     address: SocketAddr,
     gate: Sender<()>,
@@ -39,7 +39,7 @@ pub struct Streaming {
 }
 
 impl Streaming {
-    /// `steps` by the start of a request's path.
+    /// Starts the server. `steps` are given by the beginning of a request's path.
     pub fn start(steps: Vec<(&'static str, Vec<Step>)>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -66,7 +66,7 @@ impl Streaming {
         self.gate.send(()).unwrap();
     }
 
-    /// Waits until a caller has left whom a step waits for.
+    /// Waits until a caller has left for whom a step waits.
     pub fn wait_until_left(&self) {
         self.left.recv_timeout(PATIENCE).expect("the caller leaves");
     }
@@ -91,7 +91,7 @@ fn serve(
         seen.lock().unwrap().push(head);
         let (_, steps) = steps.iter().find(|(start, _)| path.starts_with(start)).expect("steps for the request");
         for step in steps {
-            // A caller who leaves in the middle ends his connection, which is what some tests are about.
+            // A caller that leaves early ends its connection. Some tests need that.
             let written = match step {
                 Step::Head(head) => {
                     stream.write_all(format!("HTTP/1.1 {head}\r\nTransfer-Encoding: chunked\r\n\r\n").as_bytes())
@@ -116,7 +116,7 @@ fn serve(
     }
 }
 
-/// The head of the next request, once its body is read too; none if there is no further one.
+/// The head of the next request, after its body was read, too. `None` if no further request comes.
 fn read_request(reader: &mut BufReader<TcpStream>) -> Option<String> {
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {

@@ -1,9 +1,10 @@
-//! Tools and rights that a test may lack. It then says so where it is heard: libtest keeps what a passing test prints.
+//! Tools and rights that a test may lack. The test then says so outside of its captured output: libtest hides what a
+//! passing test prints.
 
 use std::io::Write;
 use std::path::PathBuf;
 
-/// A program on the path; none, said loudly, if it is missing and nobody demands it.
+/// The path of a program. `None`, after a message, if it is missing and not required.
 pub fn tool(name: &str, package: &str) -> Option<PathBuf> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let places = ["/usr/sbin", "/sbin"].map(PathBuf::from);
@@ -14,13 +15,14 @@ pub fn tool(name: &str, package: &str) -> Option<PathBuf> {
     found
 }
 
-/// Says that the test does not run for want of a tool; fails it where tools are demanded, as in CI.
+/// Says that the test cannot run because a tool is missing. Fails the test if tools are required, as in CI.
 pub fn not_run(why: &str) {
     assert!(std::env::var_os("TEST_REQUIRE_TOOLS").is_none(), "{} cannot run: {why}", test());
     say(why);
 }
 
-/// Says that the test, or a part of it, does not run for want of a right, as to mount a file system. CI may lack it too.
+/// Says that the test, or a part of it, cannot run because a right is missing, for example to mount a file system. CI
+/// may lack it, too.
 pub fn not_allowed(why: &str) {
     say(why);
 }
@@ -29,7 +31,7 @@ fn test() -> String {
     std::thread::current().name().unwrap_or("a test").to_owned()
 }
 
-/// To the terminal, and into a file that `.ci/run` shows at its end.
+/// Writes to the terminal, and to a file that `.ci/run` prints at its end.
 fn say(why: &str) {
     let line = format!("NOT RUN: {}: {why}\n", test());
     let path = concat!(env!("CARGO_TARGET_TMPDIR"), "/not-run.txt");

@@ -1,4 +1,4 @@
-//! The attackers: each does one thing wrong, over and over, on several connections.
+//! The attackers. Each does one thing wrong, again and again, on several connections.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use super::{Attack, h2};
 use crate::it::rig::daemon::invoke_path;
 
-/// Does it once, or for some seconds.
+/// Attacks once, or for some seconds.
 type Attacker = fn(&Attack);
 
-/// All of them, at work.
+/// Starts all attackers.
 pub fn start(attack: &Arc<Attack>) -> Vec<JoinHandle<()>> {
     let kinds: [(usize, Attacker); 13] = [
         (1, slow_heads),
@@ -46,7 +46,7 @@ fn head(more: &str) -> String {
     format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nX-Amz-Invocation-Type: Event\r\n{more}")
 }
 
-/// Opens so many connections with `first` on each, then adds `piece` to each every now and then, for a few seconds.
+/// Opens this many connections with `first` on each, then adds `piece` to each now and then, for a few seconds.
 fn slowly(attack: &Attack, connections: usize, first: &str, piece: &str) {
     let mut streams: Vec<TcpStream> = Vec::new();
     let begun = Instant::now();
@@ -72,25 +72,25 @@ fn slow_bodies(attack: &Attack) {
     slowly(attack, 60, &head("Content-Length: 1048576\r\n\r\n"), "1");
 }
 
-/// More than the daemon has descriptors for.
+/// More connections than the daemon has descriptors for.
 fn idle_connections(attack: &Attack) {
     slowly(attack, 700, "", "");
 }
 
-/// Asks for long answers and takes none of them.
+/// Asks for long answers and reads none of them.
 fn unread_answers(attack: &Attack) {
     let asks = "GET /v1/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
     slowly(attack, 10, &asks, "");
 }
 
-/// Sends whole events of 1 MiB and leaves before they are answered.
+/// Sends complete events of 1 MiB and leaves before they are answered.
 fn resets_of_large_events(attack: &Attack) {
     let Some(mut stream) = attack.connect(attack.ingest) else { return };
     let body = [b"\"".as_slice(), &vec![b'x'; 1_000_000], b"\""].concat();
     let mut sent = stream.write_all(&h2::preface(65_535));
     for n in 0..20 {
         let stream_id = 2 * n + 1;
-        // As much as the windows let through, as an attacker does not read.
+        // Only as much as the windows allow, because an attacker does not read.
         let part = &body[..if n % 2 == 0 { 60_000 } else { 20_000 }];
         sent = sent.and_then(|()| stream.write_all(&[h2::event(stream_id, part, true), h2::reset(stream_id)].concat()));
         attack.asked(1);
@@ -99,7 +99,7 @@ fn resets_of_large_events(attack: &Attack) {
     read_a_little(&mut stream);
 }
 
-/// As many requests as a connection may have at once, whose bodies never come.
+/// Begins as many requests as a connection may have at once. Their bodies never come.
 fn streams_without_a_body(attack: &Attack) {
     let mut held = Vec::new();
     for _ in 0..16 {
@@ -113,7 +113,7 @@ fn streams_without_a_body(attack: &Attack) {
     wait(attack, 4);
 }
 
-/// Batches whose answers, of 100 KiB each, the client's window never lets out.
+/// Sends batches whose answers of 100 KiB never fit the client's window.
 fn answers_without_a_window(attack: &Attack) {
     let mut held = Vec::new();
     let batch = "{\"function\":\"attack\",\"payload\":1,\"idempotency_key\":\"k\"}\n".repeat(1_000);
@@ -149,7 +149,8 @@ fn pipelines(attack: &Attack) {
     exchange(attack, one.repeat(500).as_bytes(), 500);
 }
 
-/// A batch of as many tiny events as it may have: new ones now and then, else repeats, which leave nothing to deliver.
+/// Sends batches of as many tiny events as allowed: now and then new ones, otherwise duplicates, which leave nothing to
+/// deliver.
 fn tiny_batches(attack: &Attack) {
     for n in 0..20 {
         let line = if n == 0 {
@@ -183,7 +184,7 @@ fn bodies_of_tiny_chunks(attack: &Attack) {
     exchange(attack, &[head.into_bytes(), deep].concat(), 1);
 }
 
-/// The text that every virus scanner knows, a TLS greeting, an end without a beginning.
+/// Sends the test text of virus scanners, a TLS greeting, and an end without a beginning.
 fn nonsense(attack: &Attack) {
     let eicar = r"X5O!P%@AP[4\PZX54(P^)7CC)7}$EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*";
     exchange(attack, head(&format!("Content-Length: {}\r\n\r\n{eicar}", eicar.len())).as_bytes(), 1);
@@ -194,7 +195,7 @@ fn nonsense(attack: &Attack) {
     std::thread::sleep(Duration::from_millis(20));
 }
 
-/// Patterns that once took for ever, and what a web page would send.
+/// Sends patterns that once took for ever, and requests of web pages.
 fn the_operators_door(attack: &Attack) {
     let stars = "%2A".repeat(200);
     let origin = "Origin: https://evil.example\r\nSec-Fetch-Site: cross-site\r\n";
@@ -212,7 +213,7 @@ fn the_operators_door(attack: &Attack) {
         let answer = String::from_utf8_lossy(&answer);
         assert!(!answer.starts_with("HTTP/1.1 2") || request.starts_with("GET"), "{request} was obeyed: {answer}");
     }
-    // Answers that nobody takes: the probe must be answered all the same.
+    // Answers that nobody reads. The probe must still be answered.
     let mut held = Vec::new();
     for _ in 0..80 {
         let Some(mut stream) = attack.connect(attack.admin) else { break };
@@ -225,7 +226,7 @@ fn the_operators_door(attack: &Attack) {
     wait(attack, 2);
 }
 
-/// Writes all of it, as far as it is taken, and reads what comes for a moment.
+/// Writes as much as the daemon takes, and reads for a moment.
 fn exchange(attack: &Attack, bytes: &[u8], requests: u64) {
     let Some(mut stream) = attack.connect(attack.ingest) else { return };
     attack.asked(requests);

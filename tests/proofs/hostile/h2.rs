@@ -1,4 +1,4 @@
-//! As much of HTTP/2 as an attacker needs: frames written by hand, answers never understood.
+//! As much of HTTP/2 as an attacker needs: frames written by hand. Answers are not parsed.
 
 use crate::it::rig::daemon::invoke_path;
 
@@ -17,14 +17,14 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The beginning of a connection whose client lets the server send so many bytes of each answer.
+/// The beginning of a connection whose client lets the server send this many bytes of each answer.
 pub fn preface(window: u32) -> Vec<u8> {
     let mut initial_window_size = vec![0, 4];
     initial_window_size.extend_from_slice(&window.to_be_bytes());
     [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), frame(SETTINGS, 0, 0, &initial_window_size)].concat()
 }
 
-/// The head of a request (RFC 7541 section 6.2.3, nothing of it indexed).
+/// The head of a request (RFC 7541 section 6.2.3, without indexing).
 fn head(stream: u32, path: &str, headers: &[(&str, &str)], ends: bool) -> Vec<u8> {
     let method = if ends { 0x82 } else { 0x83 };
     let mut block = vec![method, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
@@ -43,7 +43,7 @@ pub fn get(stream: u32, path: &str) -> Vec<u8> {
     head(stream, path, &[], true)
 }
 
-/// The head of an event, and so much of its body.
+/// The head of an event, and this part of its body.
 pub fn event(stream: u32, body: &[u8], ends: bool) -> Vec<u8> {
     let mut frames = head(stream, &invoke_path("attack"), &[("x-amz-invocation-type", "Event")], false);
     for piece in body.chunks(16_384) {
@@ -55,7 +55,7 @@ pub fn event(stream: u32, body: &[u8], ends: bool) -> Vec<u8> {
     frames
 }
 
-/// A whole batch.
+/// A complete batch.
 pub fn batch(stream: u32, body: &[u8]) -> Vec<u8> {
     let mut frames = head(stream, "/v1/events", &[("content-type", "application/x-ndjson")], false);
     for piece in body.chunks(16_384) {

@@ -1,4 +1,5 @@
-//! The files of a journal. Entries of the directory and bytes of a file are durable once that one was synced.
+//! The files of a journal. Entries of the directory, and bytes of a file, are durable after a sync of that directory or
+//! file.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,30 +10,30 @@ use sendoff::outbox::embedded::journal::files::{Files, SegmentFile};
 use super::{FakeDisk, Plug};
 use crate::sabotage::Bug;
 
-/// What is written whole or not at all; small, as the frames are.
+/// Bytes that are written completely or not at all. Small, as the frames are.
 const SECTOR: usize = 64;
 
-/// In so many a write is done: a kill within it leaves some.
+/// A write happens in this many pieces. A kill during it leaves some of them.
 const PIECES: usize = 3;
 
-/// Of so many commits, the planted bug "202 before the sync" syncs one.
+/// The planted bug "202 before the sync" syncs one of this many commits.
 const LAZY_SYNC_EVERY: u64 = 4;
 
 #[derive(Clone, Default)]
 pub struct Segments {
     entries: BTreeMap<u32, usize>,
     synced_entries: BTreeMap<u32, usize>,
-    /// A file may be there without an entry.
+    /// A file may exist without an entry.
     contents: BTreeMap<usize, Content>,
     next: usize,
 }
 
 #[derive(Clone, Default)]
 struct Content {
-    /// As a reader sees it.
+    /// The content as a reader sees it.
     bytes: Vec<u8>,
     synced: Vec<u8>,
-    /// What makes the one of the other.
+    /// The changes from the synced content to this one.
     unsynced: Vec<Change>,
 }
 
@@ -62,7 +63,7 @@ impl Segments {
             }
         }
         for (&segment, &content) in &self.synced_entries {
-            // It was removed, and that was not synced.
+            // The file was removed, and the removal was not synced.
             if !self.entries.contains_key(&segment) && rng.bool() {
                 self.entries.insert(segment, content);
             }
@@ -106,7 +107,7 @@ impl Content {
         }
     }
 
-    /// Each sector of what was written is there or not, and so is the file's length.
+    /// Each sector that was written is there or not, and so is the file's length.
     fn tear(&mut self, rng: &mut Rng) {
         for change in std::mem::take(&mut self.unsynced) {
             match change {
@@ -215,7 +216,7 @@ impl FakeFile {
     fn sync(&self) -> io::Result<()> {
         self.files.step("between write and sync")?;
         if let Err(failed) = self.files.sync_or_fail() {
-            // A kernel takes the pages for clean then: they are read as they were written, and no later sync writes them.
+            // A kernel then treats the pages as clean: reads return what was written, and no later sync writes them.
             if let Some(plug) = &self.files.plug
                 && plug.world.draw(|rng| rng.bool())
             {

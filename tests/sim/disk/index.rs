@@ -1,5 +1,5 @@
-//! The index: sled as it promises to be, and worse. A commit is whole or not there; after a power cut it may also be as it was
-//! some commits ago, or gone.
+//! The index: sled as it promises to be, and worse. A commit is complete or missing. After a power cut, the index may
+//! also be some commits old, or gone.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
@@ -12,10 +12,10 @@ use sendoff::outbox::embedded::kv::{Batch, Failed, Index};
 use super::{FakeDisk, Plug};
 use crate::sabotage::Bug;
 
-/// Commits by which it may fall back.
+/// The most commits by which it may fall back.
 const FALLS_BACK_BY: usize = 12;
 
-/// The longest value that sled takes without a blob (rule 2).
+/// The longest value that sled stores without a blob (rule 2).
 const VALUE_BYTES_MAX: usize = 4_096;
 
 type Pair = (Vec<u8>, Option<Bytes>);
@@ -24,9 +24,9 @@ type Pair = (Vec<u8>, Option<Bytes>);
 pub struct Indexed {
     pairs: BTreeMap<Vec<u8>, Bytes>,
     bytes: u64,
-    /// What undoes the last commits, oldest first.
+    /// The steps that undo the last commits, oldest first.
     undo: VecDeque<Vec<Pair>>,
-    /// The last of these is not synced.
+    /// Whether the last of these is not synced.
     unsynced: bool,
 }
 

@@ -7,10 +7,10 @@ use sendoff::outbox::embedded::journaled::Watch;
 
 use super::{FakeDisk, Plug};
 
-/// Bytes free in quiet times.
+/// Free bytes in normal times.
 const ROOM: u64 = 1 << 40;
 
-/// Commits from one sync to the next.
+/// Commits between two syncs.
 const SYNC_EVERY: u64 = 8;
 
 #[derive(Clone, Copy, Default)]
