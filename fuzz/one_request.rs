@@ -17,7 +17,8 @@ use sendoff::ingest::door::Door;
 use sendoff::ingest::rules::{KeyExpression, Rule, Rules};
 use sendoff::metrics::Metrics;
 use sendoff::outbox::{
-    Appended, Census, Changes, Error, Found, History, LaneNews, Lease, LeaseWant, Leased, Outbox, Place, Settlement,
+    Appended, Census, Changes, Error, Found, Health, History, LaneNews, Lease, LeaseWant, Leases, Outbox, Place,
+    Settlement, Unsettled,
 };
 
 /// The event that is there before each request, so that a key can be another's.
@@ -154,20 +155,16 @@ impl Outbox for Kept {
         }))
     }
 
-    async fn lease(&self, _: LeaseWant) -> Result<Vec<Leased>, Error> {
-        Ok(Vec::new())
+    async fn lease(&self, _: LeaseWant, _: Option<u64>) -> Result<Leases, Error> {
+        Ok(Leases::default())
     }
 
-    async fn settle(&self, _: Vec<(Lease, Settlement)>) -> Result<(), Error> {
-        Ok(())
+    async fn settle(&self, _: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
+        Ok(Vec::new())
     }
 
     async fn lanes(&self, _: u64) -> Result<LaneNews, Error> {
         Ok(LaneNews::default())
-    }
-
-    async fn sweep(&self) -> Result<bool, Error> {
-        Ok(false)
     }
 
     async fn census(&self) -> Result<Census, Error> {
@@ -176,7 +173,11 @@ impl Outbox for Kept {
 
     async fn changed(&self, _since: u64, _: Changes) {}
 
-    fn poisoned(&self) -> Option<String> {
-        None
+    fn health(&self) -> Health {
+        Health::Well
+    }
+
+    async fn failed(&self) -> String {
+        std::future::pending().await
     }
 }

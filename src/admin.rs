@@ -15,7 +15,7 @@ use crate::dispatch::status::{self as lanes, Status};
 use crate::event::FunctionName;
 use crate::metrics::Metrics;
 use crate::outbox::operator::Operator;
-use crate::outbox::{self, Census, Outbox, Place};
+use crate::outbox::{self, Census, Health, Outbox, Place};
 
 pub mod api;
 
@@ -168,6 +168,15 @@ impl<O: Outbox> Admin<O> {
         self.outbox().ok_or_else(starting)
     }
 
+    /// What ails the outbox, in words.
+    fn unwell(&self) -> Option<String> {
+        match self.outbox()?.health() {
+            Health::Well => None,
+            Health::Away { why } => Some(format!("outbox is away: {why}")),
+            Health::Poisoned { why } => Some(format!("outbox is poisoned: {why}")),
+        }
+    }
+
     fn outbox(&self) -> Option<O> {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -193,7 +202,9 @@ impl Problem {
 impl From<outbox::Error> for Problem {
     fn from(error: outbox::Error) -> Self {
         let status = match error {
-            outbox::Error::Poisoned { .. } | outbox::Error::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            outbox::Error::Poisoned { .. } | outbox::Error::Closed | outbox::Error::Away { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             outbox::Error::Unreadable { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self(status, error.to_string())
@@ -207,9 +218,8 @@ impl IntoResponse for Problem {
 }
 
 async fn readyz<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
-    let poisoned = admin.outbox().and_then(|outbox| outbox.poisoned());
-    match (poisoned, admin.readiness.why_not()) {
-        (Some(why), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: outbox is poisoned: {why}\n")),
+    match (admin.unwell(), admin.readiness.why_not()) {
+        (Some(why), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
         (None, Some(why)) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
         (None, None) => (StatusCode::OK, "ready\n".to_owned()),
     }

@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::http::host::Hosts;
-use crate::{aws, deadletter, dispatch, ingest, outbox};
+use crate::outbox::embedded;
+use crate::{aws, deadletter, dispatch, ingest};
 
 pub mod problem;
 
@@ -62,7 +63,7 @@ pub struct Config {
     /// The limits of calls that are passed through to Lambda. `None` means that such calls are refused.
     pub passthrough: Option<ingest::passthrough::Limits>,
     pub rules: ingest::rules::Rules,
-    pub outbox: outbox::Settings,
+    pub outbox: embedded::Settings,
     pub lambda: aws::Settings,
     pub transport: aws::direct::Transport,
     pub sqs: aws::Settings,
@@ -246,9 +247,9 @@ mod tests {
         assert_eq!(config.listen.ingest.to_string(), "127.0.0.1:9477");
         assert_eq!(config.listen.admin.to_string(), "127.0.0.1:9478");
         assert_eq!(config.listen.unix, None);
-        assert_eq!(config.outbox.bytes_max, 10 << 30);
-        assert_eq!(config.outbox.dedupe_window, Duration::from_secs(24 * 3600));
-        assert_eq!(config.outbox.sdk_window, Duration::from_secs(3600));
+        assert_eq!(config.outbox.limits.bytes_max, 10 << 30);
+        assert_eq!(config.outbox.limits.dedupe_window, Duration::from_secs(24 * 3600));
+        assert_eq!(config.outbox.limits.sdk_window, Duration::from_secs(3600));
         assert_eq!(config.outbox.cache, 16 << 20);
         assert_eq!(config.lambda.region, None);
         assert_eq!(config.dispatch.in_flight_max, 256);

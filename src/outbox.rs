@@ -1,9 +1,10 @@
-//! Stage 2: the durable hand-over.
+//! Stage 2: the durable hand-over. This file is the contract that every engine keeps and every stage may rely on.
 //!
 //! In: events admitted by ingest. Out: leases to dispatch and deadletter.
 //! Holds: an event is in exactly one state; only `settle` moves it out of a lease (G2).
-//! Limits: `outbox.bytes_max` and the free space of the disk; beyond them append refuses, it never waits for room.
-//! Fails: a failed sync poisons the outbox; every later call says so until restart (G1).
+//! Limits: [`Limits`]; beyond them append refuses, it never waits for room.
+//! Fails: a write that fails poisons the store: every later call says so until a restart (G1). A store that cannot be reached for
+//! a while says [`Error::Away`].
 //!
 //! ```text
 //! append   (nothing) -> Ready, or Scheduled if it is not to be delivered yet
@@ -12,11 +13,23 @@
 //!          Shipping -> gone (Shipped) | as before (Release) | Buried (RetryAt: not to be shipped before)
 //! crash    Leased and Shipping go back: a lease lives in memory only
 //! ```
+//!
+//! What a lease is worth: a lane has one owner at a time, and whoever leases from it is the owner. The store gives an event to
+//! nobody else until the lease is settled, the process ends, or the store takes the lane away, which only a store that several
+//! daemons share does. [`LaneNews::retired`] then names the lane, as it names one that is gone, and a settlement that comes
+//! later changes nothing: `settle` names its lease as lost. So an event may be attempted twice, and is never settled twice.
+//!
+//! Cancellation: to drop a call's future is safe at every await, and takes nothing back. An append or a settlement may still
+//! be carried out, whole or not at all. Events that a dropped lease took go back by themselves.
+//!
+//! Versions: [`LaneNews::version`] counts the changes of this process's view. It begins anew with every start, so a version
+//! must never be kept longer than the handle that gave it.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
@@ -26,27 +39,36 @@ pub mod dead;
 
 pub mod operator;
 
+pub mod patience;
+
 pub mod embedded;
+
+#[cfg(test)]
+pub mod testing;
 
 #[cfg(test)]
 mod conformance;
 
 /// One store of events. Handles are cheap to clone and all mean the same store.
+///
+/// Every call may answer [`Error::Poisoned`], [`Error::Closed`] or [`Error::Away`]; none of them waits for a store that is away.
 pub trait Outbox: Clone + Send + Sync + 'static {
     /// Returns only when every event of the batch is on stable storage, or none is. One answer per event, in order.
-    /// A batch is one commit; concurrent calls share one too.
+    /// A batch is one commit; concurrent calls share one too. After an error an event may be stored or not: its key tells.
     fn append(&self, batch: Vec<Event>) -> impl Future<Output = Result<Vec<Appended>, Error>> + Send;
 
-    /// Takes events for attempting (or shipping); they are nobody else's until settled, or until the process ends.
-    fn lease(&self, want: LeaseWant) -> impl Future<Output = Result<Vec<Leased>, Error>> + Send;
+    /// Takes events for attempting (or shipping); see above for how long they are nobody else's. With `since`, brings the news
+    /// after that version along, as [`Outbox::lanes`] does: they tell of this lease, too.
+    fn lease(&self, want: LeaseWant, since: Option<u64>) -> impl Future<Output = Result<Leases, Error>> + Send;
 
-    /// Writes what became of leased events; returns when that is on stable storage.
-    fn settle(&self, done: Vec<(Lease, Settlement)>) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Writes what became of leased events; returns when that is on stable storage. Gives the leases that were no longer held:
+    /// nothing was written of them. To settle the same once more does no harm.
+    fn settle(&self, done: Vec<(Lease, Settlement)>) -> impl Future<Output = Result<Vec<Lease>, Unsettled>> + Send;
 
     /// The lanes that changed after `since` (0: all of them) and the version to ask with next time.
     fn lanes(&self, since: u64) -> impl Future<Output = Result<LaneNews, Error>> + Send;
 
-    /// One event's state, or none if it is not stored (any more).
+    /// One event's state, or none if it is not stored (any more). An event whose bytes are lost is [`Error::Unreadable`].
     fn find(&self, id: EventId) -> impl Future<Output = Result<Option<Found>, Error>> + Send;
 
     /// As [`Outbox::find`], without reading the payload.
@@ -54,19 +76,56 @@ pub trait Outbox: Clone + Send + Sync + 'static {
         self.find(id)
     }
 
-    /// Removes what is only remembered for a while: keys whose window is over, lanes long empty. A bounded piece of work
-    /// a call; says whether there is more.
-    fn sweep(&self) -> impl Future<Output = Result<bool, Error>> + Send;
-
-    /// Counts by lane and state.
+    /// Counts by lane and state. Looks at every lane: for people and metrics, not for each event.
     fn census(&self) -> impl Future<Output = Result<Census, Error>> + Send;
 
-    /// Waits until a lane has changed after `since`, a version that [`Outbox::lanes`] gave. Carries no data: whoever wakes
-    /// reads the store again. Never returns once the outbox is closed.
+    /// Waits until a lane has changed after `since`, a version that [`Outbox::lanes`] gave, or until the store is poisoned.
+    /// Carries no data: whoever wakes reads the store again. Never returns once the outbox is closed.
     fn changed(&self, since: u64, what: Changes) -> impl Future<Output = ()> + Send;
 
-    /// Why the outbox no longer accepts, if a sync failed; none while it is well.
-    fn poisoned(&self) -> Option<String>;
+    /// How the store is at this moment.
+    fn health(&self) -> Health;
+
+    /// Returns, with the reason, once the store is lost to this process. A store that is away is not lost.
+    fn failed(&self) -> impl Future<Output = String> + Send;
+}
+
+/// What opening an engine gives.
+pub struct Opened<O> {
+    pub outbox: O,
+    /// The engine's own work beside what it is asked. To be run as a task; it ends once the store is closed, or with an error if
+    /// the store is lost.
+    pub upkeep: BoxFuture<'static, Result<(), Error>>,
+    /// Closes the store when it is awaited: all that was asked before is written, whoever asks later gets [`Error::Closed`].
+    /// A store that is never closed ends as by a crash, which loses nothing.
+    pub closing: BoxFuture<'static, Result<(), Error>>,
+}
+
+/// Why a store could not be opened. `path` is where it is.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OpenError {
+    #[error("{path} is in use by another sendoff{by}; stop that one first, or give this one its own --state-dir")]
+    Locked { path: String, by: String },
+    #[error("{path} was written by a newer sendoff (format {found}, this one reads up to {supported})")]
+    Newer { path: String, found: u32, supported: u32 },
+    #[error("{path} is damaged: {why}")]
+    Damaged { path: String, why: String },
+    #[error("{doing} {path}: {why}")]
+    Io { doing: &'static str, path: String, why: String },
+}
+
+/// How a store is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    Well,
+    /// It cannot be reached just now; it comes back by itself.
+    Away {
+        why: String,
+    },
+    /// It is lost to this process; a restart reads what is really there.
+    Poisoned {
+        why: String,
+    },
 }
 
 /// What became of one event of an append.
@@ -127,11 +186,28 @@ pub enum Error {
     Poisoned { why: String },
     #[error("the outbox is closed")]
     Closed,
+    /// The store cannot be reached just now. Nothing is known to be stored; to ask again after `retry_after` does no harm.
+    #[error("the outbox is away: {why}; it is asked again")]
+    Away { why: String, retry_after: Duration },
     /// The one event that was asked for cannot be read; everything else goes on.
     #[error(
         "event {id} is stored but cannot be read ({why}); remove it by its id, or stop the daemon and run `sendoff fsck`"
     )]
     Unreadable { id: EventId, why: String },
+}
+
+/// Settlements that were not written.
+#[derive(Debug)]
+pub struct Unsettled {
+    pub why: Error,
+    /// What was handed over, if the store is away: it is to be handed over again. Empty otherwise.
+    pub done: Vec<(Lease, Settlement)>,
+}
+
+impl From<Unsettled> for Error {
+    fn from(unsettled: Unsettled) -> Self {
+        unsettled.why
+    }
 }
 
 /// Which events to take.
@@ -168,9 +244,17 @@ pub enum Which {
     Buried,
 }
 
-/// A lane's number in this store; never used again for another.
+/// A lane's number in this store, as long as the process lives; never used again for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneId(pub u32);
+
+/// What a lease gave.
+#[derive(Debug, Default)]
+pub struct Leases {
+    pub events: Vec<Leased>,
+    /// The news, if they were asked for.
+    pub news: Option<LaneNews>,
+}
 
 /// An event and the right to settle it.
 #[derive(Debug, Clone)]
@@ -180,12 +264,11 @@ pub struct Leased {
     pub history: History,
 }
 
-/// The right to settle one event. Given out once; settling twice is refused silently, as the first has decided.
+/// The right to settle one event. Given out once; of two settlements the first decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
     pub lane: LaneId,
     pub id: EventId,
-    pub(crate) place: Place,
 }
 
 /// In which state an event rests between leases.
@@ -309,7 +392,7 @@ pub struct LaneNews {
     pub lanes: Vec<LaneView>,
     /// Nearly as many functions are known as may be (`outbox.functions_max`).
     pub crowded: bool,
-    /// Lanes that are no more; their functions get a new one with their next event.
+    /// Lanes that are no more, or no longer this daemon's. A function whose lane is gone gets a new one with its next event.
     pub retired: Vec<LaneId>,
 }
 
@@ -409,10 +492,10 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// The limits of a store.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Bytes on disk, at most.
+/// The limits that every store has.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes that the store takes, at most.
     pub bytes_max: u64,
     pub events_max: u64,
     pub functions_max: u64,
@@ -420,10 +503,4 @@ pub struct Settings {
     pub dedupe_window: Duration,
     /// How long an SDK's invocation id is remembered: its retries of one call span minutes, not hours.
     pub sdk_window: Duration,
-    /// Bytes of disk that appends leave free, so that settling stays possible.
-    pub disk_reserve: u64,
-    /// Bytes of the journal's files: about what a start has to read again, and what is held in memory for the index.
-    pub segment_bytes: u64,
-    /// Bytes of memory for the index's page cache.
-    pub cache: u64,
 }

@@ -12,14 +12,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use sendoff::clock::{Clock, UnixMillis};
 use sendoff::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
-use sendoff::outbox::embedded::engine::{Engine, OpenError};
+use sendoff::outbox::OpenError;
+use sendoff::outbox::embedded::Settings;
+use sendoff::outbox::embedded::engine::Engine;
 use sendoff::outbox::embedded::keys::{self, META_FORMAT};
 use sendoff::outbox::embedded::kv::{Batch, Disk, Kv};
 use sendoff::outbox::embedded::memory::MemoryDisk;
 use sendoff::outbox::embedded::record::{KeyRecord, LaneRecord, Record, encode_body};
 use sendoff::outbox::embedded::store;
 use sendoff::outbox::{
-    Appended, Burial, BuryReason, History, LaneWant, LastOutcome, LeaseWant, Leased, Place, Settings, Settlement, Which,
+    Appended, Burial, BuryReason, History, LaneWant, LastOutcome, LeaseWant, Leased, Limits, Place, Settlement, Which,
 };
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
@@ -44,11 +46,13 @@ fn at_a_standstill<T>(story: impl FnOnce() -> T) -> T {
 
 fn settings() -> Settings {
     Settings {
-        bytes_max: 1 << 30,
-        events_max: 1_000,
-        functions_max: 100,
-        dedupe_window: Duration::from_secs(86_400 * 365),
-        sdk_window: Duration::from_secs(3_600),
+        limits: Limits {
+            bytes_max: 1 << 30,
+            events_max: 1_000,
+            functions_max: 100,
+            dedupe_window: Duration::from_secs(86_400 * 365),
+            sdk_window: Duration::from_secs(3_600),
+        },
         disk_reserve: 0,
         segment_bytes: 1 << 20,
         cache: CACHE,

@@ -8,13 +8,14 @@ use clap::Args;
 use sendoff::clock::{Clock, UnixMillis};
 use sendoff::event::check::check_payload;
 use sendoff::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+use sendoff::outbox::embedded::Settings;
 use sendoff::outbox::embedded::engine::Engine;
 use sendoff::outbox::embedded::keys;
 use sendoff::outbox::embedded::kv::Kv;
 use sendoff::outbox::embedded::memory::MemoryDisk;
 use sendoff::outbox::embedded::record::{Record, decode_body, encode_body};
 use sendoff::outbox::embedded::store;
-use sendoff::outbox::{History, LaneId, LaneWant, LeaseWant, Settings, Settlement, Which};
+use sendoff::outbox::{History, LaneId, LaneWant, LeaseWant, Limits, Settlement, Which};
 
 use crate::client;
 use crate::report::{Report, Sample};
@@ -157,11 +158,13 @@ impl Bench<'_> {
 
 fn settings() -> Settings {
     Settings {
-        bytes_max: 10 << 30,
-        events_max: 20_000_000,
-        functions_max: 100,
-        dedupe_window: std::time::Duration::from_secs(86_400),
-        sdk_window: std::time::Duration::from_secs(3_600),
+        limits: Limits {
+            bytes_max: 10 << 30,
+            events_max: 20_000_000,
+            functions_max: 100,
+            dedupe_window: std::time::Duration::from_secs(86_400),
+            sdk_window: std::time::Duration::from_secs(3_600),
+        },
         disk_reserve: 0,
         segment_bytes: 16 << 20,
         cache: 64 << 20,

@@ -12,7 +12,7 @@ use sendoff::http::{Limits, Server};
 use sendoff::ingest::{Settings, door::Door};
 use sendoff::metrics::Metrics;
 use sendoff::outbox::{
-    Appended, Census, Changes, Error, Found, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement,
+    Appended, Census, Changes, Error, Found, Health, LaneNews, Lease, LeaseWant, Leases, Outbox, Settlement, Unsettled,
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -83,12 +83,12 @@ impl Outbox for Nothing {
         Ok(batch.into_iter().map(|_| Appended::Stored).collect())
     }
 
-    async fn lease(&self, _: LeaseWant) -> Result<Vec<Leased>, Error> {
-        Ok(Vec::new())
+    async fn lease(&self, _: LeaseWant, _: Option<u64>) -> Result<Leases, Error> {
+        Ok(Leases::default())
     }
 
-    async fn settle(&self, _: Vec<(Lease, Settlement)>) -> Result<(), Error> {
-        Ok(())
+    async fn settle(&self, _: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
+        Ok(Vec::new())
     }
 
     async fn lanes(&self, _: u64) -> Result<LaneNews, Error> {
@@ -99,10 +99,6 @@ impl Outbox for Nothing {
         Ok(None)
     }
 
-    async fn sweep(&self) -> Result<bool, Error> {
-        Ok(false)
-    }
-
     async fn census(&self) -> Result<Census, Error> {
         Ok(Census::default())
     }
@@ -111,7 +107,11 @@ impl Outbox for Nothing {
         std::future::pending().await
     }
 
-    fn poisoned(&self) -> Option<String> {
-        None
+    fn health(&self) -> Health {
+        Health::Well
+    }
+
+    async fn failed(&self) -> String {
+        std::future::pending().await
     }
 }

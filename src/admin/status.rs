@@ -161,11 +161,11 @@ impl<O: Outbox> Status<O> {
         let mut summary = self.summary().await?;
         let Admin { metrics, .. } = &self.admin;
         let outbox = self.admin.outbox()?;
-        let poisoned = outbox.poisoned().map(|why| format!("the outbox is poisoned: {why}"));
+        let unwell = self.admin.unwell().map(|why| format!("the {why}"));
         let lanes = outbox.lanes(0).await.ok()?.lanes;
         let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or_default();
         let facts = Facts {
-            not_ready: poisoned.or_else(|| self.admin.readiness.why_not().map(str::to_owned)),
+            not_ready: unwell.or_else(|| self.admin.readiness.why_not().map(str::to_owned)),
             missing: self.admin.missing(),
             lanes: self.admin.lane_status().await,
             paused: lanes.into_iter().filter(|lane| lane.paused).map(|lane| lane.function).collect(),

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{ConfigOptions, Exit, Failure, print};
 use crate::config::Environment;
-use crate::outbox::embedded::engine::OpenError;
+use crate::outbox::OpenError;
 use crate::outbox::embedded::repair::Report;
 use crate::outbox::embedded::store::{Examined, examine, kept};
 

@@ -5,7 +5,7 @@ use clap::Args;
 use super::{ConfigOptions, Exit, Failure};
 use crate::config::Environment;
 use crate::daemon::{self, Ended};
-use crate::outbox::embedded::engine::OpenError;
+use crate::outbox::OpenError;
 use crate::reload::Reload;
 use crate::telemetry;
 
@@ -53,6 +53,6 @@ fn exit_of(error: &daemon::Error) -> Exit {
         daemon::Error::Store(OpenError::Locked { .. } | OpenError::Io { .. }) => Exit::Unavailable,
         daemon::Error::Store(OpenError::Newer { .. } | OpenError::Damaged { .. }) => Exit::Internal,
         daemon::Error::Aws(_) | daemon::Error::File(_) => Exit::Configuration,
-        daemon::Error::System { .. } => Exit::Internal,
+        daemon::Error::Closing(_) | daemon::Error::System { .. } => Exit::Internal,
     }
 }

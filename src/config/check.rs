@@ -13,6 +13,7 @@ use crate::dispatch::{Mode, Policy};
 use crate::event::PAYLOAD_BYTES_MAX;
 use crate::event::name::{Home, is_account_id};
 use crate::ingest::admission::REQUEST_BYTES_MIN;
+use crate::outbox::embedded;
 use crate::{aws, deadletter, dispatch, hop, ingest, outbox};
 
 /// The least limit for payloads. Below it, the largest payload that Lambda accepts could never be delivered.
@@ -191,7 +192,7 @@ fn account_id(r: &mut Reader) -> Option<Option<String>> {
     Some(account_id)
 }
 
-fn outbox(r: &mut Reader) -> Option<outbox::Settings> {
+fn outbox(r: &mut Reader) -> Option<embedded::Settings> {
     /// Room for the pages that one commit touches.
     const CACHE_MIN: u64 = 1 << 20;
     /// Room for an empty index, a few segments, and some events.
@@ -208,12 +209,14 @@ fn outbox(r: &mut Reader) -> Option<outbox::Settings> {
     let disk_reserve = r.size("outbox.disk_reserve", 0..=DISK_MAX);
     let segment_bytes = r.size("outbox.segment_bytes", SEGMENT_MIN..=SEGMENT_MAX);
     let cache = r.size("outbox.cache", CACHE_MIN..=MEMORY_MAX);
-    Some(outbox::Settings {
-        bytes_max: bytes_max?,
-        events_max: events_max?.into(),
-        functions_max: functions_max?.into(),
-        dedupe_window: dedupe_window?,
-        sdk_window: sdk_window?,
+    Some(embedded::Settings {
+        limits: outbox::Limits {
+            bytes_max: bytes_max?,
+            events_max: events_max?.into(),
+            functions_max: functions_max?.into(),
+            dedupe_window: dedupe_window?,
+            sdk_window: sdk_window?,
+        },
         disk_reserve: disk_reserve?,
         segment_bytes: segment_bytes?,
         cache: cache?,

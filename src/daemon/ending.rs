@@ -1,19 +1,17 @@
 //! Ends the daemon within the grace period and two seconds, whatever hangs.
 
-use std::thread::JoinHandle;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::listeners::UnixSockets;
 use super::vital::Vital;
-use super::{Ended, Error, WRITE_LOOK_EVERY, WRITE_LOOKS_MAX, close};
+use super::{Ended, Error, Store};
 use crate::admin::{Admin, Readiness};
-use crate::clock::Clock;
 use crate::notify;
-use crate::outbox::Outbox;
-use crate::outbox::embedded::writer::{Handle, Watch};
+use crate::outbox::{self, Health, Outbox};
 use crate::shutdown::{Signals, Stop};
 
 /// How long callers may still get a 503 after the outbox is poisoned or a stage has ended.
@@ -42,12 +40,18 @@ enum Why {
     Failed(&'static str),
 }
 
+/// The outbox of a daemon that runs.
+pub(super) struct OpenStore {
+    pub(super) outbox: Store,
+    /// Cancelled before it is closed, so that its upkeep may end.
+    pub(super) closed: CancellationToken,
+    pub(super) closing: BoxFuture<'static, Result<(), outbox::Error>>,
+}
+
 /// A running daemon.
 pub(super) struct Running {
-    pub(super) outbox: Handle,
-    pub(super) writer: JoinHandle<()>,
-    pub(super) clock: Clock,
-    pub(super) operator: Admin<Handle>,
+    pub(super) store: OpenStore,
+    pub(super) operator: Admin<Store>,
     pub(super) readiness: Readiness,
     pub(super) stop: Stop,
     pub(super) vital: Vital,
@@ -74,11 +78,14 @@ impl Running {
         let why = tokio::select! {
             biased;
             signal = signals.next() => Why::Signal(signal),
-            why = until_lost(&self.outbox, Some(&self.writer), &self.clock) => why,
+            _ = self.store.outbox.failed() => Why::Poisoned,
             stage = self.vital.fails() => Why::Failed(stage),
         };
         // If the outbox is poisoned, stages end, too. Then the outbox is the reason.
-        let why = if self.outbox.poisoned().is_some() { Why::Poisoned } else { why };
+        let why = match self.store.outbox.health() {
+            Health::Poisoned { .. } => Why::Poisoned,
+            Health::Well | Health::Away { .. } => why,
+        };
         let grace = match why {
             Why::Signal(signal) => {
                 self.readiness.not_ready("draining");
@@ -114,7 +121,7 @@ impl Running {
     }
 
     async fn end(self, why: Why, grace: Duration) -> Result<Ended, Error> {
-        let Self { outbox, clock, stop, vital, door, stages, .. } = &self;
+        let Self { store, stop, vital, door, stages, .. } = &self;
         let drain = tokio::time::timeout(grace + CUT_OFF_PATIENCE, stop.drain(door, stages, grace));
         let drained = tokio::select! {
             biased;
@@ -123,7 +130,7 @@ impl Running {
                 false
             }),
             // Do not wait for a write that never returns.
-            _ = until_lost(outbox, None, clock) => return Ok(Ended::Poisoned),
+            _ = store.outbox.failed() => return Ok(Ended::Poisoned),
         };
         let ended = match (why, vital.failed()) {
             (Why::Poisoned, _) => return Ok(Ended::Poisoned),
@@ -136,9 +143,8 @@ impl Running {
                 Ended::CutOff
             }
         };
-        let Self { outbox, writer, operator, admin, unix, .. } = self;
+        let Self { store, operator, admin, unix, .. } = self;
         operator.set_outbox(None);
-        drop(outbox);
         admin.stop.cancel();
         admin.tasks.close();
         if tokio::time::timeout(ADMIN_PATIENCE, admin.tasks.wait()).await.is_err() {
@@ -146,35 +152,15 @@ impl Running {
             drop(tokio::time::timeout(ADMIN_PATIENCE, admin.tasks.wait()).await);
         }
         unix.remove();
-        match tokio::time::timeout(CLOSE_PATIENCE, close(writer)).await {
-            Ok(closed) => closed?,
+        store.closed.cancel();
+        match tokio::time::timeout(CLOSE_PATIENCE, store.closing).await {
+            Ok(closed) => closed.map_err(Error::Closing)?,
             Err(_) => {
                 tracing::warn!("closing the outbox takes too long: ending without waiting, the next start recovers it")
             }
         }
         tracing::info!(ended = ?ended, "stopped");
         Ok(ended)
-    }
-}
-
-/// Returns when a write has failed, when a write has not returned for so long that the disk counts as failed, or when
-/// the writer's thread has ended. A slow disk does not count as failed, because each write that returns resets the
-/// count. Neither does a process that was stopped, because it does not check meanwhile.
-async fn until_lost(outbox: &Handle, writer: Option<&JoinHandle<()>>, clock: &Clock) -> Why {
-    let mut watch = Watch::default();
-    loop {
-        if outbox.poisoned().is_some() {
-            return Why::Poisoned;
-        }
-        if writer.is_some_and(JoinHandle::is_finished) {
-            return Why::Failed("outbox");
-        }
-        if watch.look(outbox.pulse()) >= WRITE_LOOKS_MAX {
-            let seconds = (WRITE_LOOK_EVERY * WRITE_LOOKS_MAX).as_secs();
-            outbox.give_up(format!("a write has not returned for {seconds} s"));
-            return Why::Poisoned;
-        }
-        clock.sleep(WRITE_LOOK_EVERY).await;
     }
 }
 
@@ -188,14 +174,4 @@ fn last_word(time: Duration, was_asked: bool) {
     };
     // If this thread cannot start, the orderly stop remains.
     drop(std::thread::Builder::new().name("last word".into()).spawn(exit));
-}
-
-#[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-
-    /// Returns when the outbox is poisoned.
-    pub(in crate::daemon) async fn until_poisoned(outbox: &Handle, clock: &Clock) {
-        assert!(matches!(until_lost(outbox, None, clock).await, Why::Poisoned));
-    }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::message::{MESSAGE_BYTES_MAX, Message, message_of};
 use super::{QueueFacts, Settings, Ship, Shipment, Trouble};
@@ -15,6 +16,7 @@ use crate::event::FunctionName;
 use crate::metrics::Metrics;
 use crate::outbox::{
     Burial, Changes, Error, History, LaneId, LaneView, LaneWant, Lease, LeaseWant, Leased, Outbox, Settlement, Which,
+    patience,
 };
 use crate::shutdown::Stop;
 
@@ -63,6 +65,8 @@ pub struct DeadLetters<O, S> {
     shipping: JoinSet<Shipped>,
     /// The lane that was served last, for each queue. The next turn begins with the lane after it.
     served: BTreeMap<String, LaneId>,
+    /// Told, settlements no longer wait for a store that is away.
+    give_up: CancellationToken,
 }
 
 /// The results of the dead letters that were taken for one queue.
@@ -83,13 +87,14 @@ struct Letter {
 impl<O: Outbox, S: Ship> DeadLetters<O, S> {
     pub fn new(outbox: O, ship: S, settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let (lanes, pauses, facts, busy, served) = Default::default();
-        let shipping = JoinSet::new();
-        Self { outbox, ship, settings, clock, metrics, lanes, pauses, facts, busy, shipping, served }
+        let (shipping, give_up) = (JoinSet::new(), CancellationToken::new());
+        Self { outbox, ship, settings, clock, metrics, lanes, pauses, facts, busy, shipping, served, give_up }
     }
 
     /// Runs until `stop.leasing`. Then finishes the batches in progress, or aborts them at `stop.working`: their dead
     /// letters are still in the store. An error means that this process can no longer use the outbox.
     pub async fn run(mut self, stop: Stop) -> Result<(), Error> {
+        self.give_up = stop.working.clone();
         let mut seen = 0;
         let mut next_full_reading = UnixMillis(0);
         let mut next_facts = UnixMillis(0);
@@ -112,23 +117,23 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
             }
             let now = self.clock.now();
             let full = now >= next_full_reading;
-            let news = self.outbox.lanes(if full { 0 } else { seen }).await?;
-            if full {
-                self.lanes.clear();
-                next_full_reading = now.plus(FULL_READING_EVERY);
-            }
-            seen = news.version;
-            for view in news.lanes {
-                match view.next_ship {
-                    Some(_) => drop(self.lanes.insert(view.lane, view)),
-                    None => drop(self.lanes.remove(&view.lane)),
+            let next = match self.turn(if full { 0 } else { seen }).await {
+                Ok(version) => {
+                    seen = version;
+                    if full {
+                        next_full_reading = now.plus(FULL_READING_EVERY);
+                    }
+                    self.next_time().min(next_full_reading).min(next_facts)
                 }
-            }
-            for id in news.retired {
-                self.lanes.remove(&id);
-            }
-            self.ship_due().await?;
-            let next = self.next_time().min(next_full_reading).min(next_facts);
+                Err(Error::Away { why, retry_after }) => {
+                    tracing::warn!(why, "the outbox is away: no dead letter is shipped until it is back");
+                    if !patience::wait(retry_after, &self.clock, &stop.leasing).await {
+                        break;
+                    }
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             tokio::select! {
                 biased;
                 () = stop.leasing.cancelled() => break,
@@ -146,6 +151,25 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         }
         self.shipping.abort_all();
         Ok(())
+    }
+
+    /// Reads the news after `since` (0: all lanes) and ships what is due; gives the version that it has read.
+    async fn turn(&mut self, since: u64) -> Result<u64, Error> {
+        let news = self.outbox.lanes(since).await?;
+        if since == 0 {
+            self.lanes.clear();
+        }
+        for view in news.lanes {
+            match view.next_ship {
+                Some(_) => drop(self.lanes.insert(view.lane, view)),
+                None => drop(self.lanes.remove(&view.lane)),
+            }
+        }
+        for id in news.retired {
+            self.lanes.remove(&id);
+        }
+        self.ship_due().await?;
+        Ok(news.version)
     }
 
     /// Reads the settings of all queues. A queue that does not answer keeps its last settings. If it has none, SQS's
@@ -234,7 +258,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
             spent: None,
         };
         let lanes = lanes.into_iter().map(want).collect();
-        let leased = self.outbox.lease(LeaseWant { lanes, bytes_max: QUEUE_BYTES_MAX }).await?;
+        let leased = self.outbox.lease(LeaseWant { lanes, bytes_max: QUEUE_BYTES_MAX }, None).await?.events;
         let bytes_max = self.facts.get(&queue).copied().unwrap_or_default().message_bytes_max;
         let (mut settlements, mut letters) = (Vec::new(), Vec::new());
         for Leased { lease, event, history } in leased {
@@ -245,7 +269,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
             }
         }
         if !settlements.is_empty() {
-            self.outbox.settle(settlements).await?;
+            patience::settle(&self.outbox, settlements, &self.clock, &self.give_up).await?;
         }
         if letters.is_empty() {
             return Ok(());
@@ -279,7 +303,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         for (batch, shipments) in batches {
             settlements.extend(self.judge(&queue, batch, shipments, began));
         }
-        self.outbox.settle(settlements).await
+        patience::settle(&self.outbox, settlements, &self.clock, &self.give_up).await
     }
 
     /// Keeps a dead letter that its queue refuses. It stays in the store, and is retried after a while and after a

@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::lane::{Change, EXPIRED_BYTES_MAX, FULL_READING_EVERY, Finished, Lanes, Settled, Ticket};
@@ -20,7 +21,9 @@ use super::{Call, Failure, FailureKind, Invoke, Mode, Reply, Settings};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::FunctionName;
 use crate::metrics::Metrics;
-use crate::outbox::{BuryReason, Changes, Error, LaneId, LaneNews, Lease, LeaseWant, Leased, Outbox, Settlement};
+use crate::outbox::{
+    BuryReason, Changes, Error, LaneId, LaneNews, Lease, LeaseWant, Leased, Leases, Outbox, Settlement, patience,
+};
 use crate::shutdown::Stop;
 use crate::trace;
 
@@ -40,6 +43,10 @@ pub struct Dispatch<O, I> {
     changes: watch::Receiver<Settings>,
     seen: u64,
     next_full_reading: UnixMillis,
+    /// The store is away: it is not asked before.
+    away_until: Option<Instant>,
+    /// Told, settlements no longer wait for a store that is away.
+    give_up: CancellationToken,
     /// The sum of the clock's steps that the lanes know of, in milliseconds.
     stepped: i64,
     attempts: JoinSet<Attempted>,
@@ -84,6 +91,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             changes,
             seen: 0,
             next_full_reading: UnixMillis(0),
+            away_until: None,
+            give_up: CancellationToken::new(),
             stepped: 0,
             attempts: JoinSet::new(),
             settling: JoinSet::new(),
@@ -106,32 +115,25 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     /// in flight then are aborted; their events stay in the outbox, uncharged. An error means that this process can no
     /// longer use the outbox.
     pub async fn run(mut self, stop: Stop) -> Result<(), Error> {
+        self.give_up = stop.working.clone();
         self.stepped = self.clock.stepped();
         self.lanes.stepped(0, self.clock.steps(), self.now());
         while !stop.leasing.is_cancelled() {
             self.notice_step();
             // Called in every round: `select!` prefers finished attempts, and under load there may always be one.
             self.hear();
-            // If a known lane is due, skip the read: leasing returns the news as well.
-            let now = self.now();
-            let enough = now < self.next_full_reading && self.lanes.next_time(now) <= now;
-            if !enough {
-                self.read_lanes().await?;
-            }
-            let heard = self.lease().await?;
-            if enough && !heard {
-                self.read_lanes().await?;
-            }
-            let next = self.lanes.next_time(self.now()).min(self.next_full_reading);
+            let next = self.round().await?;
             let next = if self.clock.stepped() == self.stepped { next } else { UnixMillis(0) };
             tokio::select! {
                 biased;
                 () = stop.leasing.cancelled() => break,
-                Some(first) = self.attempts.join_next() => self.settle_finished(first).await?,
+                Some(first) = self.attempts.join_next(), if self.settling.len() < SETTLING_MAX => {
+                    self.settle_finished(first).await?;
+                }
                 Some(settled) = self.settling.join_next() => joined(settled)?,
                 Some(answered) = self.asking.join_next() => self.settle_answered(answered).await?,
                 Ok(()) = self.changes.changed() => self.reconfigure(),
-                () = self.outbox.changed(self.seen, Changes::Any) => {}
+                () = self.outbox.changed(self.seen, Changes::Any), if self.away_until.is_none() => {}
                 Some(question) = self.questions.recv() => self.answer(question),
                 () = self.clock.sleep_until(next) => {}
             }
@@ -151,10 +153,14 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             joined(settled)?;
         }
         let lanes = self.lanes.give_back();
-        if !lanes.is_empty() {
-            self.outbox.lease(LeaseWant { lanes, bytes_max: 0 }).await?;
+        if lanes.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        match self.outbox.lease(LeaseWant { lanes, bytes_max: 0 }, None).await {
+            // What was kept in reserve then counts as spent.
+            Ok(_) | Err(Error::Away { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The time as the lanes know it. They learn of a step of the clock only between two rounds.
@@ -172,24 +178,42 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
-    async fn read_lanes(&mut self) -> Result<(), Error> {
-        let now = self.now();
-        if now >= self.next_full_reading {
-            let news = self.outbox.lanes(0).await?;
-            self.seen = news.version;
-            self.lanes.learn_all(news, now);
-            self.announce_noticed();
-            self.next_full_reading = now.plus(FULL_READING_EVERY);
-        } else {
-            let news = self.outbox.lanes(self.seen).await?;
-            self.learn(news);
+    /// Asks the store once, for what is known to be due and for the news, which count in the next round. Gives the time of
+    /// that. A store that is away is asked again later.
+    async fn round(&mut self) -> Result<UnixMillis, Error> {
+        let left = |until: Instant, clock: &Clock| until.saturating_duration_since(clock.instant());
+        if let Some(until) = self.away_until
+            && !left(until, &self.clock).is_zero()
+        {
+            return Ok(self.now().plus(left(until, &self.clock)));
         }
-        Ok(())
+        match self.lease().await {
+            Ok(()) => {
+                if self.away_until.take().is_some() {
+                    tracing::info!("the outbox is back");
+                }
+                Ok(self.lanes.next_time(self.now()).min(self.next_full_reading))
+            }
+            Err(Error::Away { why, retry_after }) => {
+                if self.away_until.replace(self.clock.instant() + retry_after).is_none() {
+                    tracing::warn!(why, "the outbox is away: no attempt begins until it is back");
+                }
+                Ok(self.now().plus(retry_after))
+            }
+            Err(error) => Err(error),
+        }
     }
 
-    fn learn(&mut self, news: LaneNews) {
+    /// `full` says whether these are the news of all lanes.
+    fn learn(&mut self, news: LaneNews, full: bool) {
+        let now = self.now();
         self.seen = news.version;
-        self.lanes.learn(news, self.now());
+        if full {
+            self.lanes.learn_all(news, now);
+            self.next_full_reading = now.plus(FULL_READING_EVERY);
+        } else {
+            self.lanes.learn(news, now);
+        }
         self.announce_noticed();
     }
 
@@ -223,58 +247,65 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
-    /// Buries events past their age, leases what the plan wants and begins the attempts. Returns whether it read the
-    /// news of the lanes, too.
-    async fn lease(&mut self) -> Result<bool, Error> {
+    /// Buries events past their age, takes what the plan wants and begins the attempts, and learns the news of the lanes.
+    async fn lease(&mut self) -> Result<(), Error> {
+        self.bury_all_expired().await?;
         let now = self.now();
-        let expired = self.lanes.expired(now);
-        if !expired.is_empty() {
-            let want = LeaseWant { lanes: expired, bytes_max: EXPIRED_BYTES_MAX };
-            let leased = self.outbox.lease(want).await?;
+        let full = now >= self.next_full_reading;
+        let want = LeaseWant { lanes: self.lanes.plan(now), bytes_max: self.lanes.bytes_left() };
+        let leases = self.outbox.lease(want, Some(if full { 0 } else { self.seen })).await;
+        let Leases { events, news } = match leases {
+            Ok(leases) => leases,
+            Err(error) => {
+                self.lanes.planned(self.now());
+                return Err(error);
+            }
+        };
+        let mut done = Vec::new();
+        for leased in events {
+            let lease = leased.lease;
+            // Not the time of the plan: the lease may have taken a while.
             let now = self.now();
-            let mut settlements = Vec::new();
-            for leased in leased {
-                let lease = leased.lease;
-                // While room for functions is short, this may be less than the policy's `age_max`.
-                let age_max = self.lanes.age_max(lease.lane);
-                let buried = self.bury_expired(leased, age_max, now);
-                if buried.is_some() {
-                    self.lanes.found_expired(lease.lane, now);
-                }
-                // An event that is not past its age goes back to the lane: it has no slot for an attempt.
-                settlements.push((lease, buried.unwrap_or(Settlement::Release)));
-            }
-            self.write(settlements).await?;
-            self.read_lanes().await?;
-        }
-        let wants = self.lanes.plan(now);
-        let hears = !wants.is_empty();
-        if hears {
-            let want = LeaseWant { lanes: wants, bytes_max: self.lanes.bytes_left() };
-            let mut done = Vec::new();
-            // Both requests are sent together. The outbox answers them in one commit, the lease first.
-            let (leased, news) =
-                futures_util::future::try_join(self.outbox.lease(want), self.outbox.lanes(self.seen)).await?;
-            for leased in leased {
-                let lease = leased.lease;
-                // Read the clock again: the lease may have taken a while.
-                let now = self.now();
-                let age_max = self.lanes.policy(&leased.event.function.name).age_max;
-                if now < deadline(&leased.event, age_max, &self.clock) {
-                    if self.lanes.may_begin(lease.lane, now) {
-                        self.begin(leased);
-                    } else {
-                        done.push((lease, Settlement::Release));
-                    }
+            let age_max = self.lanes.policy(&leased.event.function.name).age_max;
+            if now < deadline(&leased.event, age_max, &self.clock) {
+                if self.lanes.may_begin(lease.lane, now) {
+                    self.begin(leased);
                 } else {
-                    done.extend(self.bury_expired(leased, Some(age_max), now).map(|settlement| (lease, settlement)));
+                    done.push((lease, Settlement::Release));
                 }
+            } else {
+                done.extend(self.bury_expired(leased, Some(age_max), now).map(|settlement| (lease, settlement)));
             }
-            self.write(done).await?;
-            self.learn(news);
+        }
+        self.write(done).await?;
+        if let Some(news) = news {
+            self.learn(news, full);
         }
         self.lanes.planned(self.now());
-        Ok(hears)
+        Ok(())
+    }
+
+    /// Searches the lanes in which something may be past its time, and buries it.
+    async fn bury_all_expired(&mut self) -> Result<(), Error> {
+        let lanes = self.lanes.expired(self.now());
+        if lanes.is_empty() {
+            return Ok(());
+        }
+        let leases = self.outbox.lease(LeaseWant { lanes, bytes_max: EXPIRED_BYTES_MAX }, None).await?;
+        let now = self.now();
+        let mut settlements = Vec::new();
+        for leased in leases.events {
+            let lease = leased.lease;
+            // Younger than the policy says where room for functions is short.
+            let age_max = self.lanes.age_max(lease.lane);
+            let buried = self.bury_expired(leased, age_max, now);
+            if buried.is_some() {
+                self.lanes.found_expired(lease.lane, now);
+            }
+            // What turns out not to be past its time has no slot: it goes back.
+            settlements.push((lease, buried.unwrap_or(Settlement::Release)));
+        }
+        self.write(settlements).await
     }
 
     /// Buries an event that is older than `age_max` (by default that of its policy) or past its own time. `None` means that
@@ -523,7 +554,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             }
         }
         let outbox = self.outbox.clone();
-        self.settling.spawn(async move { outbox.settle(done).await });
+        let (clock, give_up) = (self.clock.clone(), self.give_up.clone());
+        self.settling.spawn(async move { patience::settle(&outbox, done, &clock, &give_up).await });
         Ok(())
     }
 }

@@ -334,12 +334,16 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let outbox = self.outbox.clone();
         let (appended, permit) =
             ToItsEnd::new(async move { (outbox.append(events).await, permit) }, &self.leftovers).await;
-        match appended {
-            Ok(appended) => Ok((appended, permit)),
-            Err(error @ (Error::Poisoned { .. } | Error::Closed | Error::Unreadable { .. })) => {
-                Err(Refusal::Unavailable { why: error.to_string(), retry_after: self.retry_after(UNAVAILABLE_RETRY) })
-            }
-        }
+        Ok((appended.map_err(|error| self.unavailable(&error))?, permit))
+    }
+
+    /// A store that is away says itself when to come again.
+    fn unavailable(&self, error: &Error) -> Refusal {
+        let at_least = match error {
+            Error::Away { retry_after, .. } => *retry_after,
+            Error::Poisoned { .. } | Error::Closed | Error::Unreadable { .. } => UNAVAILABLE_RETRY,
+        };
+        Refusal::Unavailable { why: error.to_string(), retry_after: self.retry_after(at_least) }
     }
 
     fn retry_after(&self, at_least: Duration) -> Duration {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::embedded::engine::Engine;
 use super::embedded::memory::MemoryDisk;
-use super::embedded::store;
 use super::embedded::writer::{Handle, Writer};
+use super::embedded::{Settings, store};
 use super::operator::{Keys, ListWant, Operator, Purge, Touched};
 use super::*;
 use crate::clock::Clock;
@@ -44,11 +44,13 @@ enum Disk {
 
 fn settings() -> Settings {
     Settings {
-        bytes_max: 64 << 20,
-        events_max: 2_000,
-        functions_max: 100,
-        dedupe_window: Duration::from_secs(3_600),
-        sdk_window: Duration::from_secs(60),
+        limits: Limits {
+            bytes_max: 64 << 20,
+            events_max: 2_000,
+            functions_max: 100,
+            dedupe_window: Duration::from_secs(3_600),
+            sdk_window: Duration::from_secs(60),
+        },
         disk_reserve: 0,
         segment_bytes: 1 << 20,
         cache: 8 << 20,
@@ -133,11 +135,11 @@ impl Bench {
             lanes: vec![LaneWant { lane, which, events_max, bytes_max: u64::MAX, spent: None }],
             bytes_max: u64::MAX,
         };
-        self.store().lease(want).await.unwrap()
+        self.store().lease(want, None).await.unwrap().events
     }
 
     async fn settle(&self, leased: &Leased, settlement: Settlement) {
-        self.store().settle(vec![(leased.lease, settlement)]).await.unwrap();
+        assert_eq!(self.store().settle(vec![(leased.lease, settlement)]).await.unwrap(), []);
     }
 
     async fn find(&self, id: EventId) -> Option<Found> {
@@ -353,7 +355,7 @@ async fn a_lane_that_held_nothing_for_long_is_retired_and_comes_back_with_its_ne
 #[tokio::test(start_paused = true)]
 async fn where_functions_are_many_an_empty_one_gives_way_at_once_but_none_that_lambda_took_an_event_for() {
     on_every_engine(|mut bench| async move {
-        bench.settings.functions_max = 4;
+        bench.settings.limits.functions_max = 4;
         bench.reopen();
         let take = async |bench: &Bench, function: &str, settlement: Settlement| {
             let appended = bench.append(bench.event(function, "{}")).await;
@@ -434,19 +436,19 @@ async fn events_past_their_age_are_leased_whether_due_or_not() {
 #[tokio::test(start_paused = true)]
 async fn limits_refuse_what_is_beyond_them_and_keep_what_is_there() {
     on_every_engine(|mut bench| async move {
-        bench.settings.bytes_max = 4 << 20;
+        bench.settings.limits.bytes_max = 4 << 20;
         bench.reopen();
         assert_eq!(bench.append(bench.event("orders", &"x".repeat(2_000_000))).await, Appended::Stored);
         assert!(matches!(
             bench.append(bench.event("orders", &"x".repeat(2_000_000))).await,
             Appended::Full(Full::Bytes { .. })
         ));
-        bench.settings.events_max = 1;
-        bench.settings.bytes_max = 64 << 20;
+        bench.settings.limits.events_max = 1;
+        bench.settings.limits.bytes_max = 64 << 20;
         bench.reopen();
         assert!(matches!(bench.append(bench.event("orders", "{}")).await, Appended::Full(Full::Events { .. })));
-        bench.settings.events_max = 100;
-        bench.settings.functions_max = 1;
+        bench.settings.limits.events_max = 100;
+        bench.settings.limits.functions_max = 1;
         bench.reopen();
         assert!(matches!(bench.append(bench.event("new", "{}")).await, Appended::Full(Full::Functions { .. })));
         bench.settings.disk_reserve = u64::MAX;
@@ -489,7 +491,8 @@ async fn settling_twice_changes_nothing() {
         bench.append(bench.event("orders", "{}")).await;
         let leased = bench.lease("orders", Which::Due, 1).await;
         bench.settle(&leased[0], Settlement::Delivered).await;
-        bench.settle(&leased[0], Settlement::Bury(burial(START))).await;
+        let again = vec![(leased[0].lease, Settlement::Bury(burial(START)))];
+        assert_eq!(bench.store().settle(again).await.unwrap(), [leased[0].lease], "it says that the lease is lost");
         let census = bench.store().census().await.unwrap();
         assert_eq!((census.events, census.bytes), (0, 0));
     })

@@ -1,9 +1,23 @@
 //! The embedded engine: the outbox on the local disk. A journal takes every commit, an index (sled) finds it again.
 //!
-//! `writer` has the one thread that owns the store and the handle by which everybody asks it; `engine` the rules over any
-//! key-value store (`kv`); `journaled` the store itself; `store` the state directory.
+//! `writer` has the one thread that owns the store and the handle by which everybody asks it; `upkeep` what is to be done
+//! beside that; `engine` the rules over any key-value store (`kv`); `journaled` the store itself; `store` the state
+//! directory.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::outbox::{Error, Limits, OpenError, Opened};
+use engine::Engine;
+use store::place::exposure;
+use upkeep::Upkeep;
+use writer::{Handle, Writer};
 
 pub mod writer;
+
+pub mod upkeep;
 
 pub mod engine;
 
@@ -24,3 +38,53 @@ pub mod store;
 pub mod repair;
 
 pub mod memory;
+
+/// The limits of a store, and how this engine keeps it.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub limits: Limits,
+    /// Bytes of disk that appends leave free, so that settling stays possible.
+    pub disk_reserve: u64,
+    /// Bytes of the journal's files: about what a start has to read again, and what is held in memory for the index.
+    pub segment_bytes: u64,
+    /// Bytes of memory for the index's page cache.
+    pub cache: u64,
+}
+
+/// Opens the store of a state directory, which may take a while, and starts its thread.
+pub async fn open(
+    state_dir: &Path,
+    settings: Settings,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+) -> Result<Opened<Handle>, OpenError> {
+    let (dir, path, limits) = (state_dir.to_owned(), state_dir.display().to_string(), settings.limits);
+    let (its_clock, shown) = (clock.clone(), path.clone());
+    let opened = tokio::task::spawn_blocking(move || -> Result<_, OpenError> {
+        let store::Opened { store, salvaged } = store::open(&dir, &settings)?;
+        let lost = salvaged.map_or(0, |salvaged| salvaged.report.unreadable_events);
+        metrics.outbox_unreadable_events.set(i64::try_from(lost).unwrap_or(i64::MAX));
+        metrics.outbox_damaged_stores.set(i64::try_from(store::kept(&dir).len()).unwrap_or(i64::MAX));
+        let engine = Engine::open(store, settings, its_clock.clone(), &shown)?;
+        Ok(Writer::new(engine, its_clock, metrics))
+    });
+    let panicked = |error| OpenError::Damaged {
+        path: path.clone(),
+        why: format!("the engine panicked while opening it: {error}"),
+    };
+    let (writer, outbox) = opened.await.map_err(panicked)??;
+    if let Some(remark) = exposure(state_dir) {
+        tracing::warn!(state_dir = path, remedy = remark.remedy, "{}", remark.what);
+    }
+    let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || writer.run());
+    let thread =
+        thread.map_err(|error| OpenError::Io { doing: "starting the thread of", path, why: error.to_string() })?;
+    let (upkeep, closing) = (Upkeep::new(outbox.clone(), clock, &limits), outbox.clone());
+    let close = async move {
+        closing.close().await;
+        let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+        let panicked = || Error::Poisoned { why: "the outbox's thread panicked".to_owned() };
+        joined.ok().and_then(Result::ok).ok_or_else(panicked)
+    };
+    Ok(Opened { outbox, upkeep: Box::pin(upkeep.run()), closing: Box::pin(close) })
+}

@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use sendoff::clock::Clock;
 use sendoff::event::Event;
+use sendoff::outbox::Appended;
+use sendoff::outbox::embedded::Settings;
 use sendoff::outbox::embedded::engine::Engine;
 use sendoff::outbox::embedded::kv::Disk;
-use sendoff::outbox::{Appended, Settings};
 
 use crate::it::rig::daemon::{Daemon, Setup};
 use crate::it::rig::eventually;
@@ -99,7 +100,7 @@ fn the_files_never_take_more_than_bytes_max_and_a_full_store_drains_and_accepts_
 fn one_turn_of_appends_does_not_pass_the_limit() {
     let scratch = store::scratch();
     let mut engine = store::open(&scratch.path().join("state")).unwrap();
-    let limit = store::settings().bytes_max / 16 * 15;
+    let limit = store::settings().limits.bytes_max / 16 * 15;
     let event = |n| Event { payload: vec![b'x'; MIB as usize].into(), ..store::event(n * 40) };
     for (used, to_come) in [(limit - 3 * MIB, 0), (limit - 8 * MIB, 5 * MIB)] {
         let disk = Disk { used, to_come, ..Disk::default() };
@@ -118,7 +119,8 @@ fn one_turn_of_appends_does_not_pass_the_limit() {
 fn many_short_events_do_not_take_more_than_bytes_max_either() {
     let scratch = store::scratch();
     let state = scratch.path().join("state");
-    let settings = Settings { bytes_max: SHORT_BYTES_MAX, segment_bytes: 16 * MIB, ..store::settings() };
+    let mut settings = Settings { segment_bytes: 16 * MIB, ..store::settings() };
+    settings.limits.bytes_max = SHORT_BYTES_MAX;
     let open = || {
         let store = sendoff::outbox::embedded::store::open(&state, &settings).unwrap().store;
         Engine::open(store, settings.clone(), Clock::system(), "the store").unwrap()

@@ -8,9 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use sendoff::clock::Clock;
 use sendoff::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+use sendoff::outbox::embedded::Settings;
 use sendoff::outbox::embedded::engine::Engine;
 use sendoff::outbox::embedded::store::{self, Store};
-use sendoff::outbox::{Appended, Settings};
+use sendoff::outbox::{Appended, Limits};
 
 use crate::load::{self, Ack};
 
@@ -21,11 +22,13 @@ const MIB: u64 = 1 << 20;
 
 pub fn settings() -> Settings {
     Settings {
-        bytes_max: 1 << 40,
-        events_max: u64::MAX,
-        functions_max: 10_000,
-        dedupe_window: Duration::from_secs(86_400),
-        sdk_window: Duration::from_secs(3_600),
+        limits: Limits {
+            bytes_max: 1 << 40,
+            events_max: u64::MAX,
+            functions_max: 10_000,
+            dedupe_window: Duration::from_secs(86_400),
+            sdk_window: Duration::from_secs(3_600),
+        },
         // With a reserve of zero, the disk would not be asked.
         disk_reserve: 1,
         segment_bytes: 1 << 20,

@@ -13,11 +13,12 @@ use sendoff::event::name::Home;
 use sendoff::ingest;
 use sendoff::ingest::door::Door;
 use sendoff::metrics::Metrics;
+use sendoff::outbox::embedded;
 use sendoff::outbox::embedded::engine::Engine;
+use sendoff::outbox::embedded::upkeep::Upkeep;
 use sendoff::outbox::embedded::writer::Writer;
-use sendoff::outbox::{self, Changes, History, LaneWant, LeaseWant, Outbox, Settlement, Which};
+use sendoff::outbox::{self, Health, History, LaneWant, LeaseWant, Leases, Outbox, Settlement, Which};
 use sendoff::shutdown::Stop;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::disk::{self, NotOpened, Plug};
@@ -54,11 +55,6 @@ pub async fn live(world: &Arc<World>, life: u32, clock_offset_ms: i64, steps_lef
         world.end_process();
         return;
     };
-    let until_poisoned = async {
-        while parts.tap.poisoned().is_none() {
-            parts.tap.changed(u64::MAX - 1, Changes::Any).await;
-        }
-    };
     let (after, crashes) = match ending {
         Ending::Crash(after) => (after, true),
         Ending::Drain(after) => (after, false),
@@ -66,7 +62,7 @@ pub async fn live(world: &Arc<World>, life: u32, clock_offset_ms: i64, steps_lef
     let drains = tokio::select! {
         biased;
         () = world.power_went.notified() => false,
-        () = until_poisoned => true,
+        _ = parts.tap.failed() => true,
         () = tokio::time::sleep(after) => !crashes,
     };
     if drains {
@@ -81,10 +77,10 @@ pub async fn live(world: &Arc<World>, life: u32, clock_offset_ms: i64, steps_lef
     }
     world.set_front(None);
     let Parts { tap, door, stages, writer, .. } = parts;
-    if drains && world.is_on(life) && tap.poisoned().is_none() {
+    if drains && world.is_on(life) && tap.health() == Health::Well {
         // The process ends when the writer has released the store.
         door.wait().await;
-        drop(tap);
+        tap.inner.handle.close().await;
         writer.close();
         writer.wait().await;
     }
@@ -132,16 +128,16 @@ fn start(world: &Arc<World>, life: u32, clock_offset_ms: i64) -> Option<Parts> {
     let queue = FlakyQueue { world: world.clone(), life };
     let dispatch = Dispatch::new(tap.clone(), lambda, dispatch_settings(world), clock.clone(), metrics.clone());
     let letters = DeadLetters::new(tap.clone(), queue, letter_settings(world), clock.clone(), metrics.clone());
-    let sweeping = sweep(tap.clone(), clock.clone(), stop.leasing.clone());
+    let upkeep = Upkeep::new(tap.inner.handle.clone(), clock.clone(), &outbox_settings(world).limits);
+    let keeping = watched(tap.clone(), "upkeep", async move { upkeep.housekeeping().await }.boxed());
+    world.powers(writers.spawn(keeping).abort_handle());
     if scenario.clock_steps {
         let setting = crate::time::set_now_and_then(world.clone(), clock.clone(), stop.leasing.clone());
         world.powers(stages.spawn(setting).abort_handle());
     }
-    for (name, stage) in [
-        ("dispatch", dispatch.run(stop.clone()).boxed()),
-        ("dead letters", letters.run(stop.clone()).boxed()),
-        ("sweep", sweeping.boxed()),
-    ] {
+    for (name, stage) in
+        [("dispatch", dispatch.run(stop.clone()).boxed()), ("dead letters", letters.run(stop.clone()).boxed())]
+    {
         world.powers(stages.spawn(watched(tap.clone(), name, stage)).abort_handle());
     }
     let front = Front {
@@ -159,7 +155,7 @@ fn start(world: &Arc<World>, life: u32, clock_offset_ms: i64) -> Option<Parts> {
 async fn watched(tap: Tap, name: &'static str, stage: impl Future<Output = Result<(), outbox::Error>>) {
     match AssertUnwindSafe(stage).catch_unwind().await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) if tap.poisoned().is_none() && tap.world.is_on(tap.life) => {
+        Ok(Err(error)) if tap.health() == Health::Well && tap.world.is_on(tap.life) => {
             tap.world.violated("G2", format!("{name} ended: {error}"));
         }
         Ok(Err(_)) => {}
@@ -197,31 +193,21 @@ async fn charge_all(tap: &Tap) {
         spent: None,
     });
     let want = LeaseWant { lanes: lanes.collect(), bytes_max: u64::MAX };
-    let Ok(leased) = tap.inner.handle.lease(want).await else { return };
+    let Ok(Leases { events: leased, .. }) = tap.inner.handle.lease(want, None).await else { return };
     let charge = |history: History| History { attempts: history.attempts + 1, ..history };
     let done = leased.into_iter().map(|l| (l.lease, Settlement::RetryAt(charge(l.history)))).collect();
     drop(tap.inner.handle.settle(done).await);
 }
 
-async fn sweep(tap: Tap, clock: Clock, stop: CancellationToken) -> Result<(), outbox::Error> {
-    loop {
-        while tap.sweep().await? {}
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return Ok(()),
-            () = clock.until_stepped() => {}
-            () = clock.sleep(Duration::from_secs(15)) => {}
-        }
-    }
-}
-
-fn outbox_settings(world: &World) -> outbox::Settings {
-    outbox::Settings {
-        bytes_max: world.scenario.bytes_max,
-        events_max: 10_000,
-        functions_max: 1_000,
-        dedupe_window: world.scenario.dedupe_window,
-        sdk_window: world.scenario.sdk_window,
+fn outbox_settings(world: &World) -> embedded::Settings {
+    embedded::Settings {
+        limits: outbox::Limits {
+            bytes_max: world.scenario.bytes_max,
+            events_max: 10_000,
+            functions_max: 1_000,
+            dedupe_window: world.scenario.dedupe_window,
+            sdk_window: world.scenario.sdk_window,
+        },
         disk_reserve: 1 << 20,
         segment_bytes: 1 << 20,
         cache: 1 << 20,

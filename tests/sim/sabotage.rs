@@ -8,8 +8,8 @@ use sendoff::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redrive
 use sendoff::outbox::embedded::writer::Handle;
 use sendoff::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::{
-    Appended, Burial, BuryReason, Census, Changes, Error, Found, History, LaneNews, LaneView, Lease, LeaseWant, Leased,
-    Outbox, Settlement,
+    Appended, Burial, BuryReason, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant,
+    Leases, Outbox, Settlement, Unsettled,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,11 +109,12 @@ impl Outbox for Sabotaged {
         self.handle.append(batch).await
     }
 
-    async fn lease(&self, mut want: LeaseWant) -> Result<Vec<Leased>, Error> {
+    async fn lease(&self, mut want: LeaseWant, since: Option<u64>) -> Result<Leases, Error> {
         if self.bug == Some(Bug::ForgetSpending) {
             want.lanes.iter_mut().for_each(|lane| lane.spent = None);
         }
-        let mut leased = self.handle.lease(want).await?;
+        let mut leases = self.handle.lease(want, since).await?;
+        let leased = &mut leases.events;
         if self.bug == Some(Bug::DeleteOnLease) {
             self.handle.settle(leased.iter().map(|l| (l.lease, Settlement::Delivered)).collect()).await?;
         }
@@ -123,10 +124,10 @@ impl Outbox for Sabotaged {
         if self.bug == Some(Bug::IgnoreExpiry) {
             leased.iter_mut().for_each(|l| l.event.expires_at = None);
         }
-        Ok(leased)
+        Ok(leases)
     }
 
-    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
+    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
         self.handle.settle(done.into_iter().map(|settled| self.spoil(settled)).collect()).await
     }
 
@@ -138,10 +139,6 @@ impl Outbox for Sabotaged {
         self.handle.find(id).await
     }
 
-    async fn sweep(&self) -> Result<bool, Error> {
-        self.handle.sweep().await
-    }
-
     async fn census(&self) -> Result<Census, Error> {
         self.handle.census().await
     }
@@ -150,8 +147,12 @@ impl Outbox for Sabotaged {
         self.handle.changed(since, what).await;
     }
 
-    fn poisoned(&self) -> Option<String> {
-        self.handle.poisoned()
+    fn health(&self) -> Health {
+        self.handle.health()
+    }
+
+    async fn failed(&self) -> String {
+        self.handle.failed().await
     }
 }
 

@@ -7,7 +7,8 @@ use sendoff::event::{Event, EventId, FunctionName};
 use sendoff::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use sendoff::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::{
-    Appended, Census, Changes, Error, Found, History, LaneNews, LaneView, Lease, LeaseWant, Leased, Outbox, Settlement,
+    Appended, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant, Leases, Outbox,
+    Settlement, Unsettled,
 };
 
 use crate::sabotage::Sabotaged;
@@ -33,11 +34,11 @@ impl Outbox for Tap {
         appended
     }
 
-    async fn lease(&self, want: LeaseWant) -> Result<Vec<Leased>, Error> {
+    async fn lease(&self, want: LeaseWant, since: Option<u64>) -> Result<Leases, Error> {
         self.world.point(self.life, "before a lease").await;
-        let leased = self.inner.lease(want).await?;
+        let leases = self.inner.lease(want, since).await?;
         let now = self.clock.now();
-        for leased in &leased {
+        for leased in &leases.events {
             self.world.note(|| format!("lease {} calls={}", leased.event.id, leased.history.calls));
             let found = self.world.ledger().leased(leased, now, self.world.now());
             let delayed = self.world.ledger().delayed(leased.event.id, self.world.now());
@@ -46,10 +47,10 @@ impl Outbox for Tap {
             }
         }
         self.world.point(self.life, "after a lease").await;
-        Ok(leased)
+        Ok(leases)
     }
 
-    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
+    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
         // The times at which the settlement was decided. The clock may be set before it is on the disk.
         let (now, world_now) = (self.clock.now(), self.world.now());
         self.world.point(self.life, "before a settlement").await;
@@ -77,13 +78,6 @@ impl Outbox for Tap {
         self.inner.find(id).await
     }
 
-    async fn sweep(&self) -> Result<bool, Error> {
-        self.world.point(self.life, "before a sweep").await;
-        let swept = self.inner.sweep().await;
-        self.world.point(self.life, "after a sweep").await;
-        swept
-    }
-
     async fn census(&self) -> Result<Census, Error> {
         self.inner.census().await
     }
@@ -92,8 +86,12 @@ impl Outbox for Tap {
         self.inner.changed(since, what).await;
     }
 
-    fn poisoned(&self) -> Option<String> {
-        self.inner.poisoned()
+    fn health(&self) -> Health {
+        self.inner.health()
+    }
+
+    async fn failed(&self) -> String {
+        self.inner.failed().await
     }
 }
 

@@ -8,8 +8,10 @@ use sendoff::clock::{Clock, UnixMillis};
 use sendoff::dispatch::{Answer, Call, Dispatch, Failure, FailureKind, Invoke, Mode, Policy, Reply, Settings};
 use sendoff::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
 use sendoff::metrics::Metrics;
+use sendoff::outbox::embedded;
 use sendoff::outbox::embedded::engine::Engine;
 use sendoff::outbox::embedded::memory::MemoryDisk;
+use sendoff::outbox::embedded::upkeep::Upkeep;
 use sendoff::outbox::embedded::writer::{Handle, Writer};
 use sendoff::outbox::{self, BuryReason, Outbox, Place};
 use sendoff::shutdown::Stop;
@@ -83,17 +85,19 @@ struct Life {
 impl Life {
     fn begin(disk: &MemoryDisk, start: UnixMillis, reply: Reply) -> Self {
         let clock = Clock::seeded(start, 7);
-        let settings = outbox::Settings {
-            bytes_max: 1 << 30,
-            events_max: 1_000,
-            functions_max: 100,
-            dedupe_window: HOUR,
-            sdk_window: HOUR,
+        let settings = embedded::Settings {
+            limits: outbox::Limits {
+                bytes_max: 1 << 30,
+                events_max: 1_000,
+                functions_max: 100,
+                dedupe_window: HOUR,
+                sdk_window: HOUR,
+            },
             disk_reserve: 0,
             segment_bytes: 1 << 20,
             cache: 0,
         };
-        let metrics = Arc::new(Metrics::new().unwrap());
+        let (limits, metrics) = (settings.limits, Arc::new(Metrics::new().unwrap()));
         let engine = Engine::open(disk.open(), settings, clock.clone(), "memory").unwrap();
         let (writer, outbox) = Writer::new(engine, clock.clone(), metrics.clone());
         let lambda = Told { clock: clock.clone(), reply: Arc::new(Mutex::new(reply)), calls: Arc::default() };
@@ -114,17 +118,8 @@ impl Life {
         tasks.spawn(writer.run_async(|| Duration::from_millis(1)));
         let running = dispatch.run(stop.clone());
         tasks.spawn(async move { running.await.unwrap() });
-        let (swept, set, until) = (outbox.clone(), clock.clone(), stop.leasing.clone());
-        tasks.spawn(async move {
-            while !until.is_cancelled() {
-                while swept.sweep().await.unwrap() {}
-                tokio::select! {
-                    biased;
-                    () = until.cancelled() => {}
-                    () = set.until_stepped() => {}
-                }
-            }
-        });
+        let upkeep = Upkeep::new(outbox.clone(), clock.clone(), &limits);
+        tasks.spawn(async move { upkeep.housekeeping().await.unwrap() });
         Self { clock, outbox, lambda, stop, tasks }
     }
 
@@ -169,7 +164,9 @@ impl Life {
     async fn end(mut self) {
         self.stop.leasing.cancel();
         self.stop.working.cancel();
-        drop(self.outbox);
+        // Only dispatch ends by itself: its last settlements come first.
+        self.tasks.join_next().await.unwrap().unwrap();
+        self.outbox.close().await;
         while let Some(ended) = self.tasks.join_next().await {
             ended.unwrap();
         }

@@ -4,7 +4,9 @@
 //! rules.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
+
+use futures_util::future::BoxFuture;
+use tokio::task::JoinSet;
 
 use crate::admin::{Admin, Readiness};
 use crate::aws;
@@ -12,14 +14,15 @@ use crate::cli::admin_client::AdminClient;
 use crate::cli::{Exit, Failure};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::daemon;
+use crate::daemon::{self, Store};
 use crate::metrics::Metrics;
-use crate::outbox::embedded::engine::OpenError;
-use crate::outbox::embedded::writer::Handle;
+use crate::outbox::{self, OpenError, Opened};
 
 pub(super) struct OwnStore {
-    admin: Admin<Handle>,
-    writer: JoinHandle<()>,
+    admin: Admin<Store>,
+    closing: BoxFuture<'static, Result<(), outbox::Error>>,
+    /// The store's upkeep; it ends with the store.
+    keeping: JoinSet<Result<(), outbox::Error>>,
 }
 
 impl OwnStore {
@@ -27,7 +30,7 @@ impl OwnStore {
     pub(super) async fn open(config: &Config, shared: &aws::Shared, clock: &Clock) -> Result<Self, Failure> {
         let metrics = Arc::new(Metrics::new().map_err(|error| Failure::new(Exit::Internal, error))?);
         let opened = daemon::open(config, clock, &metrics).await;
-        let (outbox, writer) = opened.map_err(|error| match error {
+        let Opened { outbox, upkeep, closing } = opened.map_err(|error| match error {
             daemon::Error::Store(OpenError::Locked { path, .. }) => Failure::saying(
                 Exit::Unavailable,
                 format!("a daemon runs on {path}: leave out --standalone, and the letters go through it"),
@@ -35,14 +38,17 @@ impl OwnStore {
             daemon::Error::Store(error @ OpenError::Io { .. }) => Failure::new(Exit::Unavailable, error),
             error @ (daemon::Error::Store(OpenError::Newer { .. } | OpenError::Damaged { .. })
             | daemon::Error::Bind { .. }
+            | daemon::Error::Closing(_)
             | daemon::Error::Aws(_)
             | daemon::Error::File(_)
             | daemon::Error::System { .. }) => Failure::new(Exit::Internal, error),
         })?;
+        let mut keeping = JoinSet::new();
+        keeping.spawn(upkeep);
         let admin = Admin::new(Readiness::new(&metrics), metrics, clock.clone());
         admin.set_outbox(Some(outbox));
         admin.set_settings(daemon::admin_settings(config, shared));
-        Ok(Self { admin, writer })
+        Ok(Self { admin, closing, keeping })
     }
 
     pub(super) fn client(&self) -> AdminClient {
@@ -52,6 +58,9 @@ impl OwnStore {
     /// Closes the store after all requests are written.
     pub(super) async fn close(self) -> Result<(), Failure> {
         self.admin.set_outbox(None);
-        daemon::close(self.writer).await.map_err(|error| Failure::new(Exit::Internal, error))
+        let Self { closing, keeping, .. } = self;
+        let closed = closing.await;
+        drop(keeping);
+        closed.map_err(|error| Failure::new(Exit::Internal, error))
     }
 }

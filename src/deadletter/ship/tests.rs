@@ -8,11 +8,13 @@ use crate::clock::UnixMillis;
 use crate::deadletter::{Format, Oversize, Trouble};
 use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
 use crate::outbox::dead::BuriedWant;
+use crate::outbox::embedded;
 use crate::outbox::embedded::engine::Engine;
 use crate::outbox::embedded::kv::{Batch, Disk, Failed, Kv};
 use crate::outbox::embedded::memory::{MemoryDisk, MemoryKv};
 use crate::outbox::embedded::writer::{Handle, Writer};
 use crate::outbox::operator::Operator;
+use crate::outbox::testing::Leaving;
 use crate::outbox::{self, BuryReason, Outbox};
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
@@ -119,6 +121,8 @@ fn refused() -> Shipment {
 
 struct Bench {
     store: Handle,
+    /// The same, as the stage sees it.
+    leaving: Leaving<Handle>,
     clock: Clock,
     metrics: Arc<Metrics>,
     sqs: FakeSqs,
@@ -131,12 +135,14 @@ impl Bench {
     fn new() -> Self {
         let clock = Clock::seeded(START, 1);
         let metrics = Arc::new(Metrics::new().unwrap());
-        let limits = outbox::Settings {
-            bytes_max: 100 << 20,
-            events_max: 1_000,
-            functions_max: 100,
-            dedupe_window: Duration::from_secs(3_600),
-            sdk_window: Duration::from_secs(60),
+        let limits = embedded::Settings {
+            limits: outbox::Limits {
+                bytes_max: 100 << 20,
+                events_max: 1_000,
+                functions_max: 100,
+                dedupe_window: Duration::from_secs(3_600),
+                sdk_window: Duration::from_secs(60),
+            },
             disk_reserve: 0,
             segment_bytes: 1 << 20,
             cache: 8 << 20,
@@ -158,7 +164,8 @@ impl Bench {
             redrives_max: 3,
         };
         let sqs = FakeSqs { clock: Some(clock.clone()), ..FakeSqs::default() };
-        Self { store, clock, metrics, sqs, settings, broken, tasks }
+        let leaving = Leaving::new(store.clone());
+        Self { store, leaving, clock, metrics, sqs, settings, broken, tasks }
     }
 
     async fn bury(&self, function: &str, payload: &str) -> EventId {
@@ -181,7 +188,7 @@ impl Bench {
         let lanes = self.store.lanes(0).await.unwrap().lanes;
         let lane = lanes.iter().find(|lane| lane.function.as_str() == function).unwrap().lane;
         let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, bytes_max: u64::MAX, spent: None }];
-        let leased = self.store.lease(LeaseWant { lanes, bytes_max: u64::MAX }).await.unwrap();
+        let leased = self.store.lease(LeaseWant { lanes, bytes_max: u64::MAX }, None).await.unwrap().events;
         let burial = Burial { reason: BuryReason::Refused, at: now, unshippable: None };
         let history = History { burial: Some(burial), due: now, ..History::default() };
         self.store.settle(vec![(leased[0].lease, Settlement::Bury(history))]).await.unwrap();
@@ -192,7 +199,7 @@ impl Bench {
     fn start(&self) -> (Stop, JoinSet<Result<(), Error>>) {
         let stop = Stop::default();
         let (ship, settings) = (self.sqs.clone(), self.settings.clone());
-        let letters = DeadLetters::new(self.store.clone(), ship, settings, self.clock.clone(), self.metrics.clone());
+        let letters = DeadLetters::new(self.leaving.clone(), ship, settings, self.clock.clone(), self.metrics.clone());
         let mut stage = JoinSet::new();
         stage.spawn(letters.run(stop.clone()));
         (stop, stage)
@@ -422,4 +429,23 @@ async fn a_poisoned_store_ends_the_stage_and_keeps_the_letters() {
     let ended = stage.join_next().await.unwrap().unwrap();
     assert!(matches!(ended, Err(Error::Poisoned { .. })), "{ended:?}");
     assert_eq!(bench.sqs.had("q"), ["1"], "shipped, but not settled: it is shipped again after a restart");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_away_is_waited_out_and_its_letters_are_shipped_once_it_is_back() {
+    let bench = Bench::new();
+    bench.bury("f", "1").await;
+    bench.leaving.leave();
+    let (stop, mut stage) = bench.start();
+    bench.clock.sleep(Duration::from_secs(30)).await;
+    assert_eq!(bench.buried().await.len(), 1);
+    let refused = bench.leaving.refused();
+    assert!((2..=60).contains(&refused), "it was asked {refused} times within 30 s");
+    bench.leaving.come_back();
+    bench.clock.sleep(Duration::from_secs(5)).await;
+    assert!(bench.buried().await.is_empty(), "shipped");
+    bench.leaving.leave();
+    bench.clock.sleep(Duration::from_secs(5)).await;
+    stop.leasing.cancel();
+    stage.join_next().await.unwrap().unwrap().unwrap();
 }

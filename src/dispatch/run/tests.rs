@@ -7,11 +7,15 @@ use super::*;
 use crate::dispatch::verdict::PauseKind;
 use crate::dispatch::{Answer, Mode, Policy};
 use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
+use crate::outbox::embedded;
 use crate::outbox::embedded::engine::Engine;
 use crate::outbox::embedded::memory::MemoryDisk;
 use crate::outbox::embedded::writer::{Handle, Writer};
 use crate::outbox::operator::{Keys, Operator, Purge, Touched};
+use crate::outbox::testing::Leaving;
 use crate::outbox::{self, Place};
+
+mod away;
 
 mod crowd;
 
@@ -62,6 +66,8 @@ fn well() -> Reply {
 /// An outbox, a dispatch on it, and the fake Lambda.
 struct Bench {
     outbox: Handle,
+    /// The same, as dispatch sees it.
+    leaving: Leaving<Handle>,
     fake: Fake,
     clock: Clock,
     status: Status,
@@ -95,12 +101,14 @@ impl Bench {
     ) -> Self {
         let clock = Clock::seeded(START, 7);
         let metrics = Arc::new(Metrics::new().unwrap());
-        let limits = outbox::Settings {
-            bytes_max: 1 << 30,
-            events_max: 1_000_000,
-            functions_max,
-            dedupe_window: Duration::from_secs(3_600),
-            sdk_window: Duration::from_secs(60),
+        let limits = embedded::Settings {
+            limits: outbox::Limits {
+                bytes_max: 1 << 30,
+                events_max: 1_000_000,
+                functions_max,
+                dedupe_window: Duration::from_secs(3_600),
+                sdk_window: Duration::from_secs(60),
+            },
             disk_reserve: 0,
             segment_bytes: 1 << 20,
             cache: 8 << 20,
@@ -114,12 +122,13 @@ impl Bench {
             calls: Arc::default(),
             delivered: Arc::default(),
         };
-        let dispatch = Dispatch::new(outbox.clone(), fake.clone(), settings, clock.clone(), metrics.clone());
+        let leaving = Leaving::new(outbox.clone());
+        let dispatch = Dispatch::new(leaving.clone(), fake.clone(), settings, clock.clone(), metrics.clone());
         let (status, stop, mut tasks) = (dispatch.status(), Stop::default(), JoinSet::new());
         tasks.spawn(writer.run_async(move || commit));
         let run = dispatch.run(stop.clone());
         tasks.spawn(async move { run.await.unwrap() });
-        Self { outbox, fake, clock, status, metrics, stop, tasks }
+        Self { outbox, leaving, fake, clock, status, metrics, stop, tasks }
     }
 
     fn event(&self, function: &str) -> Event {
@@ -169,7 +178,7 @@ impl Bench {
     async fn end(mut self) {
         self.stop.leasing.cancel();
         self.stop.working.cancel();
-        drop(self.outbox);
+        drop((self.outbox, self.leaving));
         while let Some(ended) = self.tasks.join_next().await {
             ended.unwrap();
         }

@@ -54,9 +54,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         match self.outbox.find_head(id).await {
             Ok(Some(found)) => Ok(json(StatusCode::OK, written(&EventState::from(found)), permit)),
             Ok(None) => Err(Refusal::EventUnknown { id }),
-            Err(error) => {
-                Err(Refusal::Unavailable { why: error.to_string(), retry_after: self.retry_after(UNAVAILABLE_RETRY) })
-            }
+            Err(error) => Err(self.unavailable(&error)),
         }
     }
 

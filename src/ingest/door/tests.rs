@@ -14,7 +14,8 @@ use crate::http::{Limits, Server};
 use crate::ingest::admission::REQUEST_BYTES_MIN;
 use crate::ingest::lambda_api::tests::settings;
 use crate::outbox::{
-    Census, Changes, Found, Full as OutboxFull, History, LaneNews, Lease, LeaseWant, Leased, Place, Settlement,
+    Census, Changes, Found, Full as OutboxFull, Health as OutboxHealth, History, LaneNews, Lease, LeaseWant, Leases,
+    Place, Settlement, Unsettled,
 };
 
 mod memory;
@@ -40,6 +41,7 @@ struct Kept {
 enum Trouble {
     Full,
     Poisoned,
+    Away,
 }
 
 impl Kept {
@@ -59,6 +61,9 @@ impl Outbox for Kept {
         match *self.trouble.lock().unwrap() {
             Some(Trouble::Full) => {
                 return Ok(vec![Appended::Full(OutboxFull::Bytes { used: 7, wanted: 1, limit: 7 }); batch.len()]);
+            }
+            Some(Trouble::Away) => {
+                return Err(Error::Away { why: "no connection".to_owned(), retry_after: Duration::from_secs(7) });
             }
             Some(Trouble::Poisoned) => return Err(Error::Poisoned { why: "fsync failed".to_owned() }),
             None => {}
@@ -80,12 +85,12 @@ impl Outbox for Kept {
         Ok(appended)
     }
 
-    async fn lease(&self, _: LeaseWant) -> Result<Vec<Leased>, Error> {
-        Ok(Vec::new())
+    async fn lease(&self, _: LeaseWant, _: Option<u64>) -> Result<Leases, Error> {
+        Ok(Leases::default())
     }
 
-    async fn settle(&self, _: Vec<(Lease, Settlement)>) -> Result<(), Error> {
-        Ok(())
+    async fn settle(&self, _: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
+        Ok(Vec::new())
     }
 
     async fn lanes(&self, _: u64) -> Result<LaneNews, Error> {
@@ -104,18 +109,18 @@ impl Outbox for Kept {
         Ok(event.map(found))
     }
 
-    async fn sweep(&self) -> Result<bool, Error> {
-        Ok(false)
-    }
-
     async fn census(&self) -> Result<Census, Error> {
         Ok(Census::default())
     }
 
     async fn changed(&self, _since: u64, _: Changes) {}
 
-    fn poisoned(&self) -> Option<String> {
-        None
+    fn health(&self) -> OutboxHealth {
+        OutboxHealth::Well
+    }
+
+    async fn failed(&self) -> String {
+        std::future::pending().await
     }
 }
 
@@ -220,6 +225,19 @@ async fn a_full_outbox_names_its_limit_and_says_when_to_come_back() {
     assert!((2_000..=4_000).contains(&millis) && seconds * 1_000 >= millis, "{millis} ms, {seconds} s");
     *kept.trouble.lock().unwrap() = Some(Trouble::Poisoned);
     assert_eq!(event(&door, &[], "{}").await.status, 503);
+    *kept.trouble.lock().unwrap() = None;
+    assert_eq!(event(&door, &[], "{}").await.status, 202);
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_answered_with_503_and_the_time_that_it_asks_for() {
+    let (door, kept) = door(settings());
+    *kept.trouble.lock().unwrap() = Some(Trouble::Away);
+    let reply = event(&door, &[], "{}").await;
+    assert_eq!((reply.status, reply.header("x-amzn-errortype")), (503, "ServiceException"));
+    let seconds: u64 = reply.header("retry-after").parse().unwrap();
+    assert!((7..=14).contains(&seconds), "{seconds} s");
+    assert!(kept.is_empty());
     *kept.trouble.lock().unwrap() = None;
     assert_eq!(event(&door, &[], "{}").await.status, 202);
 }

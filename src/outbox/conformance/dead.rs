@@ -185,7 +185,7 @@ async fn a_letter_from_a_queue_is_no_repeat_of_its_original_but_of_its_own_copie
         let repeat = bench.append(bench.keyed("orders", "{}", "k1", KeySource::Header)).await;
         assert_eq!(repeat, Appended::Repeat { first: original.id }, "the client's own key still means the original");
 
-        bench.clock.sleep(bench.settings.dedupe_window).await;
+        bench.clock.sleep(bench.settings.limits.dedupe_window).await;
         let swept = async |bench: &Bench| {
             while bench.store().sweep().await.unwrap() {}
             bench.store().census().await.unwrap().keys
@@ -194,7 +194,7 @@ async fn a_letter_from_a_queue_is_no_repeat_of_its_original_but_of_its_own_copie
         for leased in bench.lease("orders", Which::Due, 5).await {
             bench.settle(&leased, Settlement::Delivered).await;
         }
-        bench.clock.sleep(bench.settings.dedupe_window).await;
+        bench.clock.sleep(bench.settings.limits.dedupe_window).await;
         assert_eq!(swept(&bench).await, 0, "redriven keys are swept too");
     })
     .await;
@@ -222,7 +222,7 @@ async fn exported_letters_come_in_once_under_their_own_ids() {
 #[tokio::test(start_paused = true)]
 async fn letters_that_do_not_fit_are_refused() {
     on_every_engine(|mut bench| async move {
-        bench.settings.bytes_max = 2_000;
+        bench.settings.limits.bytes_max = 2_000;
         bench.reopen();
         let event = bench.event("orders", &"x".repeat(3_000));
         let redriven = vec![Redriven { event: event.clone(), origin: "o".into() }];

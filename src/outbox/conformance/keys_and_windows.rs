@@ -107,12 +107,12 @@ async fn keys_of_the_greatest_length_are_told_apart_by_their_last_character() {
 #[tokio::test(start_paused = true)]
 async fn what_is_refused_for_want_of_room_leaves_its_key_unknown() {
     on_every_engine(|mut bench| async move {
-        bench.settings.events_max = 1;
+        bench.settings.limits.events_max = 1;
         bench.reopen();
         bench.append(bench.event("orders", "{}")).await;
         let refused = bench.append(bench.keyed("orders", "{}", "k", KeySource::Header)).await;
         assert!(matches!(refused, Appended::Full(Full::Events { .. })));
-        bench.settings.events_max = 2;
+        bench.settings.limits.events_max = 2;
         bench.reopen();
         assert_eq!(bench.append(bench.keyed("orders", "{}", "k", KeySource::Header)).await, Appended::Stored);
     })

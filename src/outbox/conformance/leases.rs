@@ -62,12 +62,12 @@ async fn a_lease_ends_at_its_bytes_but_the_first_event_is_always_taken() {
         let lane = bench.view("orders").await.lane;
         let want = |bytes_max| {
             let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 10, bytes_max: u64::MAX, spent: None }];
-            bench.store().lease(LeaseWant { lanes, bytes_max })
+            bench.store().lease(LeaseWant { lanes, bytes_max }, None)
         };
-        assert_eq!(want(0).await.unwrap().len(), 0);
-        assert_eq!(want(1).await.unwrap().len(), 1);
-        assert_eq!(want(1_001).await.unwrap().len(), 2);
-        assert_eq!(want(u64::MAX).await.unwrap().len(), 1);
+        assert_eq!(want(0).await.unwrap().events.len(), 0);
+        assert_eq!(want(1).await.unwrap().events.len(), 1);
+        assert_eq!(want(1_001).await.unwrap().events.len(), 2);
+        assert_eq!(want(u64::MAX).await.unwrap().events.len(), 1);
     })
     .await;
 }
@@ -144,8 +144,8 @@ fn burial_free(due: UnixMillis) -> History {
 async fn ten_thousand_lanes_are_kept_and_told_apart() {
     on_every_engine(|mut bench| async move {
         const LANES: usize = 10_000;
-        bench.settings.functions_max = LANES as u64;
-        bench.settings.events_max = LANES as u64 + 1;
+        bench.settings.limits.functions_max = LANES as u64;
+        bench.settings.limits.events_max = LANES as u64 + 1;
         bench.reopen();
         let names: Vec<_> = (0..LANES).map(|n| format!("function-{n:05}")).collect();
         for some in names.chunks(1_000) {
@@ -169,7 +169,7 @@ async fn ten_thousand_lanes_are_kept_and_told_apart() {
             spent: None,
         });
         let want = LeaseWant { lanes: lanes.collect(), bytes_max: u64::MAX };
-        assert_eq!(bench.store().lease(want).await.unwrap().len(), 2);
+        assert_eq!(bench.store().lease(want, None).await.unwrap().events.len(), 2);
     })
     .await;
 }

@@ -55,7 +55,7 @@ struct Model {
 type Bytes = bytes::Bytes;
 
 impl Model {
-    fn append(&mut self, event: &Event, now: UnixMillis, settings: &Settings) -> Appended {
+    fn append(&mut self, event: &Event, now: UnixMillis, limits: &Limits) -> Appended {
         let sdk = event.key.source == KeySource::SdkInvocationId;
         if event.key.source != KeySource::Minted {
             let scope = (event.function.name.as_str().to_owned(), event.key.value.clone(), sdk);
@@ -69,7 +69,7 @@ impl Model {
                     Appended::Conflict { first }
                 };
             }
-            let window = if sdk { settings.sdk_window } else { settings.dedupe_window };
+            let window = if sdk { limits.sdk_window } else { limits.dedupe_window };
             self.keys.insert(scope, (event.id, event.payload.clone(), now.plus(window)));
         }
         let (place, due) = match event.deliver_at {
@@ -115,9 +115,9 @@ impl Model {
     }
 
     /// A key outlives its event by its window, if that did not leave soon.
-    fn outlive(&mut self, id: EventId, now: UnixMillis, settings: &Settings) {
+    fn outlive(&mut self, id: EventId, now: UnixMillis, limits: &Limits) {
         for ((_, _, sdk), (first, _, until)) in &mut self.keys {
-            let window = if *sdk { settings.sdk_window } else { settings.dedupe_window };
+            let window = if *sdk { limits.sdk_window } else { limits.dedupe_window };
             if *first == id && now.since(id.accepted_at()) >= window / 8 {
                 *until = now.plus(window);
             }
@@ -140,18 +140,18 @@ impl Model {
     }
 
     /// A sweep forgets the keys whose time is over and whose event is gone; others it gives another window.
-    fn sweep(&mut self, now: UnixMillis, settings: &Settings) {
+    fn sweep(&mut self, now: UnixMillis, limits: &Limits) {
         for ((_, _, sdk), (first, _, until)) in &mut self.keys {
             if *until <= now && self.events.contains_key(first) {
-                *until = now.plus(if *sdk { settings.sdk_window } else { settings.dedupe_window });
+                *until = now.plus(if *sdk { limits.sdk_window } else { limits.dedupe_window });
             }
         }
         self.keys.retain(|_, (_, _, until)| *until > now);
     }
 
-    fn settle(&mut self, id: EventId, settlement: &Settlement, now: UnixMillis, settings: &Settings) {
+    fn settle(&mut self, id: EventId, settlement: &Settlement, now: UnixMillis, limits: &Limits) {
         if matches!(settlement, Settlement::Delivered | Settlement::Shipped) {
-            self.outlive(id, now, settings);
+            self.outlive(id, now, limits);
         }
         let Some(kept) = self.events.get_mut(&id).filter(|kept| kept.leased) else { return };
         kept.leased = false;
@@ -209,7 +209,7 @@ async fn agree<K: Kv>(calls: Vec<Call>, open: impl Fn() -> K) {
                     }
                 };
                 let event = Event { deliver_at: delay_ms.map(|ms| now.plus(Duration::from_millis(ms))), ..event };
-                let expected = model.append(&event, now, &settings);
+                let expected = model.append(&event, now, &settings.limits);
                 assert_eq!(store.append(vec![event], ROOM).unwrap(), [expected], "{call:?}");
                 store.commit().unwrap();
             }
@@ -236,7 +236,7 @@ async fn agree<K: Kv>(calls: Vec<Call>, open: impl Fn() -> K) {
                     2 | 3 => Settlement::RetryAt(retry_at(due)),
                     _ => Settlement::Bury(burial(due)),
                 };
-                model.settle(leased.lease.id, &settlement, now, &settings);
+                model.settle(leased.lease.id, &settlement, now, &settings.limits);
                 store.settle(vec![(leased.lease, settlement)]).unwrap();
                 store.commit().unwrap();
             }
@@ -253,7 +253,7 @@ async fn agree<K: Kv>(calls: Vec<Call>, open: impl Fn() -> K) {
             Call::Sweep => {
                 while store.sweep().unwrap() {}
                 store.commit().unwrap();
-                model.sweep(now, &settings);
+                model.sweep(now, &settings.limits);
                 assert_eq!(store.census().unwrap().keys, model.keys.len() as u64);
             }
             Call::Crash => {

@@ -96,15 +96,17 @@ async fn after_a_failure_nothing_is_accepted_everybody_hears_it_and_reopening_re
         *switch.lock().unwrap() = Trouble::None; // "retry the fsync and hope" is not offered
         poisons(store.append(vec![bench.event("orders", "{}")]).await);
         poisons(store.append(vec![bench.keyed("orders", "{}", "k", KeySource::Header)]).await);
-        poisons(store.lease(LeaseWant::default()).await);
-        poisons(store.settle(Vec::new()).await);
+        poisons(store.lease(LeaseWant::default(), Some(0)).await);
+        poisons(store.settle(Vec::new()).await.map_err(Error::from));
         poisons(store.lanes(0).await);
         poisons(store.find(accepted.id).await);
         poisons(store.sweep().await);
         poisons(store.census().await);
         store.changed(seen, Changes::Any).await;
         store.changed(seen, Changes::Buried).await;
-        assert!(store.poisoned().is_some_and(|why| !why.is_empty()), "{trouble:?}");
+        let why = store.failed().await;
+        assert!(!why.is_empty(), "{trouble:?}");
+        assert_eq!(store.health(), Health::Poisoned { why });
         assert_eq!(metrics.outbox_poisoned.get(), 1);
         drop(store);
         thread.join().unwrap();

@@ -13,8 +13,9 @@ use super::kv::{Batch, Disk, Failed, Kv};
 use super::record::{KeyRecord, LaneRecord, Record, Unreadable, chunks, encode_body};
 use crate::clock::{Clock, Steps, UnixMillis};
 use crate::event::{Event, EventId, FunctionName};
+use crate::outbox::embedded::Settings;
 use crate::outbox::{
-    Appended, Census, Count, Full, History, LaneCensus, LaneId, LaneNews, LaneView, Place, Settings, Spent,
+    Appended, Census, Count, Full, History, LaneCensus, LaneId, LaneNews, LaneView, Limits, OpenError, Place, Spent,
 };
 use key_filter::KeyFilter;
 use lane::Lane;
@@ -103,19 +104,6 @@ pub struct Engine<K> {
     dirty: BTreeSet<LaneId>,
     /// Events that were met since the start and cannot be read.
     unreadable: BTreeSet<EventId>,
-}
-
-/// Why a store could not be opened.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum OpenError {
-    #[error("{path} is in use by another sendoff{by}; stop that one first, or give this one its own --state-dir")]
-    Locked { path: String, by: String },
-    #[error("{path} was written by a newer sendoff (format {found}, this one reads up to {supported})")]
-    Newer { path: String, found: u32, supported: u32 },
-    #[error("{path} is damaged: {why}")]
-    Damaged { path: String, why: String },
-    #[error("{doing} {path}: {why}")]
-    Io { doing: &'static str, path: String, why: String },
 }
 
 /// The version of the whole layout of keys; records have versions of their own.
@@ -291,7 +279,7 @@ impl<K: Kv> Engine<K> {
     }
 
     fn full(&mut self, event: &Event, bytes: u64, disk: Disk) -> Option<Full> {
-        let Settings { bytes_max, events_max, functions_max, .. } = self.settings;
+        let Limits { bytes_max, events_max, functions_max, .. } = self.settings.limits;
         let functions = self.lanes.len() as u64;
         // What the files take counts as much as what is in them, and what is about to be written as if it were. A part stays
         // free, for settling what is there.

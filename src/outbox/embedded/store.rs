@@ -20,14 +20,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
 
-use super::engine::OpenError;
 use super::journal::files::{Directory, sync_dir};
 use super::journal::{self, Journal};
 use super::journaled::{self, Journaled, Recovered, Stale, begin_index};
 use super::kv::Failed;
 use super::repair::{self, Report};
 use super::sled::{OpenError as IndexError, SledIndex, sync_all_below, wait_until_let_go};
-use crate::outbox::Settings;
+use crate::outbox::OpenError;
+use crate::outbox::embedded::Settings;
 use suspicion::Suspicion;
 use witness::Witness;
 
@@ -262,7 +262,7 @@ impl Home {
             journal,
             index,
             watcher,
-            journaled::Settings::of(settings.segment_bytes, settings.bytes_max),
+            journaled::Settings::of(settings.segment_bytes, settings.limits.bytes_max),
             self.seen(),
             false,
         );

@@ -10,8 +10,7 @@
 //! whoever asked for it, and of nobody else.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -24,11 +23,15 @@ use crate::metrics::Metrics;
 use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use crate::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
 use crate::outbox::{
-    Appended, Census, Changes, Error, Found, History, LaneNews, LaneView, Lease, LeaseWant, Leased, Outbox, Settlement,
+    Appended, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant, Leases, Outbox,
+    Settlement, Unsettled,
 };
+use news::{AllNews, Poison};
 use pulse::Pulse;
 
 pub use pulse::Watch;
+
+mod news;
 
 mod pulse;
 
@@ -48,14 +51,14 @@ const TURN_COMMITS_MAX: usize = 8;
 /// Requests of one turn.
 const TURN_REQUESTS_MAX: usize = 1_024;
 
-/// The outbox as everybody sees it. Cheap to clone; the writer ends when the last handle is dropped.
+/// The outbox as everybody sees it. Cheap to clone. The writer ends when it is told to close, or has no handle left.
 #[derive(Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Queued>,
     /// KiB that the queue still takes.
     queue: Arc<Semaphore>,
     news: Arc<AllNews>,
-    poison: Arc<OnceLock<String>>,
+    poison: Arc<Poison>,
     pulse: Arc<Pulse>,
     room: Arc<Notify>,
 }
@@ -66,59 +69,20 @@ struct Queued {
     place: OwnedSemaphorePermit,
 }
 
-/// The version that the store has come to. Who waits for a later one is woken in turn: a watch channel of tokio leaves the
-/// order to chance, and the simulation could not repeat itself.
-#[derive(Default)]
-struct News {
-    version: AtomicU64,
-    told: Notify,
-}
-
-impl News {
-    fn tell(&self, version: u64) {
-        if self.version.swap(version, Ordering::Release) != version {
-            self.told.notify_waiters();
-        }
-    }
-
-    async fn after(&self, since: u64) {
-        loop {
-            // Before the look at the version: it hears of all that is told from here on.
-            let told = self.told.notified();
-            if self.version.load(Ordering::Acquire) > since {
-                return;
-            }
-            told.await;
-        }
-    }
-}
-
-/// News of [`Changes::Any`], and of [`Changes::Buried`].
-#[derive(Default)]
-struct AllNews {
-    any: News,
-    buried: News,
-}
-
-impl AllNews {
-    fn tell(&self, version: u64, buried: u64) {
-        self.any.tell(version);
-        self.buried.tell(buried);
-    }
-}
-
 enum Request {
     Append(Vec<Event>, Answer<Vec<Appended>>),
-    Settle(Settlements, Answer<()>),
+    Settle(Settlements, Answer<Vec<Lease>>),
     Sweep(Answer<bool>),
     Tend(Answer<bool>),
-    Lease(LeaseWant, Answer<Vec<Leased>>),
+    Lease(LeaseWant, Option<u64>, Answer<Leases>),
     Lanes(u64, Answer<LaneNews>),
     Lane(FunctionName, Answer<Option<LaneView>>),
     Find(EventId, Part, Answer<Option<Found>>),
     Census(Answer<Census>),
     Buried(BuriedWant, Answer<BuriedPage>),
     Operate(Operation),
+    /// Nothing more is taken; what waits is still done.
+    Close,
 }
 
 /// What an operator asks for; each is a commit of its own.
@@ -158,7 +122,7 @@ pub struct Writer<K> {
     /// Taken from the queue, but too much for the turn before.
     ahead: Option<Queued>,
     news: Arc<AllNews>,
-    poison: Arc<OnceLock<String>>,
+    poison: Arc<Poison>,
     pulse: Arc<Pulse>,
     /// Told when an event was refused for want of room.
     room: Arc<Notify>,
@@ -173,7 +137,7 @@ impl<K: Kv> Writer<K> {
         let (sender, requests) = mpsc::channel(QUEUE_MAX);
         let news = Arc::new(AllNews::default());
         news.tell(engine.version(), engine.buried_version());
-        let poison = Arc::new(OnceLock::new());
+        let poison = Arc::new(Poison::default());
         let pulse = Arc::new(Pulse::default());
         let room = Arc::new(Notify::new());
         let handle = Handle {
@@ -187,7 +151,7 @@ impl<K: Kv> Writer<K> {
         (Self { engine, requests, ahead: None, news, poison, pulse, room, unreadable: 0, clock, metrics }, handle)
     }
 
-    /// Works until the last handle is gone; blocks.
+    /// Works until it is closed, or the last handle is gone; blocks.
     pub fn run(mut self) {
         while let Some(first) = self.ahead.take().or_else(|| self.requests.blocking_recv()) {
             self.turn(first);
@@ -213,6 +177,9 @@ impl<K: Kv> Writer<K> {
     /// One turn. After a failure the requests are dropped unanswered: their callers then find the poison.
     fn turn(&mut self, first: Queued) {
         let mut turn = self.gather(first);
+        if turn.closes {
+            self.requests.close();
+        }
         if self.poison.get().is_some() {
             return;
         }
@@ -228,7 +195,7 @@ impl<K: Kv> Writer<K> {
         };
         say_poisoned(&why);
         self.metrics.outbox_poisoned.set(1);
-        self.poison.get_or_init(|| why);
+        self.poison.set(why);
         self.news.tell(u64::MAX, u64::MAX);
     }
 
@@ -266,9 +233,10 @@ impl<K: Kv> Writer<K> {
                 appended.push(self.engine.append(std::mem::take(batch), disk)?);
             }
         }
+        let mut lost = Vec::with_capacity(turn.settles.len());
         for (done, _) in &mut turn.settles {
             events += done.len();
-            self.engine.settle(std::mem::take(done))?;
+            lost.push(self.engine.settle(std::mem::take(done))?);
         }
         if appended.iter().flatten().any(|appended| matches!(appended, Appended::Full(full) if full.wants_room())) {
             self.room.notify_one();
@@ -277,7 +245,7 @@ impl<K: Kv> Writer<K> {
         let idle = turn.sweeps.is_empty() && turn.tends.is_empty();
         let tended = if idle { false } else { self.engine.tend()? };
         for request in &turn.reads {
-            if let Request::Lease(want, _) = request {
+            if let Request::Lease(want, ..) = request {
                 self.engine.note_spent(want);
             }
         }
@@ -292,7 +260,9 @@ impl<K: Kv> Writer<K> {
         for ((_, answer), appended) in turn.appends.drain(..).zip(appended) {
             drop(answer.send(Ok(appended)));
         }
-        turn.settles.drain(..).for_each(|(_, answer)| drop(answer.send(Ok(()))));
+        for ((_, answer), lost) in turn.settles.drain(..).zip(lost) {
+            drop(answer.send(Ok(lost)));
+        }
         turn.sweeps.drain(..).for_each(|answer| drop(answer.send(Ok(swept || tended))));
         turn.tends.drain(..).for_each(|answer| drop(answer.send(Ok(tended))));
         turn.operations.drain(..).try_for_each(|operation| self.operate(operation))?;
@@ -356,11 +326,12 @@ impl<K: Kv> Writer<K> {
 
     fn read(&mut self, request: Request) -> Result<(), Failed> {
         match request {
-            Request::Lease(want, answer) => {
-                let leased = self.engine.lease(&want)?;
-                if let Err(Ok(leased)) = answer.send(Ok(leased)) {
+            Request::Lease(want, since, answer) => {
+                let events = self.engine.lease(&want)?;
+                let news = since.map(|since| self.engine.lanes(since)).transpose()?;
+                if let Err(Ok(Leases { events, .. })) = answer.send(Ok(Leases { events, news })) {
                     // Nobody is there to settle them.
-                    self.engine.settle(leased.into_iter().map(|l| (l.lease, Settlement::Release)).collect())?;
+                    self.engine.settle(events.into_iter().map(|l| (l.lease, Settlement::Release)).collect())?;
                 }
             }
             Request::Lanes(since, answer) => drop(answer.send(Ok(self.engine.lanes(since)?))),
@@ -371,7 +342,12 @@ impl<K: Kv> Writer<K> {
             }
             Request::Census(answer) => drop(answer.send(Ok(self.engine.census()?))),
             Request::Buried(want, answer) => drop(answer.send(Ok(self.engine.buried(&want)?))),
-            Request::Append(..) | Request::Settle(..) | Request::Sweep(_) | Request::Tend(_) | Request::Operate(_) => {}
+            Request::Append(..)
+            | Request::Settle(..)
+            | Request::Sweep(_)
+            | Request::Tend(_)
+            | Request::Operate(_)
+            | Request::Close => {}
         }
         self.pulse.beat();
         Ok(())
@@ -382,11 +358,13 @@ impl<K: Kv> Writer<K> {
 #[derive(Default)]
 struct Turn {
     appends: Vec<(Vec<Event>, Answer<Vec<Appended>>)>,
-    settles: Vec<(Settlements, Answer<()>)>,
+    settles: Vec<(Settlements, Answer<Vec<Lease>>)>,
     sweeps: Vec<Answer<bool>>,
     tends: Vec<Answer<bool>>,
     operations: Vec<Operation>,
     reads: Vec<Request>,
+    /// Nobody is to ask any more.
+    closes: bool,
     requests: usize,
     /// What they cost in memory.
     bytes: usize,
@@ -415,6 +393,7 @@ impl Turn {
             Request::Sweep(answer) => self.sweeps.push(answer),
             Request::Tend(answer) => self.tends.push(answer),
             Request::Operate(operation) => self.operations.push(operation),
+            Request::Close => self.closes = true,
             read @ (Request::Lease(..)
             | Request::Lanes(..)
             | Request::Lane(..)
@@ -440,6 +419,7 @@ impl Request {
             | Self::Lane(..)
             | Self::Find(_, Part::Head, _)
             | Self::Census(_)
+            | Self::Close
             | Self::Buried(..) => EVENT_BYTES,
             Self::Operate(operation) => EVENT_BYTES + operation.cost(),
         }
@@ -458,6 +438,7 @@ impl Request {
             | Self::Lane(..)
             | Self::Find(..)
             | Self::Census(_)
+            | Self::Close
             | Self::Buried(..) => 0,
         }
     }
@@ -479,10 +460,30 @@ impl Handle {
         self.ask(Request::Tend).await
     }
 
+    /// Forgets what is only remembered for a while: keys whose window is over, lanes long empty. A bounded piece of work; says
+    /// whether there is more.
+    pub async fn sweep(&self) -> Result<bool, Error> {
+        self.ask(Request::Sweep).await
+    }
+
     /// Gives the outbox up from outside, because its writer does not come back.
     pub fn give_up(&self, why: String) {
         say_poisoned(&why);
-        self.poison.get_or_init(|| why);
+        self.poison.set(why);
+    }
+
+    /// Closes the outbox: what was asked before is done, whoever asks later gets [`Error::Closed`]. Returns once the writer has
+    /// heard of it; it ends when it has done the rest.
+    pub async fn close(&self) {
+        let Ok(place) = self.queue.clone().acquire_owned().await else { return };
+        if self.requests.send(Queued { request: Request::Close, place }).await.is_ok() {
+            self.closed().await;
+        }
+    }
+
+    /// Returns once the outbox is closed.
+    pub async fn closed(&self) {
+        self.requests.closed().await;
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, Error> {
@@ -524,12 +525,14 @@ impl Outbox for Handle {
         self.ask(|answer| Request::Append(batch, answer)).await
     }
 
-    async fn lease(&self, want: LeaseWant) -> Result<Vec<Leased>, Error> {
-        self.ask(|answer| Request::Lease(want, answer)).await
+    async fn lease(&self, want: LeaseWant, since: Option<u64>) -> Result<Leases, Error> {
+        self.ask(|answer| Request::Lease(want, since, answer)).await
     }
 
-    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
-        self.ask(|answer| Request::Settle(done, answer)).await
+    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
+        let lost = self.ask(|answer| Request::Settle(done, answer)).await;
+        // This store is never away, so that nothing is to be asked again.
+        lost.map_err(|why| Unsettled { why, done: Vec::new() })
     }
 
     async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {
@@ -544,10 +547,6 @@ impl Outbox for Handle {
         self.ask(|answer| Request::Find(id, Part::Head, answer)).await
     }
 
-    async fn sweep(&self) -> Result<bool, Error> {
-        self.ask(Request::Sweep).await
-    }
-
     async fn census(&self) -> Result<Census, Error> {
         self.ask(Request::Census).await
     }
@@ -559,8 +558,12 @@ impl Outbox for Handle {
         }
     }
 
-    fn poisoned(&self) -> Option<String> {
-        self.poison.get().cloned()
+    fn health(&self) -> Health {
+        self.poison.get().map_or(Health::Well, |why| Health::Poisoned { why: why.clone() })
+    }
+
+    async fn failed(&self) -> String {
+        self.poison.wait().await
     }
 }
 
@@ -618,6 +621,14 @@ impl Operator for Handle {
 
     async fn discard(&self, ids: Vec<EventId>, keys: Keys) -> Result<Vec<Discarded>, Error> {
         self.in_pieces(ids, |ids, answer| Operation::Discard(ids, keys, answer)).await
+    }
+}
+
+impl<K> Drop for Writer<K> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.poison.set("the outbox's thread panicked".to_owned());
+        }
     }
 }
 

@@ -40,7 +40,7 @@ impl Bench {
         let lanes = self.outbox.lanes(0).await.unwrap().lanes.into_iter();
         let want = |lane| LaneWant { lane, which: Which::Buried, events_max: 10, bytes_max: u64::MAX, spent: None };
         let lanes = lanes.map(|view| want(view.lane)).collect();
-        let leased = self.outbox.lease(LeaseWant { lanes, bytes_max: u64::MAX }).await.unwrap();
+        let leased = self.outbox.lease(LeaseWant { lanes, bytes_max: u64::MAX }, None).await.unwrap().events;
         let shipped: Vec<_> = leased.into_iter().map(|leased| (leased.lease, Settlement::Shipped)).collect();
         let count = shipped.len();
         self.outbox.settle(shipped).await.unwrap();

@@ -39,7 +39,7 @@ impl<K: Kv> Engine<K> {
 
     /// Makes room for one more function at the expense of one that holds nothing. Says whether there is room now.
     pub(super) fn make_way(&mut self) -> bool {
-        let limit = self.settings.functions_max;
+        let limit = self.settings.limits.functions_max;
         if (self.lanes.len() as u64) < limit {
             return true;
         }
@@ -65,7 +65,7 @@ impl<K: Kv> Engine<K> {
 
     /// Whether lanes of this kind give way: proven ones only if there are too many of them.
     fn may_go(&self, proven: bool) -> bool {
-        !proven || self.proven > self.settings.functions_max / 2
+        !proven || self.proven > self.settings.limits.functions_max / 2
     }
 
     fn has_spent(&self, id: LaneId, now: UnixMillis) -> bool {
@@ -86,7 +86,7 @@ impl<K: Kv> Engine<K> {
         self.version += 1;
         self.retired.insert(self.version, id);
         // Readers that missed a retirement learn of it from a full reading, so only the latest need be kept.
-        if self.retired.len() as u64 > self.settings.functions_max {
+        if self.retired.len() as u64 > self.settings.limits.functions_max {
             self.retired.pop_first();
         }
         self.note_crowd();
@@ -94,7 +94,7 @@ impl<K: Kv> Engine<K> {
 
     /// Notes whether nearly all of `functions_max` is in use, after the number of lanes has changed.
     pub(super) fn note_crowd(&mut self) {
-        let (lanes, limit) = (self.lanes.len() as u64, self.settings.functions_max);
+        let (lanes, limit) = (self.lanes.len() as u64, self.settings.limits.functions_max);
         if !self.crowded && lanes * 8 >= limit * 7 {
             self.crowded = true;
             tracing::warn!(

@@ -183,7 +183,7 @@ impl<K: Kv> Engine<K> {
                 let Some(lane) = self.lanes.get_mut(&lane_id) else { return Ok(None) };
                 lane.take(id, held);
                 let Read { event, record, .. } = read;
-                Ok(Some(Leased { lease: Lease { lane: lane_id, id, place }, event, history: record.history }))
+                Ok(Some(Leased { lease: Lease { lane: lane_id, id }, event, history: record.history }))
             }
             Err(failed) => {
                 self.set_aside(lane_id, place, id, due, &failed);

@@ -169,11 +169,12 @@ mod tests {
 
     use crate::clock::{Clock, UnixMillis};
     use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+    use crate::outbox::embedded::Settings;
     use crate::outbox::embedded::engine::Engine;
     use crate::outbox::embedded::kv::{Disk, Kv};
     use crate::outbox::embedded::memory::MemoryDisk;
     use crate::outbox::{
-        Appended, Burial, BuryReason, History, LaneWant, LastOutcome, LeaseWant, Leased, Settings, Settlement, Which,
+        Appended, Burial, BuryReason, History, LaneWant, LastOutcome, LeaseWant, Leased, Limits, Settlement, Which,
     };
 
     const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
@@ -183,11 +184,13 @@ mod tests {
 
     fn open(disk: &MemoryDisk, clock: &Clock) -> Engine<impl Kv + use<>> {
         let settings = Settings {
-            bytes_max: 1 << 30,
-            events_max: 10_000,
-            functions_max: 100,
-            dedupe_window: HOUR,
-            sdk_window: HOUR,
+            limits: Limits {
+                bytes_max: 1 << 30,
+                events_max: 10_000,
+                functions_max: 100,
+                dedupe_window: HOUR,
+                sdk_window: HOUR,
+            },
             disk_reserve: 0,
             segment_bytes: 1 << 20,
             cache: 0,

@@ -29,7 +29,7 @@ pub(super) enum Known {
 impl<K: Kv> Engine<K> {
     /// How long a key is remembered, by the kind of its record.
     pub(super) fn window(&self, key: &[u8]) -> Duration {
-        if keys::is_of_sdk(key) { self.settings.sdk_window } else { self.settings.dedupe_window }
+        if keys::is_of_sdk(key) { self.settings.limits.sdk_window } else { self.settings.limits.dedupe_window }
     }
 
     /// Whether the time of a key is over: its window counts the time that has passed, however the clock was set since.
@@ -179,11 +179,12 @@ fn lost(why: &Failed) -> Option<KeyRecord> {
 mod tests {
     use crate::clock::{Clock, UnixMillis};
     use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+    use crate::outbox::embedded::Settings;
     use crate::outbox::embedded::engine::Engine;
     use crate::outbox::embedded::keys;
     use crate::outbox::embedded::kv::{Batch, Disk, Kv};
     use crate::outbox::embedded::memory::MemoryDisk;
-    use crate::outbox::{Appended, Settings};
+    use crate::outbox::{Appended, Limits};
 
     const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
 
@@ -207,11 +208,13 @@ mod tests {
         let (disk, clock) = (MemoryDisk::default(), Clock::seeded(UnixMillis(1_790_000_000_000), 1));
         let hour = std::time::Duration::from_secs(3_600);
         let settings = Settings {
-            bytes_max: 1 << 30,
-            events_max: 1_000,
-            functions_max: 100,
-            dedupe_window: hour,
-            sdk_window: hour,
+            limits: Limits {
+                bytes_max: 1 << 30,
+                events_max: 1_000,
+                functions_max: 100,
+                dedupe_window: hour,
+                sdk_window: hour,
+            },
             disk_reserve: 0,
             segment_bytes: 1 << 20,
             cache: 0,

@@ -9,15 +9,21 @@ use crate::outbox::embedded::record::{Record, chunk_count};
 use crate::outbox::{Count, History, LaneId, Lease, Place, Settlement};
 
 impl<K: Kv> Engine<K> {
-    /// Adds settlements to the batch. A lease that is not held (any more) is passed over: the first settlement decided.
-    pub fn settle(&mut self, done: Vec<(Lease, Settlement)>) -> Result<(), Failed> {
-        done.into_iter().try_for_each(|(lease, settlement)| self.settle_one(lease, settlement))
+    /// Adds settlements to the batch, and gives the leases that were not held (any more): the first settlement decided.
+    pub fn settle(&mut self, done: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Failed> {
+        let mut lost = Vec::new();
+        for (lease, settlement) in done {
+            if !self.settle_one(lease, settlement)? {
+                lost.push(lease);
+            }
+        }
+        Ok(lost)
     }
 
-    fn settle_one(&mut self, lease: Lease, settlement: Settlement) -> Result<(), Failed> {
-        let Lease { lane: lane_id, id, .. } = lease;
-        let Some(lane) = self.lanes.get_mut(&lane_id) else { return Ok(()) };
-        let Some(held) = lane.give_back(id) else { return Ok(()) };
+    /// Whether the lease was held.
+    fn settle_one(&mut self, Lease { lane: lane_id, id }: Lease, settlement: Settlement) -> Result<bool, Failed> {
+        let Some(lane) = self.lanes.get_mut(&lane_id) else { return Ok(false) };
+        let Some(held) = lane.give_back(id) else { return Ok(false) };
         match settlement {
             Settlement::Release => {
                 if held.place == Place::Ready {
@@ -42,7 +48,7 @@ impl<K: Kv> Engine<K> {
             }
             Settlement::Bury(history) => self.rewrite(lane_id, id, held, Place::Buried, history)?,
         }
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn remove(&mut self, lane_id: LaneId, id: EventId, held: Held) {

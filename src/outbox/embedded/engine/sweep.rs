@@ -104,8 +104,9 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
     use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
+    use crate::outbox::embedded::Settings;
     use crate::outbox::embedded::memory::MemoryDisk;
-    use crate::outbox::{LaneWant, LeaseWant, Settings, Settlement, Spent, Which};
+    use crate::outbox::{LaneWant, LeaseWant, Limits, Settlement, Spent, Which};
 
     const START: UnixMillis = UnixMillis(1_790_000_000_000);
     const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
@@ -113,11 +114,13 @@ mod tests {
 
     fn engine(clock: &Clock) -> Engine<impl Kv + use<>> {
         let settings = Settings {
-            bytes_max: 1 << 30,
-            events_max: 1_000,
-            functions_max: 100,
-            dedupe_window: WINDOW,
-            sdk_window: WINDOW,
+            limits: Limits {
+                bytes_max: 1 << 30,
+                events_max: 1_000,
+                functions_max: 100,
+                dedupe_window: WINDOW,
+                sdk_window: WINDOW,
+            },
             disk_reserve: 0,
             segment_bytes: 1 << 20,
             cache: 0,

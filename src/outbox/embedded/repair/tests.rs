@@ -4,10 +4,11 @@ use std::time::Duration;
 use super::*;
 use crate::clock::{Clock, UnixMillis};
 use crate::event::{Carried, Event, Function, IdempotencyKey, KeySource};
+use crate::outbox::embedded::Settings;
 use crate::outbox::embedded::engine::Engine;
 use crate::outbox::embedded::kv::Disk;
 use crate::outbox::embedded::memory::MemoryDisk;
-use crate::outbox::{Burial, BuryReason, History, LaneWant, LeaseWant, Settings, Settlement, Which};
+use crate::outbox::{Burial, BuryReason, History, LaneWant, LeaseWant, Limits, Settlement, Which};
 
 const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
 
@@ -59,11 +60,13 @@ fn event(clock: &Clock, n: u16) -> Event {
 
 fn open(disk: &MemoryDisk) -> Engine<crate::outbox::embedded::memory::MemoryKv> {
     let settings = Settings {
-        bytes_max: 1 << 30,
-        events_max: 1 << 30,
-        functions_max: 100,
-        dedupe_window: Duration::from_secs(60),
-        sdk_window: Duration::from_secs(60),
+        limits: Limits {
+            bytes_max: 1 << 30,
+            events_max: 1 << 30,
+            functions_max: 100,
+            dedupe_window: Duration::from_secs(60),
+            sdk_window: Duration::from_secs(60),
+        },
         disk_reserve: 0,
         segment_bytes: 1 << 20,
         cache: 0,

@@ -3,15 +3,18 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
+use crate::outbox::Limits;
 use crate::outbox::embedded::kv::{Batch, Kv};
 
 fn settings() -> Settings {
     Settings {
-        bytes_max: 1 << 30,
-        events_max: 1_000,
-        functions_max: 100,
-        dedupe_window: Duration::from_secs(3_600),
-        sdk_window: Duration::from_secs(60),
+        limits: Limits {
+            bytes_max: 1 << 30,
+            events_max: 1_000,
+            functions_max: 100,
+            dedupe_window: Duration::from_secs(3_600),
+            sdk_window: Duration::from_secs(60),
+        },
         disk_reserve: 0,
         segment_bytes: 1 << 20,
         cache: 8 << 20,

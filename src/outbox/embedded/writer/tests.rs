@@ -3,17 +3,20 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::clock::UnixMillis;
 use crate::event::{Carried, Function, IdempotencyKey, KeySource};
-use crate::outbox::Settings;
+use crate::outbox::Limits;
+use crate::outbox::embedded::Settings;
 use crate::outbox::embedded::memory::{MemoryDisk, MemoryKv};
 
 fn bench() -> (Writer<MemoryKv>, Handle, Clock) {
     let clock = Clock::seeded(UnixMillis(1_790_000_000_000), 1);
     let settings = Settings {
-        bytes_max: 1 << 30,
-        events_max: 1_000_000,
-        functions_max: 100,
-        dedupe_window: Duration::from_secs(30),
-        sdk_window: Duration::from_secs(30),
+        limits: Limits {
+            bytes_max: 1 << 30,
+            events_max: 1_000_000,
+            functions_max: 100,
+            dedupe_window: Duration::from_secs(30),
+            sdk_window: Duration::from_secs(30),
+        },
         disk_reserve: 0,
         segment_bytes: 1 << 20,
         cache: 0,

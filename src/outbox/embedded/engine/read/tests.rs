@@ -7,12 +7,13 @@ use super::*;
 use crate::clock::{Clock, UnixMillis};
 use crate::event::{Carried, Function, FunctionName, IdempotencyKey, KeySource};
 use crate::outbox::dead::{BuriedWant, Discarded, Revived};
+use crate::outbox::embedded::Settings;
 use crate::outbox::embedded::engine::Piece;
 use crate::outbox::embedded::kv::{Batch, Disk, Pair};
 use crate::outbox::embedded::memory::{MemoryDisk, MemoryKv};
 use crate::outbox::operator::{Keys, ListWant, Purge, Touched};
 use crate::outbox::{
-    Appended, Burial, BuryReason, Full, History, LaneWant, LeaseWant, Leased, Settings, Settlement, Which,
+    Appended, Burial, BuryReason, Full, History, LaneWant, LeaseWant, Leased, Limits, Settlement, Which,
 };
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
@@ -88,11 +89,13 @@ impl Bench {
     fn new() -> Self {
         let (clock, disk, known) = (Clock::seeded(START, 1), MemoryDisk::default(), Arc::new(Known::default()));
         let settings = Settings {
-            bytes_max: 1 << 30,
-            events_max: 10_000,
-            functions_max: 100,
-            dedupe_window: Duration::from_secs(30),
-            sdk_window: Duration::from_secs(30),
+            limits: Limits {
+                bytes_max: 1 << 30,
+                events_max: 10_000,
+                functions_max: 100,
+                dedupe_window: Duration::from_secs(30),
+                sdk_window: Duration::from_secs(30),
+            },
             disk_reserve: 0,
             segment_bytes: 1 << 20,
             cache: 0,

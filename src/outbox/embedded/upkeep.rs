@@ -1,0 +1,244 @@
+//! What the embedded store needs beside what it is asked: forgetting what is only remembered for a while, giving back room,
+//! and an eye on its thread.
+//!
+//! Holds: housekeeping is done in small pieces, and others are served between them. Fails: with the store; a write that does
+//! not return for [`WRITE_LOOKS_MAX`] looks makes it give the store up.
+
+use std::time::Duration;
+
+use super::writer::{Handle, Watch};
+use crate::clock::Clock;
+use crate::outbox::{Error, Limits, Outbox};
+
+/// How often what is remembered for a while is swept, at most: a full pass over all keys.
+const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3_600);
+
+/// Between two pieces of housekeeping, so that it is never in the way of what has come in.
+const BREATH: Duration = Duration::from_millis(5);
+
+/// From one search for room to the next while events are refused.
+const ROOM_EVERY: Duration = Duration::from_secs(1);
+
+/// How often to look whether a write hangs.
+const WRITE_LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// A single write that so many looks in a row have found unfinished, 30 s, is taken for failed: disks that answer at all do so
+/// in seconds.
+const WRITE_LOOKS_MAX: u32 = 60;
+
+/// The upkeep of one open store.
+pub struct Upkeep {
+    handle: Handle,
+    clock: Clock,
+    sweep_every: Duration,
+}
+
+impl Upkeep {
+    pub fn new(handle: Handle, clock: Clock, limits: &Limits) -> Self {
+        let window = limits.dedupe_window.min(limits.sdk_window);
+        Self { handle, clock, sweep_every: (window / 4).clamp(Duration::from_secs(1), SWEEP_EVERY_MAX) }
+    }
+
+    /// Works until the store is closed. An error means that the store is lost to this process.
+    pub async fn run(self) -> Result<(), Error> {
+        tokio::select! {
+            biased;
+            done = self.housekeeping() => done,
+            never = self.watch() => match never {},
+        }
+    }
+
+    /// The part that changes the store; ends as [`Upkeep::run`] does.
+    pub async fn housekeeping(&self) -> Result<(), Error> {
+        let done = tokio::select! {
+            biased;
+            () = self.handle.closed() => Ok(()),
+            why = self.handle.failed() => Err(Error::Poisoned { why }),
+            done = self.sweep() => done,
+            done = self.make_room() => done,
+        };
+        match done {
+            Err(Error::Closed) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Forgets keys whose window is over, and lanes long empty: a full pass, a few times a window.
+    async fn sweep(&self) -> Result<(), Error> {
+        loop {
+            self.in_pieces(|| self.handle.sweep()).await?;
+            tokio::select! {
+                biased;
+                // What waits for a time that a wrong clock gave it must not wait for the next sweep.
+                () = self.clock.until_stepped() => {}
+                () = self.clock.sleep(self.sweep_every) => {}
+            }
+        }
+    }
+
+    /// A store that was full and has been drained must not stay full until the next sweep.
+    async fn make_room(&self) -> Result<(), Error> {
+        loop {
+            self.handle.room_is_wanted().await;
+            self.in_pieces(|| self.handle.tend()).await?;
+            self.clock.sleep(ROOM_EVERY).await;
+        }
+    }
+
+    /// Does `piece` until nothing is left to do.
+    async fn in_pieces<F: Future<Output = Result<bool, Error>>>(&self, piece: impl Fn() -> F) -> Result<(), Error> {
+        while piece().await? {
+            self.clock.sleep(BREATH).await;
+        }
+        Ok(())
+    }
+
+    /// Gives the store up once a write has not returned for so long that the disk is taken for failed. A slow disk is no failed
+    /// one: each write that returns begins the count anew. Nor is a process that was stopped: it has not looked meanwhile.
+    async fn watch(&self) -> std::convert::Infallible {
+        let mut watch = Watch::default();
+        loop {
+            if watch.look(self.handle.pulse()) >= WRITE_LOOKS_MAX {
+                let seconds = (WRITE_LOOK_EVERY * WRITE_LOOKS_MAX).as_secs();
+                self.handle.give_up(format!("a write has not returned for {seconds} s"));
+            }
+            self.clock.sleep(WRITE_LOOK_EVERY).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, mpsc};
+
+    use bytes::Bytes;
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::clock::UnixMillis;
+    use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+    use crate::metrics::Metrics;
+    use crate::outbox::embedded::Settings;
+    use crate::outbox::embedded::engine::Engine;
+    use crate::outbox::embedded::kv::{Batch, Disk, Failed, Kv};
+    use crate::outbox::embedded::memory::{MemoryDisk, MemoryKv};
+    use crate::outbox::embedded::writer::Writer;
+    use crate::outbox::{Health, LeaseWant};
+
+    /// A disk whose writes after the first return only when the test lets them.
+    struct Hanging {
+        inner: MemoryKv,
+        commits: u32,
+        let_go: mpsc::Receiver<()>,
+    }
+
+    impl Kv for Hanging {
+        fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed> {
+            self.inner.get(key)
+        }
+
+        fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>> {
+            self.inner.scan(from, to)
+        }
+
+        fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
+            self.commits += 1;
+            if self.commits > 1 {
+                self.let_go.recv().unwrap_or_default();
+            }
+            self.inner.commit(batch)
+        }
+
+        fn disk(&self) -> Disk {
+            self.inner.disk()
+        }
+    }
+
+    fn event(clock: &Clock) -> Event {
+        let name = FunctionName::new("orders");
+        Event {
+            id: EventId::mint(clock.now(), clock.random_bits(), &name),
+            function: Function { name, address: "orders".into(), qualifier: None, region: None },
+            key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
+            carried: Carried::default(),
+            payload: Bytes::from_static(b"{}"),
+            accepted_at: clock.now(),
+            deliver_at: None,
+            expires_at: None,
+            redrives: 0,
+        }
+    }
+
+    fn settings() -> Settings {
+        let window = Duration::from_secs(3_600);
+        let limits = Limits {
+            bytes_max: 1 << 30,
+            events_max: 1_000,
+            functions_max: 100,
+            dedupe_window: window,
+            sdk_window: window,
+        };
+        Settings { limits, disk_reserve: 0, segment_bytes: 1 << 20, cache: 0 }
+    }
+
+    fn start(kv: impl Kv, clock: &Clock) -> (Handle, std::thread::JoinHandle<()>) {
+        let engine = Engine::open(kv, settings(), clock.clone(), "test").unwrap();
+        let (writer, handle) = Writer::new(engine, clock.clone(), Arc::new(Metrics::new().unwrap()));
+        let runtime = tokio::runtime::Handle::current();
+        let thread = std::thread::spawn(move || {
+            let _inside = runtime.enter();
+            writer.run();
+        });
+        (handle, thread)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_never_returns_is_given_up_and_nothing_more_is_accepted() {
+        let clock = Clock::seeded(UnixMillis(1_790_000_000_000), 1);
+        let (release, let_go) = mpsc::channel();
+        let kv = Hanging { inner: MemoryDisk::default().open(), commits: 0, let_go };
+        let (handle, thread) = start(kv, &clock);
+        assert!(handle.lease(LeaseWant::default(), None).await.is_ok(), "reads commit nothing");
+        let (waiting, event) = (handle.clone(), event(&clock));
+        let tasks = TaskTracker::new();
+        let asked = tasks.spawn(async move { waiting.append(vec![event]).await });
+        let began = clock.now();
+        let ended = Upkeep::new(handle.clone(), clock.clone(), &settings().limits).run().await;
+        assert!(matches!(ended, Err(Error::Poisoned { why }) if why.contains("not returned")));
+        assert!(clock.now().since(began) >= WRITE_LOOK_EVERY * WRITE_LOOKS_MAX);
+        assert!(matches!(handle.health(), Health::Poisoned { why } if why.contains("not returned")));
+        assert!(matches!(handle.census().await, Err(Error::Poisoned { .. })));
+
+        drop(release);
+        drop(asked.await.unwrap());
+        handle.close().await;
+        thread.join().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_closed_has_done_all_that_was_asked_before_and_ends_its_upkeep() {
+        let clock = Clock::seeded(UnixMillis(1_790_000_000_000), 1);
+        let disk = MemoryDisk::default();
+        let (handle, thread) = start(disk.open(), &clock);
+        let tasks = TaskTracker::new();
+        let upkeep = tasks.spawn(Upkeep::new(handle.clone(), clock.clone(), &settings().limits).run());
+        let asked: Vec<_> = (0..20)
+            .map(|_| {
+                let (handle, event) = (handle.clone(), event(&clock));
+                tasks.spawn(async move { handle.append(vec![event]).await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        handle.close().await;
+        thread.join().unwrap();
+        upkeep.await.unwrap().unwrap();
+        for asked in asked {
+            asked.await.unwrap().unwrap();
+        }
+        assert!(matches!(handle.append(vec![event(&clock)]).await, Err(Error::Closed)));
+        let (again, thread) = start(disk.open(), &clock);
+        assert_eq!(again.census().await.unwrap().events, 20);
+        again.close().await;
+        thread.join().unwrap();
+    }
+}

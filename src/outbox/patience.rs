@@ -1,0 +1,50 @@
+//! How a stage waits for a store that is away.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, Lease, Outbox, Settlement, Unsettled};
+use crate::clock::Clock;
+
+/// Settles, and asks again for as long as the store is away. Told to give up, it leaves the events leased: they come back with
+/// the next start, or with the lane's next owner.
+pub async fn settle<O: Outbox>(
+    outbox: &O,
+    done: Vec<(Lease, Settlement)>,
+    clock: &Clock,
+    give_up: &CancellationToken,
+) -> Result<(), Error> {
+    let mut left = done;
+    loop {
+        match outbox.settle(left).await {
+            Ok(lost) => {
+                for Lease { id, .. } in lost {
+                    tracing::warn!(
+                        event_id = %id,
+                        "a settlement came too late: the event was no longer leased by this daemon, so it may be attempted twice"
+                    );
+                }
+                return Ok(());
+            }
+            Err(Unsettled { why: Error::Away { why, retry_after }, done }) => {
+                left = done;
+                if !wait(retry_after, clock, give_up).await {
+                    let events = left.len();
+                    tracing::warn!(why, events, "the outbox is away: what became of these events is not written");
+                    return Ok(());
+                }
+            }
+            Err(Unsettled { why, .. }) => return Err(why),
+        }
+    }
+}
+
+/// Waits before the next try; false if told to give up meanwhile.
+pub async fn wait(retry_after: Duration, clock: &Clock, give_up: &CancellationToken) -> bool {
+    tokio::select! {
+        biased;
+        () = give_up.cancelled() => false,
+        () = clock.sleep(retry_after) => true,
+    }
+}

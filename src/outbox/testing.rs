@@ -1,0 +1,94 @@
+//! A store that goes away for a while, for tests of the stages.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::*;
+
+/// How long whoever asks is told to wait.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// An outbox that can be away. Clones go away together.
+#[derive(Clone)]
+pub struct Leaving<O> {
+    pub inner: O,
+    pub is_away: Arc<AtomicBool>,
+    /// Calls that found it away.
+    pub refused: Arc<AtomicU64>,
+}
+
+impl<O: Outbox> Leaving<O> {
+    pub fn new(inner: O) -> Self {
+        Self { inner, is_away: Arc::default(), refused: Arc::default() }
+    }
+
+    pub fn leave(&self) {
+        self.is_away.store(true, Ordering::Relaxed);
+    }
+
+    pub fn come_back(&self) {
+        self.is_away.store(false, Ordering::Relaxed);
+    }
+
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    fn here(&self) -> Result<(), Error> {
+        if !self.is_away.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        Err(Error::Away { why: "a test".to_owned(), retry_after: RETRY_AFTER })
+    }
+}
+
+impl<O: Outbox> Outbox for Leaving<O> {
+    async fn append(&self, batch: Vec<Event>) -> Result<Vec<Appended>, Error> {
+        self.here()?;
+        self.inner.append(batch).await
+    }
+
+    async fn lease(&self, want: LeaseWant, since: Option<u64>) -> Result<Leases, Error> {
+        self.here()?;
+        self.inner.lease(want, since).await
+    }
+
+    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
+        match self.here() {
+            Ok(()) => self.inner.settle(done).await,
+            Err(why) => Err(Unsettled { why, done }),
+        }
+    }
+
+    async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {
+        self.here()?;
+        self.inner.lanes(since).await
+    }
+
+    async fn find(&self, id: EventId) -> Result<Option<Found>, Error> {
+        self.here()?;
+        self.inner.find(id).await
+    }
+
+    async fn census(&self) -> Result<Census, Error> {
+        self.here()?;
+        self.inner.census().await
+    }
+
+    async fn changed(&self, since: u64, what: Changes) {
+        self.inner.changed(since, what).await;
+    }
+
+    fn health(&self) -> Health {
+        match self.here() {
+            Ok(()) => self.inner.health(),
+            Err(error) => Health::Away { why: error.to_string() },
+        }
+    }
+
+    async fn failed(&self) -> String {
+        self.inner.failed().await
+    }
+}
