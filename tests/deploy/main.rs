@@ -5,7 +5,8 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![expect(clippy::disallowed_methods, reason = "a test measures real time and reads where its parts are installed")]
 
-#[expect(dead_code, reason = "shared with tests/it, which uses the rest")]
+#[expect(dead_code, reason = "tests/it uses the rest")]
+#[path = "../rig/mod.rs"]
 mod rig;
 
 mod tools;

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![expect(clippy::disallowed_methods, reason = "a test measures real time and reads where its parts are installed")]
 
+#[path = "../rig/mod.rs"]
 mod rig;
 
 mod parts;

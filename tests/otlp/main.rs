@@ -2,12 +2,9 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![expect(clippy::disallowed_methods, reason = "a test measures real time and reads where its parts are installed")]
 
-#[allow(dead_code, reason = "these tests use a part of the rig")]
-#[path = "../it"]
-mod it {
-    pub mod rig;
-}
-use it::rig;
+#[expect(dead_code, reason = "tests/it uses the rest")]
+#[path = "../rig/mod.rs"]
+mod rig;
 
 mod collector;
 

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::it::rig::daemon::{Daemon, Setup};
-use crate::it::rig::lambda::{Lambda, throttle};
-use crate::it::rig::{eventually, http, lasting_port};
 use crate::load::{Ack, Load};
+use crate::rig::daemon::{Daemon, Setup};
+use crate::rig::lambda::{Lambda, throttle};
+use crate::rig::{eventually, http, lasting_port};
 use crate::{recording, seed, size, store};
 
 /// A daemon whose disk can be made to fail.

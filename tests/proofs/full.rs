@@ -16,10 +16,10 @@ use sendoff::outbox::embedded::Settings;
 use sendoff::outbox::embedded::engine::Engine;
 use sendoff::outbox::embedded::kv::Disk;
 
-use crate::it::rig::daemon::{Daemon, Setup};
-use crate::it::rig::eventually;
-use crate::it::rig::http::Response;
-use crate::it::rig::lambda::Lambda;
+use crate::rig::daemon::{Daemon, Setup};
+use crate::rig::eventually;
+use crate::rig::http::Response;
+use crate::rig::lambda::Lambda;
 use crate::space::drain;
 use crate::store;
 

@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::it::rig::daemon::{Daemon, Setup, invoke_path, scratch};
-use crate::it::rig::lambda::Lambda;
-use crate::it::rig::tools::tool;
-use crate::it::rig::{PATIENCE, eventually, http};
+use crate::rig::daemon::{Daemon, Setup, invoke_path, scratch};
+use crate::rig::lambda::Lambda;
+use crate::rig::tools::tool;
+use crate::rig::{PATIENCE, eventually, http};
 use crate::size;
 
 mod attacks;

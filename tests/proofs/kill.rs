@@ -7,10 +7,10 @@ use std::time::Duration;
 use sendoff::outbox::Place;
 use sendoff::standin::{Script, Trouble};
 
-use crate::it::rig::daemon::Setup;
-use crate::it::rig::lambda::{Lambda, throttle};
-use crate::it::rig::{eventually, lasting_port};
 use crate::load::{self, Ack, DOOMED, KEPT, Load};
+use crate::rig::daemon::Setup;
+use crate::rig::lambda::{Lambda, throttle};
+use crate::rig::{eventually, lasting_port};
 use crate::{seed, size, store};
 
 /// When to kill.
@@ -119,7 +119,7 @@ fn refusal() -> Script {
     Script::always(Trouble::error(400, "InvalidRequestContentException", "no"))
 }
 
-fn all_is_accounted_for(daemon: crate::it::rig::daemon::Daemon, lambda: &Lambda, state: &Path, acks: &[Ack]) {
+fn all_is_accounted_for(daemon: crate::rig::daemon::Daemon, lambda: &Lambda, state: &Path, acks: &[Ack]) {
     lambda.default_script(Script::default());
     lambda.script(KEPT, Script::default());
     let (dead, delivered): (Vec<_>, Vec<_>) = acks.iter().partition(|ack| load::function(ack.n) == DOOMED);

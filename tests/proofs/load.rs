@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sendoff::event::EventId;
 
-use crate::it::rig::daemon::invoke_path;
+use crate::rig::daemon::invoke_path;
 
 /// Functions whose events are delivered, after troubles of the stand-in.
 const DELIVERED: [&str; 4] = ["orders", "invoices", "mails", "audit"];

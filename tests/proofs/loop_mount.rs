@@ -7,11 +7,11 @@ use std::process::Command;
 use rustix::process::Signal;
 use sendoff::event::EventId;
 
-use crate::it::rig::daemon::Setup;
-use crate::it::rig::eventually;
-use crate::it::rig::lambda::{Lambda, throttle};
-use crate::it::rig::tools::{not_allowed, tool};
 use crate::load::{self, Ack};
+use crate::rig::daemon::Setup;
+use crate::rig::eventually;
+use crate::rig::lambda::{Lambda, throttle};
+use crate::rig::tools::{not_allowed, tool};
 use crate::{size, store};
 
 const IMAGE_BYTES: u64 = 96 << 20;

@@ -4,11 +4,9 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![expect(clippy::disallowed_methods, reason = "a test measures real time and reads its size from the environment")]
 
-#[allow(dead_code, reason = "these tests use a part of the rig")]
-#[path = "../it"]
-mod it {
-    pub mod rig;
-}
+#[expect(dead_code, reason = "tests/it uses the rest")]
+#[path = "../rig/mod.rs"]
+mod rig;
 
 mod load;
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 use sendoff::standin::Script;
 
 use crate::disk_model::{Disk, Variant};
-use crate::it::rig::daemon::Setup;
-use crate::it::rig::lambda::{Lambda, throttle};
-use crate::it::rig::{PATIENCE, eventually, http, lasting_port};
 use crate::load::{self, Ack, KEPT, Load};
 use crate::recording::{Op, Recorder, Step};
+use crate::rig::daemon::Setup;
+use crate::rig::lambda::{Lambda, throttle};
+use crate::rig::{PATIENCE, eventually, http, lasting_port};
 use crate::{seed, size, store};
 
 /// A recording, the disk at its beginning, and when Lambda had taken each event.

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use sendoff::clock::Clock;
 use sendoff::event::EventId;
 
-use crate::it::rig::daemon::{Daemon, Setup};
 use crate::load::Ack;
+use crate::rig::daemon::{Daemon, Setup};
 
 const MAGIC: u32 = 0x5ec0_4d15;
 const HEAD_BYTES: usize = 48;

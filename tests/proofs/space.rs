@@ -10,9 +10,9 @@ use sendoff::outbox::embedded::engine::Engine;
 use sendoff::outbox::embedded::store::Store;
 use sendoff::outbox::{LaneWant, LeaseWant, Settlement, Which};
 
-use crate::it::rig::daemon::Setup;
-use crate::it::rig::http;
-use crate::it::rig::lambda::{Lambda, throttle};
+use crate::rig::daemon::Setup;
+use crate::rig::http;
+use crate::rig::lambda::{Lambda, throttle};
 use crate::{size, store};
 
 const MIB: u64 = 1 << 20;

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{Attack, h2};
-use crate::it::rig::daemon::invoke_path;
+use crate::rig::daemon::invoke_path;
 
 /// Attacks once, or for some seconds.
 type Attacker = fn(&Attack);

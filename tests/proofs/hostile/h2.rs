@@ -1,6 +1,6 @@
 //! As much of HTTP/2 as an attacker needs: frames written by hand. Answers are not parsed.
 
-use crate::it::rig::daemon::invoke_path;
+use crate::rig::daemon::invoke_path;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;

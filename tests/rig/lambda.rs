@@ -57,7 +57,6 @@ impl Lambda {
     }
 
     /// When requests for `function` came, and whether each was taken.
-    #[allow(dead_code, reason = "tests/proofs does not need it")]
     pub fn seen(&self, function: &str) -> Vec<(UnixMillis, bool)> {
         self.standin.ledger().read(|book| {
             let of_it = book.entries().iter().filter(|entry| entry.function == function);

@@ -97,20 +97,17 @@ impl Gate {
         self.orders().instead = Some((text.to_owned(), times, Box::new(instead)));
     }
 
-    #[allow(dead_code, reason = "tests/it needs it")]
     /// From now on the client never gets one of every so many answers of that status, though the server has carried out the
     /// request.
     pub fn lose_one_of(&self, every: usize, status: u16) {
         self.orders().lose = Some((every, status));
     }
 
-    #[allow(dead_code, reason = "tests/it needs it")]
     /// How many answers were lost in that way.
     pub fn lost(&self) -> usize {
         self.orders().lost
     }
 
-    #[allow(dead_code, reason = "tests/it needs it")]
     /// How often the server answered with `status`, whether or not the client got the answer.
     pub fn answered_with(&self, status: u16) -> usize {
         self.orders().statuses.iter().filter(|&&answered| answered == status).count()

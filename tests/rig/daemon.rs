@@ -82,7 +82,6 @@ impl Setup {
         Daemon { process, ingest, admin }
     }
 
-    #[allow(dead_code, reason = "tests/it needs it")]
     /// Starts the daemon with a log that cannot be read, on ports that are chosen before, and waits until it is ready.
     pub fn start_unheard(self) -> Daemon {
         let [ingest, admin] =
@@ -177,7 +176,6 @@ impl Daemon {
         self.process.pid().as_raw_nonzero().get()
     }
 
-    #[allow(dead_code, reason = "tests/it needs it")]
     /// All lines of the log so far.
     pub fn log(&self) -> Vec<String> {
         self.process.lines()

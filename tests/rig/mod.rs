@@ -1,4 +1,5 @@
-//! The tools that tests are built from.
+//! The tools that tests are built from: the real daemon, its neighbours and its clients. `tests/it` uses all of them, so
+//! the compiler warns there of a tool that nothing uses. The other tests use a part.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
