@@ -8,6 +8,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use http::{StatusCode, header};
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::deadletter::admit;
@@ -34,6 +35,8 @@ mod refusal;
 pub mod status;
 
 pub mod guard;
+
+pub mod bodies;
 
 /// Whether the daemon can keep its promises, and if not, why. Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
@@ -91,12 +94,14 @@ pub struct Admin<O> {
     rendering: Arc<Mutex<()>>,
     /// What the daemon lacks to reach AWS at all, in words.
     missing: Arc<Mutex<Vec<String>>>,
+    /// Why the latest reload of the configuration changed nothing.
+    not_reloaded: Arc<Mutex<Option<watch::Receiver<Option<String>>>>>,
 }
 
 impl<O: Operator> Admin<O> {
     pub fn new(readiness: Readiness, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        let (outbox, settings, status, rendering, missing) = Default::default();
-        Self { readiness, metrics, clock, outbox, settings, status, rendering, missing }
+        let (outbox, settings, status, rendering, missing, not_reloaded) = Default::default();
+        Self { readiness, metrics, clock, outbox, settings, status, rendering, missing, not_reloaded }
     }
 
     /// Opens the routes that need the outbox; without one, closes them.
@@ -134,6 +139,16 @@ impl<O: Outbox> Admin<O> {
     /// What the daemon lacks to reach AWS at all.
     pub fn set_missing(&self, missing: Vec<String>) {
         *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+    }
+
+    /// Where to look for why the latest reload of the configuration changed nothing.
+    pub fn reloads_are(&self, failed: watch::Receiver<Option<String>>) {
+        *self.not_reloaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(failed);
+    }
+
+    fn not_reloaded(&self) -> Option<String> {
+        let failed = self.not_reloaded.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.as_ref().and_then(|failed| failed.borrow().clone())
     }
 
     pub fn set_settings(&self, settings: Settings) {

@@ -24,6 +24,7 @@ use aws_types::service_config::ServiceConfigKey;
 
 use crate::clock::Clock;
 use crate::hop::{self, Hop};
+use crate::visible::without_password;
 use outside::Outside;
 use sign::Keeper;
 use wire::Wire;
@@ -102,6 +103,8 @@ pub enum Error {
          leave it out to trust the machine's"
     )]
     CaBundle { named_by: &'static str, path: String, why: String },
+    #[error("{named_by} is {path:?}, which cannot be used: {why}")]
+    File { named_by: &'static str, path: String, why: String },
 }
 
 /// How this process is recognised: its mark and its own addresses.
@@ -124,6 +127,13 @@ impl Own {
     }
 }
 
+/// Whether instance metadata may be asked for a region that nothing else names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AskForRegion {
+    Yes,
+    No,
+}
+
 /// What both clients share: credentials and their cache, connections, and the settings of environment and profile.
 #[derive(Debug, Clone)]
 pub struct Shared {
@@ -137,9 +147,31 @@ impl Shared {
     /// Reads environment, profile and, unless `region` is given, instance metadata. Takes seconds if a metadata
     /// service does not answer. Fails only if certificates cannot be read. Credentials may appear later.
     pub async fn load(region: Option<&str>, outside: &Outside, own: Own, clock: Clock) -> Result<Self, Error> {
+        Self::read(region, outside, own, clock, AskForRegion::Yes).await
+    }
+
+    /// The same from files and variables alone: nobody is asked for the region. For a check.
+    pub async fn without_asking(
+        region: Option<&str>,
+        outside: &Outside,
+        own: Own,
+        clock: Clock,
+    ) -> Result<Self, Error> {
+        Self::read(region, outside, own, clock, AskForRegion::No).await
+    }
+
+    async fn read(
+        region: Option<&str>,
+        outside: &Outside,
+        own: Own,
+        clock: Clock,
+        ask: AskForRegion,
+    ) -> Result<Self, Error> {
+        outside.check_files()?;
         let mut files = EnvConfigFiles::default();
         if let Some((config, credentials, dropped)) = outside.cleaned(&own) {
             for url in dropped {
+                let url = &*without_password(&url);
                 tracing::warn!(url, "ignoring endpoint_url of the AWS profile: it is this daemon's own address");
             }
             files = EnvConfigFiles::builder()
@@ -152,8 +184,14 @@ impl Shared {
             let why = words_of(error);
             tracing::warn!(why, "ignoring the AWS profile: it cannot be read");
         });
-        let wire = Wire::new(outside, outside.authorities(profile.ok().as_ref())?);
+        let profile = profile.ok();
+        let wire = Wire::new(outside, outside.authorities(profile.as_ref())?);
         let mut loader = loader(&wire).profile_files(files);
+        let of_profile = || profile.as_ref().and_then(|profile| profile.get("region")).unwrap_or(REGION_OF_AN_ENDPOINT);
+        let region = match ask {
+            AskForRegion::Yes => region,
+            AskForRegion::No => Some(region.unwrap_or_else(of_profile)),
+        };
         if let Some(region) = region {
             loader = loader.region(Region::new(region.to_owned()));
         }
@@ -202,7 +240,7 @@ impl Shared {
                 if own {
                     tracing::warn!(
                         service,
-                        url,
+                        url = &*without_password(url),
                         "ignoring endpoint_url of the AWS profile: it is this daemon's own address"
                     );
                 }

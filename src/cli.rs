@@ -35,6 +35,8 @@ mod https;
 
 mod out;
 
+mod arguments;
+
 mod table;
 
 mod url;
@@ -64,7 +66,7 @@ Exit codes:
   0   done
   1   the request was refused, or failed
   2   wrong usage
-  69  cannot reach or bind an address, or another daemon has the store locked
+  69  cannot reach or bind an address, cannot use the state directory, or another daemon has the store locked
   70  an internal error, or the store is poisoned after a failed write
   78  the configuration has problems";
 

@@ -8,15 +8,13 @@
 //! Only this module reads the environment, and only in [`Environment::inherited`].
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::http::host::Hosts;
 use crate::outbox::embedded;
-use crate::{aws, deadletter, dispatch, ingest};
+use crate::{aws, deadletter, dispatch, ingest, readable};
 
 pub mod problem;
 
@@ -37,6 +35,8 @@ mod patterns;
 pub mod shapes;
 
 pub mod rules;
+
+pub mod queue;
 
 pub mod check;
 
@@ -83,7 +83,8 @@ pub struct Config {
 /// Where to listen. Port 0 means any free port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
-    pub ingest: SocketAddr,
+    /// At least one.
+    pub ingest: Vec<SocketAddr>,
     pub admin: SocketAddr,
     /// A listener for probes and metrics only. `None` means that only the admin listener serves them.
     pub health: Option<SocketAddr>,
@@ -167,11 +168,14 @@ pub struct Loaded {
     pub entries: Vec<Entry>,
 }
 
+/// Hundreds of functions fit in; what is larger is some other file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
 /// Reads the file, applies the layers in order, and checks the result.
 pub fn load(flags: &Flags, environment: &Environment) -> Result<Loaded, Problems> {
     let Some(path) = &flags.file else { return check_layers(None, environment, flags) };
     let name = path.to_string_lossy();
-    match read(path) {
+    match readable::read_text(path, FILE_BYTES_MAX) {
         Ok(text) => check_layers(Some(raw::Document { name: &name, text: &text }), environment, flags),
         Err(error) => Err(Problems::new(vec![Problem {
             origin: Origin::Flag("--config"),
@@ -180,14 +184,6 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Loaded, Problems
             hint: None,
         }])),
     }
-}
-
-fn read(path: &Path) -> std::io::Result<String> {
-    /// Enough for hundreds of functions. A larger file is probably not a configuration.
-    const BYTES_MAX: u64 = 1 << 20;
-    let mut text = String::new();
-    let read = File::open(path)?.take(BYTES_MAX + 1).read_to_string(&mut text)?;
-    if read as u64 > BYTES_MAX { Err(std::io::Error::other("larger than 1 MiB")) } else { Ok(text) }
 }
 
 fn check_layers(file: Option<raw::Document<'_>>, environment: &Environment, flags: &Flags) -> Result<Loaded, Problems> {
@@ -244,7 +240,7 @@ mod tests {
     fn the_defaults_are_the_contract() {
         let Loaded { config, entries } = load_text("", &[]).unwrap();
         assert_eq!(config.state_dir, PathBuf::from("/home/me/.local/state/sendoff"));
-        assert_eq!(config.listen.ingest.to_string(), "127.0.0.1:9477");
+        assert_eq!(config.listen.ingest, ["127.0.0.1:9477".parse().unwrap()]);
         assert_eq!(config.listen.admin.to_string(), "127.0.0.1:9478");
         assert_eq!(config.listen.unix, None);
         assert_eq!(config.outbox.limits.bytes_max, 10 << 30);
@@ -288,7 +284,7 @@ mod tests {
         assert_eq!(load(&flags, &Environment::default()).unwrap().config.state_dir, PathBuf::from("/s"));
         std::fs::write(&path, "#".repeat((1 << 20) + 1)).unwrap();
         let problems = load(&flags, &Environment::default()).unwrap_err().to_string();
-        assert!(problems.ends_with("cannot be read: larger than 1 MiB"), "{problems}");
+        assert!(problems.ends_with("cannot be read: it is larger than 1 MiB"), "{problems}");
     }
 
     #[test]

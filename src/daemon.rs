@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::api::{FunctionQueue, Queues};
+use crate::admin::bodies::Bodies;
 use crate::admin::guard::{Guard, guarded};
 use crate::admin::problems;
 use crate::admin::status::Status;
@@ -100,22 +101,48 @@ struct Clients {
     sqs: Configured<aws::sqs::Sqs>,
 }
 
+/// What `run` would refuse of a configuration, as far as that shows without listening, writing, or asking anybody. With `here`
+/// also what depends on this machine: addresses, and the place of the socket file.
+pub async fn check(config: &Config, here: bool) -> Result<(), Error> {
+    if here {
+        listeners::check(&config.listen)?;
+    }
+    let clock = Clock::system();
+    let listen = &config.listen;
+    let own = Own {
+        addresses: listen.ingest.iter().chain([&listen.admin]).chain(&listen.health).copied().collect(),
+        ..Own::nobody()
+    };
+    let region = config.lambda.region.as_deref();
+    let shared = aws::Shared::without_asking(region, &config.outside, own, clock.clone()).await?;
+    Clients::of(shared, config, &clock).await.map(drop)
+}
+
 impl Clients {
     async fn load(config: &Config, clock: &Clock, own: Own, operator: &Admin<Store>) -> Result<Self, Error> {
         let shared = aws::Shared::load(config.lambda.region.as_deref(), &config.outside, own, clock.clone()).await?;
+        let Self { shared, lambda, passthrough, sqs } = Self::of(shared, config, clock).await?;
+        let (lambda, sqs) = (lambda.warned(), sqs.warned());
+        operator.set_missing([lambda.missing(), sqs.missing()].into_iter().flatten().collect());
+        Ok(Self { shared, lambda, passthrough, sqs })
+    }
+
+    async fn of(shared: aws::Shared, config: &Config, clock: &Clock) -> Result<Self, Error> {
         let lambda = aws::direct::Client::new(&shared, &config.lambda, config.transport, clock.clone()).await;
         let passthrough = aws::passthrough::LambdaPassthrough::new(&shared, &config.lambda, clock.clone());
-        let (lambda, passthrough) = (Configured::of(lambda)?.warned(), Configured::of(passthrough)?);
-        let sqs = Configured::of(aws::sqs::Sqs::new(&shared, &config.sqs))?.warned();
-        operator.set_missing([lambda.missing(), sqs.missing()].into_iter().flatten().collect());
+        let (lambda, passthrough) = (Configured::of(lambda)?, Configured::of(passthrough)?);
+        let sqs = Configured::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
         Ok(Self { shared, lambda, passthrough, sqs })
     }
 }
 
-/// Runs until SIGTERM or SIGINT, until the outbox fails, or until a stage ends. A second signal ends the process at
-/// once, and so does the first one during the start. Both are as safe as a crash.
+/// Runs until SIGTERM, SIGINT or SIGQUIT, or until the outbox fails or a stage ends. A second signal ends the process at once, and so
+/// does the first while it starts: that is as safe as any crash.
 pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
-    let mut signals = Signals::catch().map_err(|source| Error::System { doing: "listening for signals", source })?;
+    // Before a port is taken: a file that cannot be used is a wrong configuration, whoever has the ports.
+    config.tls.as_ref().map(|tls| tls.files.load()).transpose()?;
+    let mut signals =
+        Signals::catch_all().map_err(|source| Error::System { doing: "listening for signals", source })?;
     let running = tokio::select! {
         biased;
         signal = signals.next() => {
@@ -149,15 +176,16 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let tls = tls::secured(&config, &clock, &metrics, &reload, &parts, &vital)?;
     let status = Status::new(operator.clone(), reload.level().clone());
     let routes = operator.router().merge(status.router());
-    let routes = guarded(routes, guard(&config, &metrics));
+    let routes = guarded(routes, guard(&config, &metrics, &parts.tasks));
     serve_admin("admin", Port::new(admin, tls.admin), routes, &config, &clock, &parts, &vital);
     if let Some(health) = health {
-        let routes = guarded(operator.health_router(), guard(&config, &metrics));
+        let routes = guarded(operator.health_router(), guard(&config, &metrics, &parts.tasks));
         serve_admin("health", Port::new(health, None), routes, &config, &clock, &parts, &vital);
     }
     let pulse = notify::pulse(status, clock.clone(), parts.stop.clone());
     vital.spawn_endless(&parts.tasks, "notify", parts.stop.clone(), pulse);
     let policies = reload.dispatch();
+    operator.reloads_are(reload.failed());
     let hangup = Reload::signal().map_err(|source| Error::System { doing: "listening for signals", source })?;
     vital.spawn_endless(&parts.tasks, "reload", parts.stop.clone(), reload.run(hangup, parts.stop.clone()));
 
@@ -177,7 +205,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let letters = DeadLetters::new(outbox.clone(), sqs, config.dead_letter.clone(), clock.clone(), metrics.clone());
     vital.spawn(&stages, "dead letters", leasing(), letters.run(stop.clone()));
 
-    let ingest_address = ingest.first().map(address).transpose()?.unwrap_or_default();
+    let ingest_addresses = ingest.iter().map(address).collect::<Result<Vec<_>, _>>()?.join(" ");
     operator.set_settings(admin_settings(&config, &shared));
     let home = config.ingest.home.clone().or_region(shared.region());
     let settings = ingest::Settings { home, ..config.ingest.clone() };
@@ -198,7 +226,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
         vital.spawn_endless(&door, "ingest", accepting(), serving);
     }
 
-    announce(&config, &readiness, [ingest_address, admin_address, health_address.unwrap_or_default()]);
+    announce(&config, &readiness, [ingest_addresses, admin_address, health_address.unwrap_or_default()]);
     let grace = config.grace;
     Ok(Running { store, operator, readiness, stop, vital, door, stages, admin: parts, unix, grace })
 }
@@ -210,9 +238,9 @@ fn announce(config: &Config, readiness: &Readiness, [ingest, admin, health]: [St
     notify::ready();
 }
 
-fn guard(config: &Config, metrics: &Arc<Metrics>) -> Guard {
+fn guard(config: &Config, metrics: &Arc<Metrics>, leftovers: &TaskTracker) -> Guard {
     let (hosts, body_timeout) = (config.listen.admin_hosts.clone(), config.ingest.body_timeout);
-    Guard { hosts, body_timeout, metrics: metrics.clone() }
+    Guard { hosts, body_timeout, metrics: metrics.clone(), bodies: Bodies::default(), leftovers: leftovers.clone() }
 }
 
 /// Registers the metrics, with every series whose labels are known.

@@ -31,6 +31,8 @@ pub mod peer;
 
 pub mod host;
 
+pub mod handover;
+
 mod progress;
 
 pub mod tls;
@@ -57,9 +59,10 @@ const BUFFER_BYTES_MIN: usize = 8 * 1024;
 /// The most concurrent requests on one HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 128;
 
-/// The most unread bytes that an HTTP/2 peer may send, for one request and for the whole connection.
+/// Unread bytes that an HTTP/2 peer may send, for one request and for the whole connection: the memory that a peer can fill before any
+/// handler has set memory aside for it (docs/operations.md, "Sizing").
 const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const H2_CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
 
 /// The most bytes of answers that h2 buffers for one stream beyond its window.
 const H2_SEND_BUFFER_BYTES: usize = 64 * 1024;

@@ -40,6 +40,10 @@ pub mod telemetry;
 
 pub mod visible;
 
+pub mod readable;
+
+pub mod plural;
+
 pub mod activation;
 
 pub mod notify;

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::status::{Status, Summary};
 use crate::clock::{Clock, UnixMillis};
 use crate::outbox::Outbox;
+use crate::plural::count;
 
 /// The time between two beats. Each beat samples the rates.
 const BEAT: Duration = Duration::from_secs(1);
@@ -87,8 +88,8 @@ pub async fn pulse<O: Outbox>(status: Status<O>, clock: Clock, stop: Cancellatio
 fn line(summary: &Summary) -> String {
     let Summary { state, outbox, rates, held, .. } = summary;
     let mut line = format!(
-        "{state}: {} events stored ({} ready, {} waiting, {} buried), oldest {:.0} s; {:.1}/s in, {:.1}/s out",
-        outbox.events,
+        "{state}: {} stored ({} ready, {} waiting, {} buried), oldest {:.0} s; {:.1}/s in, {:.1}/s out",
+        count(outbox.events, "event"),
         outbox.ready,
         outbox.waiting,
         outbox.buried,

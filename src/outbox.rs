@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, FunctionName};
+use crate::plural::count;
 
 pub mod dead;
 
@@ -152,9 +153,9 @@ pub enum Full {
         "the outbox takes {used} bytes; {wanted} more would be over {limit}, which is 15/16 of outbox.bytes_max: the rest is kept for settling"
     )]
     Bytes { used: u64, wanted: u64, limit: u64 },
-    #[error("the outbox holds {used} events of at most {limit} (outbox.events_max)")]
+    #[error("the outbox holds {} of at most {limit} (outbox.events_max)", count(*.used, "event"))]
     Events { used: u64, limit: u64 },
-    #[error("the outbox knows {used} functions of at most {limit} (outbox.functions_max)")]
+    #[error("the outbox knows {} of at most {limit} (outbox.functions_max)", count(*.used, "function"))]
     Functions { used: u64, limit: u64 },
     #[error("the disk has {free} bytes free, {reserve} are kept for settling (outbox.disk_reserve)")]
     Disk { free: u64, reserve: u64 },

@@ -25,6 +25,8 @@ pub struct Reload {
     dispatch: watch::Sender<dispatch::Settings>,
     /// The number of signals so far, for tasks that read files of their own.
     signals: watch::Sender<u64>,
+    /// Why the latest reload changed nothing; none if it did what it should.
+    failed: watch::Sender<Option<String>>,
 }
 
 /// The keys that a reading changed.
@@ -43,7 +45,8 @@ impl Reload {
     ) -> Self {
         let (dispatch, _) = watch::channel(loaded.config.dispatch.clone());
         let (signals, _) = watch::channel(0);
-        Self { load: Box::new(load), entries: Mutex::new(loaded.entries.clone()), level, dispatch, signals }
+        let (failed, _) = watch::channel(None);
+        Self { load: Box::new(load), entries: Mutex::new(loaded.entries.clone()), level, dispatch, signals, failed }
     }
 
     pub fn level(&self) -> &LogLevel {
@@ -58,6 +61,11 @@ impl Reload {
     /// Changes with each signal. Tasks then read the files that the configuration names again.
     pub fn signals(&self) -> watch::Receiver<u64> {
         self.signals.subscribe()
+    }
+
+    /// Why the latest reload changed nothing, as it changes.
+    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+        self.failed.subscribe()
     }
 
     /// Handles the signal, so that it no longer ends the process.
@@ -79,8 +87,14 @@ impl Reload {
     fn reload(&self) {
         notify::reloading();
         match (self.load)() {
-            Ok(loaded) => self.apply(loaded),
-            Err(problems) => tracing::error!(%problems, "configuration not reloaded: the running one stays in effect"),
+            Ok(loaded) => {
+                self.apply(loaded);
+                self.failed.send_replace(None);
+            }
+            Err(problems) => {
+                tracing::error!(%problems, "configuration not reloaded: the running one stays in effect");
+                self.failed.send_replace(Some(in_one_line(&problems)));
+            }
         }
         self.signals.send_modify(|signals| *signals += 1);
         notify::reloaded();
@@ -125,6 +139,11 @@ fn changes(before: &[Entry], after: &[Entry]) -> Changes {
         list.push(key.to_owned());
     }
     changes
+}
+
+fn in_one_line(problems: &Problems) -> String {
+    let each = problems.as_slice().iter().map(|problem| problem.to_string().replace("\n      ", "; "));
+    each.collect::<Vec<_>>().join(". ")
 }
 
 #[cfg(test)]

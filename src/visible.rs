@@ -40,6 +40,13 @@ pub fn visible_json(json: &str) -> Cow<'_, str> {
     )
 }
 
+/// A URL without the user name and password in it. What cannot be told from a password is left out, too.
+pub fn without_password(url: &str) -> Cow<'_, str> {
+    let Some((before, host)) = url.rsplit_once('@') else { return Cow::Borrowed(url) };
+    let scheme = before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
+    Cow::Owned(format!("{scheme}***@{host}"))
+}
+
 fn escaped(text: &str, is_hazard: impl Fn(char) -> bool, escape: impl Fn(&mut String, char)) -> Cow<'_, str> {
     if !text.contains(&is_hazard) {
         return Cow::Borrowed(text);
@@ -57,6 +64,19 @@ fn escaped(text: &str, is_hazard: impl Fn(char) -> bool, escape: impl Fn(&mut St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_in_a_url_is_left_out_however_it_is_written() {
+        for (url, shown) in [
+            ("http://127.0.0.1:9478", "http://127.0.0.1:9478"),
+            ("http://me:secret@host:1/x", "http://***@host:1/x"),
+            ("http://me:sec@ret@host", "http://***@host"),
+            ("http://me:se/c?r#e t@host", "http://***@host"),
+            ("me:secret@host", "***@host"),
+        ] {
+            assert_eq!(without_password(url), shown, "{url}");
+        }
+    }
 
     const HOSTILE: &str = "a\x1b[2J\x07\r\nb\u{9b}31m\u{202e}c\u{2067}\u{200b}\u{2028}\u{feff}\u{e0041}\x7fd";
 

@@ -11,18 +11,18 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     // the values that flow
     ("clock", &[]),
     ("hop", &[]),
-    ("event", &["clock"]),
+    ("event", &["clock", "plural"]),
     ("metrics", &["event"]),
     ("trace", &["event"]),
     // the stages: never each other, they meet in the outbox
-    ("outbox", &["event", "clock", "metrics"]),
+    ("outbox", &["event", "clock", "metrics", "plural"]),
     // it opens the engines that it tests
     ("outbox::conformance", &["event", "clock", "metrics", "outbox::embedded"]),
-    ("ingest", &["event", "clock", "hop", "metrics", "trace", "outbox", "http", "shutdown"]),
+    ("ingest", &["event", "clock", "hop", "metrics", "trace", "outbox", "http", "shutdown", "plural"]),
     ("dispatch", &["event", "clock", "metrics", "trace", "outbox", "shutdown", "backoff"]),
-    ("deadletter", &["event", "clock", "metrics", "outbox", "shutdown", "backoff"]),
+    ("deadletter", &["event", "clock", "metrics", "outbox", "shutdown", "backoff", "plural"]),
     // what serves a stage knows that stage
-    ("aws", &["event", "clock", "hop"]),
+    ("aws", &["event", "clock", "hop", "readable", "visible"]),
     ("aws::lambda", &["event", "clock", "hop", "dispatch"]),
     ("aws::direct", &["event", "clock", "hop", "dispatch"]),
     ("aws::passthrough", &["event", "clock", "hop", "ingest"]),
@@ -33,16 +33,21 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     // around them
     ("backoff", &["clock"]),
     ("follow", &["clock"]),
-    ("http", &["clock", "follow"]),
+    ("http", &["clock", "follow", "readable"]),
     ("shutdown", &[]),
     ("visible", &[]),
+    ("readable", &[]),
+    ("plural", &[]),
     ("telemetry", &["config", "trace", "visible"]),
     ("activation", &[]),
-    ("notify", &["admin", "clock", "outbox"]),
+    ("notify", &["admin", "clock", "outbox", "plural"]),
     ("reload", &["config", "dispatch", "notify", "telemetry"]),
     // of dispatch only its status: what it is doing, for the operator
     // of deadletter the rules of a redrive
-    ("admin", &["event", "clock", "metrics", "outbox", "dispatch", "deadletter", "http", "shutdown", "telemetry"]),
+    (
+        "admin",
+        &["event", "clock", "metrics", "outbox", "dispatch", "deadletter", "http", "shutdown", "telemetry", "plural"],
+    ),
     (
         "config",
         &[
@@ -57,6 +62,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "deadletter",
             "aws",
             "shutdown",
+            "readable",
+            "visible",
         ],
     ),
     ("standin", &["event", "clock", "http"]),
@@ -100,12 +107,15 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "telemetry",
             "admin",
             "aws",
+            "plural",
+            "readable",
             "reload",
             "visible",
         ],
     ),
+    ("cli::arguments", &["cli", "config", "event", "ingest", "visible"]),
     ("cli::admin_client", &["cli", "admin", "config", "deadletter", "event"]),
-    ("cli::dead_letters", &["cli", "admin", "clock", "config", "deadletter", "event", "outbox"]),
+    ("cli::dead_letters", &["cli", "admin", "clock", "config", "deadletter", "event", "outbox", "plural"]),
     // without a daemon it is one, as far as accepting goes
     (
         "cli::redrive",
@@ -122,6 +132,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "daemon",
             "dispatch",
             "metrics",
+            "plural",
             "visible",
         ],
     ),
@@ -214,7 +225,19 @@ fn every_row_of_the_doors_names_tests_that_exist() {
 }
 
 #[test]
+fn a_number_before_a_noun_is_written_by_one_helper() {
+    assert_none(sources().into_iter().flat_map(|(path, text)| bare_plurals(&path, &text)));
+}
+
+#[test]
 fn every_broken_rule_is_found() {
+    let found = |text: &str| bare_plurals("cli/fsck.rs", text).len();
+    assert_eq!(found("format!(\"{events} events wait\")"), 1);
+    assert_eq!(found("format!(\"{} keys\", 1)"), 1);
+    assert_eq!(found("format!(\"{} wait\", count(events, \"event\"))"), 0);
+    assert_eq!(found("// {n} events"), 0);
+    assert_eq!(found("#[cfg(test)]\nmod tests {\n format!(\"{n} events\");\n}"), 0);
+
     // Who may know whom: groups, tests aside, comments and strings aside, and modules that the table does not have.
     let found = |path: &str, text: &str| forbidden_acquaintances(path, text).len();
     assert_eq!(found("dispatch/lane.rs", "use crate::event::Event;\nuse crate::dispatch::Policy;"), 0);
@@ -329,6 +352,40 @@ fn misplaced_words(path: &str, text: &str) -> Vec<String> {
         !places.iter().any(|place| path.starts_with(place)) && words(&code, word).next().is_some()
     });
     misplaced.map(|(word, places, why)| format!("{path} uses `{word}`, which is for {places:?}: {why}")).collect()
+}
+
+/// Lines with a placeholder right before a plural: with the number 1 they would read wrong.
+fn bare_plurals(path: &str, text: &str) -> Vec<String> {
+    const NOUNS: [&str; 16] = [
+        "events",
+        "functions",
+        "attempts",
+        "letters",
+        "messages",
+        "keys",
+        "gaps",
+        "times",
+        "dead letters",
+        "retries",
+        "things",
+        "records",
+        "requests",
+        "calls",
+        "duplicates",
+        "stores",
+    ];
+    /// Where the number is a rate, a constant, or never 1.
+    const FINE: [&str; 4] = ["} events/s", "{BATCH_EVENTS_MAX} events", "{of} letters", "{pos}/{len} letters"];
+    if is_test(path) {
+        return Vec::new();
+    }
+    let code = without_tests(text);
+    let lines = code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+    let lines = lines.filter(|(_, line)| !FINE.iter().any(|fine| line.contains(fine)));
+    lines
+        .filter(|(_, line)| NOUNS.iter().any(|noun| words(line, noun).any(|at| line[..at].ends_with("} "))))
+        .map(|(n, _)| format!("{path}:{} has a number before a plural: use plural::count or plural::agree", n + 1))
+        .collect()
 }
 
 fn undone(path: &str, text: &str) -> Vec<String> {

@@ -3,12 +3,15 @@
 //! `POST /v1/redrive` is the door of a redrive from a queue: its answer says `stored` or `repeat` only once the event is on
 //! stable storage (G1), so that the message may be deleted then.
 
+use std::num::NonZeroUsize;
+
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use prometheus::core::Collector;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::api::{Answer, Answers, Ids, LetterPage, LetterView, Queues, UnreadableLetter};
 use super::events::KeysQuery;
@@ -23,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::outbox::dead::{BuriedWant, Discarded, Filter, Imported, Revived};
 use crate::outbox::operator::Operator;
 use crate::outbox::{Appended, Full, History, Place};
+use crate::plural::count;
 
 /// Letters of one page, and of one request.
 pub const LETTERS_MAX: usize = 1_000;
@@ -52,7 +56,7 @@ struct ListQuery {
     error: Option<String>,
     unshippable: Option<bool>,
     after: Option<String>,
-    limit: Option<usize>,
+    limit: Option<NonZeroUsize>,
     #[serde(default)]
     payloads: bool,
 }
@@ -72,7 +76,7 @@ impl ListQuery {
             unshippable: self.unshippable,
         };
         let after = self.after.map(|text| text.parse().map_err(|why| Problem::bad(format!("after: {why}"))));
-        let letters_max = self.limit.unwrap_or(LETTERS).clamp(1, LETTERS_MAX);
+        let letters_max = self.limit.map_or(LETTERS, NonZeroUsize::get).min(LETTERS_MAX);
         Ok(BuriedWant { filter, after: after.transpose()?, letters_max, payloads: self.payloads })
     }
 }
@@ -241,7 +245,9 @@ fn of_appended(appended: &Appended, id: EventId) -> Answer {
 fn of_revived(revived: &Revived, id: EventId) -> Answer {
     match revived {
         Revived::Stored { id } => Answer::Stored { id: *id },
-        Revived::Ceiling { redrives } => Answer::Ceiling { message: format!("came back {redrives} times") },
+        Revived::Ceiling { redrives } => {
+            Answer::Ceiling { message: format!("came back {}", count((*redrives).into(), "time")) }
+        }
         Revived::Full(full) => busy(full),
         Revived::NotFound => not_found(id),
         Revived::Leased => shipping(id),
@@ -290,7 +296,7 @@ fn counted(answer: Answer, metrics: &Metrics, source: &str) -> Answer {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Exports {
-    letters: Vec<Exported>,
+    letters: Vec<Box<RawValue>>,
 }
 
 /// Takes in letters that were exported; each stays dead until it is redriven.
@@ -301,7 +307,8 @@ async fn import<O: Operator>(
     let (store, home) = (admin.store()?, admin.settings()?.rules.home);
     at_most(letters.len())?;
     let now = admin.clock.now();
-    let letters: Result<Vec<_>, _> = letters.into_iter().map(|letter| letter.buried(now, &home)).collect();
+    let letters = letters.into_iter().map(|line| Exported::read(line.get())?.buried(now, &home));
+    let letters: Result<Vec<_>, String> = letters.collect();
     let letters = letters.map_err(Problem::bad)?;
     let ids: Vec<EventId> = letters.iter().map(|(event, _)| event.id).collect();
     let imported = store.import(letters).await?;

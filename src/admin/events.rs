@@ -1,5 +1,7 @@
 //! The operator's API for events: list, show, cancel, attempt now.
 
+use std::num::NonZeroUsize;
+
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -35,7 +37,7 @@ struct ListQuery {
     function: Option<String>,
     state: Option<String>,
     after: Option<String>,
-    limit: Option<usize>,
+    limit: Option<NonZeroUsize>,
 }
 
 async fn list<O: Operator>(
@@ -56,7 +58,7 @@ async fn list<O: Operator>(
         function: pattern,
         place,
         after: query.after.map(cursor).transpose()?,
-        max: query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX),
+        max: query.limit.map_or(PAGE, NonZeroUsize::get).min(PAGE_MAX),
     };
     let page = store.list(want).await?;
     let events = page.events.iter().map(listed).collect();

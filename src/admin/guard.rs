@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -19,14 +19,15 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use hyper::body::Body as _;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::task::TaskTracker;
 
+use super::bodies::{BODY_BYTES_MAX, Bodies, Unread};
 use super::refusal;
 use crate::event::name::percent_decode;
+use crate::http::handover::ToItsEnd;
 use crate::http::host::{Authority, Host, Hosts, Unclear};
 use crate::metrics::Metrics;
-
-/// Bytes of a body at most: what axum takes of JSON.
-const BODY_BYTES_MAX: usize = 2 << 20;
 
 /// What is answered to everybody: asking for it changes nothing.
 const OPEN: [&str; 3] = ["/livez", "/readyz", "/metrics"];
@@ -56,8 +57,10 @@ enum Refused {
     /// A page of another site opens what holds payloads.
     PayloadsForOtherSite,
     NotJson,
-    /// Longer than [`BODY_BYTES_MAX`], or torn.
+    /// Longer than a body may be, or torn.
     BodyTooLarge,
+    /// The bodies of other requests take the memory.
+    Crowded,
     BodyLate,
 }
 
@@ -69,6 +72,9 @@ pub struct Guard {
     /// From the end of the headers to the end of the body.
     pub body_timeout: Duration,
     pub metrics: Arc<Metrics>,
+    pub bodies: Bodies,
+    /// Where a request whose client has gone goes on.
+    pub leftovers: TaskTracker,
 }
 
 /// The same routes behind the guard.
@@ -79,8 +85,13 @@ pub fn guarded(routes: Router, guard: Guard) -> Router {
 async fn stand_guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let is_probe = is_read(request.method()) && OPEN.contains(&request.uri().path());
     let mut response = match guard.admit(request).await {
-        Ok(request) if is_probe => next.run(request).await,
-        Ok(request) => refusal::in_json(next.run(request).await).await,
+        Ok((request, None)) if is_probe => next.run(request).await,
+        Ok((request, None)) => refusal::in_json(next.run(request).await).await,
+        Ok((request, Some(memory))) => {
+            let answering = async move { (refusal::in_json(next.run(request).await).await, memory) };
+            let (response, _memory) = ToItsEnd::new(answering, &guard.leftovers).await;
+            response
+        }
         Err(refused) => {
             guard.metrics.admin_refused.with_label_values(&[refused.reason()]).inc();
             tracing::debug!(reason = refused.reason(), "request to the admin listener refused");
@@ -94,17 +105,20 @@ async fn stand_guard(State(guard): State<Guard>, request: Request, next: Next) -
 }
 
 impl Guard {
-    /// The request with its whole body, so that no handler waits for a client that sends none.
-    async fn admit(&self, request: Request) -> Result<Request, Refused> {
+    /// The request with its whole body, so that no handler waits for a client that sends none; and the memory that the body takes.
+    async fn admit(&self, request: Request) -> Result<(Request, Option<OwnedSemaphorePermit>), Refused> {
         let has_body = !request.body().is_end_stream();
         check(request.method(), request.uri(), request.headers(), has_body, &self.hosts)?;
         if !has_body {
-            return Ok(request);
+            return Ok((request, None));
         }
         let (head, body) = request.into_parts();
-        let body = tokio::time::timeout(self.body_timeout, to_bytes(body, BODY_BYTES_MAX)).await;
-        let body = body.map_err(|_| Refused::BodyLate)?.map_err(|_| Refused::BodyTooLarge)?;
-        Ok(Request::from_parts(head, Body::from(body)))
+        let read = tokio::time::timeout(self.body_timeout, self.bodies.read(body)).await;
+        let (body, memory) = read.map_err(|_| Refused::BodyLate)?.map_err(|unread| match unread {
+            Unread::TooLarge => Refused::BodyTooLarge,
+            Unread::Crowded => Refused::Crowded,
+        })?;
+        Ok((Request::from_parts(head, Body::from(body)), Some(memory)))
     }
 }
 
@@ -175,6 +189,8 @@ impl Refused {
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyLate => StatusCode::REQUEST_TIMEOUT,
+            // Passes by itself, and is no client's fault alone: `sendoff redrive` waits and goes on.
+            Self::Crowded => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -187,6 +203,7 @@ impl Refused {
             Self::NotJson => "not-json",
             Self::BodyTooLarge => "body-too-large",
             Self::BodyLate => "body-late",
+            Self::Crowded => "crowded",
         }
     }
 
@@ -222,6 +239,7 @@ impl Refused {
                 format!("the body is longer than {BODY_BYTES_MAX} bytes, or ended early: send less at once")
             }
             Self::BodyLate => "the body did not come in time (listen.body_timeout)".to_owned(),
+            Self::Crowded => "other requests to the operator's API take the memory for bodies (32 MiB): try again, with fewer at once".to_owned(),
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::event::name::canonical;
 use crate::event::{EventId, FunctionName, Pattern};
 use crate::outbox::operator::Operator;
 use crate::outbox::{LaneCensus, Outbox, Place};
+use crate::plural::count;
 
 /// A time: RFC 3339, or how long ago.
 pub(super) fn time(name: &str, text: &str, clock: &Clock) -> Result<UnixMillis, Problem> {
@@ -47,7 +48,8 @@ pub(super) async fn known_or_new<O: Operator>(admin: &Admin<O>, name: &str) -> R
     let function = canonical(name, &settings.rules.home).ok_or_else(|| Problem::bad(format!("{name:?} {why}")))?;
     let max = settings.functions_max;
     if known as u64 >= max {
-        let why = format!("the outbox knows {known} functions of at most {max} (outbox.functions_max)");
+        let why =
+            format!("the outbox knows {} of at most {max} (outbox.functions_max)", count(known as u64, "function"));
         return Err(Problem::conflict(why));
     }
     Ok(function)

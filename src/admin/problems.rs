@@ -7,6 +7,7 @@ use crate::dispatch::status::Lanes;
 use crate::dispatch::verdict::PauseKind;
 use crate::event::FunctionName;
 use crate::outbox::{Census, Place};
+use crate::plural::{agree, count};
 
 /// Functions that one problem names; of more it tells the number.
 const NAMED_MAX: usize = 3;
@@ -18,6 +19,8 @@ pub(super) struct Facts {
     pub not_ready: Option<String>,
     /// What it lacks to reach AWS at all.
     pub missing: Vec<String>,
+    /// Why the latest reload of the configuration changed nothing.
+    pub not_reloaded: Option<String>,
     pub lanes: Lanes,
     pub paused: Vec<FunctionName>,
     pub census: Census,
@@ -51,6 +54,10 @@ pub(super) fn problems(facts: &Facts) -> Vec<api::Problem> {
         let remedy = "set it and restart; accepted events wait meanwhile";
         say("configuration", missing.clone(), remedy);
     }
+    if let Some(why) = &facts.not_reloaded {
+        let message = format!("the latest reload changed nothing: {why}");
+        say("reload", message, "correct the file (`sendoff check-config` tells more) and send SIGHUP again");
+    }
     for ((kind, reason), functions) in held(&facts.lanes) {
         let message = format!("{} {}: {reason}", named(&functions), words_of(kind));
         say(kind.as_str(), message, remedy_of(kind));
@@ -59,10 +66,10 @@ pub(super) fn problems(facts: &Facts) -> Vec<api::Problem> {
         if let Some(since) = lane.failing_since {
             let error = lane.last_error.as_ref().map_or("no error is known", |error| error.words.as_str());
             let message = format!(
-                "{function} fails since {}: {} of {} attempts in the last minute; the last said {error}",
+                "{function} fails since {}: {} of {} in the last minute; the last said {error}",
                 since.rfc3339(),
                 lane.failed_per_minute,
-                lane.failed_per_minute.saturating_add(lane.delivered_per_minute),
+                count(lane.failed_per_minute.saturating_add(lane.delivered_per_minute).into(), "attempt"),
             );
             say(
                 "failing",
@@ -79,19 +86,22 @@ pub(super) fn problems(facts: &Facts) -> Vec<api::Problem> {
     room(facts, &mut say);
     damage(facts, &mut say);
     if facts.unshippable > 0 {
-        let message = format!("{} dead letters were refused by their queue and stay in the store", facts.unshippable);
+        let one = "dead letter was refused by its queue and stays in the store";
+        let many = "dead letters were refused by their queue and stay in the store";
+        let message = agree(facts.unshippable, one, many);
         say("unshippable", message, "`sendoff dead-letters list` says why; then redrive, export or purge them");
     }
     let buried: u64 =
         facts.census.lanes.values().filter_map(|lane| lane.by_place.get(&Place::Buried)).map(|c| c.events).sum();
     if buried > 0 && !facts.ship_failures.is_empty() {
         let codes: Vec<String> =
-            facts.ship_failures.iter().map(|(code, count)| format!("{code} {count} times")).collect();
+            facts.ship_failures.iter().map(|(code, times)| format!("{code} {}", count(*times, "time"))).collect();
         let message = format!("SQS refused dead letters since the start ({})", codes.join(", "));
         say("shipping", message, "the log names the queue and what to do; `sendoff check-config --online` tries it");
     }
     if facts.log_dropped > 0 {
-        let message = format!("{} log lines were dropped because stderr could not be written", facts.log_dropped);
+        let (one, many) = ("log line was dropped", "log lines were dropped");
+        let message = format!("{} because stderr could not be written", agree(facts.log_dropped, one, many));
         say("log", message, "see to what reads the daemon's stderr");
     }
     found
@@ -173,12 +183,13 @@ fn room(facts: &Facts, say: &mut impl FnMut(&str, String, &str)) {
 
 fn damage(facts: &Facts, say: &mut impl FnMut(&str, String, &str)) {
     if facts.unreadable > 0 {
-        let message = format!("{} stored events cannot be read", facts.unreadable);
+        let message = agree(facts.unreadable, "stored event cannot be read", "stored events cannot be read");
         say("damage", message, "look at the disk; `sendoff fsck`, with the daemon stopped, tells more");
     }
     if facts.set_aside > 0 {
-        let message = format!("{} damaged stores were set aside in the state directory", facts.set_aside);
-        say("damage", message, "keep them until nothing is missed, then remove them");
+        let said = agree(facts.set_aside, "damaged store was", "damaged stores were");
+        let message = format!("{said} set aside in the state directory");
+        say("damage", message, "keep what was set aside until nothing is missed, then remove it");
     }
 }
 

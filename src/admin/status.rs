@@ -167,6 +167,7 @@ impl<O: Outbox> Status<O> {
         let facts = Facts {
             not_ready: unwell.or_else(|| self.admin.readiness.why_not().map(str::to_owned)),
             missing: self.admin.missing(),
+            not_reloaded: self.admin.not_reloaded(),
             lanes: self.admin.lane_status().await,
             paused: lanes.into_iter().filter(|lane| lane.paused).map(|lane| lane.function).collect(),
             census: outbox.census().await.ok()?,

@@ -26,7 +26,8 @@ impl<C> Configured<C> {
                 | Error::EndpointUrl { .. }
                 | Error::OwnAddress { .. }
                 | Error::Endpoint { .. }
-                | Error::CaBundle { .. }),
+                | Error::CaBundle { .. }
+                | Error::File { .. }),
             ) => Err(error),
         }
     }
@@ -97,6 +98,7 @@ fn code(error: &Error) -> &'static str {
         | Error::EndpointUrl { .. }
         | Error::OwnAddress { .. }
         | Error::Endpoint { .. }
-        | Error::CaBundle { .. } => "misconfigured",
+        | Error::CaBundle { .. }
+        | Error::File { .. } => "misconfigured",
     }
 }

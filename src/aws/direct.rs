@@ -26,6 +26,7 @@ use super::{Error, Place, Settings, Shared, words_of};
 use crate::clock::Clock;
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
 use crate::event::Function;
+use crate::event::sendable::is_dot_segment;
 use crate::hop;
 
 mod skew;
@@ -204,6 +205,9 @@ fn request(endpoint: &str, call: Call) -> Result<Request<Bytes>, String> {
     let Call { function, key, carried, payload, mode: _ } = call;
     if function.address.is_empty() {
         return Err("the function's name is empty".to_owned());
+    }
+    if is_dot_segment(&function.address) {
+        return Err(format!("the path to a function called {:?} leads elsewhere", function.address));
     }
     let name = percent_encode(&function.address);
     let mut uri = format!("{endpoint}/2015-03-31/functions/{name}/invocations");

@@ -25,6 +25,7 @@ use super::sign::Keeper;
 use super::{Error, Place, Settings, Shared, Stage, causes, is_region, words_of};
 use crate::dispatch::{Answer, Call, Failure, FailureKind, Invoke, Mode, Reply};
 use crate::event::Function;
+use crate::event::sendable::is_dot_segment;
 use crate::hop::{self, Hop};
 
 pub(super) mod context;
@@ -84,6 +85,9 @@ impl Lambda {
 impl Lambda {
     /// Asks whether a function exists and may be invoked, without invoking it (`DryRun`). One call, no retries.
     pub(super) async fn ask(&self, region: Option<&str>, address: &str, qualifier: Option<String>) -> Reply {
+        if is_dot_segment(address) {
+            return leads_elsewhere();
+        }
         let Some(client) = self.client(region) else { return not_a_region() };
         let progress = Progress::default();
         let asked = client
@@ -126,8 +130,16 @@ fn not_a_region() -> Reply {
     Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message })
 }
 
+fn leads_elsewhere() -> Reply {
+    let message = "the path to a function of this name leads elsewhere".to_owned();
+    Reply::NotSent(Failure { kind: FailureKind::Unbuildable, message })
+}
+
 impl Invoke for Lambda {
     async fn invoke(&self, call: Call) -> Reply {
+        if is_dot_segment(&call.function.address) {
+            return leads_elsewhere();
+        }
         let Some(client) = self.client(call.function.region.as_deref()) else { return not_a_region() };
         let progress = Progress::default();
         let client_context = context::with_key(call.carried.client_context, &call.key.value);

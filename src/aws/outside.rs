@@ -2,16 +2,21 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aws_config::profile::ProfileSet;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::{Error, Own};
+use crate::readable;
+use crate::visible::without_password;
 
 /// Profiles are short. A larger file is not a profile.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The certificates of a whole machine have about 250 KiB.
+const BUNDLE_BYTES_MAX: u64 = 16 << 20;
 
 /// From the proxy variables that every AWS SDK reads.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -20,6 +25,8 @@ pub struct Outside {
     pub https_proxy: Option<String>,
     pub all_proxy: Option<String>,
     pub no_proxy: Option<String>,
+    /// `SSL_CERT_FILE`: the machine's certificates.
+    pub machine_bundle: Option<PathBuf>,
     /// `AWS_CA_BUNDLE`.
     pub ca_bundle: Option<PathBuf>,
     /// The configuration file of the profiles, if a home directory is known.
@@ -37,12 +44,42 @@ impl fmt::Debug for Outside {
 impl Outside {
     /// A description for people, without passwords. `None` if nothing is set.
     pub fn in_words(&self) -> Vec<String> {
-        let proxies =
-            [("HTTP_PROXY", &self.http_proxy), ("HTTPS_PROXY", &self.https_proxy), ("ALL_PROXY", &self.all_proxy)];
-        let proxies = proxies.into_iter().filter_map(|(name, url)| Some(format!("{name} {}", shown(url.as_ref()?))));
-        let no_proxy = self.no_proxy.iter().map(|list| format!("NO_PROXY {list}"));
-        let bundle = self.ca_bundle.iter().map(|path| format!("AWS_CA_BUNDLE {}", path.display()));
-        proxies.chain(no_proxy).chain(bundle).collect()
+        self.named().into_iter().map(|(name, value)| format!("{name} {value}")).collect()
+    }
+
+    /// The variables that are set and what they say, without passwords.
+    pub fn named(&self) -> Vec<(&'static str, String)> {
+        let proxy = |url: &Option<String>| url.as_deref().map(|url| without_password(url).into_owned());
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let all = [
+            ("HTTP_PROXY", proxy(&self.http_proxy)),
+            ("HTTPS_PROXY", proxy(&self.https_proxy)),
+            ("ALL_PROXY", proxy(&self.all_proxy)),
+            ("NO_PROXY", self.no_proxy.clone()),
+            ("AWS_CA_BUNDLE", path(&self.ca_bundle)),
+            ("SSL_CERT_FILE", path(&self.machine_bundle)),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    /// That the files which libraries read by themselves can be read without waiting. A missing file is fine, and so is one that
+    /// this user may not read: the daemon then goes without it.
+    pub(super) fn check_files(&self) -> Result<(), Error> {
+        let files = [
+            ("AWS_CONFIG_FILE", &self.config_file, FILE_BYTES_MAX),
+            ("AWS_SHARED_CREDENTIALS_FILE", &self.credentials_file, FILE_BYTES_MAX),
+            ("SSL_CERT_FILE", &self.machine_bundle, BUNDLE_BYTES_MAX),
+        ];
+        for (named_by, path, bytes_max) in files {
+            let Some(path) = path else { continue };
+            match readable::read(path, bytes_max) {
+                Err(error) if error.kind() == std::io::ErrorKind::Other => {
+                    return Err(Error::File { named_by, path: path.display().to_string(), why: error.to_string() });
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// The only certificates to trust: those in `AWS_CA_BUNDLE`, else in the profile's `ca_bundle`.
@@ -56,7 +93,7 @@ impl Outside {
             return Ok(None);
         };
         let unusable = |why: String| Error::CaBundle { named_by: source, path: path.display().to_string(), why };
-        let pem = std::fs::read(&path).map_err(|error| unusable(error.to_string()))?;
+        let pem = readable::read(&path, BUNDLE_BYTES_MAX).map_err(|error| unusable(error.to_string()))?;
         let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
         let found = found.map_err(|error| unusable(format!("not PEM: {error:?}")))?;
         if found.is_empty() { Err(unusable("it holds no certificate in PEM".to_owned())) } else { Ok(Some(found)) }
@@ -66,8 +103,8 @@ impl Outside {
     /// They are meant for applications on this host, but the SDK would use them for STS and SSO as well.
     pub(super) fn cleaned(&self, own: &Own) -> Option<(String, String, Vec<String>)> {
         let read = |path: &Option<PathBuf>| -> String {
-            let path = path.as_ref().filter(|path| std::fs::metadata(path).is_ok_and(|m| m.len() <= FILE_BYTES_MAX));
-            path.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default()
+            let text = path.as_deref().map(|path: &Path| readable::read_text(path, FILE_BYTES_MAX));
+            text.and_then(Result::ok).unwrap_or_default()
         };
         let mut dropped = Vec::new();
         let mut clean = |text: String| -> String {
@@ -90,13 +127,6 @@ fn endpoint_in(line: &str) -> Option<&str> {
     let (name, value) = line.split_once('=')?;
     let value = value.split([' ', '\t']).find(|word| !word.is_empty())?;
     name.trim().eq_ignore_ascii_case("endpoint_url").then_some(value)
-}
-
-/// A proxy's URL without user and password.
-pub fn shown(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
-    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
-    if scheme.is_empty() { rest.to_owned() } else { format!("{scheme}://{rest}") }
 }
 
 /// Whether a host is this machine, or a local source of credentials (instance metadata, ECS, EKS).

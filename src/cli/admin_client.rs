@@ -14,8 +14,9 @@ use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::arguments::{self, Url};
 use super::https::{Connector, Trust, connector, trouble};
-use super::url::{base, endpoint_of, parse_url, percent};
+use super::url::{base, endpoint_of, percent};
 use super::{ConfigOptions, Exit, Failure};
 use crate::admin::api::{FunctionPage, Message};
 use crate::config::{Config, Environment};
@@ -38,19 +39,19 @@ pub struct Daemon {
     #[command(flatten)]
     pub(super) config: ConfigOptions,
     /// The daemon's admin listener, as http://HOST:PORT or https://HOST:PORT. By default, the address in the configuration
-    #[arg(long, value_name = "URL", value_parser = parse_admin)]
+    #[arg(long, value_name = "URL", value_parser = Url(parse_admin))]
     admin: Option<Uri>,
     /// With https: file with the authorities to trust, in PEM. By default, those of this machine. For the configured
     /// daemon, its own certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// Exists only for its error message
-    #[arg(long, hide = true, value_parser = not_the_ingest_listener)]
+    #[arg(long, hide = true, value_parser = Url(not_the_ingest_listener))]
     endpoint: Option<String>,
 }
 
 fn parse_admin(text: &str) -> Result<Uri, String> {
-    parse_url(text, "http://127.0.0.1:9478")
+    arguments::listener(text, "http://127.0.0.1:9478")
 }
 
 fn not_the_ingest_listener(_: &str) -> Result<String, String> {
@@ -65,8 +66,8 @@ pub struct Listing {
     #[command(flatten)]
     pub(super) daemon: Daemon,
     /// Show at most this many
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub(super) limit: usize,
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) limit: u64,
     /// Show all of them
     #[arg(long, conflicts_with = "limit")]
     all: bool,
@@ -80,7 +81,7 @@ pub struct Listing {
 
 impl Listing {
     pub(super) fn limit(&self) -> usize {
-        if self.all { usize::MAX } else { self.limit }
+        if self.all { usize::MAX } else { usize::try_from(self.limit).unwrap_or(usize::MAX) }
     }
 }
 

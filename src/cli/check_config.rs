@@ -12,7 +12,9 @@ use crate::aws::{self, Own, Shared};
 use crate::clock::Clock;
 use crate::config::shapes::suspicions;
 use crate::config::{Config, Entry, Environment, Loaded, Origin};
-use crate::outbox::embedded::store::place::{Remark, look};
+use crate::daemon;
+use crate::outbox::embedded::store::place::{Remark, look, room};
+use crate::plural::agree;
 
 /// Check the configuration and report all of its problems
 #[derive(Debug, Args)]
@@ -26,9 +28,10 @@ pub struct Options {
     #[arg(long)]
     online: bool,
     /// Also check this function: a name, name:alias or ARN. May be repeated
-    #[arg(long, value_name = "NAME", requires = "online")]
+    #[arg(long, value_name = "NAME", requires = "online", value_parser = super::arguments::function)]
     function: Vec<String>,
-    /// Do not check the state directory and certificate files, for example on another machine than the daemon's
+    /// Look at nothing of this machine: not the state directory, the addresses to listen on, the place of the Unix socket, nor files of
+    /// certificates. For a check on another machine than the daemon's
     #[arg(long)]
     skip_state_dir: bool,
 }
@@ -42,7 +45,10 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let mut said = read_from(file.as_deref(), &entries);
     let mut problems = Vec::new();
     if !options.skip_state_dir {
-        for Remark { is_fatal, what, remedy } in look(&config.state_dir, config.outbox.disk_reserve) {
+        let outbox = &config.outbox;
+        let remarks = look(&config.state_dir, outbox.disk_reserve);
+        let room = room(&config.state_dir, outbox.limits.bytes_max, outbox.disk_reserve);
+        for Remark { is_fatal, what, remedy } in remarks.into_iter().chain(room) {
             if is_fatal {
                 problems.push(format!("state_dir: {what}\n      {remedy}"));
             } else {
@@ -50,13 +56,26 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             }
         }
     }
-    if !options.skip_state_dir {
-        problems.extend(certificate(&config, &mut said).err());
+    let mut exit = Exit::Unavailable;
+    if !options.skip_state_dir
+        && let Err(bad) = certificate(&config, &mut said)
+    {
+        exit = Exit::Configuration;
+        problems.push(bad);
+    }
+    // With the exit code and, of what is not about the state directory, the words of a start.
+    let refused = super::runtime()?.block_on(daemon::check(&config, !options.skip_state_dir)).err();
+    let refused = refused.map(|error| Failure::new(super::serve::exit_of(&error), error));
+    if !problems.is_empty() || refused.is_some() {
+        print(&said)?;
     }
     if !problems.is_empty() {
-        print(&said)?;
+        problems.extend(refused.map(|failure| failure.to_string()));
         let all = problems.join("\n  ");
-        return Err(Failure::saying(Exit::Configuration, format!("the configuration does not work here:\n\n  {all}")));
+        return Err(Failure::saying(exit, format!("the configuration does not work here:\n\n  {all}")));
+    }
+    if let Some(refused) = refused {
+        return Err(refused);
     }
     said += "the configuration has no problems\n";
     for suspicion in suspicions(&config) {
@@ -72,8 +91,10 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let missing = super::runtime()?.block_on(ask(&config, &options.function))?;
     match missing {
         0 => Ok(()),
-        1 => Err(Failure::saying(Exit::Failed, "1 thing is missing: see above")),
-        missing => Err(Failure::saying(Exit::Failed, format!("{missing} things are missing: see above"))),
+        missing => {
+            let said = agree(missing as u64, "thing is", "things are");
+            Err(Failure::saying(Exit::Failed, format!("{said} missing: see above")))
+        }
     }
 }
 
@@ -113,7 +134,8 @@ fn read_from(file: Option<&Path>, entries: &[Entry]) -> String {
 
 /// Asks AWS one question after another and prints each answer. Returns how many things are missing.
 async fn ask(config: &Config, more: &[String]) -> Result<usize, Failure> {
-    let own = Own { addresses: vec![config.listen.ingest, config.listen.admin], ..Own::nobody() };
+    let addresses = config.listen.ingest.iter().chain([&config.listen.admin]).copied().collect();
+    let own = Own { addresses, ..Own::nobody() };
     let shared = Shared::load(config.lambda.region.as_deref(), &config.outside, own, Clock::system()).await;
     let shared = shared.map_err(no_place)?;
     for way in config.outside.in_words() {

@@ -21,6 +21,7 @@ use crate::clock::{Clock, UnixMillis};
 use crate::config::Environment;
 use crate::deadletter::letter;
 use crate::event::{EventId, Pattern};
+use crate::plural::{agree, count};
 
 /// The most bytes of lines in one request of an import. A larger line goes alone. The daemon accepts 2 MiB.
 const IMPORT_BYTES_MAX: usize = 1 << 20;
@@ -270,7 +271,7 @@ struct Stored {
 impl Stored {
     fn shown(&self, shown: u64, is_narrow: bool, after: Option<&str>) -> String {
         match after {
-            None => format!("{} shown", out::count(shown, "dead letter")),
+            None => format!("{} shown", count(shown, "dead letter")),
             Some(after) => {
                 let of = if is_narrow { String::new() } else { format!(" of {}", self.buried) };
                 format!("{shown}{of} shown; continue with --after {after}, or list them with --all")
@@ -281,7 +282,7 @@ impl Stored {
     /// Where dead letters are, as a sentence.
     fn in_words(&self) -> String {
         let Self { buried, shipped, queues } = self;
-        let here = format!("{} in the store", out::count(*buried, "dead letter"));
+        let here = format!("{} in the store", count(*buried, "dead letter"));
         let names: Vec<&str> = queues.iter().map(|queue| name_of(queue)).collect();
         match (&names[..], shipped) {
             ([], 0) => format!("{here}; no dead-letter queue is configured, so they stay here"),
@@ -335,7 +336,7 @@ async fn show(client: &AdminClient, id: EventId, payload: bool) -> Result<(), Fa
 
 async fn export(client: &AdminClient, filter: &FilterOptions, file: Option<&Path>, force: bool) -> Result<(), Failure> {
     let mut to_file = file.map(|path| create(path, force)).transpose()?;
-    let mut count = 0;
+    let mut written = 0;
     let every = pages(client, filter, None, &[("payloads", Some("true"))], async |page| {
         for letter in &page.dead_letters {
             let line = letter.export.as_ref();
@@ -347,7 +348,7 @@ async fn export(client: &AdminClient, filter: &FilterOptions, file: Option<&Path
                         .map_err(|error| unwritable(file.unwrap_or(Path::new("-")), error))?;
                 }
             }
-            count += 1;
+            written += 1;
         }
         Ok(true)
     });
@@ -356,7 +357,7 @@ async fn export(client: &AdminClient, filter: &FilterOptions, file: Option<&Path
         out.flush().and_then(|()| out.sync_all()).map_err(|error| unwritable(path, error))?;
     }
     let to = file.map_or_else(String::new, |path| format!(" to {}", path.display()));
-    out::note(format!("{} written{to}", out::count(count, "dead letter")));
+    out::note(format!("{} written{to}", count(written, "dead letter")));
     Ok(())
 }
 
@@ -428,7 +429,7 @@ async fn import(client: &AdminClient, file: &Path) -> Result<(), Failure> {
             }
         }
     }
-    out::line(format!("{} taken in, {duplicates} were there already", out::count(stored, "dead letter")))
+    out::line(format!("{} taken in, {} there already", count(stored, "dead letter"), agree(duplicates, "was", "were")))
 }
 
 /// Lines to import.
@@ -481,12 +482,12 @@ impl Purge {
             return Err(Failure::saying(Exit::Usage, why));
         }
         let (ids, bytes) = if by_id { self.look_up(ids).await? } else { self.find(filter).await? };
-        let count = out::count(ids.len() as u64, "dead letter");
+        let letters = count(ids.len() as u64, "dead letter");
         let size = ByteSize::b(bytes).display().iec();
         if self.removal.dry_run || ids.is_empty() {
-            return out::line(format!("{count}, {size}, would be purged"));
+            return out::line(format!("{letters}, {size}, would be purged"));
         }
-        self.removal.agreed(&format!("purge {count}, {size}, for good?"))?;
+        self.removal.agreed(&format!("purge {letters}, {size}, for good?"))?;
         let path = format!("/v1/dead-letters/purge?keep_keys={}", self.removal.keep_keys);
         let mut purged = 0;
         let mut stay = Vec::new();
@@ -504,12 +505,12 @@ impl Purge {
                 }
             }
         }
-        out::line(format!("{} purged", out::count(purged, "dead letter")))?;
+        out::line(format!("{} purged", count(purged, "dead letter")))?;
         stay.iter().take(20).for_each(out::note);
         match stay.len() {
             0 => Ok(()),
             more => {
-                let why = format!("{} not purged", out::count(more as u64, "dead letter"));
+                let why = format!("{} not purged", count(more as u64, "dead letter"));
                 Err(Failure::saying(Exit::Failed, why))
             }
         }

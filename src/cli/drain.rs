@@ -10,6 +10,7 @@ use super::{Exit, Failure, out};
 use crate::admin::status::Summary;
 use crate::clock::Clock;
 use crate::config::Environment;
+use crate::plural::agree;
 
 /// The pause between two checks of what is left.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -59,9 +60,8 @@ async fn until_empty(client: &AdminClient, timeout: Duration) -> Result<(), Fail
             return out::line("drained: no event is waiting for delivery");
         }
         if clock.now() >= until {
-            let verb = if left == 1 { "waits" } else { "wait" };
-            let left = out::count(left, "event");
-            let why = format!("{left} still {verb} for delivery; what is left stays on disk for the next start");
+            let left = agree(left, "event still waits", "events still wait");
+            let why = format!("{left} for delivery; what is left stays on disk for the next start");
             return Err(Failure::saying(Exit::Failed, why));
         }
         clock.sleep(LOOK_EVERY).await;

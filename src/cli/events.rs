@@ -10,6 +10,7 @@ use super::{Exit, Failure, out};
 use crate::admin::api::{Cancelled, Due, EventDetail, EventPage, EventView};
 use crate::config::Environment;
 use crate::event::{EventId, Pattern};
+use crate::plural::count;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -35,7 +36,7 @@ enum Command {
         #[arg(long)]
         function: Option<Pattern>,
         /// Only in this state: ready, waiting, scheduled or buried
-        #[arg(long)]
+        #[arg(long, value_parser = ["ready", "waiting", "scheduled", "buried"])]
         state: Option<String>,
     },
     /// Show one event as JSON, without its payload
@@ -135,8 +136,8 @@ fn list(asker: &Asker, listing: &Listing, function: Option<&str>, state: Option<
 fn shown(shown: u64, total: u64, after: Option<&str>) -> String {
     match after {
         Some(after) => format!("{shown} of {total} shown; continue with --after {after}, or list them with --all"),
-        None if shown == total => format!("{} shown", out::count(shown, "event")),
-        None => format!("{} shown, the end of a list of {total}", out::count(shown, "event")),
+        None if shown == total => format!("{} shown", count(shown, "event")),
+        None => format!("{} shown, the end of a list of {total}", count(shown, "event")),
     }
 }
 

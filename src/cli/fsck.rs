@@ -8,6 +8,7 @@ use crate::config::Environment;
 use crate::outbox::OpenError;
 use crate::outbox::embedded::repair::Report;
 use crate::outbox::embedded::store::{Examined, examine, kept};
+use crate::plural::{agree, count};
 
 /// The report for a sound store.
 const SOUND: &str = "sound: every checksum of the journal is right, every event can be read, and indexes and counts agree with the events";
@@ -73,7 +74,8 @@ fn in_words(examined: &Examined, kept: &[String]) -> String {
         lines.push(format!("the store cannot be used: {why}"));
     }
     if examined.unusable.is_none() || examined.replaced.is_some() {
-        lines.push(format!("{events} events of {functions} functions, {bytes} bytes; {keys} keys"));
+        let (events, functions) = (count(events, "event"), count(functions, "function"));
+        lines.push(format!("{events} of {functions}, {}; {}", count(bytes, "byte"), count(keys, "key")));
     }
     lines.extend(troubles(&examined.report));
     lines.extend(examined.report.damaged.iter().map(|area| format!("  damaged: {area}")));
@@ -90,16 +92,28 @@ fn in_words(examined: &Examined, kept: &[String]) -> String {
 
 fn troubles(report: &Report) -> impl Iterator<Item = String> {
     let counted = [
-        (report.unreadable_events, "events cannot be read"),
-        (report.damaged_areas, "areas of the journal are damaged"),
-        (report.unreadable_ranges, "gaps hold an unknown number of records that cannot be read"),
-        (report.unreadable_records, "keys or functions have a record that cannot be read"),
-        (report.wrong_counts, "functions have a wrong count"),
-        (report.index_missing, "events are missing from their index"),
-        (report.index_stray, "index entries lead to no event"),
-        (report.stray_bodies, "bodies have no event (this only takes space)"),
+        (report.unreadable_events, "event cannot be read", "events cannot be read"),
+        (report.damaged_areas, "area of the journal is damaged", "areas of the journal are damaged"),
+        (
+            report.unreadable_ranges,
+            "gap holds an unknown number of records that cannot be read",
+            "gaps hold an unknown number of records that cannot be read",
+        ),
+        (
+            report.unreadable_records,
+            "key or function has a record that cannot be read",
+            "keys or functions have a record that cannot be read",
+        ),
+        (report.wrong_counts, "function has a wrong count", "functions have a wrong count"),
+        (report.index_missing, "event is missing from its index", "events are missing from their index"),
+        (report.index_stray, "index entry leads to no event", "index entries lead to no event"),
+        (
+            report.stray_bodies,
+            "body has no event (this only takes space)",
+            "bodies have no event (this only takes space)",
+        ),
     ];
-    counted.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"))
+    counted.into_iter().filter(|(count, ..)| *count > 0).map(|(count, one, many)| agree(count, one, many))
 }
 
 #[cfg(test)]
@@ -113,7 +127,7 @@ mod tests {
         let report = Report { unreadable_events: 1, unreadable_ids: vec!["some-id".into()], ..Report::default() };
         let examined = Examined { unusable: None, report, replaced: None };
         let words = in_words(&examined, &["/s/outbox.damaged-1".into()]);
-        assert!(words.contains("1 events cannot be read\n  cannot be read: some-id\n"), "{words}");
+        assert!(words.contains("1 event cannot be read\n  cannot be read: some-id\n"), "{words}");
         assert!(words.contains("/s/outbox.damaged-1") && !words.contains("\nsound"), "{words}");
         assert!(as_json(&examined, &[]).contains("\"sound\":false"));
     }

@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::{Exit, Failure};
+use crate::readable;
 
 pub(super) type Connector = HttpsConnector<HttpConnector>;
 
@@ -63,7 +64,9 @@ fn roots(certificates: Vec<CertificateDer<'static>>) -> RootCertStore {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
-    let text = std::fs::read(path).map_err(|error| unusable(path, &error.to_string()))?;
+    /// The certificates of a whole machine have about 250 KiB.
+    const BYTES_MAX: u64 = 16 << 20;
+    let text = readable::read(path, BYTES_MAX).map_err(|error| unusable(path, &error.to_string()))?;
     let read = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let read = read.map_err(|error| unusable(path, &error.to_string()))?;
     if read.is_empty() { Err(unusable(path, "it holds no certificate in PEM")) } else { Ok(read) }

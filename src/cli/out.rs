@@ -61,11 +61,6 @@ pub(super) fn note(text: impl Display) {
     say(&visible(&text.to_string()));
 }
 
-/// For example `1 event`, `2 events`.
-pub(super) fn count(number: u64, thing: &str) -> String {
-    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
-}
-
 /// Asks a person. An error, not a yes, if there is nobody to ask.
 pub(super) fn agreed(question: &str) -> Result<bool, Failure> {
     let failed = |error| Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot ask"));
@@ -80,14 +75,4 @@ pub(super) fn agreed(question: &str) -> Result<bool, Failure> {
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).map_err(failed)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_is_no_plural() {
-        assert_eq!([0, 1, 2].map(|n| count(n, "event")), ["0 events", "1 event", "2 events"]);
-    }
 }

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::admin_client::{Asker, Daemon, lane_path};
-use super::{Failure, out};
+use super::{Failure, arguments, out};
 use crate::admin::api::Paused;
 use crate::config::Environment;
 
@@ -13,6 +13,7 @@ pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
     /// The function, by name or ARN. With *, all known functions that match
+    #[arg(value_parser = arguments::function)]
     function: String,
 }
 

@@ -5,9 +5,10 @@ use clap::Args;
 
 use super::admin_client::{Asker, Daemon, lane_path, query};
 use super::dead_letters::parse_moment;
-use super::{Exit, Failure, out};
+use super::{Exit, Failure, arguments, out};
 use crate::admin::api::Purged;
 use crate::config::Environment;
+use crate::plural::count;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,9 +51,10 @@ pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
     /// The function, as `sendoff functions` lists it. With *, all that match
+    #[arg(value_parser = arguments::function)]
     function: String,
     /// Only events in this state: ready, waiting or scheduled
-    #[arg(long)]
+    #[arg(long, value_parser = ["ready", "waiting", "scheduled"])]
     state: Option<String>,
     /// Only events accepted before this: a time (RFC 3339) or how long ago ("2h")
     #[arg(long, value_name = "TIME|AGO", value_parser = parse_moment)]
@@ -68,15 +70,15 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let size = ByteSize::b(counted.bytes).display().iec().to_string();
     let of = match &functions[..] {
         [one] => one.clone(),
-        many => format!("{} functions ({})", many.len(), many.join(", ")),
+        many => format!("{} ({})", count(many.len() as u64, "function"), many.join(", ")),
     };
-    let said = format!("{} of {of}, {size}", out::count(counted.events, "event"));
+    let said = format!("{} of {of}, {size}", count(counted.events, "event"));
     if options.removal.dry_run || counted.events == 0 {
         return out::line(said);
     }
     options.removal.agreed(&format!("purge {said}?"))?;
     let purged = purge(&asker, &options, &functions, false)?;
-    out::line(format!("{} purged", out::count(purged.events, "event")))
+    out::line(format!("{} purged", count(purged.events, "event")))
 }
 
 /// Purges all of the functions and adds up the results.

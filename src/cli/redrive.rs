@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::admin_client::{AdminClient, Daemon, UNREACHABLE};
+use super::arguments::{self, Url};
 use super::dead_letters::FilterOptions;
 use super::{Exit, Failure, out};
 use crate::admin::api::{self, Answers, Queues};
@@ -18,6 +19,7 @@ use crate::deadletter::Trouble;
 use crate::deadletter::letter::{Letter, Wanted};
 use crate::deadletter::redrive::{Answer, Door, Ended, Plan, Redrive, Tally};
 use crate::event::FunctionName;
+use crate::plural::count;
 use crate::shutdown;
 use crate::visible::visible;
 use direct::Direct;
@@ -62,7 +64,7 @@ Examples:
 #[command(group = clap::ArgGroup::new("target").args(["admin", "standalone", "direct"]))]
 pub struct Options {
     /// The dead-letter queue, by URL or ARN. By default, the queue in the daemon's configuration
-    #[arg(long, value_name = "URL|ARN")]
+    #[arg(long, value_name = "URL|ARN", value_parser = Url(arguments::queue))]
     queue: Option<String>,
     /// The dead letters in the daemon's store
     #[arg(long)]
@@ -73,7 +75,7 @@ pub struct Options {
     #[arg(long, value_name = "N/s", value_parser = parse_rate)]
     rate: Option<f64>,
     /// Redrive at most this many
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
     /// Number of concurrent receive and delete calls. Use 1 with emulators that cannot handle more
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=32))]
@@ -361,7 +363,7 @@ fn summary(tally: &Tally, dry_run: bool, whereabouts: &str) -> String {
     let mut text = match dry_run {
         true => format!("{accepted} would be redriven\n"),
         false => {
-            let duplicates = super::out::count(*repeats, "duplicate");
+            let duplicates = count(*repeats, "duplicate");
             format!("{accepted} redriven, {duplicates} of earlier ones\n")
         }
     };
@@ -412,7 +414,8 @@ impl Door for AdminClient {
         if answers.len() == letters.len() {
             return Ok(answers.into_iter().map(answer_of).collect());
         }
-        let message = format!("{} answers for {} letters", answers.len(), letters.len());
+        let (answers, letters) = (answers.len() as u64, letters.len() as u64);
+        let message = format!("{} for {}", count(answers, "answer"), count(letters, "letter"));
         Err(Trouble { code: "unanswered".to_owned(), message, transient: true })
     }
 }

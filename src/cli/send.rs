@@ -13,8 +13,9 @@ use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::arguments::{self, Url};
 use super::https::{Connector, Trust, connector, trouble};
-use super::url::{base, endpoint_of, parse_url, percent};
+use super::url::{base, endpoint_of, percent};
 use super::{Exit, Failure, out};
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{self, Environment, Flags};
@@ -60,14 +61,14 @@ pub struct Options {
     #[arg(long, value_name = "TIME|AHEAD", value_parser = parse_time_ahead)]
     expires: Option<String>,
     /// The daemon's ingest listener, as http://HOST:PORT or https://HOST:PORT. By default, the address in the configuration
-    #[arg(long, value_name = "URL", value_parser = parse_endpoint)]
+    #[arg(long, value_name = "URL", value_parser = Url(parse_endpoint))]
     endpoint: Option<Uri>,
     /// With https: file with the authorities to trust, in PEM. By default, those of this machine. For the configured
     /// daemon, its own certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// Exists only for its error message
-    #[arg(long, hide = true, value_parser = not_the_admin_listener)]
+    #[arg(long, hide = true, value_parser = Url(not_the_admin_listener))]
     admin: Option<String>,
     /// Configuration file of the daemon, to find its address
     #[arg(long, value_name = "FILE")]
@@ -85,8 +86,10 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             // A command that only sends needs no state directory.
             let flags = Flags { file: options.config.clone(), state_dir: Some("/".to_owned()), ..Flags::default() };
             let config = config::load(&flags, environment)?.config;
+            let ingest = config.listen.ingest.first().copied();
+            let ingest = ingest.unwrap_or_else(|| unreachable!("a configuration has at least one"));
             let own = config.tls.filter(|tls| tls.on_ingest).map(|tls| Trust::Own(tls.files.cert));
-            let endpoint = endpoint_of(config.listen.ingest, own.is_some())?;
+            let endpoint = endpoint_of(ingest, own.is_some())?;
             (endpoint, own.filter(|_| options.ca.is_none()).unwrap_or(given))
         }
     };
@@ -102,7 +105,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
 }
 
 fn parse_endpoint(text: &str) -> Result<Uri, String> {
-    parse_url(text, "http://127.0.0.1:9477")
+    arguments::listener(text, "http://127.0.0.1:9477")
 }
 
 fn not_the_admin_listener(_: &str) -> Result<String, String> {

@@ -9,7 +9,7 @@ use crate::outbox::OpenError;
 use crate::reload::Reload;
 use crate::telemetry;
 
-/// Run the daemon in the foreground until SIGTERM or SIGINT
+/// Run the daemon in the foreground until SIGTERM, SIGINT or SIGQUIT
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
@@ -47,7 +47,8 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     }
 }
 
-fn exit_of(error: &daemon::Error) -> Exit {
+/// What a daemon that cannot run ends with.
+pub(super) fn exit_of(error: &daemon::Error) -> Exit {
     match error {
         daemon::Error::Bind { .. } => Exit::Unavailable,
         daemon::Error::Store(OpenError::Locked { .. } | OpenError::Io { .. }) => Exit::Unavailable,

@@ -7,7 +7,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::{ConfigOptions, Exit, Failure, print};
-use crate::config::{Entry, Environment, Value};
+use crate::config::{Config, Entry, Environment, Loaded, Origin, Value};
 
 /// Show every value in effect and where it comes from
 #[derive(Debug, Args)]
@@ -20,13 +20,24 @@ pub struct Options {
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let entries = options.config.load(environment)?.entries;
+    let Loaded { config, mut entries } = options.config.load(environment)?;
+    entries.extend(outside(&config, environment));
     let said = match (options.json, std::io::stdout().is_terminal()) {
         (true, _) => json(&entries)?,
         (false, true) => table(&entries),
         (false, false) => aligned(&entries),
     };
     print(&said)
+}
+
+/// The variables about the way to AWS that are set. They have no keys of ours: every AWS SDK reads them.
+fn outside(config: &Config, environment: &Environment) -> Vec<Entry> {
+    let named = |(name, value): (&str, String)| {
+        let lower = name.to_lowercase();
+        let origin = if environment.get(name).is_some() { name.to_owned() } else { lower };
+        Entry { key: name.to_owned(), value: Value::Text(value), origin: Origin::Environment(origin), is_live: false }
+    };
+    config.outside.named().into_iter().map(named).collect()
 }
 
 fn json(entries: &[Entry]) -> Result<String, Failure> {
@@ -94,6 +105,28 @@ mod tests {
         }
         let columns: Vec<usize> = text.lines().filter_map(|line| line.find("default")).collect();
         assert!(columns.windows(2).all(|pair| pair[0] == pair[1]), "{text}");
+    }
+
+    #[test]
+    fn proxies_and_certificates_are_shown_without_passwords() {
+        let variables = [
+            ("HOME", "/h"),
+            ("https_proxy", "http://me:secret@proxy:3128"),
+            ("NO_PROXY", "localhost,10.0.0.0/8"),
+            ("AWS_CA_BUNDLE", "/ca.pem"),
+        ];
+        let environment = Environment::from_pairs(&variables);
+        let loaded = load(&Flags::default(), &environment).unwrap();
+        let shown = aligned(&outside(&loaded.config, &environment));
+        let rows: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(
+            rows,
+            [
+                ["HTTPS_PROXY", "http://***@proxy:3128", "$https_proxy"],
+                ["NO_PROXY", "localhost,10.0.0.0/8", "$NO_PROXY"],
+                ["AWS_CA_BUNDLE", "/ca.pem", "$AWS_CA_BUNDLE"]
+            ]
+        );
     }
 
     #[test]

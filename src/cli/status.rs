@@ -11,6 +11,7 @@ use super::watch::Watch;
 use super::{Exit, Failure, out};
 use crate::admin::status::{Rates, Summary};
 use crate::config::Environment;
+use crate::plural::count;
 use crate::visible::{visible, visible_json};
 
 const EXAMPLES: &str = "\
@@ -81,10 +82,7 @@ fn table(summary: &Summary, colours: bool) -> String {
     };
     let rows = [
         ("state", format!("{state}, version {version}, up {}, log level {log_level}", age(*uptime_seconds))),
-        (
-            "stored",
-            format!("{}, {}; {} in flight", out::count(outbox.events, "event"), size(outbox.bytes), outbox.leased),
-        ),
+        ("stored", format!("{}, {}; {} in flight", count(outbox.events, "event"), size(outbox.bytes), outbox.leased)),
         (
             "",
             format!(
@@ -112,15 +110,19 @@ fn table(summary: &Summary, colours: bool) -> String {
             format!(
                 "{} accepted, {}, {} refused",
                 totals.accepted,
-                out::count(totals.duplicates, "duplicate"),
+                count(totals.duplicates, "duplicate"),
                 totals.refused
             ),
         ),
         (
             "",
             format!(
-                "{} attempts, {} delivered, {} retries; {} buried, {} shipped",
-                totals.attempts, totals.delivered, totals.retries, totals.buried, totals.shipped
+                "{}, {} delivered, {}; {} buried, {} shipped",
+                count(totals.attempts, "attempt"),
+                totals.delivered,
+                count(totals.retries, "retry"),
+                totals.buried,
+                totals.shipped
             ),
         ),
     ];

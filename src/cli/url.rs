@@ -7,15 +7,6 @@ use http::Uri;
 
 use super::{Exit, Failure};
 
-/// An `http` or `https` URL with a host; `example` shows how to write one.
-pub(super) fn parse_url(text: &str, example: &str) -> Result<Uri, String> {
-    let uri = text.parse::<Uri>().ok();
-    let uri = uri.filter(|uri| {
-        matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some_and(|host| !host.is_empty())
-    });
-    uri.ok_or_else(|| format!("write it like {example}"))
-}
-
 /// The URL of a listener on this machine. A listener on any address is reached by loopback.
 pub(super) fn endpoint_of(mut listener: SocketAddr, tls: bool) -> Result<Uri, Failure> {
     if listener.ip().is_unspecified() {

@@ -7,7 +7,7 @@ use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Log, LogFormat};
-use super::{endpoint, level, listen, outside, passthrough, patterns, rules, tls};
+use super::{endpoint, level, listen, outside, passthrough, patterns, queue, rules, tls};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::PAYLOAD_BYTES_MAX;
@@ -184,10 +184,12 @@ fn ingest(r: &mut Reader, region: Option<Option<String>>) -> Option<ingest::Sett
     })
 }
 
+const ACCOUNT_EXAMPLE: &str = "write it like \"123456789012\", with quotes; `aws sts get-caller-identity` tells it";
+
 fn account_id(r: &mut Reader) -> Option<Option<String>> {
     let account_id = r.optional("lambda.account_id")?;
     if account_id.as_ref().is_some_and(|id| !is_account_id(id)) {
-        return r.refuse("lambda.account_id", "not the 12 digits of an AWS account", None);
+        return r.refuse("lambda.account_id", "not the 12 digits of an AWS account", Some(ACCOUNT_EXAMPLE));
     }
     Some(account_id)
 }
@@ -299,14 +301,14 @@ fn policy(r: &mut Reader, table: Option<&str>, in_flight_max: Option<u32>) -> Op
 }
 
 fn dead_letter(r: &mut Reader, own: &[SocketAddr]) -> Option<deadletter::Settings> {
-    let queue_url = queue_url(r, "dead_letter.queue_url", own);
+    let queue_url = queue::read(r, "dead_letter.queue_url", own);
     let mut functions = Vec::new();
     for (pattern, table) in r.values().functions().to_vec() {
         let key = format!("{table}.queue_url");
         if r.values().find(&key).is_none() {
             continue;
         }
-        match self::queue_url(r, &key, own) {
+        match queue::read(r, &key, own) {
             Some(Some(url)) => functions.push((pattern, url)),
             Some(None) => {
                 r.refuse::<()>(&key, "empty", Some("leave it out to use dead_letter.queue_url"));
@@ -337,38 +339,6 @@ fn dead_letter(r: &mut Reader, own: &[SocketAddr]) -> Option<deadletter::Setting
         oversize: oversize?,
         redrives_max: redrives_max?,
     })
-}
-
-/// The URL of a queue (an endpoint with a path), or its ARN.
-fn queue_url(r: &mut Reader, key: &str, own: &[SocketAddr]) -> Option<Option<String>> {
-    if let Some(arn) = r.optional(key)?.filter(|written| written.starts_with("arn:")) {
-        let why = "not the ARN of a queue";
-        let hint = "write it like \"arn:aws:sqs:eu-central-1:123456789012:orders-dlq\"";
-        return if aws::sqs::is_queue_arn(&arn) { Some(Some(arn)) } else { r.refuse(key, why, Some(hint)) };
-    }
-    let url = r.endpoint(key)?;
-    if url.as_deref().is_some_and(|url| !names_a_queue(url)) {
-        let hint = "write it like \"https://sqs.eu-central-1.amazonaws.com/123456789012/orders-dlq\"";
-        return r.refuse(key, "not the URL of a queue", Some(hint));
-    }
-    if url.as_deref().is_some_and(|url| own.iter().any(|own| hop::points_at(url, *own))) {
-        let hint = "write the queue's own URL or ARN, and the address of an emulator as sqs.endpoint_url";
-        return r.refuse(key, "sendoff's own address, and no queue", Some(hint));
-    }
-    Some(url)
-}
-
-/// Whether the path of a URL ends with a queue's name. On hosts of SQS, the path is the account and the name.
-fn names_a_queue(url: &str) -> bool {
-    let Ok(uri) = url.parse::<http::Uri>() else { return false };
-    let parts: Vec<&str> = uri.path().split('/').skip(1).collect();
-    let host = uri.host().unwrap_or_default();
-    match parts.as_slice() {
-        [account, name] if host.contains("amazonaws.com") => is_account_id(account) && !name.is_empty(),
-        _ if host.contains("amazonaws.com") => false,
-        [.., name] => !name.is_empty() && !is_account_id(name),
-        [] => false,
-    }
 }
 
 fn log(r: &mut Reader, environment: &Environment) -> Option<Log> {
@@ -461,7 +431,7 @@ mod tests {
             ],
         );
         let allowed = "listen.ingest = '0.0.0.0:1'\nlisten.allow_unauthenticated_remote = true";
-        assert_eq!(config_of(allowed, &[]).listen.ingest.port(), 1);
+        assert_eq!(config_of(allowed, &[]).listen.ingest[0].port(), 1);
         assert_eq!(config_of("listen.ingest = '[::1]:1'\nlisten.admin = '127.0.0.2:2'", &[]).listen.admin.port(), 2);
     }
 
@@ -473,7 +443,23 @@ mod tests {
             &["s.toml:1: listen.admin = \"127.0.0.1:9478\" is the same address as listen.ingest = \"127.0.0.1:9478\""],
         );
         let any_port = config_of("listen.ingest = '127.0.0.1:0'\nlisten.admin = '127.0.0.1:0'", &[]);
-        assert_eq!(any_port.listen.ingest, any_port.listen.admin);
+        assert_eq!(any_port.listen.ingest, [any_port.listen.admin]);
+        let both = config_of("listen.ingest = '127.0.0.1:9477 [::1]:9477'", &[]);
+        assert_eq!(both.listen.ingest, ["127.0.0.1:9477".parse().unwrap(), "[::1]:9477".parse().unwrap()]);
+        for (ingest, why) in [
+            ("127.0.0.1:9477 10.0.0.1:9477", "not a loopback address"),
+            ("127.0.0.1:9477 127.0.0.1:9478", "is the same address as"),
+            ("127.0.0.1:9477 127.0.0.1:9477", "names 127.0.0.1:9477 twice"),
+            ("127.0.0.1:9477,[::1]:9477", "not addresses and ports"),
+            ("", "not addresses and ports"),
+            ("localhost:9477", "not addresses and ports"),
+        ] {
+            let problems = load(&format!("listen.ingest = '{ingest}'"), &[]).unwrap_err().to_string();
+            assert!(problems.contains(why), "{ingest}: {problems}");
+        }
+        let endpoint = "listen.ingest = '127.0.0.1:9477 127.0.0.2:9500'\nlambda.endpoint_url = 'http://127.0.0.2:9500'";
+        let problems = load(endpoint, &[]).unwrap_err().to_string();
+        assert!(problems.contains("it would deliver to itself"), "{problems}");
     }
 
     #[test]

@@ -7,27 +7,27 @@ use super::{Listen, unix};
 use crate::http::host::Hosts;
 
 pub fn read(r: &mut Reader) -> Option<Listen> {
-    let ingest = r.address("listen.ingest");
+    let ingest = r.addresses("listen.ingest");
     let admin = r.address("listen.admin");
     let unix = unix::read(r);
     let health = r.optional_address("listen.health");
     let ingest_hosts = hosts(r, "listen.ingest_hosts");
     let admin_hosts = hosts(r, "listen.admin_hosts");
     let remote_allowed = r.boolean("listen.allow_unauthenticated_remote")?;
-    for (key, address) in [("listen.ingest", ingest), ("listen.admin", admin)] {
-        if address.is_some_and(|address| !address.ip().to_canonical().is_loopback()) && !remote_allowed {
+    let is_remote = |address: &SocketAddr| !address.ip().to_canonical().is_loopback();
+    for (key, addresses) in [("listen.ingest", ingest.as_deref()), ("listen.admin", admin.as_slice().into())] {
+        if addresses.unwrap_or_default().iter().any(is_remote) && !remote_allowed {
             let hint = "callers are not authenticated: whoever reaches the port uses sendoff's own rights; if the network \
                         around is trusted, set listen.allow_unauthenticated_remote = true";
             r.refuse::<()>(key, "not a loopback address", Some(hint));
         }
     }
     let (ingest, admin, health) = (ingest?, admin?, health?);
-    let keys = [("listen.ingest", Some(ingest)), ("listen.admin", Some(admin)), ("listen.health", health)];
-    for (at, (key, address)) in keys.iter().enumerate() {
-        for (before, other) in &keys[..at] {
-            if let (Some(address), Some(other)) = (address, other)
-                && meet(*address, *other)
-            {
+    let keys =
+        [("listen.ingest", ingest.clone()), ("listen.admin", vec![admin]), ("listen.health", Vec::from_iter(health))];
+    for (at, (key, addresses)) in keys.iter().enumerate() {
+        for (before, others) in &keys[..at] {
+            if addresses.iter().any(|address| others.iter().any(|other| meet(*address, *other))) {
                 r.contradiction(key, "is the same address as", before, Some("give it another port"));
             }
         }
@@ -43,8 +43,9 @@ fn meet(one: SocketAddr, other: SocketAddr) -> bool {
 
 /// The addresses of our own listeners, if they are valid.
 pub fn own_addresses(r: &Reader) -> Vec<SocketAddr> {
-    let address = |key| r.values().find(key).and_then(|entry| entry.value.to_string().parse().ok());
-    ["listen.ingest", "listen.admin", "listen.health"].into_iter().filter_map(address).collect()
+    let written = |key| r.values().find(key).map(|entry| entry.value.to_string()).unwrap_or_default();
+    let all = ["listen.ingest", "listen.admin", "listen.health"].map(written).join(" ");
+    all.split_whitespace().filter_map(|address| address.parse().ok()).collect()
 }
 
 fn hosts(r: &mut Reader, key: &str) -> Option<Hosts> {

@@ -8,10 +8,79 @@ const LIKENESS_MIN: f64 = 0.75;
 /// If there are more guesses than this, none is shown.
 const GUESSES_MAX: usize = 3;
 
+/// Words that people and other programs use for what a key of ours does: no likeness of letters finds those. A key with its table
+/// goes before its name alone.
+const MEANT: &[(&str, &[&str])] = &[
+    ("lambda.timeout", &["lambda.read_timeout", "delivery.confirm_timeout"]),
+    ("sqs.timeout", &["sqs.read_timeout", "sqs.connect_timeout"]),
+    ("lambda.concurrency", &["lambda.in_flight_max"]),
+    ("lambda.concurrency_max", &["lambda.in_flight_max"]),
+    ("lambda.max_concurrency", &["lambda.in_flight_max"]),
+    ("admin.port", &["listen.admin"]),
+    ("health.port", &["listen.health"]),
+    ("metrics.port", &["listen.health"]),
+    ("dead_letter.retries", &["dead_letter.redrives_max"]),
+    ("retries", &["delivery.attempts_max"]),
+    ("retry", &["delivery.attempts_max", "delivery.backoff_base"]),
+    ("max_retries", &["delivery.attempts_max"]),
+    ("retries_max", &["delivery.attempts_max"]),
+    ("retry_max", &["delivery.attempts_max"]),
+    ("maximum_retry_attempts", &["delivery.attempts_max"]),
+    ("maximum_event_age", &["delivery.age_max"]),
+    ("maximum_event_age_in_seconds", &["delivery.age_max"]),
+    ("ttl", &["delivery.age_max"]),
+    ("expiry", &["delivery.age_max"]),
+    ("backoff", &["delivery.backoff_base", "delivery.backoff_cap"]),
+    ("backoff_max", &["delivery.backoff_cap"]),
+    ("max_backoff", &["delivery.backoff_cap"]),
+    ("retry_delay", &["delivery.backoff_base", "delivery.backoff_cap"]),
+    ("concurrency", &["delivery.concurrency_max", "lambda.in_flight_max"]),
+    ("max_concurrency", &["delivery.concurrency_max", "lambda.in_flight_max"]),
+    ("parallelism", &["delivery.concurrency_max", "lambda.in_flight_max"]),
+    ("rate_limit", &["delivery.rate", "lambda.rate"]),
+    ("timeout", &["lambda.read_timeout", "delivery.confirm_timeout", "listen.body_timeout"]),
+    ("port", &["listen.ingest", "listen.admin"]),
+    ("host", &["listen.ingest", "listen.ingest_hosts"]),
+    ("bind", &["listen.ingest", "listen.admin"]),
+    ("address", &["listen.ingest", "listen.admin"]),
+    ("listen", &["listen.ingest", "listen.admin"]),
+    ("socket", &["listen.unix"]),
+    ("unix_socket", &["listen.unix"]),
+    ("dlq", &["dead_letter.queue_url"]),
+    ("queue", &["dead_letter.queue_url"]),
+    ("dead_letter_queue", &["dead_letter.queue_url"]),
+    ("dlq_url", &["dead_letter.queue_url"]),
+    ("endpoint", &["lambda.endpoint_url", "sqs.endpoint_url"]),
+    ("data_dir", &["state_dir"]),
+    ("directory", &["state_dir"]),
+    ("path", &["state_dir", "listen.unix"]),
+    ("loglevel", &["log.level"]),
+    ("verbosity", &["log.level"]),
+    ("debug", &["log.level"]),
+    ("max_size", &["outbox.bytes_max"]),
+    ("size", &["outbox.bytes_max"]),
+    ("dedup", &["outbox.dedupe_window"]),
+    ("deduplication", &["outbox.dedupe_window"]),
+    ("max_connections", &["listen.connections_max"]),
+    ("drain_timeout", &["shutdown.grace"]),
+    ("shutdown_timeout", &["shutdown.grace"]),
+];
+
 /// The known keys that are most like `wanted`, in their own order. A known key is like it if only a few letters differ,
 /// if its name is the same in another table, if it has the same words in another order, or if it has more words (`age`
 /// for `delivery.age_max`).
-pub(super) fn near_misses<'a>(wanted: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+pub(super) fn near_misses<'a>(wanted: &str, known: impl Iterator<Item = &'a str> + Clone) -> Vec<&'a str> {
+    let name = wanted.rsplit('.').next().unwrap_or(wanted);
+    let meant = [wanted, name].iter().find_map(|word| MEANT.iter().find(|(other, _)| other == word));
+    if let Some((_, keys)) = meant {
+        // A table of functions has the keys of `[delivery]`, by their names alone.
+        let is_it = |meant: &str, key: &str| meant == key || meant.strip_prefix("delivery.") == Some(key);
+        let found = keys.iter().filter_map(|meant| known.clone().find(|key| is_it(meant, key)));
+        let found: Vec<&str> = found.collect();
+        if !found.is_empty() {
+            return found;
+        }
+    }
     let scored: Vec<(f64, &str)> = known.map(|key| (likeness(wanted, key), key)).collect();
     let best = scored.iter().map(|(score, _)| *score).fold(LIKENESS_MIN, f64::max);
     let guesses: Vec<&str> = scored.into_iter().filter(|(score, _)| *score >= best).map(|(_, key)| key).collect();
@@ -63,7 +132,10 @@ mod tests {
     fn guesses(wanted: &str) -> Vec<String> {
         let (values, _) = layered(None::<Document<'_>>, &Environment::default(), &Flags::default());
         let known: Vec<&str> = values.entries().iter().map(|entry| entry.key.as_str()).collect();
-        near_misses(wanted, known.into_iter()).into_iter().map(str::to_owned).collect()
+        for (word, keys) in MEANT {
+            assert!(keys.iter().all(|key| known.contains(key)) && !known.contains(word), "{word}: {keys:?}");
+        }
+        near_misses(wanted, known.iter().copied()).into_iter().map(str::to_owned).collect()
     }
 
     #[test]
@@ -90,12 +162,27 @@ mod tests {
             ("grace", "shutdown.grace"),
             ("lambda.endpoint", "lambda.endpoint_url"),
             ("account", "lambda.account_id"),
+            ("delivery.retries", "delivery.attempts_max"),
+            ("retries", "delivery.attempts_max"),
+            ("maximum_retry_attempts", "delivery.attempts_max"),
+            ("delivery.max_concurrency", "delivery.concurrency_max"),
+            ("concurrency", "delivery.concurrency_max"),
+            ("lambda.concurrency", "lambda.in_flight_max"),
+            ("port", "listen.ingest"),
+            ("listen.port", "listen.ingest"),
+            ("timeout", "lambda.read_timeout"),
+            ("lambda.timeout", "lambda.read_timeout"),
+            ("delivery.backoff", "delivery.backoff_base"),
+            ("dlq", "dead_letter.queue_url"),
+            ("data_dir", "state_dir"),
+            ("listen.socket", "listen.unix"),
         ] {
             assert_eq!(guesses(wanted).first().map(String::as_str), Some(meant), "{wanted}: {:?}", guesses(wanted));
         }
         for nothing in ["zzz", "outbox.zzz", "max", "url_of_something_else"] {
             assert_eq!(guesses(nothing), Vec::<String>::new(), "{nothing}");
         }
+        assert_eq!(near_misses("retries", ["mode", "attempts_max"].into_iter()), ["attempts_max"]);
         assert_eq!(did_you_mean(&["a".into(), "b".into()]).as_deref(), Some("did you mean `a` or `b`?"));
     }
 }

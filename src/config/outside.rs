@@ -23,6 +23,7 @@ pub fn read(r: &mut Reader, environment: &Environment) -> Outside {
         https_proxy: either("HTTPS_PROXY"),
         all_proxy: either("ALL_PROXY"),
         no_proxy: either("NO_PROXY"),
+        machine_bundle: environment.get("SSL_CERT_FILE").map(PathBuf::from),
         ca_bundle: environment.get("AWS_CA_BUNDLE").map(PathBuf::from),
         config_file: file("AWS_CONFIG_FILE", "config"),
         credentials_file: file("AWS_SHARED_CREDENTIALS_FILE", "credentials"),

@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 use super::near::{did_you_mean, near_misses};
 use super::problem::{Origin, Problem};
 use super::{Environment, Flags};
+use crate::visible::without_password;
 
 /// Every key with its default.
 pub const DEFAULTS: &str = include_str!("../../config/sendoff.toml");
@@ -161,7 +162,7 @@ impl Values {
     }
 
     /// The names of the keys that a table of `[functions]` may have.
-    fn overridables(&self) -> impl Iterator<Item = &str> {
+    fn overridables(&self) -> impl Iterator<Item = &str> + Clone {
         self.entries.iter().filter_map(|entry| entry.key.strip_prefix("delivery.")).chain(["queue_url"])
     }
 }
@@ -280,7 +281,7 @@ fn lay_set(values: &mut Values, text: &str) -> Result<(), Problem> {
     let malformed = || Problem {
         origin: origin.clone(),
         subject: None,
-        why: format!("{text:?} is not key=value"),
+        why: format!("{:?} is not key=value", without_password(text)),
         hint: Some("write it like --set outbox.bytes_max=20GiB".to_owned()),
     };
     let (key, value) = text.split_once('=').ok_or_else(malformed)?;

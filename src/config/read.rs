@@ -11,6 +11,7 @@ use bytesize::ByteSize;
 use super::endpoint;
 use super::problem::{Origin, Problem};
 use super::raw::{Entry, Value, Values};
+use crate::visible::without_password;
 
 /// The longest duration that makes sense here. Far below where adding durations could overflow.
 const DURATION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
@@ -151,11 +152,28 @@ impl Reader {
         let text = self.text(key)?;
         let port = match key {
             "listen.admin" => 9478,
-            "listen.health" => 9479,
-            _ => 9477,
+            _ => 9479,
         };
         let hint = format!("write it like \"127.0.0.1:{port}\" or \"[::1]:{port}\": numbers, no name");
         text.parse().ok().or_else(|| self.refuse(key, "not an address and a port", Some(&hint)))
+    }
+
+    /// Addresses and ports to listen on, with spaces between; at least one, each once.
+    pub fn addresses(&mut self, key: &str) -> Option<Vec<SocketAddr>> {
+        let text = self.text(key)?;
+        let read: Result<Vec<SocketAddr>, _> = text.split_whitespace().map(str::parse).collect();
+        let Some(addresses) = read.ok().filter(|addresses| !addresses.is_empty()) else {
+            let hint = "write it like \"127.0.0.1:9477\", or several with spaces between, like \"127.0.0.1:9477 [::1]:9477\": \
+                        numbers, no name";
+            return self.refuse(key, "not addresses and ports", Some(hint));
+        };
+        let twice = addresses.iter().enumerate().find(|(at, address)| addresses[..*at].contains(address));
+        match twice {
+            Some((_, address)) if address.port() != 0 => {
+                self.refuse(key, &format!("names {address} twice"), Some("name it once"))
+            }
+            Some(_) | None => Some(addresses),
+        }
     }
 
     /// An address and a port. The inner `None` means that the text is empty.
@@ -218,6 +236,7 @@ impl Reader {
         const CHARS_MAX: usize = 80;
         match self.values.find(key).map(|entry| &entry.value) {
             Some(Value::Text(text)) => {
+                let text = without_password(text);
                 let shown: String = text.chars().take(CHARS_MAX).collect();
                 let more = if shown.len() < text.len() { "..." } else { "" };
                 format!("{key} = {shown:?}{more}")
@@ -346,6 +365,11 @@ mod tests {
             "sqs.endpoint_url = 'http://me:secret@host'",
             |reader| reader.endpoint("sqs.endpoint_url"),
             "s.toml:1: sqs.endpoint_url: a URL with credentials in it",
+        );
+        refused(
+            "listen.admin = 'http://me:secret@host'",
+            |reader| reader.address("listen.admin"),
+            "s.toml:1: listen.admin = \"http://***@host\": not an address and a port",
         );
     }
 }

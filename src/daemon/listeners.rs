@@ -41,7 +41,9 @@ impl Listeners {
         let unix = inherited.unix.into_iter().map(UnixListener::from_std).collect::<io::Result<Vec<_>>>();
         let (mut ingest, unix) = (ingest.map_err(system)?, unix.map_err(system)?);
         if ingest.is_empty() {
-            ingest.push(bind("listen.ingest", listen.ingest)?);
+            for address in &listen.ingest {
+                ingest.push(bind("listen.ingest", *address)?);
+            }
         }
         let admin = match inherited.admin {
             Some(admin) => TcpListener::from_std(admin).map_err(system)?,
@@ -54,6 +56,29 @@ impl Listeners {
         };
         Ok(Self { ingest, admin, health, unix: Unopened { inherited: unix, own: listen.unix.clone() } })
     }
+}
+
+/// What opening these listeners would fail of, without taking a configured port or touching a socket file. Whether a port is free
+/// is not asked: the daemon that is checked may be running.
+pub(super) fn check(listen: &Listen) -> Result<(), Error> {
+    let ingest = listen.ingest.iter().map(|address| ("listen.ingest", *address));
+    let others = [("listen.admin", Some(listen.admin)), ("listen.health", listen.health)];
+    let others = others.into_iter().filter_map(|(key, address)| Some((key, address?)));
+    for (key, address) in ingest.chain(others) {
+        let any_port = SocketAddr::new(address.ip(), 0);
+        bind(key, any_port).map_err(|error| match error {
+            Error::Bind { key, why, remedy, .. } => Error::Bind { key, address: address.to_string(), why, remedy },
+            error @ (Error::Store(_) | Error::Aws(_) | Error::File(_) | Error::Closing(_) | Error::System { .. }) => {
+                error
+            }
+        })?;
+    }
+    let socket = listen.unix.as_ref();
+    socket.map_or(Ok(()), |unix| socket::check(unix).map_err(|refused| unix_error(unix, refused)))
+}
+
+fn unix_error(socket: &UnixSocket, socket::Refused { why, remedy }: socket::Refused) -> Error {
+    Error::Bind { key: "listen.unix", address: socket.path.display().to_string(), why, remedy }
 }
 
 impl Listeners {
@@ -78,15 +103,9 @@ impl Unopened {
             return Ok(UnixSockets { listeners: self.inherited, own: None });
         }
         let Some(socket) = self.own else { return Ok(UnixSockets { listeners: Vec::new(), own: None }) };
-        let refused = |why: String, remedy: String| Error::Bind {
-            key: "listen.unix",
-            address: socket.path.display().to_string(),
-            why,
-            remedy,
-        };
-        let (listener, own) = socket::listen(&socket).map_err(|no| refused(no.why, no.remedy))?;
+        let (listener, own) = socket::listen(&socket).map_err(|refused| unix_error(&socket, refused))?;
         let listener = UnixListener::from_std(listener)
-            .map_err(|error| refused(error.to_string(), "choose another listen.unix".into()))?;
+            .map_err(|error| unix_error(&socket, socket::Refused::new(error, "choose another listen.unix")))?;
         Ok(UnixSockets { listeners: vec![listener], own: Some(own) })
     }
 }

@@ -9,6 +9,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+
 use crate::config::UnixSocket;
 
 /// Maps names of groups to numbers. Groups of a directory service must be given by number.
@@ -22,7 +24,7 @@ pub(super) struct Refused {
 }
 
 impl Refused {
-    fn new(why: impl ToString, remedy: impl Into<String>) -> Self {
+    pub(super) fn new(why: impl ToString, remedy: impl Into<String>) -> Self {
         Self { why: why.to_string(), remedy: remedy.into() }
     }
 }
@@ -44,6 +46,23 @@ impl Own {
             drop(fs::remove_file(&self.path)); // if this fails, the next start removes it
         }
     }
+}
+
+/// What [`listen`] would refuse, as far as looking tells: the group, what is in the way, and the directory. A socket in the way is
+/// none: it may be that of the daemon that is checked.
+pub(super) fn check(socket: &UnixSocket) -> Result<(), Refused> {
+    socket.group.as_deref().map(group_id).transpose()?;
+    let path = &socket.path;
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => return Err(in_the_way(found.file_type())),
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(cannot_bind(path, &error)),
+    }
+    let directory = directory_of(path);
+    fs::metadata(directory).map_err(|error| cannot_bind(path, &error))?;
+    accessat(CWD, directory, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+        .map_err(|error| cannot_bind(path, &error.into()))
 }
 
 /// Listens at a path. The umask of the process must give others no permissions.
@@ -82,17 +101,7 @@ fn make_way(path: &Path) -> Result<(), Refused> {
         Err(error) => return Err(cannot_bind(path, &error)),
     };
     if !kind.is_socket() {
-        let kind = if kind.is_dir() {
-            "a directory"
-        } else if kind.is_symlink() {
-            "a symbolic link"
-        } else {
-            "a file that is no socket"
-        };
-        return Err(Refused::new(
-            format!("{kind} is there, and was left alone"),
-            "move it away, or choose another listen.unix",
-        ));
+        return Err(in_the_way(kind));
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)
@@ -109,10 +118,24 @@ fn make_way(path: &Path) -> Result<(), Refused> {
     }
 }
 
+fn in_the_way(kind: fs::FileType) -> Refused {
+    let kind = if kind.is_dir() {
+        "a directory"
+    } else if kind.is_symlink() {
+        "a symbolic link"
+    } else {
+        "a file that is no socket"
+    };
+    Refused::new(format!("{kind} is there, and was left alone"), "move it away, or choose another listen.unix")
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 #[expect(clippy::wildcard_enum_match_arm, reason = "the kinds of errors are not ours, and grow")]
 fn cannot_bind(path: &Path, error: &io::Error) -> Refused {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let shown = directory.display();
+    let shown = directory_of(path).display();
     match error.kind() {
         ErrorKind::NotFound => Refused::new(
             format!("the directory {shown} does not exist"),

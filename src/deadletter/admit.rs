@@ -5,10 +5,11 @@
 
 use super::letter::Letter;
 use crate::clock::Clock;
-use crate::event::check::{Fields, check_carried, check_payload};
+use crate::event::check::{Fields, check_carried, check_json};
 use crate::event::name::{Home, Parts};
 use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KEY_CHARS_MAX, KeySource, PAYLOAD_BYTES_MAX};
 use crate::outbox::dead::Redriven;
+use crate::plural::count;
 
 /// What decides about letters that come back.
 #[derive(Debug, Clone)]
@@ -30,8 +31,11 @@ pub enum NotAdmitted {
 /// The event that a letter becomes: a new id, so that its age counts from now, and one redrive more.
 pub fn admit(letter: Letter, rules: &Rules, clock: &Clock) -> Result<Redriven, NotAdmitted> {
     if letter.redrives >= rules.redrives_max {
-        let message =
-            format!("came back {} times, dead_letter.redrives_max is {}", letter.redrives, rules.redrives_max);
+        let message = format!(
+            "came back {}, dead_letter.redrives_max is {}",
+            count(letter.redrives.into(), "time"),
+            rules.redrives_max
+        );
         return Err(NotAdmitted::Ceiling(message));
     }
     let (function, carried) = checked(&letter, &rules.home).map_err(NotAdmitted::Invalid)?;
@@ -75,7 +79,7 @@ pub(super) fn checked(letter: &Letter, home: &Home) -> Result<(Function, Carried
     if Parts::parse(&letter.function).is_none() {
         return Err(format!("{:?} is not a function's name", letter.function));
     }
-    check_payload(&letter.payload).map_err(|invalid| invalid.to_string())?;
+    check_json(&letter.payload).map_err(|why| format!("the payload is not JSON: {why}"))?;
     let fields = Fields {
         address: letter.function.clone(),
         qualifier: letter.qualifier.clone(),
@@ -130,7 +134,7 @@ pub(super) mod tests {
             ("qualifier", |letter| letter.qualifier = Some("a.b".into())),
             ("key", |letter| letter.key = Some("a\nb".into())),
             ("key", |letter| letter.key = Some("k".repeat(256))),
-            ("parse", |letter| letter.payload = "not json".into()),
+            ("not JSON", |letter| letter.payload = "not json".into()),
             ("more than 1048576 bytes", |letter| letter.payload = "1".repeat(PAYLOAD_BYTES_MAX + 1).into()),
         ];
         for (what, change) in changes {

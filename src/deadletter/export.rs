@@ -7,6 +7,7 @@ use super::admit::checked;
 use super::letter::{Letter, from_base64, to_base64};
 use super::message::Envelope;
 use crate::clock::UnixMillis;
+use crate::event::check::echo_of;
 use crate::event::name::{Home, Parts};
 use crate::event::sendable::unsendable;
 use crate::event::{Carried, Event, Function, FunctionName, IdempotencyKey};
@@ -34,6 +35,25 @@ impl Exported {
     /// What a client sent, byte for byte.
     pub fn payload(&self) -> &Bytes {
         &self.payload
+    }
+
+    /// Reads a line of an export. A field that this version does not know is refused: it may mean something, and would be lost.
+    pub fn read(line: &str) -> Result<Self, String> {
+        let mut unknown = None;
+        let mut reader = serde_json::Deserializer::from_str(line);
+        let read: Result<Self, _> = serde_ignored::deserialize(&mut reader, |path| {
+            unknown.get_or_insert_with(|| path.to_string());
+        });
+        let exported = read.map_err(|error| format!("not an exported dead letter: {error}"))?;
+        match unknown {
+            None => Ok(exported),
+            Some(field) => Err(format!(
+                "{}: this version of sendoff does not know the field {}: import the file with the version that wrote it, or remove \
+                 the field",
+                exported.envelope.id,
+                echo_of(&field)
+            )),
+        }
     }
 
     fn letter(&self) -> Letter {
@@ -123,7 +143,7 @@ mod tests {
             ("key", |exported| exported.envelope.key = "k".repeat(70_000)),
             ("key", |exported| exported.envelope.key = String::new()),
             ("key", |exported| exported.envelope.key = "a\nb".into()),
-            ("parse", |exported| exported.payload = "not json".into()),
+            ("not JSON", |exported| exported.payload = "not json".into()),
         ];
         for (what, change) in changes {
             let why = imported(change).unwrap_err();

@@ -29,6 +29,7 @@ pub struct Received {
 
 /// An event on its way back, as the door of a redrive accepts it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Letter {
     /// The identity of the dead letter, the same in every copy of it.
     pub origin: String,

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::name::{Home, NAME_CHARS_MAX, NAME_PATTERN, Parts, QUALIFIER_CHARS_MAX, QUALIFIER_PATTERN, is_qualifier};
 use super::{Carried, Function};
+use crate::plural::count;
 
 /// The longest client context, in bytes of base64 (Lambda's API model).
 pub const CLIENT_CONTEXT_BYTES_MAX: usize = 3_583;
@@ -41,9 +42,8 @@ impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fields(violations) => {
-                let plural = if violations.len() == 1 { "" } else { "s" };
                 let all: Vec<_> = violations.iter().map(Violation::to_string).collect();
-                write!(f, "{} validation error{plural} detected: {}", all.len(), all.join("; "))
+                write!(f, "{} detected: {}", count(all.len() as u64, "validation error"), all.join("; "))
             }
             Self::QualifierMismatch => {
                 f.write_str("The derived qualifier from the function name does not match the specified qualifier.")
@@ -155,20 +155,28 @@ pub fn check_carried(carried: &Carried) -> Result<(), Invalid> {
     client_context.as_deref().filter(|text| !text.is_empty()).map(read_client_context).transpose().map(drop)
 }
 
-/// Checks a payload as Lambda does before it answers, also for Events: JSON of any depth, or empty.
+/// Checks a payload as Lambda does before it answers, also for Events. The refusal begins with Lambda's own words, which repeat
+/// themselves (a real answer of 2025-11): applications may look for them.
 pub fn check_payload(payload: &[u8]) -> Result<(), Invalid> {
-    let refused = |why: String| {
+    check_json(payload).map_err(|why| {
         Invalid::Content(format!("Could not parse request body into json: Could not parse payload into json: {why}"))
-    };
+    })
+}
+
+/// Whether a payload is JSON of any depth, or empty; else what is wrong with it.
+pub fn check_json(payload: &[u8]) -> Result<(), String> {
     if payload.is_empty() {
         return Ok(());
     }
     // serde_json skips strings without checking their bytes, so UTF-8 is checked first. Skipping values takes no stack
     // however deep they nest.
-    let text = std::str::from_utf8(payload).map_err(|error| refused(error.to_string()))?;
-    serde_json::from_str::<IgnoredAny>(text).map_err(|error| refused(error.to_string()))?;
-    Ok(())
+    let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
+    serde_json::from_str::<IgnoredAny>(text).map(drop).map_err(|error| error.to_string())
 }
+
+/// What Lambda's pattern lets through, and no function can be called.
+const NO_DOTS: &str =
+    "Member must not be '.' or '..', as no function has such a name and a URL with it leads elsewhere";
 
 /// Decodes `X-Amz-Client-Context`: base64 of a JSON object.
 pub fn read_client_context(text: &str) -> Result<Map<String, Value>, Invalid> {
@@ -227,7 +235,8 @@ impl Check {
     pub fn name<'a>(&mut self, address: &'a str) -> Option<Parts<'a>> {
         let parts = self.length("functionName", address, NAME_CHARS_MAX).then(|| Parts::parse(address))?;
         if parts.is_none() {
-            self.refuse("functionName", address, pattern(NAME_PATTERN));
+            let constraint = if Parts::is_dotted(address) { NO_DOTS.to_owned() } else { pattern(NAME_PATTERN) };
+            self.refuse("functionName", address, constraint);
         }
         parts
     }

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use regex_lite::Regex;
 
 use super::FunctionName;
+use super::sendable::is_dot_segment;
 
 /// The longest `FunctionName`, in characters (Lambda's API model).
 pub const NAME_CHARS_MAX: usize = 256;
@@ -55,16 +56,24 @@ pub struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Splits a percent-decoded `FunctionName`. `None` if it does not match [`NAME_PATTERN`].
+    /// Splits a percent-decoded `FunctionName`. `None` if it does not match [`NAME_PATTERN`], or names `.` or `..`.
     pub fn parse(text: &'a str) -> Option<Self> {
         // The usual case: without a colon only the name group can match, so no regex is needed.
         if !text.contains(':') {
             let fits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+            let fits = fits && !is_dot_segment(text);
             return fits.then_some(Self { region: None, account_id: None, name: text, qualifier: None });
         }
         let found = NAME.captures(text)?;
         let group = |index: usize| found.get(index).map(|part| part.as_str().trim_end_matches(':'));
-        Some(Self { region: group(3), account_id: group(9), name: group(11)?, qualifier: group(13) })
+        let name = group(11).filter(|name| !is_dot_segment(name))?;
+        Some(Self { region: group(3), account_id: group(9), name, qualifier: group(13) })
+    }
+
+    /// Whether only this keeps a text from being a name: it fits Lambda's pattern, and its name is `.` or `..`. No function has
+    /// such a name, since functions are created without dots, and in the path of a call it would lead to another operation.
+    pub fn is_dotted(text: &str) -> bool {
+        Parts::parse(text).is_none() && NAME.is_match(text)
     }
 
     /// `[region/][account/]name[:qualifier]`, without the daemon's own region and account.
@@ -186,6 +195,8 @@ mod tests {
             ("arn:aws-iso-b:lambda:us-isob-east-1:210987654321:function:o", None, "us-isob-east-1/210987654321/o"),
             ("function:prod", None, "prod"),
             ("a.b_c-D", None, "a.b_c-D"),
+            ("...", None, "..."),
+            ("..a", None, "..a"),
         ] {
             assert_eq!(with_qualifier(text, qualifier).as_deref(), Some(expected), "{text} with {qualifier:?}");
         }
@@ -208,6 +219,11 @@ mod tests {
             "orders:$LATESTS",
             "orders:$OTHER",
             "%3A",
+            ".",
+            "..",
+            "..:prod",
+            "function:..",
+            "arn:aws:lambda:eu-central-1:123456789012:function:.",
         ] {
             assert_eq!(Parts::parse(text), None, "{text}");
         }
@@ -240,8 +256,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_short_way_and_lambdas_pattern_agree(text in "[a-zA-Z0-9._:$-]{0,20}|\\PC{0,20}") {
-            prop_assert_eq!(Parts::parse(&text).is_some(), NAME.is_match(&text));
+        fn the_short_way_and_lambdas_pattern_agree(text in "[a-zA-Z0-9._:$-]{0,20}|\\PC{0,20}|(function:)?[.]{1,3}(:[a-z]{1,2})?") {
+            prop_assert_eq!(Parts::parse(&text).is_some() || Parts::is_dotted(&text), NAME.is_match(&text));
+            let whole = NAME.captures(&text);
+            let name = whole.as_ref().and_then(|found| found.get(11)).map(|name| name.as_str());
+            prop_assert_eq!(Parts::is_dotted(&text), matches!(name, Some("." | "..")));
         }
     }
 }

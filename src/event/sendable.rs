@@ -8,7 +8,8 @@ use super::{Carried, Event, Function};
 pub fn unsendable(event: &Event) -> Option<&'static str> {
     let Event { function: Function { name, address, qualifier, region }, carried, .. } = event;
     let Carried { trace_header, client_context, tenant_id, durable_execution_name } = carried;
-    let is_name = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let is_name =
+        |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) && !is_dot_segment(text);
     let is_region = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     let is_header = |text: &str| text.bytes().all(|byte| byte == b'\t' || (0x20..=0x7e).contains(&byte));
     [
@@ -22,6 +23,12 @@ pub fn unsendable(event: &Event) -> Option<&'static str> {
     ]
     .into_iter()
     .find_map(|(field, fits)| (!fits).then_some(field))
+}
+
+/// Whether a text as one part of a path means another path: URLs are resolved, by proxies and by AWS, and percent-encoding does not
+/// help, as `%2e` is the same character (RFC 3986, sections 2.3 and 5.2.4).
+pub fn is_dot_segment(text: &str) -> bool {
+    matches!(text, "." | "..")
 }
 
 /// The region in a function's address, if the address is an ARN, or part of one, with a region.

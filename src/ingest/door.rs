@@ -20,6 +20,7 @@ use crate::clock::{Clock, UnixMillis};
 use crate::event::check::check_payload;
 use crate::event::{Event, EventId, FunctionName, KeySource, PAYLOAD_BYTES_MAX};
 use crate::hop::Hop;
+use crate::http::handover::ToItsEnd;
 use crate::http::host::Hosts;
 use crate::ingest::Settings;
 use crate::ingest::admission::{Admission, Crowded, Permit};
@@ -36,13 +37,10 @@ use crate::trace;
 
 mod browser;
 
-mod handover;
-
 mod native;
 
 mod pass;
 
-use handover::ToItsEnd;
 use native::{json, native_refusal, written};
 
 pub const KEY_SOURCE: HeaderName = HeaderName::from_static("x-sendoff-key-source");

@@ -18,6 +18,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::event::Function;
+use crate::event::name::percent_decode;
+use crate::event::sendable::is_dot_segment;
 use crate::ingest::admission::Admission;
 
 /// The largest payload of a call that is passed through, in bytes (AWS, "Lambda quotas": 6 MB synchronous).
@@ -110,7 +112,7 @@ impl Others {
     /// GET and write by POST, PUT, PATCH and DELETE (botocore's model of Lambda).
     pub(super) fn take(self, method: &Method, path: &str) -> bool {
         let reads = *method == Method::GET || *method == Method::HEAD;
-        is_of_lambdas_api(path) && (reads || self == Self::All)
+        is_of_lambdas_api(path) && !leads_elsewhere(path) && (reads || self == Self::All)
     }
 }
 
@@ -123,6 +125,12 @@ fn is_of_lambdas_api(path: &str) -> bool {
             .enumerate()
             .all(|(at, byte)| if at == 4 || at == 7 { byte == b'-' } else { byte.is_ascii_digit() });
     is_date && !rest.is_empty()
+}
+
+/// Whether a path has a part that a proxy or AWS would resolve, so that another operation is called than the one that was judged
+/// here: `.` or `..`, encoded or not, between slashes of either kind. sendoff does not resolve it itself: no SDK sends one.
+fn leads_elsewhere(path: &str) -> bool {
+    percent_decode(path).split(['/', '\\']).any(is_dot_segment)
 }
 
 /// The operations that are passed through.
@@ -268,6 +276,15 @@ mod tests {
             (Method::GET, "/2015-03-31", false, false),
             (Method::GET, "/2015-03-31/", false, false),
             (Method::GET, "/2015-3-31/functions", false, false),
+            (Method::GET, "/2015-03-31/functions/../../x", false, false),
+            (Method::GET, "/2015-03-31/functions/..", false, false),
+            (Method::GET, "/2015-03-31/./functions", false, false),
+            (Method::GET, "/2015-03-31/functions/%2e%2E/event-source-mappings", false, false),
+            (Method::GET, "/2015-03-31/functions/.%2e/x", false, false),
+            (Method::GET, "/2015-03-31/functions/a%2F..%2Fb", false, false),
+            (Method::GET, "/2015-03-31/functions/..\\x", false, false),
+            (Method::GET, "/2015-03-31/functions/a..b/policy", true, true),
+            (Method::GET, "/2015-03-31/functions/.../policy", true, true),
         ] {
             assert_eq!(Others::Reads.take(&method, path), reads, "{method} {path}");
             assert_eq!(Others::All.take(&method, path), all, "{method} {path}");

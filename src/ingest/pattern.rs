@@ -5,6 +5,7 @@
 
 use crate::event::FunctionName;
 use crate::event::name::{Home, Parts};
+use crate::event::sendable::is_dot_segment;
 
 /// Replaces a star while a pattern is parsed as a name. It is valid in every part of a name.
 const STAR: &str = "--any--";
@@ -28,7 +29,7 @@ fn stored(pattern: &str, home: &Home) -> Option<FunctionName> {
     let (place, function) = pattern.rsplit_once('/').map_or((None, pattern), |(place, name)| (Some(place), name));
     let (name, qualifier) = function.split_once(':').map_or((function, None), |(name, more)| (name, Some(more)));
     let qualifier_fits = qualifier.is_none_or(|qualifier| is_of(qualifier, "-_$."));
-    if !is_of(name, "-_.") || !qualifier_fits {
+    if !is_of(name, "-_.") || is_dot_segment(name) || !qualifier_fits {
         return None;
     }
     let mut parts = Parts { region: None, account_id: None, name, qualifier };
@@ -84,9 +85,21 @@ mod tests {
         ] {
             assert_eq!(of(written).as_deref(), Some(stored), "{written}");
         }
-        for nobody_s in
-            ["", "a b", "orders:", ":prod", "a/b/c/d", "/orders", "orders/", "orders#1", "arn:aws:s3:::b", "ö"]
-        {
+        for nobody_s in [
+            "",
+            "a b",
+            "orders:",
+            ":prod",
+            "a/b/c/d",
+            "/orders",
+            "orders/",
+            "orders#1",
+            "arn:aws:s3:::b",
+            "ö",
+            "..",
+            "us-east-1/.",
+            "..:prod",
+        ] {
             assert_eq!(of(nobody_s), None, "{nobody_s}");
         }
     }

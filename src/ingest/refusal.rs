@@ -12,6 +12,7 @@ use crate::event::check::{Invalid, echo};
 use crate::event::{EventId, KeySource};
 use crate::hop::Marked;
 use crate::ingest::admission::Crowded;
+use crate::plural::agree;
 
 pub const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
@@ -305,8 +306,9 @@ impl Refusal {
     pub fn message(&self) -> String {
         match self {
             Self::UnknownOperation => "sendoff serves Lambda's Invoke and InvokeAsync: \
-                POST /2015-03-31/functions/{FunctionName}/invocations, and POST /v1/events; with lambda.passthrough = \"reads\" \
-                Lambda's operations that only read pass through, with \"all\" every operation"
+                POST /2015-03-31/functions/{FunctionName}/invocations, and POST /v1/events. Other operations of Lambda's API pass \
+                through if lambda.passthrough lets them: \"reads\" those that only read, \"all\" every one, \"none\" none; a path \
+                with . or .. in it never does"
                 .to_owned(),
             Self::FromBrowser => {
                 "requests with Origin or Sec-Fetch-Site are refused, as only browsers send those: a web \
@@ -344,11 +346,13 @@ impl Refusal {
                 format!("Request must be smaller than {limit} bytes for the InvokeFunction operation")
             }
             Self::ModeNotSupported { mode } => format!(
-                "This sendoff accepts Event invocations only, not {mode}: set the invocation type to Event, \
-                or call Lambda itself"
+                "This sendoff stores Event invocations and passes no other calls through to Lambda (lambda.passthrough = \
+                 \"none\"), so it cannot take {mode}: set the invocation type to Event, call Lambda itself, or set \
+                 lambda.passthrough to \"reads\""
             ),
             Self::CallsInFlight { limit, .. } => {
-                format!("Rate Exceeded. {limit} calls are being passed through to Lambda (lambda.passthrough_max)")
+                let calls = agree(*limit as u64, "call is", "calls are");
+                format!("Rate Exceeded. {calls} being passed through to Lambda (lambda.passthrough_max)")
             }
             Self::NotPassed { why, .. } => format!("sendoff could not pass the call through to Lambda: {why}"),
             Self::AnswerLost { why } => {

@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::outbox::{Error, Limits, OpenError, Opened};
 use engine::Engine;
-use store::place::exposure;
+use store::place::{exposure, room};
 use upkeep::Upkeep;
 use writer::{Handle, Writer};
 
@@ -59,6 +59,7 @@ pub async fn open(
     metrics: Arc<Metrics>,
 ) -> Result<Opened<Handle>, OpenError> {
     let (dir, path, limits) = (state_dir.to_owned(), state_dir.display().to_string(), settings.limits);
+    let disk_reserve = settings.disk_reserve;
     let (its_clock, shown) = (clock.clone(), path.clone());
     let opened = tokio::task::spawn_blocking(move || -> Result<_, OpenError> {
         let store::Opened { store, salvaged } = store::open(&dir, &settings)?;
@@ -73,7 +74,8 @@ pub async fn open(
         why: format!("the engine panicked while opening it: {error}"),
     };
     let (writer, outbox) = opened.await.map_err(panicked)??;
-    if let Some(remark) = exposure(state_dir) {
+    let room = room(state_dir, limits.bytes_max, disk_reserve);
+    for remark in exposure(state_dir).into_iter().chain(room) {
         tracing::warn!(state_dir = path, remedy = remark.remedy, "{}", remark.what);
     }
     let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || writer.run());

@@ -501,6 +501,11 @@ fn without_a_queue_dead_letters_are_listed_shown_exported_imported_redriven_and_
     assert_eq!((code, said.contains("15 dead letters taken in, 0 were")), (0, true), "{said}");
     let (_, said) = cli(&["dead-letters", "import", file]);
     assert!(said.contains("0 dead letters taken in, 15 were there"), "{said}");
+    let newer = scratch.path().join("newer.ndjson");
+    let text = std::fs::read_to_string(file).unwrap().replacen("\"envelope\":{", "\"envelope\":{\"colour\":1,", 1);
+    std::fs::write(&newer, text).unwrap();
+    let (code, said) = cli(&["dead-letters", "import", newer.to_str().unwrap()]);
+    assert!(code == 1 && said.contains("does not know the field envelope.colour"), "{said}");
 
     lambda.take_all();
     let (code, said) = cli(&["redrive", "--local", "--limit", "4", "--function", "orders"]);

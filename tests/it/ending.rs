@@ -189,3 +189,47 @@ fn a_second_signal_is_heard_while_a_peer_holds_the_last_connection() {
     eventually("it is not ready", || (http::get(daemon.admin, "/readyz").status == 503).then_some(()));
     assert_ends_in_time(daemon);
 }
+
+#[test]
+fn sigquit_drains_as_sigterm_does_and_loses_nothing() {
+    let (_scratch, state) = scratch();
+    let lambda = slow_lambda();
+    let setup = brief(&lambda, &state);
+    let daemon = setup.start();
+    daemon.accept("orders", &[], &payload("kept"));
+    eventually("it is in flight", || (lambda.in_flight() >= 1).then_some(()));
+    daemon.signal(Signal::QUIT);
+    daemon.wait_for_log(|fields| fields["message"].as_str().is_some_and(|text| text.starts_with("draining")));
+    assert_eq!(daemon.wait().code(), Some(0));
+    lambda.default_script(Script::default());
+    let daemon = setup.start();
+    lambda.wait_for(&["kept".to_owned()]);
+    daemon.wait_until_empty();
+}
+
+#[test]
+fn signals_that_mean_nothing_here_are_logged_and_end_nothing() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let daemon = brief(&lambda, &state).start();
+    for (signal, name) in [
+        (Signal::USR1, "SIGUSR1"),
+        (Signal::USR2, "SIGUSR2"),
+        (Signal::ALARM, "SIGALRM"),
+        (Signal::VTALARM, "SIGVTALRM"),
+        (Signal::PROF, "SIGPROF"),
+        (Signal::IO, "SIGIO"),
+        (Signal::POWER, "SIGPWR"),
+        (Signal::STKFLT, "SIGSTKFLT"),
+        (Signal::XFSZ, "SIGXFSZ"),
+        (Signal::PIPE, ""),
+        (Signal::WINCH, ""),
+    ] {
+        daemon.signal(signal);
+        if !name.is_empty() {
+            daemon.wait_for_log(|fields| fields["signal"] == name);
+        }
+        daemon.accept("orders", &[], &payload(&format!("after-{}", signal.as_raw())));
+    }
+    assert_ends_in_time(daemon);
+}

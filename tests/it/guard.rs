@@ -1,5 +1,6 @@
 //! Tests requests of web pages: a browser on this machine cannot change, invoke or read anything.
 
+use std::io::Write;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -8,8 +9,8 @@ use serde_json::Value;
 
 use crate::operator::sendoff;
 use crate::rig::daemon::{Daemon, Setup, scratch};
-use crate::rig::http;
 use crate::rig::lambda::{Lambda, payload};
+use crate::rig::{eventually, http};
 
 /// Sends a request with exactly these headers, including `Host`.
 fn raw(to: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)], body: &str) -> http::Response {
@@ -198,4 +199,31 @@ fn every_refusal_of_the_operators_api_is_json_that_says_what_is_wrong() {
     }
     let not_ready = raw(daemon.admin, "GET", "/readyz", &[("Host", "localhost")], "");
     assert_eq!((not_ready.status, not_ready.text().as_str()), (200, "ready\n"));
+}
+
+#[test]
+fn bodies_for_the_operators_api_take_no_more_memory_than_there_is_for_them() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
+    let crowded = || daemon.scrape().sum("sendoff_admin_refused_total", &[("reason", "crowded")]);
+    // Bodies that never end: each keeps what it has sent.
+    let json = [("Content-Type", "application/json")];
+    let head = http::head(daemon.admin, "POST", "/v1/redrive", &json, 2_000_000);
+    let held: Vec<_> = (0..20)
+        .filter_map(|_| {
+            let mut stream = std::net::TcpStream::connect(daemon.admin).ok()?;
+            let body = vec![b' '; 1_900_000];
+            stream.write_all(&head).and_then(|()| stream.write_all(&body)).ok()?;
+            Some(stream)
+        })
+        .collect();
+    eventually("a body is refused for want of memory", || (crowded() >= 1.0).then_some(()));
+    assert_eq!(http::get(daemon.admin, "/readyz").status, 200);
+    drop(held);
+    eventually("their memory is free again", || {
+        let answer = http::request(daemon.admin, "POST", "/v1/dead-letters/redrive", &json, b"{\"ids\":[]}");
+        assert!(matches!(answer.status, 200 | 503), "{answer:?}");
+        (answer.status == 200).then_some(())
+    });
 }

@@ -53,6 +53,7 @@ mod guard;
 mod place;
 
 mod applications;
+mod arguments;
 
 mod hostile;
 

@@ -12,7 +12,7 @@ use crate::rig::{PATIENCE, eventually, python};
 
 /// A Lambda behind TLS with a certificate for `lambda.test`. It prefers HTTP/2 and reports what was negotiated.
 const TLS_LAMBDA: &str = r#"
-import datetime, http.server, ssl, sys
+import datetime, http.server, ipaddress, socket, ssl, sys, threading
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -30,7 +30,8 @@ def make(name, issuer, issuer_key, ca):
         .not_valid_before(now - day).not_valid_after(now + day)
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True))
     if not ca:
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(
+            [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address('127.0.0.1'))]), critical=False)
     return key, subject, builder.sign(issuer_key or key, hashes.SHA256())
 
 ca_key, ca_name, ca = make('test CA', None, None, True)
@@ -57,6 +58,36 @@ context.load_cert_chain(scratch + '/server.pem')
 context.set_alpn_protocols(['h2', 'http/1.1'])
 server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
 server.socket = context.wrap_socket(server.socket, server_side=True)
+
+def pump(source, target):
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+    except OSError:
+        pass
+
+def tunnel(plain):
+    client = proxy_context.wrap_socket(plain, server_side=True)
+    head = b''
+    while not head.endswith(b'\r\n\r\n'):
+        head += client.recv(1)
+    print('asked', head.decode().splitlines()[0], flush=True)
+    client.sendall(b'HTTP/1.1 200 OK\r\n\r\n')
+    target = socket.create_connection(('127.0.0.1', server.server_address[1]))
+    threading.Thread(target=pump, args=(target, client), daemon=True).start()
+    pump(client, target)
+
+# A proxy that itself speaks TLS.
+proxy_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+proxy_context.load_cert_chain(scratch + '/server.pem')
+proxy = socket.create_server(('127.0.0.1', 0))
+
+def serve_proxy():
+    while True:
+        threading.Thread(target=tunnel, args=(proxy.accept()[0],), daemon=True).start()
+
+threading.Thread(target=serve_proxy, daemon=True).start()
+print('proxy', proxy.getsockname()[1], flush=True)
 print('port', server.server_address[1], flush=True)
 server.serve_forever()
 "#;
@@ -93,14 +124,40 @@ fn tunnel(mut client: TcpStream, log: &Mutex<Vec<String>>) -> std::io::Result<()
     std::io::copy(&mut client, &mut server).map(drop)
 }
 
+/// The Lambda behind TLS, its port, and that of its proxy. Its CA's certificate is `ca.pem` in the scratch directory.
+fn tls_lambda(scratch: &std::path::Path) -> (Process, String, String) {
+    let script = scratch.join("tls_lambda.py");
+    std::fs::write(&script, TLS_LAMBDA).unwrap();
+    let mut command = Command::new(python::program("python"));
+    let server = Process::spawn("a Lambda behind TLS", command.arg(&script).arg(scratch));
+    let port = server.line(PATIENCE, |line| line.strip_prefix("port ").map(str::to_owned)).expect("its port");
+    let proxy = server.line(PATIENCE, |line| line.strip_prefix("proxy ").map(str::to_owned)).expect("its proxy");
+    (server, port, proxy)
+}
+
+#[test]
+fn a_proxy_that_speaks_tls_and_the_bundle_of_the_profile_are_used() {
+    let (scratch, state) = scratch();
+    let (server, port, proxy) = tls_lambda(scratch.path());
+    let profile = scratch.path().join("profile");
+    let bundle = scratch.path().join("ca.pem");
+    std::fs::write(&profile, format!("[default]\nca_bundle = {}\n", bundle.display())).unwrap();
+    let daemon = Setup::new(&state)
+        .set("lambda.endpoint_url", &format!("https://lambda.test:{port}"))
+        .env("HTTPS_PROXY", &format!("https://127.0.0.1:{proxy}"))
+        .env("AWS_CONFIG_FILE", profile.to_str().unwrap())
+        .start();
+    daemon.accept("orders", &[], &payload("one"));
+    daemon.wait_until_empty();
+    assert!(server.line(PATIENCE, |line| line.starts_with("taken ").then_some(())).is_some());
+    let asked = server.line(PATIENCE, |line| line.strip_prefix("asked ").map(str::to_owned));
+    assert_eq!(asked, Some(format!("CONNECT lambda.test:{port} HTTP/1.1")));
+}
+
 #[test]
 fn lambda_is_reached_through_a_proxy_and_known_by_the_bundle_of_certificates() {
     let (scratch, state) = scratch();
-    let script = scratch.path().join("tls_lambda.py");
-    std::fs::write(&script, TLS_LAMBDA).unwrap();
-    let mut command = Command::new(python::program("python"));
-    let server = Process::spawn("a Lambda behind TLS", command.arg(&script).arg(scratch.path()));
-    let port = server.line(PATIENCE, |line| line.strip_prefix("port ").map(str::to_owned)).expect("its port");
+    let (server, port, _) = tls_lambda(scratch.path());
     let (proxy, asked) = proxy();
     let setup = Setup::new(&state)
         .set("lambda.endpoint_url", &format!("https://lambda.test:{port}"))

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::rig::daemon::{Setup, invoke_path, scratch};
-use crate::rig::http;
 use crate::rig::lambda::{Lambda, payload};
+use crate::rig::{PATIENCE, http, lasting_port};
 
 /// Everything below `path`, including itself but not sockets, with permission bits.
 fn modes(path: &Path) -> Vec<(String, u32)> {
@@ -139,6 +139,27 @@ fn one_listener_on_any_address_takes_both_families() {
         assert_eq!(answer.status, 202, "{host}: {answer:?}");
     }
     lambda.wait_for(&["127.0.0.1".to_owned(), "::1".to_owned()]);
+}
+
+#[test]
+fn several_addresses_are_listened_on_at_once() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let [one, two, admin] = [lasting_port(), lasting_port(), lasting_port()];
+    let process = Setup::new(&state)
+        .set("lambda.endpoint_url", &lambda.endpoint_url())
+        .set("listen.ingest", &format!("127.0.0.1:{one} [::1]:{two}"))
+        .set("listen.admin", &format!("127.0.0.1:{admin}"))
+        .spawn();
+    let said = format!("127.0.0.1:{one} [::1]:{two}");
+    assert!(process.line(PATIENCE, |line| line.contains(&said).then_some(())).is_some(), "the log names both");
+    for address in [format!("127.0.0.1:{one}"), format!("[::1]:{two}")] {
+        let event = [("X-Amz-Invocation-Type", "Event")];
+        let to: SocketAddr = address.parse().unwrap();
+        let answer = http::request(to, "POST", &invoke_path("orders"), &event, &payload(&address));
+        assert_eq!(answer.status, 202, "{address}: {answer:?}");
+    }
+    lambda.wait_for(&[format!("127.0.0.1:{one}"), format!("[::1]:{two}")]);
 }
 
 #[test]

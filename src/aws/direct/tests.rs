@@ -182,11 +182,15 @@ async fn what_is_certainly_not_sent_is_told_apart() {
     let server = Server::start([Act::CloseUnread]).await;
     let (refusing, tls) = (refusing_address(), server.url.replace("http:", "https:"));
     let wrong = |carried| Call { carried, ..call() };
-    let nameless = Call { function: Function { address: String::new(), ..call().function }, ..call() };
+    let called =
+        |address: &str| Call { function: Function { address: address.to_owned(), ..call().function }, ..call() };
+    let nameless = called("");
     for (url, call, kind) in [
         (refusing.url.as_str(), call(), FailureKind::Connect),
         (tls.as_str(), call(), FailureKind::Connect),
         (&server.url, nameless, FailureKind::Unbuildable),
+        (&server.url, called("."), FailureKind::Unbuildable),
+        (&server.url, called(".."), FailureKind::Unbuildable),
         (
             &server.url,
             wrong(Carried { trace_header: Some("a\nb".into()), ..Carried::default() }),

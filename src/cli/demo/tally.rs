@@ -7,6 +7,7 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 
 use crate::cli::demo::sender;
+use crate::plural::agree;
 use crate::standin::Counts;
 
 /// What the store holds, by function, from the daemon's metrics.
@@ -143,13 +144,21 @@ impl Summary {
     pub(super) fn problems(&self) -> BTreeSet<String> {
         let missed = self.receipts.repeats - self.receipts.repeats_recognised;
         [
-            (self.balance.lost, "accepted events are neither delivered nor in the store"),
-            (self.balance.waiting, "accepted events were not delivered in time; they are in the store"),
-            (missed, "repeats were not recognised"),
+            (
+                self.balance.lost,
+                "accepted event is neither delivered nor in the store",
+                "accepted events are neither delivered nor in the store",
+            ),
+            (
+                self.balance.waiting,
+                "accepted event was not delivered in time; it is in the store",
+                "accepted events were not delivered in time; they are in the store",
+            ),
+            (missed, "repeat was not recognised", "repeats were not recognised"),
         ]
         .into_iter()
-        .filter(|(events, _)| *events > 0)
-        .map(|(events, what)| format!("{events} {what}"))
+        .filter(|(events, ..)| *events > 0)
+        .map(|(events, one, many)| agree(events, one, many))
         .collect()
     }
 }

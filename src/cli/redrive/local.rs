@@ -12,6 +12,7 @@ use crate::cli::dead_letters::{FilterOptions, pages};
 use crate::cli::{Exit, Failure, out};
 use crate::clock::Clock;
 use crate::deadletter::redrive::Answer;
+use crate::plural::{agree, count};
 
 /// The most ids in one request to the store.
 const BATCH: usize = 100;
@@ -93,13 +94,12 @@ async fn stayed_in(client: &AdminClient, filter: &FilterOptions) -> Option<u64> 
 
 fn said(revived: u64, dry_run: bool, stay: Option<u64>) -> String {
     let done = match dry_run {
-        true => format!("{} would be redriven from the store", out::count(revived, "dead letter")),
-        false => format!("{} redriven from the store", out::count(revived, "dead letter")),
+        true => format!("{} would be redriven from the store", count(revived, "dead letter")),
+        false => format!("{} redriven from the store", count(revived, "dead letter")),
     };
     let stay = stay.map(|stay| if dry_run { stay.saturating_sub(revived) } else { stay });
     match stay {
-        Some(1) => format!("{done}, 1 stays there"),
-        Some(stay) => format!("{done}, {stay} stay there"),
+        Some(stay) => format!("{done}, {}", agree(stay, "stays there", "stay there")),
         None => done,
     }
 }

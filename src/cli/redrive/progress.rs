@@ -89,7 +89,8 @@ impl Progress {
 fn line(count: u64, expected: Option<u64>, took: Duration) -> String {
     let rate = count as f64 / took.as_secs_f64().max(0.001);
     let of = expected.map(|expected| format!(" of about {}", expected.max(count))).unwrap_or_default();
-    format!("{count}{of} letters, {rate:.0}/s")
+    let letters = if of.is_empty() { crate::plural::count(count, "letter") } else { format!("{count}{of} letters") };
+    format!("{letters}, {rate:.0}/s")
 }
 
 #[cfg(test)]

@@ -524,6 +524,9 @@ fn an_event_that_no_request_can_be_made_of_is_refused_and_holds_no_lane() {
     let mut nowhere = event();
     nowhere.function.region = Some("eu central".into());
     assert_eq!(outcome_for(&nowhere, &unbuildable, Mode::Event), Outcome::Refused);
+    let mut dotted = event();
+    dotted.function.address = "..".into();
+    assert_eq!(outcome_for(&dotted, &unbuildable, Mode::Event), Outcome::Refused, "stored by an earlier version");
     let credentials = Reply::NotSent(Failure { kind: FailureKind::Credentials, message: String::new() });
     assert_eq!(outcome_for(&torn, &credentials, Mode::Event), Outcome::Operator { scope: Scope::Caller });
 }

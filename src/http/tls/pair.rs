@@ -1,6 +1,5 @@
 //! Reads the certificate and the key of the listeners from files, and checks them as a whole.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -106,10 +105,7 @@ impl Files {
 
 /// Reads a file up to a limit. The error says why it cannot be used.
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let mut content = Vec::new();
-    let file = std::fs::File::open(path).map_err(|error| format!("cannot be read: {error}"))?;
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content).map_err(|error| format!("cannot be read: {error}"))?;
-    if content.len() as u64 > FILE_BYTES_MAX { Err("larger than 1 MiB".to_owned()) } else { Ok(content) }
+    crate::readable::read(path, FILE_BYTES_MAX).map_err(|error| format!("cannot be read: {error}"))
 }
 
 /// The certificates of a file, at least one.

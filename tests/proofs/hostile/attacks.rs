@@ -10,11 +10,11 @@ use super::{Attack, h2};
 use crate::rig::daemon::invoke_path;
 
 /// Attacks once, or for some seconds.
-type Attacker = fn(&Attack);
+pub type Attacker = fn(&Attack);
 
-/// Starts all attackers.
-pub fn start(attack: &Arc<Attack>) -> Vec<JoinHandle<()>> {
-    let kinds: [(usize, Attacker); 13] = [
+/// All of them, each with how many threads are at it.
+pub fn all() -> Vec<(usize, Attacker)> {
+    vec![
         (1, slow_heads),
         (1, slow_bodies),
         (1, idle_connections),
@@ -28,8 +28,13 @@ pub fn start(attack: &Arc<Attack>) -> Vec<JoinHandle<()>> {
         (1, bodies_of_tiny_chunks),
         (1, nonsense),
         (2, the_operators_door),
-    ];
-    let threads = kinds.into_iter().flat_map(|(threads, attacker)| (0..threads).map(move |_| attacker));
+        (1, large_bodies_without_an_end),
+    ]
+}
+
+/// These at work.
+pub fn start(attack: &Arc<Attack>, kinds: &[(usize, Attacker)]) -> Vec<JoinHandle<()>> {
+    let threads = kinds.iter().flat_map(|(threads, attacker)| (0..*threads).map(move |_| *attacker));
     let start = |attacker: Attacker| {
         let attack = attack.clone();
         std::thread::spawn(move || {
@@ -70,6 +75,38 @@ fn slow_heads(attack: &Attack) {
 
 fn slow_bodies(attack: &Attack) {
     slowly(attack, 60, &head("Content-Length: 1048576\r\n\r\n"), "1");
+}
+
+/// Batches of 2 MB on many connections, whose last bytes never come.
+pub fn large_bodies_without_an_end(attack: &Attack) {
+    let body = vec![b'1'; 2_000_000];
+    let head = "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4194304\r\n\r\n";
+    let mut held = Vec::new();
+    for _ in 0..45 {
+        let Some(mut stream) = attack.connect(attack.ingest) else { break };
+        attack.asked(1);
+        if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)).is_ok() {
+            held.push(stream);
+        }
+        if !attack.goes_on() {
+            return;
+        }
+    }
+    wait(attack, 20);
+}
+
+/// On more connections than the daemon takes, answers that the client leaves where they are.
+pub fn answers_that_are_never_taken(attack: &Attack) {
+    let asks: Vec<u8> = (0..4).flat_map(|n| h2::get(2 * n + 1, "/v1/openapi.json")).collect();
+    let mut held = Vec::new();
+    for _ in 0..120 {
+        let Some(mut stream) = attack.connect(attack.ingest) else { break };
+        if stream.write_all(&[h2::preface(0), asks.clone()].concat()).is_ok() {
+            attack.asked(4);
+            held.push(stream);
+        }
+    }
+    wait(attack, 20);
 }
 
 /// More connections than the daemon has descriptors for.

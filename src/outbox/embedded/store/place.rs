@@ -63,6 +63,39 @@ fn quoted(path: &Path) -> String {
     if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
+/// Whether the disk fills up before the outbox has what it may take. None if it does not, or if that cannot be told.
+pub fn room(state_dir: &Path, bytes_max: u64, reserve: u64) -> Option<Remark> {
+    let (above, _) = first_that_exists(state_dir).ok()?;
+    let disk = rustix::fs::statvfs(&above).ok().filter(|disk| disk.f_blocks > 0)?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let has = free.saturating_add(size_of(&state_dir.join(STORE))).saturating_sub(reserve);
+    let mib = |bytes: u64| bytes >> 20;
+    (has < bytes_max).then(|| Remark {
+        is_fatal: false,
+        what: format!(
+            "outbox.bytes_max is {} MiB, and the disk of {} has room for {} MiB of it",
+            mib(bytes_max),
+            state_dir.display(),
+            mib(has)
+        ),
+        remedy: "events will be refused when the disk is full, before the limit is reached: lower outbox.bytes_max, or enlarge the \
+                 disk"
+            .into(),
+    })
+}
+
+/// Bytes of the files in a directory and below, as they take disk; what cannot be looked at counts as nothing.
+fn size_of(directory: &Path) -> u64 {
+    /// Bytes of a block, as stat(2) counts them whatever the file system's own are.
+    const BLOCK: u64 = 512;
+    let size = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_dir() => size_of(&entry.path()),
+        Ok(found) => found.blocks().saturating_mul(BLOCK),
+        Err(_) => 0,
+    };
+    fs::read_dir(directory).into_iter().flatten().flatten().map(size).sum()
+}
+
 /// Looks at where a store is to be, without changing anything. `reserve` is the free space that new events leave on the disk.
 pub fn look(state_dir: &Path, reserve: u64) -> Vec<Remark> {
     let shown = state_dir.display();
@@ -167,6 +200,18 @@ mod tests {
         let remark = exposure(&dir).unwrap();
         assert!(!remark.is_fatal && remark.what.contains("mode 0750"), "{remark:?}");
         assert!(remark.remedy.ends_with(r"state'") && remark.remedy.contains(r"it'\''s"), "{remark:?}");
+    }
+
+    #[test]
+    fn a_disk_that_is_smaller_than_the_limit_is_remarked_upon_and_what_the_store_has_counts_for_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        assert_eq!(room(scratch.path(), 1 << 20, 0), None);
+        let remark = room(&scratch.path().join("not/there/yet"), u64::MAX, 0).unwrap();
+        assert!(!remark.is_fatal && remark.what.starts_with("outbox.bytes_max is"), "{remark:?}");
+        let file = scratch.path().join(STORE).join("journal");
+        fs::create_dir_all(&file).unwrap();
+        fs::write(file.join("1"), vec![1; 3 << 20]).unwrap();
+        assert!(size_of(&scratch.path().join(STORE)) >= 3 << 20);
     }
 
     #[test]

@@ -11,14 +11,14 @@ use tokio_util::task::TaskTracker;
 ///
 /// The events of a request stay in the writer's queue even if the client has left, so their memory must stay reserved.
 /// This costs an allocation for each request, and a task for each request whose client has left.
-pub(super) struct ToItsEnd<F: Future<Output: Send> + Send + 'static> {
+pub struct ToItsEnd<F: Future<Output: Send> + Send + 'static> {
     /// `None` once it has ended.
     future: Option<Pin<Box<F>>>,
     leftovers: TaskTracker,
 }
 
 impl<F: Future<Output: Send> + Send + 'static> ToItsEnd<F> {
-    pub(super) fn new(future: F, leftovers: &TaskTracker) -> Self {
+    pub fn new(future: F, leftovers: &TaskTracker) -> Self {
         Self { future: Some(Box::pin(future)), leftovers: leftovers.clone() }
     }
 }
