@@ -1,4 +1,5 @@
-//! What earlier versions wrote stays readable: a store directory and the bytes of each kind of record, of format 1.
+//! What earlier versions wrote stays readable: store directories whose journals have formats 1 and 2, and the bytes of each kind
+//! of record, of format 1.
 //!
 //! `WRITE_FIXTURES=1 cargo test --test format` writes them anew. Only a format that was never released may be written
 //! anew: for any other, add a version beside it, and a fixture beside this one.
@@ -15,6 +16,7 @@ use sendoff::event::{Carried, Event, EventId, Function, FunctionName, Idempotenc
 use sendoff::outbox::OpenError;
 use sendoff::outbox::embedded::Settings;
 use sendoff::outbox::embedded::engine::Engine;
+use sendoff::outbox::embedded::journal::files::segments_in;
 use sendoff::outbox::embedded::keys::{self, META_FORMAT};
 use sendoff::outbox::embedded::kv::{Batch, Disk, Kv};
 use sendoff::outbox::embedded::memory::MemoryDisk;
@@ -163,34 +165,76 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// A copy of the fixture of a store, in which a test may write.
+fn store_of(version: u8) -> (tempfile::TempDir, PathBuf) {
+    let scratch = tempfile::tempdir().unwrap();
+    let state = scratch.path().join("state");
+    copy(&fixtures().join(format!("store-v{version}")), &state);
+    fs::remove_file(state.join("outbox/index/blobs/.gitkeep")).unwrap();
+    (scratch, state)
+}
+
+fn open(state: &Path) -> Engine<store::Store> {
+    let kv = store::open(state, &settings()).unwrap().store;
+    Engine::open(kv, settings(), Clock::seeded(START, 2), "fixture").unwrap()
+}
+
+fn is_all_there(store: &mut Engine<store::Store>) {
+    for (event, place, history) in resting().into_values() {
+        let found = store.find(event.id).unwrap();
+        let found = found.map(|found| (found.event, found.place, found.history));
+        assert_eq!(found, Some((event.clone(), place, history)));
+        if event.key.source != KeySource::Minted {
+            let again = Event { id: EventId::mint(START, 99, &event.function.name), ..event.clone() };
+            let answer = store.append(vec![again], ROOM).unwrap();
+            assert_eq!(answer, [Appended::Repeat { first: event.id }]);
+        }
+    }
+}
+
 #[test]
-fn a_store_of_version_1_is_read_whole() {
-    let fixture = fixtures().join("store-v1");
+fn a_store_of_every_version_is_read_whole() {
     if writing() {
+        let fixture = fixtures().join("store-v2");
         at_a_standstill(|| write_store(&fixture));
         // What sled needs for its own sake, git does not keep.
         fs::write(fixture.join("outbox/index/blobs/.gitkeep"), "").unwrap();
     }
-    let scratch = tempfile::tempdir().unwrap();
-    let state = scratch.path().join("state");
-    copy(&fixture, &state);
-    fs::remove_file(state.join("outbox/index/blobs/.gitkeep")).unwrap();
+    for version in [1, 2] {
+        let (_scratch, state) = store_of(version);
+        at_a_standstill(|| {
+            let mut store = open(&state);
+            is_all_there(&mut store);
+            let census = store.census().unwrap();
+            assert_eq!((census.events, census.lanes.len()), (5, 2));
+            assert_eq!(lease_all(&mut store).len(), 2, "Ready ones only are due");
+        });
+    }
+}
+
+#[test]
+fn a_store_of_version_1_goes_on_in_the_present_version_and_keeps_what_it_had() {
+    let (_scratch, state) = store_of(1);
+    let new = Event {
+        id: EventId::mint(START, 77 << 64, &FunctionName::new("orders")),
+        key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
+        ..event(0)
+    };
     at_a_standstill(|| {
-        let kv = store::open(&state, &settings()).unwrap().store;
-        let mut store = Engine::open(kv, settings(), Clock::seeded(START, 2), "fixture").unwrap();
-        for (event, place, history) in resting().into_values() {
-            let found = store.find(event.id).unwrap().expect("it is stored");
-            assert_eq!((&found.event, found.place, &found.history), (&event, place, &history));
-            if event.key.source != KeySource::Minted {
-                let again = Event { id: EventId::mint(START, 99, &event.function.name), ..event.clone() };
-                let answer = store.append(vec![again], ROOM).unwrap();
-                assert_eq!(answer, [Appended::Repeat { first: event.id }]);
-            }
-        }
-        let census = store.census().unwrap();
-        assert_eq!((census.events, census.lanes.len()), (5, 2));
-        assert_eq!(lease_all(&mut store).len(), 2, "Ready ones only are due");
+        let mut store = open(&state);
+        store.append(vec![new.clone()], ROOM).unwrap();
+        store.commit().unwrap();
     });
+    // The journal alone has all of it.
+    fs::remove_dir_all(state.join("outbox/index")).unwrap();
+    at_a_standstill(|| {
+        let mut store = open(&state);
+        is_all_there(&mut store);
+        assert_eq!(store.find(new.id).unwrap().map(|found| found.event), Some(new.clone()));
+    });
+    let formats: Vec<u8> =
+        segments_in(&state.join("outbox/journal")).unwrap().iter().map(|path| fs::read(path).unwrap()[8]).collect();
+    assert_eq!((formats.first(), formats.last()), (Some(&1), Some(&2)), "{formats:?}");
 }
 
 fn hex(bytes: &[u8]) -> String {

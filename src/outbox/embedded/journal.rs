@@ -15,11 +15,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use files::{Directory, Files, SegmentFile};
-use frame::{BadHead, FRAME_HEAD_BYTES, FrameHead, FrameWriter, Op, SEGMENT_HEAD_BYTES, SegmentHead};
+use frame::{BadHead, FRAME_HEAD_BYTES, FrameHead, FrameWriter, Op, PLAIN_HEAD_BYTES, SEGMENT_HEAD_BYTES, SegmentHead};
+use seal::{Kept, Seal};
 
 pub mod files;
 
 pub mod frame;
+
+pub mod seal;
 
 /// Segments that are held open for reading.
 const FILES_OPEN_MAX: usize = 64;
@@ -27,9 +30,6 @@ const FILES_OPEN_MAX: usize = 64;
 /// Bytes that are looked through at once for the beginning of a frame; two windows overlap by less than its first bytes.
 const WINDOW_BYTES: u64 = 1 << 20;
 const OVERLAP_BYTES: u64 = 3;
-
-/// Where the first frame of a segment begins.
-pub const START: u64 = SEGMENT_HEAD_BYTES as u64;
 
 /// Where an op stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,6 +74,10 @@ pub struct Journal<D: Files = Directory> {
     dir: D,
     /// The bytes of each segment. The last one is the one that is written to.
     segments: BTreeMap<u32, u64>,
+    /// How the frames of each segment are sealed; none where nobody knows any more.
+    seals: BTreeMap<u32, Seal>,
+    /// The salt of new segments; none before the first that has one.
+    salt: Option<Kept>,
     bytes: u64,
     current: Arc<D::File>,
     next_commit: u64,
@@ -84,7 +88,9 @@ pub struct Journal<D: Files = Directory> {
 impl<D: Files> Journal<D> {
     /// Makes a new, empty journal in an empty directory, durably. Its first commit gets the number `first_commit`.
     pub fn create(dir: &D, first_commit: u64) -> io::Result<()> {
-        create_segment(dir, SegmentHead { number: 1, first_commit }).map(drop)
+        let kept = Kept { salt: dir.random()?, since: 1 };
+        dir.keep_salt(&kept.encode())?;
+        create_segment(dir, SegmentHead { number: 1, first_commit, salt: Some(kept.salt) }).map(drop)
     }
 
     /// Opens it as it is. A segment that a crash has left half made is removed. With `lenient`, segments that are missing or
@@ -103,9 +109,13 @@ impl<D: Files> Journal<D> {
         if !lenient {
             check_heads(&dir, &segments)?;
         }
+        let (seals, salt) = read_seals(&dir, &segments)?;
+        if let Some(salt) = salt.filter(|_| !lenient) {
+            mend_salt(&dir, salt)?;
+        }
         let bytes = segments.values().sum();
         let (frame, open) = (FrameWriter::default(), RefCell::default());
-        Ok(Self { dir, segments, bytes, current, next_commit: 0, frame, open })
+        Ok(Self { dir, segments, seals, salt, bytes, current, next_commit: 0, frame, open })
     }
 
     /// Tells, once everything was read, which commit comes next.
@@ -119,6 +129,16 @@ impl<D: Files> Journal<D> {
 
     pub fn newest(&self) -> u32 {
         self.segments.last_key_value().map_or(1, |(&number, _)| number)
+    }
+
+    /// Whether the segment that is written to has no salt.
+    pub fn is_plain(&self) -> bool {
+        self.seals.get(&self.newest()) == Some(&Seal::PLAIN)
+    }
+
+    /// Where the first frame of a segment begins.
+    pub fn start(&self, segment: u32) -> u64 {
+        self.seals.get(&segment).map_or(SEGMENT_HEAD_BYTES as u64, |seal| seal.start)
     }
 
     /// The bytes of a segment; 0 if there is none.
@@ -142,11 +162,12 @@ impl<D: Files> Journal<D> {
         if at >= end {
             return Ok(Next::End);
         }
+        let Some(seal) = self.seals.get(&segment) else { return Ok(Next::Bad { resumes_at: None }) };
         let file = self.file(segment)?;
-        let frame = read_frame(&*file, segment, at, end)?;
+        let frame = read_frame(&*file, seal, segment, at, end)?;
         Ok(match frame {
             Some(frame) => Next::Frame(frame),
-            None => Next::Bad { resumes_at: find_frame(&*file, segment, at + 1, end) },
+            None => Next::Bad { resumes_at: find_frame(&*file, seal, segment, at + 1, end) },
         })
     }
 
@@ -155,7 +176,9 @@ impl<D: Files> Journal<D> {
         match self.read(segment, at) {
             Ok(next) => Ok((next, None)),
             Err(error) => {
-                let resumes_at = find_frame(&*self.file(segment)?, segment, at + 1, self.segment_bytes(segment));
+                let (file, end) = (self.file(segment)?, self.segment_bytes(segment));
+                let resumes_at =
+                    self.seals.get(&segment).and_then(|seal| find_frame(&*file, seal, segment, at + 1, end));
                 Ok((Next::Bad { resumes_at }, Some(error.to_string())))
             }
         }
@@ -182,7 +205,8 @@ impl<D: Files> Journal<D> {
         let commit = self.next_commit;
         let segment = self.newest();
         let at = self.segment_bytes(segment);
-        let frame = self.frame.finish(commit);
+        let seal = self.seals.get(&segment).copied().unwrap_or(Seal::PLAIN);
+        let frame = self.frame.finish(commit, &seal);
         self.current.write_all_at(frame, at)?;
         self.current.sync_data()?;
         self.next_commit += 1;
@@ -194,10 +218,21 @@ impl<D: Files> Journal<D> {
 
     /// Begins a new segment.
     pub fn roll(&mut self) -> io::Result<()> {
-        let head = SegmentHead { number: self.newest() + 1, first_commit: self.next_commit };
+        let number = self.newest() + 1;
+        let kept = match self.salt {
+            Some(kept) => kept,
+            None => {
+                let kept = Kept { salt: self.dir.random()?, since: number };
+                self.dir.keep_salt(&kept.encode())?;
+                *self.salt.insert(kept)
+            }
+        };
+        let head = SegmentHead { number, first_commit: self.next_commit, salt: Some(kept.salt) };
         self.current = Arc::new(create_segment(&self.dir, head)?);
-        self.segments.insert(head.number, START);
-        self.bytes += START;
+        let seal = Seal::of(head.salt);
+        self.seals.insert(number, seal);
+        self.segments.insert(number, seal.start);
+        self.bytes += seal.start;
         Ok(())
     }
 
@@ -230,6 +265,7 @@ impl<D: Files> Journal<D> {
         self.dir.remove(number)?;
         self.dir.sync()?;
         self.open.get_mut().remove(&number);
+        self.seals.remove(&number);
         self.bytes -= self.segments.remove(&number).unwrap_or(0);
         Ok(())
     }
@@ -243,6 +279,7 @@ impl<D: Files> Journal<D> {
         self.dir.set_aside(number)?;
         self.dir.sync()?;
         self.open.get_mut().remove(&number);
+        self.seals.remove(&number);
         self.bytes -= self.segments.remove(&number).unwrap_or(0);
         Ok(())
     }
@@ -275,7 +312,8 @@ fn create_segment<D: Files>(dir: &D, head: SegmentHead) -> io::Result<D::File> {
 /// A crash while a segment was made leaves one with nothing in it behind the last whole one.
 fn remove_half_made(dir: &impl Files, segments: &mut BTreeMap<u32, u64>) -> io::Result<()> {
     let Some((&last, &bytes)) = segments.last_key_value() else { return Ok(()) };
-    if segments.len() > 1 && bytes <= START && read_head(&dir.open(last)?)? == Err(BadHead::Damaged) {
+    if segments.len() > 1 && bytes <= SEGMENT_HEAD_BYTES as u64 && read_head(&dir.open(last)?)? == Err(BadHead::Damaged)
+    {
         dir.remove(last)?;
         dir.sync()?;
         segments.remove(&last);
@@ -285,11 +323,62 @@ fn remove_half_made(dir: &impl Files, segments: &mut BTreeMap<u32, u64>) -> io::
 
 fn read_head(file: &impl SegmentFile) -> io::Result<Result<SegmentHead, BadHead>> {
     let mut head = [0; SEGMENT_HEAD_BYTES];
-    match file.read_exact_at(&mut head, 0) {
-        Ok(()) => Ok(SegmentHead::decode(&head)),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Err(BadHead::Damaged)),
-        Err(error) => Err(error),
+    // One of format 1 may have no more bytes than its head.
+    for bytes in [SEGMENT_HEAD_BYTES, PLAIN_HEAD_BYTES] {
+        match file.read_exact_at(&mut head[..bytes], 0) {
+            Ok(()) => return Ok(SegmentHead::decode(&head[..bytes])),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(Err(BadHead::Damaged))
+}
+
+/// How each segment is sealed, and the salt of the store. A segment whose head is damaged has the seal of those around it: by the
+/// file `salt`, else by the heads of others.
+fn read_seals<D: Files>(dir: &D, segments: &BTreeMap<u32, u64>) -> io::Result<(BTreeMap<u32, Seal>, Option<Kept>)> {
+    let (mut seals, mut headless, mut of_heads) = (BTreeMap::new(), Vec::new(), None::<Kept>);
+    for (&number, &bytes) in segments {
+        let file = dir.open(number)?;
+        match read_head(&file) {
+            Ok(Ok(head)) => {
+                if let Some(salt) = head.salt {
+                    let since = of_heads.map_or(number, |kept| kept.since);
+                    of_heads = Some(Kept { salt, since });
+                }
+                seals.insert(number, Seal::of(head.salt));
+            }
+            // The bytes behind a head of format 1 are no client's in any format.
+            Ok(Err(_)) | Err(_) => match read_frame(&file, &Seal::PLAIN, number, Seal::PLAIN.start, bytes) {
+                Ok(Some(_)) => drop(seals.insert(number, Seal::PLAIN)),
+                Ok(None) | Err(_) => headless.push(number),
+            },
+        }
+    }
+    let file = dir.salt();
+    let of_file = file.as_ref().ok().and_then(|file| Kept::decode(file.as_deref()?));
+    let is_lost = of_file.is_none() && !matches!(file, Ok(None));
+    let kept = match (of_file, of_heads) {
+        (Some(file), Some(heads)) if file.salt != heads.salt => Some(heads),
+        (file, heads) => file.or(heads),
+    };
+    for number in headless {
+        let seal = match kept {
+            Some(Kept { salt, since }) => Some(Seal::of((number >= since).then_some(salt))),
+            // There were salted segments, and without their salt a frame cannot be told from a payload.
+            None if is_lost => None,
+            None => Some(Seal::PLAIN),
+        };
+        seals.extend(seal.map(|seal| (number, seal)));
+    }
+    Ok((seals, kept))
+}
+
+/// Puts the file `salt` right, if it is not what the segments say.
+fn mend_salt(dir: &impl Files, kept: Kept) -> io::Result<()> {
+    let bytes = kept.encode();
+    let is_right = matches!(dir.salt(), Ok(Some(found)) if found == bytes);
+    if is_right { Ok(()) } else { dir.keep_salt(&bytes) }
 }
 
 fn check_heads(dir: &impl Files, segments: &BTreeMap<u32, u64>) -> Result<(), OpenError> {
@@ -309,19 +398,19 @@ fn check_heads(dir: &impl Files, segments: &BTreeMap<u32, u64>) -> Result<(), Op
     Ok(())
 }
 
-fn read_frame(file: &impl SegmentFile, segment: u32, at: u64, end: u64) -> io::Result<Option<Frame>> {
+fn read_frame(file: &impl SegmentFile, seal: &Seal, segment: u32, at: u64, end: u64) -> io::Result<Option<Frame>> {
     let body_at = at + FRAME_HEAD_BYTES as u64;
     if body_at > end {
         return Ok(None);
     }
     let mut head = [0; FRAME_HEAD_BYTES];
     file.read_exact_at(&mut head, at)?;
-    let Some(head) = FrameHead::decode(&head).filter(|head| body_at + u64::from(head.body_bytes) <= end) else {
+    let Some(head) = FrameHead::decode(&head, seal).filter(|head| body_at + u64::from(head.body_bytes) <= end) else {
         return Ok(None);
     };
     let mut body = vec![0; head.body_bytes as usize];
     file.read_exact_at(&mut body, body_at)?;
-    if !head.fits(&body) {
+    if !head.fits(&body, seal) {
         return Ok(None);
     }
     let body = Bytes::from(body);
@@ -337,15 +426,15 @@ fn read_frame(file: &impl SegmentFile, segment: u32, at: u64, end: u64) -> io::R
 }
 
 /// Where the next whole frame begins between `from` and `end`. What cannot be read is stepped over, a window at a time.
-fn find_frame(file: &impl SegmentFile, segment: u32, from: u64, end: u64) -> Option<u64> {
+fn find_frame(file: &impl SegmentFile, seal: &Seal, segment: u32, from: u64, end: u64) -> Option<u64> {
     let mut at = from;
     while at < end {
         let mut window = vec![0; WINDOW_BYTES.min(end - at) as usize];
         if file.read_exact_at(&mut window, at).is_ok() {
             let mut within = 0;
-            while let Some(found) = frame::find_magic(&window, within) {
+            while let Some(found) = frame::find_mark(&window, within, seal) {
                 let candidate = at + found as u64;
-                if let Ok(Some(_)) = read_frame(file, segment, candidate, end) {
+                if let Ok(Some(_)) = read_frame(file, seal, segment, candidate, end) {
                     return Some(candidate);
                 }
                 within = found + 1;

@@ -6,6 +6,7 @@ use std::io;
 
 use fastrand::Rng;
 use sendoff::outbox::embedded::journal::files::{Files, SegmentFile};
+use sendoff::outbox::embedded::journal::seal::Salt;
 
 use super::{FakeDisk, Plug};
 use crate::sabotage::Bug;
@@ -26,6 +27,8 @@ pub struct Segments {
     /// A file may exist without an entry.
     contents: BTreeMap<usize, Content>,
     next: usize,
+    /// The file `salt`. It is replaced whole.
+    salt: Option<Vec<u8>>,
 }
 
 #[derive(Clone, Default)]
@@ -209,6 +212,20 @@ impl Files for FakeFiles {
             inner.segments.synced_entries = inner.segments.entries.clone();
         }
         Ok(())
+    }
+
+    fn salt(&self) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.disk.inner().segments.salt.clone())
+    }
+
+    fn keep_salt(&self, bytes: &[u8]) -> io::Result<()> {
+        self.step("before the salt is kept")?;
+        self.disk.inner().segments.salt = Some(bytes.to_vec());
+        Ok(())
+    }
+
+    fn random(&self) -> io::Result<Salt> {
+        Ok(*b"the salt")
     }
 }
 

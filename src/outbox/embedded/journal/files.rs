@@ -7,9 +7,13 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use super::seal::Salt;
+use crate::clock;
 use crate::outbox::embedded::store::place::options;
 
 const SUFFIX: &str = ".segment";
+
+const SALT: &str = "salt";
 
 /// A directory of segments. What was not synced may be gone after a power cut, in part or whole: entries of the directory
 /// as well as bytes of a file.
@@ -33,6 +37,15 @@ pub trait Files: Send + 'static {
 
     /// Makes durable which segments there are.
     fn sync(&self) -> io::Result<()>;
+
+    /// The file `salt`; none if there is none.
+    fn salt(&self) -> io::Result<Option<Vec<u8>>>;
+
+    /// Replaces the file `salt`, durably and whole.
+    fn keep_salt(&self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Random bytes that nobody who sends events can guess.
+    fn random(&self) -> io::Result<Salt>;
 }
 
 /// An open segment. Named as the calls of [`File`] that they are.
@@ -109,6 +122,27 @@ impl Files for Directory {
         };
         handle.sync_all()
     }
+
+    fn salt(&self) -> io::Result<Option<Vec<u8>>> {
+        match fs::read(salt_in(&self.path)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn keep_salt(&self, bytes: &[u8]) -> io::Result<()> {
+        let (path, new) = (salt_in(&self.path), self.path.join("salt.new"));
+        let file = options().write(true).create(true).truncate(true).open(&new)?;
+        FileExt::write_all_at(&file, bytes, 0)?;
+        file.sync_all()?;
+        fs::rename(new, path)?;
+        self.sync()
+    }
+
+    fn random(&self) -> io::Result<Salt> {
+        clock::secret()
+    }
 }
 
 impl SegmentFile for File {
@@ -137,6 +171,11 @@ impl SegmentFile for File {
 pub fn segments_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let directory = Directory::of(dir);
     Ok(directory.list()?.into_keys().map(|segment| directory.path_of(segment)).collect())
+}
+
+/// Where a journal keeps its salt.
+pub fn salt_in(dir: &Path) -> PathBuf {
+    dir.join(SALT)
 }
 
 /// Makes the entries of a directory durable.

@@ -3,28 +3,36 @@
 //! ```text
 //! segment   head frame frame ...
 //! head      magic "sendoffJ" | format u32 | number u32 | first commit u64 | crc u32 of what stands before it
-//! frame     magic "FRAM" | body length u32 | commit u64 | crc u32 of length, commit and body | body: op op ...
+//!           | salt 8 bytes | crc u32 of all that stands before it
+//! frame     salt, its first 4 bytes | body length u32 | commit u64 | crc u32 of salt, length, commit and body | body: op op ...
 //! op        crc u32 of the rest of the op | value length u32, or all ones for a removal | key length u8 | key | value
 //! ```
 //!
 //! Numbers are little-endian; crc is CRC-32 (IEEE 802.3). A frame is one commit. An op carries a checksum of its own, so that
-//! one value can be read, and trusted, without its frame.
+//! one value can be read, and trusted, without its frame. The salt keeps a payload from passing for a frame (seal.rs).
+//!
+//! Format 1 had no salt: its heads end with the first crc, and its frames begin with "FRAM".
 
 use bytes::Bytes;
 use crc32fast::Hasher;
 
-/// The version of these bytes that this build writes, and the last that it reads.
-pub const FORMAT: u32 = 1;
+use super::seal::{Salt, Seal};
 
-pub const SEGMENT_HEAD_BYTES: usize = 28;
+/// The version of these bytes that this build writes, and the last that it reads.
+pub const FORMAT: u32 = 2;
+
+/// The format that had no salt.
+const PLAIN_FORMAT: u32 = 1;
+
+/// Bytes of a segment's head, and of one of format 1: so many are the same in all formats.
+pub const SEGMENT_HEAD_BYTES: usize = 40;
+pub const PLAIN_HEAD_BYTES: usize = 28;
 
 pub const FRAME_HEAD_BYTES: usize = 20;
 
 const OP_HEAD_BYTES: usize = 9;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"sendoffJ";
-
-const FRAME_MAGIC: &[u8; 4] = b"FRAM";
 
 const REMOVAL: u32 = u32::MAX;
 
@@ -34,6 +42,8 @@ pub struct SegmentHead {
     pub number: u32,
     /// The commit of its first frame.
     pub first_commit: u64,
+    /// None in a segment of format 1.
+    pub salt: Option<Salt>,
 }
 
 /// Why the head of a segment is none that this build can use.
@@ -44,27 +54,40 @@ pub enum BadHead {
 }
 
 impl SegmentHead {
-    pub fn encode(self) -> [u8; SEGMENT_HEAD_BYTES] {
-        let mut bytes = [0; SEGMENT_HEAD_BYTES];
-        bytes[..8].copy_from_slice(SEGMENT_MAGIC);
-        bytes[8..12].copy_from_slice(&FORMAT.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.number.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.first_commit.to_le_bytes());
-        let crc = crc32fast::hash(&bytes[..24]);
-        bytes[24..].copy_from_slice(&crc.to_le_bytes());
+    pub fn encode(self) -> Vec<u8> {
+        let format = if self.salt.is_some() { FORMAT } else { PLAIN_FORMAT };
+        let mut bytes = Vec::with_capacity(SEGMENT_HEAD_BYTES);
+        bytes.extend_from_slice(SEGMENT_MAGIC);
+        bytes.extend_from_slice(&format.to_le_bytes());
+        bytes.extend_from_slice(&self.number.to_le_bytes());
+        bytes.extend_from_slice(&self.first_commit.to_le_bytes());
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        if let Some(salt) = self.salt {
+            bytes.extend_from_slice(&salt);
+            bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        }
         bytes
     }
 
+    /// Reads the head at the beginning of `bytes`. Earlier builds read as far as the format, and so refuse a newer one by its number.
     pub fn decode(bytes: &[u8]) -> Result<Self, BadHead> {
-        let bytes: &[u8; SEGMENT_HEAD_BYTES] = bytes.first_chunk().ok_or(BadHead::Damaged)?;
-        if &bytes[..8] != SEGMENT_MAGIC || crc32fast::hash(&bytes[..24]) != u32_at(bytes, 24) {
+        let plain: &[u8; PLAIN_HEAD_BYTES] = bytes.first_chunk().ok_or(BadHead::Damaged)?;
+        if &plain[..8] != SEGMENT_MAGIC || crc32fast::hash(&plain[..24]) != u32_at(plain, 24) {
             return Err(BadHead::Damaged);
         }
-        match u32_at(bytes, 8) {
-            FORMAT => Ok(Self { number: u32_at(bytes, 12), first_commit: u64_at(bytes, 16) }),
-            format if format > FORMAT => Err(BadHead::Newer(format)),
-            _ => Err(BadHead::Damaged),
-        }
+        let salt = match u32_at(plain, 8) {
+            PLAIN_FORMAT => None,
+            FORMAT => {
+                let whole: &[u8; SEGMENT_HEAD_BYTES] = bytes.first_chunk().ok_or(BadHead::Damaged)?;
+                if crc32fast::hash(&whole[..36]) != u32_at(whole, 36) {
+                    return Err(BadHead::Damaged);
+                }
+                Some(u64_at(whole, PLAIN_HEAD_BYTES).to_le_bytes())
+            }
+            format if format > FORMAT => return Err(BadHead::Newer(format)),
+            _ => return Err(BadHead::Damaged),
+        };
+        Ok(Self { number: u32_at(plain, 12), first_commit: u64_at(plain, 16), salt })
     }
 }
 
@@ -77,41 +100,25 @@ pub struct FrameHead {
 }
 
 impl FrameHead {
-    /// None if this is not where a frame begins.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
+    /// None if this is not where a frame under `seal` begins.
+    pub fn decode(bytes: &[u8], seal: &Seal) -> Option<Self> {
         let bytes: &[u8; FRAME_HEAD_BYTES] = bytes.first_chunk()?;
-        (&bytes[..4] == FRAME_MAGIC).then(|| Self {
+        (bytes[..4] == seal.mark).then(|| Self {
             body_bytes: u32_at(bytes, 4),
             commit: u64_at(bytes, 8),
             crc: u32_at(bytes, 16),
         })
     }
 
-    pub fn fits(self, body: &[u8]) -> bool {
-        body.len() == self.body_bytes as usize && frame_crc(self.body_bytes, self.commit, body) == self.crc
+    pub fn fits(self, body: &[u8], seal: &Seal) -> bool {
+        body.len() == self.body_bytes as usize && frame_crc(seal, self.body_bytes, self.commit, body) == self.crc
     }
 }
 
-/// Where the next bytes stand that a frame begins with, from `from` on.
-pub fn find_magic(bytes: &[u8], from: usize) -> Option<usize> {
-    let found = bytes.get(from..)?.windows(FRAME_MAGIC.len()).position(|window| window == FRAME_MAGIC)?;
+/// Where the next bytes stand that a frame under `seal` begins with, from `from` on.
+pub fn find_mark(bytes: &[u8], from: usize, seal: &Seal) -> Option<usize> {
+    let found = bytes.get(from..)?.windows(seal.mark.len()).position(|window| window == seal.mark)?;
     Some(from + found)
-}
-
-/// Where the next whole frame begins in `bytes`, from `from` on.
-pub fn find_frame(bytes: &[u8], from: usize) -> Option<usize> {
-    let mut at = from;
-    loop {
-        at = find_magic(bytes, at)?;
-        let whole = FrameHead::decode(&bytes[at..]).is_some_and(|head| {
-            let body = at + FRAME_HEAD_BYTES;
-            bytes.get(body..body + head.body_bytes as usize).is_some_and(|body| head.fits(body))
-        });
-        if whole {
-            return Some(at);
-        }
-        at += 1;
-    }
 }
 
 /// Memory that is kept for the next frame whatever happens.
@@ -159,14 +166,14 @@ impl FrameWriter {
         }
     }
 
-    /// The whole frame.
-    pub fn finish(&mut self, commit: u64) -> &[u8] {
+    /// The whole frame, for a segment with this seal.
+    pub fn finish(&mut self, commit: u64, seal: &Seal) -> &[u8] {
         let (head, body) = self.bytes.split_at_mut(FRAME_HEAD_BYTES);
         let body_bytes = body.len() as u32;
-        head[..4].copy_from_slice(FRAME_MAGIC);
+        head[..4].copy_from_slice(&seal.mark);
         head[4..8].copy_from_slice(&body_bytes.to_le_bytes());
         head[8..16].copy_from_slice(&commit.to_le_bytes());
-        head[16..].copy_from_slice(&frame_crc(body_bytes, commit, body).to_le_bytes());
+        head[16..].copy_from_slice(&frame_crc(seal, body_bytes, commit, body).to_le_bytes());
         self.peak = self.peak.max(self.bytes.len());
         &self.bytes
     }
@@ -198,8 +205,8 @@ pub fn read_op(bytes: &Bytes) -> Option<(Op, usize)> {
     Some((Op { key: bytes.slice(OP_HEAD_BYTES..key_end), value }, end))
 }
 
-fn frame_crc(body_bytes: u32, commit: u64, body: &[u8]) -> u32 {
-    let mut crc = Hasher::new();
+fn frame_crc(seal: &Seal, body_bytes: u32, commit: u64, body: &[u8]) -> u32 {
+    let mut crc = Hasher::new_with_initial(seal.crc);
     crc.update(&body_bytes.to_le_bytes());
     crc.update(&commit.to_le_bytes());
     crc.update(body);
@@ -222,19 +229,25 @@ mod tests {
 
     type Ops = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
-    fn write(commit: u64, ops: &Ops) -> Vec<u8> {
+    const SALT: Salt = *b"\x07salt\0\xff\x10";
+
+    fn seal() -> Seal {
+        Seal::of(Some(SALT))
+    }
+
+    fn write(commit: u64, ops: &Ops, seal: &Seal) -> Vec<u8> {
         let mut frame = FrameWriter::default();
         frame.begin();
         for (key, value) in ops {
             frame.op(key, value.as_deref());
         }
-        frame.finish(commit).to_vec()
+        frame.finish(commit, seal).to_vec()
     }
 
-    fn read(frame: &[u8]) -> Option<(u64, Ops)> {
-        let head = FrameHead::decode(frame)?;
+    fn read(frame: &[u8], seal: &Seal) -> Option<(u64, Ops)> {
+        let head = FrameHead::decode(frame, seal)?;
         let mut body = Bytes::copy_from_slice(&frame[FRAME_HEAD_BYTES..]);
-        if !head.fits(&body) {
+        if !head.fits(&body, seal) {
             return None;
         }
         let mut ops = Vec::new();
@@ -254,47 +267,65 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(commit in any::<u64>(), ops in any_ops()) {
-            prop_assert_eq!(read(&write(commit, &ops)), Some((commit, ops)));
+        fn what_is_written_is_read_back(commit in any::<u64>(), ops in any_ops(), salt in any::<Option<Salt>>()) {
+            let seal = Seal::of(salt);
+            prop_assert_eq!(read(&write(commit, &ops, &seal), &seal), Some((commit, ops)));
         }
 
         #[test]
         fn a_changed_byte_is_found_wherever_it_is(ops in any_ops(), at in any::<usize>(), bit in 0..8_u8) {
-            let mut frame = write(7, &ops);
+            let mut frame = write(7, &ops, &seal());
             let at = at % frame.len();
             frame[at] ^= 1 << bit;
-            prop_assert_eq!(read(&frame), None);
-        }
-
-        #[test]
-        fn a_frame_is_found_behind_any_rubbish(mut rubbish in proptest::collection::vec(any::<u8>(), 0..300), ops in any_ops()) {
-            let at = rubbish.len();
-            rubbish.extend(write(9, &ops));
-            let found = find_frame(&rubbish, 0);
-            prop_assert!(found.is_some_and(|found| found <= at), "{:?}", found);
-            prop_assert_eq!(find_frame(&rubbish[..rubbish.len() - 1], at), None, "half a frame is none");
+            prop_assert_eq!(read(&frame, &seal()), None);
         }
 
         #[test]
         fn damaged_bytes_are_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
             prop_assert!(SegmentHead::decode(&bytes).is_err());
-            prop_assert!(FrameHead::decode(&bytes).is_none_or(|head| !head.fits(&bytes)));
+            prop_assert!(FrameHead::decode(&bytes, &seal()).is_none_or(|head| !head.fits(&bytes, &seal())));
             drop(read_op(&Bytes::from(bytes)));
+        }
+
+        #[test]
+        fn a_frame_under_any_other_salt_is_none(ops in any_ops(), salt in any::<Option<Salt>>()) {
+            prop_assume!(salt != Some(SALT));
+            // Also if half of it is known.
+            let other = Seal::of(salt);
+            let half_known = Seal { mark: seal().mark, ..other };
+            for forger in [other, half_known] {
+                prop_assert_eq!(read(&write(7, &ops, &forger), &seal()), None);
+            }
         }
     }
 
     #[test]
     fn a_segment_s_head_is_read_back_refused_if_damaged_and_named_if_newer() {
-        let head = SegmentHead { number: 3, first_commit: u64::MAX - 5 };
-        let mut bytes = head.encode();
-        assert_eq!(SegmentHead::decode(&bytes), Ok(head));
-        bytes[20] ^= 1;
-        assert_eq!(SegmentHead::decode(&bytes), Err(BadHead::Damaged));
-        bytes[20] ^= 1;
-        bytes[8..12].copy_from_slice(&2_u32.to_le_bytes());
-        let crc = crc32fast::hash(&bytes[..24]);
-        bytes[24..].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(SegmentHead::decode(&bytes), Err(BadHead::Newer(2)));
+        for salt in [None, Some(SALT)] {
+            let head = SegmentHead { number: 3, first_commit: u64::MAX - 5, salt };
+            let bytes = head.encode();
+            assert_eq!(bytes.len() as u64, Seal::of(salt).start);
+            assert_eq!(SegmentHead::decode(&bytes), Ok(head));
+            for at in 0..bytes.len() {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1;
+                assert_eq!(SegmentHead::decode(&damaged), Err(BadHead::Damaged), "byte {at}");
+            }
+            let mut newer = bytes;
+            newer[8..12].copy_from_slice(&3_u32.to_le_bytes());
+            let crc = crc32fast::hash(&newer[..24]);
+            newer[24..28].copy_from_slice(&crc.to_le_bytes());
+            assert_eq!(SegmentHead::decode(&newer), Err(BadHead::Newer(3)));
+        }
+    }
+
+    #[test]
+    fn builds_that_know_no_salt_see_a_newer_format_and_no_damage() {
+        let bytes = SegmentHead { number: 3, first_commit: 9, salt: Some(SALT) }.encode();
+        // All that such a build reads of a head, and how.
+        let known: &[u8; 28] = bytes.first_chunk().unwrap();
+        assert_eq!(crc32fast::hash(&known[..24]), u32_at(known, 24));
+        assert_eq!((&known[..8], u32_at(known, 8)), (&b"sendoffJ"[..], 2));
     }
 
     #[test]
@@ -303,7 +334,7 @@ mod tests {
         let mut write = |bytes: usize| {
             frame.begin();
             frame.op(b"k", Some(&vec![0; bytes]));
-            frame.finish(1);
+            frame.finish(1, &seal());
             frame.shrink();
             frame.bytes.capacity()
         };

@@ -7,8 +7,8 @@
 use bytes::Bytes;
 
 use super::{Journaled, Key, Next, Slot, Value, Watch};
+use crate::outbox::embedded::journal::Location;
 use crate::outbox::embedded::journal::files::Files;
-use crate::outbox::embedded::journal::{self, Location};
 use crate::outbox::embedded::kv::{Batch, Failed, Index};
 
 /// Keys that are looked at with one commit.
@@ -111,7 +111,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     pub fn damaged_areas(&self) -> Vec<Area> {
         let mut areas = Vec::new();
         for segment in self.journal.oldest()..=self.journal.newest() {
-            let (mut at, end) = (journal::START, self.journal.segment_bytes(segment));
+            let (mut at, end) = (self.journal.start(segment), self.journal.segment_bytes(segment));
             loop {
                 let (resumes_at, error) = match self.journal.read_on(segment, at) {
                     Ok((Next::Frame(frame), _)) => {

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use super::damage::Passing;
 use super::{Journaled, Key, Next, Slot, Watch};
+use crate::outbox::embedded::journal::Location;
 use crate::outbox::embedded::journal::files::Files;
-use crate::outbox::embedded::journal::{self, Location};
 use crate::outbox::embedded::kv::{Batch, Failed, Index};
 
 /// Bytes of the oldest segment that are looked at with a commit, beside four times its own; and at most so many, as what is
@@ -49,7 +49,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         }
         let segment = self.journal.oldest();
         if self.reclaim.segment != segment {
-            self.reclaim = Progress { segment, at: journal::START, passing: None, lost: false };
+            self.reclaim = Progress { segment, at: self.journal.start(segment), passing: None, lost: false };
         }
         let own: u64 = batch.writes().map(|(key, value)| cost(key, value)).sum();
         let mut left = (PIECE_BYTES + 4 * own).min(PIECE_BYTES_MAX);

@@ -8,7 +8,7 @@ use super::entry::{CHECKPOINT, Checkpoint};
 use super::overlay::{Key, Overlay, Slot, Value};
 use super::{Journaled, Settings, Watch, reclaim};
 use crate::outbox::embedded::journal::files::{Directory, Files};
-use crate::outbox::embedded::journal::{self, Frame, Journal, Next};
+use crate::outbox::embedded::journal::{Frame, Journal, Next};
 use crate::outbox::embedded::kv::{Batch, Failed, Index};
 
 /// A store that is open, and what of its journal could not be read: nothing, unless that was allowed.
@@ -92,8 +92,8 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
             Self { journal, index, checkpointer, watch, settings, overlay, frozen, indexed, reclaim, uncounted: 0 };
         if !lenient && !store.overlay.is_empty() {
             store.freeze()?;
-        } else if !lenient && store.journal.newest() <= found.segment {
-            // The index is complete up to the end of that segment, so nothing may be added to it. There was another one behind it
+        } else if !lenient && (store.journal.newest() <= found.segment || store.journal.is_plain()) {
+            // A segment without a salt takes no more. Or the index is complete up to the end of that segment, so nothing may be added to it. There was another one behind it
             // when the index was told so; a power cut can take that one, if the start that told it came after a kill.
             store.journal.roll().map_err(writing)?;
         }
@@ -120,7 +120,7 @@ impl<B: Index, D: Files> Replay<'_, B, D> {
         if self.journal.segment_bytes(segment) == 0 {
             return self.gap(lenient, || format!("segment {segment} is missing"));
         }
-        let mut at = journal::START;
+        let mut at = self.journal.start(segment);
         self.durable = 0;
         if self.expected.is_none() {
             self.expected = self.journal.first_commit(segment).map_err(reading)?;
@@ -192,7 +192,7 @@ impl<B: Index, D: Files> Replay<'_, B, D> {
     /// The number of the commit after the last, where the index had everything.
     fn next_commit_of(&self, segment: u32) -> Result<u64, Stale> {
         let mut next = self.journal.first_commit(segment).map_err(reading)?.unwrap_or(0);
-        let mut at = journal::START;
+        let mut at = self.journal.start(segment);
         while let Next::Frame(frame) = self.journal.read(segment, at).map_err(reading)? {
             (next, at) = (frame.commit + 1, frame.end);
         }

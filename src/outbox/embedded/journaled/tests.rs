@@ -10,6 +10,10 @@ use proptest::prelude::*;
 use super::entry::CHECKPOINT;
 use super::*;
 use crate::outbox::embedded::journal::files::segments_in;
+use crate::outbox::embedded::journal::frame::{FRAME_HEAD_BYTES, FrameWriter, SegmentHead};
+use crate::outbox::embedded::journal::seal::{Salt, Seal};
+
+mod forged;
 
 type Map = BTreeMap<Vec<u8>, Bytes>;
 
@@ -199,14 +203,20 @@ fn batch(writes: &[(u8, Option<(u16, u8)>)], model: &Map) -> Batch {
     batch
 }
 
+/// How the frames of a segment with these bytes are sealed.
+fn seal_of(bytes: &[u8]) -> Seal {
+    Seal::of(SegmentHead::decode(bytes).unwrap().salt)
+}
+
 fn tear(bench: &Bench, bytes: u16) {
     let newest = bench.segments().pop().unwrap();
+    let seal = seal_of(&fs::read(&newest).unwrap());
     let file = File::options().append(true).open(newest).unwrap();
     // The beginning of a frame that never was finished.
-    let mut frame = crate::outbox::embedded::journal::frame::FrameWriter::default();
+    let mut frame = FrameWriter::default();
     frame.begin();
     frame.op(b"torn", Some(&[7; 64]));
-    let frame = frame.finish(bench.heard.seen().map_or(1, |seen| seen + 1));
+    let frame = frame.finish(bench.heard.seen().map_or(1, |seen| seen + 1), &seal);
     io::Write::write_all(&mut &file, &frame[..usize::from(bytes).min(frame.len() - 1)]).unwrap();
 }
 
@@ -384,7 +394,8 @@ fn a_journal_that_has_lost_its_end_or_a_piece_is_not_opened_in_silence() {
         let segments = bench.segments();
         let newest = segments.last().unwrap();
         let (file, bytes) = (File::options().write(true).open(newest).unwrap(), fs::read(newest).unwrap());
-        let frame = bytes.windows(4).rposition(|window| window == b"FRAM").unwrap_or(0) as u64;
+        let mark = &bytes[seal_of(&bytes).start as usize..][..4];
+        let frame = bytes.windows(4).rposition(|window| window == mark).unwrap_or(0) as u64;
         match damage {
             "cut" => file.set_len(bytes.len() as u64 - 3).unwrap(),
             "cut between two commits" => file.set_len(frame).unwrap(),
@@ -492,6 +503,18 @@ impl Files for Starved {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync()
+    }
+
+    fn salt(&self) -> io::Result<Option<Vec<u8>>> {
+        self.0.salt()
+    }
+
+    fn keep_salt(&self, bytes: &[u8]) -> io::Result<()> {
+        self.0.keep_salt(bytes)
+    }
+
+    fn random(&self) -> io::Result<Salt> {
+        self.0.random()
     }
 }
 

@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::outbox::OpenError;
 use crate::outbox::embedded::Settings;
 use crate::outbox::embedded::engine::FORMAT;
-use crate::outbox::embedded::journal::files::segments_in;
+use crate::outbox::embedded::journal::files::{salt_in, segments_in};
 use crate::outbox::embedded::journaled::{self, Journaled, Recovered, Watch};
 use crate::outbox::embedded::kv::Kv;
 use crate::outbox::embedded::repair::{self, Report};
@@ -151,7 +151,8 @@ fn open_copy(
         make_dir(&copy)?;
         make_dir(&copy.join(JOURNAL))?;
         if store.join(JOURNAL).exists() {
-            for segment in segments_in(&store.join(JOURNAL))? {
+            let salt = Some(salt_in(&store.join(JOURNAL))).filter(|salt| salt.exists());
+            for segment in segments_in(&store.join(JOURNAL))?.into_iter().chain(salt) {
                 let to = copy.join(JOURNAL).join(segment.file_name().unwrap_or_default());
                 // A journal that is only read is the same under another name.
                 fs::hard_link(&segment, &to).or_else(|_| fs::copy(&segment, &to).map(drop))?;

@@ -4,7 +4,11 @@ use bytes::Bytes;
 
 use super::*;
 use crate::outbox::Limits;
+use crate::clock::UnixMillis;
+use crate::event::EventId;
+use crate::outbox::embedded::keys;
 use crate::outbox::embedded::kv::{Batch, Kv};
+use crate::outbox::embedded::record::KeyRecord;
 
 fn settings() -> Settings {
     Settings {
@@ -149,6 +153,37 @@ fn a_journal_without_its_end_is_salvaged_once_and_the_witness_goes_on() {
     assert!(salvaged.report.unreadable_ranges > 0 && salvaged.kept.to_string_lossy().contains("outbox.damaged-"));
     assert!(salvaged.kept.join(JOURNAL).exists(), "all of it is kept");
     assert!(with(dir.path(), |_, salvaged| salvaged.is_none()).unwrap(), "the new one is sound");
+}
+
+#[test]
+fn a_frame_within_a_payload_brings_nothing_into_a_salvaged_store() {
+    let dir = tempfile::tempdir().unwrap();
+    // Remembered keys are carried over by a salvage as they are.
+    let record = KeyRecord { first: EventId::from_bytes([7; 16]), fingerprint: [1; 16], expires_at: UnixMillis::MAX };
+    let (good, forged) = ([b'k'; keys::REMEMBERED_BYTES], [b'k', 1].repeat(keys::REMEMBERED_BYTES / 2 + 1));
+    let forged = &forged[..keys::REMEMBERED_BYTES];
+    let mut frame = journal::frame::FrameWriter::default();
+    frame.begin();
+    frame.op(forged, Some(&record.encode()));
+    let payload = [b"client's ", frame.finish(2, &journal::seal::Seal::PLAIN)].concat();
+    with(dir.path(), |store, _| {
+        put(store, b"pa", b"kept");
+        put(store, b"pb", &payload);
+        put(store, &good, &record.encode());
+    })
+    .unwrap();
+    let newest = journal::files::segments_in(&dir.path().join(STORE).join(JOURNAL)).unwrap().pop().unwrap();
+    let mut bytes = fs::read(&newest).unwrap();
+    let at = bytes.windows(8).position(|window| window == b"client's").unwrap();
+    bytes[at] ^= 1;
+    fs::write(&newest, bytes).unwrap();
+
+    let examined = examine(dir.path(), &settings(), false).unwrap().unwrap();
+    assert!(examined.unusable.is_some() || !examined.report.is_sound(), "{examined:?}");
+    let salvaged = with(dir.path(), |_, salvaged| salvaged).unwrap();
+    assert!(salvaged.is_some_and(|salvaged| salvaged.report.unreadable_ranges > 0 && salvaged.report.keys == 1));
+    assert!(value(dir.path(), &good).0.is_some());
+    assert_eq!(value(dir.path(), forged).0, None);
 }
 
 fn keys_of(n: u8) -> &'static [u8] {
