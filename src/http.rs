@@ -7,6 +7,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -146,8 +147,8 @@ impl Server {
         Self { gives_way, ..self }
     }
 
-    /// Accepts connections until stopped, and serves each in a task of its own. Never fails: an error of accept is
-    /// logged, and accept is tried again after a pause.
+    /// Accepts connections until stopped, and serves each in a task of its own. An error of accept is logged, and accept is
+    /// tried again after a pause. Returns early only if the socket does not listen any more, which nothing can mend.
     pub async fn serve<L, S, B>(self, listener: L, service: S)
     where
         L: Listener,
@@ -169,6 +170,10 @@ impl Server {
                     failing = false;
                     let Some(slot) = self.slot().await else { return };
                     self.connections.spawn(self.clone().connection(accepted, service.clone(), slot));
+                }
+                Err(error) if !listener.listens() => {
+                    tracing::error!(%error, "a listening socket does not listen any more; restart the daemon");
+                    return;
                 }
                 Err(error) if is_of_the_peer(&error) => {
                     tracing::debug!(%error, "connection gone before it was accepted")
@@ -373,6 +378,9 @@ pub trait Listener: Send + 'static {
     type Accepted: Accepted;
 
     fn accept(&self) -> impl Future<Output = io::Result<Self::Accepted>> + Send;
+
+    /// Whether it still takes connections. Somebody else who has the same socket can shut it down.
+    fn listens(&self) -> bool;
 }
 
 /// An accepted connection from which nothing was read yet.
@@ -402,6 +410,10 @@ impl Listener for TcpListener {
         stream.set_nodelay(true)?;
         Ok(stream)
     }
+
+    fn listens(&self) -> bool {
+        listens(self)
+    }
 }
 
 impl Listener for UnixListener {
@@ -410,6 +422,15 @@ impl Listener for UnixListener {
     async fn accept(&self) -> io::Result<UnixStream> {
         UnixListener::accept(self).await.map(|(stream, _)| stream)
     }
+
+    fn listens(&self) -> bool {
+        listens(self)
+    }
+}
+
+/// A socket that does not tell is taken for one that listens.
+fn listens(socket: &impl AsFd) -> bool {
+    rustix::net::sockopt::socket_acceptconn(socket).unwrap_or(true)
 }
 
 /// Whether accept failed because of the peer's connection, so that the next accept may succeed.
@@ -519,6 +540,10 @@ mod tests {
                 Some(next) => next,
                 None => std::future::pending().await,
             }
+        }
+
+        fn listens(&self) -> bool {
+            true
         }
     }
 

@@ -77,6 +77,10 @@ impl Listener for Port {
         let stream = Listener::accept(&self.listener).await?;
         Ok(Arrived { stream, tls: self.tls.clone() })
     }
+
+    fn listens(&self) -> bool {
+        self.listener.listens()
+    }
 }
 
 /// A connection before its handshake.

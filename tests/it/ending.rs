@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -232,4 +233,39 @@ fn signals_that_mean_nothing_here_are_logged_and_end_nothing() {
         daemon.accept("orders", &[], &payload(&format!("after-{}", signal.as_raw())));
     }
     assert_ends_in_time(daemon);
+}
+
+/// The daemon's listening socket is ours too, as systemd's would be, and we shut it down under it.
+#[test]
+fn a_stage_that_ends_by_itself_ends_the_daemon_with_70_and_the_next_start_has_every_event() {
+    let (scratch, state) = scratch();
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (ingest, admin) = (socket.local_addr().unwrap(), lasting_port());
+    let log = scratch.path().join("log");
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec 3<&0 0</dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$@\"", "sh"]);
+    command.arg(env!("CARGO_BIN_EXE_sendoff")).args(["serve", "--state-dir"]).arg(&state);
+    for setting in [format!("listen.admin=127.0.0.1:{admin}"), "lambda.endpoint_url=http://127.0.0.1:9".to_owned()] {
+        command.args(["--set", &setting]);
+    }
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", "/nonexistent");
+    crate::rig::python::aws_environment(&mut command);
+    command.stdin(Stdio::from(OwnedFd::from(socket.try_clone().unwrap()))).stdout(Stdio::null());
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let mut daemon = command.spawn().unwrap();
+    let ready = || http::listens(ingest) && http::get(([127, 0, 0, 1], admin).into(), "/readyz").status == 200;
+    eventually("the daemon is ready", || (http::listens(([127, 0, 0, 1], admin).into()) && ready()).then_some(()));
+    let headers = [("X-Amz-Invocation-Type", "Event")];
+    let accepted = http::request(ingest, "POST", &invoke_path("orders"), &headers, b"{\"kept\":1}");
+    assert_eq!(accepted.status, 202, "{accepted:?}");
+
+    rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).unwrap();
+    let status = eventually("the daemon ends", || daemon.try_wait().unwrap());
+    let said = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(status.code(), Some(70), "{status}: {said}");
+    assert!(said.contains("does not listen any more") && said.contains("ingest"), "{said}");
+
+    let lambda = Lambda::start();
+    let _next = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
+    eventually("the event is delivered", || (lambda.requests() > 0).then_some(()));
 }
