@@ -263,11 +263,11 @@ async fn agree<K: Kv>(calls: Vec<Call>, open: impl Fn() -> K) {
                 leases.clear();
             }
         }
-        compare(engine.as_ref().unwrap(), &model);
+        compare(engine.as_mut().unwrap(), &model);
     }
 }
 
-fn compare<K: Kv>(store: &Engine<K>, model: &Model) {
+fn compare<K: Kv>(store: &mut Engine<K>, model: &Model) {
     for kept in model.events.values() {
         let found = store.find(kept.event.id).unwrap().expect("it is stored");
         assert_eq!((&found.event, &found.history), (&kept.event, &kept.history));

@@ -104,6 +104,8 @@ pub struct Engine<K> {
     dirty: BTreeSet<LaneId>,
     /// Events that were met since the start and cannot be read.
     unreadable: BTreeSet<EventId>,
+    /// Events that were removed unread: the next sweep forgets their keys.
+    forgetting: BTreeSet<EventId>,
 }
 
 /// The version of the whole layout of keys; records have versions of their own.
@@ -161,6 +163,7 @@ impl<K: Kv> Engine<K> {
             commit_bytes_max: COMMIT_BYTES_MAX,
             dirty: BTreeSet::new(),
             unreadable: BTreeSet::new(),
+            forgetting: BTreeSet::new(),
             kv,
             clock,
         };
@@ -421,7 +424,10 @@ impl<K: Kv> Engine<K> {
     }
 
     /// The lanes that changed after `since`.
-    pub fn lanes(&self, since: u64) -> Result<LaneNews, Failed> {
+    pub fn lanes(&mut self, since: u64) -> Result<LaneNews, Failed> {
+        if since == 0 {
+            self.feed();
+        }
         let mut lanes = Vec::new();
         for &id in self.changes.range(since + 1..).map(|(_, id)| id) {
             if let Some(lane) = self.lanes.get(&id) {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use files::{Directory, Files, SegmentFile};
+use files::{Directory, Files, SegmentFile, is_out_of_descriptors};
 use frame::{BadHead, FRAME_HEAD_BYTES, FrameHead, FrameWriter, Op, PLAIN_HEAD_BYTES, SEGMENT_HEAD_BYTES, SegmentHead};
 use seal::{Kept, Seal};
 
@@ -175,6 +175,7 @@ impl<D: Files> Journal<D> {
     pub fn read_on(&self, segment: u32, at: u64) -> io::Result<(Next, Option<String>)> {
         match self.read(segment, at) {
             Ok(next) => Ok((next, None)),
+            Err(error) if is_out_of_descriptors(&error) => Err(error),
             Err(error) => {
                 let (file, end) = (self.file(segment)?, self.segment_bytes(segment));
                 let resumes_at =
@@ -295,7 +296,12 @@ impl<D: Files> Journal<D> {
         if open.len() >= FILES_OPEN_MAX {
             open.pop_first();
         }
-        let file = Arc::new(self.dir.open(segment)?);
+        let file = match self.dir.open(segment) {
+            // A file that is held for later reads can be spared.
+            Err(error) if is_out_of_descriptors(&error) && open.pop_first().is_some() => self.dir.open(segment)?,
+            opened => opened?,
+        };
+        let file = Arc::new(file);
         open.insert(segment, file.clone());
         Ok(file)
     }

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::journal::files::{Directory, Files};
+use super::journal::files::{Directory, Files, is_out_of_descriptors};
 use super::journal::frame::{Op, op_bytes};
 use super::journal::{Journal, Location, Next};
 use super::kv::{Batch, Disk, Failed, Index, Kv, Pair};
@@ -158,6 +158,10 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         let why = match self.journal.read_op(at) {
             Ok(Some(Op { key: found, value: Some(value) })) if found == key => return Ok(value),
             Ok(Some(_) | None) => "it is damaged".to_owned(),
+            Err(error) if is_out_of_descriptors(&error) => {
+                let why = format!("{error}; nothing is damaged, and it is tried again");
+                return Err(Failed::passing("opening a segment of the journal", why));
+            }
             Err(error) => error.to_string(),
         };
         self.watch.damaged();
@@ -254,12 +258,6 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         self.indexed = indexed;
         self.frozen.take().map_or(Ok(()), |overlay| self.checkpointer.drop_overlay(overlay))
     }
-}
-
-/// The process or the machine has no file descriptor left, which passes.
-fn is_out_of_descriptors(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
-    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {

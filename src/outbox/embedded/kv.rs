@@ -83,17 +83,24 @@ pub struct Failed {
     pub why: String,
     /// Only this one value is bad; everything else can be read as before.
     pub one_value: bool,
+    /// It says nothing about the value: the same read may succeed a moment later.
+    pub passes: bool,
 }
 
 impl Failed {
     /// The store as a whole could not do it.
     pub fn new(doing: &'static str, why: impl ToString) -> Self {
-        Self { doing, why: why.to_string(), one_value: false }
+        Self { doing, why: why.to_string(), one_value: false, passes: false }
     }
 
     /// One value could not be read.
     pub fn of_value(doing: &'static str, why: impl ToString) -> Self {
-        Self { doing, why: why.to_string(), one_value: true }
+        Self { doing, why: why.to_string(), one_value: true, passes: false }
+    }
+
+    /// One value could not be read just now.
+    pub fn passing(doing: &'static str, why: impl ToString) -> Self {
+        Self { passes: true, ..Self::of_value(doing, why) }
     }
 
     /// Tells the trouble of one value, inside, from that of the whole store, outside.

@@ -184,8 +184,8 @@ impl<K: Kv> Engine<K> {
             return Ok(Discarded::NotFound);
         };
         let (held, event) = self.held(lane, Place::Buried, id, bytes)?;
-        if let (Keys::Forget, Some(event)) = (keys, event) {
-            self.forget(&event)?;
+        if keys == Keys::Forget {
+            self.forget_removed(id, event.as_ref())?;
         }
         let function = self.lanes.get(&lane).map(|lane| lane.function().as_str()).unwrap_or_default();
         tracing::warn!(event_id = %id, function, "dead letter purged");

@@ -24,6 +24,8 @@ pub(super) struct Lane {
     /// Since when it holds nothing; none while it does.
     pub(super) empty_since: Option<UnixMillis>,
     pub(super) version: u64,
+    /// Its events could not be read for want of descriptors: nothing of it is shown or leased until all lanes are read again.
+    pub(super) starved: bool,
     /// Under which it stands among the idle lanes; none if it does not.
     pub(super) idle: Option<super::idle::Key>,
 }
@@ -56,6 +58,7 @@ impl Lane {
             buried_told: (0, 0),
             empty_since: empty.then_some(now),
             version: 0,
+            starved: false,
             idle: None,
         }
     }
@@ -156,6 +159,9 @@ impl Lane {
     }
 
     pub(super) fn view(&self, id: LaneId, kv: &impl Kv) -> Result<LaneView, Failed> {
+        if self.starved {
+            return Ok(self.starved_view(id));
+        }
         let delayed = self.count(Place::Waiting).events + self.count(Place::Scheduled).events;
         let buried = self.count(Place::Buried).events;
         let live = delayed + self.count(Place::Ready).events;
@@ -172,6 +178,23 @@ impl Lane {
             spent: self.record.spent,
             proven: self.record.proven,
         })
+    }
+
+    /// As if it held nothing, so that nobody asks for what cannot be read now.
+    fn starved_view(&self, id: LaneId) -> LaneView {
+        LaneView {
+            lane: id,
+            function: self.record.function.clone(),
+            ready: 0,
+            next_due: None,
+            oldest: None,
+            buried: 0,
+            next_ship: None,
+            next_expiry: None,
+            paused: self.record.paused,
+            spent: self.record.spent,
+            proven: self.record.proven,
+        }
     }
 
     /// Whether what is Buried has changed since this was asked last. Every change of it changes a count: it is leased to be shipped,

@@ -40,6 +40,9 @@ impl<K: Kv> Engine<K> {
         let mut wanted = want.events_max;
         while wanted > 0 {
             let (mut passed_over, before) = (false, taken.len());
+            if self.lanes.get(&want.lane).is_none_or(|lane| lane.starved) {
+                break;
+            }
             for candidate in self.candidates(want.lane, want.which, wanted)? {
                 if *bytes_left == 0 {
                     return Ok(());
@@ -49,6 +52,7 @@ impl<K: Kv> Engine<K> {
                         *bytes_left = bytes_left.saturating_sub(leased.event.payload.len().max(1) as u64);
                         taken.push(leased);
                     }
+                    None if self.lanes.get(&want.lane).is_some_and(|lane| lane.starved) => return Ok(()),
                     None => passed_over = true,
                 }
             }
@@ -184,6 +188,10 @@ impl<K: Kv> Engine<K> {
                 lane.take(id, held);
                 let Read { event, record, .. } = read;
                 Ok(Some(Leased { lease: Lease { lane: lane_id, id }, event, history: record.history }))
+            }
+            Err(failed) if failed.passes => {
+                self.starve(lane_id, &failed);
+                Ok(None)
             }
             Err(failed) => {
                 self.set_aside(lane_id, place, id, due, &failed);

@@ -48,8 +48,8 @@ impl<K: Kv> Engine<K> {
             purged.events += 1;
             purged.bytes += held.bytes;
             if !purge.dry_run {
-                if let (Keys::Forget, Some(event)) = (purge.keys, event) {
-                    self.forget(&event)?;
+                if purge.keys == Keys::Forget {
+                    self.forget_removed(id, event.as_ref())?;
                 }
                 self.discard(lane, id, held);
             }
@@ -84,8 +84,8 @@ impl<K: Kv> Engine<K> {
             return Ok(Touched::NotFound);
         };
         let (held, event) = self.held(lane, place, id, bytes)?;
-        if let (Keys::Forget, Some(event)) = (keys, event) {
-            self.forget(&event)?;
+        if keys == Keys::Forget {
+            self.forget_removed(id, event.as_ref())?;
         }
         self.discard(lane, id, held);
         Ok(Touched::Done)

@@ -236,12 +236,36 @@ impl<K: Kv> Engine<K> {
 
     /// Counts an event that cannot be read, and names it in the log, the first time that it is met.
     pub(super) fn note_unreadable(&mut self, id: EventId, why: &Failed) {
-        if self.unreadable.len() < UNREADABLE_MAX && self.unreadable.insert(id) {
+        if !why.passes && self.unreadable.len() < UNREADABLE_MAX && self.unreadable.insert(id) {
             tracing::error!(
                 event_id = %id,
                 error = %why,
                 "a stored event cannot be read; remove it by its id, or stop the daemon and run `sendoff fsck`"
             );
+        }
+    }
+
+    /// Leaves a lane alone whose events cannot be read for want of descriptors. Nothing is known of the events.
+    pub(super) fn starve(&mut self, lane_id: LaneId, why: &Failed) {
+        let Some(lane) = self.lanes.get_mut(&lane_id).filter(|lane| !lane.starved) else { return };
+        lane.starved = true;
+        tracing::warn!(
+            function = lane.function().as_str(),
+            error = %why,
+            "no file descriptor is left to read stored events: this function's wait for up to a minute. Raise the limit of open files, \
+            or lower listen.connections_max"
+        );
+        self.touch_view(lane_id);
+    }
+
+    /// Lets every such lane try again.
+    pub(super) fn feed(&mut self) {
+        let starved: Vec<_> = self.lanes.iter().filter(|(_, lane)| lane.starved).map(|(&id, _)| id).collect();
+        for id in starved {
+            if let Some(lane) = self.lanes.get_mut(&id) {
+                lane.starved = false;
+            }
+            self.touch_view(id);
         }
     }
 

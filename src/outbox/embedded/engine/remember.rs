@@ -26,6 +26,9 @@ pub(super) enum Known {
     Nowhere,
 }
 
+/// Events that were removed unread, and whose keys the next sweep forgets.
+const FORGETTING_MAX: usize = 10_000;
+
 impl<K: Kv> Engine<K> {
     /// How long a key is remembered, by the kind of its record.
     pub(super) fn window(&self, key: &[u8]) -> Duration {
@@ -146,6 +149,17 @@ impl<K: Kv> Engine<K> {
                 self.batch.remove(key);
                 self.keys = self.keys.saturating_sub(1);
             }
+        }
+        Ok(())
+    }
+
+    /// Forgets the key of an event that an operator removes. Where the event could not be read, only a sweep can find its key.
+    pub(super) fn forget_removed(&mut self, id: EventId, event: Option<&Event>) -> Result<(), Failed> {
+        if let Some(event) = event {
+            return self.forget(event);
+        }
+        if self.forgetting.len() < FORGETTING_MAX {
+            self.forgetting.insert(id);
         }
         Ok(())
     }

@@ -87,6 +87,15 @@ impl<K: Kv> Engine<K> {
         let key = keys::event(held.place, lane_id, id);
         let mut record = match self.record(&key)? {
             Ok(record) => record,
+            Err(failed) if failed.passes => {
+                // As if it had been released: the attempt is forgotten, and repeated later.
+                if let Some(lane) = self.lanes.get_mut(&lane_id).filter(|_| held.place == Place::Ready) {
+                    lane.rewind(id);
+                }
+                self.starve(lane_id, &failed);
+                self.touch_view(lane_id);
+                return Ok(());
+            }
             Err(failed) => {
                 self.set_aside(lane_id, held.place, id, held.due, &failed);
                 self.touch_view(lane_id);

@@ -1,8 +1,9 @@
 //! Forgetting what is only remembered for a while, a bounded piece at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Engine;
+use crate::event::EventId;
 use crate::outbox::LaneId;
 use crate::outbox::embedded::keys;
 use crate::outbox::embedded::kv::{Failed, Kv};
@@ -21,6 +22,8 @@ pub(super) struct Progress {
     next: Option<Vec<u8>>,
     /// Keys seen and kept so far.
     kept: u64,
+    /// Events that were removed unread before it began: it forgets their keys.
+    forgetting: BTreeSet<EventId>,
 }
 
 impl<K: Kv> Engine<K> {
@@ -35,6 +38,7 @@ impl<K: Kv> Engine<K> {
         let (start, end) = keys::all_remembered();
         let from = self.sweep.next.take().unwrap_or_else(|| {
             self.key_filter.begin(self.keys);
+            self.sweep.forgetting = std::mem::take(&mut self.forgetting);
             // The scan below does not see what this turn has added.
             let added =
                 self.batch.writes().filter(|(key, value)| value.is_some() && start[..] <= **key && **key < end[..]);
@@ -45,7 +49,8 @@ impl<K: Kv> Engine<K> {
             let (key, value) = pair?;
             let known = value.ok().and_then(|value| KeyRecord::decode(&value).ok());
             // One that cannot be read means nothing any more.
-            let over = known.is_none_or(|known| self.is_over(&key, &known, now));
+            let over = known
+                .is_none_or(|known| self.is_over(&key, &known, now) || self.sweep.forgetting.contains(&known.first));
             seen += 1;
             // One that was used again in this turn has a new record, which only the batch knows.
             let over = over && self.batch.pending(&key).is_none();

@@ -167,6 +167,12 @@ impl SegmentFile for File {
     }
 }
 
+/// Whether the process or the machine has no file descriptor left, which passes.
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 /// The segments of a journal, oldest first.
 pub fn segments_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let directory = Directory::of(dir);

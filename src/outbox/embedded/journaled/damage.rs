@@ -85,6 +85,11 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         for (key, at, held) in wanted {
             match held.map_or_else(|| self.value_at(&key, at), Ok) {
                 Ok(value) => self.carry_over(&key, &value, noted),
+                Err(failed) if failed.passes => {
+                    // A later commit looks at the same piece again.
+                    self.reclaim.passing = Some(passing);
+                    return Ok(false);
+                }
                 Err(failed) if failed.one_value => self.reclaim.lost = true,
                 Err(failed) => return Err(failed),
             }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::damage::Passing;
 use super::{Journaled, Key, Next, Slot, Watch};
 use crate::outbox::embedded::journal::Location;
-use crate::outbox::embedded::journal::files::Files;
+use crate::outbox::embedded::journal::files::{Files, is_out_of_descriptors};
 use crate::outbox::embedded::kv::{Batch, Failed, Index};
 
 /// Bytes of the oldest segment that are looked at with a commit, beside four times its own; and at most so many, as what is
@@ -61,7 +61,12 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
                 continue;
             }
             let next = self.journal.read_on(segment, self.reclaim.at);
-            let frame = match next.map_err(|error| Failed::new("opening a segment of the journal", error))? {
+            let next = match next {
+                // A later commit goes on.
+                Err(error) if is_out_of_descriptors(&error) => return Ok(false),
+                next => next.map_err(|error| Failed::new("opening a segment of the journal", error))?,
+            };
+            let frame = match next {
                 (Next::Frame(frame), _) => frame,
                 (Next::End, _) => return Ok(true),
                 (Next::Bad { resumes_at }, error) => {

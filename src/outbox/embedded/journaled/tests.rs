@@ -11,9 +11,11 @@ use super::entry::CHECKPOINT;
 use super::*;
 use crate::outbox::embedded::journal::files::segments_in;
 use crate::outbox::embedded::journal::frame::{FRAME_HEAD_BYTES, FrameWriter, SegmentHead};
-use crate::outbox::embedded::journal::seal::{Salt, Seal};
+use crate::outbox::embedded::journal::seal::Seal;
 
 mod forged;
+
+mod starved;
 
 type Map = BTreeMap<Vec<u8>, Bytes>;
 
@@ -476,71 +478,6 @@ fn a_failing_index_is_told_by_a_later_commit() {
     assert!(failed.to_string().contains("no space left"), "{failed}");
     drop(store);
     assert!(bench.open().get(&0_u32.to_be_bytes()).unwrap().is_some(), "and nothing is lost");
-}
-
-/// A directory in which no file can be made for lack of descriptors, while that is set.
-struct Starved(Directory, Arc<AtomicBool>);
-
-impl Files for Starved {
-    type File = fs::File;
-
-    fn list(&self) -> io::Result<BTreeMap<u32, u64>> {
-        self.0.list()
-    }
-
-    fn create(&self, segment: u32) -> io::Result<fs::File> {
-        let starved = self.1.load(Ordering::Relaxed);
-        if starved { Err(rustix::io::Errno::MFILE.into()) } else { self.0.create(segment) }
-    }
-
-    fn open(&self, segment: u32) -> io::Result<fs::File> {
-        self.0.open(segment)
-    }
-
-    fn remove(&self, segment: u32) -> io::Result<()> {
-        self.0.remove(segment)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.0.sync()
-    }
-
-    fn salt(&self) -> io::Result<Option<Vec<u8>>> {
-        self.0.salt()
-    }
-
-    fn keep_salt(&self, bytes: &[u8]) -> io::Result<()> {
-        self.0.keep_salt(bytes)
-    }
-
-    fn random(&self) -> io::Result<Salt> {
-        self.0.random()
-    }
-}
-
-#[test]
-fn without_descriptors_the_journal_goes_on_in_the_segment_that_there_is() {
-    let bench = Bench::new();
-    let starved = Arc::new(AtomicBool::new(false));
-    let journal = Journal::open(Starved(bench.files(), starved.clone()), false).unwrap();
-    let (index, heard) = (bench.index.clone(), bench.heard.clone());
-    let recovered = Journaled::recover(journal, index, heard, bench.settings, bench.heard.seen(), false);
-    let Ok(Recovered { mut store, .. }) = recovered else { panic!("a new store opens") };
-    let mut put = |key: String| {
-        let mut batch = Batch::default();
-        batch.put(key.into_bytes(), "x".repeat(200));
-        store.commit(&batch).unwrap();
-    };
-    put("before".to_owned());
-    starved.store(true, Ordering::Relaxed);
-    let segments = bench.segments().len();
-    (0..20).for_each(|n| put(format!("starved-{n}")));
-    assert_eq!(bench.segments().len(), segments, "far more than a segment is written, and no other is begun");
-    starved.store(false, Ordering::Relaxed);
-    put("after".to_owned());
-    assert!(bench.segments().len() > segments);
-    drop(store);
-    assert_eq!(pairs(&bench.open()).len(), 22);
 }
 
 /// An index whose commits wait until they are let go.

@@ -1,5 +1,5 @@
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,6 +23,8 @@ const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
 #[derive(Default)]
 struct Known {
     bad: Mutex<BTreeSet<Vec<u8>>>,
+    /// Nothing can be read for want of descriptors.
+    starved: AtomicBool,
     read: AtomicUsize,
     committed: AtomicUsize,
 }
@@ -34,6 +36,9 @@ struct Watched {
 
 impl Watched {
     fn value(&self, key: &[u8], value: Bytes) -> Result<Bytes, Failed> {
+        if self.known.starved.load(Ordering::Relaxed) && keys::id_of(key).is_some() {
+            return Err(Failed::passing("reading", "too many open files"));
+        }
         if self.known.bad.lock().unwrap().contains(key) {
             return Err(Failed::of_value("reading", "bad sector"));
         }
@@ -385,4 +390,63 @@ fn no_commit_grows_beyond_what_the_journal_can_say() {
     assert_eq!(answers, [Appended::Stored, Appended::Stored, Appended::Full(Full::Commit { limit: 2_500_000 })]);
     bench.engine.commit().unwrap();
     assert_eq!(bench.engine.append(vec![events[2].clone()], ROOM).unwrap(), [Appended::Stored], "in the next");
+}
+
+#[test]
+fn events_that_cannot_be_read_for_want_of_descriptors_wait_and_are_not_taken_for_damaged() {
+    let mut bench = Bench::new();
+    let (first, second) = (bench.append(10, |_| {}), bench.append(10, |_| {}));
+    let leased = bench.lease(Which::Due, 1);
+    let starve = |bench: &Bench, starved| bench.known.starved.store(starved, Ordering::Relaxed);
+    starve(&bench, true);
+    assert!(bench.lease(Which::Due, 10).is_empty());
+    assert!(bench.engine.find_part(second, Part::Head).unwrap().unwrap().is_err());
+    let view = |bench: &mut Bench, since| bench.engine.lanes(since).unwrap().lanes.remove(0);
+    let since = bench.engine.version() - 1;
+    assert_eq!((view(&mut bench, since).ready, view(&mut bench, since).oldest), (0, None), "nobody asks in vain");
+    // What cannot be written down is as if it had not been tried.
+    bench.settle(&leased[0], Settlement::RetryAt(History { due: START, calls: 1, ..History::default() }));
+    assert_eq!((bench.engine.unreadable(), bench.totals().0), (0, 2));
+    assert!(bench.lease(Which::Due, 10).is_empty());
+
+    starve(&bench, false);
+    let lane = view(&mut bench, 0);
+    assert_eq!(lane.ready, 2, "a reading of all lanes lets it try again");
+    let ids: Vec<_> = bench.lease(Which::Due, 10).iter().map(|leased| leased.event.id).collect();
+    assert_eq!((ids, bench.engine.unreadable()), (vec![first, second], 0));
+}
+
+#[test]
+fn the_key_of_an_event_that_was_removed_unread_is_forgotten_by_the_next_sweep() {
+    for (keys, again) in [(Keys::Forget, true), (Keys::Keep, false)] {
+        let mut bench = Bench::new();
+        let keyed = |value: &'static str| {
+            move |event: &mut Event| event.key = IdempotencyKey { value: value.into(), source: KeySource::Header }
+        };
+        let bad = bench.append(10, keyed("a"));
+        let other = bench.append(10, keyed("b"));
+        bench.spoil(Place::Ready, bad);
+        assert_eq!(bench.engine.cancel(bad, keys).unwrap(), Touched::Done);
+        bench.engine.commit().unwrap();
+        while bench.engine.sweep().unwrap() {}
+        bench.engine.commit().unwrap();
+        let mut offer = |key: &'static str| {
+            let name = FunctionName::new("orders");
+            let mut event = Event {
+                id: EventId::mint(bench.clock.now(), bench.clock.random_bits(), &name),
+                function: Function { name, address: "orders".into(), qualifier: None, region: None },
+                key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
+                carried: Carried::default(),
+                payload: vec![b'x'; 10].into(),
+                accepted_at: bench.clock.now(),
+                deliver_at: None,
+                expires_at: None,
+                redrives: 0,
+            };
+            keyed(key)(&mut event);
+            bench.engine.append(vec![event], ROOM).unwrap().remove(0)
+        };
+        assert_eq!(offer("a") == Appended::Stored, again, "{keys:?}");
+        assert_eq!(offer("b"), Appended::Repeat { first: other });
+    }
 }
