@@ -96,6 +96,9 @@ impl Invoke for FlakyLambda {
             Reply::Answer(answer) if world.scenario.bug == Some(Bug::BelieveFunctionErrors) => {
                 Reply::Answer(Answer { function_error: None, ..answer })
             }
+            Reply::Answer(answer) if world.scenario.bug == Some(Bug::BelieveForeigners) => {
+                Reply::Answer(Answer { foreign: false, ..answer })
+            }
             reply => reply,
         }
     }

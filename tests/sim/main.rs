@@ -116,8 +116,12 @@ fn the_promises_hold_in_seeds_that_broke_them_once() {
 fn replay() {
     let Some(seed) = number_of("SEED") else { return };
     tracing_subscriber::fmt().without_time().with_max_level(tracing::Level::DEBUG).init();
-    let has_outages = number_of("OUTAGES").is_some_and(|asked| asked > 0);
-    let scenario = if has_outages { Scenario::with_outages(seed, None) } else { Scenario::new(seed, None) };
+    let scenario = match number_of("OUTAGES") {
+        Some(1) => Scenario::with_outages(seed, None),
+        Some(2) => Scenario::with_flapping_outages(seed, None),
+        Some(3) => Scenario::with_confirmed_outages(seed, None),
+        _ => Scenario::new(seed, None),
+    };
     println!("{scenario:#?}");
     let report = run(scenario, Trail::Printed);
     println!("{report}");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use sendoff::dispatch::Policy;
 
+use crate::run::Report;
 use crate::sabotage::Bug;
 use crate::scenario::Scenario;
 use crate::world::Trail;
@@ -51,6 +52,8 @@ pub struct Outage {
     until_ms: u64,
     /// `None` means that each call fails in its own way.
     pub how: Option<How>,
+    /// So many of a hundred calls get through all the same.
+    pub passes_percent: u8,
 }
 
 impl Scenario {
@@ -63,7 +66,7 @@ impl Scenario {
             let from_ms = rng.u64(0..BEGIN_WITHIN_MS);
             let function = (!everywhere).then(|| plain.functions[rng.usize(0..plain.functions.len() - 1)].clone());
             let how = rng.bool().then(|| How::ALL[rng.usize(0..How::ALL.len())]);
-            Outage { function, from_ms, until_ms: from_ms + rng.u64(5..60) * 60_000, how }
+            Outage { function, from_ms, until_ms: from_ms + rng.u64(5..60) * 60_000, how, passes_percent: 0 }
         });
         let outages = outages.collect();
         let policy =
@@ -96,6 +99,19 @@ impl Scenario {
         }
     }
 
+    /// A world whose outages flap: a few calls get through.
+    pub fn with_flapping_outages(seed: u64, bug: Option<Bug>) -> Self {
+        let mut flapping = Self::with_outages(seed, bug);
+        let mut rng = Rng::with_seed(seed ^ 0x00f1_a995);
+        flapping.outages.iter_mut().for_each(|outage| outage.passes_percent = [1, 10, 30][rng.usize(0..3)]);
+        flapping
+    }
+
+    /// A world with outages in which all but the healthy function are invoked in confirm mode.
+    pub fn with_confirmed_outages(seed: u64, bug: Option<Bug>) -> Self {
+        Self { confirm: true, ..Self::with_outages(seed, bug) }
+    }
+
     /// The outage that a function is in.
     pub fn outage(&self, function: &str, now_ms: u64) -> Option<&Outage> {
         let concerns = |outage: &&Outage| outage.function.as_deref().is_none_or(|ill| ill == function);
@@ -103,19 +119,35 @@ impl Scenario {
     }
 }
 
-#[test]
-fn outages_bury_nothing_and_a_poison_event_among_healthy_ones_ends() {
-    let (broken, sums) = run_all(0..SEEDS, None, Scenario::with_outages);
+/// Runs the seeds of such worlds; `OUTAGES=number` replays one of them.
+fn bury_nothing(make: fn(u64, Option<Bug>) -> Scenario, number: u64) -> Report {
+    let (broken, sums) = run_all(0..SEEDS, None, make);
     println!("{SEEDS} seeds with outages: {sums}");
     let shown: Vec<_> = broken.iter().map(|(seed, report)| format!("SEED={seed}: {}", report.violations[0])).collect();
     assert!(
         broken.is_empty(),
-        "{} of {SEEDS} seeds break a promise; replay one with OUTAGES=1 SEED=n cargo test --test sim replay -- --nocapture\n{}",
+        "{} of {SEEDS} seeds break a promise; replay one with OUTAGES={number} SEED=n cargo test --test sim replay -- --nocapture\n{}",
         broken.len(),
         shown.join("\n")
     );
     assert!(sums.failed_in_outages > 10 * SEEDS, "outages hardly happen: {sums}");
+    sums
+}
+
+#[test]
+fn outages_bury_nothing_and_a_poison_event_among_healthy_ones_ends() {
+    let sums = bury_nothing(Scenario::with_outages, 1);
     assert!(sums.poison_ended > SEEDS / 2, "poison hardly happens: {sums}");
+}
+
+#[test]
+fn outages_in_which_some_calls_get_through_bury_nothing() {
+    bury_nothing(Scenario::with_flapping_outages, 2);
+}
+
+#[test]
+fn outages_of_functions_in_confirm_mode_bury_nothing() {
+    bury_nothing(Scenario::with_confirmed_outages, 3);
 }
 
 #[test]
@@ -134,4 +166,14 @@ fn charging_everything_during_an_outage_is_caught() {
 #[test]
 fn never_charging_is_caught() {
     must_be_caught_in(Scenario::with_outages, Bug::NeverCharge, &["liveness"]);
+}
+
+#[test]
+fn charging_everything_while_an_outage_flaps_is_caught() {
+    must_be_caught_in(Scenario::with_flapping_outages, Bug::ChargeOutages, &["outage"]);
+}
+
+#[test]
+fn taking_a_foreign_200_for_a_confirmation_is_caught() {
+    must_be_caught_in(Scenario::with_confirmed_outages, Bug::BelieveForeigners, &["G2", "confirm"]);
 }

@@ -121,6 +121,9 @@ impl World {
             return None;
         }
         let outage = self.scenario.outage(function, self.now().since(START).as_millis() as u64)?;
+        if outage.passes_percent > 0 && self.fault(outage.passes_percent) {
+            return None;
+        }
         Some(outage.how.unwrap_or_else(|| self.any_failure()))
     }
 

@@ -15,6 +15,8 @@ use crate::outbox::operator::{Keys, Operator, Purge, Touched};
 use crate::outbox::testing::Leaving;
 use crate::outbox::{self, Place};
 
+mod accounts;
+
 mod away;
 
 mod crowd;
