@@ -3,9 +3,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::*;
-use crate::outbox::Limits;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::outbox::Limits;
 use crate::outbox::embedded::keys;
 use crate::outbox::embedded::kv::{Batch, Kv};
 use crate::outbox::embedded::record::KeyRecord;
