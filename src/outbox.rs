@@ -1,10 +1,10 @@
-//! Stage 2: the durable hand-over. This file is the contract that every engine keeps and every stage may rely on.
+//! Stage 2: durable storage of events. This file is the contract that every engine fulfils and every stage relies on.
 //!
 //! In: events admitted by ingest. Out: leases to dispatch and deadletter.
 //! Holds: an event is in exactly one state; only `settle` moves it out of a lease (G2).
-//! Limits: [`Limits`]; beyond them append refuses, it never waits for room.
-//! Fails: a write that fails poisons the store: every later call says so until a restart (G1). A store that cannot be reached for
-//! a while says [`Error::Away`].
+//! Limits: [`Limits`]. Beyond them append refuses events. It never waits for room.
+//! Fails: a failed write poisons the store, and every later call returns [`Error::Poisoned`] until a restart (G1). A store
+//! that cannot be reached for a while returns [`Error::Away`].
 //!
 //! ```text
 //! append   (nothing) -> Ready, or Scheduled if it is not to be delivered yet
@@ -14,16 +14,16 @@
 //! crash    Leased and Shipping go back: a lease lives in memory only
 //! ```
 //!
-//! What a lease is worth: a lane has one owner at a time, and whoever leases from it is the owner. The store gives an event to
-//! nobody else until the lease is settled, the process ends, or the store takes the lane away, which only a store that several
-//! daemons share does. [`LaneNews::retired`] then names the lane, as it names one that is gone, and a settlement that comes
-//! later changes nothing: `settle` names its lease as lost. So an event may be attempted twice, and is never settled twice.
+//! Leases: a lane has one owner at a time. The store leases an event to nobody else until the lease is settled, the process
+//! ends, or the store takes the lane away. Only a store that several daemons share takes lanes away. [`LaneNews::retired`]
+//! then names the lane, as it names lanes that no longer exist. A later settlement changes nothing: `settle` returns its
+//! lease as lost. So an event may be attempted twice, but is never settled twice.
 //!
-//! Cancellation: to drop a call's future is safe at every await, and takes nothing back. An append or a settlement may still
-//! be carried out, whole or not at all. Events that a dropped lease took go back by themselves.
+//! Cancellation: a call's future may be dropped at every await. Dropping it undoes nothing. An append or a settlement may
+//! still be carried out, completely or not at all. Events leased by a dropped call return to their state by themselves.
 //!
-//! Versions: [`LaneNews::version`] counts the changes of this process's view. It begins anew with every start, so a version
-//! must never be kept longer than the handle that gave it.
+//! Versions: [`LaneNews::version`] counts changes in the view of this process. It restarts with the process, so never keep
+//! a version longer than the handle that returned it.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -50,59 +50,59 @@ pub mod testing;
 #[cfg(test)]
 mod conformance;
 
-/// One store of events. Handles are cheap to clone and all mean the same store.
+/// A store of events. Handles are cheap to clone, and all clones are handles of the same store.
 ///
-/// Every call may answer [`Error::Poisoned`], [`Error::Closed`] or [`Error::Away`]; none of them waits for a store that is away.
+/// Every call may return [`Error::Poisoned`], [`Error::Closed`] or [`Error::Away`]. No call waits for a store that is away.
 pub trait Outbox: Clone + Send + Sync + 'static {
-    /// Returns only when every event of the batch is on stable storage, or none is. One answer per event, in order.
-    /// A batch is one commit; concurrent calls share one too. After an error an event may be stored or not: its key tells.
+    /// Stores a batch in one commit, which concurrent calls may share. Returns one answer per event, in order, once every
+    /// accepted event is on stable storage. After an error an event may be stored or not. Append it again: its key tells.
     fn append(&self, batch: Vec<Event>) -> impl Future<Output = Result<Vec<Appended>, Error>> + Send;
 
-    /// Takes events for attempting (or shipping); see above for how long they are nobody else's. With `since`, brings the news
-    /// after that version along, as [`Outbox::lanes`] does: they tell of this lease, too.
+    /// Leases events for an attempt or for shipping. With `since`, also returns the news after that version, as
+    /// [`Outbox::lanes`] does, including the changes made by this lease.
     fn lease(&self, want: LeaseWant, since: Option<u64>) -> impl Future<Output = Result<Leases, Error>> + Send;
 
-    /// Writes what became of leased events; returns when that is on stable storage. Gives the leases that were no longer held:
-    /// nothing was written of them. To settle the same once more does no harm.
+    /// Writes the results of leased events. Returns once they are on stable storage, with the leases that were no longer held:
+    /// nothing was written for those. Settling a lease twice is harmless.
     fn settle(&self, done: Vec<(Lease, Settlement)>) -> impl Future<Output = Result<Vec<Lease>, Unsettled>> + Send;
 
-    /// The lanes that changed after `since` (0: all of them) and the version to ask with next time.
+    /// The lanes that changed after `since` (0 means all lanes), and the version for the next call.
     fn lanes(&self, since: u64) -> impl Future<Output = Result<LaneNews, Error>> + Send;
 
-    /// One event's state, or none if it is not stored (any more). An event whose bytes are lost is [`Error::Unreadable`].
+    /// The state of an event. `None` if it is not stored, or no longer. [`Error::Unreadable`] if its bytes are damaged.
     fn find(&self, id: EventId) -> impl Future<Output = Result<Option<Found>, Error>> + Send;
 
-    /// As [`Outbox::find`], without reading the payload.
+    /// Like [`Outbox::find`], without the payload.
     fn find_head(&self, id: EventId) -> impl Future<Output = Result<Option<Found>, Error>> + Send {
         self.find(id)
     }
 
-    /// Counts by lane and state. Looks at every lane: for people and metrics, not for each event.
+    /// Counts by lane and state. Visits every lane, so use it for people and metrics, not for each event.
     fn census(&self) -> impl Future<Output = Result<Census, Error>> + Send;
 
-    /// Waits until a lane has changed after `since`, a version that [`Outbox::lanes`] gave, or until the store is poisoned.
-    /// Carries no data: whoever wakes reads the store again. Never returns once the outbox is closed.
+    /// Waits until a lane changes after `since`, a version from [`Outbox::lanes`], or until the store is poisoned. Carries no
+    /// data: read the store again after it returns. Never returns once the outbox is closed.
     fn changed(&self, since: u64, what: Changes) -> impl Future<Output = ()> + Send;
 
-    /// How the store is at this moment.
+    /// The current health of the store.
     fn health(&self) -> Health;
 
-    /// Returns, with the reason, once the store is lost to this process. A store that is away is not lost.
+    /// Returns once this process has lost the store, with the reason. A store that is away is not lost.
     fn failed(&self) -> impl Future<Output = String> + Send;
 }
 
-/// What opening an engine gives.
+/// An opened engine.
 pub struct Opened<O> {
     pub outbox: O,
-    /// The engine's own work beside what it is asked. To be run as a task; it ends once the store is closed, or with an error if
-    /// the store is lost.
+    /// The engine's own maintenance. Run it as a task. It ends once the store is closed, or with an error if the store is
+    /// lost.
     pub upkeep: BoxFuture<'static, Result<(), Error>>,
-    /// Closes the store when it is awaited: all that was asked before is written, whoever asks later gets [`Error::Closed`].
-    /// A store that is never closed ends as by a crash, which loses nothing.
+    /// Closes the store when awaited. Earlier calls are completed, later calls return [`Error::Closed`]. Never awaiting it is
+    /// the same as a crash, which loses nothing.
     pub closing: BoxFuture<'static, Result<(), Error>>,
 }
 
-/// Why a store could not be opened. `path` is where it is.
+/// Why a store could not be opened. `path` is its location.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum OpenError {
     #[error("{path} is in use by another sendoff{by}; stop that one first, or give this one its own --state-dir")]
@@ -115,40 +115,40 @@ pub enum OpenError {
     Io { doing: &'static str, path: String, why: String },
 }
 
-/// How a store is.
+/// The health of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     Well,
-    /// It cannot be reached just now; it comes back by itself.
+    /// It cannot be reached now. It returns by itself.
     Away {
         why: String,
     },
-    /// It is lost to this process; a restart reads what is really there.
+    /// This process has lost it. A restart reads what is on disk.
     Poisoned {
         why: String,
     },
 }
 
-/// What became of one event of an append.
+/// The result for one event of an append.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Appended {
     Stored,
-    /// The key is known and the payload the same: nothing was stored.
+    /// The key is known, with the same payload. Nothing was stored.
     Repeat {
         first: EventId,
     },
-    /// The key is known with another payload: nothing was stored.
+    /// The key is known, with a different payload. Nothing was stored.
     Conflict {
         first: EventId,
     },
-    /// No room for this one.
+    /// No room for this event.
     Full(Full),
 }
 
 /// A limit that was reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Full {
-    /// The limit is what a sixteenth, kept for settling, leaves of `outbox.bytes_max`.
+    /// The limit is 15/16 of `outbox.bytes_max`. The rest is reserved for settling.
     #[error(
         "the outbox takes {used} bytes; {wanted} more would be over {limit}, which is 15/16 of outbox.bytes_max: the rest is kept for settling"
     )]
@@ -159,18 +159,18 @@ pub enum Full {
     Functions { used: u64, limit: u64 },
     #[error("the disk has {free} bytes free, {reserve} are kept for settling (outbox.disk_reserve)")]
     Disk { free: u64, reserve: u64 },
-    /// The disk is slower than what comes in. It passes by itself.
+    /// The disk is slower than the incoming events. This passes by itself.
     #[error(
         "the disk is too slow for the incoming events, so the outbox's index is behind its journal; retry in a moment"
     )]
     Behind,
-    /// One commit cannot hold more.
+    /// The size limit of one commit.
     #[error("one commit of the outbox takes at most {limit} bytes; send fewer events at once")]
     Commit { limit: u64 },
 }
 
 impl Full {
-    /// Whether it helps to give back what the files hold and nobody needs.
+    /// Whether reclaiming space in the files can help.
     pub fn wants_room(&self) -> bool {
         match self {
             Self::Bytes { .. } | Self::Disk { .. } => true,
@@ -179,18 +179,18 @@ impl Full {
     }
 }
 
-/// Why the outbox could not do what was asked.
+/// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// A write or sync failed: what is on disk is no longer known. Restart to recover.
+    /// A write or sync failed, so the contents of the disk are unknown. Restart to recover.
     #[error("the outbox is poisoned and needs a restart: {why}")]
     Poisoned { why: String },
     #[error("the outbox is closed")]
     Closed,
-    /// The store cannot be reached just now. Nothing is known to be stored; to ask again after `retry_after` does no harm.
+    /// The store cannot be reached now. It is unknown whether anything was stored. Retrying after `retry_after` is harmless.
     #[error("the outbox is away: {why}; it is asked again")]
     Away { why: String, retry_after: Duration },
-    /// The one event that was asked for cannot be read; everything else goes on.
+    /// The requested event cannot be read. Everything else works.
     #[error(
         "event {id} is stored but cannot be read ({why}); remove it by its id, or stop the daemon and run `sendoff fsck`"
     )]
@@ -201,7 +201,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Unsettled {
     pub why: Error,
-    /// What was handed over, if the store is away: it is to be handed over again. Empty otherwise.
+    /// The settlements to hand over again, if the store is away. Empty otherwise.
     pub done: Vec<(Lease, Settlement)>,
 }
 
@@ -211,49 +211,49 @@ impl From<Unsettled> for Error {
     }
 }
 
-/// Which events to take.
+/// Which events to lease.
 #[derive(Debug, Clone, Default)]
 pub struct LeaseWant {
-    /// How many of each lane at most, in the order in which to serve the lanes.
+    /// The wish of each lane, in the order in which to serve the lanes.
     pub lanes: Vec<LaneWant>,
-    /// How many payload bytes in all, at most; the first event is taken whatever its size.
+    /// The most payload bytes in all. The first event is leased whatever its size.
     pub bytes_max: u64,
 }
 
-/// Which events of one lane to take.
+/// Which events of one lane to lease.
 #[derive(Debug, Clone)]
 pub struct LaneWant {
     pub lane: LaneId,
     pub which: Which,
     pub events_max: usize,
-    /// How many of their payload bytes at most; the first event is taken whatever its size.
+    /// The most payload bytes for the lane. The first event is leased whatever its size.
     pub bytes_max: u64,
-    /// To be kept with the lane, on stable storage before the lease is answered.
+    /// Stored with the lane before the lease is answered.
     pub spent: Option<Spent>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Which {
-    /// Those that may be attempted now, due ones first, then in the order of acceptance.
+    /// Events that may be attempted now: due ones first, then in the order of acceptance.
     Due,
-    /// The same events, those that were never attempted first.
+    /// The same events, but those never attempted first.
     Fresh,
-    /// Those past their time, whether due or not: Ready or Waiting and accepted before this, due before this and not yet
-    /// attempted, or past an `expires_at` of their own.
+    /// Expired events, whether due or not: Ready or Waiting and accepted before this time, Scheduled and due before this
+    /// time, or past their own `expires_at`.
     AcceptedBefore(UnixMillis),
-    /// The dead letters that may be shipped now.
+    /// Dead letters that may be shipped now.
     Buried,
 }
 
-/// A lane's number in this store, as long as the process lives; never used again for another.
+/// The number of a lane, valid until the process ends. Never reused for another lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LaneId(pub u32);
 
-/// What a lease gave.
+/// The result of a lease.
 #[derive(Debug, Default)]
 pub struct Leases {
     pub events: Vec<Leased>,
-    /// The news, if they were asked for.
+    /// The news, if requested.
     pub news: Option<LaneNews>,
 }
 
@@ -265,20 +265,20 @@ pub struct Leased {
     pub history: History,
 }
 
-/// The right to settle one event. Given out once; of two settlements the first decides.
+/// The right to settle one event. The first settlement decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
     pub lane: LaneId,
     pub id: EventId,
 }
 
-/// In which state an event rests between leases.
+/// The state of an event between leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Place {
     Ready,
-    /// Attempted before, and due later.
+    /// Attempted before, due later.
     Waiting,
-    /// Accepted with a `deliver_at` ahead; its age counts from there, so it is kept apart from Waiting.
+    /// Accepted with a future `deliver_at`. Separate from Waiting because its age counts from that time.
     Scheduled,
     Buried,
 }
@@ -286,7 +286,7 @@ pub enum Place {
 impl Place {
     pub const ALL: [Self; 4] = [Self::Ready, Self::Waiting, Self::Scheduled, Self::Buried];
 
-    /// The word used in metrics, logs and the operator's API.
+    /// The word in metrics, logs and the operator's API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -297,35 +297,35 @@ impl Place {
     }
 }
 
-/// What happened to an event so far.
+/// The history of an event.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// Attempts that count against `attempts_max`.
+    /// Attempts that count towards `attempts_max`.
     pub attempts: u32,
-    /// All calls of Invoke, the uncharged included.
+    /// All calls of Invoke, including uncharged ones.
     pub calls: u32,
-    /// How often Lambda throttled it: what its backoff grows with, beside `attempts`.
+    /// How often Lambda throttled it. The backoff grows with this and `attempts`.
     pub throttles: u32,
-    /// Uncharged failures in a row that were not throttles (no connection, held): what the wait for them grows with.
+    /// Consecutive uncharged failures other than throttles (no connection, held). The wait after them grows with this.
     pub setbacks: u32,
-    /// Not before this.
+    /// Not attempted before this time.
     pub due: UnixMillis,
     pub last: Option<LastOutcome>,
-    /// Set once it is buried.
+    /// Set once the event is buried.
     pub burial: Option<Burial>,
 }
 
-/// What the last attempt brought, for people and for the dead letter.
+/// The result of the last attempt, for people and for the dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastOutcome {
     pub at: UnixMillis,
-    /// HTTP status; 0 if there was no reply.
+    /// The HTTP status, 0 without a reply.
     pub status: u16,
-    /// Lambda's error code, or our word for a failure of transport.
+    /// Lambda's error code, or sendoff's word for a network failure.
     pub code: String,
     /// At most 1,024 bytes, as in Lambda's own dead letters.
     pub message: String,
-    /// `x-amzn-RequestId`: the join key to CloudWatch.
+    /// `x-amzn-RequestId`, to find the call in CloudWatch.
     pub request_id: Option<String>,
 }
 
@@ -333,11 +333,11 @@ pub struct LastOutcome {
 pub struct Burial {
     pub reason: BuryReason,
     pub at: UnixMillis,
-    /// Why no queue can take it, in words; it then stays in the store.
+    /// Why no queue can accept the event. It then stays in the store.
     pub unshippable: Option<String>,
 }
 
-/// Why an event is dead.
+/// Why an event was buried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BuryReason {
@@ -345,7 +345,7 @@ pub enum BuryReason {
     RetriesExhausted,
     /// Older than `age_max`, or past its own `expires_at`.
     EventAgeExceeded,
-    /// Lambda will never take this event: too large, not JSON, ...
+    /// Lambda will never accept this event: too large, not JSON, ...
     Refused,
 }
 
@@ -362,70 +362,70 @@ impl BuryReason {
     }
 }
 
-/// What is written about a leased event.
+/// The result of a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
-    /// Lambda took it: it is gone.
+    /// Lambda accepted it. Removed.
     Delivered,
-    /// To be tried again (or shipped again, if buried) at `history.due`.
+    /// Retry it (or ship it again, if buried) at `history.due`.
     RetryAt(History),
-    /// Given back untouched: a shutdown costs no attempt.
+    /// Returned unchanged, for example by a shutdown, which costs no attempt.
     Release,
-    /// Dead, with `history.burial` saying why.
+    /// Given up. `history.burial` says why.
     Bury(History),
-    /// SQS confirmed it: it is gone.
+    /// SQS confirmed it. Removed.
     Shipped,
 }
 
-/// Which changes of lanes are waited for.
+/// Which changes of lanes to wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Changes {
     Any,
-    /// Of Buried events only, leases of them included.
+    /// Changes of Buried events only, including their leases.
     Buried,
 }
 
-/// The lanes that changed.
+/// Lanes that changed.
 #[derive(Debug, Clone, Default)]
 pub struct LaneNews {
-    /// What to ask with next time.
+    /// The version for the next call.
     pub version: u64,
     pub lanes: Vec<LaneView>,
-    /// Nearly as many functions are known as may be (`outbox.functions_max`).
+    /// The number of functions is near its limit (`outbox.functions_max`).
     pub crowded: bool,
-    /// Lanes that are no more, or no longer this daemon's. A function whose lane is gone gets a new one with its next event.
+    /// Lanes that no longer exist or no longer belong to this daemon. A function without a lane gets one with its next event.
     pub retired: Vec<LaneId>,
 }
 
-/// What dispatch and deadletter need to know of one lane.
+/// What dispatch and deadletter need to know about a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneView {
     pub lane: LaneId,
     pub function: FunctionName,
     /// Ready and not leased.
     pub ready: u64,
-    /// When the next Waiting or Scheduled event is due (it may be past); none if there is none.
+    /// When the next Waiting or Scheduled event is due, possibly in the past. `None` without such events.
     pub next_due: Option<UnixMillis>,
-    /// Acceptance of the oldest event that is Ready or Waiting, leased or not.
+    /// When the oldest Ready or Waiting event was accepted, leased or not.
     pub oldest: Option<UnixMillis>,
     /// Buried and not leased.
     pub buried: u64,
-    /// When the next buried event may be shipped (it may be past).
+    /// When the next buried event may be shipped, possibly in the past.
     pub next_ship: Option<UnixMillis>,
-    /// When the next event that has an `expires_at` of its own is past it.
+    /// The earliest `expires_at` of an event.
     pub next_expiry: Option<UnixMillis>,
-    /// An operator wants nothing of it attempted.
+    /// Paused by an operator.
     pub paused: bool,
-    /// As a lease said last ([`LaneWant::spent`]).
+    /// The value of the last lease ([`LaneWant::spent`]).
     pub spent: Spent,
-    /// Lambda has taken an event for this function at least once.
+    /// Lambda has accepted an event for this function at least once.
     pub proven: bool,
 }
 
-/// What was spent in an hour still counts when the clock is set back by no more hours than this.
+/// Attempts of an hour still count if the clock is set back by at most this many hours.
 const HOURS_BACK_MAX: u64 = 24;
 
-/// What a lane may have spent at most: attempts within one hour of the clock, those in reserve included.
+/// The most attempts that a lane may have made within one hour of the clock, including reserved ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spent {
     /// Hours since 1970.
@@ -438,13 +438,13 @@ impl Spent {
         now.0 / 3_600_000
     }
 
-    /// Whether it still counts at `now`: also if the clock stands up to a day before the hour in which it was spent. An hour
-    /// that lies further ahead is of a wrong clock.
+    /// Whether it still counts at `now`. It also counts up to a day before its hour, after the clock was set back. An hour
+    /// further ahead came from a wrong clock.
     pub fn counts(self, now: UnixMillis) -> bool {
         self.attempts > 0 && self.is_of(now)
     }
 
-    /// Whether its hour has not turned at `now`.
+    /// Whether its hour has not ended at `now`.
     pub fn is_of(self, now: UnixMillis) -> bool {
         let hour = Self::hour_of(now);
         (hour..=hour + HOURS_BACK_MAX).contains(&self.hour)
@@ -454,36 +454,36 @@ impl Spent {
 /// Where an event is.
 #[derive(Debug, Clone)]
 pub struct Found {
-    /// With an empty payload if only its head was asked for.
+    /// The payload is empty if only the head was requested.
     pub event: Event,
     pub payload_bytes: usize,
     pub history: History,
     pub place: Place,
-    /// Being attempted or shipped right now.
+    /// Currently being attempted or shipped.
     pub leased: bool,
 }
 
-/// Counts, for metrics, limits and people.
+/// Counts for metrics, limits and people.
 #[derive(Debug, Clone, Default)]
 pub struct Census {
     pub lanes: BTreeMap<FunctionName, LaneCensus>,
-    /// Keys that are remembered.
+    /// Remembered keys.
     pub keys: u64,
     /// Bytes of the records of all events.
     pub bytes: u64,
     pub events: u64,
-    /// Bytes that the store takes on disk.
+    /// Bytes of the store on disk.
     pub disk_bytes: u64,
-    /// Bytes that its disk has free; `u64::MAX` if the file system does not tell.
+    /// Free bytes on its disk. `u64::MAX` if the file system does not report them.
     pub disk_free_bytes: u64,
 }
 
-/// One lane's counts: events and bytes by state. Leased events count where they rest.
+/// The counts of a lane: events and bytes by state. Leased events count in their previous state.
 #[derive(Debug, Clone, Default)]
 pub struct LaneCensus {
     pub by_place: BTreeMap<Place, Count>,
     pub leased: u64,
-    /// Acceptance of the oldest event that is ready, or was once.
+    /// When the oldest event that is or was Ready was accepted.
     pub oldest_ready: Option<UnixMillis>,
 }
 
@@ -493,15 +493,15 @@ pub struct Count {
     pub bytes: u64,
 }
 
-/// The limits that every store has.
+/// The limits that every engine has.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Bytes that the store takes, at most.
+    /// The most bytes of the store.
     pub bytes_max: u64,
     pub events_max: u64,
     pub functions_max: u64,
-    /// How long a given key is remembered.
+    /// How long a client's key is remembered.
     pub dedupe_window: Duration,
-    /// How long an SDK's invocation id is remembered: its retries of one call span minutes, not hours.
+    /// How long an SDK's invocation id is remembered. An SDK retries a call for minutes, not hours.
     pub sdk_window: Duration,
 }

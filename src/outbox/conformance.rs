@@ -28,7 +28,7 @@ mod poison;
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
 
-/// The writer's thread sees the test's paused clock only from within its runtime.
+/// The writer's thread sees the test's paused clock only inside the test's runtime.
 fn spawn<K: super::embedded::kv::Kv>(writer: Writer<K>) -> JoinHandle<()> {
     let runtime = tokio::runtime::Handle::current();
     std::thread::spawn(move || {

@@ -1,41 +1,41 @@
-//! The words of an operator who asks about dead letters: what to show, and what became of those that were moved.
-//! [`Operator`](super::operator::Operator) has the questions.
+//! The types of the calls for dead letters: filters, letters and results. The calls are in
+//! [`Operator`](super::operator::Operator).
 
 use super::operator::Cursor;
 use super::{BuryReason, Full, History};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, Pattern};
 
-/// Which dead letters to show.
+/// Which dead letters to list.
 #[derive(Debug, Clone, Default)]
 pub struct BuriedWant {
     pub filter: Filter,
-    /// Where the page before ended.
+    /// The end of the previous page.
     pub after: Option<Cursor>,
-    /// Letters of the page, at most.
+    /// The most letters in the page.
     pub letters_max: usize,
-    /// With payloads; without them [`Letter::payload_bytes`] still tells the size.
+    /// Whether to read payloads. [`Letter::payload_bytes`] has the size in any case.
     pub payloads: bool,
 }
 
-/// What a dead letter must be like; a part that is none fits all.
+/// A filter for dead letters. A field that is `None` matches all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// What the function's canonical name must fit.
+    /// A pattern for the function's canonical name.
     pub function: Option<Pattern>,
     pub reason: Option<BuryReason>,
-    /// Buried at or after this.
+    /// Buried at or after this time.
     pub since: Option<UnixMillis>,
-    /// Buried before this.
+    /// Buried before this time.
     pub until: Option<UnixMillis>,
-    /// Part of the last outcome's code or message, or of why it is unshippable.
+    /// A part of the last outcome's code or message, or of the reason why no queue accepts it.
     pub error: Option<String>,
-    /// Whether no queue can take it.
+    /// Whether no queue can accept it.
     pub unshippable: Option<bool>,
 }
 
 impl Filter {
-    /// Whether the history of a dead letter fits; the function is not looked at here.
+    /// Whether the history of a dead letter matches. Does not check the function.
     pub fn fits(&self, history: &History) -> bool {
         let Some(burial) = &history.burial else { return false };
         let unshippable = burial.unshippable.as_deref();
@@ -55,71 +55,71 @@ impl Filter {
 #[derive(Debug, Clone, Default)]
 pub struct BuriedPage {
     pub letters: Vec<Letter>,
-    /// Dead letters that cannot be read, and why. They can be removed by their ids.
+    /// Unreadable dead letters and the reasons. They can be removed by id.
     pub unreadable: Vec<(EventId, String)>,
-    /// Where to go on; none at the end. A page may be empty and yet have a next one.
+    /// Where the next page begins. `None` at the end. A page may be empty and still have a next one.
     pub next: Option<Cursor>,
 }
 
 /// A dead letter in the store.
 #[derive(Debug, Clone)]
 pub struct Letter {
-    /// With an empty payload unless payloads were asked for.
+    /// The payload is empty unless payloads were requested.
     pub event: Event,
     pub payload_bytes: usize,
     pub history: History,
-    /// Being shipped right now.
+    /// Currently being shipped.
     pub leased: bool,
 }
 
-/// An event that comes back from a queue.
+/// An event that returns from a queue.
 #[derive(Debug, Clone)]
 pub struct Redriven {
-    /// With a new id, and `redrives` counted up.
+    /// Has a new id and an increased `redrives`.
     pub event: Event,
-    /// What names the dead letter, the same in every copy of its message. With `redrives` it is remembered as long as a
-    /// given key, so that a message received twice is accepted once, and yet is no repeat of the event that died.
+    /// The name of the dead letter, the same in every copy of its message. Together with `redrives` it is remembered as long
+    /// as a client's key. So a message received twice is accepted once, and is not taken for a repeat of the buried event.
     pub origin: String,
 }
 
-/// What became of a dead letter that was to become an event again.
+/// The result of a redrive for one dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Revived {
-    /// It is stored under this id, and Ready.
+    /// Stored under this id, and Ready.
     Stored {
         id: EventId,
     },
-    /// It has come back this often already and stays dead.
+    /// Already redriven this often. It stays buried.
     Ceiling {
         redrives: u32,
     },
-    /// No room for it just now.
+    /// No room for it now.
     Full(Full),
     NotFound,
-    /// It is on its way to a queue.
+    /// Currently being shipped.
     Leased,
-    /// Its bytes cannot be read.
+    /// Unreadable.
     Unreadable {
         why: String,
     },
 }
 
-/// What became of a dead letter that was exported and comes back.
+/// The result of an import for one dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Imported {
     Stored,
-    /// An event with its id is stored already: nothing was changed.
+    /// An event with its id is stored already. Nothing changed.
     Repeat,
     /// No room for it.
     Full(Full),
 }
 
-/// What became of a dead letter that an operator removes.
+/// The result of a removal for one dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Discarded {
     Done,
     NotFound,
-    /// It is on its way to a queue.
+    /// Currently being shipped.
     Leased,
 }
 

@@ -1,8 +1,7 @@
-//! The embedded engine: the outbox on the local disk. A journal takes every commit, an index (sled) finds it again.
+//! The embedded engine: the outbox on the local disk. A journal stores every commit, and an index (sled) finds its parts.
 //!
-//! `writer` has the one thread that owns the store and the handle by which everybody asks it; `upkeep` what is to be done
-//! beside that; `engine` the rules over any key-value store (`kv`); `journaled` the store itself; `store` the state
-//! directory.
+//! `writer` has the thread that owns the store, and its handle. `upkeep` does the maintenance. `engine` has the rules over
+//! any key-value store (`kv`), `journaled` is that store, and `store` manages the state directory.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -39,19 +38,19 @@ pub mod repair;
 
 pub mod memory;
 
-/// The limits of a store, and how this engine keeps it.
+/// The limits of a store, and the settings of this engine.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub limits: Limits,
-    /// Bytes of disk that appends leave free, so that settling stays possible.
+    /// Bytes of free disk space that appends must leave, so that settling stays possible.
     pub disk_reserve: u64,
-    /// Bytes of the journal's files: about what a start has to read again, and what is held in memory for the index.
+    /// The size of a journal segment in bytes. A start reads about this much, and about this much is in memory for the index.
     pub segment_bytes: u64,
-    /// Bytes of memory for the index's page cache.
+    /// The memory for the index's page cache, in bytes.
     pub cache: u64,
 }
 
-/// Opens the store of a state directory, which may take a while, and starts its thread.
+/// Opens the store in a state directory, which may take long, and starts its thread.
 pub async fn open(
     state_dir: &Path,
     settings: Settings,

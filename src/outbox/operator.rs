@@ -1,8 +1,8 @@
-//! What an operator may do to events that wait (look, pause a lane, purge, cancel, bring an attempt forward) and to dead
-//! letters (look, send again, take in, remove).
+//! Operators' calls for waiting events (list, pause a lane, purge, cancel, attempt now) and for dead letters (list,
+//! redrive, import, remove).
 //!
-//! Holds: a leased event is nobody's but its attempt's; none of this touches it. Only what an operator names is removed
-//! without having been delivered (G2). Limits: [`PAGE_MAX`] events a page, [`PIECE_EVENTS`] a piece of a purge.
+//! Holds: no call touches a leased event. Only events that an operator names are removed without delivery (G2).
+//! Limits: [`PAGE_MAX`] events in a page, [`PIECE_EVENTS`] in a piece of a purge.
 
 use std::fmt;
 use std::future::Future;
@@ -16,34 +16,34 @@ use super::{Appended, Error, History, LaneView, Outbox, Place};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, FunctionName, Pattern};
 
-/// Events of one page.
+/// The most events in a page.
 pub const PAGE_MAX: usize = 500;
 
-/// Events looked at in one piece of a purge, so that others get their turn between two.
+/// The most events that one piece of a purge visits. Other requests are served between pieces.
 pub const PIECE_EVENTS: usize = 500;
 
-/// The states that a purge may empty; dead letters have doors of their own.
+/// The states that a purge may empty. Dead letters have calls of their own.
 pub const LIVE: [Place; 3] = [Place::Ready, Place::Waiting, Place::Scheduled];
 
-/// An outbox that an operator can reach into.
+/// An outbox with the operators' calls.
 ///
-/// A call that names several events is done in pieces of one commit each, and others are served between them; it gives one
-/// answer for each event, in order. After an error, or if the caller gives up, the pieces so far are done, and to ask again
-/// does no harm.
+/// A call for several events runs in pieces of one commit each, and other requests are served between them. It returns
+/// one answer for each event, in order. After an error or a dropped call, the finished pieces stay, and repeating the
+/// call is harmless.
 pub trait Operator: Outbox {
-    /// The lane of one function; none if it has none, which is so before its first event and some time after its last.
+    /// The lane of a function. `None` before its first event and some time after its last one.
     fn lane(&self, function: &FunctionName) -> impl Future<Output = Result<Option<LaneView>, Error>> + Send;
 
-    /// Pauses or resumes a lane; on stable storage when it returns. A function that has no lane gets one.
+    /// Pauses or resumes a lane, on stable storage when it returns. A function without a lane gets one.
     fn pause(&self, function: &FunctionName, paused: bool) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Removes the events that fit, or only counts them. What is being attempted stays.
+    /// Removes the matching events, or only counts them. Events that are being attempted stay.
     fn purge(&self, purge: Purge) -> impl Future<Output = Result<Purged, Error>> + Send;
 
-    /// Removes one event that waits.
+    /// Removes one waiting event.
     fn cancel(&self, id: EventId, keys: Keys) -> impl Future<Output = Result<Touched, Error>> + Send;
 
-    /// Makes one event that waits due now.
+    /// Makes one waiting event due now.
     fn attempt_now(&self, id: EventId) -> impl Future<Output = Result<Touched, Error>> + Send;
 
     /// A page of events, by function and then in the order of acceptance.
@@ -52,14 +52,14 @@ pub trait Operator: Outbox {
     /// A page of the dead letters, by function and then in the order of acceptance.
     fn buried(&self, want: BuriedWant) -> impl Future<Output = Result<BuriedPage, Error>> + Send;
 
-    /// Accepts events that come back from a queue.
+    /// Accepts events that return from a queue.
     fn redrive(&self, events: Vec<Redriven>) -> impl Future<Output = Result<Vec<Appended>, Error>> + Send;
 
-    /// Makes dead letters of the store Ready again, under new ids, so that their age counts from now. Those that came back
-    /// `redrives_max` times already stay.
+    /// Makes stored dead letters Ready again, under new ids, so that their age counts from now. Letters that were redriven
+    /// `redrives_max` times stay.
     fn revive(&self, ids: Vec<EventId>, redrives_max: u32) -> impl Future<Output = Result<Vec<Revived>, Error>> + Send;
 
-    /// Takes in dead letters that were exported, under their own ids.
+    /// Stores exported dead letters, under their own ids.
     fn import(&self, letters: Vec<(Event, History)>) -> impl Future<Output = Result<Vec<Imported>, Error>> + Send;
 
     /// Removes dead letters for good.
@@ -70,7 +70,7 @@ pub trait Operator: Outbox {
 #[derive(Debug, Clone)]
 pub struct Purge {
     pub function: FunctionName,
-    /// Only events of this state; none means all of [`LIVE`].
+    /// Only events in this state. `None` means all of [`LIVE`].
     pub place: Option<Place>,
     pub accepted_before: Option<UnixMillis>,
     /// Only count.
@@ -78,13 +78,13 @@ pub struct Purge {
     pub keys: Keys,
 }
 
-/// What becomes of the idempotency keys of events that an operator removes.
+/// What happens to the idempotency keys of removed events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Keys {
-    /// The same key can be sent again and is stored.
+    /// The key is forgotten: an event with the same key is stored again.
     #[default]
     Forget,
-    /// A repeat is still answered as one, until the key's window is over.
+    /// The key is kept: a repeat is recognised until the key's window ends.
     Keep,
 }
 
@@ -95,27 +95,27 @@ pub struct Purged {
     pub bytes: u64,
 }
 
-/// What became of the one event that was named.
+/// The result for the named event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Touched {
     Done,
-    /// Not stored, or not any more.
+    /// Not stored, or no longer.
     NotFound,
-    /// Being attempted just now.
+    /// Currently being attempted.
     InFlight,
-    /// A dead letter: it is for `/v1/dead-letters`.
+    /// A dead letter. Use `/v1/dead-letters` for it.
     Buried,
-    /// It cannot be read, so it can only be removed; the log says why.
+    /// Unreadable: it can only be removed. The log says why.
     Unreadable,
 }
 
 /// Which events to list.
 #[derive(Debug, Clone, Default)]
 pub struct ListWant {
-    /// The function's canonical name, with `*` for any run of characters.
+    /// A pattern for the canonical name, in which `*` matches any run of characters.
     pub function: Option<Pattern>,
     pub place: Option<Place>,
-    /// Where the page before ended.
+    /// The end of the previous page.
     pub after: Option<Cursor>,
     /// At most [`PAGE_MAX`].
     pub max: usize,
@@ -124,17 +124,17 @@ pub struct ListWant {
 #[derive(Debug, Clone, Default)]
 pub struct Page {
     pub events: Vec<Listed>,
-    /// Where to go on; none if this was the last page.
+    /// Where the next page begins. `None` on the last page.
     pub next: Option<Cursor>,
 }
 
-/// One event, without what the client sent.
+/// An event without what the client sent.
 #[derive(Debug, Clone)]
 pub struct Listed {
     pub id: EventId,
     pub function: FunctionName,
     pub place: Place,
-    /// Being attempted or shipped right now.
+    /// Currently being attempted or shipped.
     pub leased: bool,
     /// Empty if it cannot be read.
     pub history: History,
@@ -142,7 +142,7 @@ pub struct Listed {
     pub unreadable: Option<String>,
 }
 
-/// A place in the order of function and acceptance. Its text is for the caller to give back, not to read.
+/// A position in the order of function and acceptance. Its text is opaque: callers return it unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     pub function: FunctionName,
@@ -151,7 +151,7 @@ pub struct Cursor {
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // No character that means something to a shell or in a URL, as `$LATEST` would.
+        // Encoded, because names such as `$LATEST` contain characters with a meaning in shells and URLs.
         let bytes = [&self.id.as_bytes()[..], self.function.as_str().as_bytes()].concat();
         f.write_str(&BASE64_URL_SAFE_NO_PAD.encode(bytes))
     }

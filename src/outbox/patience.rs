@@ -1,4 +1,4 @@
-//! How a stage waits for a store that is away.
+//! Waits for a store that is away.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Error, Lease, Outbox, Settlement, Unsettled};
 use crate::clock::Clock;
 
-/// Settles, and asks again for as long as the store is away. Told to give up, it leaves the events leased: they come back with
-/// the next start, or with the lane's next owner.
+/// Settles, and retries while the store is away. If told to give up, leaves the events leased: they return with the next
+/// start, or with the lane's next owner.
 pub async fn settle<O: Outbox>(
     outbox: &O,
     done: Vec<(Lease, Settlement)>,
@@ -40,7 +40,7 @@ pub async fn settle<O: Outbox>(
     }
 }
 
-/// Waits before the next try; false if told to give up meanwhile.
+/// Waits before the next try. Returns false if told to give up meanwhile.
 pub async fn wait(retry_after: Duration, clock: &Clock, give_up: &CancellationToken) -> bool {
     tokio::select! {
         biased;

@@ -1,4 +1,4 @@
-//! A store that goes away for a while, for tests of the stages.
+//! A store that can be away for a while, for tests of the stages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use super::*;
 
-/// How long whoever asks is told to wait.
+/// The `retry_after` of its answers.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// An outbox that can be away. Clones go away together.
+/// An outbox that can be away. Clones share that state.
 #[derive(Clone)]
 pub struct Leaving<O> {
     pub inner: O,
     pub is_away: Arc<AtomicBool>,
-    /// Calls that found it away.
+    /// The number of calls made while it was away.
     pub refused: Arc<AtomicU64>,
 }
 

@@ -1,8 +1,8 @@
-//! The outbox's rules over any [`Kv`]: which keys an append, a lease, a settlement reads and writes.
+//! The rules of the outbox over any [`Kv`]: which keys an append, a lease and a settlement read and write.
 //!
-//! Holds: it is used from one thread; all writes since the last commit stand in one batch, and one commit makes them
-//! durable together (docs/adr/0001, rule 1). Every event has exactly one record, under the letter of its state. Leases live in
-//! memory only. Not async, and no clock of its own: the simulation runs this very code on a fake disk.
+//! Holds: one thread uses it. All writes since the last commit are in one batch, which one commit makes durable
+//! (docs/adr/0001, rule 1). Every event has exactly one record, under the letter of its state. Leases are in memory only.
+//! The engine is synchronous and has no clock, so that the simulation runs the same code on a fake disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,20 +48,20 @@ mod sweep;
 
 mod operate;
 
-/// The clock's high-water mark is written with a commit at most this often.
+/// The current time is written with a commit at most this often.
 const CLOCK_EVERY_MS: u64 = 1_000;
 
-/// Bytes of keys and index entries that go with a record, for the account of `bytes_max`.
+/// Bytes of keys and index entries for each record, counted towards `bytes_max`.
 const KEYS_BYTES: u64 = 64;
 
-/// How much an append may take on disk beyond its own bytes: in the journal, in the index, and once more when the journal is
-/// written anew. The disk reserve is checked against this, so that the reserve itself stays whole for settling.
+/// How many times its own size an append may take on disk: in the journal, in the index, and again when the journal is
+/// rewritten. The check of the disk reserve uses this, so that the whole reserve stays available for settling.
 const WRITE_AMPLIFICATION: u64 = 4;
 
-/// Bytes of new events in one commit, far below what the 32-bit lengths of the journal can say.
+/// The most bytes of new events in a commit, far below the 32-bit limit of lengths in the journal.
 const COMMIT_BYTES_MAX: u64 = 256 << 20;
 
-/// One part in so many of `bytes_max` is kept from appends, so that settling does not break the limit.
+/// This part (1/16) of `bytes_max` is reserved, so that settling does not exceed the limit.
 const SETTLING_SHARE: u64 = 16;
 
 pub struct Engine<K> {
@@ -72,47 +72,47 @@ pub struct Engine<K> {
     by_name: BTreeMap<FunctionName, LaneId>,
     next_lane: u32,
     totals: Count,
-    /// Remembered keys, as the last full sweep counted them and appends have added since.
+    /// The number of remembered keys: the count of the last full sweep plus the appends since.
     keys: u64,
     key_filter: KeyFilter,
     sweep: sweep::Progress,
-    /// Every lane under the version of its last change.
+    /// The lanes by the version of their last change.
     changes: BTreeMap<u64, LaneId>,
-    /// The lanes that were retired of late, under the version at which they were.
+    /// Recently retired lanes, by the version of their retirement.
     retired: BTreeMap<u64, LaneId>,
-    /// The lanes that hold nothing, those first that give way first.
+    /// The empty lanes, in the order in which they give way.
     idle: BTreeSet<idle::Key>,
-    /// How many lanes are proven.
+    /// The number of proven lanes.
     proven: u64,
-    /// Nearly as many functions are known as may be.
+    /// The number of functions is near its limit.
     crowded: bool,
     version: u64,
-    /// That of the last change of what is Buried.
+    /// The version of the last change of Buried events.
     buried_version: u64,
     clock_stored: UnixMillis,
     steps_stored: Steps,
-    /// Where mending goes on that a clock which was set back makes necessary; none if nothing is to be mended.
+    /// The progress of correcting due times after the clock was set back. `None` if nothing needs correction.
     mending: Option<mend::Mending>,
-    /// The sum of the clock's steps when it was last looked at.
+    /// The sum of the clock's steps when last checked.
     stepped: i64,
     /// The writes since the last commit.
     batch: Batch,
-    /// Bytes of the events in it, and at most so many.
+    /// The bytes of events in the batch, and their limit.
     uncommitted: u64,
     commit_bytes_max: u64,
-    /// The lanes whose counts the batch must carry.
+    /// The lanes whose counts the batch must write.
     dirty: BTreeSet<LaneId>,
-    /// Events that were met since the start and cannot be read.
+    /// Unreadable events found since the start.
     unreadable: BTreeSet<EventId>,
     /// Events that were removed unread: the next sweep forgets their keys.
     forgetting: BTreeSet<EventId>,
 }
 
-/// The version of the whole layout of keys; records have versions of their own.
+/// The version of the layout of keys. Records have their own versions.
 pub(super) const FORMAT: u32 = 1;
 
 impl<K: Kv> Engine<K> {
-    /// Reads the lanes, and tells `clock` what the store knows of its steps.
+    /// Reads the lanes, and passes the stored clock steps to `clock`.
     pub fn open(kv: K, settings: Settings, clock: Clock, path: &str) -> Result<Self, OpenError> {
         let damaged = |why: String| OpenError::Damaged { path: path.to_owned(), why };
         let mut batch = Batch::default();
@@ -127,7 +127,7 @@ impl<K: Kv> Engine<K> {
         }
         let clock_stored = read_number(&kv, keys::META_CLOCK).map_err(|e| damaged(e.to_string()))?.unwrap_or(0);
         let steps = kv.get(keys::META_STEPS).map_err(|e| damaged(e.to_string()))?;
-        // Spans that are counted wrongly are better than a store that does not open.
+        // Wrong durations are better than a store that does not open.
         let steps = steps.and_then(|bytes| Steps::decode(&bytes)).unwrap_or_default();
         if let Some(step) = clock.resume(steps, UnixMillis(clock_stored)) {
             tracing::warn!(
@@ -197,7 +197,7 @@ impl<K: Kv> Engine<K> {
         Ok(())
     }
 
-    /// The filter learns of keys by a sweep; where there are none it knows them all at once.
+    /// The filter learns keys by a sweep. Without any keys it is complete at once.
     fn learn_of_no_keys(&mut self) -> Result<(), Failed> {
         let (from, to) = keys::all_remembered();
         if self.kv.keys(&from, &to).next().transpose()?.is_none() {
@@ -207,7 +207,7 @@ impl<K: Kv> Engine<K> {
         Ok(())
     }
 
-    /// Adds events to the batch; they are accepted once it is committed. `disk` is the state of the disk just now.
+    /// Adds events to the batch. They are accepted once it is committed. `disk` is the current state of the disk.
     pub fn append(&mut self, events: Vec<Event>, disk: Disk) -> Result<Vec<Appended>, Failed> {
         events.into_iter().map(|event| self.append_one(&event, disk)).collect()
     }
@@ -221,7 +221,7 @@ impl<K: Kv> Engine<K> {
         self.append_keyed(event, key.map(|key| (key, known)), disk)
     }
 
-    /// As [`Engine::append_one`], for an event that is remembered under a key, and what is known of that.
+    /// Like [`Engine::append_one`], for an event with a remembered key, given what is known of that key.
     fn append_keyed(&mut self, event: &Event, key: Option<(Vec<u8>, Known)>, disk: Disk) -> Result<Appended, Failed> {
         let now = self.clock.now();
         let fingerprint = keys::fingerprint(&event.payload);
@@ -284,8 +284,8 @@ impl<K: Kv> Engine<K> {
     fn full(&mut self, event: &Event, bytes: u64, disk: Disk) -> Option<Full> {
         let Limits { bytes_max, events_max, functions_max, .. } = self.settings.limits;
         let functions = self.lanes.len() as u64;
-        // What the files take counts as much as what is in them, and what is about to be written as if it were. A part stays
-        // free, for settling what is there.
+        // Counts the files or their contents, whichever is larger, plus what is about to be written. A part stays free for
+        // settling.
         let used = self.totals.bytes.max(disk.used + disk.to_come + self.uncommitted);
         let limit = bytes_max - bytes_max / SETTLING_SHARE;
         if let Some(not_now) = self.not_now(bytes, disk) {
@@ -301,7 +301,7 @@ impl<K: Kv> Engine<K> {
         }
     }
 
-    /// Why the disk does not take so many bytes just now.
+    /// Why the disk cannot take this many bytes now.
     fn not_now(&self, bytes: u64, disk: Disk) -> Option<Full> {
         let (reserve, limit) = (self.settings.disk_reserve, self.commit_bytes_max);
         if disk.behind {
@@ -310,8 +310,7 @@ impl<K: Kv> Engine<K> {
         if self.uncommitted + bytes > limit {
             return Some(Full::Commit { limit });
         }
-        // A reserve of nothing means that the disk is not asked. One that does not tell is not taken for full: to write to it
-        // says whether it is.
+        // A reserve of 0 skips the check. A disk that does not report its free space is not taken for full: the write shows.
         let free = disk.free.filter(|_| reserve > 0)?;
         let full = free < reserve.saturating_add((self.uncommitted + bytes) * WRITE_AMPLIFICATION);
         full.then_some(Full::Disk { free, reserve })
@@ -337,8 +336,8 @@ impl<K: Kv> Engine<K> {
         id
     }
 
-    /// Makes everything since the last commit durable; says whether there was anything. After an error the engine must not
-    /// be used again.
+    /// Makes everything since the last commit durable. Returns whether there was anything. After an error the engine must
+    /// not be used again.
     pub fn commit(&mut self) -> Result<bool, Failed> {
         for id in std::mem::take(&mut self.dirty) {
             if let Some(lane) = self.lanes.get(&id) {
@@ -349,7 +348,7 @@ impl<K: Kv> Engine<K> {
             return Ok(false);
         }
         let now = self.clock.now();
-        // Also if it was set back: the next start must not take that for a step.
+        // Also after it was set back, or the next start would detect a step.
         if now < self.clock_stored || now.0 >= self.clock_stored.0 + CLOCK_EVERY_MS {
             self.note_time(now);
         }
@@ -364,7 +363,7 @@ impl<K: Kv> Engine<K> {
         Ok(true)
     }
 
-    /// Adds the present time, and the clock's steps if there are new ones, to the batch.
+    /// Adds the current time, and new steps of the clock, to the batch.
     fn note_time(&mut self, now: UnixMillis) {
         self.batch.put(keys::META_CLOCK.to_vec(), now.0.to_be_bytes().to_vec());
         self.clock_stored = now;
@@ -375,18 +374,18 @@ impl<K: Kv> Engine<K> {
         }
     }
 
-    /// A piece of the store's own housekeeping; says whether there is more.
+    /// Does a piece of the store's maintenance. Returns whether there is more.
     pub fn tend(&mut self) -> Result<bool, Failed> {
         self.kv.tend(self.totals.bytes)
     }
 
-    /// Notes that a lane's counts have changed, and so its view.
+    /// Records that a lane's counts changed, and therefore its view.
     fn touch(&mut self, id: LaneId) {
         self.dirty.insert(id);
         self.touch_view(id);
     }
 
-    /// Notes that a lane's view has changed, but nothing that is stored.
+    /// Records that a lane's view changed, but nothing stored.
     fn touch_view(&mut self, id: LaneId) {
         self.version += 1;
         if let Some(lane) = self.lanes.get_mut(&id) {
@@ -404,7 +403,7 @@ impl<K: Kv> Engine<K> {
         self.version
     }
 
-    /// The version of the last change of what is Buried, or leased of it.
+    /// The version of the last change of Buried events or their leases.
     pub fn buried_version(&self) -> u64 {
         self.buried_version
     }
@@ -413,12 +412,12 @@ impl<K: Kv> Engine<K> {
         self.kv.disk()
     }
 
-    /// Lets the store hear of what goes on beside it. Nothing may be in the batch.
+    /// Lets the store handle its background events. The batch must be empty.
     pub fn catch_up(&mut self) -> Result<(), Failed> {
         self.kv.catch_up()
     }
 
-    /// Events that were met since the start, cannot be read, and are still stored: for the operator, and `sendoff fsck`.
+    /// Unreadable events found since the start that are still stored.
     pub fn unreadable(&self) -> u64 {
         self.unreadable.len() as u64
     }
@@ -476,7 +475,7 @@ impl Count {
     }
 }
 
-/// What a record counts for against `bytes_max`.
+/// The bytes that a record counts towards `bytes_max`.
 pub(super) fn account(record_bytes: usize, body_bytes: u32) -> u64 {
     let chunked = if super::record::chunk_count(body_bytes) == 0 { 0 } else { u64::from(body_bytes) };
     record_bytes as u64 + chunked + KEYS_BYTES

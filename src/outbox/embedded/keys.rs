@@ -1,4 +1,5 @@
-//! The keys of the one ordered tree. Prefixes instead of trees, because a commit must be one batch (docs/adr/0001, rule 1).
+//! The keys of the single ordered tree. It uses prefixes instead of several trees, because a commit must be one batch
+//! (docs/adr/0001, rule 1).
 //!
 //! | key | value |
 //! |---|---|
@@ -21,7 +22,7 @@ use crate::outbox::{LaneId, Place};
 
 pub const META_FORMAT: &[u8] = b"mformat";
 pub const META_CLOCK: &[u8] = b"mclock";
-/// The steps of the wall clock; see [`Steps`](crate::clock::Steps). A version that does not know it passes it over.
+/// The steps of the wall clock, see [`Steps`](crate::clock::Steps). Versions that do not know this key ignore it.
 pub const META_STEPS: &[u8] = b"msteps";
 pub const META_NEXT_LANE: &[u8] = b"mlane";
 
@@ -29,7 +30,7 @@ const LANES: u8 = b'l';
 
 const CHUNKS: u8 = b'p';
 
-/// Neighbours, so that one scan sweeps them all.
+/// Adjacent letters, so that one scan sweeps all of them.
 const REDRIVEN: u8 = b'i';
 const SDK_KEYS: u8 = b'j';
 const GIVEN_KEYS: u8 = b'k';
@@ -41,12 +42,12 @@ pub enum Due {
     Attempt,
     /// When to ship.
     Ship,
-    /// When to give up, where the event says so itself.
+    /// When to give up, if the event has an `expires_at`.
     Expiry,
 }
 
 impl Due {
-    /// The index in which events of a state stand.
+    /// The index that lists events of a state.
     pub fn of(place: Place) -> Option<Self> {
         match place {
             Place::Ready => None,
@@ -87,7 +88,7 @@ pub fn lane_of(key: &[u8]) -> Option<LaneId> {
     Some(LaneId(u32::from_be_bytes(key.get(1..5)?.try_into().ok()?)))
 }
 
-/// The lane in a key of an event or of an index by time; none of any other key.
+/// The lane in the key of an event or of an index by time. `None` for any other key.
 pub fn lane_placed(key: &[u8]) -> Option<LaneId> {
     let is_due = |kind| [Due::Attempt, Due::Ship, Due::Expiry].into_iter().any(|index| index.prefix() == kind);
     let kind = *key.first()?;
@@ -167,8 +168,8 @@ pub fn due_of(key: &[u8]) -> Option<UnixMillis> {
 /// Bytes of the key of a remembered key: its kind and a digest.
 pub const REMEMBERED_BYTES: usize = 17;
 
-/// Where a key is remembered, or none if it was minted and so cannot come again. Its scope is the function and, where a
-/// function isolates tenants, the tenant; SDK ids are a scope of their own, with a shorter window.
+/// Where a key is remembered. `None` for a key that sendoff made, which cannot repeat. The scope of a key is the function
+/// and, if the function isolates tenants, the tenant. SDK ids have their own scope and a shorter window.
 pub fn remembered(function: &FunctionName, tenant: Option<&str>, key: &IdempotencyKey) -> Option<Vec<u8>> {
     let prefix = match key.source {
         KeySource::Minted => return None,
@@ -182,12 +183,12 @@ pub fn remembered(function: &FunctionName, tenant: Option<&str>, key: &Idempoten
     };
     Some(match tenant {
         None => scoped(prefix, function, key.value.as_bytes()),
-        // No tenant id contains a control character, so no two pairs run together, nor with a key of no tenant.
+        // Tenant ids contain no control characters, so different pairs never give the same bytes.
         Some(tenant) => digest(prefix, &[function.as_str(), "\u{1}", tenant, "\0", &key.value].map(str::as_bytes)),
     })
 }
 
-/// As [`remembered`], of an event.
+/// Like [`remembered`], for an event.
 pub fn remembered_of(event: &Event) -> Option<[u8; REMEMBERED_BYTES]> {
     remembered(&event.function.name, event.carried.tenant_id.as_deref(), &event.key)?.try_into().ok()
 }
@@ -197,14 +198,14 @@ pub fn is_of_sdk(key: &[u8]) -> bool {
     key.first() == Some(&SDK_KEYS)
 }
 
-/// Where it is remembered that a dead letter came back, by what names it and and the number of the redrive: apart from all
-/// given keys, so that it is never taken for a repeat of the event that died.
+/// Where the return of a dead letter is remembered, by its name and the number of the redrive. Separate from clients'
+/// keys, so that the letter is never taken for a repeat of the buried event.
 pub fn redriven(function: &FunctionName, origin: &str, redrives: u32) -> Vec<u8> {
     scoped(REDRIVEN, function, &[&redrives.to_be_bytes(), origin.as_bytes()].concat())
 }
 
 fn scoped(prefix: u8, function: &FunctionName, value: &[u8]) -> Vec<u8> {
-    // No function name contains the zero, so no two pairs run together.
+    // Function names contain no zero byte, so different pairs never give the same bytes.
     digest(prefix, &[function.as_str().as_bytes(), &[0], value])
 }
 
@@ -214,7 +215,7 @@ fn digest(prefix: u8, parts: &[&[u8]]) -> Vec<u8> {
     [&[prefix][..], &digest.finalize()[..REMEMBERED_BYTES - 1]].concat()
 }
 
-/// What tells two payloads of one key apart: the first 16 bytes of SHA-256.
+/// Distinguishes payloads with the same key: the first 16 bytes of SHA-256.
 pub fn fingerprint(payload: &[u8]) -> [u8; 16] {
     let digest = Sha256::digest(payload);
     let mut first = [0; 16];

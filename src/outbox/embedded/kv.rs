@@ -1,5 +1,5 @@
-//! What the engine needs of a key-value store: ordered reads, and one atomic, durable commit at a time; and what such a
-//! store needs of the index below it.
+//! The key-value store that the engine needs: ordered reads, and atomic, durable commits. Also the index that such a store
+//! needs.
 
 use std::collections::BTreeMap;
 
@@ -15,80 +15,80 @@ pub trait Kv: Send + 'static {
     /// The pairs from `from` (included) to `to` (excluded), in order.
     fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>>;
 
-    /// As [`Kv::scan`], with each value's own outcome: one that cannot be read does not end the scan.
+    /// Like [`Kv::scan`], with a result for each value. An unreadable value does not end the scan.
     fn pairs(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<Pair, Failed>> {
         self.scan(from, to).map(|pair| pair.map(|(key, value)| (key, Ok(value))))
     }
 
-    /// The bytes of a key's value, without reading it; none if there is no such key.
+    /// The length of a key's value, without reading it. `None` if there is no such key.
     fn value_bytes(&self, key: &[u8]) -> Result<Option<usize>, Failed> {
         Ok(self.get(key)?.map(|value| value.len()))
     }
 
-    /// As [`Kv::scan`], without reading the values.
+    /// Like [`Kv::scan`], without reading the values.
     fn keys(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<Bytes, Failed>> {
         self.scan(from, to).map(|pair| pair.map(|(key, _)| key))
     }
 
-    /// Writes all of the batch or nothing; on stable storage when it returns. After an error nothing is known any more:
-    /// the caller must not use the store again.
+    /// Writes all of the batch or nothing. On stable storage when it returns. After an error the contents are unknown, and
+    /// the store must not be used again.
     fn commit(&mut self, batch: &Batch) -> Result<(), Failed>;
 
-    /// A bounded piece of the store's own housekeeping, for when there is nothing to commit; says whether there is more. `stored`
-    /// is how many bytes the caller knows to be in it.
+    /// Does a bounded piece of maintenance while there is nothing to commit. Returns whether there is more. `stored` is the
+    /// number of bytes that the caller has stored.
     fn tend(&mut self, stored: u64) -> Result<bool, Failed> {
         let _ = stored;
         Ok(false)
     }
 
-    /// Hears of what goes on beside the commits. Called between two of them.
+    /// Handles background events. Called between commits.
     fn catch_up(&mut self) -> Result<(), Failed> {
         Ok(())
     }
 
-    /// Bytes that the store takes, and that its disk has free.
+    /// The bytes of the store, and the free bytes of its disk.
     fn disk(&self) -> Disk;
 }
 
-/// An ordered map of bytes that one thread reads while another commits to it: what lies below a journal.
+/// The index below a journal: an ordered map that one thread reads while another commits to it.
 pub trait Index: Send + Sync + 'static {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Failed>;
 
-    /// The pairs from `from` (included) to `to` (excluded), in order. What is committed meanwhile may show or not.
+    /// The pairs from `from` (included) to `to` (excluded), in order. May or may not show concurrent commits.
     fn scan(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Bytes), Failed>>;
 
-    /// As [`Kv::commit`]; called by one thread only.
+    /// Like [`Kv::commit`]. Called by one thread only.
     fn commit(&self, batch: &Batch) -> Result<(), Failed>;
 
-    /// Bytes that it takes on the disk.
+    /// Its bytes on disk.
     fn bytes(&self) -> u64;
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Disk {
     pub used: u64,
-    /// None if the file system does not tell.
+    /// `None` if the file system does not report it.
     pub free: Option<u64>,
-    /// Bytes that the store will take, about, for what it has already.
+    /// Estimated bytes that the store will still write for what it has already.
     pub to_come: u64,
-    /// Nothing new should be written before what is there has been brought in order: the disk does not keep up.
+    /// The disk does not keep up: write nothing new until the index has caught up.
     pub behind: bool,
 }
 
-/// A read or write that the store could not do.
+/// A failed read or write.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{doing}: {why}")]
 pub struct Failed {
     pub doing: &'static str,
     pub why: String,
-    /// Only this one value is bad; everything else can be read as before.
+    /// Only this value is damaged. Everything else is readable.
     pub one_value: bool,
     /// It says nothing about the value: the same read may succeed a moment later.
     pub passes: bool,
 }
 
 impl Failed {
-    /// The store as a whole could not do it.
+    /// The whole store failed.
     pub fn new(doing: &'static str, why: impl ToString) -> Self {
         Self { doing, why: why.to_string(), one_value: false, passes: false }
     }
@@ -103,7 +103,7 @@ impl Failed {
         Self { passes: true, ..Self::of_value(doing, why) }
     }
 
-    /// Tells the trouble of one value, inside, from that of the whole store, outside.
+    /// Separates the failure of one value (inner error) from that of the whole store (outer error).
     pub fn apart<T>(result: Result<T, Self>) -> Result<Result<T, Self>, Self> {
         match result {
             Err(failed) if !failed.one_value => Err(failed),
@@ -112,18 +112,18 @@ impl Failed {
     }
 }
 
-/// The writes of one commit; of several to one key the last counts.
+/// The writes of one commit. The last write to a key counts.
 #[derive(Debug, Default)]
 pub struct Batch {
     writes: BTreeMap<Vec<u8>, Write>,
 }
 
-/// What becomes of one key.
+/// The write to one key.
 #[derive(Debug, Clone)]
 pub struct Write {
-    /// None: the key is removed.
+    /// `None` removes the key.
     pub value: Option<Bytes>,
-    /// The store does not have this key: it need not look for an older value.
+    /// The key is new, so the store need not search for an older value.
     pub is_new: bool,
 }
 
@@ -132,7 +132,7 @@ impl Batch {
         self.writes.insert(key, Write { value: Some(value.into()), is_new: false });
     }
 
-    /// As [`Batch::put`], of a key that neither the store has nor this batch.
+    /// Like [`Batch::put`], for a key that neither the store nor this batch has.
     pub fn put_new(&mut self, key: Vec<u8>, value: impl Into<Bytes>) {
         self.writes.insert(key, Write { value: Some(value.into()), is_new: true });
     }
@@ -141,7 +141,7 @@ impl Batch {
         self.writes.insert(key, Write { value: None, is_new: false });
     }
 
-    /// What this batch will make of a key: none if it does not touch it.
+    /// This batch's write to a key, if there is one.
     pub fn pending(&self, key: &[u8]) -> Option<Option<&Bytes>> {
         self.writes.get(key).map(|write| write.value.as_ref())
     }
@@ -158,7 +158,7 @@ impl Batch {
         self.writes.iter().map(|(key, write)| (key.as_slice(), write.value.as_ref()))
     }
 
-    /// As [`Batch::writes`], with what is known of each key.
+    /// Like [`Batch::writes`], with whether each key is new.
     pub fn entries(&self) -> impl Iterator<Item = (&[u8], &Write)> {
         self.writes.iter().map(|(key, write)| (key.as_slice(), write))
     }

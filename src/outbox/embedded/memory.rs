@@ -1,4 +1,4 @@
-//! A store in memory whose "disk" outlives it: what the conformance suite runs the engine on.
+//! A store in memory whose "disk" outlives it. The conformance suite runs the engine on it.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::kv::{Batch, Disk, Failed, Kv};
 use super::record::VALUE_BYTES_MAX;
 
-/// A disk that keeps what was committed. Clones are the same disk, so one survives the crash of whoever wrote to it.
+/// A disk that keeps committed data. Clones share the disk, so it survives the crash of its writer.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryDisk {
     pairs: Arc<Mutex<BTreeMap<Vec<u8>, Bytes>>>,
@@ -42,7 +42,7 @@ impl MemoryDisk {
 }
 
 impl MemoryKv {
-    /// The same store on a disk that has so many bytes free.
+    /// The same store on a disk with this many free bytes.
     pub fn with_free(self, free: u64) -> Self {
         Self { free, ..self }
     }
@@ -65,7 +65,7 @@ impl Kv for MemoryKv {
     }
 
     fn commit(&mut self, batch: &Batch) -> Result<(), Failed> {
-        // As strict as the real engine, so that what passes here passes there.
+        // As strict as the real store, so that tests on this one hold for that.
         if let Some(value) = batch.writes().filter_map(|(_, value)| value).find(|value| value.len() > VALUE_BYTES_MAX) {
             let why = format!("a value of {} bytes; at most {VALUE_BYTES_MAX} are safe", value.len());
             return Err(Failed::new("writing", why));

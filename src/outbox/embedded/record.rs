@@ -1,10 +1,10 @@
-//! The versioned bytes of what is stored: event records, lane records, remembered keys.
+//! The versioned encodings of event records, lane records and remembered keys.
 //!
-//! An event is two things: its *body* (what the client sent; never changes) and its *history* (small; rewritten by every
-//! retry). A short body stands in the record beside the history; a longer one is cut into chunks of its own.
+//! An event has a *body* (what the client sent, never changes) and a *history* (small, rewritten by every retry). A short
+//! body is in the record together with the history. A longer one is stored in separate chunks.
 //!
-//! Changing a format: add a new version beside the old one, write only the new, read both, and keep a fixture that the old
-//! one wrote. A record of an unknown version is refused, never guessed at.
+//! To change a format, add a new version, write only that, read both, and keep a fixture of the old one. A record of an
+//! unknown version is refused.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -14,23 +14,22 @@ use crate::event::sendable::region_in;
 use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
 use crate::outbox::{Count, History, Spent};
 
-/// The version that this build writes, of every kind of record.
+/// The version of every kind of record that this build writes.
 pub const VERSION: u8 = 1;
 
-/// The largest value handed to the store, in bytes: what one read of the journal brings at most.
+/// The largest value in the store, in bytes, and so the most that one read of the journal returns.
 pub const VALUE_BYTES_MAX: usize = 65_536;
 
-/// Bodies up to this many bytes stand in the record, where a retry rewrites them with the history.
+/// Bodies up to this many bytes are in the record, and every retry rewrites them with the history.
 pub const INLINE_BYTES_MAX: usize = 1536;
 
-/// Bytes that are kept of what others say in a history: error messages (as much as Lambda's own dead letters have), the
-/// reason why no queue takes a letter, codes and request ids. So a record has a bound, whatever Lambda, SQS or a proxy
-/// answers: every retry writes it anew.
+/// Limits in bytes for texts from outside in a history: error messages (the same limit as Lambda's own dead letters), the
+/// reason why no queue accepts a letter, codes and request ids. They bound a record, which every retry rewrites.
 const MESSAGE_BYTES_MAX: usize = 1_024;
 const UNSHIPPABLE_BYTES_MAX: usize = 512;
 const WORD_BYTES_MAX: usize = 128;
 
-/// What most heads take at most: so much is asked for at once.
+/// The usual size of a head. This many bytes are read first.
 const HEAD_BYTES: usize = 128;
 
 /// Why stored bytes could not be read.
@@ -58,7 +57,7 @@ struct StateV1 {
 }
 
 impl Record {
-    /// The record of a body that was encoded by [`encode_body`].
+    /// The record for a body from [`encode_body`].
     pub fn new(history: History, body: &Bytes) -> Self {
         let inline = if body.len() > INLINE_BYTES_MAX { Bytes::new() } else { body.clone() };
         Self { history, body_bytes: u32::try_from(body.len()).unwrap_or(u32::MAX), inline }
@@ -97,7 +96,7 @@ fn bounded(mut history: History) -> History {
     history
 }
 
-/// How many chunks a body of so many bytes has; none if it stands in the record.
+/// The number of chunks of a body with this many bytes. 0 if it is in the record.
 pub fn chunk_count(body_bytes: u32) -> u16 {
     if body_bytes as usize <= INLINE_BYTES_MAX {
         return 0;
@@ -105,7 +104,7 @@ pub fn chunk_count(body_bytes: u32) -> u16 {
     u16::try_from((body_bytes as usize).div_ceil(VALUE_BYTES_MAX)).unwrap_or(u16::MAX)
 }
 
-/// The chunks of a body that does not stand in its record.
+/// The chunks of a body that is not in its record.
 pub fn chunks(body: &Bytes) -> impl Iterator<Item = (u16, Bytes)> + '_ {
     let count = chunk_count(u32::try_from(body.len()).unwrap_or(u32::MAX));
     (0..count).map(move |index| {
@@ -140,7 +139,7 @@ struct BodyInV1 {
     redrives: u32,
 }
 
-/// What the client sent, payload last. The function's canonical name is the lane's, the time of acceptance the id's.
+/// What the client sent, payload last. The lane has the function's canonical name, the id the time of acceptance.
 pub fn encode_body(event: &Event) -> Bytes {
     let address = &event.function.address;
     let head = BodyOutV1 {
@@ -168,7 +167,7 @@ pub fn decode_body(id: EventId, name: &FunctionName, body: &Bytes) -> Result<Eve
         id,
         function: Function {
             name: name.clone(),
-            // Earlier versions left out the region that was the daemon's own.
+            // Earlier versions left out the daemon's own region.
             region: head.region.or_else(|| head.address.as_deref().and_then(region_in).map(str::to_owned)),
             address: head.address.unwrap_or_else(|| name.as_str().to_owned()),
             qualifier: head.qualifier,
@@ -215,7 +214,7 @@ impl LaneRecord {
     }
 }
 
-/// What is remembered of a key: which event it made, of which payload, and until when.
+/// A remembered key: its event, the payload's fingerprint, and how long to remember it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRecord {
     pub first: EventId,
@@ -235,13 +234,13 @@ impl KeyRecord {
 }
 
 fn versioned(value: &impl Serialize) -> Vec<u8> {
-    // Writing plain data to memory has no way to fail; an empty value would be refused when read.
+    // Encoding plain data cannot fail. An empty value would be refused when read.
     let mut bytes = Vec::with_capacity(HEAD_BYTES);
     bytes.push(VERSION);
     postcard::to_extend(value, bytes).unwrap_or_default()
 }
 
-/// No more memory than it needs, as it may stay there for a while.
+/// Allocates no more than needed, because the value may stay in memory for a while.
 fn exact(bytes: Vec<u8>) -> Vec<u8> {
     bytes.into_boxed_slice().into_vec()
 }

@@ -1,5 +1,5 @@
-//! The index's engine: sled 0.34.7, used by the five rules of docs/adr/0001, without which it loses data on power loss.
-//! Each rule is marked where it is kept.
+//! The index: sled 0.34.7, used by the five rules of docs/adr/0001. Without them it loses data on power loss. Comments mark
+//! where each rule is followed.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,17 +13,17 @@ use bytes::Bytes;
 
 use super::kv::{Batch, Failed, Index};
 
-/// sled's own lock is let go by its threads some time after the last handle is dropped; this long is waited for it.
+/// sled's threads release its lock some time after the last handle is dropped. This is how long to wait for it.
 const UNLOCK_TRIES: u32 = 200;
 const UNLOCK_WAIT: Duration = Duration::from_millis(10);
 
-/// sled counts its cache by the bytes that pages take on disk; in memory, entries as small as ours take about four times that.
+/// sled counts its cache in bytes on disk. In memory, entries as small as ours take about four times as much.
 const CACHE_OVERHEAD: u64 = 4;
 
-/// A round frees what at most 512 replacements have left, and a key may make some ten of them (its leaf, and splits).
+/// One round frees the garbage of at most 512 replacements, and a key may cause about ten (its leaf, and splits).
 const KEYS_PER_ROUND: usize = 32;
 
-/// An epoch ends, and what it left can be freed, two rounds after the last one that looks at it.
+/// The garbage of an epoch can be freed two rounds after the last round that uses it.
 const ROUNDS_MIN: usize = 4;
 
 /// The largest value, in bytes (rule 2).
@@ -45,13 +45,14 @@ pub struct SledIndex {
     data: File,
     path: PathBuf,
     blobs_seen: AtomicBool,
-    /// To be told of damage, which the next start must look for.
+    /// Notified of damage, which the next start must examine.
     damaged: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl SledIndex {
-    /// A new, empty index at `path`, in place of what an interrupted attempt may have left. It is durable only after
-    /// [`sync_all_below`], once it was dropped and [`wait_until_let_go`] has returned (rule 4). `cache` is what sled's page cache may take in memory, in bytes, about.
+    /// Creates an empty index at `path`, and replaces the rest of an interrupted attempt. It is durable only after it was
+    /// dropped, [`wait_until_let_go`] has returned, and [`sync_all_below`] has run (rule 4). `cache` is the approximate memory
+    /// of sled's page cache, in bytes.
     pub fn create(path: &Path, cache: u64) -> Result<Self, OpenError> {
         if path.exists() {
             fs::remove_dir_all(path).map_err(io_error("removing an unfinished index"))?;
@@ -65,14 +66,14 @@ impl SledIndex {
             return Err(OpenError::Damaged("a file of it is missing".into())); // sled would make a new, empty one
         }
         remove_unfinished_snapshots(path).map_err(io_error("tidying"))?;
-        // Whatever a killed process left in the page cache must not become the base of recovery before it is durable.
+        // Data that a killed process left in the page cache must be durable before recovery builds on it.
         sync_all_below(path).map_err(io_error("syncing"))?;
         let db = open_db(path, cache)?;
         sync_all_below(path).map_err(io_error("syncing"))?;
         Self::over(db, path)
     }
 
-    /// Tells `damaged` when it meets damage.
+    /// Notifies `damaged` of damage.
     pub fn telling(self, damaged: impl Fn() + Send + Sync + 'static) -> Self {
         Self { damaged: Some(Box::new(damaged)), ..self }
     }
@@ -82,7 +83,7 @@ impl SledIndex {
         Ok(Self { db, data, path: path.to_owned(), blobs_seen: AtomicBool::new(false), damaged: None })
     }
 
-    /// Asks sled. It may answer with a panic; that and corruption are damage.
+    /// Calls sled. A panic or a corruption error counts as damage.
     fn ask<T>(&self, doing: &'static str, ask: impl FnOnce() -> ::sled::Result<T>) -> Result<T, Failed> {
         let (why, damage) = match catch_unwind(AssertUnwindSafe(ask)) {
             Ok(Ok(answer)) => return Ok(answer),
@@ -100,7 +101,7 @@ impl SledIndex {
         Err(Failed::new(doing, why))
     }
 
-    /// Rule 2's alarm: with values of at most 4 KiB no blob was ever seen.
+    /// The alarm for rule 2. With values of at most 4 KiB, sled never wrote a blob in tests.
     fn watch_blobs(&self) {
         let seen = || fs::read_dir(self.path.join("blobs")).is_ok_and(|mut dir| dir.next().is_some());
         if !self.blobs_seen.load(Ordering::Relaxed) && seen() {
@@ -151,10 +152,10 @@ impl Index for SledIndex {
     }
 }
 
-/// Frees the versions of pages that a commit of so many keys has replaced.
+/// Frees the page versions that a commit of this many keys replaced.
 ///
-/// sled leaves them to its epochs, and those look after a few of them at each 128th call: as one call writes thousands of
-/// keys here, they would grow faster than they are freed, by some 2 KiB of memory for each event.
+/// sled's epochs free a few of them on each 128th call. One call here writes thousands of keys, so without this the
+/// garbage would grow by about 2 KiB of memory for each event.
 fn drop_garbage(keys: usize) {
     for _ in 0..keys / KEYS_PER_ROUND + ROUNDS_MIN {
         ::sled::pin().flush();
@@ -167,7 +168,7 @@ fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> OpenError {
 
 /// Opens with the settings of rule 5: no background flusher. A panic is sled's answer to some kinds of damage.
 fn open_db(path: &Path, cache: u64) -> Result<::sled::Db, OpenError> {
-    // Threads of an index that this process has dropped may still hold it; sled itself would not wait.
+    // Threads of an index that this process dropped may still hold the lock, and sled does not wait for it.
     if path.join("db").exists() {
         wait_until_let_go(path).map_err(io_error("waiting for it"))?;
     }
@@ -182,7 +183,7 @@ fn open_db(path: &Path, cache: u64) -> Result<::sled::Db, OpenError> {
     }
 }
 
-/// Waits until no thread of a dropped index holds its data file any more.
+/// Waits until the threads of a dropped index have released its data file.
 pub fn wait_until_let_go(path: &Path) -> io::Result<()> {
     let data = File::open(path.join("db"))?;
     for _ in 0..UNLOCK_TRIES {
@@ -195,7 +196,7 @@ pub fn wait_until_let_go(path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::TimedOut, "sled still holds its data file"))
 }
 
-/// Rule 3: sled takes an unfinished snapshot for the newest one and then cannot open; the finished older one is still there.
+/// Rule 3: sled would take an unfinished snapshot for the newest one and fail to open. The finished older one still exists.
 fn remove_unfinished_snapshots(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -209,7 +210,7 @@ fn remove_unfinished_snapshots(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Syncs every file and directory from `dir` down.
+/// Syncs every file and directory below `dir`, and `dir` itself.
 pub fn sync_all_below(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();

@@ -1,8 +1,7 @@
-//! What the embedded store needs beside what it is asked: forgetting what is only remembered for a while, giving back room,
-//! and an eye on its thread.
+//! The maintenance of the embedded store: sweeping remembered keys, reclaiming space, and watching its thread.
 //!
-//! Holds: housekeeping is done in small pieces, and others are served between them. Fails: with the store; a write that does
-//! not return for [`WRITE_LOOKS_MAX`] looks makes it give the store up.
+//! Holds: works in small pieces, and requests are served between them.
+//! Fails: with the store. Gives the store up if a write has not returned after [`WRITE_LOOKS_MAX`] checks.
 
 use std::time::Duration;
 
@@ -10,20 +9,20 @@ use super::writer::{Handle, Watch};
 use crate::clock::Clock;
 use crate::outbox::{Error, Limits, Outbox};
 
-/// How often what is remembered for a while is swept, at most: a full pass over all keys.
+/// The least time between two full sweeps.
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(3_600);
 
-/// Between two pieces of housekeeping, so that it is never in the way of what has come in.
+/// The pause between two pieces of maintenance, so that they do not delay requests.
 const BREATH: Duration = Duration::from_millis(5);
 
-/// From one search for room to the next while events are refused.
+/// The time between two attempts to reclaim space while events are refused.
 const ROOM_EVERY: Duration = Duration::from_secs(1);
 
-/// How often to look whether a write hangs.
+/// How often to check whether a write hangs.
 const WRITE_LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// A single write that so many looks in a row have found unfinished, 30 s, is taken for failed: disks that answer at all do so
-/// in seconds.
+/// A single write that is unfinished after this many checks in a row (30 s) counts as failed. Working disks answer within
+/// seconds.
 const WRITE_LOOKS_MAX: u32 = 60;
 
 /// The upkeep of one open store.
@@ -39,7 +38,7 @@ impl Upkeep {
         Self { handle, clock, sweep_every: (window / 4).clamp(Duration::from_secs(1), SWEEP_EVERY_MAX) }
     }
 
-    /// Works until the store is closed. An error means that the store is lost to this process.
+    /// Works until the store is closed. An error means that this process has lost the store.
     pub async fn run(self) -> Result<(), Error> {
         tokio::select! {
             biased;
@@ -48,7 +47,7 @@ impl Upkeep {
         }
     }
 
-    /// The part that changes the store; ends as [`Upkeep::run`] does.
+    /// The part that changes the store. Ends as [`Upkeep::run`] does.
     pub async fn housekeeping(&self) -> Result<(), Error> {
         let done = tokio::select! {
             biased;
@@ -63,20 +62,20 @@ impl Upkeep {
         }
     }
 
-    /// Forgets keys whose window is over, and lanes long empty: a full pass, a few times a window.
+    /// Sweeps keys whose window is over and lanes that have long been empty, a few times in each window.
     async fn sweep(&self) -> Result<(), Error> {
         loop {
             self.in_pieces(|| self.handle.sweep()).await?;
             tokio::select! {
                 biased;
-                // What waits for a time that a wrong clock gave it must not wait for the next sweep.
+                // Due times from a wrong clock must be corrected before the next sweep.
                 () = self.clock.until_stepped() => {}
                 () = self.clock.sleep(self.sweep_every) => {}
             }
         }
     }
 
-    /// A store that was full and has been drained must not stay full until the next sweep.
+    /// Reclaims space when events are refused, so that a drained store does not stay full until the next sweep.
     async fn make_room(&self) -> Result<(), Error> {
         loop {
             self.handle.room_is_wanted().await;
@@ -85,7 +84,7 @@ impl Upkeep {
         }
     }
 
-    /// Does `piece` until nothing is left to do.
+    /// Repeats `piece` until nothing is left.
     async fn in_pieces<F: Future<Output = Result<bool, Error>>>(&self, piece: impl Fn() -> F) -> Result<(), Error> {
         while piece().await? {
             self.clock.sleep(BREATH).await;
@@ -93,8 +92,8 @@ impl Upkeep {
         Ok(())
     }
 
-    /// Gives the store up once a write has not returned for so long that the disk is taken for failed. A slow disk is no failed
-    /// one: each write that returns begins the count anew. Nor is a process that was stopped: it has not looked meanwhile.
+    /// Gives the store up once a write has not returned for too long. Each write that returns restarts the count, so a slow
+    /// disk does not count as failed. Neither does a stopped process, which makes no checks.
     async fn watch(&self) -> std::convert::Infallible {
         let mut watch = Watch::default();
         loop {

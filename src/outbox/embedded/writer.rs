@@ -1,13 +1,13 @@
-//! The one thread that touches the store, and the handle by which everybody asks it.
+//! The thread that owns the store, and its handle.
 //!
-//! Holds: each turn takes everything that waits, makes one batch of its writes, commits once, and only then answers
-//! (G1; docs/adr/0001, rules 1 and 5). Reads come after the commit of their turn, so they see it.
-//! Limits: [`QUEUE_MAX`] requests of [`QUEUE_KIB_MAX`] wait; whoever comes later waits before the queue. A turn takes up to
-//! [`TURN_BYTES_MAX`], and makes up to [`TURN_COMMITS_MAX`] commits beside its own. What an operator asks for is done in pieces,
-//! each a request of its own, so that others are served between them.
-//! Fails: a failed or panicking write poisons: this and every later request is answered with [`Error::Poisoned`]. A write
-//! that never returns is seen from outside ([`Handle::pulse`]) and given up. A value that cannot be read is the trouble of
-//! whoever asked for it, and of nobody else.
+//! Holds: each turn takes all queued requests, puts their writes into one batch, commits once, and then answers (G1;
+//! docs/adr/0001, rules 1 and 5). Reads run after the commit of their turn, so they see it.
+//! Limits: [`QUEUE_MAX`] requests of [`QUEUE_KIB_MAX`] are queued; further callers wait for a place. A turn takes up to
+//! [`TURN_BYTES_MAX`], and makes up to [`TURN_COMMITS_MAX`] extra commits. Operators' calls run in pieces, each a request,
+//! so that other requests are served between them.
+//! Fails: a failed or panicking write poisons the store: this and every later request gets [`Error::Poisoned`]. A write
+//! that never returns is detected from outside ([`Handle::pulse`]) and given up. An unreadable value fails only the
+//! request for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -35,27 +35,27 @@ mod news;
 
 mod pulse;
 
-/// Requests that may wait for the writer.
+/// The most queued requests.
 const QUEUE_MAX: usize = 4_096;
 
-/// What all requests that wait may cost in memory, in KiB: payloads, and [`EVENT_BYTES`] an event.
+/// The most memory of all queued requests, in KiB: payloads, and [`EVENT_BYTES`] for each event.
 const QUEUE_KIB_MAX: u32 = 32 << 10;
 
-/// What the requests of one turn may cost, in the same bytes: what a crash can cost in repeats, and a sync in time. One request
-/// that costs more has a turn of its own.
+/// The most memory of one turn's requests, counted in the same way. It bounds the repeats after a crash and the time of
+/// a sync. A larger request gets a turn of its own.
 const TURN_BYTES_MAX: usize = 16 << 20;
 
-/// Commits that a turn may make for what operators ask, so that clients do not wait for them all.
+/// The most commits that a turn makes for operators, so that clients need not wait for all of them.
 const TURN_COMMITS_MAX: usize = 8;
 
-/// Requests of one turn.
+/// The most requests in a turn.
 const TURN_REQUESTS_MAX: usize = 1_024;
 
-/// The outbox as everybody sees it. Cheap to clone. The writer ends when it is told to close, or has no handle left.
+/// The handle of the outbox. Cheap to clone. The writer ends when it is told to close, or without any handle left.
 #[derive(Clone)]
 pub struct Handle {
     requests: mpsc::Sender<Queued>,
-    /// KiB that the queue still takes.
+    /// The KiB that the queue can still take.
     queue: Arc<Semaphore>,
     news: Arc<AllNews>,
     poison: Arc<Poison>,
@@ -63,7 +63,7 @@ pub struct Handle {
     room: Arc<Notify>,
 }
 
-/// A request in the queue, with its place in it, which it keeps until it is answered.
+/// A queued request, with its permits, which it keeps until it is answered.
 struct Queued {
     request: Request,
     place: OwnedSemaphorePermit,
@@ -81,11 +81,11 @@ enum Request {
     Census(Answer<Census>),
     Buried(BuriedWant, Answer<BuriedPage>),
     Operate(Operation),
-    /// Nothing more is taken; what waits is still done.
+    /// Accepts no more requests. Queued ones are still carried out.
     Close,
 }
 
-/// What an operator asks for; each is a commit of its own.
+/// An operator's request. Each is a commit of its own.
 enum Operation {
     Pause(FunctionName, bool, Answer<()>),
     Purge(Purge, Option<EventId>, Answer<(Purged, Option<EventId>)>),
@@ -99,7 +99,7 @@ enum Operation {
 }
 
 impl Operation {
-    /// What it costs in memory beside [`EVENT_BYTES`], about.
+    /// Its estimated memory without [`EVENT_BYTES`].
     fn cost(&self) -> usize {
         match self {
             Self::Redrive(events, _) => events.iter().map(|redriven| redriven.event.cost()).sum(),
@@ -115,18 +115,18 @@ type Settlements = Vec<(Lease, Settlement)>;
 
 type Answer<T> = oneshot::Sender<Result<T, Error>>;
 
-/// The owner of the engine. Runs on a thread of its own by [`Writer::run`]; the simulation drives it turn by turn.
+/// The owner of the engine. [`Writer::run`] runs it on its own thread. The simulation drives it turn by turn.
 pub struct Writer<K> {
     engine: Engine<K>,
     requests: mpsc::Receiver<Queued>,
-    /// Taken from the queue, but too much for the turn before.
+    /// A request that did not fit into the previous turn.
     ahead: Option<Queued>,
     news: Arc<AllNews>,
     poison: Arc<Poison>,
     pulse: Arc<Pulse>,
-    /// Told when an event was refused for want of room.
+    /// Notified when an event is refused for lack of room.
     room: Arc<Notify>,
-    /// Unreadable events that the metric has.
+    /// Unreadable events already counted in the metric.
     unreadable: i64,
     clock: Clock,
     metrics: Arc<Metrics>,
@@ -151,15 +151,15 @@ impl<K: Kv> Writer<K> {
         (Self { engine, requests, ahead: None, news, poison, pulse, room, unreadable: 0, clock, metrics }, handle)
     }
 
-    /// Works until it is closed, or the last handle is gone; blocks.
+    /// Works until it is closed or the last handle is dropped. Blocks.
     pub fn run(mut self) {
         while let Some(first) = self.ahead.take().or_else(|| self.requests.blocking_recv()) {
             self.turn(first);
         }
     }
 
-    /// As [`Writer::run`], for a runtime with a virtual clock: a turn begins `latency` after its first request, as if the
-    /// sync before it still ran, and so gathers what comes meanwhile.
+    /// Like [`Writer::run`], for a runtime with a virtual clock. A turn begins `latency` after its first request, as if the
+    /// previous sync still ran, and so gathers the requests that arrive meanwhile.
     pub async fn run_async(mut self, mut latency: impl FnMut() -> Duration) {
         loop {
             let first = match self.ahead.take() {
@@ -174,7 +174,7 @@ impl<K: Kv> Writer<K> {
         }
     }
 
-    /// One turn. After a failure the requests are dropped unanswered: their callers then find the poison.
+    /// One turn. After a failure the requests are dropped unanswered, and their callers find the store poisoned.
     fn turn(&mut self, first: Queued) {
         let mut turn = self.gather(first);
         if turn.closes {
@@ -199,7 +199,7 @@ impl<K: Kv> Writer<K> {
         self.news.tell(u64::MAX, u64::MAX);
     }
 
-    /// The first request and all that wait behind it, up to a turn's limits.
+    /// The first request and all queued behind it, up to a turn's limits.
     fn gather(&mut self, first: Queued) -> Turn {
         let mut turn = Turn::default();
         let mut next = Some(first);
@@ -214,7 +214,7 @@ impl<K: Kv> Writer<K> {
         turn
     }
 
-    /// How many more stored events than when this was asked last are known to be unreadable.
+    /// The number of unreadable events found since the last call.
     fn newly_unreadable(&mut self) -> i64 {
         let known = i64::try_from(self.engine.unreadable()).unwrap_or(i64::MAX);
         known - std::mem::replace(&mut self.unreadable, known)
@@ -256,7 +256,7 @@ impl<K: Kv> Writer<K> {
         self.pulse.beat();
         self.tell(before);
 
-        // A caller that gave up has dropped its receiver; what it asked for is done all the same.
+        // A caller that gave up has dropped its receiver. Its request is still carried out.
         for ((_, answer), appended) in turn.appends.drain(..).zip(appended) {
             drop(answer.send(Ok(appended)));
         }
@@ -316,7 +316,7 @@ impl<K: Kv> Writer<K> {
         Ok(())
     }
 
-    /// Commits, and only then tells who waits, and answers.
+    /// Commits, and only then notifies waiters and answers.
     fn written<T>(&mut self, what: T, before: u64, answer: Answer<T>) -> Result<(), Failed> {
         self.engine.commit()?;
         self.tell(before);
@@ -330,7 +330,7 @@ impl<K: Kv> Writer<K> {
                 let events = self.engine.lease(&want)?;
                 let news = since.map(|since| self.engine.lanes(since)).transpose()?;
                 if let Err(Ok(Leases { events, .. })) = answer.send(Ok(Leases { events, news })) {
-                    // Nobody is there to settle them.
+                    // Nobody is left to settle them.
                     self.engine.settle(events.into_iter().map(|l| (l.lease, Settlement::Release)).collect())?;
                 }
             }
@@ -354,7 +354,7 @@ impl<K: Kv> Writer<K> {
     }
 }
 
-/// What one turn does, writes apart from reads.
+/// The work of one turn, with writes separate from reads.
 #[derive(Default)]
 struct Turn {
     appends: Vec<(Vec<Event>, Answer<Vec<Appended>>)>,
@@ -363,14 +363,14 @@ struct Turn {
     tends: Vec<Answer<bool>>,
     operations: Vec<Operation>,
     reads: Vec<Request>,
-    /// Nobody is to ask any more.
+    /// The outbox is being closed.
     closes: bool,
     requests: usize,
-    /// What they cost in memory.
+    /// Their memory.
     bytes: usize,
-    /// Commits that they make beside the turn's own.
+    /// Their commits besides the turn's own.
     commits: usize,
-    /// Given back once all of them are answered.
+    /// Released once all of them are answered.
     places: Vec<OwnedSemaphorePermit>,
 }
 
@@ -405,7 +405,7 @@ impl Turn {
 }
 
 impl Request {
-    /// What it costs in memory while it waits and is carried out, about.
+    /// The estimated memory of a request until it is answered.
     fn cost(&self) -> usize {
         match self {
             Self::Append(events, _) => events.iter().map(Event::cost).sum(),
@@ -425,7 +425,7 @@ impl Request {
         }
     }
 
-    /// The commits that it makes beside the turn's own.
+    /// Its commits besides the turn's own.
     fn commits(&self) -> usize {
         match self {
             Self::Operate(_) => 1,
@@ -445,35 +445,35 @@ impl Request {
 }
 
 impl Handle {
-    /// How many pieces of work the writer has done; none if it has nothing to do. See [`Watch`].
+    /// The number of pieces of work that the writer has finished. `None` while it is idle. See [`Watch`].
     pub fn pulse(&self) -> Option<u64> {
         self.pulse.read()
     }
 
-    /// Returns once an event was refused for want of room.
+    /// Returns once an event is refused for lack of room.
     pub async fn room_is_wanted(&self) {
         self.room.notified().await;
     }
 
-    /// A piece of the store's own housekeeping, which gives room back; says whether there is more.
+    /// Does a piece of the store's maintenance, which reclaims space. Returns whether there is more.
     pub async fn tend(&self) -> Result<bool, Error> {
         self.ask(Request::Tend).await
     }
 
-    /// Forgets what is only remembered for a while: keys whose window is over, lanes long empty. A bounded piece of work; says
+    /// Does a bounded piece of a sweep, which forgets keys whose window is over and lanes that have long been empty. Returns
     /// whether there is more.
     pub async fn sweep(&self) -> Result<bool, Error> {
         self.ask(Request::Sweep).await
     }
 
-    /// Gives the outbox up from outside, because its writer does not come back.
+    /// Gives the outbox up from outside, because its writer hangs.
     pub fn give_up(&self, why: String) {
         say_poisoned(&why);
         self.poison.set(why);
     }
 
-    /// Closes the outbox: what was asked before is done, whoever asks later gets [`Error::Closed`]. Returns once the writer has
-    /// heard of it; it ends when it has done the rest.
+    /// Closes the outbox: earlier requests are carried out, later ones get [`Error::Closed`]. Returns once the writer knows.
+    /// The writer ends when it has finished.
     pub async fn close(&self) {
         let Ok(place) = self.queue.clone().acquire_owned().await else { return };
         if self.requests.send(Queued { request: Request::Close, place }).await.is_ok() {
@@ -531,7 +531,7 @@ impl Outbox for Handle {
 
     async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
         let lost = self.ask(|answer| Request::Settle(done, answer)).await;
-        // This store is never away, so that nothing is to be asked again.
+        // This store is never away, so there is nothing to settle again.
         lost.map_err(|why| Unsettled { why, done: Vec::new() })
     }
 

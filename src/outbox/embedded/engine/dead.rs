@@ -1,4 +1,4 @@
-//! Dead letters as an operator sees and moves them.
+//! Operators' calls for dead letters.
 
 use bytes::Bytes;
 
@@ -13,18 +13,18 @@ use crate::outbox::embedded::record::{Record, encode_body};
 use crate::outbox::operator::{Cursor, Keys};
 use crate::outbox::{Appended, History, LaneId, Place};
 
-/// Records that one page looks at: a filter that fits few must not hold up the store.
+/// The most records that a page visits, so that a narrow filter does not block the store.
 const PAGE_RECORDS_MAX: usize = 1_000;
 
-/// Bytes of events that one page reads.
+/// The most bytes of events that a page reads.
 const PAGE_BYTES_MAX: usize = 2 << 20;
 
-/// Bytes, and events, that one commit of a change may move: others are served before the next.
+/// The most bytes and events that one commit moves. Other requests are served between commits.
 const PIECE_BYTES: usize = 4 << 20;
 const PIECE_EVENTS: usize = 100;
 
 impl<K: Kv> Engine<K> {
-    /// A page of dead letters. One that cannot be read stands in it with the reason.
+    /// A page of dead letters. Lists an unreadable one with the reason.
     pub fn buried(&mut self, want: &BuriedWant) -> Result<BuriedPage, Failed> {
         let mut page = BuriedPage::default();
         let (mut records, mut bytes) = (0, 0);
@@ -53,7 +53,7 @@ impl<K: Kv> Engine<K> {
         Ok(page)
     }
 
-    /// One dead letter, if it fits; the inner error is this one's.
+    /// A dead letter, if it matches. The inner error concerns only this letter.
     fn letter(
         &self,
         lane: LaneId,
@@ -77,8 +77,8 @@ impl<K: Kv> Engine<K> {
         }))
     }
 
-    /// Adds a piece of a redrive to the batch, which must be empty: what is read here, and in the three below, is what was
-    /// committed.
+    /// Adds a piece of a redrive to the batch. The batch must be empty, because this function and the three below read
+    /// committed data.
     pub fn redrive(&mut self, events: Vec<Redriven>, disk: Disk) -> Result<Piece<Redriven, Appended>, Failed> {
         in_piece(events, |redriven| Ok((self.redrive_one(&redriven, disk)?, redriven.event.cost())))
     }
@@ -136,7 +136,7 @@ impl<K: Kv> Engine<K> {
         Ok(Imported::Stored)
     }
 
-    /// What became of it, and the bytes that it took.
+    /// The result, and the bytes it needs.
     fn revive_one(&mut self, id: EventId, redrives_max: u32, disk: Disk) -> Result<(Revived, usize), Failed> {
         let lane = match self.at_rest(id)? {
             Ok(lane) => lane,
@@ -173,7 +173,7 @@ impl<K: Kv> Engine<K> {
         Ok((Revived::Stored { id: new }, cost))
     }
 
-    /// Removes a dead letter, also one that cannot be read.
+    /// Removes a dead letter, even an unreadable one.
     fn discard_letter(&mut self, id: EventId, keys: Keys) -> Result<Discarded, Failed> {
         let lane = match self.at_rest(id)? {
             Ok(lane) => lane,
@@ -193,7 +193,7 @@ impl<K: Kv> Engine<K> {
         Ok(Discarded::Done)
     }
 
-    /// The lane of a dead letter that nobody has leased; or why it is not to be touched.
+    /// The lane of a dead letter that is not leased, or why it must not be touched.
     fn at_rest(&self, id: EventId) -> Result<Result<LaneId, NotAtRest>, Failed> {
         let Some((lane_id, Place::Buried)) = self.place_of(id)? else { return Ok(Err(NotAtRest::Gone)) };
         let busy = self.lanes.get(&lane_id).is_some_and(|lane| lane.is_busy(id));
@@ -201,19 +201,19 @@ impl<K: Kv> Engine<K> {
     }
 }
 
-/// Why a dead letter is not to be touched.
+/// Why a dead letter must not be touched.
 enum NotAtRest {
     Gone,
     Leased,
 }
 
-/// What one commit did of something larger: the answers, and what is left for the next one.
+/// The progress of a larger call: the answers of one commit, and the rest.
 pub struct Piece<W, A> {
     pub answers: Vec<A>,
     pub left: Vec<W>,
 }
 
-/// Takes from the front of `work` what one commit may hold.
+/// Takes as much from the front of `work` as one commit may hold.
 fn in_piece<W, A>(work: Vec<W>, mut each: impl FnMut(W) -> Result<(A, usize), Failed>) -> Result<Piece<W, A>, Failed> {
     let (mut answers, mut bytes) = (Vec::new(), 0);
     let mut work = work.into_iter();

@@ -1,7 +1,7 @@
-//! From where on a lane's keys are worth looking for.
+//! Remembers where a lane's first keys are, to skip removed ones.
 //!
-//! A queue is emptied from its front, and the store keeps a note of what was removed until it has forgotten the key itself. A
-//! search for the first key that began at the very front would step over all those notes, each time.
+//! A queue is emptied from its front, and the store keeps tombstones of removed keys for a while. A search that starts at
+//! the front would step over all of them each time.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::outbox::embedded::kv::Failed;
 
-/// Of each kind of key (its first byte): none is below the floor.
+/// For each kind of key (its first byte): no key is below this one.
 #[derive(Debug, Default)]
 pub(super) struct Floors {
     by_kind: RefCell<BTreeMap<u8, Bytes>>,
@@ -26,7 +26,7 @@ impl Floors {
         }
     }
 
-    /// What a search finds that began at [`Floors::start`] and goes to `to`; `key` is the key of a find.
+    /// Records the result of a search from [`Floors::start`] to `to`. `key` is the key that was found.
     pub(super) fn noting<T, I: Iterator<Item = Result<T, Failed>>>(
         &self,
         mut found: I,
@@ -43,8 +43,7 @@ impl Floors {
         first.into_iter().chain(found)
     }
 
-    /// Where a search of a lane's range may begin that would begin at its start `from`, the first that a key of this kind can
-    /// be, and goes to `to`. None: there is nothing to be found.
+    /// Where a search of a lane's whole range, from `from` to `to`, may begin. `None` if there is nothing to find.
     pub(super) fn start(&self, from: &[u8], to: &[u8]) -> Option<Bytes> {
         let by_kind = self.by_kind.borrow();
         match from.first().and_then(|kind| by_kind.get(kind)) {
@@ -56,7 +55,7 @@ impl Floors {
     fn raise(&self, floor: Option<Bytes>) {
         let Some((floor, kind)) = floor.and_then(|floor| Some((floor.clone(), *floor.first()?))) else { return };
         let mut by_kind = self.by_kind.borrow_mut();
-        // A search with an earlier end has not looked as far as one before it.
+        // A search with an earlier end has seen less than a previous one.
         if by_kind.get(&kind).is_none_or(|known| *known < floor) {
             by_kind.insert(kind, floor);
         }

@@ -1,9 +1,9 @@
-//! Which keys the store surely does not remember. Most keys are new, and to look for what is not there costs a search of the
-//! whole index, and a wait for the commit of it that may be under way.
+//! Tells which keys the store certainly does not remember. Most keys are new. Looking one up costs a search of the index,
+//! and a wait for a commit of the index in progress.
 //!
-//! Holds: of a key that the store remembers, [`KeyFilter::lacks`] is never true. Each full sweep shows it all keys, so that it
-//! forgets those whose window is over; until the first it knows nothing.
-//! Limits: 10 bits of memory for each key, twice that while a sweep is under way; 1 in 100 new keys is looked for all the same.
+//! Holds: [`KeyFilter::lacks`] is never true for a remembered key. Each full sweep rebuilds the filter without the keys
+//! whose window is over. Before the first full sweep it knows nothing.
+//! Limits: 10 bits of memory for each key, twice that during a sweep. 1 in 100 new keys is looked up anyway.
 
 use fastbloom::BloomFilter;
 
@@ -13,26 +13,26 @@ const LAYER_KEYS_MIN: u64 = 1 << 16;
 
 #[derive(Debug, Default)]
 pub(super) struct KeyFilter {
-    /// Every key that the store remembers; none while that is not known.
+    /// All remembered keys. `None` while they are not known.
     all: Option<Layers>,
-    /// Those that the present sweep has come by, and those that came since it began.
+    /// The keys seen by the current sweep, and those added since it began.
     swept: Option<Layers>,
 }
 
 impl KeyFilter {
-    /// A sweep begins, of about so many keys.
+    /// A sweep of about this many keys begins.
     pub(super) fn begin(&mut self, keys: u64) {
         self.swept = Some(Layers::of(keys));
     }
 
-    /// The sweep came by a key that stays.
+    /// The sweep kept a key.
     pub(super) fn kept(&mut self, key: &[u8]) {
         if let Some(swept) = &mut self.swept {
             swept.insert(key);
         }
     }
 
-    /// The sweep has come by all keys.
+    /// The sweep has seen all keys.
     pub(super) fn complete(&mut self) {
         if let Some(swept) = self.swept.take() {
             self.all = Some(swept);
@@ -46,17 +46,17 @@ impl KeyFilter {
         }
     }
 
-    /// Whether the store surely does not remember a key.
+    /// Whether the store certainly does not remember a key.
     pub(super) fn lacks(&self, key: &[u8]) -> bool {
         self.all.as_ref().is_some_and(|all| !all.may_have(key))
     }
 }
 
-/// Filters one after the other, as a Bloom filter cannot grow: when the last is full, one as large as all before it is added.
+/// A list of Bloom filters, because one cannot grow. When the last is full, one as large as all before it is added.
 #[derive(Debug)]
 struct Layers {
     layers: Vec<BloomFilter>,
-    /// Keys for which all of them together are made.
+    /// The capacity of all filters together, in keys.
     room: u64,
     keys: u64,
 }
@@ -87,7 +87,7 @@ fn layer(keys: u64) -> BloomFilter {
     BloomFilter::with_false_pos(FALSE_POSITIVES).expected_items(usize::try_from(keys).unwrap_or(usize::MAX))
 }
 
-/// Remembered keys are digests, so their own last bytes are as good a hash as any.
+/// Remembered keys are digests, so their last bytes serve as the hash.
 fn hash(key: &[u8]) -> u64 {
     key.last_chunk().copied().map_or(0, u64::from_be_bytes)
 }

@@ -1,4 +1,4 @@
-//! One function's part of the store, as far as it is kept in memory: counts and leases, never the backlog.
+//! The in-memory part of a lane: counts and leases, never the backlog.
 
 use std::collections::BTreeMap;
 
@@ -14,35 +14,35 @@ use crate::outbox::{Count, LaneId, LaneView, Place, Spent};
 pub(super) struct Lane {
     record: LaneRecord,
     leased: BTreeMap<EventId, Held>,
-    /// How many of each state are leased, in the order of `Place::ALL`.
+    /// The number of leased events by state, in the order of `Place::ALL`.
     leased_by_place: [u64; 4],
-    /// All Ready events up to this id are leased: where the next scan may start.
+    /// All Ready events up to this id are leased, so the next scan may start here.
     ready_after: Option<EventId>,
     pub(super) floors: Floors,
-    /// Buried events, and those of them that are leased, when a change of that was told last.
+    /// The numbers of Buried and of leased Buried events when a change was last notified.
     buried_told: (u64, u64),
-    /// Since when it holds nothing; none while it does.
+    /// Since when the lane has been empty. `None` while it is not.
     pub(super) empty_since: Option<UnixMillis>,
     pub(super) version: u64,
     /// Its events could not be read for want of descriptors: nothing of it is shown or leased until all lanes are read again.
     pub(super) starved: bool,
-    /// Under which it stands among the idle lanes; none if it does not.
+    /// Its key among the idle lanes, if it is idle.
     pub(super) idle: Option<super::idle::Key>,
 }
 
-/// What must be known of a leased event to settle it.
+/// What is needed to settle a leased event.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Held {
     pub place: Place,
-    /// Its time in the due index, if it stands in one.
+    /// Its time in the due index, if it is in one.
     pub due: Option<UnixMillis>,
     pub bytes: u64,
     pub body_bytes: u32,
-    /// Its time in the index of expiry, if it stands in it.
+    /// Its time in the index of expiry, if it is in it.
     pub expires_at: Option<UnixMillis>,
-    /// Where its idempotency key is remembered, if it can come again.
+    /// Where its idempotency key is remembered, if the key can repeat.
     pub key: Option<[u8; keys::REMEMBERED_BYTES]>,
-    /// It is leased by nobody, but kept out of the way because it cannot be read.
+    /// Not leased, but set aside because it is unreadable.
     pub set_aside: bool,
 }
 
@@ -87,7 +87,7 @@ impl Lane {
         self.record.proven
     }
 
-    /// Lambda has taken an event. Says whether that is news.
+    /// Records that Lambda accepted an event. Returns whether that is new.
     pub(super) fn prove(&mut self) -> bool {
         !std::mem::replace(&mut self.record.proven, true)
     }
@@ -112,7 +112,7 @@ impl Lane {
         self.leased.contains_key(&id)
     }
 
-    /// Whether it is being attempted or shipped.
+    /// Whether the event is being attempted or shipped.
     pub(super) fn is_busy(&self, id: EventId) -> bool {
         self.leased.get(&id).is_some_and(|held| !held.set_aside)
     }
@@ -144,14 +144,14 @@ impl Lane {
         self.leased.insert(id, held);
     }
 
-    /// Ends a lease; none if there was none.
+    /// Ends a lease. `None` if there was none.
     pub(super) fn give_back(&mut self, id: EventId) -> Option<Held> {
         let held = self.leased.remove(&id)?;
         self.leased_by_place[held.place as usize] -= 1;
         Some(held)
     }
 
-    /// An id may be minted before, and committed after, one that was leased already; and a lease may be released.
+    /// Moves the start of the next scan back: an id may be committed after a later one was leased, or a lease released.
     pub(super) fn rewind(&mut self, id: EventId) {
         if self.ready_after.is_some_and(|last| id <= last) {
             self.ready_after = Some(before(id));
@@ -197,19 +197,19 @@ impl Lane {
         }
     }
 
-    /// Whether what is Buried has changed since this was asked last. Every change of it changes a count: it is leased to be shipped,
+    /// Whether the Buried events have changed since the last call. Every change shows in a count, because letters are leased
     /// and settled.
     pub(super) fn tell_buried(&mut self) -> bool {
         let buried = (self.count(Place::Buried).events, self.leased_by_place[Place::Buried as usize]);
         std::mem::replace(&mut self.buried_told, buried) != buried
     }
 
-    /// Events of a state that are not leased.
+    /// The number of events in a state that are not leased.
     fn free(&self, place: Place) -> u64 {
         self.count(place).events.saturating_sub(self.leased_by_place[place as usize])
     }
 
-    /// Acceptance of the oldest Ready or Waiting event.
+    /// When the oldest Ready or Waiting event was accepted.
     pub(super) fn oldest(&self, id: LaneId, kv: &impl Kv) -> Result<Option<UnixMillis>, Failed> {
         let mut oldest = None;
         for place in [Place::Ready, Place::Waiting] {

@@ -1,4 +1,4 @@
-//! Taking events for an attempt or a shipment.
+//! Leases events for an attempt or for shipping.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use crate::outbox::embedded::keys::{self, Due};
 use crate::outbox::embedded::kv::{Failed, Kv};
 use crate::outbox::{LaneId, LaneWant, Lease, LeaseWant, Leased, Place, Which};
 
-/// What a scan came upon: where the record is, and its place in a due index.
+/// An event found by a scan: the key of its record, and its time in a due index.
 struct Candidate {
     place: Place,
     id: EventId,
@@ -19,8 +19,8 @@ struct Candidate {
 }
 
 impl<K: Kv> Engine<K> {
-    /// Takes what is wanted, as far as it is there. Less than a lane's `events_max` means that there is no more of it, or that
-    /// `bytes_max` is used up.
+    /// Leases the wanted events, as far as they exist. Fewer than a lane's `events_max` mean that the lane has no more, or that
+    /// `bytes_max` is reached.
     pub fn lease(&mut self, want: &LeaseWant) -> Result<Vec<Leased>, Failed> {
         let mut taken = Vec::new();
         let mut bytes_left = want.bytes_max;
@@ -57,7 +57,7 @@ impl<K: Kv> Engine<K> {
                 }
             }
             wanted -= taken.len() - before;
-            // Events that cannot be read must not take the places of others.
+            // Unreadable events must not take the places of others.
             if !passed_over {
                 break;
             }
@@ -65,7 +65,7 @@ impl<K: Kv> Engine<K> {
         Ok(())
     }
 
-    /// Adds to the batch what a lease is to note of its lanes; it must be committed before the lease is answered.
+    /// Adds to the batch what a lease records for its lanes. Commit it before answering the lease.
     pub fn note_spent(&mut self, want: &LeaseWant) {
         for (id, spent) in want.lanes.iter().filter_map(|want| Some((want.lane, want.spent?))) {
             if let Some(lane) = self.lanes.get_mut(&id) {
@@ -78,7 +78,7 @@ impl<K: Kv> Engine<K> {
     fn candidates(&self, lane: LaneId, which: Which, max: usize) -> Result<Vec<Candidate>, Failed> {
         let mut found = Vec::new();
         match which {
-            // Whoever asks may not have heard of it yet.
+            // The caller may not know yet that the lane is retired.
             Which::Due | Which::Fresh if self.lanes.get(&lane).is_some_and(super::Lane::is_paused) => {}
             Which::Due => {
                 self.scan_due(Due::Attempt, lane, self.clock.now(), max, &mut found)?;
@@ -113,7 +113,7 @@ impl<K: Kv> Engine<K> {
         let Some(leases) = self.lanes.get(&lane) else { return Ok(()) };
         let (from, to) = keys::due_until(index, lane, until);
         let Some(start) = leases.floors.start(&from, &to) else { return Ok(()) };
-        // One may be found by two of its times; it must not count twice against `max`.
+        // An event may be found by two of its times. It must count only once towards `max`.
         let known: BTreeSet<EventId> = found.iter().map(|candidate| candidate.id).collect();
         for pair in leases.floors.noting(self.kv.pairs(&start, &to), &to, |(key, _)| key) {
             if found.len() >= max {
@@ -132,7 +132,7 @@ impl<K: Kv> Engine<K> {
         Ok(())
     }
 
-    /// An event that is not buried, wherever it rests.
+    /// Finds an event that is not buried, in any state.
     fn resting(&self, lane: LaneId, id: EventId) -> Result<Option<Candidate>, Failed> {
         let place = self.place_in(lane, id)?.filter(|place| *place != Place::Buried);
         Ok(place.map(|place| Candidate { place, id, due: None }))
@@ -165,11 +165,11 @@ impl<K: Kv> Engine<K> {
         Ok(())
     }
 
-    /// Leases one event; none if its bytes cannot be read: it then stays where it is, out of the way until restart, and
-    /// the log names it.
+    /// Leases one event. `None` if it is unreadable: it then stays in its state, is set aside until a restart, and the log
+    /// names it.
     fn take(&mut self, lane_id: LaneId, candidate: Candidate) -> Result<Option<Leased>, Failed> {
         let taken = self.take_unseen(lane_id, candidate)?;
-        // Also where it cannot be read: whoever plans by the view must not ask for it again.
+        // Also if it is unreadable: a plan that is made from the view must not ask for it again.
         self.touch_view(lane_id);
         Ok(taken)
     }
@@ -200,7 +200,7 @@ impl<K: Kv> Engine<K> {
         }
     }
 
-    /// Keeps an event that cannot be read out of the way until a restart; it stays where it is.
+    /// Sets an unreadable event aside until a restart. It stays in its state.
     pub(super) fn set_aside(
         &mut self,
         lane_id: LaneId,

@@ -1,12 +1,12 @@
-//! What waits for a time that a wrong clock gave it, once the clock is right.
+//! Corrects due times that came from a wrong clock, once the clock is right.
 //!
-//! A wait is a span: a retry in 30 seconds, a letter that may be shipped at once. The store keeps it as the time at which it is
-//! over, so a clock that is set back by an hour would make it an hour longer, and one that had stood ten years ahead would make it
-//! endless. What names an instant itself, a `deliver_at`, stays as it is.
+//! A wait is a duration, such as a retry in 30 seconds. The store keeps the time at which it ends. So a clock that is set
+//! back by an hour would make it an hour longer, and one that was ten years ahead would make it endless. An instant named
+//! by a client, such as `deliver_at`, stays as it is.
 //!
-//! A start also makes the letters due that their queue refused: the queue or the configuration may be another now.
+//! A start also makes letters due that their queue refused, because the queue or the configuration may have changed.
 //!
-//! Holds: a piece looks at [`PIECE_ENTRIES`] entries of the indexes by time; it runs after a start and after each step back.
+//! Holds: runs after a start and after each step back, in pieces of [`PIECE_ENTRIES`] entries of the indexes by time.
 
 use super::Engine;
 use super::read::Part;
@@ -16,18 +16,18 @@ use crate::outbox::embedded::keys::{self, Due};
 use crate::outbox::embedded::kv::{Failed, Kv};
 use crate::outbox::{History, LaneId, Place};
 
-/// Entries that one piece looks at.
+/// The most entries that one piece visits.
 const PIECE_ENTRIES: usize = 250;
 
-/// An event that is due later than this was scheduled by a wrong clock: no door takes a time that lies further ahead.
+/// An event that is due later than this was scheduled by a wrong clock: no door accepts a time further ahead.
 const AHEAD_MAX: std::time::Duration = std::time::Duration::from_secs(367 * 24 * 3_600);
 
-/// How far the mending has come.
+/// The progress of the corrections.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Mending {
-    /// Whether letters that their queue refused are due again: after a start, as the configuration may be another.
+    /// Whether refused letters become due again, which is so after a start.
     refused: bool,
-    /// The index and the key to go on from; none before the first.
+    /// The index and the key to continue from. `None` before the first.
     next: Option<(bool, LaneId, Vec<u8>)>,
 }
 
@@ -37,7 +37,7 @@ impl Mending {
     }
 }
 
-/// An entry of an index that lies ahead.
+/// An index entry with a future time.
 struct Ahead {
     lane: LaneId,
     place: Place,
@@ -45,7 +45,7 @@ struct Ahead {
 }
 
 impl<K: Kv> Engine<K> {
-    /// One piece of the mending, if there is any to be done; says whether there is more. Adds to the batch.
+    /// Does one piece of the corrections, if needed, and adds it to the batch. Returns whether there is more.
     pub(super) fn mend(&mut self) -> Result<bool, Failed> {
         let stepped = self.clock.stepped();
         if stepped < self.stepped {
@@ -53,7 +53,7 @@ impl<K: Kv> Engine<K> {
             self.mending = Some(Mending { refused, next: None });
         }
         if stepped != self.stepped {
-            // A start from before the step must not count it as time that passed.
+            // A start before the step must not count the step as elapsed time.
             self.note_time(self.clock.now());
         }
         self.stepped = stepped;
@@ -71,13 +71,13 @@ impl<K: Kv> Engine<K> {
         Ok(self.mending.is_some())
     }
 
-    /// Entries that are due later than now, and where to go on.
+    /// Entries that are due later than now, and where to continue.
     fn ahead(&self, mending: Mending, now: UnixMillis) -> Result<(Vec<Ahead>, Option<Mending>), Failed> {
         let mut found = Vec::new();
         let refused = mending.refused;
         let (from_ship, from_lane, mut start) = match mending.next {
             Some((ship, lane, key)) => (ship, lane, Some(key)),
-            // Without a step only refused letters are looked for.
+            // Without a step, only refused letters matter.
             None => (self.clock.steps().is_empty(), LaneId(0), None),
         };
         let mut seen = 0;
@@ -98,7 +98,7 @@ impl<K: Kv> Engine<K> {
                     let place =
                         if ship { Some(Place::Buried) } else { letter.first().and_then(|&letter| keys::place(letter)) };
                     let id = keys::id_of(&key).filter(|id| !leases.is_busy(*id));
-                    // The index is read before this turn's batch is committed; what the batch touches has a new time.
+                    // The index is read before this turn's batch is committed. Events in the batch already have a new time.
                     let rests =
                         |(place, id): &(Place, EventId)| self.batch.pending(&keys::event(*place, lane, *id)).is_none();
                     found.extend(place.zip(id).filter(rests).map(|(place, id)| Ahead { lane, place, id }));
@@ -108,11 +108,11 @@ impl<K: Kv> Engine<K> {
         Ok((found, None))
     }
 
-    /// A history whose times are past, so that it is not mended twice.
+    /// A history with times in the past, so that it is not corrected twice.
     fn brought_up(&self, mut history: History, now: UnixMillis) -> History {
         let last = history.last.as_mut().map(|last| &mut last.at);
         let burial = history.burial.as_mut().map(|burial| &mut burial.at);
-        // Not before the latest step: the clock may have shown that time once before, and then it would be taken for that.
+        // Not before the latest step: the clock may have shown that time twice.
         let since = self.clock.steps().latest().map_or(UnixMillis(0), |step| step.after);
         for at in last.into_iter().chain(burial).filter(|at| **at > now) {
             *at = self.clock.present(*at).max(since).min(now);
@@ -128,7 +128,7 @@ impl<K: Kv> Engine<K> {
         now: UnixMillis,
         refused: bool,
     ) -> Result<(), Failed> {
-        // An event that cannot be read is told by whoever leases it.
+        // The next lease reports an unreadable event.
         let Some(Ok(read)) = self.read_at(place, lane, id, Part::Head)? else { return Ok(()) };
         let (held, history, event) = (read.held(place), read.record.history, read.event);
         if history.due <= now {
@@ -152,7 +152,7 @@ impl<K: Kv> Engine<K> {
             }
             (Place::Ready | Place::Waiting | Place::Scheduled | Place::Buried, _) => return Ok(()),
         };
-        // An event that was attempted already still waits for the instant that it names.
+        // An event that was attempted before its `deliver_at` still waits for that instant.
         let due = match event.deliver_at {
             Some(at) if place == Place::Scheduled && at <= now.plus(AHEAD_MAX) => due.max(at),
             Some(_) | None => due,

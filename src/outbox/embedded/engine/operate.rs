@@ -1,4 +1,4 @@
-//! The operator's hand in the store. Reads the store, so what came before must be committed.
+//! Operators' calls for waiting events. They read the store, so earlier writes must be committed.
 
 use std::ops::ControlFlow;
 
@@ -28,7 +28,7 @@ impl<K: Kv> Engine<K> {
         self.touch(id);
     }
 
-    /// One piece of a purge, after `after`; says what it took and where to go on. Reads no payload.
+    /// One piece of a purge, after `after`. Returns what it removed and where to continue. Reads no payloads.
     pub fn purge_piece(&mut self, purge: &Purge, after: Option<EventId>) -> Result<(Purged, Option<EventId>), Failed> {
         let mut purged = Purged::default();
         let Some(&lane) = self.by_name.get(&purge.function) else { return Ok((purged, None)) };
@@ -57,7 +57,7 @@ impl<K: Kv> Engine<K> {
         Ok((purged, next))
     }
 
-    /// What must be known of an event to remove it, also of one that cannot be read: then there is no event.
+    /// What is needed to remove an event. There is no event if it is unreadable.
     pub(super) fn held(
         &mut self,
         lane: LaneId,
@@ -74,7 +74,7 @@ impl<K: Kv> Engine<K> {
         }
     }
 
-    /// Removes one event that waits, also one that cannot be read.
+    /// Removes one waiting event, even an unreadable one.
     pub fn cancel(&mut self, id: EventId, keys: Keys) -> Result<Touched, Failed> {
         let (lane, place) = match self.waiting(id)? {
             Ok(found) => found,
@@ -114,7 +114,7 @@ impl<K: Kv> Engine<K> {
         }
     }
 
-    /// A page of events. One that cannot be read is listed with the reason.
+    /// A page of events. Lists an unreadable one with the reason.
     pub fn list(&mut self, want: &ListWant) -> Result<Page, Failed> {
         let max = want.max.clamp(1, PAGE_MAX);
         let fits = |name: &FunctionName| want.function.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
@@ -145,7 +145,7 @@ impl<K: Kv> Engine<K> {
         Ok(page)
     }
 
-    /// Where an event rests that is neither buried nor leased; or why it is not to be touched.
+    /// The place of an event that is neither buried nor leased, or why it must not be touched.
     fn waiting(&self, id: EventId) -> Result<Result<(LaneId, Place), Touched>, Failed> {
         let Some((lane_id, place)) = self.place_of(id)? else { return Ok(Err(Touched::NotFound)) };
         if place == Place::Buried {

@@ -1,7 +1,7 @@
-//! Reading stored events: whole or only their heads, and what is done about one that cannot be read.
+//! Reads stored events, completely or only their heads, and handles unreadable ones.
 //!
-//! Holds: an event that cannot be read concerns nobody else. It is named in the log once, counted, and can be removed by its
-//! id. Only a failure of the store itself is passed on as [`Failed`].
+//! Holds: an unreadable event affects no other. It is logged once, counted, and can be removed by its id. Only a failure
+//! of the store itself is returned as [`Failed`].
 
 use std::ops::{Bound, ControlFlow};
 
@@ -16,18 +16,18 @@ use crate::outbox::embedded::record::{Record, chunk_count, decode_body};
 use crate::outbox::operator::Cursor;
 use crate::outbox::{Found, LaneId, Place};
 
-/// Unreadable events that are remembered by id, so that each is counted and logged once.
+/// The most unreadable events remembered by id, so that each is counted and logged once.
 const UNREADABLE_MAX: usize = 10_000;
 
-/// How much of an event is wanted.
+/// How much of an event to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// All but the payload.
+    /// Everything except the payload.
     Head,
     Whole,
 }
 
-/// A record that a visit came to.
+/// A visited record.
 pub(super) struct Visited<'a> {
     pub function: &'a FunctionName,
     pub place: Place,
@@ -37,16 +37,16 @@ pub(super) struct Visited<'a> {
 
 /// A stored event as it was read.
 pub(super) struct Read {
-    /// The bytes of its record.
+    /// The size of its record in bytes.
     pub record_bytes: usize,
     pub record: Record,
-    /// With an empty payload if only the head was wanted.
+    /// The payload is empty if only the head was requested.
     pub event: Event,
     pub payload_bytes: usize,
 }
 
 impl Read {
-    /// What must be known of it to rewrite or remove it, as if it had been leased.
+    /// What is needed to rewrite or remove it, as if it were leased.
     pub(super) fn held(&self, place: Place) -> Held {
         Held {
             place,
@@ -61,7 +61,7 @@ impl Read {
 }
 
 impl<K: Kv> Engine<K> {
-    /// An event, by the bytes of its record. The inner error is this one event's.
+    /// Reads an event, given the bytes of its record. The inner error concerns only this event.
     pub(super) fn read(
         &self,
         lane: LaneId,
@@ -78,7 +78,7 @@ impl<K: Kv> Engine<K> {
         let chunks = chunk_count(record.body_bytes);
         if part == Part::Head && chunks > 0 {
             let first = self.chunk(id, 0)?;
-            // What stands before the payload fits into the first chunk of every event that a door lets in.
+            // The head of every event that a door accepts fits into the first chunk.
             if let Ok(event) = decode_body(id, lane.function(), &first) {
                 let head_bytes = first.len() - event.payload.len();
                 let payload_bytes = (record.body_bytes as usize).saturating_sub(head_bytes);
@@ -108,7 +108,7 @@ impl<K: Kv> Engine<K> {
         self.kv.get(&keys::chunk(id, index))?.ok_or_else(|| damaged("a chunk is missing"))
     }
 
-    /// An event by its place. None if it is not there; the inner error is this one event's.
+    /// Reads an event by its place. `None` if it is not there. The inner error concerns only this event.
     pub(super) fn read_at(
         &self,
         place: Place,
@@ -123,7 +123,7 @@ impl<K: Kv> Engine<K> {
         }
     }
 
-    /// Where an event rests in a lane, by the store and by this batch.
+    /// The place of an event in a lane, according to the store and this batch.
     pub(super) fn place_in(&self, lane: LaneId, id: EventId) -> Result<Option<Place>, Failed> {
         for place in Place::ALL {
             let key = keys::event(place, lane, id);
@@ -138,7 +138,7 @@ impl<K: Kv> Engine<K> {
         Ok(None)
     }
 
-    /// Where an event rests, by its id alone.
+    /// The place of an event, by its id alone.
     pub(super) fn place_of(&self, id: EventId) -> Result<Option<(LaneId, Place)>, Failed> {
         for (&lane, _) in self.lanes.iter().filter(|(_, lane)| lane.function().tag() == id.function_tag()) {
             if let Some(place) = self.place_in(lane, id)? {
@@ -148,8 +148,8 @@ impl<K: Kv> Engine<K> {
         Ok(None)
     }
 
-    /// Visits the records of the functions that fit, by function and then in the order of acceptance, whatever their states
-    /// of these, until `visit` breaks off. A record that cannot be read comes with the reason.
+    /// Visits the records of matching functions in these states, by function and then in the order of acceptance, until
+    /// `visit` breaks off. An unreadable record comes with the reason.
     pub(super) fn visit(
         &self,
         after: Option<&Cursor>,
@@ -194,7 +194,7 @@ impl<K: Kv> Engine<K> {
         });
         let mut scans: Vec<_> = scans.collect();
         loop {
-            // A failure of the store sorts before every id, so that it is met at once.
+            // A failure of the store sorts before every id, so it comes first.
             let heads = scans
                 .iter_mut()
                 .enumerate()
@@ -215,7 +215,7 @@ impl<K: Kv> Engine<K> {
         self.found(id, Part::Whole)?.transpose()
     }
 
-    /// As much of an event as is wanted, by its id alone; the inner error says why it cannot be read.
+    /// Reads the wanted part of an event, by its id alone. The inner error says why it is unreadable.
     pub fn find_part(&mut self, id: EventId, part: Part) -> Result<Option<Result<Found, Failed>>, Failed> {
         let found = self.found(id, part)?;
         if let Some(Err(failed)) = &found {
@@ -234,7 +234,7 @@ impl<K: Kv> Engine<K> {
         }))
     }
 
-    /// Counts an event that cannot be read, and names it in the log, the first time that it is met.
+    /// Counts and logs an unreadable event when it is found for the first time.
     pub(super) fn note_unreadable(&mut self, id: EventId, why: &Failed) {
         if !why.passes && self.unreadable.len() < UNREADABLE_MAX && self.unreadable.insert(id) {
             tracing::error!(
@@ -269,18 +269,18 @@ impl<K: Kv> Engine<K> {
         }
     }
 
-    /// What must be known of an event to remove it, from its keys alone: nothing of it need be readable.
+    /// What is needed to remove an event, from its keys alone. Works for unreadable events.
     pub(super) fn held_by_keys(&self, lane: LaneId, place: Place, id: EventId) -> Result<Held, Failed> {
         let record_bytes = self.kv.value_bytes(&keys::event(place, lane, id))?.unwrap_or(0);
         let mut body_bytes = 0_usize;
         let mut index = 0;
-        // A body has all of its chunks: each was committed together with its record.
+        // A body has all of its chunks, because they were committed together with its record.
         while let Some(bytes) = self.kv.value_bytes(&keys::chunk(id, index))? {
             body_bytes += bytes;
             let Some(next) = index.checked_add(1) else { break };
             index = next;
         }
-        // The shortest body that has chunks is longer than any that stands in its record.
+        // The shortest body with chunks is longer than any body in a record.
         let body_bytes = u32::try_from(body_bytes).unwrap_or(u32::MAX);
         let due = match Due::of(place) {
             Some(index) => self.time_of(index, lane, id)?,
@@ -291,8 +291,7 @@ impl<K: Kv> Engine<K> {
         Ok(Held { place, due, bytes, body_bytes, expires_at, key: None, set_aside: true })
     }
 
-    /// The time under which an event stands in an index. Looks through the lane's part of it: only for an event that cannot
-    /// tell.
+    /// The time of an event in an index. Scans the lane's part of the index, so use it only for unreadable events.
     fn time_of(&self, index: Due, lane: LaneId, id: EventId) -> Result<Option<crate::clock::UnixMillis>, Failed> {
         let (from, to) = keys::due_until(index, lane, crate::clock::UnixMillis(u64::MAX - 1));
         for key in self.kv.keys(&from, &to) {
@@ -304,7 +303,7 @@ impl<K: Kv> Engine<K> {
         Ok(None)
     }
 
-    /// Removes an event that an operator has named, or forgets the lease by which it was set aside.
+    /// Removes an event that an operator named, or ends the lease that set it aside.
     pub(super) fn discard(&mut self, lane_id: LaneId, id: EventId, held: Held) {
         if let Some(lane) = self.lanes.get_mut(&lane_id)
             && lane.is_set_aside(id)

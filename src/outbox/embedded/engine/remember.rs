@@ -1,7 +1,7 @@
-//! What the store remembers of idempotency keys, and for how long.
+//! Remembers idempotency keys.
 //!
-//! Holds: the store remembers a key at least as long as it stores the event of the key, and for one window after the event
-//! has left (one window after its acceptance, if it left soon). Only an operator who removes the event ends that early.
+//! Holds: the store remembers a key as long as it stores the event, and for one window after the event has left (one window
+//! after its acceptance, if it left soon). Only an operator who removes the event can end that earlier.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::outbox::embedded::keys;
 use crate::outbox::embedded::kv::{Failed, Kv};
 use crate::outbox::embedded::record::KeyRecord;
 
-/// An event that left the store within this part of its window keeps the time that its acceptance gave its key: the common
-/// case then costs no second write of the key.
+/// If an event leaves the store within this part of its window, its key keeps the time set at acceptance. The common case
+/// then needs no second write of the key.
 const SOON_PART: u32 = 8;
 
 /// What the store knows of a key.
 pub(super) enum Known {
     Within(KeyRecord),
-    /// Its time is over, or the batch forgets it.
+    /// Its window is over, or the batch forgets it.
     Over,
     /// Neither the store nor the batch has it.
     Nowhere,
@@ -35,7 +35,7 @@ impl<K: Kv> Engine<K> {
         if keys::is_of_sdk(key) { self.settings.limits.sdk_window } else { self.settings.limits.dedupe_window }
     }
 
-    /// Whether the time of a key is over: its window counts the time that has passed, however the clock was set since.
+    /// Whether the window of a key is over. It counts elapsed time, whatever the clock was set to since.
     pub(super) fn is_over(&self, key: &[u8], known: &KeyRecord, now: UnixMillis) -> bool {
         let window = self.window(key);
         let began =
@@ -43,13 +43,13 @@ impl<K: Kv> Engine<K> {
         self.clock.present(began).plus(window) <= now
     }
 
-    /// What the store, or this batch, remembers of the key of an event.
+    /// What the store or this batch remembers about an event's key.
     pub(super) fn known_of(&self, event: &Event, key: &[u8], now: UnixMillis) -> Result<Known, Failed> {
         let name = &event.function.name;
         let known = self.known(name, key, now)?;
         let (Some(tenant), Known::Over | Known::Nowhere) = (&event.carried.tenant_id, &known) else { return Ok(known) };
-        // Versions before the tenant was a part of the scope wrote the key without it. Whose it is shows only while its
-        // event is stored; after that it counts for nobody, as a repeat is better than an event that is taken for one.
+        // Earlier versions wrote keys without the tenant. The tenant is known only while the event is stored. After that the
+        // key counts for no tenant: accepting a repeat is better than refusing a new event.
         let Some(old) = keys::remembered(name, None, &event.key) else { return Ok(known) };
         Ok(match self.known(name, &old, now)? {
             Known::Within(record) if self.tenant_of(record.first).as_ref() == Some(tenant) => Known::Within(record),
@@ -57,10 +57,10 @@ impl<K: Kv> Engine<K> {
         })
     }
 
-    /// What the store, or this batch, remembers of a key.
+    /// What the store or this batch remembers about a key.
     pub(super) fn known(&self, function: &FunctionName, key: &[u8], now: UnixMillis) -> Result<Known, Failed> {
         let Some(known) = self.key_record(key)? else {
-            // Also over is one that is there and cannot be read.
+            // An unreadable key counts as over.
             let forgotten = self.batch.pending(key).is_some()
                 || (!self.key_filter.lacks(key) && self.kv.value_bytes(key)?.is_some());
             return Ok(if forgotten { Known::Over } else { Known::Nowhere });
@@ -70,8 +70,8 @@ impl<K: Kv> Engine<K> {
         Ok(if within { Known::Within(known) } else { Known::Over })
     }
 
-    /// The record of a key in this batch or in the store. One that cannot be read counts for nothing: the next event of its
-    /// key is accepted, and remembered anew.
+    /// The record of a key in this batch or in the store. An unreadable one is ignored: the next event with its key is
+    /// accepted and remembered.
     fn key_record(&self, key: &[u8]) -> Result<Option<KeyRecord>, Failed> {
         let stored;
         let bytes = match self.batch.pending(key) {
@@ -93,7 +93,7 @@ impl<K: Kv> Engine<K> {
         }
     }
 
-    /// Whether an event is stored in one of these lanes, or will be by this batch.
+    /// Whether an event is stored in one of these lanes, or will be after this batch.
     pub(super) fn stores(&self, lanes: &[LaneId], id: EventId) -> Result<bool, Failed> {
         for &lane in lanes {
             if self.place_in(lane, id)?.is_some() {
@@ -105,11 +105,11 @@ impl<K: Kv> Engine<K> {
 
     /// The tenant of a stored event.
     fn tenant_of(&self, id: EventId) -> Option<String> {
-        // An event that cannot be read is told by whoever wants the event itself.
+        // Callers that need the event itself report that it is unreadable.
         self.find(id).ok().flatten().and_then(|found| found.event.carried.tenant_id)
     }
 
-    /// Remembers the key of an event that is about to be stored. `was` is what is known of the key.
+    /// Remembers the key of an event that is about to be stored. `was` is what is known about the key.
     pub(super) fn remember(&mut self, key: Vec<u8>, was: &Known, first: EventId, fingerprint: [u8; 16]) {
         let expires_at = self.clock.now().plus(self.window(&key));
         let record = KeyRecord { first, fingerprint, expires_at }.encode();
@@ -121,8 +121,7 @@ impl<K: Kv> Engine<K> {
         self.keys += u64::from(!matches!(was, Known::Within(_)));
     }
 
-    /// Remembers the key of an event that came back from the dead or was taken in, unless the key has become another
-    /// event's meanwhile.
+    /// Remembers the key of a redriven or imported event, unless the key belongs to another event by now.
     pub(super) fn remember_again(&mut self, event: &Event) -> Result<(), Failed> {
         let name = &event.function.name;
         let Some(key) = keys::remembered(name, event.carried.tenant_id.as_deref(), &event.key) else { return Ok(()) };
@@ -138,7 +137,7 @@ impl<K: Kv> Engine<K> {
         Ok(())
     }
 
-    /// Forgets the key of an event that an operator removes, so that the same key can be sent and stored again.
+    /// Forgets the key of an event that an operator removes, so that an event with the same key is stored again.
     pub(super) fn forget(&mut self, event: &Event) -> Result<(), Failed> {
         let name = &event.function.name;
         let tenant = event.carried.tenant_id.as_deref();
@@ -164,8 +163,7 @@ impl<K: Kv> Engine<K> {
         Ok(())
     }
 
-    /// An event leaves the store, delivered or shipped: its key is remembered for one window from now, if the event did not
-    /// leave soon.
+    /// An event leaves the store, delivered or shipped. Unless it left soon, its key is remembered for one window from now.
     pub(super) fn outlive(&mut self, id: EventId, key: Option<[u8; keys::REMEMBERED_BYTES]>) -> Result<(), Failed> {
         let Some(key) = key else { return Ok(()) };
         let now = self.clock.now();

@@ -1,4 +1,4 @@
-//! Writing what became of leased events.
+//! Writes the results of leased events.
 
 use super::lane::Held;
 use super::{Engine, account, unreadable};
@@ -9,7 +9,7 @@ use crate::outbox::embedded::record::{Record, chunk_count};
 use crate::outbox::{Count, History, LaneId, Lease, Place, Settlement};
 
 impl<K: Kv> Engine<K> {
-    /// Adds settlements to the batch, and gives the leases that were not held (any more): the first settlement decided.
+    /// Adds settlements to the batch. Returns the leases that were not held, for example because they were settled already.
     pub fn settle(&mut self, done: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Failed> {
         let mut lost = Vec::new();
         for (lease, settlement) in done {
@@ -67,15 +67,15 @@ impl<K: Kv> Engine<K> {
         self.touch(lane_id);
     }
 
-    /// A record that must be there; the inner error is this one event's.
+    /// Reads a record that must exist. The inner error concerns only this event.
     fn record(&self, key: &[u8]) -> Result<Result<Record, Failed>, Failed> {
         let missing = || Failed::of_value("settling an event", "its record is missing");
         let bytes = self.kv.get(key).and_then(|bytes| bytes.ok_or_else(missing));
         Failed::apart(bytes.and_then(|b| Record::decode(&b).map_err(|e| unreadable("settling an event", &e))))
     }
 
-    /// Moves an event to `place` with a new history; its chunks stay where they are. One whose record cannot be read stays
-    /// where it is, out of the way.
+    /// Moves an event to `place` with a new history. Its chunks do not move. An unreadable event stays in its state and is
+    /// set aside.
     pub(super) fn rewrite(
         &mut self,
         lane_id: LaneId,

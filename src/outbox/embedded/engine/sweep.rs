@@ -1,4 +1,4 @@
-//! Forgetting what is only remembered for a while, a bounded piece at a time.
+//! Sweeps remembered keys whose window is over, one bounded piece at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,25 +9,25 @@ use crate::outbox::embedded::keys;
 use crate::outbox::embedded::kv::{Failed, Kv};
 use crate::outbox::embedded::record::KeyRecord;
 
-/// Keys looked at in one piece of a sweep.
+/// The most keys that one piece of a sweep visits.
 const PIECE_KEYS: usize = 1_000;
 
-/// Keys of one piece whose time is over, at most: for each the sweep looks whether its event is still stored.
+/// The most keys in one piece whose window is over. For each, the sweep checks whether its event is still stored.
 const PIECE_SEARCHES: usize = 250;
 
-/// How far the present sweep has come.
+/// The progress of the current sweep.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// The key to go on from; none before the first.
+    /// The key to continue from. `None` before the first.
     next: Option<Vec<u8>>,
-    /// Keys seen and kept so far.
+    /// The keys kept so far.
     kept: u64,
     /// Events that were removed unread before it began: it forgets their keys.
     forgetting: BTreeSet<EventId>,
 }
 
 impl<K: Kv> Engine<K> {
-    /// One piece of a sweep; says whether there is more of it. Adds to the batch.
+    /// Does one piece of a sweep and adds it to the batch. Returns whether there is more.
     pub fn sweep(&mut self) -> Result<bool, Failed> {
         if self.mend()? {
             return Ok(true);
@@ -39,7 +39,7 @@ impl<K: Kv> Engine<K> {
         let from = self.sweep.next.take().unwrap_or_else(|| {
             self.key_filter.begin(self.keys);
             self.sweep.forgetting = std::mem::take(&mut self.forgetting);
-            // The scan below does not see what this turn has added.
+            // The scan below does not see this turn's additions.
             let added =
                 self.batch.writes().filter(|(key, value)| value.is_some() && start[..] <= **key && **key < end[..]);
             added.for_each(|(key, _)| self.key_filter.kept(key));
@@ -48,11 +48,11 @@ impl<K: Kv> Engine<K> {
         for pair in self.kv.pairs(&from, &end) {
             let (key, value) = pair?;
             let known = value.ok().and_then(|value| KeyRecord::decode(&value).ok());
-            // One that cannot be read means nothing any more.
+            // An unreadable key is useless.
             let over = known
                 .is_none_or(|known| self.is_over(&key, &known, now) || self.sweep.forgetting.contains(&known.first));
             seen += 1;
-            // One that was used again in this turn has a new record, which only the batch knows.
+            // A key used again in this turn has a new record, which only the batch has.
             let over = over && self.batch.pending(&key).is_none();
             let lanes = over.then(|| lanes.get_or_insert_with(|| self.lanes_by_tag()));
             let of_tag = |known: &KeyRecord| lanes.and_then(|lanes| lanes.get(&known.first.function_tag()));
@@ -71,7 +71,7 @@ impl<K: Kv> Engine<K> {
         }
         let more = last.is_some() && (seen == PIECE_KEYS || expired.len() + outlived.len() >= PIECE_SEARCHES);
         for (key, known) in outlived {
-            // It is then looked at once a window, not by every sweep.
+            // So it is checked once a window, not by every sweep.
             self.key_filter.kept(&key);
             let expires_at = now.plus(self.window(&key));
             self.batch.put(key, KeyRecord { expires_at, ..known }.encode());
@@ -91,7 +91,7 @@ impl<K: Kv> Engine<K> {
         Ok(false)
     }
 
-    /// The lanes by the tag of their function, which ids of events repeat.
+    /// The lanes by the tag of their function, which event ids contain.
     fn lanes_by_tag(&self) -> BTreeMap<u16, Vec<LaneId>> {
         let mut lanes: BTreeMap<u16, Vec<LaneId>> = BTreeMap::new();
         for (&id, lane) in &self.lanes {

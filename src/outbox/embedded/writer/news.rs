@@ -1,12 +1,12 @@
-//! What the writer tells whoever waits: that lanes have changed, or that the store is lost.
+//! Notifies waiters that lanes have changed, or that the store is lost.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
-/// The version that the store has come to. Who waits for a later one is woken in turn: a watch channel of tokio leaves the
-/// order to chance, and the simulation could not repeat itself.
+/// The current version of the store. Waiters for a later one are woken in order. tokio's watch channel wakes them in
+/// random order, which would make the simulation irreproducible.
 #[derive(Default)]
 pub(super) struct News {
     version: AtomicU64,
@@ -22,7 +22,7 @@ impl News {
 
     pub(super) async fn after(&self, since: u64) {
         loop {
-            // Before the look at the version: it hears of all that is told from here on.
+            // Registered before the version is read, so that it misses no notification.
             let told = self.told.notified();
             if self.version.load(Ordering::Acquire) > since {
                 return;
@@ -66,7 +66,7 @@ impl Poison {
 
     pub(super) async fn wait(&self) -> String {
         loop {
-            // Before the look: it hears of all that is told from here on.
+            // Registered before the check, so that it misses no notification.
             let told = self.told.notified();
             if let Some(why) = self.get() {
                 return why.clone();

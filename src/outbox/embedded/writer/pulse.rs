@@ -1,8 +1,8 @@
-//! Telling a writer that hangs from one that is only slow.
+//! Distinguishes a writer that hangs from one that is slow.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// How far the writer has come, for whoever watches it from outside.
+/// The writer's progress, for a watcher on another thread.
 #[derive(Debug, Default)]
 pub(super) struct Pulse {
     at_work: AtomicBool,
@@ -15,7 +15,7 @@ impl Pulse {
         self.at_work.store(true, Ordering::Release);
     }
 
-    /// A piece of work is done: a commit is durable, or a reader has its answer.
+    /// Records that a piece of work is done: a commit is durable, or a read is answered.
     pub(super) fn beat(&self) {
         self.beats.fetch_add(1, Ordering::Release);
     }
@@ -24,15 +24,16 @@ impl Pulse {
         self.at_work.store(false, Ordering::Release);
     }
 
-    /// The beats so far; none if the writer has nothing to do.
+    /// The number of beats. `None` while the writer is idle.
     pub(super) fn read(&self) -> Option<u64> {
         self.at_work.load(Ordering::Acquire).then(|| self.beats.load(Ordering::Acquire))
     }
 }
 
-/// Counts the looks at a writer that found it at the same piece of work.
+/// Counts consecutive checks that found the writer at the same piece of work.
 ///
-/// It counts looks and not time: while this process, or its whole machine, is stopped, the clock may go on, but nobody looks.
+/// It counts checks instead of time: while the process or the machine is stopped, the clock may advance, but no checks
+/// are made.
 #[derive(Debug, Default)]
 pub struct Watch {
     last: Option<u64>,
@@ -40,7 +41,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Takes a look; gives how many looks before it found the writer at the same piece of work.
+    /// Makes a check. Returns the number of earlier checks that found the writer at the same piece of work.
     pub fn look(&mut self, pulse: Option<u64>) -> u32 {
         self.looks = if pulse.is_some() && pulse == self.last { self.looks + 1 } else { 0 };
         self.last = pulse;
