@@ -15,6 +15,7 @@ use sendoff::event::{Event, EventId};
 use sendoff::ingest::Settings;
 use sendoff::ingest::door::Door;
 use sendoff::ingest::rules::{KeyExpression, Rule, Rules};
+use sendoff::ingest::sigv4::{Claim, sha256};
 use sendoff::metrics::Metrics;
 use sendoff::outbox::{
     Appended, Census, Changes, Error, Found, Health, History, LaneNews, Lease, LeaseWant, Leases, Outbox, Place,
@@ -50,6 +51,13 @@ impl Bench {
     /// before it is left out. What is no HTTP never reaches the door. Gives the status, if it was asked at all.
     pub fn check(&self, input: &[u8]) -> Option<u16> {
         let request = read(input)?;
+        if let Some((head, ())) = read(input).map(|request| request.map(drop).into_parts()) {
+            // No door of this kind verifies signatures; reading them must not panic either.
+            let skew = Duration::from_secs(u64::from(u32::MAX));
+            if let Ok(Some(claim)) = Claim::read(&head, UnixMillis(1_790_000_000_000), skew) {
+                assert!(!claim.holds(b"a secret that nobody has signed with", &sha256(input)));
+            }
+        }
         let before = self.kept.forget_all_but_the_first();
         let native = request.uri().path().starts_with("/v1/");
         let answer = self.runtime.block_on(async {

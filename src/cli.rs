@@ -33,6 +33,8 @@ pub mod admin_client;
 
 mod https;
 
+pub mod auth;
+
 mod out;
 
 mod arguments;
@@ -104,6 +106,7 @@ enum Command {
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
     Status(status::Options),
+    Auth(auth::Options),
     Healthcheck(healthcheck::Options),
     Drain(drain::Options),
     Completions(completions::Options),
@@ -153,6 +156,7 @@ pub fn main() -> ExitCode {
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),
         Command::Status(options) => status::run(options, &environment),
+        Command::Auth(options) => auth::run(&options),
         Command::Healthcheck(options) => healthcheck::run(options, &environment),
         Command::Drain(options) => drain::run(options, &environment),
         Command::Completions(options) => completions::run(options),

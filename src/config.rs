@@ -46,6 +46,8 @@ pub mod listen;
 
 pub mod tls;
 
+mod clients;
+
 mod unix;
 
 pub use problem::{Origin, Problem, Problems};
@@ -60,6 +62,8 @@ pub struct Config {
     /// `None` means that every listener speaks plain HTTP.
     pub tls: Option<tls::Tls>,
     pub ingest: ingest::Settings,
+    /// Who may call the ingest listener.
+    pub clients: ingest::client::Clients,
     /// The limits of calls that are passed through to Lambda. `None` means that such calls are refused.
     pub passthrough: Option<ingest::passthrough::Limits>,
     pub rules: ingest::rules::Rules,
@@ -207,7 +211,7 @@ mod tests {
   s.toml:2: state_dri: unknown key
       did you mean `state_dir`?
   s.toml:5: listen.ingest = "0.0.0.0:9477": not a loopback address
-      callers are not authenticated: whoever reaches the port uses sendoff's own rights; if the network around is trusted, set listen.allow_unauthenticated_remote = true
+      whoever reaches the port uses sendoff's own rights: set tls.cert, tls.key and auth.ingest = "required", or, if the network around is trusted, listen.allow_unauthenticated_remote = true
   s.toml:6: listen.header_timeout = "30": not a duration
       write it like "500ms", "30s", "5m" or "6h"
   s.toml:9: outbox.bytes_max = "10 gigs": not a size

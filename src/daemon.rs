@@ -48,7 +48,7 @@ mod descriptors;
 
 mod ending;
 
-mod tls;
+mod followed;
 
 use ending::{AdminParts, OpenStore, Running};
 use listeners::Listeners;
@@ -141,6 +141,7 @@ impl Clients {
 pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     // Before a port is taken: a file that cannot be used is a wrong configuration, whoever has the ports.
     config.tls.as_ref().map(|tls| tls.files.load()).transpose()?;
+    config.clients.load()?;
     let mut signals =
         Signals::catch_all().map_err(|source| Error::System { doing: "listening for signals", source })?;
     let running = tokio::select! {
@@ -173,7 +174,8 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let operator = Admin::<Store>::new(readiness.clone(), metrics.clone(), clock.clone());
     let (admin_address, health_address) = (address(&admin)?, health.as_ref().map(address).transpose()?);
     let parts = AdminParts::default();
-    let tls = tls::secured(&config, &clock, &metrics, &reload, &parts, &vital)?;
+    let tls = followed::secured(&config, &clock, &metrics, reload.signals(), &parts, &vital)?;
+    let clients = followed::clients(&config, &clock, &metrics, reload.signals(), &parts, &vital)?;
     let status = Status::new(operator.clone(), reload.level().clone());
     let routes = operator.router().merge(status.router());
     let routes = guarded(routes, guard(&config, &metrics, &parts.tasks));
@@ -215,10 +217,10 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let server = server.cut_by(stop.working.clone());
     let closed = Door::new(outbox, clock, metrics, settings).leaving(door.clone());
     let closed = closed.marked(shared.hop()).ruled(config.rules.clone()).called(config.listen.ingest_hosts.clone());
-    let opened = closed.passing(passthrough, config.passthrough.clone());
+    let opened = closed.passing(passthrough, config.passthrough.clone()).knowing(clients);
     let accepting = || stop.accepting.clone();
     for unix in unix.listeners.drain(..) {
-        let serving = server.clone().serve(unix, opened.clone().called(Hosts::any()).service());
+        let serving = server.clone().serve(unix, opened.clone().called(Hosts::any()).behind_a_file().service());
         vital.spawn_endless(&door, "ingest", accepting(), serving);
     }
     for ingest in ingest {

@@ -33,6 +33,10 @@ pub mod pattern;
 
 pub mod passthrough;
 
+pub mod sigv4;
+
+pub mod client;
+
 pub mod door;
 
 /// The limits of the ingest listener, and the names that count as the daemon's own.

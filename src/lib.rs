@@ -30,6 +30,8 @@ pub mod admin;
 
 pub mod follow;
 
+pub mod auth;
+
 pub mod http;
 
 pub mod config;

@@ -101,6 +101,12 @@ metrics! {
         "Calls passed through to Lambda that Lambda answered.";
     ingest_connections: IntGauge() = "sendoff_ingest_connections",
         "Open connections to the ingest listeners.";
+    ingest_client_requests: IntCounterVec("client") = "sendoff_ingest_client_requests_total",
+        "Requests by known clients, accepted and refused ones.";
+    ingest_client_refused: IntCounterVec("client", "reason") = "sendoff_ingest_client_refused_total",
+        "Requests that were refused, by client; `unknown` is everybody else. Counted if clients are configured.";
+    auth_reload_failures: IntCounter() = "sendoff_auth_reload_failures_total",
+        "Changes of files of secrets that could not be used; the secrets before stay in service.";
     tls_certificate_expiry_timestamp_seconds: Gauge() = "sendoff_tls_certificate_expiry_timestamp_seconds",
         "When the certificate of the listeners expires, Unix time; 0 without TLS.";
     tls_reload_failures: IntCounter() = "sendoff_tls_reload_failures_total",

@@ -18,7 +18,7 @@ pub const TARGET: &str = "sendoff::trace";
 
 /// A span for one request, from its head to its answer.
 pub fn request(headers: &HeaderMap) -> Span {
-    let span = tracing::debug_span!(target: TARGET, "request", event_id = Empty, status = Empty);
+    let span = tracing::debug_span!(target: TARGET, "request", event_id = Empty, client = Empty, status = Empty);
     if !span.is_disabled() {
         join(&span, header(headers).as_deref().and_then(Ids::of));
     }
@@ -28,6 +28,11 @@ pub fn request(headers: &HeaderMap) -> Span {
 /// Records the id of the request's event, new or repeated, in the current span. A batch has no id of its own.
 pub fn set_event(id: EventId) {
     Span::current().record("event_id", display(id));
+}
+
+/// Records the client that makes the request in the current span.
+pub fn is_by(client: &str) {
+    Span::current().record("client", client);
 }
 
 /// Logs that an event of the request is stored, or was known already.

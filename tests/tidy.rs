@@ -18,7 +18,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("outbox", &["event", "clock", "metrics", "plural"]),
     // it opens the engines that it tests
     ("outbox::conformance", &["event", "clock", "metrics", "outbox::embedded"]),
-    ("ingest", &["event", "clock", "hop", "metrics", "trace", "outbox", "http", "shutdown", "plural"]),
+    (
+        "ingest",
+        &["auth", "follow", "event", "clock", "hop", "metrics", "trace", "outbox", "http", "shutdown", "plural"],
+    ),
     ("dispatch", &["event", "clock", "metrics", "trace", "outbox", "shutdown", "backoff"]),
     ("deadletter", &["event", "clock", "metrics", "outbox", "shutdown", "backoff", "plural"]),
     // what serves a stage knows that stage
@@ -33,6 +36,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     // around them
     ("backoff", &["clock"]),
     ("follow", &["clock"]),
+    ("auth", &["readable"]),
     ("http", &["clock", "follow", "readable"]),
     ("shutdown", &[]),
     ("visible", &[]),
@@ -51,6 +55,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "config",
         &[
+            "auth",
+            "follow",
             "event",
             "clock",
             "hop",
@@ -95,6 +101,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "auth",
             "event",
             "clock",
             "config",

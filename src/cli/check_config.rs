@@ -31,7 +31,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME", requires = "online", value_parser = super::arguments::function)]
     function: Vec<String>,
     /// Look at nothing of this machine: not the state directory, the addresses to listen on, the place of the Unix socket, nor files of
-    /// certificates. For a check on another machine than the daemon's
+    /// certificates and secrets. For a check on another machine than the daemon's
     #[arg(long)]
     skip_state_dir: bool,
 }
@@ -58,7 +58,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     }
     let mut exit = Exit::Unavailable;
     if !options.skip_state_dir
-        && let Err(bad) = certificate(&config, &mut said)
+        && let Err(bad) = certificate(&config, &mut said).and_then(|()| secrets(&config))
     {
         exit = Exit::Configuration;
         problems.push(bad);
@@ -96,6 +96,11 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             Err(Failure::saying(Exit::Failed, format!("{said} missing: see above")))
         }
     }
+}
+
+/// Whether the secrets of clients can be read. The error is why not.
+fn secrets(config: &Config) -> Result<(), String> {
+    config.clients.load().map(drop).map_err(|bad| bad.to_string())
 }
 
 /// Whether the listeners' certificate can be served. The error says why not.

@@ -1,7 +1,7 @@
 //! `sendoff send`: sends one Event invocation to the ingest listener, as an application does.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use super::arguments::{self, Url};
 use super::https::{Connector, Trust, connector, trouble};
 use super::url::{base, endpoint_of, percent};
 use super::{Exit, Failure, out};
+use crate::auth::secret;
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{self, Environment, Flags};
 use crate::event::PAYLOAD_BYTES_MAX;
@@ -67,6 +68,9 @@ pub struct Options {
     /// daemon, its own certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// File whose first line is the secret by which the daemon knows this client (clients.NAME.token_file)
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Exists only for its error message
     #[arg(long, hide = true, value_parser = Url(not_the_admin_listener))]
     admin: Option<String>,
@@ -95,7 +99,10 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     };
     let connector = connector(&endpoint, &trust)?;
     let payload = payload(options.payload.as_deref())?;
-    let request = request(&endpoint, &options, payload)?;
+    let mut request = request(&endpoint, &options, payload)?;
+    if let Some(path) = &options.token_file {
+        request.headers_mut().insert(header::AUTHORIZATION, bearer(path)?);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -112,6 +119,17 @@ fn not_the_admin_listener(_: &str) -> Result<String, String> {
     Err("it names the admin listener, which other commands speak to; `send` speaks to the ingest listener, as an \
          application does: give --endpoint, as in --endpoint http://127.0.0.1:9477"
         .to_owned())
+}
+
+/// The header that shows the first secret of a file.
+fn bearer(path: &Path) -> Result<HeaderValue, Failure> {
+    let unusable =
+        |why: String| Failure::saying(Exit::Failed, format!("cannot use the token of {}: {why}", path.display()));
+    let secrets = secret::read(path).map_err(unusable)?;
+    let text = secrets.first().map(|secret| [b"Bearer ", secret.expose()].concat()).unwrap_or_default();
+    let mut value = HeaderValue::from_bytes(&text).map_err(|error| unusable(error.to_string()))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// A time in RFC 3339.

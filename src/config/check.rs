@@ -7,7 +7,7 @@ use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Log, LogFormat};
-use super::{endpoint, level, listen, outside, passthrough, patterns, queue, rules, tls};
+use super::{clients, endpoint, level, listen, outside, passthrough, patterns, queue, rules, tls};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::PAYLOAD_BYTES_MAX;
@@ -30,8 +30,10 @@ pub fn check(values: Values, environment: &Environment) -> (Option<Config>, Valu
 /// Reads every key, even after a problem. `None` means that at least one value is unusable.
 fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let state_dir = state_dir(r, environment);
-    let listen = listen::read(r);
     let tls = tls::read(r);
+    let required = clients::required(r);
+    let on_tls = tls.iter().flatten().any(|tls| tls.on_ingest);
+    let listen = listen::read(r, on_tls && required == Some(true));
     let own = listen::own_addresses(r);
 
     let region = region(r, "lambda.region", environment);
@@ -47,6 +49,8 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let outside = outside::read(r, environment);
     let ingest = ingest(r, region);
     patterns::read(r, own_region.as_deref());
+    let has_authority = tls.iter().flatten().any(|tls| tls.files.client_ca.is_some());
+    let clients = clients::read(r, own_region.as_deref(), required, has_authority);
     let passthrough = passthrough::read(r);
     let rules = rules::read(r);
     let outbox = outbox(r);
@@ -64,6 +68,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         listen: listen?,
         tls: tls?,
         ingest: ingest?,
+        clients: clients?,
         passthrough: passthrough?,
         rules: rules?,
         outbox: outbox?,

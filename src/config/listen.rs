@@ -6,7 +6,8 @@ use super::read::Reader;
 use super::{Listen, unix};
 use crate::http::host::Hosts;
 
-pub fn read(r: &mut Reader) -> Option<Listen> {
+/// `is_guarded`: every caller of the ingest listener must be a known client, and TLS keeps what proves that from others.
+pub fn read(r: &mut Reader, is_guarded: bool) -> Option<Listen> {
     let ingest = r.addresses("listen.ingest");
     let admin = r.address("listen.admin");
     let unix = unix::read(r);
@@ -14,11 +15,16 @@ pub fn read(r: &mut Reader) -> Option<Listen> {
     let ingest_hosts = hosts(r, "listen.ingest_hosts");
     let admin_hosts = hosts(r, "listen.admin_hosts");
     let remote_allowed = r.boolean("listen.allow_unauthenticated_remote")?;
+    let of_ingest = "whoever reaches the port uses sendoff's own rights: set tls.cert, tls.key and auth.ingest = \"required\", \
+                     or, if the network around is trusted, listen.allow_unauthenticated_remote = true";
+    let of_admin = "callers are not authenticated: whoever reaches the port uses sendoff's own rights; if the network around \
+                    is trusted, set listen.allow_unauthenticated_remote = true";
     let is_remote = |address: &SocketAddr| !address.ip().to_canonical().is_loopback();
-    for (key, addresses) in [("listen.ingest", ingest.as_deref()), ("listen.admin", admin.as_slice().into())] {
-        if addresses.unwrap_or_default().iter().any(is_remote) && !remote_allowed {
-            let hint = "callers are not authenticated: whoever reaches the port uses sendoff's own rights; if the network \
-                        around is trusted, set listen.allow_unauthenticated_remote = true";
+    for (key, addresses, is_guarded, hint) in [
+        ("listen.ingest", ingest.as_deref(), is_guarded, of_ingest),
+        ("listen.admin", admin.as_slice().into(), false, of_admin),
+    ] {
+        if addresses.unwrap_or_default().iter().any(is_remote) && !is_guarded && !remote_allowed {
             r.refuse::<()>(key, "not a loopback address", Some(hint));
         }
     }

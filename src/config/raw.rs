@@ -3,7 +3,7 @@
 //! `config/sendoff.toml` is the lowest layer. It also defines which keys exist and their types. This module does not
 //! know what a key means; `check` does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
@@ -61,12 +61,21 @@ pub struct Entry {
     pub is_live: bool,
 }
 
-/// All keys in effect: first in the order of the defaults file, then those of `[functions]` in the order of the file.
+/// Families of tables that the user names: `[functions."orders-*"]`, `[clients.orders]`.
+const FAMILIES: [&str; 2] = [FUNCTIONS, CLIENTS];
+pub const FUNCTIONS: &str = "functions";
+pub const CLIENTS: &str = "clients";
+
+/// The keys of a table of `[clients]`. None has a default in the defaults file.
+const CLIENT_KEYS: [&str; 7] =
+    ["functions", "calls", "path_token_file", "token_file", "access_key_id", "secret_file", "san"];
+
+/// All keys in effect: first in the order of the defaults file, then those of the families in the order of the file.
 #[derive(Debug, Clone, Default)]
 pub struct Values {
     entries: Vec<Entry>,
-    /// The patterns of `[functions]`, in order, each with its table's key.
-    functions: Vec<(String, String)>,
+    /// Of each family the names of its tables, in order, each with its table's key.
+    tables: BTreeMap<&'static str, Vec<(String, String)>>,
 }
 
 impl Values {
@@ -76,7 +85,12 @@ impl Values {
 
     /// The patterns of `[functions]` in file order, each with its table's key: `orders-*` and `functions."orders-*"`.
     pub fn functions(&self) -> &[(String, String)] {
-        &self.functions
+        self.tables(FUNCTIONS)
+    }
+
+    /// The names of a family's tables in file order, each with its table's key.
+    pub fn tables(&self, family: &str) -> &[(String, String)] {
+        self.tables.get(family).map(Vec::as_slice).unwrap_or_default()
     }
 
     pub fn find(&self, key: &str) -> Option<&Entry> {
@@ -94,7 +108,8 @@ impl Values {
 
     /// Replaces the patterns of `[functions]`, in their order.
     pub(super) fn rename_functions(&mut self, patterns: impl IntoIterator<Item = String>) {
-        for ((pattern, _), new) in self.functions.iter_mut().zip(patterns) {
+        let tables = self.tables.get_mut(FUNCTIONS).into_iter().flatten();
+        for ((pattern, _), new) in tables.zip(patterns) {
             *pattern = new;
         }
     }
@@ -113,34 +128,38 @@ impl Values {
             return Ok(());
         }
         let Some(kind) = self.kind(path) else { return Err(self.unknown(path, key, origin)) };
-        let value = written.typed_as(kind);
-        if let [functions, pattern, _] = path {
-            let table = dotted(&[functions.clone(), pattern.clone()]);
-            if !self.functions.iter().any(|(_, known)| *known == table) {
-                self.functions.push((pattern.clone(), table));
+        let value = written.typed_as(&kind);
+        if let (Some(family), [_, name, _]) = (family(path), path) {
+            let table = dotted(&path[..2]);
+            let tables = self.tables.entry(family).or_default();
+            if !tables.iter().any(|(_, known)| *known == table) {
+                tables.push((name.clone(), table));
             }
         }
         self.set(key, value, origin);
         Ok(())
     }
 
-    /// The default of a key, which shows its type. `None` means that the key does not exist.
-    fn kind(&self, path: &[String]) -> Option<&Value> {
-        let model = match path {
-            [functions, _, name] if functions == "functions" => overridable(name),
-            _ => dotted(path),
-        };
-        self.find(&model).map(|entry| &entry.value)
+    /// A value of the type that a key takes; none if there is no such key.
+    fn kind(&self, path: &[String]) -> Option<Value> {
+        let default = |key: &str| self.find(key).map(|entry| entry.value.clone());
+        match (family(path), path) {
+            (Some(FUNCTIONS), [_, _, name]) => default(&overridable(name)),
+            (Some(_), [_, _, name]) if CLIENT_KEYS.contains(&name.as_str()) => Some(match name.as_str() {
+                "calls" => Value::Boolean(false),
+                _ => Value::Text(String::new()),
+            }),
+            (Some(_), _) => None,
+            (None, _) => default(&dotted(path)),
+        }
     }
 
     fn is_table(&self, path: &[String]) -> bool {
-        match path {
-            [functions] | [functions, _] if functions == "functions" => true,
-            _ => {
-                let table = format!("{}.", dotted(path));
-                self.entries.iter().any(|entry| entry.key.starts_with(&table))
-            }
+        if family(path).is_some() {
+            return path.len() < 3;
         }
+        let table = format!("{}.", dotted(path));
+        self.entries.iter().any(|entry| entry.key.starts_with(&table))
     }
 
     fn unknown(&self, path: &[String], key: String, origin: Origin) -> Problem {
@@ -148,12 +167,16 @@ impl Values {
             let hint = Some(format!("write its keys below a line [{key}]"));
             return Problem { origin, subject: Some(key), why: "is a table, not a key".to_owned(), hint };
         }
-        let near = match path {
-            [functions, pattern, name] if functions == "functions" => near_misses(name, self.overridables())
-                .into_iter()
-                .map(|near| dotted(&[functions.clone(), pattern.clone(), near.to_owned()]))
-                .collect::<Vec<_>>(),
-            _ => {
+        let near = match (family(path), path) {
+            (Some(family), [first, table, name]) => {
+                let known: Vec<&str> =
+                    if family == FUNCTIONS { self.overridables().collect() } else { CLIENT_KEYS.to_vec() };
+                near_misses(name, known.into_iter())
+                    .into_iter()
+                    .map(|near| dotted(&[first.clone(), table.clone(), near.to_owned()]))
+                    .collect::<Vec<_>>()
+            }
+            (_, _) => {
                 let keys = self.entries.iter().map(|entry| entry.key.as_str());
                 near_misses(&key, keys).into_iter().map(str::to_owned).collect()
             }
@@ -165,6 +188,12 @@ impl Values {
     fn overridables(&self) -> impl Iterator<Item = &str> + Clone {
         self.entries.iter().filter_map(|entry| entry.key.strip_prefix("delivery.")).chain(["queue_url"])
     }
+}
+
+/// The family that a path is in.
+fn family(path: &[String]) -> Option<&'static str> {
+    let first = path.first()?;
+    FAMILIES.into_iter().find(|family| family == first)
 }
 
 /// The key that a key of `[functions."pattern"]` overrides.
@@ -236,8 +265,9 @@ pub fn layered(file: Option<Document<'_>>, environment: &Environment, flags: &Fl
 }
 
 fn lay_environment(values: &mut Values, environment: &Environment, problems: &mut Vec<Problem>) {
-    // A variable's name cannot contain a pattern.
-    let keys = values.entries.iter().map(|entry| &entry.key).filter(|key| !key.starts_with("functions."));
+    // Patterns do not fit into the names of variables, and so no table of a family has any.
+    let is_of_family = |key: &str| FAMILIES.iter().any(|family| key.split('.').next() == Some(family));
+    let keys = values.entries.iter().map(|entry| &entry.key).filter(|key| !is_of_family(key));
     let variables: Vec<(String, String)> = keys.map(|key| (variable(key), key.clone())).collect();
     for (name, value) in environment.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
         let origin = Origin::Environment(name.to_owned());

@@ -27,6 +27,10 @@ const SCARCE_BYTES_MIN: usize = 4 * 1024;
 /// that is still writing when the connection closes would see a reset instead of the answer, and retry in vain.
 const DISCARD_BYTES_MAX: u64 = 6_291_456;
 
+/// The same for a caller without rights: more than most bodies have, and for how long.
+const STRANGER_BYTES_MAX: u64 = 64 << 10;
+const STRANGER_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// Why a body was not read to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unread {
@@ -123,19 +127,27 @@ fn make_room(payload: &mut Vec<u8>, more: usize, most: usize, permit: &mut Permi
 
 /// Reads and discards the rest of a body, within limits, so that the client reads its answer. Not while memory is
 /// scarce, because the request keeps some memory meanwhile.
-pub async fn discard<B: Body>(mut body: Pin<&mut B>, time_max: Duration, permit: &Permit) {
+pub async fn discard<B: Body>(body: Pin<&mut B>, time_max: Duration, permit: &Permit) {
     if body.is_end_stream() || body.size_hint().lower() > DISCARD_BYTES_MAX || permit.is_scarce() {
         return;
     }
-    let rest = async {
-        let mut read = 0_u64;
-        while let Some(Ok(frame)) = body.frame().await {
-            read += frame.into_data().map_or(0, |data| data.remaining() as u64);
-            if read > DISCARD_BYTES_MAX {
-                return;
-            }
-        }
-    };
     // The answer follows in either case.
-    timeout(time_max, rest).await.unwrap_or_default();
+    timeout(time_max, discard_to(body, DISCARD_BYTES_MAX)).await.unwrap_or_default();
+}
+
+/// Like [`discard`] for a caller without rights: so little that it needs no permit.
+pub async fn discard_little<B: Body>(body: Pin<&mut B>) {
+    if body.size_hint().lower() <= STRANGER_BYTES_MAX {
+        timeout(STRANGER_TIME_MAX, discard_to(body, STRANGER_BYTES_MAX)).await.unwrap_or_default();
+    }
+}
+
+async fn discard_to<B: Body>(mut body: Pin<&mut B>, bytes_max: u64) {
+    let mut read = 0_u64;
+    while let Some(Ok(frame)) = body.frame().await {
+        read += frame.into_data().map_or(0, |data| data.remaining() as u64);
+        if read > bytes_max {
+            return;
+        }
+    }
 }

@@ -25,6 +25,7 @@ use crate::http::host::Hosts;
 use crate::ingest::Settings;
 use crate::ingest::admission::{Admission, Crowded, Permit};
 use crate::ingest::body::{self, Unread};
+use crate::ingest::client::Caller;
 use crate::ingest::events_api::{AcceptedEvent, Draft};
 use crate::ingest::lambda_api::{InvocationType, Invoke, read_head};
 use crate::ingest::passthrough::{self, Gate, Off, Passed, Passthrough};
@@ -37,10 +38,13 @@ use crate::trace;
 
 mod browser;
 
+mod identity;
+
 mod native;
 
 mod pass;
 
+use identity::Known;
 use native::{json, native_refusal, written};
 
 pub const KEY_SOURCE: HeaderName = HeaderName::from_static("x-sendoff-key-source");
@@ -69,6 +73,7 @@ pub struct Door<O, P = Off> {
     rules: Arc<Rules>,
     hosts: Arc<Hosts>,
     hop: Hop,
+    known: Known,
     shared: Arc<Shared>,
     /// Runs the appends whose clients have left.
     leftovers: TaskTracker,
@@ -98,14 +103,14 @@ impl<O: Outbox> Door<O> {
         let (search, health) = (Mutex::default(), HealthLog::default());
         let shared = Arc::new(Shared { clock, metrics, settings, admission, search, health });
         let (rules, hosts, hop, leftovers) = (Arc::default(), Arc::default(), Hop::nameless(), TaskTracker::new());
-        Self { outbox, gate: None, rules, hosts, hop, shared, leftovers }
+        Self { outbox, gate: None, rules, hosts, hop, known: Known::default(), shared, leftovers }
     }
 
     /// Passes calls that are not Events to Lambda, within `limits`. Without limits, refuses them.
     pub fn passing<P: Passthrough>(self, passthrough: P, limits: Option<passthrough::Limits>) -> Door<O, P> {
         let gate = limits.map(|limits| Gate::new(passthrough, limits));
-        let Self { outbox, gate: _, rules, hosts, hop, shared, leftovers } = self;
-        Door { outbox, gate, rules, hosts, hop, shared, leftovers }
+        let Self { outbox, gate: _, rules, hosts, hop, known, shared, leftovers } = self;
+        Door { outbox, gate, rules, hosts, hop, known, shared, leftovers }
     }
 
     /// Sets the rules for keys.
@@ -158,24 +163,34 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     }
 
     async fn answer<B: Body>(&self, request: Request<B>) -> Answer {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let mut body = pin!(body);
+        let (caller, unidentified) = match self.caller(&mut head) {
+            Ok(caller) => (caller, None),
+            Err(refusal) => (Caller::Anyone, Some(refusal)),
+        };
         let native = head.uri.path().starts_with("/v1/");
         let answer = if let Err(refusal) = browser::check(&head, &self.hosts) {
             Err(refusal)
         } else if let Some(by) = self.hop.find(&head.headers) {
             Err(Refusal::Looped { by })
+        } else if let Some(refusal) = unidentified {
+            Err(refusal)
         } else if native {
-            self.native(&head, body.as_mut()).await
+            self.native(&head, &caller, body.as_mut()).await
         } else {
-            self.lambda(&head, body.as_mut()).await
+            self.lambda(&head, &caller, body.as_mut()).await
         };
         match answer {
             Ok(answer) => answer,
             Err(refusal) => {
                 self.note(&refusal);
+                self.note_refused(&caller, &refusal);
                 // A client that waits for "100 Continue" has not begun to send. Reading would ask it to.
-                if refusal.leaves_body() && !head.headers.contains_key(EXPECT) {
+                let waits = head.headers.contains_key(EXPECT);
+                if refusal.is_of_a_stranger() && !waits {
+                    body::discard_little(body).await;
+                } else if refusal.leaves_body() && !waits {
                     // Only while this takes no memory from others.
                     if let Ok(permit) = self.shared.admission.admit(&head) {
                         body::discard(body, self.shared.settings.body_timeout, &permit).await;
@@ -188,20 +203,28 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         }
     }
 
-    async fn lambda<B: Body>(&self, head: &Head, body: Pin<&mut B>) -> Result<Answer, Refusal> {
+    async fn lambda<B: Body>(&self, head: &Head, caller: &Caller, body: Pin<&mut B>) -> Result<Answer, Refusal> {
         let invoke = match (read_head(head, &self.shared.settings), &self.gate) {
             (Err(Refusal::UnknownOperation), Some(gate)) if gate.limits.others.take(&head.method, head.uri.path()) => {
-                return self.pass_other(gate, head, body).await;
+                self.may_pass(caller, head)?;
+                return self.pass_other(gate, head, caller, body).await;
             }
             (read, _) => read?,
         };
+        self.may_invoke(caller, &invoke)?;
         match invoke.invocation_type {
-            InvocationType::Event => Ok(self.accept(head, invoke, body).await?.response().map(Either::Left)),
-            InvocationType::RequestResponse | InvocationType::DryRun => self.pass(head, invoke, body).await,
+            InvocationType::Event => Ok(self.accept(head, caller, invoke, body).await?.response().map(Either::Left)),
+            InvocationType::RequestResponse | InvocationType::DryRun => self.pass(head, caller, invoke, body).await,
         }
     }
 
-    async fn accept<B: Body>(&self, head: &Head, invoke: Invoke, body: Pin<&mut B>) -> Result<Accepted, Refusal> {
+    async fn accept<B: Body>(
+        &self,
+        head: &Head,
+        caller: &Caller,
+        invoke: Invoke,
+        body: Pin<&mut B>,
+    ) -> Result<Accepted, Refusal> {
         let Shared { settings, admission, .. } = &*self.shared;
         content::is_plain(&head.headers)?;
         let limit = invoke.payload_max;
@@ -209,6 +232,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let payload = body::read(body, limit, settings.body_timeout, &mut permit)
             .await
             .map_err(|unread| self.unread(unread, |bytes| Refusal::PayloadTooLarge { bytes, limit: limit as u64 }))?;
+        caller.prove(&payload).map_err(Refusal::Unidentified)?;
         check_payload(&payload)?;
         let Invoke { function, carried, keys, payload_max, .. } = invoke;
         let draft = Draft { function, carried, keys, payload, deliver_at: None, expires_at: None, payload_max };
@@ -373,6 +397,8 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             | Refusal::HostUnknown { .. }
             | Refusal::Looped { .. }
             | Refusal::MethodNotAllowed { .. }
+            | Refusal::Unidentified(_)
+            | Refusal::NotAllowed(_)
             | Refusal::BatchTooLarge { .. }
             | Refusal::EventUnknown { .. }
             | Refusal::Invalid(_)

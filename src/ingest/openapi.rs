@@ -94,6 +94,10 @@ fn forms(schema: &mut RefOr<Schema>) -> Option<[&mut Object; 2]> {
         (status = 207, description = "Some events of a batch are refused; each line has its own status (EventAnswer)",
          content((String = "application/x-ndjson"))),
         (status = 400, description = "Not an event", body = ErrorBody, content_type = "application/json"),
+        (status = 401, description = "Not a known client, where that is required", body = ErrorBody,
+         content_type = "application/json"),
+        (status = 403, description = "The client may not use the function", body = ErrorBody,
+         content_type = "application/json"),
         (status = 408, description = "The body did not come in time", body = ErrorBody, content_type = "application/json"),
         (status = 413, description = "Payload or batch too large", body = ErrorBody, content_type = "application/json"),
         (status = 422, description = "The key is another event's", body = ErrorBody, content_type = "application/json"),
@@ -114,6 +118,8 @@ fn take_events() {}
     responses(
         (status = 200, description = "It is stored", body = EventState),
         (status = 400, description = "Not the id of an event", body = ErrorBody, content_type = "application/json"),
+        (status = 401, description = "Not a known client, where that is required", body = ErrorBody,
+         content_type = "application/json"),
         (status = 404, description = "Not stored, or no more", body = ErrorBody, content_type = "application/json"),
         (status = 503, description = "The outbox cannot say", body = ErrorBody, content_type = "application/json"),
     )

@@ -12,6 +12,8 @@ use crate::event::check::{Invalid, echo};
 use crate::event::{EventId, KeySource};
 use crate::hop::Marked;
 use crate::ingest::admission::Crowded;
+use crate::ingest::client::Unidentified;
+use crate::ingest::sigv4::Flaw;
 use crate::plural::agree;
 
 pub const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
@@ -40,6 +42,10 @@ pub enum Refusal {
     MethodNotAllowed {
         allow: &'static str,
     },
+    /// The caller is no known client.
+    Unidentified(Unidentified),
+    /// The client may not do this.
+    NotAllowed(NotAllowed),
     Invalid(Invalid),
     /// The body is compressed or otherwise encoded, as `header` says.
     Encoded {
@@ -108,6 +114,18 @@ pub enum Refusal {
     },
 }
 
+/// What a client may not do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotAllowed {
+    pub client: String,
+    /// Lambda's name of the permission.
+    pub action: &'static str,
+    /// The function, or the path of the operation, shortened by [`echo`].
+    pub resource: String,
+    /// The key of the client's table that would allow it.
+    pub key: &'static str,
+}
+
 /// The fixed part of a refusal.
 struct Shape {
     status: StatusCode,
@@ -133,7 +151,12 @@ impl Refusal {
     }
 
     /// All values of [`Refusal::reason`].
-    pub const REASONS: [&str; 23] = [
+    pub const REASONS: [&str; 28] = [
+        "no-credentials",
+        "unknown-credentials",
+        "bad-signature",
+        "malformed-signature",
+        "not-allowed",
         "unknown-operation",
         "from-browser",
         "host-unknown",
@@ -162,6 +185,11 @@ impl Refusal {
     /// The label in `sendoff_ingest_refused_total` and in the log, one of a few words.
     pub fn reason(&self) -> &'static str {
         self.shape().reason
+    }
+
+    /// Whether the caller has no right to what it asks for. Such a refusal must cost little.
+    pub fn is_of_a_stranger(&self) -> bool {
+        matches!(self, Self::Unidentified(_) | Self::NotAllowed(_))
     }
 
     /// Whether the client may still be sending the body. Reading the rest then lets it see the answer.
@@ -217,6 +245,8 @@ impl Refusal {
             | Self::HostUnknown { .. }
             | Self::Looped { .. }
             | Self::MethodNotAllowed { .. }
+            | Self::Unidentified(_)
+            | Self::NotAllowed(_)
             | Self::BatchTooLarge { .. }
             | Self::EventUnknown { .. }
             | Self::Invalid(_)
@@ -262,6 +292,22 @@ impl Refusal {
             Self::MethodNotAllowed { .. } => {
                 user(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowedException", "method-not-allowed")
             }
+            Self::Unidentified(unidentified) => {
+                let (code, reason) = match unidentified {
+                    Unidentified::Missing => ("MissingAuthenticationTokenException", "no-credentials"),
+                    Unidentified::Unknown => ("UnrecognizedClientException", "unknown-credentials"),
+                    Unidentified::Flawed(Flaw::Malformed(_)) => ("IncompleteSignatureException", "malformed-signature"),
+                    Unidentified::Flawed(Flaw::Mismatch | Flaw::Expired { .. } | Flaw::Early { .. }) => {
+                        ("InvalidSignatureException", "bad-signature")
+                    }
+                };
+                Shape { fault: None, ..user(StatusCode::FORBIDDEN, code, reason) }
+            }
+            Self::NotAllowed(_) => Shape {
+                fault: None,
+                text_field: "Message",
+                ..user(StatusCode::FORBIDDEN, "AccessDeniedException", "not-allowed")
+            },
             Self::Invalid(Invalid::Fields(_)) => {
                 Shape { fault: None, ..user(StatusCode::BAD_REQUEST, "ValidationException", "validation") }
             }
@@ -329,6 +375,15 @@ impl Refusal {
                 }
             ),
             Self::MethodNotAllowed { allow } => format!("this path takes {allow} only"),
+            Self::Unidentified(Unidentified::Missing) => "Missing Authentication Token".to_owned(),
+            Self::Unidentified(Unidentified::Unknown) => {
+                "The security token included in the request is invalid.".to_owned()
+            }
+            Self::Unidentified(Unidentified::Flawed(flaw)) => flaw.message(),
+            Self::NotAllowed(NotAllowed { client, action, resource, key }) => format!(
+                "User: sendoff/{client} is not authorized to perform: {action} on resource: {resource} because \
+                 clients.{client}.{key} in sendoff's configuration does not allow it"
+            ),
             Self::BatchTooLarge { limit } => format!("a batch is at most {limit}: send it in parts"),
             Self::EventUnknown { id } => {
                 format!("event {id} is not stored: it was never accepted, or it is delivered, shipped or purged")
@@ -467,6 +522,62 @@ mod tests {
         ];
         for (refusal, status, code, body) in known {
             assert!(Refusal::REASONS.contains(&refusal.reason()), "{}", refusal.reason());
+            assert_eq!(parts(&refusal).await, (status, code.to_owned(), body));
+        }
+    }
+
+    #[tokio::test]
+    async fn strangers_are_refused_in_lambdas_words_to_the_byte() {
+        let known = [
+            (
+                Refusal::Unidentified(Unidentified::Missing),
+                403,
+                "MissingAuthenticationTokenException",
+                r#"{"message":"Missing Authentication Token"}"#.to_owned(),
+            ),
+            (
+                Refusal::Unidentified(Unidentified::Unknown),
+                403,
+                "UnrecognizedClientException",
+                r#"{"message":"The security token included in the request is invalid."}"#.to_owned(),
+            ),
+            (
+                Refusal::Unidentified(Unidentified::Flawed(Flaw::Mismatch)),
+                403,
+                "InvalidSignatureException",
+                r#"{"message":"The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key and signing method. Consult the service documentation for details."}"#.to_owned(),
+            ),
+            (
+                Refusal::Unidentified(Unidentified::Flawed(Flaw::Expired {
+                    at: "20240522T115159Z".into(),
+                    now: UnixMillis(1_716_379_819_000),
+                    skew: Duration::from_secs(300),
+                })),
+                403,
+                "InvalidSignatureException",
+                r#"{"message":"Signature expired: 20240522T115159Z is now earlier than 20240522T120519Z (20240522T121019Z - 5 min.)"}"#.to_owned(),
+            ),
+            (
+                Refusal::Unidentified(Unidentified::Flawed(Flaw::Malformed("Authorization header requires 'Signature' parameter.".into()))),
+                403,
+                "IncompleteSignatureException",
+                r#"{"message":"Authorization header requires 'Signature' parameter."}"#.to_owned(),
+            ),
+            (
+                Refusal::NotAllowed(NotAllowed {
+                    client: "orders".into(),
+                    action: "lambda:InvokeFunction",
+                    resource: "mails".into(),
+                    key: "functions",
+                }),
+                403,
+                "AccessDeniedException",
+                r#"{"Message":"User: sendoff/orders is not authorized to perform: lambda:InvokeFunction on resource: mails because clients.orders.functions in sendoff's configuration does not allow it"}"#.to_owned(),
+            ),
+        ];
+        for (refusal, status, code, body) in known {
+            assert!(Refusal::REASONS.contains(&refusal.reason()), "{}", refusal.reason());
+            assert!(refusal.is_of_a_stranger());
             assert_eq!(parts(&refusal).await, (status, code.to_owned(), body));
         }
     }

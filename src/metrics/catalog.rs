@@ -34,6 +34,7 @@ impl Kind {
 
 /// What each label says, and what bounds its values.
 const LABELS: &[(&str, &str)] = &[
+    ("client", "name of a table of `[clients]`, or `unknown`"),
     ("code", "error code of SQS, or `unshippable`, `unreachable`, `unanswered`"),
     (
         "function",

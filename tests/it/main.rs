@@ -64,3 +64,5 @@ mod check_config;
 mod tls;
 
 mod idempotent;
+
+mod identity;

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::request::Parts as Head;
 use http::{Method, Response, StatusCode};
 use http_body_util::{Either, Full};
@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::{Answer, Door, UNAVAILABLE_RETRY};
 use crate::event::EventId;
 use crate::ingest::admission::{BESIDE_BODY_BYTES, EVENT_BYTES, Permit, SLOT_BYTES};
+use crate::ingest::client::Caller;
 use crate::ingest::events_api::{
     BATCH_BYTES_MAX, BATCH_EVENTS_MAX, EventAnswer, EventState, RefusedEvent, is_batch, lines, read_event,
 };
@@ -26,7 +27,12 @@ const BATCH_BESIDE_TEXT: u64 = BESIDE_BODY_BYTES + BATCH_EVENTS_MAX as u64 * EVE
 
 impl<O: Outbox, P: Passthrough> Door<O, P> {
     /// Answers a request below `/v1/`.
-    pub(super) async fn native<B: Body>(&self, head: &Head, body: Pin<&mut B>) -> Result<Answer, Refusal> {
+    pub(super) async fn native<B: Body>(
+        &self,
+        head: &Head,
+        caller: &Caller,
+        body: Pin<&mut B>,
+    ) -> Result<Answer, Refusal> {
         let route = head.uri.path().strip_prefix("/v1/").ok_or(Refusal::UnknownOperation)?;
         let of = |method: &Method, allow: &'static str| {
             if head.method == *method { Ok(()) } else { Err(Refusal::MethodNotAllowed { allow }) }
@@ -35,23 +41,29 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         match route.split_once('/') {
             None if route == "events" => {
                 of(&Method::POST, "POST")?;
-                self.take_events(head, body, admit()?).await
+                self.take_events(head, caller, body, admit()?).await
             }
             None if route == "openapi.json" => {
                 of(&Method::GET, "GET")?;
+                caller.prove(b"").map_err(Refusal::Unidentified)?;
                 Ok(json(StatusCode::OK, Bytes::from_static(openapi::document().as_bytes()), admit()?))
             }
             Some(("events", id)) => {
                 of(&Method::GET, "GET")?;
-                self.show_event(id, admit()?).await
+                caller.prove(b"").map_err(Refusal::Unidentified)?;
+                self.show_event(id, caller, admit()?).await
             }
             Some(_) | None => Err(Refusal::UnknownOperation),
         }
     }
 
-    async fn show_event(&self, id: &str, permit: Permit) -> Result<Answer, Refusal> {
+    async fn show_event(&self, id: &str, caller: &Caller, permit: Permit) -> Result<Answer, Refusal> {
         let id: EventId = id.parse().map_err(|_| Refusal::content("not the id of an event".to_owned()))?;
         match self.outbox.find_head(id).await {
+            // To others it is as if there were none.
+            Ok(Some(found)) if self.may_use(caller, &found.event.function.name).is_err() => {
+                Err(Refusal::EventUnknown { id })
+            }
             Ok(Some(found)) => Ok(json(StatusCode::OK, written(&EventState::from(found)), permit)),
             Ok(None) => Err(Refusal::EventUnknown { id }),
             Err(error) => Err(self.unavailable(&error)),
@@ -61,6 +73,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     async fn take_events<B: Body>(
         &self,
         head: &Head,
+        caller: &Caller,
         body: Pin<&mut B>,
         mut permit: Permit,
     ) -> Result<Answer, Refusal> {
@@ -72,12 +85,14 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let bytes = body::read(body, limit, settings.body_timeout, &mut permit)
             .await
             .map_err(|unread| self.unread(unread, |_| Refusal::BatchTooLarge { limit: format!("{limit} bytes") }))?;
+        caller.prove(&bytes).map_err(Refusal::Unidentified)?;
         let text = std::str::from_utf8(&bytes).map_err(|error| Refusal::content(error.to_string()))?;
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         // The parsed fields take at most as much as the text, besides the fixed memory of each event.
         permit.grow(bytes.len() as u64).map_err(|crowded| self.crowded(crowded))?;
         if !is_batch(content_type, text) {
             let draft = read_event(text, &bytes, Some(&head.headers), self.shared.clock.now(), settings)?;
+            self.may_use(caller, &draft.function.name)?;
             let (accepted, permit) = self.append(draft, permit).await?;
             return Ok(accepted.native_response(permit));
         }
@@ -93,7 +108,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             return Err(Refusal::content(why.to_owned()));
         }
         permit.grow(events as u64 * EVENT_BYTES).map_err(|crowded| self.crowded(crowded))?;
-        let (answers, permit) = self.append_batch(text, &bytes, permit).await?;
+        let (answers, permit) = self.append_batch(text, &bytes, caller, permit).await?;
         Ok(batch_response(&answers, permit))
     }
 
@@ -103,6 +118,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         &self,
         text: &str,
         bytes: &Bytes,
+        caller: &Caller,
         permit: Permit,
     ) -> Result<(Vec<EventAnswer>, Permit), Refusal> {
         let now = self.shared.clock.now();
@@ -110,6 +126,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let mut sources = Vec::new();
         for line in lines(text) {
             let draft = read_event(line, bytes, None, now, &self.shared.settings);
+            let draft = draft.and_then(|draft| self.may_use(caller, &draft.function.name).map(|()| draft));
             sources.push(draft.and_then(|draft| self.carry(self.event(draft)?)).map(|event| {
                 let source = (event.id, event.key.source, event.function.name.clone());
                 events.push(event);
@@ -132,6 +149,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
                 Ok(accepted) => EventAnswer::Accepted(accepted.into()),
                 Err(refusal) => {
                     self.note(&refusal);
+                    self.note_refused(caller, &refusal);
                     EventAnswer::Refused(RefusedEvent::from(&refusal))
                 }
             }
@@ -179,14 +197,25 @@ impl AsRef<[u8]> for Untaken {
     }
 }
 
-/// Where the native door differs from Lambda's: a conflict of keys is 422 (draft-ietf-httpapi-idempotency-key-header).
+/// Where the native door differs from Lambda's: a conflict of keys is 422 (draft-ietf-httpapi-idempotency-key-header), and
+/// a caller that is not known gets 401.
 pub(super) fn native_refusal(refusal: &Refusal, mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
     *response.status_mut() = native_status(refusal, response.status());
+    if response.status() == StatusCode::UNAUTHORIZED {
+        // RFC 9110, section 11.6.1.
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     response
 }
 
 pub(super) fn native_status(refusal: &Refusal, lambdas: StatusCode) -> StatusCode {
-    if matches!(refusal, Refusal::Conflict { .. }) { StatusCode::UNPROCESSABLE_ENTITY } else { lambdas }
+    if matches!(refusal, Refusal::Conflict { .. }) {
+        StatusCode::UNPROCESSABLE_ENTITY
+    } else if matches!(refusal, Refusal::Unidentified(_)) {
+        StatusCode::UNAUTHORIZED
+    } else {
+        lambdas
+    }
 }
 
 impl From<&Refusal> for RefusedEvent {

@@ -11,6 +11,7 @@ use hyper::body::Body;
 use super::{Answer, CROWDED_RETRY, Door, UNAVAILABLE_RETRY};
 use crate::http::peer::Peer;
 use crate::ingest::body;
+use crate::ingest::client::Caller;
 use crate::ingest::lambda_api::Invoke;
 use crate::ingest::passthrough::{
     AnswerBody, CALL_BYTES_MAX, CALL_TIME_MAX, Call, Failed, Gate, Operation, Other, Passed, Passthrough, forwarded,
@@ -24,6 +25,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     pub(super) async fn pass<B: Body>(
         &self,
         head: &Head,
+        caller: &Caller,
         invoke: Invoke,
         body: Pin<&mut B>,
     ) -> Result<Answer, Refusal> {
@@ -31,7 +33,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let Invoke { operation, function, payload_max, .. } = invoke;
         let headers = forwarded(&head.headers);
         let call = |payload| gate.passthrough.call(Call { operation, function, headers, payload });
-        self.through(gate, head, body, payload_max, call).await
+        self.through(gate, (head, caller), body, payload_max, call).await
     }
 
     /// The same for an operation that does not invoke.
@@ -39,18 +41,19 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         &self,
         gate: &Gate<P>,
         head: &Head,
+        caller: &Caller,
         body: Pin<&mut B>,
     ) -> Result<Answer, Refusal> {
         let target = head.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
         let (method, headers) = (head.method.clone(), forwarded(&head.headers));
         let other = |payload| gate.passthrough.other(Other { method, target, headers, payload });
-        self.through(gate, head, body, CALL_BYTES_MAX, other).await
+        self.through(gate, (head, caller), body, CALL_BYTES_MAX, other).await
     }
 
     async fn through<B: Body, F: Future<Output = Result<Response<AnswerBody>, Failed>>>(
         &self,
         gate: &Gate<P>,
-        head: &Head,
+        (head, caller): (&Head, &Caller),
         body: Pin<&mut B>,
         limit: usize,
         call: impl FnOnce(Bytes) -> F,
@@ -65,6 +68,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let payload = body::read(body, limit, time_max, &mut permit)
             .await
             .map_err(|unread| self.unread(unread, |_| Refusal::CallTooLarge { limit: limit as u64 }))?;
+        caller.prove(&payload).map_err(Refusal::Unidentified)?;
         let mut time_is_up = Box::pin(self.shared.clock.sleep(CALL_TIME_MAX));
         let mut gone = Box::pin(gone(head));
         let answer = tokio::select! {

@@ -18,6 +18,8 @@ use crate::outbox::{
     Place, Settlement, Unsettled,
 };
 
+mod identity;
+
 mod memory;
 
 mod native;

@@ -16,25 +16,30 @@ use super::*;
 pub(super) fn client(endpoint_url: &str, attempts_max: u32) -> Client {
     let connector =
         aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
-    with(endpoint_url, attempts_max, connector)
+    with(endpoint_url, attempts_max, connector, ("AKIDEXAMPLE", "secret"))
 }
 
 /// A client that trusts the authorities in this PEM alone, and calls once.
 pub fn client_trusting(endpoint_url: &str, authorities: &[u8]) -> Client {
+    client_as(endpoint_url, authorities, ("AKIDEXAMPLE", "secret"))
+}
+
+/// The same, with a key and its secret.
+pub fn client_as(endpoint_url: &str, authorities: &[u8], key: (&str, &str)) -> Client {
     let trust = TrustStore::empty().with_pem_certificate(authorities);
     let tls = TlsContext::builder().with_trust_store(trust).build().unwrap();
     let connector = aws_smithy_http_client::Builder::new()
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
         .tls_context(tls)
         .build_https();
-    with(endpoint_url, 1, connector)
+    with(endpoint_url, 1, connector, key)
 }
 
-fn with(endpoint_url: &str, attempts_max: u32, connector: SharedHttpClient) -> Client {
+fn with(endpoint_url: &str, attempts_max: u32, connector: SharedHttpClient, (id, secret): (&str, &str)) -> Client {
     let config = aws_sdk_lambda::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(python::REGION))
-        .credentials_provider(Credentials::new("AKIDEXAMPLE", "secret", None, None, "test"))
+        .credentials_provider(Credentials::new(id, secret, None, None, "test"))
         .endpoint_url(endpoint_url)
         .http_client(connector)
         .retry_config(RetryConfig::standard().with_max_attempts(attempts_max))

@@ -1,7 +1,9 @@
-//! TLS of the listeners, and the task that follows the certificate's files.
+//! Files that the daemon follows: the certificate of the listeners, and the secrets of clients.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
 
 use super::Error;
 use super::ending::AdminParts;
@@ -11,8 +13,8 @@ use crate::config::Config;
 use crate::follow::Follower;
 use crate::http::tls::Tls;
 use crate::http::tls::pair::{Files, Pair};
+use crate::ingest::client::Directory;
 use crate::metrics::Metrics;
-use crate::reload::Reload;
 
 /// TLS for each listener. `None` means plain HTTP.
 #[derive(Default)]
@@ -26,7 +28,7 @@ pub(super) fn secured(
     config: &Config,
     clock: &Clock,
     metrics: &Arc<Metrics>,
-    reload: &Reload,
+    reload: watch::Receiver<u64>,
     parts: &AdminParts,
     vital: &Vital,
 ) -> Result<Secured, Error> {
@@ -53,7 +55,7 @@ pub(super) fn secured(
         // Probes present no certificate.
         admin: tls.on_admin.then(|| of(false)),
     };
-    let following = follower.run(reload.signals(), parts.stop.clone());
+    let following = follower.run(reload, parts.stop.clone());
     vital.spawn_endless(&parts.tasks, "certificate", parts.stop.clone(), following);
     Ok(secured)
 }
@@ -63,4 +65,25 @@ fn warn(files: &Files, pair: &Pair, clock: &Clock) {
         let (expired, cert) = (pair.expires.rfc3339(), files.cert.display());
         tracing::error!(expired, %cert, "the TLS certificate has expired: clients refuse it");
     }
+}
+
+/// The clients of the ingest listener, with their secrets; none if nobody is to be told from others.
+pub(super) fn clients(
+    config: &Config,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+    reload: watch::Receiver<u64>,
+    parts: &AdminParts,
+    vital: &Vital,
+) -> Result<Option<watch::Receiver<Arc<Directory>>>, Error> {
+    let clients = config.clients.clone();
+    if !clients.matter() {
+        return Ok(None);
+    }
+    let failures = metrics.auth_reload_failures.clone();
+    let follower = Follower::new("secrets of clients", clock.clone(), failures, move || clients.load())?;
+    let directory = follower.value();
+    let following = follower.run(reload, parts.stop.clone());
+    vital.spawn_endless(&parts.tasks, "secrets", parts.stop.clone(), following);
+    Ok(Some(directory))
 }

@@ -1,0 +1,216 @@
+//! Who may call the ingest listener: `[auth]`, and the tables of `[clients]`.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::raw::CLIENTS;
+use super::read::{Reader, Zero};
+use crate::event::Pattern;
+use crate::event::name::Home;
+use crate::ingest::client::{Client, Clients, Ways};
+use crate::ingest::pattern::canonical;
+
+/// Every request is compared with the secrets of all of them.
+const CLIENTS_MAX: usize = 1_000;
+
+/// The name of a client, in characters; it is a label of metrics.
+const NAME_CHARS_MAX: usize = 64;
+
+/// What real access keys have at least and at most (IAM's API model).
+const KEY_ID_CHARS: std::ops::RangeInclusive<usize> = 16..=128;
+
+/// Beyond this, a recorded request could be repeated for too long.
+const SKEW_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// Whether every caller of `ingest` must be a known client.
+pub fn required(r: &mut Reader) -> Option<bool> {
+    r.word("auth.ingest", &[("none", false), ("required", true)])
+}
+
+/// `region` is the daemon's own; `has_authority` says that certificates of clients count.
+pub fn read(r: &mut Reader, region: Option<&str>, required: Option<bool>, has_authority: bool) -> Option<Clients> {
+    let skew = r.duration("auth.skew", Zero::Refused);
+    if skew.is_some_and(|skew| skew > SKEW_MAX) {
+        r.refuse::<()>("auth.skew", "more than 15m, the most that AWS allows", None);
+    }
+    let account_id = r.values().find("lambda.account_id").map(|entry| entry.value.to_string());
+    let account_id = account_id.filter(|account_id| !account_id.is_empty());
+    let home = Home { region: region.map(str::to_owned), account_id };
+    let tables = r.values().tables(CLIENTS).to_vec();
+    let mut taken = BTreeSet::new();
+    let clients: Vec<_> = tables.iter().map(|(name, table)| client(r, name, table, &home)).collect();
+    for (client, (_, table)) in clients.iter().zip(&tables) {
+        let Some((_, ways)) = client else { continue };
+        let proofs = ways.access_key_id.iter().chain(&ways.names);
+        if let Some(proof) = proofs.into_iter().find(|proof| !taken.insert((*proof).clone())) {
+            r.refuse_table(table, &format!("{proof:?} stands for another client already"), "give each client its own");
+        }
+        if !ways.names.is_empty() && !has_authority {
+            let hint = "name the file of the authority that issues the certificates of clients";
+            r.refuse::<()>(&format!("{table}.san"), "there is no tls.client_ca", Some(hint));
+        }
+    }
+    let required = required?;
+    if tables.len() > CLIENTS_MAX {
+        r.refuse_table(&tables[CLIENTS_MAX].1, &format!("more than {CLIENTS_MAX} clients"), "let some share a table");
+    }
+    if required && tables.is_empty() {
+        let hint = "write a table [clients.NAME] for each, as the end of the file of all keys shows";
+        return r.refuse("auth.ingest", "there is no client", Some(hint));
+    }
+    Some(Clients { required, skew: skew?, clients: clients.into_iter().collect::<Option<_>>()? })
+}
+
+/// The keys of one table.
+fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Client, Ways)> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.chars().count() > NAME_CHARS_MAX || !name.chars().all(is_name) || name == "unknown" {
+        r.refuse_table(table, "not a name for a client", "use letters, digits and -_. , at most 64 of them");
+        return None;
+    }
+    let functions = functions(r, table, home);
+    let calls = format!("{table}.calls");
+    let calls = if r.values().find(&calls).is_some() { r.boolean(&calls) } else { Some(false) };
+    let mut text = |key: &str| {
+        let key = format!("{table}.{key}");
+        if r.values().find(&key).is_some() { r.optional(&key) } else { Some(None) }
+    };
+    let [path_token_file, token_file, access_key_id, secret_file, san] =
+        ["path_token_file", "token_file", "access_key_id", "secret_file", "san"].map(&mut text);
+    let ways = Ways {
+        path_token_file: path_token_file?.map(PathBuf::from),
+        token_file: token_file?.map(PathBuf::from),
+        access_key_id: access_key_id?,
+        secret_file: secret_file?.map(PathBuf::from),
+        names: san?.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+    };
+    if ways == Ways::default() {
+        let hint = "give it path_token_file, token_file, access_key_id with secret_file, or san";
+        r.refuse_table(table, "there is nothing to know this client by", hint);
+    }
+    if ways.access_key_id.is_some() != ways.secret_file.is_some() {
+        r.refuse_table(table, "a key pair is access_key_id and secret_file", "write both, or neither");
+    }
+    let is_key_id = |id: &String| {
+        KEY_ID_CHARS.contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    if ways.access_key_id.as_ref().is_some_and(|id| !is_key_id(id)) {
+        let hint = "use 16 letters and digits or more; `sendoff auth mint --access-key-id` prints one";
+        r.refuse::<()>(&format!("{table}.access_key_id"), "not the id of a key", Some(hint));
+    }
+    Some((Client { name: name.to_owned(), functions: functions?, calls: calls? }, ways))
+}
+
+/// The patterns of the functions that a client may use, in the form of stored names.
+fn functions(r: &mut Reader, table: &str, home: &Home) -> Option<Vec<String>> {
+    let key = format!("{table}.functions");
+    let hint = "write names or patterns with spaces between, like \"orders-* invoices\"; \"*\" is every function";
+    let written = if r.values().find(&key).is_some() { r.text(&key)? } else { String::new() };
+    if written.trim().is_empty() {
+        r.refuse_table(table, "functions is missing", hint);
+        return None;
+    }
+    let mut patterns = Vec::new();
+    for word in written.split_whitespace() {
+        let pattern = canonical(word, home).and_then(|stored| stored.parse::<Pattern>().ok());
+        let Some(pattern) = pattern else {
+            return r.refuse(&key, &format!("no function has a name like {word:?}"), Some(hint));
+        };
+        patterns.push(pattern.as_str().to_owned());
+    }
+    Some(patterns)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::raw::Document;
+    use crate::config::{Environment, Flags, Loaded, Problems, check_layers};
+
+    fn load(text: &str) -> Result<Loaded, Problems> {
+        let environment = Environment::from_pairs(&[("HOME", "/h"), ("AWS_REGION", "eu-central-1")]);
+        check_layers(Some(Document { name: "s.toml", text }), &environment, &Flags::default())
+    }
+
+    #[test]
+    fn clients_have_patterns_of_stored_names_and_ways_to_be_known() {
+        let text = r#"
+            [auth]
+            ingest = "required"
+            [tls]
+            cert = "/c"
+            key = "/k"
+            client_ca = "/a"
+            [clients.orders]
+            functions = "orders-*  arn:aws:lambda:eu-central-1:123456789012:function:invoices:prod"
+            path_token_file = "/p"
+            san = "spiffe://shop/orders orders.shop.svc"
+            [clients."b.c"]
+            functions = "*"
+            calls = true
+            access_key_id = "SOFFAAAAAAAAAAAAAAAA"
+            secret_file = "/s"
+            [listen]
+            ingest = "0.0.0.0:9477"
+            [lambda]
+            account_id = "123456789012"
+        "#;
+        let Loaded { config, entries } = load(text).unwrap();
+        let clients = config.clients;
+        assert!(clients.required && clients.matter());
+        let (orders, ways) = &clients.clients[0];
+        assert_eq!((orders.name.as_str(), orders.calls), ("orders", false));
+        assert_eq!(orders.functions, ["orders-*", "invoices:prod"]);
+        assert_eq!(ways.names, ["spiffe://shop/orders", "orders.shop.svc"]);
+        let (other, ways) = &clients.clients[1];
+        assert!(other.name == "b.c" && other.calls && ways.access_key_id.is_some());
+        assert!(entries.iter().any(|entry| entry.key == "clients.\"b.c\".calls"));
+        assert!(!load("").unwrap().config.clients.matter());
+    }
+
+    #[test]
+    fn an_address_of_others_is_allowed_where_clients_are_required_and_tls_is_on() {
+        let of = |auth: &str, tls: &str| {
+            let clients = "[clients.a]\nfunctions = '*'\ntoken_file = '/t'\n";
+            load(&format!("[listen]\ningest = '0.0.0.0:9477'\n[auth]\ningest = '{auth}'\n{tls}{clients}"))
+        };
+        let tls = "[tls]\ncert = '/c'\nkey = '/k'\n";
+        assert!(of("required", tls).is_ok());
+        for (auth, tls) in
+            [("none", tls), ("required", ""), ("required", "[tls]\ncert = '/c'\nkey = '/k'\nlisteners = 'admin'\n")]
+        {
+            let said = of(auth, tls).unwrap_err().to_string();
+            assert!(said.contains("listen.ingest = \"0.0.0.0:9477\": not a loopback address"), "{said}");
+        }
+        let admin = load("[listen]\nadmin = '0.0.0.0:9478'\n").unwrap_err().to_string();
+        assert!(admin.contains("callers are not authenticated"), "{admin}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_client_is_said_at_its_table() {
+        let client = |keys: &str| load(&format!("[clients.a]\n{keys}")).unwrap_err().to_string();
+        for (keys, why) in [
+            ("token_file = '/t'", "[clients.a]: functions is missing"),
+            ("functions = 'a b#'\ntoken_file = '/t'", "no function has a name like \"b#\""),
+            ("functions = '*'", "there is nothing to know this client by"),
+            ("functions = '*'\naccess_key_id = 'SOFFAAAAAAAAAAAAAAAA'", "a key pair is access_key_id and secret_file"),
+            ("functions = '*'\naccess_key_id = 'A'\nsecret_file = '/s'", "not the id of a key"),
+            ("functions = '*'\nsan = 'a.test'", "there is no tls.client_ca"),
+            ("functions = '*'\ntoken = 'x'", "clients.a.token: unknown key"),
+            ("function = '*'", "did you mean `clients.a.functions`?"),
+            ("functions = '*'\ncalls = 'yes'\ntoken_file = '/t'", "clients.a.calls = \"yes\": neither true nor false"),
+        ] {
+            let said = client(keys);
+            assert!(said.contains(why), "{keys}: {said}");
+        }
+        let named = |text: &str| load(text).unwrap_err().to_string();
+        assert!(named("[clients.\"a b\"]\nfunctions='*'\ntoken_file='/t'").contains("not a name for a client"));
+        assert!(named("[clients.unknown]\nfunctions='*'\ntoken_file='/t'").contains("not a name for a client"));
+        assert!(named("[auth]\ningest = 'required'").contains("there is no client"));
+        assert!(named("[auth]\nskew = '16m'").contains("more than 15m"));
+        assert!(named("clients = 1").contains("is a table, not a key"));
+        let twice = "functions = '*'\naccess_key_id = 'SOFFAAAAAAAAAAAAAAAA'\nsecret_file = '/s'\n";
+        let said = named(&format!("[clients.a]\n{twice}[clients.b]\n{twice}"));
+        assert!(said.contains("[clients.b]: \"SOFFAAAAAAAAAAAAAAAA\" stands for another client already"), "{said}");
+    }
+}

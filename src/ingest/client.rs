@@ -1,0 +1,303 @@
+//! Who calls the ingest listener, and what that client may do.
+//!
+//! Four ways prove who a client is, the first that is present decides: a secret in the path of the endpoint, a name in its TLS
+//! certificate, a bearer token, an AWS signature by a key pair that was issued for sendoff.
+//! Holds: nothing of a request is read beyond its head before its client is known, but for a signature that covers the body
+//! without naming its hash: then the body is read within the limits of all requests, and nothing is done with it before the
+//! signature has been verified.
+//! Limits: as many secrets as clients have lines in their files; a request costs one comparison with each.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::AUTHORIZATION;
+use http::request::Parts as Head;
+use http::uri::{PathAndQuery, Uri};
+use sha2::{Digest as _, Sha256};
+
+use crate::auth::{Secret, Tokens, secret};
+use crate::clock::UnixMillis;
+use crate::event::FunctionName;
+use crate::event::name::{Home, Parts, percent_decode};
+use crate::follow::Bad;
+use crate::http::peer::Peer;
+use crate::ingest::sigv4::{self, Claim, Flaw};
+
+/// What a path begins with that has a secret in it: `/c/SECRET/2015-03-31/functions/...`.
+const PATH: &str = "/c/";
+
+/// A client, and what it may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Client {
+    pub name: String,
+    /// Patterns of the canonical names of functions that it may hand over events for.
+    pub functions: Vec<String>,
+    /// It may also make calls that pass through to Lambda.
+    pub calls: bool,
+}
+
+impl Client {
+    /// Whether it has to do with this function at all.
+    pub fn may_use(&self, function: &FunctionName) -> bool {
+        self.functions.iter().any(|pattern| function.fits(pattern))
+    }
+
+    /// Whether a call of another operation of Lambda's API may pass. One that names a function in its path is about that function;
+    /// any other is about all of them.
+    pub fn may_pass(&self, path: &str, home: &Home) -> bool {
+        let is_of_all = self.functions.iter().any(|pattern| pattern == "*");
+        self.calls && (is_of_all || function_of(path, home).is_some_and(|function| self.may_use(&function)))
+    }
+}
+
+/// The function that the path of an operation names: `/2015-03-31/functions/NAME/...`.
+fn function_of(path: &str, home: &Home) -> Option<FunctionName> {
+    let (_, rest) = path.strip_prefix('/')?.split_once("/functions/")?;
+    // What somebody between might fold into another function.
+    if rest.split('/').any(|part| matches!(percent_decode(part).as_str(), "." | "..")) {
+        return None;
+    }
+    let label = percent_decode(rest.split('/').next()?);
+    Parts::parse(&label).map(|parts| parts.canonical(None, home))
+}
+
+/// By what a client is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ways {
+    pub path_token_file: Option<PathBuf>,
+    pub token_file: Option<PathBuf>,
+    pub access_key_id: Option<String>,
+    pub secret_file: Option<PathBuf>,
+    /// DNS names and URIs in its certificate.
+    pub names: Vec<String>,
+}
+
+/// All clients, and whether callers must be one of them.
+#[derive(Debug, Clone, Default)]
+pub struct Clients {
+    pub required: bool,
+    /// By how much a signature may be older or younger than now.
+    pub skew: Duration,
+    pub clients: Vec<(Client, Ways)>,
+}
+
+impl Clients {
+    /// Whether anybody is to be told from others.
+    pub fn matter(&self) -> bool {
+        self.required || !self.clients.is_empty()
+    }
+
+    /// Reads every file; with the result comes what tells its content from another.
+    pub fn load(&self) -> Result<([u8; 32], Directory), Bad> {
+        let mut directory = Directory { required: self.required, skew: self.skew, ..Directory::default() };
+        let mut digest = Sha256::new();
+        for (client, ways) in &self.clients {
+            let client = Arc::new(client.clone());
+            let mut read = |key: &str, path: &PathBuf| {
+                let bad = |why| Bad { key: format!("clients.{}.{key}", client.name), path: path.clone(), why };
+                let secrets = secret::read(path).map_err(bad)?;
+                for secret in &secrets {
+                    digest.update([secret.expose(), b"\n"].concat());
+                }
+                digest.update(b"\0");
+                Ok(secrets)
+            };
+            let taken = |key: &str, path: &PathBuf, why: &str| {
+                Err(Bad { key: format!("clients.{}.{key}", client.name), path: path.clone(), why: why.to_owned() })
+            };
+            const TWICE: &str = "has a secret that stands for a client already; each client needs its own";
+            if let Some(path) = &ways.path_token_file {
+                for secret in read("path_token_file", path)? {
+                    if !secret.fits_a_path() {
+                        return taken("path_token_file", path, "has characters other than letters, digits and -._~");
+                    }
+                    if !directory.paths.add(&secret, Arc::clone(&client)) {
+                        return taken("path_token_file", path, TWICE);
+                    }
+                }
+            }
+            if let Some(path) = &ways.token_file {
+                for secret in read("token_file", path)? {
+                    if !directory.bearers.add(&secret, Arc::clone(&client)) {
+                        return taken("token_file", path, TWICE);
+                    }
+                }
+            }
+            if let (Some(id), Some(path)) = (&ways.access_key_id, &ways.secret_file) {
+                let secrets = read("secret_file", path)?.into();
+                directory.keys.insert(id.clone(), Key { client: Arc::clone(&client), secrets });
+            }
+            for name in &ways.names {
+                directory.names.insert(name.clone(), Arc::clone(&client));
+            }
+        }
+        Ok((digest.finalize().into(), directory))
+    }
+}
+
+/// The clients with their secrets, as they were read.
+#[derive(Default)]
+pub struct Directory {
+    required: bool,
+    skew: Duration,
+    paths: Tokens<Arc<Client>>,
+    bearers: Tokens<Arc<Client>>,
+    keys: BTreeMap<String, Key>,
+    names: BTreeMap<String, Arc<Client>>,
+}
+
+/// An issued key pair.
+#[derive(Clone)]
+struct Key {
+    client: Arc<Client>,
+    secrets: Arc<[Secret]>,
+}
+
+/// Why a caller is nobody that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unidentified {
+    /// There is nothing to know it by.
+    Missing,
+    /// What there is, is nobody's.
+    Unknown,
+    /// There is a signature by a known key, and something is wrong with it.
+    Flawed(Flaw),
+}
+
+/// Who makes a request.
+#[derive(Clone, Default)]
+pub enum Caller {
+    /// Nobody in particular, where that is allowed.
+    #[default]
+    Anyone,
+    Known(Arc<Client>),
+    /// Known once the body shows that the signature holds.
+    Signing(Box<Signing>),
+}
+
+/// A signature that still needs the body.
+#[derive(Clone)]
+pub struct Signing {
+    key: Key,
+    claim: Claim,
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Caller").field(&self.client().map(|client| &client.name)).finish()
+    }
+}
+
+impl Caller {
+    /// The client that this is, or claims to be.
+    pub fn client(&self) -> Option<&Arc<Client>> {
+        match self {
+            Self::Anyone => None,
+            Self::Known(client) => Some(client),
+            Self::Signing(signing) => Some(&signing.key.client),
+        }
+    }
+
+    /// Whether it is who it claims to be, now that the body is there. To be asked before anything is done for it.
+    pub fn prove(&self, body: &[u8]) -> Result<(), Unidentified> {
+        match self {
+            Self::Anyone | Self::Known(_) => Ok(()),
+            Self::Signing(signing) => {
+                let hash = sigv4::sha256(body);
+                // Where the request names the hash, the signature over that has been verified.
+                let holds = match signing.claim.payload {
+                    Some(named) => named == hash,
+                    None => signing.key.signed(&signing.claim, &hash),
+                };
+                if holds { Ok(()) } else { Err(Unidentified::Flawed(Flaw::Mismatch)) }
+            }
+        }
+    }
+}
+
+impl Key {
+    fn signed(&self, claim: &Claim, payload: &[u8; 32]) -> bool {
+        self.secrets.iter().any(|secret| claim.holds(secret.expose(), payload))
+    }
+}
+
+impl Directory {
+    /// Who makes a request, by its head. A secret is taken out of the path, so that nothing after this sees it. Where the
+    /// permissions of a socket's file say who may connect (`is_trusted`), nobody needs another proof.
+    pub fn identify(&self, head: &mut Head, now: UnixMillis, is_trusted: bool) -> Result<Caller, Unidentified> {
+        if let Some(client) = self.by_path(head)? {
+            return Ok(Caller::Known(client));
+        }
+        let names = head.extensions.get::<Peer>().map(Peer::names).unwrap_or_default();
+        if let Some(client) = names.iter().find_map(|name| self.names.get(name)) {
+            return Ok(Caller::Known(Arc::clone(client)));
+        }
+        let required = self.required && !is_trusted;
+        let authorization = head.headers.get(AUTHORIZATION).map(|value| value.as_bytes());
+        match authorization {
+            Some(text) if sigv4::is_signature(text) => self.by_signature(head, now, required),
+            Some(text) if !self.bearers.is_empty() && is_bearer(text) => {
+                let token = text["Bearer ".len()..].trim_ascii();
+                let client = self.bearers.find(token).ok_or(Unidentified::Unknown)?;
+                Ok(Caller::Known(Arc::clone(client)))
+            }
+            Some(_) if required => Err(Unidentified::Unknown),
+            None if required => Err(Unidentified::Missing),
+            Some(_) | None => Ok(Caller::Anyone),
+        }
+    }
+
+    /// The client whose secret begins the path, which it is then removed from.
+    fn by_path(&self, head: &mut Head) -> Result<Option<Arc<Client>>, Unidentified> {
+        let path = head.uri.path();
+        let Some(rest) = path.strip_prefix(PATH).filter(|_| !self.paths.is_empty()) else { return Ok(None) };
+        let token = rest.split('/').next().unwrap_or_default();
+        let client = Arc::clone(self.paths.find(token.as_bytes()).ok_or(Unidentified::Unknown)?);
+        // The SDK for JavaScript writes two slashes after an endpoint that ends with one.
+        let path = rest[token.len()..].trim_start_matches('/');
+        let target = head.uri.query().map_or_else(|| format!("/{path}"), |query| format!("/{path}?{query}"));
+        let mut parts = head.uri.clone().into_parts();
+        // A part of a path that was valid is valid.
+        parts.path_and_query = PathAndQuery::try_from(target).ok();
+        head.uri = Uri::from_parts(parts).map_err(|_| Unidentified::Unknown)?;
+        Ok(Some(client))
+    }
+
+    /// The client whose key has signed the request. Where nobody is asked who he is, a signature by a key that is not ours is what
+    /// every SDK sends, and says nothing.
+    fn by_signature(&self, head: &Head, now: UnixMillis, required: bool) -> Result<Caller, Unidentified> {
+        let key = sigv4::key_id(head).map(|id| self.keys.get(id));
+        let key = match key {
+            Some(Some(key)) => key.clone(),
+            Some(None) if required => return Err(Unidentified::Unknown),
+            // It says what is wrong.
+            None if required && !self.keys.is_empty() => {
+                return match Claim::read(head, now, self.skew) {
+                    Err(flaw) => Err(Unidentified::Flawed(flaw)),
+                    Ok(_) => Err(Unidentified::Unknown),
+                };
+            }
+            None if required => return Err(Unidentified::Unknown),
+            Some(None) | None => return Ok(Caller::Anyone),
+        };
+        if head.headers.contains_key(sigv4::SECURITY_TOKEN) {
+            return Err(Unidentified::Unknown);
+        }
+        let claim = Claim::read(head, now, self.skew).map_err(Unidentified::Flawed)?;
+        let claim = claim.ok_or(Unidentified::Unknown)?;
+        match claim.payload {
+            Some(hash) if !key.signed(&claim, &hash) => Err(Unidentified::Flawed(Flaw::Mismatch)),
+            Some(_) | None => Ok(Caller::Signing(Box::new(Signing { key, claim }))),
+        }
+    }
+}
+
+fn is_bearer(authorization: &[u8]) -> bool {
+    authorization.get(.."Bearer ".len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"Bearer "))
+}
+
+#[cfg(test)]
+mod tests;

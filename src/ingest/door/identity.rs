@@ -1,0 +1,101 @@
+//! Who makes a request, what that client may do, and how it is counted.
+
+use std::sync::Arc;
+
+use http::request::Parts as Head;
+use tokio::sync::watch;
+
+use super::Door;
+use crate::event::FunctionName;
+use crate::event::check::echo;
+use crate::ingest::client::{Caller, Client, Directory};
+use crate::ingest::lambda_api::{InvocationType, Invoke};
+use crate::ingest::refusal::{NotAllowed, Refusal};
+use crate::trace;
+
+/// Lambda's permission to invoke, for Events too.
+const INVOKE: &str = "lambda:InvokeFunction";
+
+/// Stands for whoever is no known client, in metrics.
+const UNKNOWN: &str = "unknown";
+
+/// What the door knows of clients.
+#[derive(Clone, Default)]
+pub(super) struct Known {
+    /// None: nobody is told from others.
+    directory: Option<watch::Receiver<Arc<Directory>>>,
+    /// The permissions of a socket's file have let the caller in.
+    is_trusted: bool,
+}
+
+impl<O, P> Door<O, P> {
+    /// The same door, which tells clients apart.
+    pub fn knowing(self, directory: Option<watch::Receiver<Arc<Directory>>>) -> Self {
+        Self { known: Known { directory, ..self.known }, ..self }
+    }
+
+    /// The same door behind a socket whose file permissions say who may connect: a caller needs no other proof.
+    pub fn behind_a_file(self) -> Self {
+        Self { known: Known { is_trusted: true, ..self.known }, ..self }
+    }
+
+    /// Who makes a request. Takes a secret out of its path.
+    pub(super) fn caller(&self, head: &mut Head) -> Result<Caller, Refusal> {
+        let Some(directory) = &self.known.directory else { return Ok(Caller::Anyone) };
+        let directory = Arc::clone(&directory.borrow());
+        let now = self.shared.clock.wall_millis();
+        let caller = directory.identify(head, now, self.known.is_trusted).map_err(Refusal::Unidentified)?;
+        if let Some(client) = caller.client() {
+            trace::is_by(&client.name);
+            self.shared.metrics.ingest_client_requests.with_label_values(&[&client.name]).inc();
+        }
+        Ok(caller)
+    }
+
+    /// Counts a refusal, where clients are told apart.
+    pub(super) fn note_refused(&self, caller: &Caller, refusal: &Refusal) {
+        if self.known.directory.is_some() {
+            let client = caller.client().map_or(UNKNOWN, |client| &client.name);
+            self.shared.metrics.ingest_client_refused.with_label_values(&[client, refusal.reason()]).inc();
+        }
+    }
+
+    /// Whether the caller may hand over events for a function, or ask about them.
+    pub(super) fn may_use(&self, caller: &Caller, function: &FunctionName) -> Result<(), Refusal> {
+        match caller.client() {
+            Some(client) if !client.may_use(function) => Err(not_allowed(client, function.as_str(), "functions")),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether the caller may make this invocation.
+    pub(super) fn may_invoke(&self, caller: &Caller, invoke: &Invoke) -> Result<(), Refusal> {
+        self.may_use(caller, &invoke.function.name)?;
+        match (caller.client(), invoke.invocation_type) {
+            (Some(client), InvocationType::RequestResponse | InvocationType::DryRun) if !client.calls => {
+                Err(not_allowed(client, invoke.function.name.as_str(), "calls"))
+            }
+            (_, InvocationType::RequestResponse | InvocationType::DryRun | InvocationType::Event) => Ok(()),
+        }
+    }
+
+    /// Whether the caller may have another operation of Lambda's API passed through.
+    pub(super) fn may_pass(&self, caller: &Caller, head: &Head) -> Result<(), Refusal> {
+        let path = head.uri.path();
+        match caller.client() {
+            Some(client) if !client.may_pass(path, &self.shared.settings.home) => {
+                let key = if client.calls { "functions" } else { "calls" };
+                Err(Refusal::NotAllowed(NotAllowed { action: "this operation", ..denied(client, path, key) }))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+fn not_allowed(client: &Client, resource: &str, key: &'static str) -> Refusal {
+    Refusal::NotAllowed(denied(client, resource, key))
+}
+
+fn denied(client: &Client, resource: &str, key: &'static str) -> NotAllowed {
+    NotAllowed { client: client.name.clone(), action: INVOKE, resource: echo(resource), key }
+}
