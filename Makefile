@@ -11,6 +11,8 @@ TOOLS := $(CURDIR)/.tools
 JS := $(CURDIR)/tests/js/node_modules
 PEERS := $(CURDIR)/benches/peers/node_modules
 export TEST_VENV := $(VENV)
+# The tests that lack a tool or a right write their names here (tests/rig/tools.rs).
+NOT_RUN := $(or $(CARGO_TARGET_DIR),target)/tmp/not-run.txt
 
 .PHONY: help
 help: ## say what can be made (this)
@@ -18,11 +20,14 @@ help: ## say what can be made (this)
 
 .PHONY: test
 test: $(VENV)/.made $(VALIDATORS)/.made $(JS)/.made ## run every test, with the real parts in .venv
+	rm -f "$(NOT_RUN)"; failed=0; \
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	  $(CARGO) nextest run --locked; \
+	  $(CARGO) nextest run --locked || failed=$$?; \
 	else \
-	  $(CARGO) test --locked --no-fail-fast; \
-	fi
+	  $(CARGO) test --locked --no-fail-fast || failed=$$?; \
+	fi; \
+	if [ -s "$(NOT_RUN)" ]; then echo "These tests did not run, or a part of them did not:"; sort -u "$(NOT_RUN)"; fi; \
+	exit $$failed
 
 .PHONY: sim
 sim: ## simulate SEEDS=50000 worlds with faults and crashes (docs/simulation.md)
@@ -145,7 +150,7 @@ $(VENV)/.made: tests/requirements.txt
 	$(VENV)/bin/python -m pip check --disable-pip-version-check
 	touch $@
 
-# Without npm the tests of the AWS SDK for JavaScript say that they are skipped.
+# Without Node.js the tests of the AWS SDK for JavaScript do not run, and say so.
 $(JS)/.made: tests/js/package-lock.json
 	if command -v npm >/dev/null; then \
 	  cd tests/js && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error; \

@@ -237,6 +237,13 @@ fn a_number_before_a_noun_is_written_by_one_helper() {
 }
 
 #[test]
+fn every_program_of_tests_has_a_row_in_contributing() {
+    let page = read("CONTRIBUTING.md");
+    assert_none(test_programs().into_iter().filter(|program| !page.contains(&format!("`{program}`"))));
+    assert!(test_programs().contains(&"tests/it".to_owned()), "the programs are no longer found");
+}
+
+#[test]
 fn every_broken_rule_is_found() {
     let found = |text: &str| bare_plurals("cli/fsck.rs", text).len();
     assert_eq!(found("format!(\"{events} events wait\")"), 1);
@@ -577,6 +584,18 @@ fn quoted_len(rest: &str, quote: char) -> usize {
         }
     }
     rest.len()
+}
+
+/// What Cargo takes for a test program: `tests/NAME.rs`, and `tests/NAME` with a main.rs.
+fn test_programs() -> Vec<String> {
+    let files = files_below("tests", &["rs"]).into_keys();
+    files
+        .filter_map(|path| match path.split('/').collect::<Vec<_>>()[..] {
+            ["tests", _] => Some(path),
+            ["tests", folder, "main.rs"] => Some(format!("tests/{folder}")),
+            _ => None,
+        })
+        .collect()
 }
 
 fn root() -> PathBuf {

@@ -25,8 +25,8 @@ fn run(example: &Example, daemon: &Daemon, directory: &Path) -> Option<()> {
                 command
             }
             "javascript" => {
+                crate::clients::javascript()?;
                 let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/js/node_modules");
-                assert!(packages.is_dir(), "run `make test`");
                 let link = directory.join("node_modules");
                 if !link.exists() {
                     std::os::unix::fs::symlink(packages, link).unwrap();
@@ -45,7 +45,7 @@ fn run(example: &Example, daemon: &Daemon, directory: &Path) -> Option<()> {
         let cli_1 = python::program("aws");
         let first = if name == "cli2" { Path::new("/usr/bin") } else { cli_1.parent().unwrap() };
         if name == "cli2" && !first.join("aws").exists() {
-            eprintln!("NOT RUN: /usr/bin/aws is not there (Debian: apt-get install awscli)");
+            crate::rig::tools::not_run("/usr/bin/aws is not the AWS CLI 2 (Debian: apt-get install awscli)");
             return None;
         }
         command.current_dir(directory);

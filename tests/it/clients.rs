@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::rig::daemon::{Daemon, Setup, scratch};
 use crate::rig::lambda::Lambda;
 use crate::rig::python;
+use crate::rig::tools::tool;
 
 pub mod cli;
 
@@ -156,10 +157,7 @@ pub fn js(name: &str) -> std::path::PathBuf {
 
 /// The path of Node. `None`, after a message, if it is missing. Its packages are required: `make test` installs them.
 pub fn javascript() -> Option<String> {
-    if Command::new("node").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: node is not installed, so the AWS SDK for JavaScript is not tested");
-        return None;
-    }
+    tool("node", "nodejs")?;
     let packages = js("node_modules/@aws-sdk/client-lambda");
     assert!(packages.is_dir(), "{} is not there: run `make test`, which installs it", packages.display());
     Some("node".to_owned())
