@@ -1,11 +1,11 @@
-//! The journal: every commit of the outbox, in order, in the files of one directory. It is the truth; the index above it only
-//! says where in it things stand.
+//! The journal: every commit of the outbox, in order, in the files of one directory. It holds all data. The index only
+//! says where in the journal a value is.
 //!
-//! Holds: a commit is one frame, written and synced before the next begins, so that after a power cut only the last frame may
-//! be torn. Commits are numbered without a gap, and segments too. Segments are removed from the oldest on, each removal durable
-//! before the next, so that what is there is always an unbroken end of all that was written.
-//! Limits: [`FILES_OPEN_MAX`] files are held open.
-//! Fails: after a failed write nothing is known any more, and the journal must not be used again.
+//! Holds: a commit is one frame, written and synced before the next begins. So a power cut can tear only the last frame.
+//! Commits and segments are numbered without gaps. Segments are removed oldest first, and each removal is durable before
+//! the next. So the journal is always an unbroken suffix of everything written.
+//! Limits: keeps [`FILES_OPEN_MAX`] files open.
+//! Fails: after a failed write the contents are unknown, and the journal must not be used again.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -24,14 +24,14 @@ pub mod frame;
 
 pub mod seal;
 
-/// Segments that are held open for reading.
+/// The most segments kept open for reading.
 const FILES_OPEN_MAX: usize = 64;
 
-/// Bytes that are looked through at once for the beginning of a frame; two windows overlap by less than its first bytes.
+/// The window of a search for the start of a frame, in bytes. Windows overlap by less than a frame's first bytes.
 const WINDOW_BYTES: u64 = 1 << 20;
 const OVERLAP_BYTES: u64 = 3;
 
-/// Where an op stands.
+/// The location of an op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Location {
     pub segment: u32,
@@ -39,20 +39,20 @@ pub struct Location {
     pub bytes: u32,
 }
 
-/// One commit, read back.
+/// A commit read from the journal.
 #[derive(Debug)]
 pub struct Frame {
     pub commit: u64,
     pub ops: Vec<(Location, Op)>,
-    /// Where the next one begins.
+    /// Where the next frame begins.
     pub end: u64,
 }
 
-/// What stands at some place of a segment.
+/// What is at an offset of a segment.
 #[derive(Debug)]
 pub enum Next {
     Frame(Frame),
-    /// Something that is no frame; and where the next one begins, if there is another.
+    /// Bytes that are not a frame, and where the next frame begins, if there is one.
     Bad {
         resumes_at: Option<u64>,
     },
@@ -72,11 +72,11 @@ pub enum OpenError {
 
 pub struct Journal<D: Files = Directory> {
     dir: D,
-    /// The bytes of each segment. The last one is the one that is written to.
+    /// The size of each segment in bytes. The last segment is the one being written.
     segments: BTreeMap<u32, u64>,
-    /// How the frames of each segment are sealed; none where nobody knows any more.
+    /// The seal of each segment's frames. `None` if it is unknown.
     seals: BTreeMap<u32, Seal>,
-    /// The salt of new segments; none before the first that has one.
+    /// The salt of new segments. `None` before the first salted segment.
     salt: Option<Kept>,
     bytes: u64,
     current: Arc<D::File>,
@@ -86,17 +86,17 @@ pub struct Journal<D: Files = Directory> {
 }
 
 impl<D: Files> Journal<D> {
-    /// Makes a new, empty journal in an empty directory, durably. Its first commit gets the number `first_commit`.
+    /// Creates an empty journal in an empty directory, durably. Its first commit gets the number `first_commit`.
     pub fn create(dir: &D, first_commit: u64) -> io::Result<()> {
         let kept = Kept { salt: dir.random()?, since: 1 };
         dir.keep_salt(&kept.encode())?;
         create_segment(dir, SegmentHead { number: 1, first_commit, salt: Some(kept.salt) }).map(drop)
     }
 
-    /// Opens it as it is. A segment that a crash has left half made is removed. With `lenient`, segments that are missing or
-    /// whose head is damaged do not keep it from opening.
+    /// Opens the journal. Removes a segment that a crash left incomplete. With `lenient`, opens it even if segments are missing
+    /// or have a damaged head.
     ///
-    /// The number of the next commit is not known before [`Journal::is_at`] tells it.
+    /// The number of the next commit is unknown until [`Journal::is_at`] sets it.
     pub fn open(dir: D, lenient: bool) -> Result<Self, OpenError> {
         let mut segments = dir.list()?;
         remove_half_made(&dir, &mut segments)?;
@@ -104,7 +104,7 @@ impl<D: Files> Journal<D> {
             return Err(OpenError::Damaged("the journal has no segment".to_owned()));
         };
         let current = Arc::new(dir.open(last)?);
-        // That a killed process has begun it must be durable before anything is built on it.
+        // A killed process may have created it. It must be durable before anything builds on it.
         dir.sync()?;
         if !lenient {
             check_heads(&dir, &segments)?;
@@ -118,7 +118,7 @@ impl<D: Files> Journal<D> {
         Ok(Self { dir, segments, seals, salt, bytes, current, next_commit: 0, frame, open })
     }
 
-    /// Tells, once everything was read, which commit comes next.
+    /// Sets the number of the next commit, once everything was read.
     pub fn is_at(&mut self, next_commit: u64) {
         self.next_commit = next_commit;
     }
@@ -131,7 +131,7 @@ impl<D: Files> Journal<D> {
         self.segments.last_key_value().map_or(1, |(&number, _)| number)
     }
 
-    /// Whether the segment that is written to has no salt.
+    /// Whether the segment being written has no salt.
     pub fn is_plain(&self) -> bool {
         self.seals.get(&self.newest()) == Some(&Seal::PLAIN)
     }
@@ -141,22 +141,22 @@ impl<D: Files> Journal<D> {
         self.seals.get(&segment).map_or(SEGMENT_HEAD_BYTES as u64, |seal| seal.start)
     }
 
-    /// The bytes of a segment; 0 if there is none.
+    /// The size of a segment in bytes. 0 if it does not exist.
     pub fn segment_bytes(&self, number: u32) -> u64 {
         self.segments.get(&number).copied().unwrap_or(0)
     }
 
-    /// The bytes of all segments.
+    /// The size of all segments in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The number that a segment's head gives its first commit; none if the head is damaged.
+    /// The number of a segment's first commit, from its head. `None` if the head is damaged.
     pub fn first_commit(&self, segment: u32) -> io::Result<Option<u64>> {
         Ok(read_head(&*self.file(segment)?)?.ok().map(|head| head.first_commit))
     }
 
-    /// What stands at `at` of a segment.
+    /// Reads what is at offset `at` of a segment.
     pub fn read(&self, segment: u32, at: u64) -> io::Result<Next> {
         let end = self.segment_bytes(segment);
         if at >= end {
@@ -171,7 +171,7 @@ impl<D: Files> Journal<D> {
         })
     }
 
-    /// As [`Journal::read`], where bytes that the disk does not give are bad like any others; says so in words.
+    /// Like [`Journal::read`], but treats bytes that the disk cannot read as damaged, and returns the reason.
     pub fn read_on(&self, segment: u32, at: u64) -> io::Result<(Next, Option<String>)> {
         match self.read(segment, at) {
             Ok(next) => Ok((next, None)),
@@ -185,7 +185,7 @@ impl<D: Files> Journal<D> {
         }
     }
 
-    /// One op, by its location. None if it is damaged.
+    /// Reads an op by its location. `None` if it is damaged.
     pub fn read_op(&self, at: Location) -> io::Result<Option<Op>> {
         let mut bytes = vec![0; at.bytes as usize];
         match self.file(at.segment)?.read_exact_at(&mut bytes, u64::from(at.offset)) {
@@ -196,12 +196,12 @@ impl<D: Files> Journal<D> {
         Ok(frame::read_op(&Bytes::from(bytes)).map(|(op, _)| op))
     }
 
-    /// Where the ops of the next commit are put together.
+    /// Collects the ops of the next commit.
     pub fn frame(&mut self) -> &mut FrameWriter {
         &mut self.frame
     }
 
-    /// Writes the frame that was put together, and makes it durable. Gives its place and the number of the commit.
+    /// Writes the collected frame and makes it durable. Returns its location and the number of the commit.
     pub fn append(&mut self) -> io::Result<(Location, u64)> {
         let commit = self.next_commit;
         let segment = self.newest();
@@ -237,8 +237,8 @@ impl<D: Files> Journal<D> {
         Ok(())
     }
 
-    /// Writes the end of the newest segment, from `from` on, and its length, as they read, and makes them durable. To sync it
-    /// would not do: after a sync that failed the kernel may take for clean, and never write, what is still read.
+    /// Reads the newest segment from `from` on, writes these bytes and the length again, and makes them durable. A sync alone is
+    /// not enough: after a failed sync the kernel may consider pages clean that it never wrote.
     pub fn write_again(&mut self, from: u64) -> io::Result<()> {
         let mut end = vec![0; self.segment_bytes(self.newest()).saturating_sub(from) as usize];
         self.current.read_exact_at(&mut end, from)?;
@@ -247,7 +247,7 @@ impl<D: Files> Journal<D> {
         self.current.sync_all()
     }
 
-    /// Cuts the newest segment off at `end`, where a torn frame begins.
+    /// Truncates the newest segment at `end`, where a torn frame begins.
     pub fn cut(&mut self, end: u64) -> io::Result<()> {
         self.current.set_len(end)?;
         self.current.sync_all()?;
@@ -257,7 +257,7 @@ impl<D: Files> Journal<D> {
         Ok(())
     }
 
-    /// Removes the oldest segment, durably. Never the one that is written to.
+    /// Removes the oldest segment, durably. Never removes the one being written.
     pub fn remove_oldest(&mut self) -> io::Result<()> {
         let number = self.oldest();
         if number == self.newest() {
@@ -271,7 +271,8 @@ impl<D: Files> Journal<D> {
         Ok(())
     }
 
-    /// As [`Journal::remove_oldest`], but what was in it is kept under another name: some of it is wanted, and damaged.
+    /// Like [`Journal::remove_oldest`], but keeps the file under another name, because it contains damaged data that is
+    /// still needed.
     pub fn set_oldest_aside(&mut self) -> io::Result<()> {
         let number = self.oldest();
         if number == self.newest() {
@@ -297,7 +298,7 @@ impl<D: Files> Journal<D> {
             open.pop_first();
         }
         let file = match self.dir.open(segment) {
-            // A file that is held for later reads can be spared.
+            // A file that is only cached for reading can be closed.
             Err(error) if is_out_of_descriptors(&error) && open.pop_first().is_some() => self.dir.open(segment)?,
             opened => opened?,
         };
@@ -315,7 +316,7 @@ fn create_segment<D: Files>(dir: &D, head: SegmentHead) -> io::Result<D::File> {
     Ok(file)
 }
 
-/// A crash while a segment was made leaves one with nothing in it behind the last whole one.
+/// Removes the empty segment that a crash leaves after the last complete one.
 fn remove_half_made(dir: &impl Files, segments: &mut BTreeMap<u32, u64>) -> io::Result<()> {
     let Some((&last, &bytes)) = segments.last_key_value() else { return Ok(()) };
     if segments.len() > 1 && bytes <= SEGMENT_HEAD_BYTES as u64 && read_head(&dir.open(last)?)? == Err(BadHead::Damaged)
@@ -329,7 +330,7 @@ fn remove_half_made(dir: &impl Files, segments: &mut BTreeMap<u32, u64>) -> io::
 
 fn read_head(file: &impl SegmentFile) -> io::Result<Result<SegmentHead, BadHead>> {
     let mut head = [0; SEGMENT_HEAD_BYTES];
-    // One of format 1 may have no more bytes than its head.
+    // A segment of format 1 may consist of its head only.
     for bytes in [SEGMENT_HEAD_BYTES, PLAIN_HEAD_BYTES] {
         match file.read_exact_at(&mut head[..bytes], 0) {
             Ok(()) => return Ok(SegmentHead::decode(&head[..bytes])),
@@ -340,8 +341,8 @@ fn read_head(file: &impl SegmentFile) -> io::Result<Result<SegmentHead, BadHead>
     Ok(Err(BadHead::Damaged))
 }
 
-/// How each segment is sealed, and the salt of the store. A segment whose head is damaged has the seal of those around it: by the
-/// file `salt`, else by the heads of others.
+/// The seal of each segment, and the salt of the store. The seal of a segment with a damaged head comes from the file
+/// `salt`, else from the heads of other segments.
 fn read_seals<D: Files>(dir: &D, segments: &BTreeMap<u32, u64>) -> io::Result<(BTreeMap<u32, Seal>, Option<Kept>)> {
     let (mut seals, mut headless, mut of_heads) = (BTreeMap::new(), Vec::new(), None::<Kept>);
     for (&number, &bytes) in segments {
@@ -354,7 +355,7 @@ fn read_seals<D: Files>(dir: &D, segments: &BTreeMap<u32, u64>) -> io::Result<(B
                 }
                 seals.insert(number, Seal::of(head.salt));
             }
-            // The bytes behind a head of format 1 are no client's in any format.
+            // The bytes after a head of format 1 are never a client's.
             Ok(Err(_)) | Err(_) => match read_frame(&file, &Seal::PLAIN, number, Seal::PLAIN.start, bytes) {
                 Ok(Some(_)) => drop(seals.insert(number, Seal::PLAIN)),
                 Ok(None) | Err(_) => headless.push(number),
@@ -371,7 +372,7 @@ fn read_seals<D: Files>(dir: &D, segments: &BTreeMap<u32, u64>) -> io::Result<(B
     for number in headless {
         let seal = match kept {
             Some(Kept { salt, since }) => Some(Seal::of((number >= since).then_some(salt))),
-            // There were salted segments, and without their salt a frame cannot be told from a payload.
+            // There were salted segments. Without their salt, a frame cannot be distinguished from a payload.
             None if is_lost => None,
             None => Some(Seal::PLAIN),
         };
@@ -380,7 +381,7 @@ fn read_seals<D: Files>(dir: &D, segments: &BTreeMap<u32, u64>) -> io::Result<(B
     Ok((seals, kept))
 }
 
-/// Puts the file `salt` right, if it is not what the segments say.
+/// Rewrites the file `salt` if it contradicts the segments.
 fn mend_salt(dir: &impl Files, kept: Kept) -> io::Result<()> {
     let bytes = kept.encode();
     let is_right = matches!(dir.salt(), Ok(Some(found)) if found == bytes);
@@ -431,7 +432,7 @@ fn read_frame(file: &impl SegmentFile, seal: &Seal, segment: u32, at: u64, end: 
     Ok(Some(Frame { commit: head.commit, ops, end: body_at + u64::from(head.body_bytes) }))
 }
 
-/// Where the next whole frame begins between `from` and `end`. What cannot be read is stepped over, a window at a time.
+/// Where the next complete frame begins between `from` and `end`. Skips unreadable bytes, a window at a time.
 fn find_frame(file: &impl SegmentFile, seal: &Seal, segment: u32, from: u64, end: u64) -> Option<u64> {
     let mut at = from;
     while at < end {
@@ -446,7 +447,7 @@ fn find_frame(file: &impl SegmentFile, seal: &Seal, segment: u32, from: u64, end
                 within = found + 1;
             }
         }
-        // The beginning of a frame may stand across the end of a window.
+        // The start of a frame may cross the end of a window.
         at = if at + (window.len() as u64) < end { at + WINDOW_BYTES - OVERLAP_BYTES } else { end };
     }
     None

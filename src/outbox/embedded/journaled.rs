@@ -1,20 +1,20 @@
-//! The store: a journal of every commit, and an index below it that is brought up to it from time to time.
+//! The key-value store: a journal of every commit, and an index that checkpoints bring up to date.
 //!
 //! ```text
 //! commit       -> frame of the journal, synced -> overlay (memory)
-//! checkpoint   overlay -> index, when a segment is full; what is gone by then never reaches it
-//! read         overlay, the one being brought in, index; a long value is read from the journal
-//! reclaim      the oldest segment's ops that are still the newest of their key are written anew; then it is removed
-//! start        what came after the index's checkpoint is read from the journal
+//! checkpoint   overlay -> index, when a segment is full; values removed by then never reach the index
+//! read         from the overlay, the overlay of a running checkpoint, the index; long values from the journal
+//! reclaim      ops of the oldest segment that are still current are written again; then the segment is removed
+//! start        everything after the index's last checkpoint is read from the journal
 //! ```
 //!
-//! Holds: the journal alone has everything, so an index that is lost or stale is made again from it, and nothing is lost
-//! with it. Every op that is not the newest of its key may go, and only with all that is older.
-//! Limits: an overlay holds the keys of a segment's worth. If the index does not keep up, each commit waits for it a little from
-//! [`OVERLAYS_MAX`] of them on. At twice that the store says that it is behind, and takes settlements only. The journal holds at
-//! most twice what is live and [`Settings::slack`], less near [`Settings::bytes_max`].
-//! Fails: a failed write, also one of the index, is told by the next commit; then the store must not be used again. A value
-//! that cannot be read is told as such, and the store goes on.
+//! Holds: the journal has all data, so a lost or stale index can be rebuilt from it without loss. Only ops that are not the
+//! newest of their key may be dropped, together with everything older.
+//! Limits: an overlay has the keys of one segment. If the index falls behind by [`OVERLAYS_MAX`] segments, each commit waits
+//! a little. At twice that, the store refuses new events and accepts only settlements. The journal has at most twice the
+//! live bytes plus [`Settings::slack`], less near [`Settings::bytes_max`].
+//! Fails: the next commit reports a failed write, also of the index. The store must then not be used again. A value that
+//! cannot be read is reported as such, and the store continues.
 
 use std::io;
 use std::sync::Arc;
@@ -51,29 +51,28 @@ mod tests;
 pub use checkpoint::{Checkpoints, KEYS_PER_COMMIT};
 pub use recover::{Recovered, Stale, begin_index};
 
-/// How many segments' worth of overlay is held until commits wait a little for the index. At twice that the store says that
-/// its index is behind, and nothing new is taken.
+/// How many segments the index may be behind before commits wait for it. At twice that, the store refuses new events.
 const OVERLAYS_MAX: u64 = 2;
 
-/// How long a commit waits for the index from then on. On a disk that is well, the index catches up meanwhile, and clients see
-/// a slower answer instead of a refusal. It is far from the time of a whole checkpoint on a slow disk.
+/// How long such a commit waits. On a healthy disk the index catches up in that time, and clients get slower answers instead
+/// of refusals. A whole checkpoint on a slow disk takes far longer.
 const WAIT_FOR_INDEX: Duration = Duration::from_millis(50);
 
-/// The largest frame, and the end of the largest segment: lengths and offsets have 32 bits.
+/// The largest frame and the largest segment: lengths and offsets have 32 bits.
 const FRAME_BYTES_MAX: u64 = 1 << 30;
 const SEGMENT_END_MAX: u64 = u32::MAX as u64;
 
-/// Keys in an overlay, which bounds the commit that brings it in.
+/// The most keys in an overlay, which bounds its checkpoint.
 const OVERLAY_KEYS_MAX: usize = 65_536;
 
-/// What a key takes in sled's file, about, once the index has heard of it: 218 bytes were measured of events with short payloads.
+/// The approximate bytes of a key in sled's file. Measured: 218 bytes, for events with short payloads.
 const INDEX_BYTES_PER_KEY: u64 = 256;
 
-/// Bytes of long values that an overlay holds, of what was accepted last: enough for what is delivered at once. What waits
-/// longer is read from the journal when its turn comes.
+/// The most bytes of long values in an overlay, those accepted last. Enough for events that are delivered at once. The
+/// payloads of others are read from the journal when they are attempted.
 const HELD_BYTES_MAX: u64 = 4 << 20;
 
-/// Of the journal's own kind of trouble, for those who must remember it over a restart.
+/// Callbacks that record the journal's progress and damage so that they survive a restart.
 pub trait Watch: Send + 'static {
     /// A commit is durable.
     fn committed(&self, commit: u64) -> io::Result<()>;
@@ -81,27 +80,27 @@ pub trait Watch: Send + 'static {
     /// A value of the journal cannot be read.
     fn damaged(&self);
 
-    /// Bytes that the disk has free; none if it does not tell.
+    /// The free bytes of the disk. `None` if it does not report them.
     fn free(&self) -> Option<u64>;
 }
 
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// A segment is full at this many bytes; the commit that fills it may be larger.
+    /// A segment is full at this many bytes. The commit that fills it may exceed this.
     pub segment_bytes: u64,
-    /// Beyond twice what is live, the journal may hold this many bytes that are worthless.
+    /// The journal may have this many dead bytes beyond twice the live bytes.
     pub slack: u64,
-    /// Beyond three quarters of this the journal is kept as small as it can be.
+    /// Beyond three quarters of this, the journal is kept as small as possible.
     pub bytes_max: u64,
-    /// Of long values an overlay holds this many bytes in memory; the others are read from the journal.
+    /// The bytes of long values that an overlay keeps in memory. Others are read from the journal.
     pub held_bytes_max: u64,
     pub checkpoints: Checkpoints,
-    /// Keys in one commit of the index.
+    /// The most keys in one commit of the index.
     pub keys_per_commit: usize,
 }
 
 impl Settings {
-    /// For a store that may take `bytes_max`, in segments of `segment_bytes` or less.
+    /// Settings for a store of at most `bytes_max`, in segments of at most `segment_bytes`.
     pub fn of(segment_bytes: u64, bytes_max: u64) -> Self {
         let segment_bytes = segment_bytes.min(bytes_max / 16);
         Self {
@@ -118,18 +117,18 @@ impl Settings {
 pub struct Journaled<B, W, D: Files = Directory> {
     journal: Journal<D>,
     index: Arc<B>,
-    // Before the index in a drop, so that no thread holds it any more.
+    // Declared before the index, so that it is dropped first and no thread holds the index any more.
     checkpointer: Checkpointer<B>,
     watch: W,
     settings: Settings,
-    /// What is not in the index yet.
+    /// Writes that are not in the index yet.
     overlay: Overlay,
-    /// What is being brought into it.
+    /// Writes of the running checkpoint.
     frozen: Option<Arc<Overlay>>,
-    /// How far the index had come before that.
+    /// The progress of the index before the running checkpoint.
     indexed: Checkpoint,
     reclaim: reclaim::Progress,
-    /// The least that was ever live beside what the caller counts, since the index was last told of everything.
+    /// The least overhead of live bytes over the caller's count since the index was last up to date.
     uncounted: u64,
 }
 
@@ -144,7 +143,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         Ok(Some((at, inlined)))
     }
 
-    /// Bytes of ops that are the newest of their key; one that a newer one supersedes counts until the index has heard of it.
+    /// The bytes of live ops. A superseded op counts until the index knows that it is superseded.
     fn live(&self) -> u64 {
         self.indexed.live + self.frozen.as_ref().map_or(0, |frozen| frozen.live()) + self.overlay.live()
     }
@@ -153,7 +152,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         Entry::decode(bytes).ok_or_else(|| Failed::new("reading the index", "an entry of it is none"))
     }
 
-    /// A value by its place in the journal, which must be the value of `key`.
+    /// Reads a value by its location in the journal, and checks that it is the value of `key`.
     fn value_at(&self, key: &[u8], at: Location) -> Result<Bytes, Failed> {
         let why = match self.journal.read_op(at) {
             Ok(Some(Op { key: found, value: Some(value) })) if found == key => return Ok(value),
@@ -169,7 +168,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         Err(Failed::of_value("reading a value from the journal", why))
     }
 
-    /// Where a key's value was found, and the value if it is held in memory.
+    /// The location of a key's value, and the value if it is in memory.
     fn place_of(&self, newest: Newest) -> Result<(Location, Option<Bytes>), Failed> {
         match newest {
             Newest::Noted(at, held) => Ok((at, held)),
@@ -181,12 +180,12 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
     }
 
     fn merged(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = Result<(Bytes, Newest), Failed>> {
-        // Above the index's own key.
+        // After the index's own key.
         let (from, to) = (from.max(&[1][..]), to.max(&[1][..]));
         merge([Some(&self.overlay), self.frozen.as_deref()], from, to, self.index.scan(from, to))
     }
 
-    /// Writes a frame of what is put together, and notes it.
+    /// Writes the collected frame and adds it to the overlay.
     fn append(&mut self, noted: Vec<(Key, Slot)>) -> Result<(), Failed> {
         let end = self.journal.segment_bytes(self.journal.newest()) + self.journal.frame().frame_bytes() as u64;
         if end > SEGMENT_END_MAX {
@@ -195,7 +194,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         let (frame, commit) = self.journal.append().map_err(|error| Failed::new("writing the journal", error))?;
         self.watch.committed(commit).map_err(|error| Failed::new("writing the witness", error))?;
         for (key, mut slot) in noted {
-            // Never of a removal or a short value, which hold nothing.
+            // Never for removals and short values, which keep nothing in memory.
             if slot.held() > self.settings.held_bytes_max.saturating_sub(self.overlay.held()) {
                 slot.value = Value::Journaled;
             }
@@ -205,7 +204,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         Ok(())
     }
 
-    /// Hears of a checkpoint that is done, and begins the next one if it is time. Never waits for a whole one.
+    /// Handles a finished checkpoint, and begins the next one if it is time. Never waits for a whole checkpoint.
     fn checkpoint(&mut self) -> Result<(), Failed> {
         self.hear_of_checkpoint()?;
         if self.is_behind(1) && self.checkpointer.runs_beside() {
@@ -221,7 +220,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         if full && self.frozen.is_none() { self.freeze() } else { Ok(()) }
     }
 
-    /// Whether the overlay holds this many times what it may while a checkpoint is being written.
+    /// Whether the overlay exceeds its limit this many times while a checkpoint runs.
     fn is_behind(&self, times: u64) -> bool {
         self.frozen.is_some()
             && (self.overlay.bytes() >= times * OVERLAYS_MAX * self.settings.segment_bytes
@@ -241,7 +240,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         let segment = self.journal.newest();
         match self.journal.roll() {
             Ok(()) => {}
-            // The file was not made, and the segment that there is takes more: the next commit tries again.
+            // The file was not created. The current segment can take more, and the next commit tries again.
             Err(error) if is_out_of_descriptors(&error) => {
                 tracing::warn!(%error, "cannot create a journal segment: continuing in the current one");
                 return Ok(());
@@ -299,7 +298,7 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
         }
         let mut noted = Vec::with_capacity(batch.len());
         self.journal.frame().begin();
-        // First, so that this batch has the last word.
+        // First, so that this batch takes precedence.
         let reclaimed = self.reclaim(batch, &mut noted)?;
         for (key, write) in batch.entries() {
             let (offset, bytes) = self.journal.frame().op(key, write.value.as_deref());
@@ -321,8 +320,7 @@ impl<B: Index, W: Watch, D: Files> Kv for Journaled<B, W, D> {
             self.commit(&Batch::default())?;
             return Ok(true);
         }
-        // What went while the index does not know of it still counts as live. Each time it is told costs a segment, so there
-        // must be enough of it.
+        // Removed values count as live until the index knows. Updating the index costs a segment, so wait until it pays.
         if self.frozen.is_none() {
             let uncounted = self.live().saturating_sub(stored);
             self.uncounted = self.uncounted.min(uncounted);

@@ -1,9 +1,8 @@
-//! Telling a sound store from a damaged one, and making a sound one of what can still be read.
+//! Checks a store for damage, and builds a sound one from everything readable.
 //!
-//! In: any [`Kv`], also one that fails or panics at some keys. Out: a [`Report`], and a new store if one is wanted.
-//! Holds: only whole events are carried over, with counts and indexes made anew from the records; nothing in the source changes.
-//! Limits: memory for one event and the ids that the report names; not a mass of work at once: the target commits every
-//! [`COMMIT_BYTES`].
+//! In: any [`Kv`], even one that fails or panics at some keys. Out: a [`Report`], and a new store on request.
+//! Holds: copies only complete events, and rebuilds counts and indexes from the records. Does not change the source.
+//! Limits: memory for one event and the ids in the report. The target commits every [`COMMIT_BYTES`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,50 +17,50 @@ use crate::clock::UnixMillis;
 use crate::event::{EventId, FunctionName};
 use crate::outbox::{Count, LaneId, Place};
 
-/// Bytes that a repair gathers for one commit.
+/// The bytes of one commit of a repair.
 const COMMIT_BYTES: usize = 8 << 20;
 
-/// Unreadable events that a report names; the rest it counts.
+/// The most unreadable events that a report names. It counts the others.
 const NAMED_MAX: usize = 100;
 
-/// What is in a store, and what is wrong with it.
+/// The contents of a store, and its damage.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub functions: u64,
     pub events: u64,
-    /// As `outbox.bytes_max` counts them.
+    /// Bytes as `outbox.bytes_max` counts them.
     pub bytes: u64,
     pub keys: u64,
-    /// Events that are there in part: their record, body or function cannot be read.
+    /// Incomplete events: their record, body or function cannot be read.
     pub unreadable_events: u64,
     /// The ids of the first hundred of them.
     pub unreadable_ids: Vec<String>,
-    /// Gaps that could not be read at all; how many events stood in them is not known.
+    /// Unreadable gaps. The number of events in them is unknown.
     pub unreadable_ranges: u64,
-    /// Damaged areas of the journal, also of those bytes of it that nothing leads to any more.
+    /// Damaged areas of the journal, including areas that are no longer needed.
     pub damaged_areas: u64,
-    /// The first hundred of them, in words.
+    /// Descriptions of the first hundred of them.
     pub damaged: Vec<String>,
     /// Remembered keys and lanes whose record cannot be read.
     pub unreadable_records: u64,
-    /// Functions whose stored count is not what is there.
+    /// Functions whose stored counts are wrong.
     pub wrong_counts: u64,
-    /// Events that no index leads to: they would never be attempted or shipped.
+    /// Events without an index entry. They would never be attempted or shipped.
     pub index_missing: u64,
-    /// Index entries that lead to no event.
+    /// Index entries without an event.
     pub index_stray: u64,
-    /// Events to which chunks belong that have no record: space, nothing else.
+    /// Events that have chunks but no record. They only cost space.
     pub stray_bodies: u64,
 }
 
 impl Report {
-    /// Whether all that was stored can be read and will be found.
+    /// Whether everything stored can be read and found.
     pub fn is_sound(&self) -> bool {
         self.unreadable_events + self.unreadable_ranges + self.unreadable_records + self.damaged_areas == 0
             && self.wrong_counts + self.index_missing + self.index_stray == 0
     }
 
-    /// As it is, with what is damaged in the journal.
+    /// This report, with the damage of the journal added.
     pub fn with_damage(self, areas: &[impl ToString]) -> Self {
         let damaged = areas.iter().take(NAMED_MAX).map(ToString::to_string).collect();
         Self { damaged_areas: areas.len() as u64, damaged, ..self }
@@ -78,12 +77,12 @@ impl Report {
 /// Reads everything and changes nothing.
 pub fn check<K: Kv>(store: &K) -> Report {
     let mut survey = Survey::new(store);
-    // Without a target there is nothing that could fail.
+    // Without a target nothing can fail.
     survey.run(&mut None::<(&mut K, Batch, usize)>).unwrap_or_default();
     survey.report
 }
 
-/// Carries over into the empty `target` what can be read of `source`.
+/// Copies everything readable of `source` into the empty `target`.
 pub fn rebuild<S: Kv, T: Kv>(source: &S, target: &mut T) -> Result<Report, Failed> {
     let mut survey = Survey::new(source);
     let mut sink = Some((target, Batch::default(), 0));
@@ -91,7 +90,7 @@ pub fn rebuild<S: Kv, T: Kv>(source: &S, target: &mut T) -> Result<Report, Faile
     Ok(survey.report)
 }
 
-/// Where a repair writes, if it does: the store, the batch so far, and its bytes.
+/// The target of a repair, if there is one: the store, the current batch, and its bytes.
 type Sink<'a, T> = Option<(&'a mut T, Batch, usize)>;
 
 fn put<T: Kv>(sink: &mut Sink<'_, T>, key: Vec<u8>, value: impl Into<Bytes>) -> Result<(), Failed> {
@@ -244,7 +243,7 @@ impl<'a, S: Kv> Survey<'a, S> {
         Ok(())
     }
 
-    /// Index entries that lead nowhere.
+    /// Counts index entries without an event.
     fn strays(&mut self, index: Due) {
         let (from, to) = keys::all_due(index);
         let (source, mut stray) = (self.source, 0);
@@ -293,19 +292,19 @@ impl<'a, S: Kv> Survey<'a, S> {
             Ok(())
         });
         self.report.unreadable_ranges += gaps.unwrap_or_default();
-        // The chunks of an unreadable event are no strays.
+        // The chunks of an unreadable event are not stray.
         self.report.stray_bodies = strays.saturating_sub(self.report.unreadable_events);
     }
 }
 
-/// An event of which every byte could be read.
+/// A completely readable event.
 struct Whole {
     record: Record,
     body: Bytes,
     expires_at: Option<UnixMillis>,
 }
 
-/// An event's record and body, if all of it can be read.
+/// An event's record and body, if both are readable.
 fn whole<S: Kv>(source: &S, function: Option<&FunctionName>, id: EventId, value: &Bytes) -> Option<Whole> {
     let record = Record::decode(value).ok()?;
     let body = match chunk_count(record.body_bytes) {
@@ -325,7 +324,7 @@ fn whole<S: Kv>(source: &S, function: Option<&FunctionName>, id: EventId, value:
     Some(Whole { record, body, expires_at })
 }
 
-/// Visits every readable pair and steps over what cannot be read; says how many gaps there were.
+/// Visits every readable pair and skips unreadable ones. Returns the number of gaps.
 fn walk<S: Kv>(
     source: &S,
     from: Vec<u8>,
@@ -360,7 +359,7 @@ fn walk<S: Kv>(
     }
 }
 
-/// A key beyond `stuck` from which reading goes on, as near as can be: each attempt goes 256 times as far as the byte before.
+/// A key after `stuck` from which reading may continue. Each attempt jumps 256 times as far as the previous one.
 fn beyond<S: Kv>(source: &S, stuck: &[u8], to: &[u8]) -> Option<Vec<u8>> {
     let mut padded = stuck.to_vec();
     padded.resize(stuck.len().max(KEY_BYTES_MAX), 0);

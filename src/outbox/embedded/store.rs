@@ -1,16 +1,16 @@
-//! The outbox's store on disk: a state directory with a journal, an index, and what watches over them.
+//! The store on disk: a state directory with a journal, an index, and the files that guard them.
 //!
 //! ```text
-//! lock               held while it is open
-//! witness            how far the journal has come
-//! suspect            damage was met: what the next start must look at
+//! lock               held while the store is open
+//! witness            the last durable commit
+//! suspect            damage was found: what the next start must examine
 //! outbox/journal/    every commit (journal.rs)
-//! outbox/index/      where in the journal the newest of every key stands (sled.rs)
-//! *.damaged-<time>   what was replaced, for whoever can get more out of it
+//! outbox/index/      where in the journal the current value of every key is (sled.rs)
+//! *.damaged-<time>   replaced stores and indexes, for further recovery by hand
 //! ```
 //!
-//! Holds: a damaged index is made again from the journal, and costs nothing. A damaged journal is replaced by what can be read of
-//! the store, and kept. Neither happens in silence, nor a second time.
+//! Holds: a damaged index is rebuilt from the journal without loss. A damaged journal is kept and replaced by everything
+//! readable of the store. Both are logged, and happen only once.
 
 use std::fs::{self, File};
 use std::io;
@@ -44,7 +44,7 @@ pub use salvage::{Salvage, kept};
 /// The store's directory below the state directory.
 const STORE: &str = "outbox";
 
-/// Where it is made before it is there (docs/adr/0001, rule 4).
+/// Where the store is created before it is moved into place (docs/adr/0001, rule 4).
 const ASIDE: &str = "outbox.new";
 
 const JOURNAL: &str = "journal";
@@ -53,17 +53,17 @@ const INDEX: &str = "index";
 
 const INDEX_ASIDE: &str = "index.new";
 
-/// The store, open. Holds the state directory's lock.
+/// An open store. Holds the state directory's lock.
 pub type Store = Journaled<SledIndex, Watcher>;
 
-/// What an opening gave.
+/// The result of an opening.
 pub struct Opened {
     pub store: Store,
-    /// What was done about damage that was found, if any was.
+    /// What was done about damage, if any was found.
     pub salvaged: Option<Salvage>,
 }
 
-/// Opens the store in `state_dir`, making both if need be. A damaged one is replaced by what can be read of it, and kept.
+/// Opens the store in `state_dir`, and creates both if needed. Keeps a damaged store and replaces it by its readable part.
 pub fn open(state_dir: &Path, settings: &Settings) -> Result<Opened, OpenError> {
     let home = Home::open(state_dir)?;
     let mut salvaged = match home.suspicion.read() {
@@ -93,19 +93,19 @@ pub fn open(state_dir: &Path, settings: &Settings) -> Result<Opened, OpenError> 
     Ok(Opened { store, salvaged })
 }
 
-/// What an offline look at a store found, and did.
+/// The result of an offline check of a store.
 #[derive(Debug)]
 pub struct Examined {
     /// Why the store does not open, if it does not.
     pub unusable: Option<String>,
-    /// Of the store as it was found.
+    /// The report about the store as it was found.
     pub report: Report,
-    /// Where the damaged store, or its index, is kept, if it was replaced.
+    /// Where the damaged store or index is kept, if it was replaced.
     pub replaced: Option<PathBuf>,
 }
 
-/// Looks through the store of a daemon that does not run; with `repair`, one that is not sound is replaced by what can be read of
-/// it. None if there is no store.
+/// Checks the store of a stopped daemon. With `repair`, replaces a damaged one by its readable part. `None` if there is no
+/// store.
 pub fn examine(state_dir: &Path, settings: &Settings, repair: bool) -> Result<Option<Examined>, OpenError> {
     if !state_dir.is_dir() {
         return Ok(None);
@@ -138,12 +138,12 @@ struct Home {
     dir: PathBuf,
     witness: Mutex<Witness>,
     suspicion: suspicion::Note,
-    /// That the disk does not tell its size was said.
+    /// Whether the log has said that the disk does not report its size.
     size_unknown: AtomicBool,
     _lock: File,
 }
 
-/// What a store holds of its state directory.
+/// What a store keeps of its state directory.
 pub struct Watcher(Arc<Home>);
 
 impl journaled::Watch for Watcher {
@@ -158,9 +158,9 @@ impl journaled::Watch for Watcher {
     fn free(&self) -> Option<u64> {
         let free = match rustix::fs::statvfs(&self.0.dir) {
             Ok(fs) => free_of(fs.f_blocks, fs.f_bavail, fs.f_frsize),
-            // The call is not there to be asked: as good as a file system that reports nothing.
+            // The system call does not exist here. Treated like a file system that reports nothing.
             Err(Errno::NOSYS | Errno::OPNOTSUPP) => None,
-            // Any other disk that cannot be asked is taken for full: refusing is safe, a failed write is not.
+            // After any other error the disk counts as full: refusing events is safe, a failed write is not.
             Err(_) => Some(0),
         };
         if free.is_none() && !self.0.size_unknown.swap(true, Ordering::Relaxed) {
@@ -173,14 +173,13 @@ impl journaled::Watch for Watcher {
     }
 }
 
-/// The bytes that are free. FUSE and network file systems may report no blocks at all: then nothing is known, which does not
-/// mean full.
+/// The free bytes. FUSE and network file systems may report no blocks at all, which means unknown, not full.
 fn free_of(blocks: u64, available: u64, block_bytes: u64) -> Option<u64> {
     (blocks > 0 && block_bytes > 0).then(|| available.saturating_mul(block_bytes))
 }
 
 impl Home {
-    /// Makes the directory if need be, locks it, and finishes what a crash interrupted.
+    /// Creates the directory if needed, locks it, and completes what a crash interrupted.
     fn open(state_dir: &Path) -> Result<Arc<Self>, OpenError> {
         if let Some(place::Remark { what, remedy, .. }) = place::look(state_dir, 0).into_iter().find(|it| it.is_fatal) {
             let doing = "cannot use the state directory";
@@ -211,7 +210,7 @@ impl Home {
         self.dir.join(STORE)
     }
 
-    /// The last commit that is known to have been durable.
+    /// The last commit known to be durable.
     fn seen(&self) -> Option<u64> {
         self.witness.lock().unwrap_or_else(PoisonError::into_inner).seen()
     }
@@ -220,7 +219,7 @@ impl Home {
         OpenError::Damaged { path: self.store().display().to_string(), why: why.to_string() }
     }
 
-    /// Opens a store whose journal is sound. An index that is not is replaced, and told.
+    /// Opens a store with a sound journal. Replaces a damaged index, and reports it.
     fn open_sound(self: &Arc<Self>, settings: &Settings) -> Result<(Store, Option<Salvage>), OpenError> {
         if !self.store().exists() {
             create_aside(&self.dir, settings)?;
@@ -243,7 +242,7 @@ impl Home {
         })
     }
 
-    /// The store; or why its index is of no use.
+    /// The store, or why its index is unusable.
     fn try_open(self: &Arc<Self>, settings: &Settings) -> Result<Result<Store, String>, OpenError> {
         let store = self.store();
         let journal = open_journal(&store, false)?;
@@ -279,7 +278,7 @@ impl Home {
         }
     }
 
-    /// Takes the index out of use; a new one is made of the journal at the next opening.
+    /// Moves the index away. The next opening builds a new one from the journal.
     fn set_index_aside(&self, why: &str) -> Result<Salvage, OpenError> {
         let index = self.store().join(INDEX);
         let kept = salvage::free_name(&self.dir, INDEX);
@@ -332,7 +331,7 @@ fn open_journal(store: &Path, lenient: bool) -> Result<Journal, OpenError> {
     })
 }
 
-/// Rule 4: a store is made aside, made durable, and only then put in its place.
+/// Rule 4: a store is created elsewhere, made durable, and only then moved into place.
 fn create_aside(state_dir: &Path, settings: &Settings) -> Result<(), OpenError> {
     let aside = state_dir.join(ASIDE);
     create(&aside, settings, 1)?;
@@ -340,7 +339,7 @@ fn create_aside(state_dir: &Path, settings: &Settings) -> Result<(), OpenError> 
     sync_dir(state_dir).map_err(io_error("syncing", state_dir))
 }
 
-/// A new, empty store, durable, in place of what an interrupted attempt may have left.
+/// Creates an empty, durable store. Replaces the rest of an interrupted attempt.
 fn create(path: &Path, settings: &Settings, first_commit: u64) -> Result<(), OpenError> {
     if path.exists() {
         fs::remove_dir_all(path).map_err(io_error("removing", path))?;
@@ -354,7 +353,7 @@ fn create(path: &Path, settings: &Settings, first_commit: u64) -> Result<(), Ope
     sync_all_below(path).map_err(io_error("syncing", path))
 }
 
-/// An index that has nothing of the journal yet; made aside too, as half a `conf` file of sled's would be unreadable for ever.
+/// Creates an empty index. It too is created elsewhere, because sled can never open an index with half a `conf` file.
 fn create_index_aside(store: &Path, settings: &Settings, journal: &Journal) -> Result<(), OpenError> {
     let aside = store.join(INDEX_ASIDE);
     let index = SledIndex::create(&aside, settings.cache).map_err(|error| OpenError::Io {
@@ -379,7 +378,7 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenE
     move |error| OpenError::Io { doing, path, why: place::in_words(&error) }
 }
 
-/// Takes the state directory's lock, held as long as the file is open.
+/// Takes the state directory's lock, which is held while the file is open.
 fn lock(state_dir: &Path) -> Result<File, OpenError> {
     let path = state_dir.join("lock");
     let shown = path.display().to_string();
@@ -398,7 +397,7 @@ fn lock(state_dir: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Makes a directory and every missing parent, each durably entered in its parent.
+/// Creates a directory and its missing parents, each durably.
 fn make_durable_dir(dir: &Path) -> io::Result<()> {
     if dir.is_dir() {
         return Ok(());

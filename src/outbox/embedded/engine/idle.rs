@@ -1,8 +1,9 @@
-//! Lanes that hold nothing, and when they give way to others.
+//! Empty lanes, and when they give way to others.
 //!
-//! Names of functions come from clients, who can invent any number of them. A lane is *proven* once Lambda has taken an event for
-//! its function. Holds: a lane that was never proven gives its place up to a new function as soon as it holds nothing, and no
-//! invented name takes the place of a proven function, as long as no more than half of `functions_max` are proven.
+//! Clients name functions and can invent any number of names. A lane is *proven* once Lambda has accepted an event for its
+//! function.
+//! Holds: an unproven lane gives way to a new function as soon as it is empty. No invented name replaces a proven function
+//! while at most half of `functions_max` are proven.
 
 use std::time::Duration;
 
@@ -12,20 +13,20 @@ use crate::outbox::LaneId;
 use crate::outbox::embedded::keys;
 use crate::outbox::embedded::kv::Kv;
 
-/// A lane that held nothing for so long is retired by the next sweep; its function gets a new one with its next event.
+/// A lane that has been empty for this long is retired by the next sweep. The function's next event gets a new lane.
 const RETIRE_AFTER: Duration = Duration::from_secs(600);
 
-/// The same of a proven lane, if there is room.
+/// The same for a proven lane, if there is room.
 const RETIRE_PROVEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
 
-/// Idle lanes that are looked at for one that may give way.
+/// The most idle lanes that a search for one that may give way visits.
 const LOOK_AT_MAX: usize = 64;
 
-/// How an idle lane stands among the others: proven or not, since when it holds nothing, its number.
+/// The order of idle lanes: proven or not, since when empty, number.
 pub(super) type Key = (bool, UnixMillis, LaneId);
 
 impl<K: Kv> Engine<K> {
-    /// Puts a lane where it belongs among the idle ones, after any change of it.
+    /// Updates the position of a lane among the idle ones, after any change.
     pub(super) fn note_idle(&mut self, id: LaneId) {
         let Some(lane) = self.lanes.get_mut(&id) else { return };
         let is_idle = lane.leased_count() == 0 && !lane.is_paused();
@@ -37,7 +38,7 @@ impl<K: Kv> Engine<K> {
         }
     }
 
-    /// Makes room for one more function at the expense of one that holds nothing. Says whether there is room now.
+    /// Makes room for one more function by retiring an empty lane. Returns whether there is room.
     pub(super) fn make_way(&mut self) -> bool {
         let limit = self.settings.limits.functions_max;
         if (self.lanes.len() as u64) < limit {
@@ -50,12 +51,12 @@ impl<K: Kv> Engine<K> {
         (self.lanes.len() as u64) < limit
     }
 
-    /// Retires the lanes that have held nothing for long.
+    /// Retires lanes that have been empty for long.
     pub(super) fn retire_idle_lanes(&mut self) {
         let now = self.clock.now();
         let idle: Vec<_> = self.idle.iter().copied().collect();
         for (proven, since, id) in idle {
-            // Asked anew of each: the fewer proven lanes are left, the longer those may stay.
+            // Computed for each lane: the fewer proven lanes are left, the longer they may stay.
             let wait = if self.may_go(proven) { RETIRE_AFTER } else { RETIRE_PROVEN_AFTER };
             if now.since(since) >= wait && !self.has_spent(id, now) {
                 self.retire(id);
@@ -63,7 +64,7 @@ impl<K: Kv> Engine<K> {
         }
     }
 
-    /// Whether lanes of this kind give way: proven ones only if there are too many of them.
+    /// Whether lanes of this kind give way. Proven ones do only if there are too many of them.
     fn may_go(&self, proven: bool) -> bool {
         !proven || self.proven > self.settings.limits.functions_max / 2
     }
@@ -72,7 +73,7 @@ impl<K: Kv> Engine<K> {
         self.lanes.get(&id).is_some_and(|lane| lane.spent().counts(now))
     }
 
-    /// Adds the end of an idle lane to the batch.
+    /// Adds the removal of an idle lane to the batch.
     fn retire(&mut self, id: LaneId) {
         let Some(lane) = self.lanes.remove(&id) else { return };
         self.proven -= u64::from(lane.is_proven());
@@ -85,14 +86,14 @@ impl<K: Kv> Engine<K> {
         self.changes.remove(&lane.version);
         self.version += 1;
         self.retired.insert(self.version, id);
-        // Readers that missed a retirement learn of it from a full reading, so only the latest need be kept.
+        // Readers that missed a retirement learn it from a full reading, so only recent ones need be kept.
         if self.retired.len() as u64 > self.settings.limits.functions_max {
             self.retired.pop_first();
         }
         self.note_crowd();
     }
 
-    /// Notes whether nearly all of `functions_max` is in use, after the number of lanes has changed.
+    /// Updates whether the number of functions is near `functions_max`.
     pub(super) fn note_crowd(&mut self) {
         let (lanes, limit) = (self.lanes.len() as u64, self.settings.limits.functions_max);
         if !self.crowded && lanes * 8 >= limit * 7 {

@@ -1,4 +1,4 @@
-//! What a journal needs of a file system: a directory of numbered segments.
+//! The file system that a journal needs: a directory of numbered segments.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -15,40 +15,40 @@ const SUFFIX: &str = ".segment";
 
 const SALT: &str = "salt";
 
-/// A directory of segments. What was not synced may be gone after a power cut, in part or whole: entries of the directory
-/// as well as bytes of a file.
+/// A directory of segments. A power cut may lose everything that was not synced, in part or whole: directory entries as
+/// well as bytes of files.
 pub trait Files: Send + 'static {
     type File: SegmentFile;
 
-    /// The segments that are there, with their bytes.
+    /// The existing segments and their sizes in bytes.
     fn list(&self) -> io::Result<BTreeMap<u32, u64>>;
 
-    /// A new, empty segment; fails if it is there.
+    /// Creates an empty segment. Fails if it exists.
     fn create(&self, segment: u32) -> io::Result<Self::File>;
 
     fn open(&self, segment: u32) -> io::Result<Self::File>;
 
     fn remove(&self, segment: u32) -> io::Result<()>;
 
-    /// Takes a segment out of the journal and keeps its bytes, where that can be done.
+    /// Removes a segment from the journal but keeps its bytes, if possible.
     fn set_aside(&self, segment: u32) -> io::Result<()> {
         self.remove(segment)
     }
 
-    /// Makes durable which segments there are.
+    /// Makes the set of segments durable.
     fn sync(&self) -> io::Result<()>;
 
-    /// The file `salt`; none if there is none.
+    /// The contents of the file `salt`, if it exists.
     fn salt(&self) -> io::Result<Option<Vec<u8>>>;
 
-    /// Replaces the file `salt`, durably and whole.
+    /// Replaces the file `salt`, atomically and durably.
     fn keep_salt(&self, bytes: &[u8]) -> io::Result<()>;
 
-    /// Random bytes that nobody who sends events can guess.
+    /// Random bytes that no client can guess.
     fn random(&self) -> io::Result<Salt>;
 }
 
-/// An open segment. Named as the calls of [`File`] that they are.
+/// An open segment. The methods are named after those of [`File`].
 pub trait SegmentFile: Send + Sync + 'static {
     fn read_exact_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()>;
 
@@ -61,11 +61,11 @@ pub trait SegmentFile: Send + Sync + 'static {
     fn sync_all(&self) -> io::Result<()>;
 }
 
-/// The real one.
+/// A directory of the real file system.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
-    /// Held from the first sync on: a segment that was made must not go unsynced because there is no descriptor left.
+    /// Kept open from the first sync on, so that a lack of file descriptors never prevents the sync of a new segment.
     handle: OnceLock<File>,
 }
 
@@ -167,7 +167,7 @@ impl SegmentFile for File {
     }
 }
 
-/// Whether the process or the machine has no file descriptor left, which passes.
+/// Whether the error is a lack of file descriptors, which passes.
 pub fn is_out_of_descriptors(error: &io::Error) -> bool {
     use rustix::io::Errno;
     [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
@@ -179,7 +179,7 @@ pub fn segments_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(directory.list()?.into_keys().map(|segment| directory.path_of(segment)).collect())
 }
 
-/// Where a journal keeps its salt.
+/// The path of a journal's salt.
 pub fn salt_in(dir: &Path) -> PathBuf {
     dir.join(SALT)
 }

@@ -1,4 +1,4 @@
-//! The bytes of a journal: the head of a segment, and its frames. Pure.
+//! The encoding of a journal: the head of a segment, and its frames. Pure.
 //!
 //! ```text
 //! segment   head frame frame ...
@@ -18,13 +18,13 @@ use crc32fast::Hasher;
 
 use super::seal::{Salt, Seal};
 
-/// The version of these bytes that this build writes, and the last that it reads.
+/// The format that this build writes, and the latest that it reads.
 pub const FORMAT: u32 = 2;
 
-/// The format that had no salt.
+/// The format without a salt.
 const PLAIN_FORMAT: u32 = 1;
 
-/// Bytes of a segment's head, and of one of format 1: so many are the same in all formats.
+/// The bytes of a segment's head, now and in format 1. The first ones are the same in all formats.
 pub const SEGMENT_HEAD_BYTES: usize = 40;
 pub const PLAIN_HEAD_BYTES: usize = 28;
 
@@ -36,17 +36,17 @@ const SEGMENT_MAGIC: &[u8; 8] = b"sendoffJ";
 
 const REMOVAL: u32 = u32::MAX;
 
-/// What the head of a segment says.
+/// The head of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentHead {
     pub number: u32,
-    /// The commit of its first frame.
+    /// The number of its first commit.
     pub first_commit: u64,
-    /// None in a segment of format 1.
+    /// `None` in a segment of format 1.
     pub salt: Option<Salt>,
 }
 
-/// Why the head of a segment is none that this build can use.
+/// Why this build cannot use the head of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadHead {
     Newer(u32),
@@ -69,7 +69,7 @@ impl SegmentHead {
         bytes
     }
 
-    /// Reads the head at the beginning of `bytes`. Earlier builds read as far as the format, and so refuse a newer one by its number.
+    /// Reads the head at the start of `bytes`. Earlier builds read as far as the format, so they refuse newer formats by number.
     pub fn decode(bytes: &[u8]) -> Result<Self, BadHead> {
         let plain: &[u8; PLAIN_HEAD_BYTES] = bytes.first_chunk().ok_or(BadHead::Damaged)?;
         if &plain[..8] != SEGMENT_MAGIC || crc32fast::hash(&plain[..24]) != u32_at(plain, 24) {
@@ -91,7 +91,7 @@ impl SegmentHead {
     }
 }
 
-/// What the head of a frame says; the body is still to be checked.
+/// The head of a frame. The body is not checked yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHead {
     pub commit: u64,
@@ -100,7 +100,7 @@ pub struct FrameHead {
 }
 
 impl FrameHead {
-    /// None if this is not where a frame under `seal` begins.
+    /// `None` if no frame with this `seal` begins here.
     pub fn decode(bytes: &[u8], seal: &Seal) -> Option<Self> {
         let bytes: &[u8; FRAME_HEAD_BYTES] = bytes.first_chunk()?;
         (bytes[..4] == seal.mark).then(|| Self {
@@ -115,16 +115,16 @@ impl FrameHead {
     }
 }
 
-/// Where the next bytes stand that a frame under `seal` begins with, from `from` on.
+/// The next offset from `from` on that has the first bytes of a frame with this `seal`.
 pub fn find_mark(bytes: &[u8], from: usize, seal: &Seal) -> Option<usize> {
     let found = bytes.get(from..)?.windows(seal.mark.len()).position(|window| window == seal.mark)?;
     Some(from + found)
 }
 
-/// Memory that is kept for the next frame whatever happens.
+/// The memory that is always kept for the next frame, in bytes.
 const KEPT_BYTES: usize = 256 << 10;
 
-/// A frame in the making; its memory is used again.
+/// Builds frames, and reuses its memory.
 #[derive(Debug, Default)]
 pub struct FrameWriter {
     bytes: Vec<u8>,
@@ -138,7 +138,7 @@ impl FrameWriter {
         self.bytes.resize(FRAME_HEAD_BYTES, 0);
     }
 
-    /// Adds an op; gives where it stands in the frame, and its length.
+    /// Adds an op. Returns its offset in the frame and its length.
     pub fn op(&mut self, key: &[u8], value: Option<&[u8]>) -> (u32, u32) {
         let at = self.bytes.len();
         let value_bytes = value.map_or(REMOVAL, |value| value.len() as u32);
@@ -152,12 +152,12 @@ impl FrameWriter {
         (at as u32, (self.bytes.len() - at) as u32)
     }
 
-    /// The bytes so far, head included.
+    /// The bytes so far, including the head.
     pub fn frame_bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Gives back memory that a large frame took and no frame since the last call needed.
+    /// Frees the memory of a large frame that no frame since the last call needed.
     pub fn shrink(&mut self) {
         let needed = std::mem::take(&mut self.peak).max(KEPT_BYTES);
         if self.bytes.capacity() > 2 * needed {
@@ -166,7 +166,7 @@ impl FrameWriter {
         }
     }
 
-    /// The whole frame, for a segment with this seal.
+    /// The complete frame, for a segment with this seal.
     pub fn finish(&mut self, commit: u64, seal: &Seal) -> &[u8] {
         let (head, body) = self.bytes.split_at_mut(FRAME_HEAD_BYTES);
         let body_bytes = body.len() as u32;
@@ -179,20 +179,20 @@ impl FrameWriter {
     }
 }
 
-/// The bytes of an op.
+/// The size of an op in bytes.
 pub fn op_bytes(key_bytes: usize, value_bytes: usize) -> usize {
     OP_HEAD_BYTES + key_bytes + value_bytes
 }
 
-/// One write, as it stands in a journal.
+/// One write in a journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Op {
     pub key: Bytes,
-    /// None: the key was removed.
+    /// `None` removes the key.
     pub value: Option<Bytes>,
 }
 
-/// The op at the start of `bytes`, and its length; none if it is damaged.
+/// The op at the start of `bytes`, and its length. `None` if it is damaged.
 pub fn read_op(bytes: &Bytes) -> Option<(Op, usize)> {
     let head: &[u8; OP_HEAD_BYTES] = bytes.first_chunk()?;
     let (crc, value_bytes, key_bytes) = (u32_at(head, 0), u32_at(head, 4), usize::from(head[8]));
@@ -290,7 +290,7 @@ mod tests {
         #[test]
         fn a_frame_under_any_other_salt_is_none(ops in any_ops(), salt in any::<Option<Salt>>()) {
             prop_assume!(salt != Some(SALT));
-            // Also if half of it is known.
+            // Even if half of it is known.
             let other = Seal::of(salt);
             let half_known = Seal { mark: seal().mark, ..other };
             for forger in [other, half_known] {
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn builds_that_know_no_salt_see_a_newer_format_and_no_damage() {
         let bytes = SegmentHead { number: 3, first_commit: 9, salt: Some(SALT) }.encode();
-        // All that such a build reads of a head, and how.
+        // What such a build reads of a head.
         let known: &[u8; 28] = bytes.first_chunk().unwrap();
         assert_eq!(crc32fast::hash(&known[..24]), u32_at(known, 24));
         assert_eq!((&known[..8], u32_at(known, 8)), (&b"sendoffJ"[..], 2));

@@ -1,33 +1,33 @@
-//! What tells a frame of the journal from bytes that only look like one.
+//! Distinguishes frames of the journal from payload bytes that imitate one.
 //!
-//! Payloads stand in the journal as clients sent them, and a client can send the bytes of a frame. Where the journal is damaged, the
-//! next whole frame is searched for, byte by byte, and that search reads payloads too. So every store has a salt: random bytes
-//! that no client knows. Each frame begins with a half of it, and its checksum begins with all of it.
+//! The journal contains payloads as clients sent them, and a client can send the bytes of a frame. After damage, recovery
+//! searches byte by byte for the next complete frame, through payloads too. So every store has a salt: random bytes that no
+//! client knows. Each frame begins with half of the salt, and its checksum starts from all of it.
 //!
-//! The head of every segment has the salt. The file `salt` beside the segments has it too, for a segment whose head is damaged:
+//! The head of every segment contains the salt. So does the file `salt`, for segments whose head is damaged:
 //!
 //! ```text
 //! salt   magic "sendoffS" | salt 8 bytes | first segment that has it u32 | crc u32 of what stands before it
 //! ```
 //!
-//! Segments of format 1 have no salt. They are still read, and written until they are full.
+//! Segments of format 1 have no salt. They are still read, but no longer written.
 
 /// The random bytes of a store.
 pub type Salt = [u8; 8];
 
-/// How the frames of one segment are marked and summed.
+/// How the frames of one segment are marked and checksummed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seal {
-    /// What every frame begins with.
+    /// The first bytes of every frame.
     pub(super) mark: [u8; 4],
-    /// The checksum of the salt, from which that of every frame goes on.
+    /// The checksum of the salt, from which every frame's checksum starts.
     pub(super) crc: u32,
     /// Where the first frame begins.
     pub start: u64,
 }
 
 impl Seal {
-    /// That of format 1.
+    /// The seal of format 1.
     pub const PLAIN: Self = Self { mark: *b"FRAM", crc: 0, start: super::frame::PLAIN_HEAD_BYTES as u64 };
 
     pub fn of(salt: Option<Salt>) -> Self {
@@ -41,11 +41,11 @@ const MAGIC: &[u8; 8] = b"sendoffS";
 
 const BYTES: usize = 24;
 
-/// What the file `salt` says.
+/// The contents of the file `salt`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kept {
     pub salt: Salt,
-    /// The first segment that has it; those before it have none.
+    /// The first segment with the salt. Earlier ones have none.
     pub since: u32,
 }
 
@@ -60,7 +60,7 @@ impl Kept {
         bytes
     }
 
-    /// None if the bytes are damaged.
+    /// `None` if the bytes are damaged.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (said, crc) = bytes.split_at_checked(20)?;
         let (magic, rest) = said.split_first_chunk::<8>()?;

@@ -1,9 +1,9 @@
-//! Bringing the index up to the journal: by a thread of its own, the only one that writes to the index, or in turn with the
-//! journal's commits.
+//! Checkpoints bring the index up to date with the journal. Either a dedicated thread writes them, the only writer of the
+//! index, or they take turns with the journal's commits.
 //!
-//! Holds: the last commit of a checkpoint has the segment up to which the index is complete. A crash before it means that the same
-//! segments are read again; what of them is in the index already lies below what is read. Each commit has the live bytes of what the
-//! index then has, so that they are right after such a crash too.
+//! Holds: the last commit of a checkpoint records the segment up to which the index is complete. After an earlier crash the
+//! same segments are read again, and their data takes precedence over the index. Each commit records the live bytes of the
+//! index at that point, so they are right after such a crash too.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
@@ -14,35 +14,35 @@ use super::entry::{CHECKPOINT, Checkpoint, Entry};
 use super::overlay::{Key, Overlay, Value};
 use crate::outbox::embedded::kv::{Batch, Failed, Index};
 
-/// While sled takes in a commit, nobody can read from it; and it keeps every version of every page that a commit touches until the
-/// commit is over. Each costs a sync (docs/adr/0006).
+/// The keys in one commit of the index. While sled applies a commit, nobody can read it, and it keeps every version of
+/// every touched page. But each commit costs a sync (docs/adr/0006).
 pub const KEYS_PER_COMMIT: usize = 256;
 
 /// Who writes to the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checkpoints {
-    /// A thread, while commits go on.
+    /// A thread, while commits continue.
     Beside,
-    /// Whoever commits, one commit of the index with each of the journal's. Slower, and the same each time: for the simulation.
+    /// The committing thread, one commit of the index for each of the journal. Slower but deterministic, for the simulation.
     InTurn,
 }
 
-/// What is to be brought into the index.
+/// A checkpoint to write.
 pub struct Job {
     pub overlay: Arc<Overlay>,
-    /// How far the index has come.
+    /// The progress of the index before it.
     pub from: Checkpoint,
     /// The overlay has everything from there to the end of this segment.
     pub segment: u32,
     pub keys_per_commit: usize,
 }
 
-/// A checkpoint being written, one commit of the index after the other.
+/// A running checkpoint, one commit of the index after the other.
 pub struct Writing {
     job: Job,
-    /// The last key that was looked at.
+    /// The last key written.
     after: Option<Key>,
-    /// The live bytes of what the index has.
+    /// The live bytes of the index.
     live: u64,
 }
 
@@ -51,7 +51,7 @@ impl Writing {
         Self { after: None, live: job.from.live, job }
     }
 
-    /// Writes all of it; says how far the index has come.
+    /// Writes the whole checkpoint. Returns the progress of the index.
     pub fn finish<B: Index>(mut self, index: &B) -> Result<Checkpoint, Failed> {
         loop {
             if let Some(checkpoint) = self.step(index)? {
@@ -60,7 +60,7 @@ impl Writing {
         }
     }
 
-    /// Writes the next commit; as [`Writing::finish`] if it was the last one.
+    /// Writes the next commit. Returns like [`Writing::finish`] after the last one.
     fn step<B: Index>(&mut self, index: &B) -> Result<Option<Checkpoint>, Failed> {
         let mut batch = Batch::default();
         let mut segment = self.job.segment;
@@ -120,7 +120,7 @@ impl<B: Index> Checkpointer<B> {
         }
     }
 
-    /// Gives back an overlay that the index now has.
+    /// Frees an overlay that is now in the index.
     pub fn drop_overlay(&self, overlay: Arc<Overlay>) -> Result<(), Failed> {
         match self {
             Self::Beside(thread) => thread.send(Work::Drop(overlay)),
@@ -128,7 +128,7 @@ impl<B: Index> Checkpointer<B> {
         }
     }
 
-    /// The outcome of the job at hand, if it is done.
+    /// The result of the running checkpoint, if it is done.
     pub fn poll(&mut self) -> Result<Option<Checkpoint>, Failed> {
         match self {
             Self::Beside(thread) => thread.poll(),
@@ -143,12 +143,12 @@ impl<B: Index> Checkpointer<B> {
         }
     }
 
-    /// Whether the index is written by a thread of its own.
+    /// Whether a dedicated thread writes the index.
     pub fn runs_beside(&self) -> bool {
         matches!(self, Self::Beside(_))
     }
 
-    /// Waits a while for the job at hand.
+    /// Waits a while for the running checkpoint.
     pub fn wait_for(&mut self, time: Duration) -> Result<Option<Checkpoint>, Failed> {
         match self {
             Self::Beside(thread) => thread.wait_for(time),
@@ -156,7 +156,7 @@ impl<B: Index> Checkpointer<B> {
         }
     }
 
-    /// Writes the rest of the job at hand.
+    /// Writes the rest of the running checkpoint.
     pub fn finish(&mut self) -> Result<Checkpoint, Failed> {
         match self {
             Self::Beside(thread) => thread.done.recv().map_err(|_| gone())?,
@@ -167,11 +167,11 @@ impl<B: Index> Checkpointer<B> {
 
 enum Work {
     Write(Job),
-    /// To give the memory back here, and not where commits wait.
+    /// Frees the memory on this thread instead of one that commits.
     Drop(Arc<Overlay>),
 }
 
-/// Ends, after the job at hand, when this is dropped.
+/// The thread. It ends after the running checkpoint when this is dropped.
 pub struct Thread {
     work: Option<SyncSender<Work>>,
     done: Receiver<Result<Checkpoint, Failed>>,

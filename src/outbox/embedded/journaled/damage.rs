@@ -1,8 +1,8 @@
-//! Damaged bytes in the journal: getting past them while its oldest segment is reclaimed, and finding all of them.
+//! Damage in the journal: passing it while the oldest segment is reclaimed, and finding all of it.
 //!
-//! Holds: what stands in a damaged area, and can still be read, is carried over before the segment goes. It is found by its key,
-//! not by its bytes: the index says which newest values stand in the area. If one of them is lost, its key keeps leading to the
-//! segment, which is set aside, so whoever reads that key is told.
+//! Holds: readable values in a damaged area are copied before their segment is removed. They are found by key: the index
+//! says which current values are in the area. If such a value is lost, its key continues to point to the segment, which is
+//! set aside. So a read of that key reports the damage.
 
 use bytes::Bytes;
 
@@ -11,31 +11,31 @@ use crate::outbox::embedded::journal::Location;
 use crate::outbox::embedded::journal::files::Files;
 use crate::outbox::embedded::kv::{Batch, Failed, Index};
 
-/// Keys that are looked at with one commit.
+/// The most keys visited with one commit.
 const PIECE_KEYS: usize = 4_096;
 
-/// Bytes that are carried over with one commit, about.
+/// The approximate bytes copied with one commit.
 const PIECE_BYTES: u64 = 4 << 20;
 
-/// Above every key of the engine.
+/// Sorts after every key of the engine.
 const END: &[u8] = &[0xff; 32];
 
-/// A damaged area of the oldest segment that is being got past.
+/// The damaged area of the oldest segment that is being passed.
 #[derive(Debug)]
 pub struct Passing {
     from: u64,
     to: u64,
-    /// Keys up to here were looked at.
+    /// Keys up to this one were visited.
     next: Vec<u8>,
 }
 
-/// Bytes of the journal that are no frame.
+/// Bytes of the journal that are not a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Area {
     pub segment: u32,
     pub from: u64,
     pub to: u64,
-    /// Why the disk did not give them, if it did not.
+    /// Why the disk could not read them, if so.
     pub error: Option<String>,
 }
 
@@ -48,7 +48,7 @@ impl std::fmt::Display for Area {
 }
 
 impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
-    /// Reclaiming has met an area that is no frame.
+    /// Records that reclaiming found an area that is not a frame.
     pub(super) fn begin_passing(&mut self, segment: u32, resumes_at: Option<u64>, error: Option<String>) {
         let (from, end) = (self.reclaim.at, self.journal.segment_bytes(segment));
         let area = Area { segment, from, to: resumes_at.unwrap_or(end), error };
@@ -59,7 +59,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         self.reclaim.passing = Some(Passing { from, to: area.to, next: Vec::new() });
     }
 
-    /// Carries over a piece of what can be read of the damaged area. Says whether the area is passed.
+    /// Copies a piece of the readable values in the damaged area. Returns whether the area is passed.
     pub(super) fn pass(
         &mut self,
         passing: Passing,
@@ -86,7 +86,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
             match held.map_or_else(|| self.value_at(&key, at), Ok) {
                 Ok(value) => self.carry_over(&key, &value, noted),
                 Err(failed) if failed.passes => {
-                    // A later commit looks at the same piece again.
+                    // A later commit visits the same piece again.
                     self.reclaim.passing = Some(passing);
                     return Ok(false);
                 }
@@ -112,7 +112,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         noted.push((Key::from_slice(key), Slot { value: Value::read(Some(value)), at, is_new: false }));
     }
 
-    /// Reads the whole journal, and tells every area of it that is damaged, also where nothing of it is wanted any more.
+    /// Reads the whole journal and reports every damaged area, including those no longer needed.
     pub fn damaged_areas(&self) -> Vec<Area> {
         let mut areas = Vec::new();
         for segment in self.journal.oldest()..=self.journal.newest() {

@@ -1,4 +1,4 @@
-//! The bytes of the index: where in the journal a key's value stands, and the value itself if it is short.
+//! The encoding of the index: the location of a key's value in the journal, and the value itself if it is short.
 //!
 //! ```text
 //! entry        segment u32 | offset u32 | bytes u32 | inlined: u8 | value, if inlined
@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::outbox::embedded::journal::Location;
 
-/// Values up to this many bytes stand in the index too: counts of lanes, remembered keys, indexes by time.
+/// Values up to this many bytes are also in the index: counts of lanes, remembered keys, indexes by time.
 pub const INLINE_BYTES_MAX: usize = 128;
 
 /// Sorts before every key of the engine.
@@ -41,7 +41,7 @@ impl Entry {
         bytes
     }
 
-    /// None if these bytes are no entry.
+    /// `None` if the bytes are not an entry.
     pub fn decode(bytes: &Bytes) -> Option<Self> {
         let head: &[u8; HEAD_BYTES] = bytes.first_chunk()?;
         let number = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
@@ -54,12 +54,12 @@ impl Entry {
     }
 }
 
-/// How far the index has come.
+/// The progress of the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoint {
     /// The index has everything up to the end of this segment.
     pub segment: u32,
-    /// The bytes in the journal of all that the index has, also of what a checkpoint that is not done has brought.
+    /// The journal bytes of everything in the index, including the commits of an unfinished checkpoint.
     pub live: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Reading the newest of every key, from the overlays and the index below them, in order.
+//! Reads the current value of every key in order, from the overlays and the index.
 
 use std::iter::Peekable;
 
@@ -8,15 +8,15 @@ use super::overlay::{Key, Overlay, Slot};
 use crate::outbox::embedded::journal::Location;
 use crate::outbox::embedded::kv::Failed;
 
-/// Where the newest value of a key was found.
+/// Where the current value of a key was found.
 pub enum Newest {
-    /// As [`Slot::found`].
+    /// See [`Slot::found`].
     Noted(Location, Option<Bytes>),
-    /// The bytes of an entry of the index.
+    /// An encoded entry of the index.
     Indexed(Bytes),
 }
 
-/// The keys of a range that have a value, with where it is, in order.
+/// The keys of a range that have a value, with its location, in order.
 pub fn merge<'a, I: Iterator<Item = Result<(Bytes, Bytes), Failed>>>(
     overlays: [Option<&'a Overlay>; 2],
     from: &[u8],

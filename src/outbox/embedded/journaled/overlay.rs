@@ -1,4 +1,4 @@
-//! What was committed lately and is not in the index yet, in memory.
+//! Recent commits that are not in the index yet, in memory.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Range;
@@ -11,10 +11,10 @@ use smallvec::SmallVec;
 use super::entry::INLINE_BYTES_MAX;
 use crate::outbox::embedded::journal::Location;
 
-/// A key as an overlay has it: in place, as nearly all are short and tens of thousands are held and compared.
+/// A key in an overlay, stored inline: nearly all keys are short, and tens of thousands are stored and compared.
 pub type Key = SmallVec<[u8; 24]>;
 
-/// The newest writes to their keys. Limits: grows until it is handed to the index.
+/// The latest write to each key. Limits: grows until it is passed to the index.
 #[derive(Debug, Default)]
 pub struct Overlay {
     slots: BTreeMap<Key, Slot>,
@@ -27,22 +27,22 @@ pub struct Overlay {
 pub struct Slot {
     pub value: Value,
     pub at: Location,
-    /// No older value of this key is anywhere: if it goes, nothing need be remembered of it.
+    /// The key has no older value. If it is removed, nothing need be kept.
     pub is_new: bool,
 }
 
-/// What a key was set to.
+/// The write to a key.
 #[derive(Debug, Clone)]
 pub enum Value {
     Held(Bytes),
-    /// As it stands in the journal.
+    /// A value in the journal.
     Journaled,
     /// The key was removed.
     Removed,
 }
 
 impl Value {
-    /// Of what was read from a frame of the journal. It must not keep the frame in memory.
+    /// Copies from a frame of the journal, so that it does not keep the frame in memory.
     pub fn read(value: Option<&Bytes>) -> Self {
         match value {
             Some(value) if is_long(value) => Self::Journaled,
@@ -64,7 +64,7 @@ impl Slot {
         }
     }
 
-    /// Where its value stands in the journal, and the value if it is held; none if the key was removed.
+    /// The location of its value in the journal, and the value if it is in memory. `None` if the key was removed.
     pub fn found(&self) -> Option<(Location, Option<Bytes>)> {
         match &self.value {
             Value::Held(value) => Some((self.at, Some(value.clone()))),
@@ -73,7 +73,7 @@ impl Slot {
         }
     }
 
-    /// The bytes of a value that is held though the journal would do.
+    /// The bytes of a value that is kept in memory although it is in the journal.
     pub fn held(&self) -> u64 {
         match &self.value {
             Value::Held(value) if is_long(value) => value.len() as u64,
@@ -98,7 +98,7 @@ impl Overlay {
             return;
         }
         self.held += slot.held();
-        // Whatever came before in here is superseded, what lies below is not.
+        // An older write in this overlay is superseded. One in the index is not.
         let is_new = if old.is_some() { was_new } else { slot.is_new };
         self.bytes += u64::from(slot.at.bytes);
         self.slots.insert(key, Slot { is_new, ..slot });
@@ -109,7 +109,7 @@ impl Overlay {
         self.slots.range::<[u8], _>((Included(from), Excluded(to.max(from))))
     }
 
-    /// All behind a key, or all there are.
+    /// All keys after this one, or all keys.
     pub fn after(&self, key: Option<&Key>) -> Range<'_, Key, Slot> {
         self.slots.range::<Key, _>((key.map_or(Unbounded, Excluded), Unbounded))
     }
@@ -118,17 +118,17 @@ impl Overlay {
         self.slots.len()
     }
 
-    /// As [`Slot::held`], of all.
+    /// The sum of [`Slot::held`] of all keys.
     pub fn held(&self) -> u64 {
         self.held
     }
 
-    /// The bytes in the journal of what has a value.
+    /// The journal bytes of all values.
     pub fn live(&self) -> u64 {
         self.live
     }
 
-    /// The bytes of all ops that were noted, also of those that are superseded: about what a replay costs.
+    /// The bytes of all ops, including superseded ones. About what a replay costs.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }

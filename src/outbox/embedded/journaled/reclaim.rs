@@ -1,7 +1,7 @@
-//! Giving back the journal's oldest segments, a piece with every commit.
+//! Reclaims the journal's oldest segments, a piece with every commit.
 //!
-//! Holds: an op is given up only if it is not where the newest of its key stands, by the overlays and the index. Whether it
-//! *pays* to look is decided by counts; whether an op may *go*, never.
+//! Holds: an op is dropped only if the overlays and the index say that it is not its key's current value. Counts decide
+//! whether reclaiming pays, but never whether an op may be dropped.
 
 use bytes::Bytes;
 
@@ -11,24 +11,24 @@ use crate::outbox::embedded::journal::Location;
 use crate::outbox::embedded::journal::files::{Files, is_out_of_descriptors};
 use crate::outbox::embedded::kv::{Batch, Failed, Index};
 
-/// Bytes of the oldest segment that are looked at with a commit, beside four times its own; and at most so many, as what is
-/// carried over makes the frame larger.
+/// The bytes of the oldest segment that a commit visits, besides four times its own size, and their maximum, because
+/// copied ops make the frame larger.
 const PIECE_BYTES: u64 = 128 << 10;
 const PIECE_BYTES_MAX: u64 = 16 << 20;
 
-/// How far the oldest segment has been looked through.
+/// The progress in the oldest segment.
 #[derive(Debug, Default)]
 pub struct Progress {
     segment: u32,
     pub(super) at: u64,
-    /// A damaged area that is being got past.
+    /// A damaged area that is being passed.
     pub(super) passing: Option<Passing>,
-    /// A value is lost that is still wanted: the segment is kept, out of the journal.
+    /// A value that is still needed is lost. The segment is set aside instead of removed.
     pub(super) lost: bool,
 }
 
 impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
-    /// Whether the journal has more that is worthless than it may.
+    /// Whether the journal has more dead bytes than it may.
     pub(super) fn wants_reclaim(&self) -> bool {
         let (bytes, oldest) = (self.journal.bytes(), self.journal.oldest());
         if oldest > self.indexed.segment {
@@ -41,8 +41,8 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         many || tight
     }
 
-    /// Looks through a piece of the oldest segment, and adds to the frame what must not go with it. Says whether that was
-    /// its last piece: then, once the frame is durable, it may be removed.
+    /// Visits a piece of the oldest segment and copies live ops into the frame. Returns whether this was the last piece. The
+    /// segment may then be removed once the frame is durable.
     pub(super) fn reclaim(&mut self, batch: &Batch, noted: &mut Vec<(Key, Slot)>) -> Result<bool, Failed> {
         if !self.wants_reclaim() {
             return Ok(false);
@@ -62,7 +62,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
             }
             let next = self.journal.read_on(segment, self.reclaim.at);
             let next = match next {
-                // A later commit goes on.
+                // A later commit continues.
                 Err(error) if is_out_of_descriptors(&error) => return Ok(false),
                 next => next.map_err(|error| Failed::new("opening a segment of the journal", error))?,
             };

@@ -1,4 +1,4 @@
-//! Opening the store: what the index does not have yet is read from the journal.
+//! Opens the store. Reads from the journal what is not in the index yet.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::outbox::embedded::journal::files::{Directory, Files};
 use crate::outbox::embedded::journal::{Frame, Journal, Next};
 use crate::outbox::embedded::kv::{Batch, Failed, Index};
 
-/// A store that is open, and what of its journal could not be read: nothing, unless that was allowed.
+/// An open store, and the unreadable parts of its journal. There are none unless they were allowed.
 pub struct Recovered<B, W, D: Files = Directory> {
     pub store: Journaled<B, W, D>,
     pub gaps: u64,
@@ -20,7 +20,7 @@ pub struct Recovered<B, W, D: Files = Directory> {
 /// Why a store cannot be opened as it is.
 #[derive(Debug, thiserror::Error)]
 pub enum Stale {
-    /// Nothing is lost: an empty index of [`begin_index`] can take its place.
+    /// The index is unusable. Nothing is lost: an empty one from [`begin_index`] can replace it.
     #[error("{0}")]
     Index(String),
     #[error("{0}")]
@@ -29,7 +29,7 @@ pub enum Stale {
     Failed(#[from] Failed),
 }
 
-/// Makes an empty index one of a journal of which it has nothing yet.
+/// Prepares an empty index for a journal of which it has nothing yet.
 pub fn begin_index<B: Index, D: Files>(index: &B, journal: &Journal<D>) -> Result<(), Failed> {
     let mut batch = Batch::default();
     let checkpoint = Checkpoint { segment: journal.oldest().saturating_sub(1), live: 0 };
@@ -38,8 +38,8 @@ pub fn begin_index<B: Index, D: Files>(index: &B, journal: &Journal<D>) -> Resul
 }
 
 impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
-    /// Opens the store. `seen` is the last commit that is known to have been durable; a journal that ends before it is damaged.
-    /// With `lenient`, what cannot be read of the journal is left out and counted, and the journal is not written to.
+    /// Opens the store. `seen` is the last commit known to be durable: a journal that ends before it is damaged. With `lenient`,
+    /// skips and counts unreadable parts of the journal, and does not write to it.
     pub fn recover(
         journal: Journal<D>,
         index: B,
@@ -68,7 +68,7 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         };
         for segment in found.segment + 1..=replay.journal.newest() {
             replay.segment(segment, seen, lenient)?;
-            // All but the last, which is brought in while the daemon already works.
+            // All overlays but the last, which is checkpointed while the daemon already works.
             if segment < replay.journal.newest() && replay.overlay.bytes() >= settings.segment_bytes {
                 replay.checkpoint(segment)?;
             }
@@ -93,8 +93,9 @@ impl<B: Index, W: Watch, D: Files> Journaled<B, W, D> {
         if !lenient && !store.overlay.is_empty() {
             store.freeze()?;
         } else if !lenient && (store.journal.newest() <= found.segment || store.journal.is_plain()) {
-            // A segment without a salt takes no more. Or the index is complete up to the end of that segment, so nothing may be added to it. There was another one behind it
-            // when the index was told so; a power cut can take that one, if the start that told it came after a kill.
+            // Begin a new segment in two cases. A segment without a salt must not grow. Neither must one up to whose end the index
+            // is complete: its successor existed when the index recorded that, but a power cut can remove the successor if the
+            // recording start came after a kill.
             store.journal.roll().map_err(writing)?;
         }
         Ok(Recovered { store, gaps })
@@ -108,9 +109,9 @@ struct Replay<'a, B, D: Files> {
     keys_per_commit: usize,
     overlay: Overlay,
     indexed: Checkpoint,
-    /// Up to here the segment that was read last is known to have been durable.
+    /// The offset up to which the last segment read is known to be durable.
     durable: u64,
-    /// The number that the next commit must have; none before the first.
+    /// The number that the next commit must have. `None` before the first.
     expected: Option<u64>,
     gaps: u64,
 }
@@ -147,7 +148,7 @@ impl<B: Index, D: Files> Replay<'_, B, D> {
                 }
                 Next::Bad { resumes_at: None } => {
                     let expected = self.expected.unwrap_or(0);
-                    // Only the last commit of all may be torn, and only if nobody was told of it.
+                    // Only the very last commit may be torn, and only if it was never acknowledged.
                     let torn = segment == self.journal.newest() && seen.is_none_or(|seen| seen < expected);
                     if !torn {
                         return self.gap(lenient, || format!("segment {segment}, from byte {at} on, is damaged"));
@@ -189,7 +190,7 @@ impl<B: Index, D: Files> Replay<'_, B, D> {
         Ok(())
     }
 
-    /// The number of the commit after the last, where the index had everything.
+    /// The number of the next commit, if the index had everything.
     fn next_commit_of(&self, segment: u32) -> Result<u64, Stale> {
         let mut next = self.journal.first_commit(segment).map_err(reading)?.unwrap_or(0);
         let mut at = self.journal.start(segment);

@@ -61,7 +61,7 @@ impl Index for MapIndex {
     }
 }
 
-/// What the state directory's watcher would have heard.
+/// What the state directory's watcher would have recorded.
 #[derive(Clone, Default)]
 struct Heard(Arc<(Mutex<Option<u64>>, AtomicBool)>);
 
@@ -132,7 +132,7 @@ impl Bench {
         Journaled::recover(journal, index, heard, self.settings, self.heard.seen(), lenient)
     }
 
-    /// Live bytes as the index says, and as they are.
+    /// The live bytes according to the index, and the real ones.
     fn live(&self) -> (u64, u64) {
         let index = self.index.map();
         let entries =
@@ -185,7 +185,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A batch of writes; new keys are said to be new at times.
+/// A batch of writes. Sometimes marks new keys as new.
 fn batch(writes: &[(u8, Option<(u16, u8)>)], model: &Map) -> Batch {
     let mut batch = Batch::default();
     for (key, value) in writes {
@@ -214,7 +214,7 @@ fn tear(bench: &Bench, bytes: u16) {
     let newest = bench.segments().pop().unwrap();
     let seal = seal_of(&fs::read(&newest).unwrap());
     let file = File::options().append(true).open(newest).unwrap();
-    // The beginning of a frame that never was finished.
+    // The start of an unfinished frame.
     let mut frame = FrameWriter::default();
     frame.begin();
     frame.op(b"torn", Some(&[7; 64]));
@@ -303,7 +303,7 @@ fn what_is_gone_before_a_checkpoint_never_reaches_the_index() {
 fn the_journal_stays_within_twice_what_is_live_and_its_slack() {
     let bench = Bench::new();
     let mut store = bench.open();
-    // Some that stay for ever, at the very beginning, and much that comes and goes.
+    // Some values at the start stay for ever, many later ones come and go.
     for n in 0..10 {
         put(&mut store, &format!("old {n}"), &"x".repeat(150));
     }
@@ -391,7 +391,7 @@ fn a_journal_that_has_lost_its_end_or_a_piece_is_not_opened_in_silence() {
             all += 1;
         }
         drop(store);
-        // As if no checkpoint had come through, so that everything is read.
+        // As if no checkpoint had finished, so that everything is read.
         bench.new_index();
         let segments = bench.segments();
         let newest = segments.last().unwrap();
@@ -480,7 +480,7 @@ fn a_failing_index_is_told_by_a_later_commit() {
     assert!(bench.open().get(&0_u32.to_be_bytes()).unwrap().is_some(), "and nothing is lost");
 }
 
-/// An index whose commits wait until they are let go.
+/// An index whose commits wait until the test releases them.
 #[derive(Clone, Default)]
 struct Slow(MapIndex, Arc<Mutex<()>>);
 

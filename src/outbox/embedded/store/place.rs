@@ -1,7 +1,7 @@
-//! The state directory as a place: private to its owner, and fit to keep events in.
+//! Checks and creates the state directory: private to its owner, on a disk that can keep events.
 //!
-//! Holds: what is made here is for its owner alone, whatever the umask. What is there already is looked at and never changed:
-//! another mode may be somebody's wish.
+//! Holds: everything created here is private to its owner, whatever the umask. Existing files are never changed, because
+//! another mode may be intended.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -15,19 +15,19 @@ use super::STORE;
 /// The permission bits of everybody but the owner.
 const OTHERS: u32 = 0o077;
 
-/// Makes one directory that only its owner may enter.
+/// Creates a directory that only its owner may enter.
 pub(super) fn make_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)
 }
 
-/// How to open a file that, if it is made, only its owner may read.
+/// Options to open a file so that, if it is created, only its owner may read it.
 pub(crate) fn options() -> OpenOptions {
     let mut options = File::options();
     options.mode(0o600);
     options
 }
 
-/// Something to say about a state directory.
+/// A warning about a state directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remark {
     pub is_fatal: bool,
@@ -36,13 +36,13 @@ pub struct Remark {
     pub remedy: String,
 }
 
-/// Whether others can read what the store in `state_dir` keeps. None if they cannot.
+/// A warning if other users can read the store in `state_dir`.
 pub fn exposure(state_dir: &Path) -> Option<Remark> {
     let mine = rustix::process::geteuid().as_raw();
     let is_wide = |path: &Path| fs::metadata(path).ok().filter(|found| found.mode() & OTHERS != 0);
     let (home, store) = (is_wide(state_dir), is_wide(&state_dir.join(STORE)));
     let found = home.as_ref()?;
-    // A volume that an orchestrator mounts belongs to root and is wide on purpose; what sendoff keeps in it is not.
+    // An orchestrator's volume belongs to root and is open on purpose. What sendoff keeps in it is not.
     if found.uid() != mine && store.is_none() {
         return None;
     }
@@ -56,14 +56,14 @@ pub fn exposure(state_dir: &Path) -> Option<Remark> {
     })
 }
 
-/// A path as a shell takes it.
+/// The path, quoted for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:@%".contains(c);
     if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
-/// Whether the disk fills up before the outbox has what it may take. None if it does not, or if that cannot be told.
+/// A warning if the disk will be full before the outbox reaches its limit. `None` if not, or if that is unknown.
 pub fn room(state_dir: &Path, bytes_max: u64, reserve: u64) -> Option<Remark> {
     let (above, _) = first_that_exists(state_dir).ok()?;
     let disk = rustix::fs::statvfs(&above).ok().filter(|disk| disk.f_blocks > 0)?;
@@ -84,9 +84,9 @@ pub fn room(state_dir: &Path, bytes_max: u64, reserve: u64) -> Option<Remark> {
     })
 }
 
-/// Bytes of the files in a directory and below, as they take disk; what cannot be looked at counts as nothing.
+/// The disk usage of a directory and everything below, in bytes. Unreadable entries count as 0.
 fn size_of(directory: &Path) -> u64 {
-    /// Bytes of a block, as stat(2) counts them whatever the file system's own are.
+    /// The bytes of a block in stat(2), independent of the file system's block size.
     const BLOCK: u64 = 512;
     let size = |entry: fs::DirEntry| match entry.metadata() {
         Ok(found) if found.is_dir() => size_of(&entry.path()),
@@ -96,7 +96,7 @@ fn size_of(directory: &Path) -> u64 {
     fs::read_dir(directory).into_iter().flatten().flatten().map(size).sum()
 }
 
-/// Looks at where a store is to be, without changing anything. `reserve` is the free space that new events leave on the disk.
+/// Checks the place of a store without changing anything. `reserve` is the free space that new events must leave.
 pub fn look(state_dir: &Path, reserve: u64) -> Vec<Remark> {
     let shown = state_dir.display();
     let fatal = |what: String, remedy: &str| vec![Remark { is_fatal: true, what, remedy: remedy.to_owned() }];
@@ -120,7 +120,7 @@ pub fn look(state_dir: &Path, reserve: u64) -> Vec<Remark> {
     let mut remarks = Vec::from_iter(exposure(state_dir));
     if let Ok(disk) = rustix::fs::statvfs(&above) {
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        // A file system that reports no blocks says nothing.
+        // A file system that reports no blocks tells nothing.
         if disk.f_blocks > 0 && free <= reserve {
             remarks.push(Remark {
                 is_fatal: true,
@@ -132,7 +132,7 @@ pub fn look(state_dir: &Path, reserve: u64) -> Vec<Remark> {
     remarks
 }
 
-/// What an error of the disk says, and what to do about it where that is known.
+/// Describes a disk error, and what to do about it if that is known.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the kinds of errors are not ours, and grow")]
 pub(super) fn in_words(error: &io::Error) -> String {
     let remedy = match error.kind() {
@@ -144,7 +144,7 @@ pub(super) fn in_words(error: &io::Error) -> String {
     format!("{error}; {remedy}")
 }
 
-/// The process that has locked a file, as far as /proc tells.
+/// The process that holds the lock of a file, if /proc tells.
 pub(super) fn lock_holder(file: &File) -> Option<u32> {
     let inode = format!(":{}", file.metadata().ok()?.ino());
     let locks = fs::read_to_string("/proc/locks").ok()?;
@@ -161,7 +161,7 @@ fn first_that_exists(path: &Path) -> io::Result<(PathBuf, fs::Metadata)> {
         match fs::metadata(above) {
             Ok(found) => return Ok((above.to_owned(), found)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => last = error,
-            // A file is where a directory must be: the next one above is that file.
+            // A file is in the place of a directory. The nearest existing path is that file.
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => last = error,
             Err(error) => return Err(error),
         }

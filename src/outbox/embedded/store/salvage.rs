@@ -1,8 +1,8 @@
-//! What becomes of a damaged store: what can be read goes on in a new one, and the damaged one is kept whole under a dated
-//! name, for whoever can get more out of it.
+//! Salvages a damaged store: a new store gets everything readable, and the damaged one is kept unchanged under a dated
+//! name for further recovery by hand.
 //!
-//! Holds: nothing is deleted but our own unfinished copies. A crash at any point leaves either the damaged store where it
-//! was, or the new one, whole, in its place or about to be put there.
+//! Holds: deletes nothing except its own unfinished copies. A crash at any point leaves either the damaged store in place,
+//! or the complete new one in place or about to be moved there.
 //! Limits: needs free space for a copy of the index and for what is salvaged.
 
 use std::fs;
@@ -22,31 +22,31 @@ use crate::outbox::embedded::repair::{self, Report};
 use crate::outbox::embedded::sled::{SledIndex, sync_all_below, wait_until_let_go};
 use crate::outbox::embedded::{journal, keys};
 
-/// A copy to read from: opening an index changes it.
+/// A copy to read from, because opening an index changes it.
 const COPY: &str = "outbox.copy";
 
-/// What was salvaged, complete as soon as the damaged store is no longer in its place.
+/// The salvaged store. It is complete once the damaged store has been moved away.
 const SALVAGED: &str = "outbox.salvaged";
 
-/// What a damaged store or index is called from then on, between its name and the time.
+/// The part of a damaged store's new name between its old name and the time.
 const DAMAGED: &str = ".damaged-";
 
 /// What was done about a damaged store.
 #[derive(Debug, Clone)]
 pub struct Salvage {
     pub report: Report,
-    /// Where the damaged store, or its index, is kept.
+    /// Where the damaged store or index is kept.
     pub kept: PathBuf,
 }
 
-/// How a copy is read. A journal that has lost a piece may be better read with the index that has seen it.
+/// How a copy is read. The old index may help to read a journal that has lost a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum How {
     AsItIs,
     ByItsJournalAlone,
 }
 
-/// A copy that nobody writes to has nothing to be told of.
+/// Nobody writes to a copy, so there is nothing to record.
 struct Nobody;
 
 impl Watch for Nobody {
@@ -63,7 +63,7 @@ impl Watch for Nobody {
 
 type Copy = Journaled<SledIndex, Nobody>;
 
-/// Finishes or removes what an interrupted salvage left.
+/// Completes or removes an interrupted salvage.
 pub(super) fn finish_interrupted(state_dir: &Path) -> io::Result<()> {
     let (store, salvaged, copy) = (state_dir.join(STORE), state_dir.join(SALVAGED), state_dir.join(COPY));
     if copy.exists() {
@@ -79,8 +79,8 @@ pub(super) fn finish_interrupted(state_dir: &Path) -> io::Result<()> {
     sync_dir(state_dir)
 }
 
-/// Replaces the store by what can be read of it. `seen` is the last commit that is known to have been durable: the new one goes on
-/// from there.
+/// Replaces the store by its readable part. `seen` is the last commit known to be durable: the new store continues from
+/// there.
 pub(super) fn replace(state_dir: &Path, settings: &Settings, seen: Option<u64>) -> Result<Salvage, OpenError> {
     let store = state_dir.join(STORE);
     let failed = |doing: &str, error: &dyn std::fmt::Display| OpenError::Damaged {
@@ -115,12 +115,12 @@ pub(super) fn replace(state_dir: &Path, settings: &Settings, seen: Option<u64>) 
         Ok(kept)
     };
     let kept = moved().map_err(|e| failed("putting the salvaged store in its place", &e))?;
-    // Its content is of no more use; if it stays, the next start removes it.
+    // Its content is no longer needed. If it stays, the next start removes it.
     fs::remove_dir_all(state_dir.join(COPY)).ok();
     Ok(Salvage { report, kept })
 }
 
-/// The copy from which the most can be read, open, and how many gaps its journal has; none if no copy opens.
+/// The opened copy with the most readable events, and the number of gaps in its journal. `None` if no copy opens.
 fn readable_copy(state_dir: &Path, settings: &Settings, seen: Option<u64>) -> Result<Option<(Copy, u64)>, OpenError> {
     let mut best = None;
     for how in [How::AsItIs, How::ByItsJournalAlone] {
@@ -154,7 +154,7 @@ fn open_copy(
             let salt = Some(salt_in(&store.join(JOURNAL))).filter(|salt| salt.exists());
             for segment in segments_in(&store.join(JOURNAL))?.into_iter().chain(salt) {
                 let to = copy.join(JOURNAL).join(segment.file_name().unwrap_or_default());
-                // A journal that is only read is the same under another name.
+                // The journal is only read, so it can be linked instead of copied.
                 fs::hard_link(&segment, &to).or_else(|_| fs::copy(&segment, &to).map(drop))?;
             }
         }
@@ -172,7 +172,7 @@ fn open_copy(
     Ok(recovered.ok().map(|Recovered { store, gaps }| (store, gaps)))
 }
 
-/// Opens a store that is not the daemon's.
+/// Opens a store other than the daemon's.
 fn unwatched(
     store: &Path,
     journal: journal::Journal,
@@ -199,14 +199,14 @@ fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A newer sendoff's store is not damaged for being unreadable to us.
+/// A store of a newer sendoff is unreadable for this build, but not damaged.
 fn newer(source: &Copy, store: &Path) -> Option<OpenError> {
     let format = source.get(keys::META_FORMAT).ok()??;
     let found = u32::try_from(u64::from_be_bytes(format[..].try_into().ok()?)).ok()?;
     (found > FORMAT).then(|| OpenError::Newer { path: store.display().to_string(), found, supported: FORMAT })
 }
 
-/// A name, not taken yet, under which something damaged is kept.
+/// An unused name for a damaged store or index.
 pub(super) fn free_name(state_dir: &Path, what: &str) -> PathBuf {
     let now = Clock::system().now().rfc3339();
     let plain = state_dir.join(format!("{what}{DAMAGED}{now}"));
@@ -214,7 +214,7 @@ pub(super) fn free_name(state_dir: &Path, what: &str) -> PathBuf {
     std::iter::once(plain.clone()).chain(names).find(|path| !path.exists()).unwrap_or(plain)
 }
 
-/// The damaged stores and indexes that are kept in a state directory.
+/// The damaged stores and indexes in a state directory.
 pub fn kept(state_dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(state_dir).into_iter().flatten().flatten();
     let mut kept: Vec<_> =

@@ -1,4 +1,4 @@
-//! A note, over a restart, that damage was met while the daemon ran: the next start looks closely.
+//! Records damage that was found at run time, so that the next start examines the store.
 
 use std::fs;
 use std::io;
@@ -8,9 +8,9 @@ const NAME: &str = "suspect";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Suspicion {
-    /// It is made again from the journal.
+    /// The index is suspect. It is rebuilt from the journal.
     Index,
-    /// Everything is read.
+    /// The journal is suspect. Everything is read.
     Journal,
 }
 
@@ -28,13 +28,13 @@ impl Note {
         Some(if text == b"index" { Suspicion::Index } else { Suspicion::Journal })
     }
 
-    /// If even that fails, the damage will be met again.
+    /// If even this fails, the damage will be found again.
     pub(super) fn raise(&self, suspicion: Suspicion) {
         let text: &[u8] = match suspicion {
             Suspicion::Index => b"index",
             Suspicion::Journal => b"journal",
         };
-        // The graver one stays: a damaged index is made again in any case where the journal is salvaged.
+        // The more serious suspicion stays. A salvage of the journal rebuilds the index in any case.
         if self.read().is_none() && fs::write(self.state_dir.join(NAME), text).is_ok() {
             super::sync_dir(&self.state_dir).ok();
         }

@@ -1,8 +1,8 @@
-//! A file beside the store that remembers how far its journal had come: a journal of which the end is gone looks like one that
-//! never had it. The witness makes that loud.
+//! A file that records the last durable commit of the journal. A journal that lost its end looks like one that never had it.
+//! The witness detects that.
 //!
-//! Holds: what the witness says was durable in the journal before. A witness that cannot be read says nothing. It is written with
-//! every commit and synced with some: after a power cut it may be [`SYNC_EVERY`] commits behind, else it is exact.
+//! Holds: a commit is durable in the journal before the witness records it. An unreadable witness is ignored. It is written
+//! with every commit and synced with some. After a power cut it may be [`SYNC_EVERY`] commits behind, otherwise it is exact.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,10 +11,10 @@ use std::path::Path;
 
 const NAME: &str = "witness";
 
-/// Commits from one sync of the witness to the next: a sync with each would double the cost of a commit.
+/// The number of commits between two syncs of the witness. A sync with each would double the cost of a commit.
 const SYNC_EVERY: u64 = 64;
 
-/// A number, and its complement: half a write is no witness.
+/// A number and its complement, so that a partial write is detected.
 const BYTES: usize = 16;
 
 pub(super) struct Witness {
@@ -24,7 +24,7 @@ pub(super) struct Witness {
 }
 
 impl Witness {
-    /// Opens it, or makes an empty one.
+    /// Opens the witness, or creates an empty one.
     pub(super) fn open(state_dir: &Path) -> io::Result<Self> {
         let path = state_dir.join(NAME);
         let known = path.exists();
@@ -38,12 +38,12 @@ impl Witness {
         Ok(Self { file, seen, synced: seen.unwrap_or(0) })
     }
 
-    /// The last commit that was durable, at least.
+    /// The last commit recorded as durable.
     pub(super) fn seen(&self) -> Option<u64> {
         self.seen
     }
 
-    /// To be told of every commit that is durable.
+    /// Records a durable commit.
     pub(super) fn committed(&mut self, commit: u64) -> io::Result<()> {
         let bytes = [commit.to_be_bytes(), (!commit).to_be_bytes()].concat();
         self.file.write_all_at(&bytes, 0)?;
@@ -56,7 +56,7 @@ impl Witness {
     }
 }
 
-/// Whether there is one: then there was a store.
+/// Whether a witness exists, which means that there was a store.
 pub(super) fn tells_of_a_store(state_dir: &Path) -> bool {
     let bytes = fs::read(state_dir.join(NAME)).unwrap_or_default();
     bytes.first_chunk().and_then(read).is_some()
