@@ -7,7 +7,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use http::{StatusCode, header};
-use serde_json::json;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -27,6 +26,8 @@ pub mod functions;
 pub mod events;
 
 mod lookup;
+
+pub mod openapi;
 
 pub mod problems;
 
@@ -116,7 +117,7 @@ impl<O: Operator> Admin<O> {
 
     fn open_routes(&self) -> Router<Self> {
         Router::new()
-            .route("/livez", get(|| async { "live\n" }))
+            .route("/livez", get(livez))
             .route("/readyz", get(readyz::<O>))
             .route("/metrics", get(metrics::<O>))
     }
@@ -126,6 +127,7 @@ impl<O: Operator> Admin<O> {
             .merge(dead_letters::router())
             .merge(functions::router())
             .merge(events::router())
+            .route("/v1/openapi.json", get(openapi::show))
             .with_state(self.clone())
     }
 }
@@ -232,6 +234,27 @@ impl IntoResponse for Problem {
     }
 }
 
+/// Tell whether the process runs
+#[utoipa::path(
+    get,
+    path = "/livez",
+    operation_id = "livez",
+    responses((status = 200, description = "It runs", body = String, content_type = "text/plain"))
+)]
+async fn livez() -> &'static str {
+    "live\n"
+}
+
+/// Tell whether the daemon can keep its promises
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    operation_id = "readyz",
+    responses(
+        (status = 200, description = "Ready", body = String, content_type = "text/plain"),
+        (status = 503, description = "Not ready, and why", body = String, content_type = "text/plain"),
+    )
+)]
 async fn readyz<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
     match (admin.unwell(), admin.readiness.why_not()) {
         (Some(why), _) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
@@ -241,6 +264,16 @@ async fn readyz<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
     .into_response()
 }
 
+/// Metrics, in the text format of Prometheus
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    operation_id = "metrics",
+    responses(
+        (status = 200, description = "docs/metrics.md lists them", body = String, content_type = "text/plain"),
+        (status = 500, description = "They cannot be written", body = api::Message),
+    )
+)]
 async fn metrics<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
     // A store that cannot be asked leaves its gauges as they were; the rest is worth having all the same.
     let census = match admin.outbox() {
@@ -254,9 +287,7 @@ async fn metrics<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
     }
     match admin.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(error) => {
-            (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "message": error.to_string() }))).into_response()
-        }
+        Err(error) => Problem(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::clock::UnixMillis;
@@ -31,7 +32,8 @@ pub const KEY_CHARS_MAX: usize = 255;
 /// The permanent id of an event: a UUID version 7 (RFC 9562 section 5.7), so ids sort by the time of acceptance.
 ///
 /// Its last two bytes repeat the function's tag, so that a store sorted by function can find an event by id alone.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
+#[schema(value_type = String, format = "uuid")]
 pub struct EventId(Uuid);
 
 impl EventId {
@@ -147,7 +149,7 @@ pub struct Function {
 }
 
 /// Where an idempotency key came from, in order of precedence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeySource {
     /// The `Idempotency-Key` header.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::status::{Status, Summary};
+use crate::admin::api::Summary;
+use crate::admin::status::Status;
 use crate::clock::{Clock, UnixMillis};
 use crate::outbox::Outbox;
 use crate::plural::count;
@@ -106,7 +107,7 @@ fn line(summary: &Summary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::status::{OutboxCounts, Rates};
+    use crate::admin::api::{OutboxCounts, Rates};
 
     #[test]
     fn the_status_line_names_what_an_operator_asks_first() {

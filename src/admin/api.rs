@@ -5,21 +5,27 @@
 //! `last_error` is what Lambda or the network said last; `reason` is why sendoff buried an event or holds a lane; a
 //! `duplicate` was accepted before. A field may be added, so a reader passes over what it does not know.
 
+use std::num::NonZeroU32;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::{IntoParams, ToSchema};
 
+use crate::deadletter::letter::Letter;
 use crate::dispatch::status;
 use crate::event::EventId;
+use crate::outbox::operator::Keys;
 use crate::outbox::{BuryReason, LastOutcome};
 
 /// Why a request was not done.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Message {
     pub message: String,
 }
 
 /// What the latest attempt that failed ended with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LastError {
     pub at: String,
     /// HTTP status; 0 without an answer.
@@ -42,7 +48,7 @@ impl From<&LastOutcome> for LastError {
 }
 
 /// Something that keeps the daemon from delivering, of `GET /v1/status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// One word, for machines.
     pub kind: String,
@@ -51,8 +57,97 @@ pub struct Problem {
     pub remedy: String,
 }
 
+/// `GET /v1/status`: the daemon in one answer, which `sendoff status` shows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Summary {
+    pub version: String,
+    /// `ready`, or why it is not.
+    pub state: String,
+    pub ready: bool,
+    pub uptime_seconds: f64,
+    pub log_level: String,
+    pub outbox: OutboxCounts,
+    /// Since the start of the process.
+    pub totals: Totals,
+    pub rates: Rates,
+    /// Functions whose lane is held for a reason that is not its events' fault.
+    pub held: Vec<String>,
+    /// What keeps it from delivering, with what to do.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
+}
+
+/// What is stored, in [`Summary`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct OutboxCounts {
+    pub events: u64,
+    pub ready: u64,
+    pub waiting: u64,
+    pub scheduled: u64,
+    pub buried: u64,
+    /// Being attempted or shipped; each counts where it rests, too.
+    pub leased: u64,
+    pub functions: u64,
+    /// Idempotency keys that are remembered.
+    pub keys: u64,
+    pub bytes: u64,
+    pub disk_bytes: u64,
+    pub disk_free_bytes: u64,
+    /// Of the oldest event that is ready or waiting.
+    pub oldest_age_seconds: f64,
+}
+
+/// Counts of the process's life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Totals {
+    pub accepted: u64,
+    pub duplicates: u64,
+    pub refused: u64,
+    pub attempts: u64,
+    pub delivered: u64,
+    pub retries: u64,
+    pub buried: u64,
+    pub shipped: u64,
+}
+
+/// What happens a second, over the last `window_seconds`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Rates {
+    pub window_seconds: f64,
+    pub accepted_per_second: f64,
+    pub attempts_per_second: f64,
+    pub delivered_per_second: f64,
+    pub buried_per_second: f64,
+}
+
+impl Rates {
+    /// The means between two readings of the counts.
+    pub fn between(before: Totals, after: Totals, window: Duration) -> Self {
+        let seconds = window.as_secs_f64();
+        if seconds <= 0.0 {
+            return Self::default();
+        }
+        let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
+        Self {
+            window_seconds: seconds,
+            accepted_per_second: rate(before.accepted, after.accepted),
+            attempts_per_second: rate(before.attempts, after.attempts),
+            delivered_per_second: rate(before.delivered, after.delivered),
+            buried_per_second: rate(before.buried, after.buried),
+        }
+    }
+}
+
+/// `GET` and `PUT /v1/log-level`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LogLevel {
+    /// A level, or levels by module, as in `info,sendoff::dispatch=debug`.
+    pub level: String,
+}
+
 /// One event of `GET /v1/events`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventView {
     pub id: EventId,
     pub function: String,
@@ -69,6 +164,7 @@ pub struct EventView {
     pub charged: u32,
     pub last_error: Option<LastError>,
     /// Why it was buried.
+    #[schema(value_type = Option<String>)]
     pub reason: Option<BuryReason>,
     /// Why it cannot be read. It can be removed by its id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,7 +172,7 @@ pub struct EventView {
 }
 
 /// `GET /v1/events/{id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventDetail {
     #[serde(flatten)]
     pub event: EventView,
@@ -90,7 +186,7 @@ pub struct EventDetail {
 }
 
 /// `GET /v1/events`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventPage {
     pub events: Vec<EventView>,
     /// Where to go on; none at the end.
@@ -100,7 +196,7 @@ pub struct EventPage {
 }
 
 /// `DELETE /v1/events/{id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cancelled {
     pub id: EventId,
     pub function: String,
@@ -108,7 +204,7 @@ pub struct Cancelled {
 }
 
 /// `POST /v1/events/{id}/attempt`: what the attempt still waits for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Due {
     pub id: EventId,
     pub function: String,
@@ -119,7 +215,7 @@ pub struct Due {
 }
 
 /// Why nothing of a lane is attempted, or only a probe.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Held {
     /// `lane` or `account`.
     pub scope: String,
@@ -142,7 +238,7 @@ impl From<&status::Held> for Held {
 }
 
 /// One function of `GET /v1/functions`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FunctionView {
     pub function: String,
     /// Events to be delivered: ready, waiting and scheduled.
@@ -169,7 +265,7 @@ pub struct FunctionView {
 }
 
 /// A failed attempt of a function.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LaneError {
     pub at: String,
     /// Status, code and message.
@@ -183,13 +279,13 @@ impl From<&status::LastError> for LaneError {
 }
 
 /// `GET /v1/functions`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FunctionPage {
     pub functions: Vec<FunctionView>,
 }
 
 /// `POST /v1/functions/{name}/pause` and `/resume`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Paused {
     pub function: String,
     pub paused: bool,
@@ -198,7 +294,7 @@ pub struct Paused {
 }
 
 /// `POST /v1/functions/{name}/purge`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Purged {
     pub function: String,
     pub dry_run: bool,
@@ -207,10 +303,11 @@ pub struct Purged {
 }
 
 /// A dead letter as it is listed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct LetterView {
     pub id: EventId,
     pub function: String,
+    #[schema(value_type = Option<String>)]
     pub reason: Option<BuryReason>,
     pub buried_at: Option<String>,
     pub accepted_at: String,
@@ -225,18 +322,19 @@ pub struct LetterView {
     pub payload_bytes: usize,
     /// All of it, as a line of an export, if payloads were asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub export: Option<Box<RawValue>>,
 }
 
 /// A dead letter that cannot be read, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct UnreadableLetter {
     pub id: EventId,
     pub why: String,
 }
 
 /// `GET /v1/dead-letters`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct LetterPage {
     pub dead_letters: Vec<LetterView>,
     /// Those of this page that cannot be read. They can be purged by their ids.
@@ -253,7 +351,7 @@ pub struct LetterPage {
 }
 
 /// `GET /v1/dead-letters/queues`: where dead letters go, and how SQS is reached.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Queues {
     /// `dead_letter.queue_url`, where no function has its own.
     pub queue_url: Option<String>,
@@ -264,27 +362,126 @@ pub struct Queues {
     pub region: Option<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FunctionQueue {
     pub function: String,
     pub queue_url: String,
 }
 
+/// `POST /v1/redrive`: letters of a queue.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Letters {
+    pub letters: Vec<Letter>,
+}
+
+/// `POST /v1/dead-letters`: lines of an export. The CLI passes them on as they are; the server reads them.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Import<L> {
+    pub letters: Vec<L>,
+}
+
+/// Which page of the events.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct EventsQuery {
+    /// Only those for functions whose name fits; `*` stands for any characters.
+    #[param(min_length = 1, max_length = 512)]
+    pub function: Option<String>,
+    /// `ready`, `waiting`, `scheduled` or `buried`.
+    #[param(pattern = "^(ready|waiting|scheduled|buried)$")]
+    pub state: Option<String>,
+    /// `next` of the page before.
+    pub after: Option<String>,
+    /// Events of the page; 100 unless given, at most 500.
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 4_294_967_295_u32)]
+    pub limit: Option<NonZeroU32>,
+}
+
+/// Which page of the dead letters.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct LettersQuery {
+    /// Only those for functions whose name fits; `*` stands for any characters.
+    #[param(min_length = 1, max_length = 512)]
+    pub function: Option<String>,
+    /// `retries-exhausted`, `event-age-exceeded` or `refused`.
+    #[param(pattern = "^(retries-exhausted|event-age-exceeded|refused)$")]
+    pub reason: Option<String>,
+    /// Part of what the last attempt said, or of why it is unshippable.
+    pub error: Option<String>,
+    /// Buried at or after this: RFC 3339, or how long ago (`2h`).
+    pub since: Option<String>,
+    /// Buried before this.
+    pub until: Option<String>,
+    /// Only those that no queue can take; or, if false, only the others.
+    pub unshippable: Option<bool>,
+    /// `next` of the page before.
+    pub after: Option<String>,
+    /// Letters of the page; 100 unless given, at most 1,000.
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 4_294_967_295_u32)]
+    pub limit: Option<NonZeroU32>,
+    /// With `export`, which has all that the client sent.
+    pub payloads: bool,
+}
+
+/// Whether to show what the client sent.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct PayloadQuery {
+    pub payload: bool,
+}
+
+/// What to do with the keys of what is removed.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct KeysQuery {
+    /// The same idempotency key sent again is then a duplicate, and is not stored.
+    pub keep_keys: bool,
+}
+
+impl KeysQuery {
+    pub fn keys(self) -> Keys {
+        if self.keep_keys { Keys::Keep } else { Keys::Forget }
+    }
+}
+
+/// Which events of a function to purge.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct PurgeQuery {
+    /// `ready`, `waiting` or `scheduled`; all three unless given.
+    #[param(pattern = "^(ready|waiting|scheduled)$")]
+    pub state: Option<String>,
+    /// Accepted before this: RFC 3339, or how long ago (`2h`).
+    pub accepted_before: Option<String>,
+    /// Only count.
+    pub dry_run: bool,
+    /// The same idempotency key sent again is then a duplicate, and is not stored.
+    pub keep_keys: bool,
+}
+
 /// Ids to redrive or to purge.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ids {
     pub ids: Vec<EventId>,
 }
 
 /// Answers of a request about several letters, in the order of the request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Answers {
     pub answers: Vec<Answer>,
 }
 
 /// What became of one letter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "result", rename_all = "kebab-case")]
 pub enum Answer {
     /// It is on stable storage, under this id.
@@ -339,6 +536,15 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_are_differences_over_their_time() {
+        let before = Totals { accepted: 10, delivered: 4, ..Totals::default() };
+        let after = Totals { accepted: 30, delivered: 4, ..before };
+        let found = Rates::between(before, after, Duration::from_secs(4));
+        assert_eq!((found.accepted_per_second, found.delivered_per_second, found.window_seconds), (5.0, 0.0, 4.0));
+        assert_eq!(Rates::between(before, after, Duration::ZERO), Rates::default());
+    }
 
     #[test]
     fn the_word_of_an_answer_is_that_of_its_json() {

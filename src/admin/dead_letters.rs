@@ -3,24 +3,23 @@
 //! `POST /v1/redrive` is the door of a redrive from a queue: its answer says `stored` or `repeat` only once the event is on
 //! stable storage (G1), so that the message may be deleted then.
 
-use std::num::NonZeroUsize;
-
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use prometheus::core::Collector;
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::api::{Answer, Answers, Ids, LetterPage, LetterView, Queues, UnreadableLetter};
-use super::events::KeysQuery;
-use super::lookup::{matching, pattern, time};
+use super::api::{
+    self, Answer, Answers, Ids, Import, KeysQuery, LetterPage, LetterView, Letters, LettersQuery, Queues,
+    UnreadableLetter,
+};
+use super::lookup::{matching, page_size, pattern, time};
 use super::{Admin, Problem};
 use crate::clock::Clock;
 use crate::deadletter::admit::{NotAdmitted, admit};
 use crate::deadletter::export::Exported;
-use crate::deadletter::letter::{self, Letter};
+use crate::deadletter::letter;
 use crate::event::{Event, EventId, FunctionName, Pattern};
 use crate::metrics::Metrics;
 use crate::outbox::dead::{BuriedWant, Discarded, Filter, Imported, Revived};
@@ -45,48 +44,43 @@ pub fn router<O: Operator>() -> Router<Admin<O>> {
         .route("/v1/redrive", post(redrive::<O>))
 }
 
-/// The query of a list; see [`Filter`].
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ListQuery {
-    function: Option<String>,
-    reason: Option<String>,
-    since: Option<String>,
-    until: Option<String>,
-    error: Option<String>,
-    unshippable: Option<bool>,
-    after: Option<String>,
-    limit: Option<NonZeroUsize>,
-    #[serde(default)]
-    payloads: bool,
+fn want(query: LettersQuery, clock: &Clock) -> Result<BuriedWant, Problem> {
+    let time = |name, text: Option<String>| text.map(|text| time(name, &text, clock)).transpose();
+    let reason = query.reason.map(|word| {
+        letter::reason_of(&word).ok_or_else(|| Problem::bad(format!("{word:?} is not a reason to bury an event")))
+    });
+    let filter = Filter {
+        function: pattern(query.function)?,
+        reason: reason.transpose()?,
+        since: time("since", query.since)?,
+        until: time("until", query.until)?,
+        error: query.error,
+        unshippable: query.unshippable,
+    };
+    let after = query.after.map(|text| text.parse().map_err(|why| Problem::bad(format!("after: {why}"))));
+    let letters_max = page_size(query.limit, LETTERS, LETTERS_MAX);
+    Ok(BuriedWant { filter, after: after.transpose()?, letters_max, payloads: query.payloads })
 }
 
-impl ListQuery {
-    fn want(self, clock: &Clock) -> Result<BuriedWant, Problem> {
-        let time = |name, text: Option<String>| text.map(|text| time(name, &text, clock)).transpose();
-        let reason = self.reason.map(|word| {
-            letter::reason_of(&word).ok_or_else(|| Problem::bad(format!("{word:?} is not a reason to bury an event")))
-        });
-        let filter = Filter {
-            function: pattern(self.function)?,
-            reason: reason.transpose()?,
-            since: time("since", self.since)?,
-            until: time("until", self.until)?,
-            error: self.error,
-            unshippable: self.unshippable,
-        };
-        let after = self.after.map(|text| text.parse().map_err(|why| Problem::bad(format!("after: {why}"))));
-        let letters_max = self.limit.map_or(LETTERS, NonZeroUsize::get).min(LETTERS_MAX);
-        Ok(BuriedWant { filter, after: after.transpose()?, letters_max, payloads: self.payloads })
-    }
-}
-
-async fn list<O: Operator>(
+/// List the dead letters in the store
+///
+/// By function and time of acceptance.
+#[utoipa::path(
+    get,
+    path = "/v1/dead-letters",
+    operation_id = "list_dead_letters",
+    params(LettersQuery),
+    responses(
+        (status = 200, description = "A page", body = LetterPage),
+        (status = 404, description = "No known function fits", body = api::Message),
+    )
+)]
+pub(super) async fn list<O: Operator>(
     State(admin): State<Admin<O>>,
-    Query(query): Query<ListQuery>,
+    Query(query): Query<LettersQuery>,
 ) -> Result<Json<LetterPage>, Problem> {
     let (store, settings) = (admin.store()?, admin.settings()?);
-    let want = query.want(&admin.clock)?;
+    let want = want(query, &admin.clock)?;
     let pattern = want.filter.function.clone();
     let lanes = matching(&store, pattern.as_ref()).await?;
     let buried = lanes.iter().filter_map(|(_, lane)| lane.by_place.get(&Place::Buried)).map(|count| count.events).sum();
@@ -127,21 +121,35 @@ fn queues_of<'a>(queues: &Queues, functions: impl Iterator<Item = &'a FunctionNa
     found.into_iter().collect()
 }
 
-async fn queues<O: Operator>(State(admin): State<Admin<O>>) -> Result<Json<Queues>, Problem> {
+/// Show where dead letters go
+#[utoipa::path(
+    get,
+    path = "/v1/dead-letters/queues",
+    operation_id = "show_queues",
+    responses(
+        (status = 200, description = "The queues of the configuration", body = Queues),
+    )
+)]
+pub(super) async fn queues<O: Operator>(State(admin): State<Admin<O>>) -> Result<Json<Queues>, Problem> {
     Ok(Json(admin.settings()?.queues))
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ShowQuery {
-    #[serde(default)]
-    payload: bool,
-}
-
-async fn show<O: Operator>(
+/// Show a dead letter
+#[utoipa::path(
+    get,
+    path = "/v1/dead-letters/{id}",
+    operation_id = "show_dead_letter",
+    params(("id" = EventId, Path), api::PayloadQuery),
+    responses(
+        (status = 200, description = "It is in the store", body = LetterView),
+        (status = 404, description = "Not in the store", body = api::Message),
+        (status = 500, description = "It cannot be read", body = api::Message),
+    )
+)]
+pub(super) async fn show<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<EventId>,
-    Query(query): Query<ShowQuery>,
+    Query(query): Query<api::PayloadQuery>,
 ) -> Result<Json<LetterView>, Problem> {
     let store = admin.store()?;
     let found = if query.payload { store.find(id).await? } else { store.find_head(id).await? };
@@ -150,7 +158,20 @@ async fn show<O: Operator>(
     Ok(Json(view(&found.event, &found.history, found.payload_bytes, found.leased, query.payload)?))
 }
 
-async fn purge<O: Operator>(
+/// Remove a dead letter for good
+#[utoipa::path(
+    delete,
+    path = "/v1/dead-letters/{id}",
+    operation_id = "purge_dead_letter",
+    params(("id" = EventId, Path), KeysQuery),
+    responses(
+        (status = 200, description = "Removed, on stable storage", body = Answer),
+        (status = 404, description = "Not in the store", body = api::Message),
+        (status = 409, description = "It is on its way to a queue", body = api::Message),
+        (status = 500, description = "It cannot be read", body = api::Message),
+    )
+)]
+pub(super) async fn purge<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<EventId>,
     Query(query): Query<KeysQuery>,
@@ -164,8 +185,19 @@ async fn purge<O: Operator>(
     }
 }
 
-/// Removes several; each has its own answer.
-async fn purge_all<O: Operator>(
+/// Remove dead letters for good
+#[utoipa::path(
+    post,
+    path = "/v1/dead-letters/purge",
+    operation_id = "purge_dead_letters",
+    params(KeysQuery),
+    request_body = Ids,
+    responses(
+        (status = 200, description = "An answer for each, in order", body = Answers),
+        (status = 400, description = "Not such letters, or more than 1,000 at once", body = api::Message),
+    )
+)]
+pub(super) async fn purge_all<O: Operator>(
     State(admin): State<Admin<O>>,
     Query(query): Query<KeysQuery>,
     Json(Ids { ids }): Json<Ids>,
@@ -182,7 +214,20 @@ async fn purged<O: Operator>(admin: &Admin<O>, ids: Vec<EventId>, query: &KeysQu
     Ok(answers)
 }
 
-async fn revive<O: Operator>(
+/// Make dead letters of the store events again
+///
+/// Under new ids, so that their age counts from now.
+#[utoipa::path(
+    post,
+    path = "/v1/dead-letters/redrive",
+    operation_id = "redrive_dead_letters",
+    request_body = Ids,
+    responses(
+        (status = 200, description = "An answer for each, in order", body = Answers),
+        (status = 400, description = "Not such letters, or more than 1,000 at once", body = api::Message),
+    )
+)]
+pub(super) async fn revive<O: Operator>(
     State(admin): State<Admin<O>>,
     Json(Ids { ids }): Json<Ids>,
 ) -> Result<Json<Answers>, Problem> {
@@ -193,13 +238,20 @@ async fn revive<O: Operator>(
     Ok(Json(Answers { answers: answers.collect() }))
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Letters {
-    letters: Vec<Letter>,
-}
-
-async fn redrive<O: Operator>(
+/// Accept letters that come back from a queue
+///
+/// What is answered with `stored` or `duplicate` is on stable storage, and may be deleted from its queue.
+#[utoipa::path(
+    post,
+    path = "/v1/redrive",
+    operation_id = "redrive_letters",
+    request_body = Letters,
+    responses(
+        (status = 200, description = "An answer for each, in order", body = Answers),
+        (status = 400, description = "Not such letters, or more than 1,000 at once", body = api::Message),
+    )
+)]
+pub(super) async fn redrive<O: Operator>(
     State(admin): State<Admin<O>>,
     Json(Letters { letters }): Json<Letters>,
 ) -> Result<Json<Answers>, Problem> {
@@ -293,16 +345,22 @@ fn counted(answer: Answer, metrics: &Metrics, source: &str) -> Answer {
     answer
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Exports {
-    letters: Vec<Box<RawValue>>,
-}
-
-/// Takes in letters that were exported; each stays dead until it is redriven.
-async fn import<O: Operator>(
+/// Take in dead letters that were exported
+///
+/// Each stays a dead letter until it is redriven. One that is not sound refuses the whole request.
+#[utoipa::path(
+    post,
+    path = "/v1/dead-letters",
+    operation_id = "import_dead_letters",
+    request_body = Import<Exported>,
+    responses(
+        (status = 200, description = "An answer for each, in order", body = Answers),
+        (status = 400, description = "Not such letters, or more than 1,000 at once", body = api::Message),
+    )
+)]
+pub(super) async fn import<O: Operator>(
     State(admin): State<Admin<O>>,
-    Json(Exports { letters }): Json<Exports>,
+    Json(Import { letters }): Json<Import<Box<RawValue>>>,
 ) -> Result<Json<Answers>, Problem> {
     let (store, home) = (admin.store()?, admin.settings()?.rules.home);
     at_most(letters.len())?;

@@ -1,21 +1,18 @@
 //! The operator's API for events: list, show, cancel, attempt now.
 
-use std::num::NonZeroUsize;
-
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::StatusCode;
-use serde::Deserialize;
 
 use super::api::{Cancelled, Due, EventDetail, EventPage, EventView};
-use super::lookup::{event_id, is_paused, matching, pattern, state};
-use super::{Admin, Problem};
+use super::lookup::{event_id, is_paused, matching, page_size, pattern, state};
+use super::{Admin, Problem, api};
 use crate::clock::UnixMillis;
 use crate::event::{EventId, FunctionName};
-use crate::outbox::operator::{Cursor, Keys, ListWant, Listed, Operator, PAGE_MAX, Touched};
+use crate::outbox::operator::{Cursor, ListWant, Listed, Operator, PAGE_MAX, Touched};
 use crate::outbox::{self, Found, History, Place};
 
 /// Events of a page that nobody asked the size of.
@@ -29,20 +26,22 @@ pub fn router<O: Operator>() -> Router<Admin<O>> {
         .route("/v1/events/{id}/attempt", post(attempt::<O>))
 }
 
-/// Which events, and from where.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ListQuery {
-    /// `*` stands for any run of characters.
-    function: Option<String>,
-    state: Option<String>,
-    after: Option<String>,
-    limit: Option<NonZeroUsize>,
-}
-
-async fn list<O: Operator>(
+/// List stored events
+///
+/// By function, state and time of acceptance, without what clients sent.
+#[utoipa::path(
+    get,
+    path = "/v1/events",
+    operation_id = "list_events",
+    params(api::EventsQuery),
+    responses(
+        (status = 200, description = "A page", body = EventPage),
+        (status = 404, description = "No known function fits", body = api::Message),
+    )
+)]
+pub(super) async fn list<O: Operator>(
     State(admin): State<Admin<O>>,
-    Query(query): Query<ListQuery>,
+    Query(query): Query<api::EventsQuery>,
 ) -> Result<Json<EventPage>, Problem> {
     let cursor = |text: String| text.parse::<Cursor>().map_err(|why| Problem::bad(format!("after: {why}")));
     let place = query.state.as_deref().map(|word| state(word, &Place::ALL)).transpose()?;
@@ -58,7 +57,7 @@ async fn list<O: Operator>(
         function: pattern,
         place,
         after: query.after.map(cursor).transpose()?,
-        max: query.limit.map_or(PAGE, NonZeroUsize::get).min(PAGE_MAX),
+        max: page_size(query.limit, PAGE, PAGE_MAX),
     };
     let page = store.list(want).await?;
     let events = page.events.iter().map(listed).collect();
@@ -86,18 +85,22 @@ fn view(id: EventId, function: &FunctionName, place: Place, leased: bool, histor
     }
 }
 
-/// Whether to show what the client sent.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ShowQuery {
-    #[serde(default)]
-    payload: bool,
-}
-
-async fn show<O: Operator>(
+/// Show an event
+#[utoipa::path(
+    get,
+    path = "/v1/events/{id}",
+    operation_id = "show_event",
+    params(("id" = EventId, Path), api::PayloadQuery),
+    responses(
+        (status = 200, description = "It is stored", body = EventDetail),
+        (status = 404, description = "Not stored, or no more", body = api::Message),
+        (status = 500, description = "It cannot be read", body = api::Message),
+    )
+)]
+pub(super) async fn show<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<String>,
-    Query(query): Query<ShowQuery>,
+    Query(query): Query<api::PayloadQuery>,
 ) -> Result<Json<EventDetail>, Problem> {
     let id = event_id(&id)?;
     let store = admin.store()?;
@@ -113,24 +116,24 @@ async fn show<O: Operator>(
     }))
 }
 
-/// What to do with the key of an event that is removed.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct KeysQuery {
-    #[serde(default)]
-    keep_keys: bool,
-}
-
-impl KeysQuery {
-    pub(super) fn keys(&self) -> Keys {
-        if self.keep_keys { Keys::Keep } else { Keys::Forget }
-    }
-}
-
-async fn cancel<O: Operator>(
+/// Remove an event that waits
+///
+/// Without delivering it.
+#[utoipa::path(
+    delete,
+    path = "/v1/events/{id}",
+    operation_id = "cancel_event",
+    params(("id" = EventId, Path), api::KeysQuery),
+    responses(
+        (status = 200, description = "Removed, on stable storage", body = Cancelled),
+        (status = 404, description = "Not stored, or no more", body = api::Message),
+        (status = 409, description = "It is being attempted, or is a dead letter", body = api::Message),
+    )
+)]
+pub(super) async fn cancel<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<String>,
-    Query(query): Query<KeysQuery>,
+    Query(query): Query<api::KeysQuery>,
 ) -> Result<Json<Cancelled>, Problem> {
     let (id, store) = (event_id(&id)?, admin.store()?);
     let function = function_of(&store, id).await?;
@@ -139,7 +142,23 @@ async fn cancel<O: Operator>(
     Ok(Json(Cancelled { id, function: function.as_str().to_owned(), cancelled: true }))
 }
 
-async fn attempt<O: Operator>(State(admin): State<Admin<O>>, Path(id): Path<String>) -> Result<Json<Due>, Problem> {
+/// Make an event that waits due now
+#[utoipa::path(
+    post,
+    path = "/v1/events/{id}/attempt",
+    operation_id = "attempt_event",
+    params(("id" = EventId, Path)),
+    responses(
+        (status = 200, description = "Due; and what the attempt still waits for", body = Due),
+        (status = 404, description = "Not stored, or no more", body = api::Message),
+        (status = 409, description = "It is being attempted, or is a dead letter", body = api::Message),
+        (status = 500, description = "It cannot be read", body = api::Message),
+    )
+)]
+pub(super) async fn attempt<O: Operator>(
+    State(admin): State<Admin<O>>,
+    Path(id): Path<String>,
+) -> Result<Json<Due>, Problem> {
     let (id, store) = (event_id(&id)?, admin.store()?);
     let function = function_of(&store, id).await?;
     touched(store.attempt_now(id).await?, id)?;

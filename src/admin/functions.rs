@@ -3,13 +3,12 @@
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::Deserialize;
 
 use super::lookup::{known, known_or_new, state, time};
 use super::{Admin, Problem, api};
 use crate::dispatch::status::LaneStatus;
 use crate::event::FunctionName;
-use crate::outbox::operator::{Keys, LIVE, Operator, Purge};
+use crate::outbox::operator::{LIVE, Operator, Purge};
 use crate::outbox::{LaneCensus, Place};
 
 /// The routes below `/v1/functions`.
@@ -21,7 +20,18 @@ pub fn router<O: Operator>() -> Router<Admin<O>> {
         .route("/v1/functions/{name}/purge", post(purge::<O>))
 }
 
-async fn list<O: Operator>(State(admin): State<Admin<O>>) -> Result<Json<api::FunctionPage>, Problem> {
+/// List functions
+///
+/// Those that have events, or had some minutes ago: their counts, limits and holds.
+#[utoipa::path(
+    get,
+    path = "/v1/functions",
+    operation_id = "list_functions",
+    responses(
+        (status = 200, description = "Every known function", body = api::FunctionPage),
+    )
+)]
+pub(super) async fn list<O: Operator>(State(admin): State<Admin<O>>) -> Result<Json<api::FunctionPage>, Problem> {
     let outbox = admin.store()?;
     let census = outbox.census().await?;
     let paused = outbox.lanes(0).await?.lanes.into_iter().filter(|lane| lane.paused).map(|lane| lane.function);
@@ -63,8 +73,22 @@ fn shown(
     }
 }
 
-/// A function need not have been seen: whoever pauses one before its first event must find it paused then.
-async fn pause<O: Operator>(
+/// Pause a function
+///
+/// Its events are accepted and kept, and still expire; none is attempted. A function need not have been seen: whoever pauses
+/// one before its first event finds it paused then.
+#[utoipa::path(
+    post,
+    path = "/v1/functions/{name}/pause",
+    operation_id = "pause_function",
+    params(("name" = String, Path, description = "The function's canonical name, as `GET /v1/functions` lists it")),
+    responses(
+        (status = 200, description = "Paused, on stable storage", body = api::Paused),
+        (status = 400, description = "Not the name of a function", body = api::Message),
+        (status = 409, description = "No room for one more function", body = api::Message),
+    )
+)]
+pub(super) async fn pause<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(name): Path<String>,
 ) -> Result<Json<api::Paused>, Problem> {
@@ -74,7 +98,20 @@ async fn pause<O: Operator>(
     Ok(Json(api::Paused { function: function.as_str().to_owned(), paused: true, held: None }))
 }
 
-async fn resume<O: Operator>(
+/// Attempt a paused function's events again
+///
+/// What holds the function is probed at once, and shown.
+#[utoipa::path(
+    post,
+    path = "/v1/functions/{name}/resume",
+    operation_id = "resume_function",
+    params(("name" = String, Path, description = "The function's canonical name, as `GET /v1/functions` lists it")),
+    responses(
+        (status = 200, description = "Resumed, on stable storage", body = api::Paused),
+        (status = 404, description = "No such function is known", body = api::Message),
+    )
+)]
+pub(super) async fn resume<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(name): Path<String>,
 ) -> Result<Json<api::Paused>, Problem> {
@@ -86,29 +123,31 @@ async fn resume<O: Operator>(
     Ok(Json(api::Paused { function: function.as_str().to_owned(), paused: false, held }))
 }
 
-/// Which events to purge.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PurgeQuery {
-    state: Option<String>,
-    accepted_before: Option<String>,
-    #[serde(default)]
-    dry_run: bool,
-    #[serde(default)]
-    keep_keys: bool,
-}
-
-async fn purge<O: Operator>(
+/// Remove a function's events that wait
+///
+/// Without delivering them. Events that are being attempted stay, and so do dead letters.
+#[utoipa::path(
+    post,
+    path = "/v1/functions/{name}/purge",
+    operation_id = "purge_function",
+    params(("name" = String, Path, description = "The function's canonical name, as `GET /v1/functions` lists it"), api::PurgeQuery),
+    responses(
+        (status = 200, description = "Removed; or counted, of a dry run", body = api::Purged),
+        (status = 400, description = "Not a state or a time", body = api::Message),
+        (status = 404, description = "No such function is known", body = api::Message),
+    )
+)]
+pub(super) async fn purge<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(name): Path<String>,
-    Query(query): Query<PurgeQuery>,
+    Query(query): Query<api::PurgeQuery>,
 ) -> Result<Json<api::Purged>, Problem> {
     let function = known(&admin, &name).await?;
     let place = query.state.as_deref().map(|word| state(word, &LIVE)).transpose()?;
     let before = query.accepted_before.as_deref();
     let accepted_before = before.map(|text| time("accepted_before", text, &admin.clock)).transpose()?;
     let dry_run = query.dry_run;
-    let keys = if query.keep_keys { Keys::Keep } else { Keys::Forget };
+    let keys = api::KeysQuery { keep_keys: query.keep_keys }.keys();
     let purge = Purge { function: function.clone(), place, accepted_before, dry_run, keys };
     let purged = admin.store()?.purge(purge).await?;
     if !dry_run {

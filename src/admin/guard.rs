@@ -18,10 +18,10 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use hyper::body::Body as _;
-use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 
+use super::api::Message;
 use super::bodies::{BODY_BYTES_MAX, Bodies, Unread};
 use super::refusal;
 use crate::event::name::percent_decode;
@@ -31,6 +31,26 @@ use crate::metrics::Metrics;
 
 /// What is answered to everybody: asking for it changes nothing.
 const OPEN: [&str; 3] = ["/livez", "/readyz", "/metrics"];
+
+/// What can be answered to any request, by the guard or because the outbox cannot, for the OpenAPI document: the status, why, and
+/// whether it takes a body.
+pub(super) const ANSWERS: [(StatusCode, &str, bool); 7] = [
+    (
+        StatusCode::BAD_REQUEST,
+        "The query or the body is not what it must be, or the request does not name one host",
+        false,
+    ),
+    (StatusCode::FORBIDDEN, "A web page of another site sent the request", false),
+    (StatusCode::REQUEST_TIMEOUT, "The body did not come in time", true),
+    (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 2 MiB", true),
+    (StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body is not application/json by its type", true),
+    (StatusCode::MISDIRECTED_REQUEST, "The request's host is not a known name of this listener", false),
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        "The daemon is starting, its outbox has failed, or the bodies of other requests take the memory",
+        false,
+    ),
+];
 
 /// Set by browsers alone, and not by pages: where a request comes from, and what for (W3C, Fetch Metadata).
 const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -246,7 +266,7 @@ impl Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        (self.status(), Json(json!({ "message": self.message() }))).into_response()
+        (self.status(), Json(Message { message: self.message() })).into_response()
     }
 }
 
@@ -337,6 +357,23 @@ mod tests {
         }
         assert_eq!(from("none", "navigate", "document", "/v1/dead-letters?payloads=true"), Ok(()));
         assert_eq!(sent(Method::GET, "/v1/status", &[("origin", "http://evil.example")]), Err(Refused::OtherSite));
+    }
+
+    #[test]
+    fn the_document_has_every_answer_of_the_guard() {
+        let host = Host::Name("x".to_owned());
+        for refused in [
+            Refused::HostUnclear(Unclear::Missing),
+            Refused::HostUnknown(host),
+            Refused::OtherSite,
+            Refused::PayloadsForOtherSite,
+            Refused::NotJson,
+            Refused::BodyTooLarge,
+            Refused::Crowded,
+            Refused::BodyLate,
+        ] {
+            assert!(ANSWERS.iter().any(|(status, ..)| *status == refused.status()), "{refused:?}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What a request names: functions, states, events and times, looked up or refused with what to do.
 
+use std::num::NonZeroU32;
+
 use super::{Admin, Problem};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::name::canonical;
@@ -24,6 +26,11 @@ pub(super) fn state(word: &str, of: &[Place]) -> Result<Place, Problem> {
 
 pub(super) fn event_id(text: &str) -> Result<EventId, Problem> {
     text.parse().map_err(|_| Problem::bad(format!("{text:?} is not an event's id; `sendoff events list` shows ids")))
+}
+
+/// How many to show on a page: as many as asked for, at most `max`.
+pub(super) fn page_size(asked: Option<NonZeroU32>, default: usize, max: usize) -> usize {
+    asked.map_or(default, |asked| usize::try_from(asked.get()).unwrap_or(max)).min(max)
 }
 
 pub(super) fn pattern(text: Option<String>) -> Result<Option<Pattern>, Problem> {

@@ -5,14 +5,15 @@ use axum::Json;
 use axum::body::to_bytes;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use http::header::CONTENT_TYPE;
-use serde_json::json;
+use http::header::{ALLOW, CONTENT_TYPE};
+
+use super::api::Message;
 
 /// Bytes of a text of axum's that are read at most. They repeat a part of the request.
 const TEXT_BYTES_MAX: usize = 16 * 1024;
 
 /// What an application that calls the operator's listener by mistake has to do.
-const ELSEWHERE: &str = "docs/cli.md lists what there is. This is the admin listener: to send events, name the ingest \
+const ELSEWHERE: &str = "GET /v1/openapi.json describes what there is. This is the admin listener: to send events, name the ingest \
                          listener (listen.ingest, --endpoint, AWS_ENDPOINT_URL_LAMBDA)";
 
 /// A refusal in the API's shape. Everything else stays as it is.
@@ -32,5 +33,9 @@ pub(super) async fn in_json(response: Response) -> Response {
     };
     // axum tells a body that is no JSON from JSON of another shape. To an operator both are a request to correct.
     let status = if head.status == StatusCode::UNPROCESSABLE_ENTITY { StatusCode::BAD_REQUEST } else { head.status };
-    (status, Json(json!({ "message": message }))).into_response()
+    let mut response = (status, Json(Message { message })).into_response();
+    if let Some(allow) = head.headers.get(ALLOW) {
+        response.headers_mut().insert(ALLOW, allow.clone());
+    }
+    response
 }

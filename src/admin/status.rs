@@ -5,16 +5,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use http::StatusCode;
 use prometheus::core::Collector;
-use serde::{Deserialize, Serialize};
-use serde_json::json;
 
+use super::api::{self, OutboxCounts, Rates, Summary, Totals};
 use super::problems::{Facts, problems};
-use super::{Admin, api};
+use super::{Admin, Problem};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::outbox::{Census, Outbox, Place};
@@ -28,69 +26,6 @@ const DRAIN: &str = "draining on request";
 
 /// What readiness says before the outbox is open.
 const STARTING: &str = "starting";
-
-/// The daemon in one value: what `GET /v1/status` answers and `sendoff status` shows.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
-    pub version: String,
-    /// `ready`, or why it is not.
-    pub state: String,
-    pub ready: bool,
-    pub uptime_seconds: f64,
-    pub log_level: String,
-    pub outbox: OutboxCounts,
-    /// Since the start of the process.
-    pub totals: Totals,
-    pub rates: Rates,
-    /// Functions whose lane is held for a reason that is not its events' fault.
-    pub held: Vec<String>,
-    /// What keeps it from delivering, with what to do.
-    #[serde(default)]
-    pub problems: Vec<api::Problem>,
-}
-
-/// What is stored.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct OutboxCounts {
-    pub events: u64,
-    pub ready: u64,
-    pub waiting: u64,
-    pub scheduled: u64,
-    pub buried: u64,
-    /// Being attempted or shipped; each counts where it rests, too.
-    pub leased: u64,
-    pub functions: u64,
-    /// Idempotency keys that are remembered.
-    pub keys: u64,
-    pub bytes: u64,
-    pub disk_bytes: u64,
-    pub disk_free_bytes: u64,
-    /// Of the oldest event that is ready or waiting.
-    pub oldest_age_seconds: f64,
-}
-
-/// Counts of the process's life.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Totals {
-    pub accepted: u64,
-    pub duplicates: u64,
-    pub refused: u64,
-    pub attempts: u64,
-    pub delivered: u64,
-    pub retries: u64,
-    pub buried: u64,
-    pub shipped: u64,
-}
-
-/// What happens a second, over the last `window_seconds`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Rates {
-    pub window_seconds: f64,
-    pub accepted_per_second: f64,
-    pub attempts_per_second: f64,
-    pub delivered_per_second: f64,
-    pub buried_per_second: f64,
-}
 
 /// What these handlers know. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -204,24 +139,6 @@ impl<O: Outbox> Status<O> {
     }
 }
 
-impl Rates {
-    /// The means between two readings of the counts.
-    pub fn between(before: Totals, after: Totals, window: Duration) -> Self {
-        let seconds = window.as_secs_f64();
-        if seconds <= 0.0 {
-            return Self::default();
-        }
-        let rate = |before: u64, after: u64| after.saturating_sub(before) as f64 / seconds;
-        Self {
-            window_seconds: seconds,
-            accepted_per_second: rate(before.accepted, after.accepted),
-            attempts_per_second: rate(before.attempts, after.attempts),
-            delivered_per_second: rate(before.delivered, after.delivered),
-            buried_per_second: rate(before.buried, after.buried),
-        }
-    }
-}
-
 /// The sum of a counter's series; only of those with the value `outcome` in some label, unless that is empty.
 fn sum_where(counter: &prometheus::IntCounterVec, outcome: &str) -> u64 {
     let families = counter.collect();
@@ -271,75 +188,108 @@ fn counts(census: &Census, now: UnixMillis) -> OutboxCounts {
     }
 }
 
-fn problem(status: StatusCode, message: &str) -> Response {
-    (status, Json(json!({ "message": message }))).into_response()
+/// Show what the daemon is doing
+///
+/// Counts, rates, and what keeps it from delivering, with what to do about it.
+#[utoipa::path(
+    get,
+    path = "/v1/status",
+    operation_id = "show_status",
+    responses(
+        (status = 200, description = "The daemon in one answer", body = Summary),
+    )
+)]
+pub(super) async fn status<O: Outbox>(State(status): State<Status<O>>) -> Result<Json<Summary>, Problem> {
+    let why = "the outbox is not open, or does not answer";
+    let summary = status.whole().await;
+    summary.map(Json).ok_or_else(|| Problem(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()))
 }
 
-async fn status<O: Outbox>(State(status): State<Status<O>>) -> Response {
-    match status.whole().await {
-        Some(summary) => Json(summary).into_response(),
-        None => problem(StatusCode::SERVICE_UNAVAILABLE, "the outbox is not open, or does not answer"),
-    }
+/// Show the log's level
+#[utoipa::path(
+    get,
+    path = "/v1/log-level",
+    operation_id = "show_log_level",
+    responses(
+        (status = 200, description = "The level in effect", body = api::LogLevel),
+    )
+)]
+pub(super) async fn log_level<O: Outbox>(State(status): State<Status<O>>) -> Json<api::LogLevel> {
+    Json(api::LogLevel { level: status.level.get() })
 }
 
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Level {
-    level: String,
-}
-
-async fn log_level<O: Outbox>(State(status): State<Status<O>>) -> Json<Level> {
-    Json(Level { level: status.level.get() })
-}
-
-async fn set_log_level<O: Outbox>(State(status): State<Status<O>>, Json(asked): Json<Level>) -> Response {
+/// Change the log's level
+///
+/// Until the next restart, or until a reload brings another one from the configuration.
+#[utoipa::path(
+    put,
+    path = "/v1/log-level",
+    operation_id = "set_log_level",
+    request_body = api::LogLevel,
+    responses(
+        (status = 200, description = "The level in effect", body = api::LogLevel),
+        (status = 400, description = "Not a level", body = api::Message),
+    )
+)]
+pub(super) async fn set_log_level<O: Outbox>(
+    State(status): State<Status<O>>,
+    Json(asked): Json<api::LogLevel>,
+) -> Result<Json<api::LogLevel>, Problem> {
     let before = status.level.get();
-    match status.level.set(&asked.level) {
-        Ok(()) => {
-            tracing::info!(before, level = asked.level, "log level changed");
-            Json(asked).into_response()
-        }
-        Err(error) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
-    }
+    status.level.set(&asked.level).map_err(|error| Problem::bad(error.to_string()))?;
+    tracing::info!(before, level = asked.level, "log level changed");
+    Ok(Json(asked))
 }
 
-/// Not ready from now on, so that load balancers send clients elsewhere; who comes all the same is served.
-async fn drain<O: Outbox>(State(status): State<Status<O>>) -> Response {
+/// Become not ready, so that load balancers send clients elsewhere
+///
+/// Requests that still arrive are served, and events are delivered.
+#[utoipa::path(
+    put,
+    path = "/v1/drain",
+    operation_id = "drain",
+    responses(
+        (status = 204, description = "Not ready"),
+        (status = 409, description = "Not ready for another reason", body = api::Message),
+    )
+)]
+pub(super) async fn drain<O: Outbox>(State(status): State<Status<O>>) -> Result<StatusCode, Problem> {
     match status.admin.readiness.why_not() {
         None => {
             status.admin.readiness.not_ready(DRAIN);
             tracing::info!("draining on request: not ready, still accepting and delivering");
-            StatusCode::NO_CONTENT.into_response()
+            Ok(StatusCode::NO_CONTENT)
         }
-        Some(DRAIN) => StatusCode::NO_CONTENT.into_response(),
-        Some(why) => problem(StatusCode::CONFLICT, &format!("not ready already: {why}")),
+        Some(DRAIN) => Ok(StatusCode::NO_CONTENT),
+        Some(why) => Err(Problem::conflict(format!("not ready already: {why}"))),
     }
 }
 
-async fn end_drain<O: Outbox>(State(status): State<Status<O>>) -> Response {
+/// End a drain
+#[utoipa::path(
+    delete,
+    path = "/v1/drain",
+    operation_id = "end_drain",
+    responses(
+        (status = 204, description = "Ready"),
+        (status = 409, description = "Not ready for another reason", body = api::Message),
+    )
+)]
+pub(super) async fn end_drain<O: Outbox>(State(status): State<Status<O>>) -> Result<StatusCode, Problem> {
     match status.admin.readiness.why_not() {
         Some(DRAIN) => {
             status.admin.readiness.ready();
             tracing::info!("ready again");
-            StatusCode::NO_CONTENT.into_response()
+            Ok(StatusCode::NO_CONTENT)
         }
-        None => StatusCode::NO_CONTENT.into_response(),
-        Some(why) => problem(StatusCode::CONFLICT, &format!("not ready for another reason: {why}")),
+        None => Ok(StatusCode::NO_CONTENT),
+        Some(why) => Err(Problem::conflict(format!("not ready for another reason: {why}"))),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rates_are_differences_over_their_time() {
-        let before = Totals { accepted: 10, delivered: 4, ..Totals::default() };
-        let after = Totals { accepted: 30, delivered: 4, ..before };
-        let found = Rates::between(before, after, Duration::from_secs(4));
-        assert_eq!((found.accepted_per_second, found.delivered_per_second, found.window_seconds), (5.0, 0.0, 4.0));
-        assert_eq!(Rates::between(before, after, Duration::ZERO), Rates::default());
-    }
 
     #[test]
     fn counters_are_added_up_over_functions() {

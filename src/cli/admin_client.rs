@@ -1,5 +1,6 @@
 //! The client of the operator's API: of a running daemon, or of a store that the command itself has opened.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -309,22 +310,30 @@ pub(super) fn lane_path(function: &str, verb: &str) -> String {
     format!("/v1/functions/{}/{verb}", percent(function))
 }
 
-/// Builds a query from the pairs that have a value.
-pub(super) fn query(pairs: &[(&str, Option<&str>)]) -> String {
-    let given = pairs.iter().filter_map(|(name, value)| value.map(|value| format!("{name}={}", percent(value))));
-    let given: Vec<_> = given.collect();
-    if given.is_empty() { String::new() } else { format!("?{}", given.join("&")) }
+/// How many to ask for on one page.
+pub(super) fn page_size(size: usize) -> Option<NonZeroU32> {
+    NonZeroU32::new(u32::try_from(size).unwrap_or(u32::MAX))
+}
+
+/// A path with a query.
+pub(super) fn with_query(path: &str, query: &impl Serialize) -> String {
+    // A struct of texts, numbers and booleans cannot fail to be written.
+    let query = serde_urlencoded::to_string(query).unwrap_or_default();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::api::EventsQuery;
 
     #[test]
     fn names_and_values_are_safe_in_a_url() {
         assert_eq!(lane_path("us-east-1/orders:prod", "pause"), "/v1/functions/us-east-1%2Forders%3Aprod/pause");
-        assert_eq!(query(&[("a", Some("x y")), ("b", None)]), "?a=x%20y");
-        assert_eq!(query(&[("b", None)]), "");
+        let page =
+            EventsQuery { function: Some("orders:*".into()), state: None, after: Some("x y&z".into()), limit: None };
+        assert_eq!(with_query("/v1/events", &page), "/v1/events?function=orders%3A*&after=x+y%26z");
+        assert_eq!(with_query("/v1/events", &EventsQuery::default()), "/v1/events");
     }
 
     #[test]

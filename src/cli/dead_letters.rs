@@ -5,20 +5,18 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytesize::ByteSize;
 use clap::{Args, Subcommand};
-use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::admin_client::{AdminClient, Daemon, Listing, One, query};
+use super::admin_client::{AdminClient, Daemon, Listing, One, page_size, with_query};
 use super::purge::Removal;
 use super::table::{Rows, or_dash};
 use super::{Exit, Failure, out};
-use crate::admin::api::{Answer, Answers, Ids, LetterPage, LetterView};
+use crate::admin::api::{Answer, Answers, Ids, Import, KeysQuery, LetterPage, LetterView, LettersQuery, PayloadQuery};
 use crate::clock::{Clock, UnixMillis};
 use crate::config::Environment;
+use crate::deadletter::export::Exported;
 use crate::deadletter::letter;
 use crate::event::{EventId, Pattern};
 use crate::plural::{agree, count};
@@ -28,6 +26,9 @@ const IMPORT_BYTES_MAX: usize = 1 << 20;
 
 /// The most bytes of a line: 1 MiB of payload as base64, and its envelope.
 const LINE_BYTES_MAX: u64 = 2 << 20;
+
+/// The most letters of one page.
+const PAGE: usize = 1_000;
 
 /// The most ids in one request.
 const PURGE_IDS_MAX: usize = 100;
@@ -161,16 +162,16 @@ impl FilterOptions {
         !self.conditions.is_empty() || self.since.is_some() || self.until.is_some()
     }
 
-    /// The query of `/v1/dead-letters`, with these pairs added.
-    pub(super) fn query(&self, more: &[(&str, Option<&str>)]) -> String {
-        let filters = [
-            ("function", self.function.as_ref().map(Pattern::as_str)),
-            ("reason", self.reason().map(|reason| reason.as_str())),
-            ("error", self.error()),
-            ("since", self.since.as_deref()),
-            ("until", self.until.as_deref()),
-        ];
-        query(&[&filters, more].concat())
+    /// The query of `/v1/dead-letters` for the first page.
+    pub(super) fn query(&self) -> LettersQuery {
+        LettersQuery {
+            function: self.function.as_ref().map(|pattern| pattern.as_str().to_owned()),
+            reason: self.reason().map(|reason| reason.as_str().to_owned()),
+            error: self.error().map(str::to_owned),
+            since: self.since.clone(),
+            until: self.until.clone(),
+            ..LettersQuery::default()
+        }
     }
 }
 
@@ -194,22 +195,18 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     }
 }
 
-/// Calls `each` with every page of matching dead letters until it has enough. Returns the token to continue with.
+/// Calls `each` with every page, from that of `query` on, until it has enough. Returns the token to continue with.
 pub(super) async fn pages(
     client: &AdminClient,
-    filter: &FilterOptions,
-    after: Option<String>,
-    more: &[(&str, Option<&str>)],
+    mut query: LettersQuery,
     mut each: impl AsyncFnMut(LetterPage) -> Result<bool, Failure>,
 ) -> Result<Option<String>, Failure> {
-    let mut after = after;
     loop {
-        let query = filter.query(&[&[("after", after.as_deref())], more].concat());
-        let page: LetterPage = client.get(&format!("/v1/dead-letters{query}")).await?;
-        after.clone_from(&page.next);
+        let page: LetterPage = client.get(&with_query("/v1/dead-letters", &query)).await?;
+        query.after.clone_from(&page.next);
         let wants_more = each(page).await?;
-        if !wants_more || after.is_none() {
-            return Ok(after);
+        if !wants_more || query.after.is_none() {
+            return Ok(query.after);
         }
     }
 }
@@ -221,8 +218,8 @@ async fn list(client: &AdminClient, filter: &FilterOptions, listing: &Listing) -
     let mut after = listing.after.clone();
     // Read one page at a time, never more than is still to be shown, so that the token is where the list ends.
     while found.len() < limit {
-        let size = (limit - found.len()).min(1_000).to_string();
-        after = pages(client, filter, after, &[("limit", Some(size.as_str()))], async |page| {
+        let size = page_size((limit - found.len()).min(PAGE));
+        after = pages(client, LettersQuery { after, limit: size, ..filter.query() }, async |page| {
             store = Stored { buried: page.buried, shipped: page.shipped, queues: page.queues };
             found.extend(page.dead_letters);
             Ok(false)
@@ -252,7 +249,8 @@ async fn list(client: &AdminClient, filter: &FilterOptions, listing: &Listing) -
 /// Whether dead letters follow the token. A full page may have been the last.
 async fn is_more(client: &AdminClient, filter: &FilterOptions, after: &str) -> Result<bool, Failure> {
     let mut any = false;
-    pages(client, filter, Some(after.to_owned()), &[("limit", Some("1"))], async |page| {
+    let query = LettersQuery { after: Some(after.to_owned()), limit: page_size(1), ..filter.query() };
+    pages(client, query, async |page| {
         any = !page.dead_letters.is_empty();
         Ok(!any)
     })
@@ -320,24 +318,20 @@ fn listed(letters: &[LetterView]) -> Rows {
 }
 
 async fn show(client: &AdminClient, id: EventId, payload: bool) -> Result<(), Failure> {
-    let letter: LetterView = client.get(&format!("/v1/dead-letters/{id}?payload={payload}")).await?;
+    let letter: LetterView =
+        client.get(&with_query(&format!("/v1/dead-letters/{id}"), &PayloadQuery { payload })).await?;
     if !payload {
         return out::pretty(&letter);
     }
-    /// The fields of an export's line that the command needs.
-    #[derive(serde::Deserialize)]
-    struct Exported {
-        payload_base64: String,
-    }
     let exported = letter.export.and_then(|export| serde_json::from_str::<Exported>(export.get()).ok());
-    let bytes = exported.and_then(|exported| STANDARD.decode(exported.payload_base64).ok());
-    out::payload(&bytes.ok_or_else(|| Failure::saying(Exit::Failed, "the answer has no payload"))?)
+    let exported = exported.ok_or_else(|| Failure::saying(Exit::Failed, "the answer has no payload"))?;
+    out::payload(exported.payload())
 }
 
 async fn export(client: &AdminClient, filter: &FilterOptions, file: Option<&Path>, force: bool) -> Result<(), Failure> {
     let mut to_file = file.map(|path| create(path, force)).transpose()?;
     let mut written = 0;
-    let every = pages(client, filter, None, &[("payloads", Some("true"))], async |page| {
+    let every = pages(client, LettersQuery { payloads: true, ..filter.query() }, async |page| {
         for letter in &page.dead_letters {
             let line = letter.export.as_ref();
             let line = line.ok_or_else(|| Failure::saying(Exit::Failed, "the answer has no payloads"))?;
@@ -432,12 +426,6 @@ async fn import(client: &AdminClient, file: &Path) -> Result<(), Failure> {
     out::line(format!("{} taken in, {} there already", count(stored, "dead letter"), agree(duplicates, "was", "were")))
 }
 
-/// Lines to import.
-#[derive(Serialize)]
-struct Letters<'a> {
-    letters: Vec<&'a RawValue>,
-}
-
 /// Sends one request. If the daemon finds it too large, sends half of the lines at a time. Returns each answer with its
 /// line number.
 async fn take_in(client: &AdminClient, batch: Vec<(u64, Box<RawValue>)>) -> Result<Vec<(u64, Answer)>, Failure> {
@@ -447,7 +435,7 @@ async fn take_in(client: &AdminClient, batch: Vec<(u64, Box<RawValue>)>) -> Resu
         if batch.is_empty() {
             continue;
         }
-        let letters = Letters { letters: batch.iter().map(|(_, letter)| &**letter).collect() };
+        let letters = Import { letters: batch.iter().map(|(_, letter)| &**letter).collect() };
         match client.post::<Answers>("/v1/dead-letters", &letters).await {
             Ok(answer) => answers.extend(batch.iter().map(|(number, _)| *number).zip(answer.answers)),
             Err(trouble) if trouble.code == "413" && batch.len() > 1 => {
@@ -488,7 +476,7 @@ impl Purge {
             return out::line(format!("{letters}, {size}, would be purged"));
         }
         self.removal.agreed(&format!("purge {letters}, {size}, for good?"))?;
-        let path = format!("/v1/dead-letters/purge?keep_keys={}", self.removal.keep_keys);
+        let path = with_query("/v1/dead-letters/purge", &KeysQuery { keep_keys: self.removal.keep_keys });
         let mut purged = 0;
         let mut stay = Vec::new();
         for ids in ids.chunks(PURGE_IDS_MAX) {
@@ -528,7 +516,8 @@ impl Purge {
 
     async fn find(&self, filter: &FilterOptions) -> Result<(Vec<EventId>, u64), Failure> {
         let (mut ids, mut bytes) = (Vec::new(), 0);
-        pages(&self.client, filter, None, &[("limit", Some("1000"))], async |page| {
+        let query = LettersQuery { limit: page_size(PAGE), ..filter.query() };
+        pages(&self.client, query, async |page| {
             bytes += page.dead_letters.iter().map(|letter| letter.payload_bytes as u64).sum::<u64>();
             ids.extend(page.dead_letters.iter().map(|letter| letter.id));
             Ok(true)
@@ -577,8 +566,8 @@ mod tests {
             since: Some("2026-11-23T14:00:00Z".into()),
             until: None,
         };
-        let expected = "?function=orders%3Aprod&reason=refused&error=a%20%26%20b&since=2026-11-23T14%3A00%3A00Z";
-        assert_eq!(filter.query(&[("limit", Some("5"))]), format!("{expected}&limit=5"));
-        assert_eq!(FilterOptions::default().query(&[]), "");
+        let query = LettersQuery { limit: page_size(5), ..filter.query() };
+        let expected = "/?function=orders%3Aprod&reason=refused&error=a+%26+b&since=2026-11-23T14%3A00%3A00Z";
+        assert_eq!(with_query("/", &query), format!("{expected}&limit=5&payloads=false"));
     }
 }

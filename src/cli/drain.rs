@@ -7,7 +7,7 @@ use http::Method;
 
 use super::admin_client::{AdminClient, Daemon};
 use super::{Exit, Failure, out};
-use crate::admin::status::Summary;
+use crate::admin::api::Summary;
 use crate::clock::Clock;
 use crate::config::Environment;
 use crate::plural::agree;

@@ -4,13 +4,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 
-use super::admin_client::{Asker, Listing, One, query};
+use super::admin_client::{Asker, Listing, One, page_size, with_query};
 use super::table::{Rows, or_dash};
 use super::{Exit, Failure, out};
-use crate::admin::api::{Cancelled, Due, EventDetail, EventPage, EventView};
+use crate::admin::api::{Cancelled, Due, EventDetail, EventPage, EventView, EventsQuery, KeysQuery, PayloadQuery};
 use crate::config::Environment;
 use crate::event::{EventId, Pattern};
 use crate::plural::count;
+
+/// The most events of one page.
+const PAGE: usize = 500;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,11 +68,12 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     match options.command {
         Command::List { listing, function, state } => {
             let asker = Asker::new(&listing.daemon, environment)?;
-            list(&asker, &listing, function.as_ref().map(Pattern::as_str), state.as_deref())
+            let function = function.map(|pattern| pattern.as_str().to_owned());
+            list(&asker, &listing, EventsQuery { function, state, after: listing.after.clone(), limit: None })
         }
         Command::Show { event: One { daemon, id }, payload } => show(&Asker::new(&daemon, environment)?, id, payload),
         Command::Cancel { event: One { daemon, id }, keep_keys } => {
-            let path = format!("{}?keep_keys={keep_keys}", path(id));
+            let path = with_query(&path(id), &KeysQuery { keep_keys });
             let cancelled: Cancelled = Asker::new(&daemon, environment)?.delete(&path)?;
             out::line(format!("{id} is cancelled; it was for {}", cancelled.function))
         }
@@ -97,7 +101,7 @@ fn due_in_words(due: &Due) -> String {
 }
 
 fn show(asker: &Asker, id: EventId, payload: bool) -> Result<(), Failure> {
-    let event: EventDetail = asker.get(&format!("{}?payload={payload}", path(id)))?;
+    let event: EventDetail = asker.get(&with_query(&path(id), &PayloadQuery { payload }))?;
     if !payload {
         return out::pretty(&event);
     }
@@ -106,24 +110,22 @@ fn show(asker: &Asker, id: EventId, payload: bool) -> Result<(), Failure> {
 }
 
 /// Lists events page by page, up to the limit.
-fn list(asker: &Asker, listing: &Listing, function: Option<&str>, state: Option<&str>) -> Result<(), Failure> {
+fn list(asker: &Asker, listing: &Listing, mut query: EventsQuery) -> Result<(), Failure> {
     let mut events: Vec<EventView> = Vec::new();
-    let (mut after, mut total) = (listing.after.clone(), 0);
+    let mut total = 0;
     while events.len() < listing.limit() {
-        let left = (listing.limit() - events.len()).min(500).to_string();
-        let filter =
-            [("function", function), ("state", state), ("after", after.as_deref()), ("limit", Some(left.as_str()))];
-        let page: EventPage = asker.get(&format!("/v1/events{}", query(&filter)))?;
+        query.limit = page_size((listing.limit() - events.len()).min(PAGE));
+        let page: EventPage = asker.get(&with_query("/v1/events", &query))?;
         events.extend(page.events);
-        (after, total) = (page.next, page.total);
-        if after.is_none() {
+        (query.after, total) = (page.next, page.total);
+        if query.after.is_none() {
             break;
         }
     }
-    let shown = shown(events.len() as u64, total, after.as_deref());
+    let shown = shown(events.len() as u64, total, query.after.as_deref());
     if listing.json {
         events.iter().try_for_each(out::json)?;
-        if after.is_some() {
+        if query.after.is_some() {
             out::note(shown);
         }
         return Ok(());

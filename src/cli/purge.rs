@@ -3,10 +3,10 @@
 use bytesize::ByteSize;
 use clap::Args;
 
-use super::admin_client::{Asker, Daemon, lane_path, query};
+use super::admin_client::{Asker, Daemon, lane_path, with_query};
 use super::dead_letters::parse_moment;
 use super::{Exit, Failure, arguments, out};
-use crate::admin::api::Purged;
+use crate::admin::api::{PurgeQuery, Purged};
 use crate::config::Environment;
 use crate::plural::count;
 
@@ -85,13 +85,13 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
 fn purge(asker: &Asker, options: &Options, functions: &[String], dry_run: bool) -> Result<Purged, Failure> {
     let mut sum = Purged { function: options.function.clone(), dry_run, events: 0, bytes: 0 };
     for function in functions {
-        let filter = [
-            ("state", options.state.as_deref()),
-            ("accepted_before", options.accepted_before.as_deref()),
-            ("dry_run", Some(if dry_run { "true" } else { "false" })),
-            ("keep_keys", options.removal.keep_keys.then_some("true")),
-        ];
-        let purged: Purged = asker.post(&format!("{}{}", lane_path(function, "purge"), query(&filter)))?;
+        let query = PurgeQuery {
+            state: options.state.clone(),
+            accepted_before: options.accepted_before.clone(),
+            dry_run,
+            keep_keys: options.removal.keep_keys,
+        };
+        let purged: Purged = asker.post(&with_query(&lane_path(function, "purge"), &query))?;
         sum.events += purged.events;
         sum.bytes += purged.bytes;
     }

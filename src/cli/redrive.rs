@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use http::Method;
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::admin_client::{AdminClient, Daemon, UNREACHABLE};
 use super::arguments::{self, Url};
 use super::dead_letters::FilterOptions;
 use super::{Exit, Failure, out};
-use crate::admin::api::{self, Answers, Queues};
+use crate::admin::api::{self, Answers, Letters, Queues};
 use crate::aws;
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{Config, Environment};
@@ -403,14 +402,9 @@ fn conclude(ended: Ended, tally: &Tally) -> Result<(), Failure> {
 }
 
 /// The daemon as the door of a redrive.
-#[derive(Serialize)]
-struct Letters<'a> {
-    letters: &'a [Letter],
-}
-
 impl Door for AdminClient {
     async fn accept(&self, letters: &[Letter]) -> Result<Vec<Answer>, Trouble> {
-        let Answers { answers } = self.post("/v1/redrive", &Letters { letters }).await?;
+        let Answers { answers } = self.post("/v1/redrive", &Letters { letters: letters.to_vec() }).await?;
         if answers.len() == letters.len() {
             return Ok(answers.into_iter().map(answer_of).collect());
         }

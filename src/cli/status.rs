@@ -9,7 +9,7 @@ use clap::Args;
 use super::admin_client::Daemon;
 use super::watch::Watch;
 use super::{Exit, Failure, out};
-use crate::admin::status::{Rates, Summary};
+use crate::admin::api::{Rates, Summary};
 use crate::config::Environment;
 use crate::plural::count;
 use crate::visible::{visible, visible_json};
@@ -159,8 +159,8 @@ fn named(held: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::api::OutboxCounts;
     use crate::admin::api::Problem;
-    use crate::admin::status::OutboxCounts;
 
     fn summary() -> Summary {
         let outbox = OutboxCounts { events: 3, ready: 2, buried: 1, bytes: 2_048, ..OutboxCounts::default() };

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::admit::checked;
 use super::letter::{Letter, from_base64, to_base64};
@@ -13,11 +14,15 @@ use crate::event::sendable::unsendable;
 use crate::event::{Carried, Event, Function, FunctionName, IdempotencyKey};
 use crate::outbox::History;
 
-#[derive(Serialize, Deserialize)]
+/// A line of an export.
+#[derive(Serialize, Deserialize, ToSchema)]
 pub struct Exported {
+    #[schema(value_type = Object)]
     envelope: Envelope,
+    #[schema(value_type = Object)]
     history: History,
     #[serde(rename = "payload_base64", serialize_with = "to_base64", deserialize_with = "from_base64")]
+    #[schema(value_type = String, content_encoding = "base64")]
     payload: Bytes,
 }
 

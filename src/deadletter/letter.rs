@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::ToSchema;
 
 use super::message::{ENVELOPE, Envelope};
 use super::{destination, pack};
@@ -28,7 +29,7 @@ pub struct Received {
 }
 
 /// An event on its way back, as the door of a redrive accepts it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Letter {
     /// The identity of the dead letter, the same in every copy of it.
@@ -52,8 +53,10 @@ pub struct Letter {
     pub durable_execution_name: Option<String>,
     /// The number of earlier redrives.
     #[serde(default)]
+    #[schema(format = "uint32", maximum = 4_294_967_295_u32)]
     pub redrives: u32,
     #[serde(rename = "payload_base64", serialize_with = "to_base64", deserialize_with = "from_base64")]
+    #[schema(value_type = String, content_encoding = "base64")]
     pub payload: Bytes,
 }
 
@@ -235,7 +238,7 @@ fn record(received: &Received) -> Result<Read, String> {
         "ZeroReservedConcurrency" => None,
         other => return Err(format!("a destination record of condition {other:?}, not of a failure")),
     };
-    let at = record.timestamp.as_deref().and_then(time_of).or(received.sent_at);
+    let at = record.timestamp.as_deref().and_then(UnixMillis::read_rfc3339).or(received.sent_at);
     Ok(Read {
         letter: fresh(format!("lambda/{}", record.request_id), record.function_arn, record.payload.into()),
         reason,
@@ -265,10 +268,6 @@ fn fresh(origin: String, function: String, payload: Bytes) -> Letter {
 /// The reason with this word.
 pub fn reason_of(word: &str) -> Option<BuryReason> {
     BuryReason::ALL.into_iter().find(|reason| reason.as_str() == word)
-}
-
-fn time_of(text: &str) -> Option<UnixMillis> {
-    UnixMillis::read_rfc3339(text)
 }
 
 #[cfg(test)]

@@ -100,6 +100,7 @@ fn forms(schema: &mut RefOr<Schema>) -> Option<[&mut Object; 2]> {
          content_type = "application/json"),
         (status = 408, description = "The body did not come in time", body = ErrorBody, content_type = "application/json"),
         (status = 413, description = "Payload or batch too large", body = ErrorBody, content_type = "application/json"),
+        (status = 415, description = "The body is compressed or otherwise encoded", body = ErrorBody, content_type = "application/json"),
         (status = 422, description = "The key is another event's", body = ErrorBody, content_type = "application/json"),
         (status = 429, description = "Too many requests in memory", body = ErrorBody, content_type = "application/json"),
         (status = 503, description = "Full, or unable to store", body = ErrorBody, content_type = "application/json"),

@@ -192,11 +192,13 @@ fn every_refusal_of_the_operators_api_is_json_that_says_what_is_wrong() {
         ("GET", "/v1/events?nosuch=1", "", 400, "unknown field `nosuch`"),
         ("POST", "/v1/redrive", "{", 400, "EOF"),
         ("POST", "/v1/redrive", "[]", 400, "Letters"),
-        ("PUT", "/v1/log-level", "\"info\"", 400, "expected struct Level"),
+        ("PUT", "/v1/log-level", "\"info\"", 400, "expected struct LogLevel"),
         ("POST", "/v1/functions/%ff/purge", "", 400, "UTF-8"),
     ] {
         assert_refused(&raw(daemon.admin, method, path, &json, body), status, says);
     }
+    let refused = raw(daemon.admin, "DELETE", "/v1/status", &json, "");
+    assert_eq!(refused.header("allow"), Some("GET,HEAD"), "{refused:?}");
     let not_ready = raw(daemon.admin, "GET", "/readyz", &[("Host", "localhost")], "");
     assert_eq!((not_ready.status, not_ready.text().as_str()), (200, "ready\n"));
 }

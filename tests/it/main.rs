@@ -66,3 +66,5 @@ mod tls;
 mod idempotent;
 
 mod identity;
+
+mod schemathesis;

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use crate::rig::daemon::{Daemon, Setup, invoke_path, scratch};
 use crate::rig::http::{self, Response};
 use crate::rig::lambda::Lambda;
-use crate::rig::{eventually, lasting_port, python};
+use crate::rig::{eventually, lasting_port};
+use crate::schemathesis;
 
 fn send(daemon: &Daemon, content_type: &str, body: &str) -> Response {
     http::request(daemon.ingest, "POST", "/v1/events", &[("Content-Type", content_type)], body.as_bytes())
@@ -74,9 +75,6 @@ fn the_openapi_document_is_served() {
     );
 }
 
-/// Requests for each operation and phase. Use `SCHEMATHESIS_EXAMPLES=2000` for a longer run.
-const EXAMPLES: &str = "40";
-
 #[test]
 fn schemathesis_finds_nothing_between_the_openapi_document_and_the_door() {
     let (scratch, state_dir) = scratch();
@@ -84,24 +82,9 @@ fn schemathesis_finds_nothing_between_the_openapi_document_and_the_door() {
     // So that events stay stored until it asks for them.
     lambda.throttle_all();
     let daemon = Setup::new(&state_dir).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
-    let py = |name: &str| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/py").join(name);
-    let examples = std::env::var("SCHEMATHESIS_EXAMPLES").unwrap_or_else(|_| EXAMPLES.to_owned());
-    let mut command = std::process::Command::new(python::program("schemathesis"));
-    command.env("SCHEMATHESIS_HOOKS", "openapi_hooks").env("PYTHONPATH", py("")).env("NO_PROXY", "127.0.0.1");
-    command.env("PYTHONDONTWRITEBYTECODE", "1").current_dir(scratch.path());
-    command.arg("--config-file").arg(py("openapi.toml"));
-    command.args(["run", "--checks", "all", "--continue-on-failure", "--no-color"]);
-    command.args(["--max-examples", &examples]);
-    // Use the same requests each time, so that a rare finding does not stop an unrelated change. A longer run draws
-    // others.
-    let longer = std::env::var_os("SCHEMATHESIS_EXAMPLES").is_some();
-    command.args(if longer { ["--generation-database", "none"].as_slice() } else { &["--generation-deterministic"] });
-    command.arg(format!("{}/v1/openapi.json", daemon.endpoint_url()));
-    let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("2 selected / 2 total"), "it tries every operation: {said}");
-    assert!(daemon.stored() > 0.0, "some of what it sent was valid: {said}");
+    let document = format!("{}/v1/openapi.json", daemon.endpoint_url());
+    schemathesis::finds_nothing(scratch.path(), "openapi", &document, (2, 2));
+    assert!(daemon.stored() > 0.0, "some of what it sent was valid");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::rig::daemon::{Setup, scratch};
 use crate::rig::lambda::{Lambda, payload};
 use crate::rig::{eventually, http};
+use crate::schemathesis;
 
 /// Runs `sendoff` against a daemon to its end. Returns its exit code and its output.
 pub fn sendoff(admin: SocketAddr, args: &[&str]) -> (i32, String) {
@@ -115,4 +116,15 @@ fn a_hostile_pattern_is_answered_at_once_and_the_daemon_goes_on() {
     assert!(code != 0 && said.contains("the pattern has 17 stars; use at most 16"), "{code}: {said}");
     daemon.accept("orders-of-a-rather-long-name", &[], &payload("after"));
     lambda.wait_for(&["before".to_owned(), "after".to_owned()]);
+}
+
+#[test]
+fn schemathesis_finds_nothing_between_the_openapi_document_and_the_admin_listener() {
+    let (scratch, state_dir) = scratch();
+    let lambda = Lambda::start();
+    lambda.throttle_all();
+    let daemon = Setup::new(&state_dir).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
+    daemon.accept("orders", &[], b"{}");
+    let document = format!("http://{}/v1/openapi.json", daemon.admin);
+    schemathesis::finds_nothing(scratch.path(), "openapi_admin", &document, (23, 24));
 }

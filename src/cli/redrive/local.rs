@@ -6,8 +6,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
 use super::{Options, answer_of};
-use crate::admin::api::{Answers, Ids, LetterPage};
-use crate::cli::admin_client::AdminClient;
+use crate::admin::api::{Answers, Ids, LetterPage, LettersQuery};
+use crate::cli::admin_client::{AdminClient, page_size, with_query};
 use crate::cli::dead_letters::{FilterOptions, pages};
 use crate::cli::{Exit, Failure, out};
 use crate::clock::Clock;
@@ -34,7 +34,8 @@ impl Local<'_> {
         let mut progress = Progress::start(*progress, None, clock);
         let (mut revived, mut stayed, mut seen) = (0_u64, Vec::new(), 0_u64);
         let size = rate.map_or(BATCH, |rate| ((rate / 10.0) as usize).clamp(1, BATCH));
-        let done = pages(&client, filter, None, &[("limit", Some(size.to_string().as_str()))], async |page| {
+        let query = LettersQuery { limit: page_size(size), ..filter.query() };
+        let done = pages(&client, query, async |page| {
             progress.expect((page.buried + seen).min(limit));
             let ids = page.dead_letters.iter().map(|letter| letter.id);
             let ids: Vec<_> = ids.take(usize::try_from(limit - revived).unwrap_or(usize::MAX)).collect();
@@ -87,8 +88,9 @@ impl Local<'_> {
 
 /// How many dead letters of the given functions are in the store. `None` if that is not known.
 async fn stayed_in(client: &AdminClient, filter: &FilterOptions) -> Option<u64> {
-    let query = FilterOptions { function: filter.function.clone(), ..FilterOptions::default() };
-    let page = client.get::<LetterPage>(&format!("/v1/dead-letters{}", query.query(&[("limit", Some("1"))]))).await;
+    let LettersQuery { function, .. } = filter.query();
+    let query = LettersQuery { function, limit: page_size(1), ..LettersQuery::default() };
+    let page = client.get::<LetterPage>(&with_query("/v1/dead-letters", &query)).await;
     page.ok().map(|page| page.buried)
 }
 
