@@ -92,8 +92,8 @@ pub enum Error {
     )]
     NoCertificates { service: &'static str },
     #[error(
-        "{service}.endpoint_url is {url:?}, which is sendoff's own address: it would deliver to itself; leave it empty for \
-         AWS's own"
+        "{service}.endpoint_url is {url:?}, which is sendoff's own address: it would deliver to itself; leave it empty to \
+         use AWS"
     )]
     OwnAddress { service: &'static str, url: String },
     #[error("{service} cannot be reached as configured: {why}")]

@@ -211,27 +211,27 @@ mod tests {
   s.toml:2: state_dri: unknown key
       did you mean `state_dir`?
   s.toml:5: listen.ingest = "0.0.0.0:9477": not a loopback address
-      whoever reaches the port uses sendoff's own rights: set tls.cert, tls.key and auth.ingest = "required", or, if the network around is trusted, listen.allow_unauthenticated_remote = true
+      everyone who reaches the port uses sendoff's rights: set tls.cert, tls.key and auth.ingest = "required", or, if you trust the network, listen.allow_unauthenticated_remote = true
   s.toml:6: listen.header_timeout = "30": not a duration
       write it like "500ms", "30s", "5m" or "6h"
   s.toml:9: outbox.bytes_max = "10 gigs": not a size
       write it like "64KiB", "512MiB" or "10GiB"
   s.toml:10: outbox.store = "rocks": must be "sled"
   s.toml:13: delivery.concurrency_max = 64 is above lambda.in_flight_max = 8
-      the one is for a function, the other for all
+      concurrency_max limits one function, in_flight_max all of them together
   s.toml:14: lambda.endpoint_url = "http://localhost:9477/": sendoff's own address: it would deliver to itself
-      leave it empty for AWS's own
-  s.toml:17: delivery.attempts_max = 0: not in 1 to 1000000
+      leave it empty to use AWS
+  s.toml:17: delivery.attempts_max = 0: must be from 1 to 1000000
   s.toml:18: delivery.backoff_base = "2m" is above delivery.backoff_cap = "60s"
   s.toml:21: functions."*".mode = "sure": must be "event" or "confirm"
-  s.toml:24: [functions."orders-*"]: never counts: "*" comes earlier and takes all of "orders-*"
+  s.toml:24: [functions."orders-*"]: never applies: the earlier pattern "*" matches all of "orders-*"
       put the narrow pattern before the wide one
   s.toml:24: functions."orders-*".queue_url = "": empty
       leave it out to use dead_letter.queue_url
   s.toml:25: functions."orders-*".attempt_max: unknown key
       did you mean `functions."orders-*".attempts_max`?
   $SENDOFF_LISTEN__ADMIN: listen.admin = "9478": not an address and a port
-      write it like "127.0.0.1:9478" or "[::1]:9478": numbers, no name
+      write it like "127.0.0.1:9478" or "[::1]:9478": an IP address, not a name
   $SENDOFF_OUTBOX_CACHE: unknown variable
       did you mean `SENDOFF_OUTBOX__CACHE`?"#;
 

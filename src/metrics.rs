@@ -1,4 +1,5 @@
-//! Every metric, by name. Passed down as an argument; there is no global registry, so that two daemons fit in one test.
+//! Every metric, by name. [`Metrics`] is passed as an argument. There is no global registry, so that two daemons fit in
+//! one test.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -16,29 +17,29 @@ pub mod catalog;
 
 use catalog::Described;
 
-/// Functions that get a label of their own; all others share [`OTHER`].
+/// The most functions with a label of their own. All others share [`OTHER`].
 const FUNCTION_LABELS_MAX: usize = 200;
 
-/// How many of them nothing was delivered to yet. Their names come from clients, who can invent any number of them; the rest
-/// is for functions that Lambda has taken an event for.
+/// The most of them to which nothing was delivered yet. Clients can invent any number of names. The rest is for
+/// functions from which Lambda has accepted an event.
 const UNPROVEN_LABELS_MAX: usize = 100;
 
-/// The label of the functions beyond the cap.
+/// The label of the functions beyond the limit.
 pub const OTHER: &str = "other";
 
-/// From the loopback call that takes a fraction of a millisecond to Lambda's slowest answer, in seconds.
+/// Buckets in seconds, from a loopback call of less than a millisecond to Lambda's slowest answer.
 const SECONDS: &[f64] = &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// Events in one commit.
 const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
-/// Where a dead letter that did not ship may have failed without a word of SQS's own.
+/// The codes of failed shipments for which SQS has none.
 const SHIP_FAILURES: [&str; 3] = ["unshippable", "unreachable", "unanswered"];
 
 /// Classes of an HTTP status.
 const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
-/// The values of labels that are known before anything is counted.
+/// The label values that are known before anything is counted.
 #[derive(Debug, Clone)]
 pub struct Words {
     pub refused: &'static [&'static str],
@@ -61,7 +62,7 @@ macro_rules! metrics {
             catalog: Vec<Described>,
             labels: Mutex<Labels>,
             words: OnceLock<Words>,
-            /// Set once the series of [`OTHER`] are made.
+            /// Set once the series of [`OTHER`] exist.
             other: OnceLock<()>,
             $(
                 #[doc = $help]
@@ -178,8 +179,8 @@ metrics! {
 }
 
 impl Metrics {
-    /// Makes every series whose labels are known, at 0: an `increase()` does not see the first step of a series that is born
-    /// at 1. Those of a function follow with its label.
+    /// Creates every series whose labels are known, at 0. `increase()` does not see the first step of a series that
+    /// begins at 1. The series of a function are created with its label.
     pub fn begin(&self, words: Words) {
         words.refused.iter().for_each(|word| touch(&self.ingest_refused, &[word]));
         CLASSES.iter().for_each(|class| touch(&self.ingest_passed, &[class]));
@@ -191,7 +192,7 @@ impl Metrics {
         let Some(words) = self.words.get() else { return };
         touch(&self.ingest_accepted, &[function]);
         touch(&self.dispatch_retries, &[function]);
-        // Asking for these makes them, at 0.
+        // These calls create the series, at 0.
         self.dispatch_held.with_label_values(&[function]);
         self.dispatch_attempt_seconds.with_label_values(&[function]);
         touch(&self.deadletter_shipped, &[function]);
@@ -201,12 +202,12 @@ impl Metrics {
         words.buried.iter().for_each(|reason| touch(&self.deadletter_buried, &[function, reason]));
     }
 
-    /// Every metric that there can be, in the order of this file.
+    /// Every possible metric, in the order of this file.
     pub fn catalog(&self) -> &[Described] {
         &self.catalog
     }
 
-    /// The label of a function: its name, or [`OTHER`] once the cap is reached. A caller cannot grow the metrics without
+    /// The label of a function: its name, or [`OTHER`] beyond the limit. So clients cannot grow the metrics without
     /// bound by inventing names.
     pub fn function_label<'a>(&self, function: &'a FunctionName) -> &'a str {
         let Labels { unproven, proven } = &mut *self.labels.lock().unwrap_or_else(PoisonError::into_inner);
@@ -222,7 +223,7 @@ impl Metrics {
         OTHER
     }
 
-    /// Notes that Lambda has taken an event of this function, so that it is no invented name.
+    /// Notes that Lambda has accepted an event of this function, so that its name is not invented.
     pub fn prove(&self, function: &FunctionName) {
         let Labels { unproven, proven } = &mut *self.labels.lock().unwrap_or_else(PoisonError::into_inner);
         if proven.contains(function) {
@@ -242,7 +243,7 @@ impl Metrics {
     }
 }
 
-/// Makes a series, at 0 if it is new.
+/// Creates a series, at 0 if it is new.
 fn touch(counters: &IntCounterVec, labels: &[&str]) {
     counters.with_label_values(labels).inc_by(0);
 }
@@ -254,7 +255,7 @@ struct Labels {
     proven: BTreeSet<FunctionName>,
 }
 
-/// What is registered, and its description beside it: a family without a series yet is in no scrape.
+/// The registered metrics with their descriptions. A family without a series is in no scrape.
 #[derive(Default)]
 struct Table {
     registry: Registry,
@@ -276,7 +277,7 @@ impl Table {
     }
 }
 
-/// How each type of metric is made. What a type has no use for, labels or buckets, is empty.
+/// How to create each type of metric. Labels or buckets are empty if the type does not use them.
 trait Metric: Collector + Clone + 'static {
     fn make(opts: Opts, labels: &[&str], buckets: &[f64]) -> Result<Self, prometheus::Error>;
 }

@@ -145,6 +145,12 @@ pub enum Appended {
     Full(Full),
 }
 
+/// The bytes that new events may use of `bytes_max`. The rest, a sixteenth, is kept for settling, so that a full store can
+/// still deliver.
+pub fn bytes_for_events(bytes_max: u64) -> u64 {
+    bytes_max - bytes_max / 16
+}
+
 /// A limit that was reached.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Full {

@@ -1,8 +1,8 @@
-//! What earlier versions wrote stays readable: store directories whose journals have formats 1 and 2, and the bytes of each kind
-//! of record, of format 1.
+//! Checks that what earlier versions wrote stays readable: store directories whose journals have formats 1 and 2, and the
+//! bytes of each kind of record, of format 1.
 //!
-//! `WRITE_FIXTURES=1 cargo test --test format` writes them anew. Only a format that was never released may be written
-//! anew: for any other, add a version beside it, and a fixture beside this one.
+//! `WRITE_FIXTURES=1 cargo test --test format` writes the fixtures again. Do that only for a format that was never
+//! released. For any other format, add a new version, and a fixture beside this one.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ fn writing() -> bool {
     asked.is_ok()
 }
 
-/// Runs where time stands still, so that what is written is the same every time.
+/// Runs `story` with a clock that stands still, so that it writes the same every time.
 fn at_a_standstill<T>(story: impl FnOnce() -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async { story() })
@@ -105,7 +105,7 @@ fn burial() -> Option<Burial> {
     Some(Burial { reason: BuryReason::RetriesExhausted, at: START, unshippable: Some("no".into()) })
 }
 
-/// Where each event of the fixture rests, and with which history.
+/// The place and history of each event in the fixture.
 fn resting() -> BTreeMap<EventId, (Event, Place, History)> {
     let due = START.plus(Duration::from_secs(60));
     let fresh = |due| History { due, ..History::default() };
@@ -197,7 +197,7 @@ fn a_store_of_every_version_is_read_whole() {
     if writing() {
         let fixture = fixtures().join("store-v2");
         at_a_standstill(|| write_store(&fixture));
-        // What sled needs for its own sake, git does not keep.
+        // sled needs this empty directory, and git does not keep empty directories.
         fs::write(fixture.join("outbox/index/blobs/.gitkeep"), "").unwrap();
     }
     for version in [1, 2] {
@@ -245,7 +245,7 @@ fn from_hex(text: &str) -> Bytes {
     text.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
 }
 
-/// The pairs of a store with the fixture's events, as they stand on a disk of any kind.
+/// The pairs of a store with the fixture's events, as on any kind of disk.
 fn pairs() -> BTreeMap<String, String> {
     let disk = MemoryDisk::default();
     let mut store = Engine::open(disk.open(), settings(), Clock::seeded(START, 1), "fixture").unwrap();
@@ -258,7 +258,7 @@ fn pairs() -> BTreeMap<String, String> {
     store.settle(buried).unwrap();
     store.commit().unwrap();
     let kv = disk.open();
-    // Chunks are bodies in pieces, and in the store above.
+    // Leaves out chunks, which are pieces of bodies and are in the fixture of the store.
     let all = kv.scan(&[0], &[0xff]).map(Result::unwrap).filter(|(key, _)| key[0] != b'p');
     all.map(|(key, value)| (hex(&key), hex(&value))).collect()
 }

@@ -1,5 +1,5 @@
-//! What the fuzzer does, without a fuzzer: the same checks on its seeds, on the requests that real clients sent, and on
-//! those with bytes of them changed. Keeps `fuzz/` compiling and true on the stable compiler.
+//! Runs the fuzzer's checks without a fuzzer: on its seeds, on the requests that real clients sent, and on changed
+//! ones. Keeps `fuzz/` compiling and correct on the stable compiler.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[path = "../fuzz/one_request.rs"]
 mod one_request;
 
-/// Changed requests of one run. A fuzzer does as many in a second; this is the check that its check works.
+/// Changed requests in one run. A fuzzer makes as many in a second. This only tests that its check works.
 const CHANGED: usize = 50_000;
 
 fn root() -> PathBuf {
@@ -21,7 +21,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Every seed, and every recorded request with a body that its kind would have.
+/// Every seed, and every recorded request with a body of its kind.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<_> = files(&root().join("fuzz/seeds")).iter().map(|file| std::fs::read(file).unwrap()).collect();
     for file in files(&root().join("tests/golden/wire")) {

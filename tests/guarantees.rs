@@ -1,10 +1,10 @@
-//! docs/guarantees.md names a test for every promise; each of them must exist.
+//! Checks that every test that docs/guarantees.md names exists.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::fs;
 use std::path::Path;
 
-/// The pairs of file and test in the rows of the page's tables; a row may name a file alone.
+/// The pairs of file and test in the rows of the page's tables. A row may name only a file.
 fn named(page: &str) -> Vec<(String, Option<String>)> {
     let rows = page.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| {

@@ -1,14 +1,19 @@
-//! The rules of the house that no compiler checks (CONTRIBUTING.md has the reasons). A scan of text, and a table a rule.
+//! Checks the rules that no compiler checks (CONTRIBUTING.md has the reasons), by a scan of the text and one table for
+//! each rule.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// Which modules of ours a module may name, itself aside. The longest path that fits counts.
+// Beside this file it would be a test target of its own.
+#[path = "tidy/links.rs"]
+mod links;
+
+/// Which of our modules a module may name besides itself. The longest matching path applies.
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("main", &["sendoff"]),
     ("lib", &[]),
-    // the values that flow
+    // the data that flows
     ("clock", &[]),
     ("hop", &[]),
     ("event", &["clock", "plural"]),
@@ -33,7 +38,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("aws::configured", &["event", "dispatch", "deadletter"]),
     ("aws::answer", &["clock", "dispatch", "hop"]),
     ("aws::probe", &["event", "dispatch", "deadletter"]),
-    // around them
+    // around the stages
     ("backoff", &["clock"]),
     ("follow", &["clock"]),
     ("auth", &["readable"]),
@@ -46,7 +51,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("activation", &[]),
     ("notify", &["admin", "clock", "outbox", "plural"]),
     ("reload", &["config", "dispatch", "notify", "telemetry"]),
-    // of dispatch only its status: what it is doing, for the operator
+    // of dispatch only its status, for the operator
     // of deadletter the rules of a redrive
     (
         "admin",
@@ -73,7 +78,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("standin", &["event", "clock", "http"]),
-    // the only ones that know them all
+    // the only modules that may name all others
     (
         "daemon",
         &[
@@ -182,10 +187,10 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ("env::vars_os", &["config"], "only config/ reads the environment"),
 ];
 
-/// Words that stand for work left undone.
+/// Words for unfinished work.
 const UNDONE: &[&str] = &["TO\x44O", "FIX\x4dE", "X\x58X", "todo\x21", "unimplemented\x21"];
 
-/// Lines of a file at most, tests included: beyond them there is an idea that splits it.
+/// The most lines of a file, including tests. Beyond that, find the idea that splits it.
 const LINES_MAX: usize = 700;
 
 /// Files that may be longer, and why.
@@ -194,7 +199,7 @@ const LONG: &[(&str, &str)] = &[];
 /// Folders and files whose metric names must exist.
 const TELL_OF_METRICS: &[&str] = &["README.md", "ARCHITECTURE.md", "docs", "config", "deploy"];
 
-/// Names that look like metrics there and are none.
+/// Names there that look like metrics but are none.
 const NO_METRICS: &[&str] = &[];
 
 #[test]
@@ -417,7 +422,7 @@ fn too_long(path: &str, text: &str) -> Option<String> {
         .then(|| format!("{path} has {lines} lines of at most {LINES_MAX}: find the idea that splits it"))
 }
 
-/// Names in a text that begin like ours and are no metrics of `known`. `sendoff_ingest_*` means all that begin so.
+/// Names in a text that begin like ours but are not metrics in `known`. `sendoff_ingest_*` means all that begin so.
 fn unknown_metrics(path: &str, text: &str, known: &BTreeSet<String>) -> Vec<String> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
     words(text, "sendoff_")
@@ -442,7 +447,7 @@ fn metric_names(metrics_source: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Rows of a document's tables whose last cell names no test, or one that no code has.
+/// Rows of a document's tables whose last cell names no test, or a test that does not exist.
 fn rows_without_tests(document: &str, code: &str) -> Vec<String> {
     let rows = document.lines().filter(|line| line.starts_with("| ") && !line.ends_with("| Tests |"));
     rows.flat_map(|row| {
@@ -514,7 +519,7 @@ fn identifier(text: &str) -> String {
     text.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()
 }
 
-/// Where `word` stands in `text` as a word of its own: not as a part of a longer one, nor as a part of a path.
+/// Where `word` is a whole word in `text`, not a part of a longer word or of a path.
 fn words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let ends_open = word.ends_with([':', '!', '_']);
@@ -525,7 +530,7 @@ fn words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     })
 }
 
-/// The text with comments, strings and characters blanked out, line for line.
+/// The text with comments, strings and characters replaced by spaces, line by line.
 fn code_only(text: &str) -> String {
     let mut code = String::with_capacity(text.len());
     let mut rest = text;
@@ -572,7 +577,7 @@ fn blank_len(rest: &str, within_word: bool) -> usize {
     }
 }
 
-/// The length of a literal with escapes, its quotes included.
+/// The length of a literal with escapes, including its quotes.
 fn quoted_len(rest: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in rest.char_indices().skip(1) {
@@ -612,7 +617,7 @@ fn sources() -> BTreeMap<String, String> {
     files.into_iter().map(|(path, text)| (path.strip_prefix("src/").unwrap().to_owned(), text)).collect()
 }
 
-/// The files of these endings below a folder (or the file itself), by path; none if it is not there.
+/// The files with these endings below a folder (or the file itself), by path. Empty if it does not exist.
 fn files_below(start: &str, endings: &[&str]) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut left = vec![root().join(start)];

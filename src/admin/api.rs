@@ -217,7 +217,7 @@ pub struct Due {
 /// Why nothing of a lane is attempted, or only a probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Held {
-    /// `lane` or `account`.
+    /// `lane`, `account` or `caller`.
     pub scope: String,
     pub kind: String,
     pub reason: String,

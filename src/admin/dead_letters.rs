@@ -1,6 +1,6 @@
 //! The operator's API for dead letters: list, show, import, redrive, purge.
 //!
-//! `POST /v1/redrive` is the door of a redrive from a queue: its answer says `stored` or `repeat` only once the event is on
+//! `POST /v1/redrive` is the door of a redrive from a queue: its answer says `stored` or `duplicate` only once the event is on
 //! stable storage (G1), so that the message may be deleted then.
 
 use axum::extract::{Path, Query, State};

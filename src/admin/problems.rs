@@ -6,7 +6,7 @@ use super::api;
 use crate::dispatch::status::Lanes;
 use crate::dispatch::verdict::PauseKind;
 use crate::event::FunctionName;
-use crate::outbox::{Census, Place};
+use crate::outbox::{Census, Place, bytes_for_events};
 use crate::plural::{agree, count};
 
 /// Functions that one problem names; of more it tells the number.
@@ -173,10 +173,15 @@ fn room(facts: &Facts, say: &mut impl FnMut(&str, String, &str)) {
         );
         say("disk", message, remedy);
     }
-    for (used, limit, key) in [(disk_bytes, bytes_max, "outbox.bytes_max"), (events, events_max, "outbox.events_max")] {
+    let of_bytes = ("outbox.bytes_max", "the disk space for new events (15/16 of outbox.bytes_max)");
+    let of_events = ("outbox.events_max", "outbox.events_max");
+    for (used, limit, (key, what)) in
+        [(disk_bytes, bytes_for_events(bytes_max), of_bytes), (events, events_max, of_events)]
+    {
         if limit > 0 && used >= limit / 10 * 9 {
             let percent = used.saturating_mul(100) / limit;
-            say("room", format!("the outbox has used {percent} % of {key}; at 100 % events are refused"), remedy);
+            let message = format!("the outbox has used {percent} % of {what}; at 100 % it refuses events");
+            say("room", message, &format!("raise {key}, or find out why events stay"));
         }
     }
 }
@@ -255,7 +260,7 @@ mod tests {
             missing: vec!["no AWS region for lambda".to_owned()],
             paused: vec![orders],
             limits: Limits { bytes_max: 100, events_max: 100, disk_reserve: 256 << 20 },
-            census: Census { events: 90, disk_bytes: 89, disk_free_bytes: 300 << 20, ..Census::default() },
+            census: Census { events: 90, disk_bytes: 80, disk_free_bytes: 300 << 20, ..Census::default() },
             unreadable: 1,
             set_aside: 1,
             unshippable: 2,
@@ -265,6 +270,10 @@ mod tests {
         let expected =
             ["not-ready", "configuration", "paused", "disk", "room", "damage", "damage", "unshippable", "log"];
         assert_eq!(kinds(&facts), expected);
+        let full = Census { events: 0, disk_bytes: 94, ..facts.census.clone() };
+        let full = problems(&Facts { census: full, ..facts.clone() });
+        let room: Vec<_> = full.iter().filter(|problem| problem.kind == "room").collect();
+        assert!(room.len() == 1 && room[0].message.contains("100 % of the disk space for new events"), "{full:?}");
         let full = Census { disk_free_bytes: 1, ..facts.census.clone() };
         let full = problems(&Facts { census: full, ..facts });
         assert!(full.iter().any(|problem| problem.kind == "disk" && problem.message.contains("are refused")));

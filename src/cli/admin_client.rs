@@ -172,7 +172,7 @@ impl AdminClient {
         serde_json::from_slice(&answered.body).map_err(|error| {
             let version = env!("CARGO_PKG_VERSION");
             let why = format!(
-                "{} answers what sendoff {version} does not understand ({error}); is it a sendoff of the same version?",
+                "cannot understand the answer of {} ({error}); is it a sendoff of version {version}, as this one?",
                 self.base
             );
             trouble("answer", why)
@@ -214,7 +214,7 @@ impl AdminClient {
                     })?;
                     let (head, body) = response.into_parts();
                     let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-                    let body = body.map_err(|error| self.unreachable(&format!("no whole answer ({error})")))?;
+                    let body = body.map_err(|error| self.unreachable(&format!("incomplete answer ({error})")))?;
                     Ok(Answered { status: head.status, headers: head.headers, body: body.to_bytes() })
                 }
                 Way::InProcess(routes) => {
@@ -229,7 +229,7 @@ impl AdminClient {
     }
 
     fn distrusted(&self, why: &str) -> Trouble {
-        let message = format!("no TLS with {}: {why}; name the authority of its certificate with --ca", self.base);
+        let message = format!("TLS with {} failed: {why}; name the authority of its certificate with --ca", self.base);
         Trouble { code: UNREACHABLE.to_owned(), message, transient: false }
     }
 
@@ -298,7 +298,7 @@ impl Asker {
         let names = page.functions.into_iter().map(|function| function.function);
         let fitting: Vec<String> = names.filter(|known| FunctionName::new(known).fits(name)).collect();
         if fitting.is_empty() {
-            let why = format!("no known function fits {name:?}; `sendoff functions` lists those that are known");
+            let why = format!("no known function matches {name:?}; `sendoff functions` lists the known ones");
             return Err(Failure::saying(Exit::Failed, why));
         }
         Ok(fitting)
@@ -358,7 +358,7 @@ mod tests {
         let trouble = client.get::<u64>("/v1/no").await.unwrap_err();
         assert_eq!((trouble.code.as_str(), trouble.message.as_str(), trouble.transient), ("503", "starting", true));
         let trouble = client.post::<Message>("/v1/x", &serde_json::json!({ "n": 7 })).await.unwrap_err();
-        assert!(trouble.message.contains("does not understand"), "{trouble}");
+        assert!(trouble.message.contains("cannot understand the answer"), "{trouble}");
     }
 
     #[tokio::test]

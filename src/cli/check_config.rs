@@ -82,7 +82,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         said += &format!("note: {suspicion}\n");
     }
     for variable in &config.ignored_endpoints {
-        said += &format!("note: ${variable} names sendoff's own listener, so sendoff itself does not follow it\n");
+        said += &format!("note: ${variable} points to sendoff's own listener; sendoff ignores it\n");
     }
     print(&said)?;
     if !options.online {
@@ -125,11 +125,9 @@ fn read_from(file: Option<&Path>, entries: &[Entry]) -> String {
     let mut said = match file {
         Some(file) => format!("read {}\n", file.display()),
         None if Path::new(INSTALLED).exists() => {
-            format!("read no file: {INSTALLED} is there, but only --config FILE makes it count\n")
+            format!("read no file: {INSTALLED} exists, but sendoff reads it only with --config FILE\n")
         }
-        None => {
-            "read no file: name one with --config FILE; without it defaults, variables and flags count\n".to_owned()
-        }
+        None => "read no file: defaults, variables and flags apply; name a file with --config FILE\n".to_owned(),
     };
     if !variables.is_empty() {
         said += &format!("read {}\n", variables.into_iter().collect::<Vec<_>>().join(", "));
@@ -144,7 +142,7 @@ async fn ask(config: &Config, more: &[String]) -> Result<usize, Failure> {
     let shared = Shared::load(config.lambda.region.as_deref(), &config.outside, own, Clock::system()).await;
     let shared = shared.map_err(no_place)?;
     for way in config.outside.in_words() {
-        print(&format!("ok      on the way to AWS: {way}\n"))?;
+        print(&format!("ok      connections to AWS: {way}\n"))?;
     }
     let mut probe = Probe::new(&shared, &config.lambda, &config.sqs).map_err(no_place)?;
     let mut missing = 0;
@@ -161,7 +159,7 @@ async fn ask(config: &Config, more: &[String]) -> Result<usize, Failure> {
             tell(&probe.function(&Target::of(function)).await)?;
         }
         if functions.is_empty() {
-            print("?       functions: none is named in the configuration; name some with --function\n")?;
+            print("?       functions: the configuration names none; name some with --function\n")?;
         }
         let queues = queues(config);
         for queue in &queues {

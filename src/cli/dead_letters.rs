@@ -413,17 +413,21 @@ async fn import(client: &AdminClient, file: &Path) -> Result<(), Failure> {
                 | Answer::Ceiling { message }
                 | Answer::Shipping { message }
                 | Answer::NotFound { message } => {
-                    let why = format!("the daemon does not take line {number}: {message}");
+                    let why = format!("the daemon refused line {number}: {message}");
                     return Err(Failure::saying(Exit::Failed, why));
                 }
                 Answer::Purged { id } => {
-                    let why = format!("the daemon answers that {id} was purged, which nobody asked for");
+                    let why = format!("unexpected answer of the daemon: {id} was purged");
                     return Err(Failure::saying(Exit::Internal, why));
                 }
             }
         }
     }
-    out::line(format!("{} taken in, {} there already", count(stored, "dead letter"), agree(duplicates, "was", "were")))
+    out::line(format!(
+        "{} imported, {} already in the store",
+        count(stored, "dead letter"),
+        agree(duplicates, "was", "were")
+    ))
 }
 
 /// Sends one request. If the daemon finds it too large, sends half of the lines at a time. Returns each answer with its

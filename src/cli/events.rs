@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 
 use super::admin_client::{Asker, Listing, One, page_size, with_query};
+use super::pause::held_in_words;
 use super::table::{Rows, or_dash};
 use super::{Exit, Failure, out};
 use crate::admin::api::{Cancelled, Due, EventDetail, EventPage, EventView, EventsQuery, KeysQuery, PayloadQuery};
@@ -91,11 +92,8 @@ fn path(id: EventId) -> String {
 fn due_in_words(due: &Due) -> String {
     let Due { id, function, paused, held } = due;
     match (paused, held) {
-        (true, _) => format!("{id} is due now, but {function} is paused: `sendoff resume {function}` lets it go"),
-        (false, Some(held)) => format!(
-            "{id} is due now, but {function} is held ({}) until {}, when one event at a time is tried: {}",
-            held.kind, held.until, held.reason
-        ),
+        (true, _) => format!("{id} is due now, but {function} is paused: `sendoff resume {function}` resumes it"),
+        (false, Some(held)) => format!("{id} is due now, but {function} is {}", held_in_words(held)),
         (false, None) => format!("{id} is due now"),
     }
 }

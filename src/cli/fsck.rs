@@ -46,10 +46,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     if examined.replaced.is_some() || is_sound(&examined) {
         return Ok(());
     }
-    Err(Failure::saying(
-        Exit::Failed,
-        "the outbox is not sound; `sendoff fsck --repair` replaces it by what can be read",
-    ))
+    Err(Failure::saying(Exit::Failed, "the outbox is damaged; `sendoff fsck --repair` replaces it by what can be read"))
 }
 
 fn is_sound(examined: &Examined) -> bool {
@@ -84,7 +81,7 @@ fn in_words(examined: &Examined, kept: &[String]) -> String {
         lines.push(SOUND.to_owned());
     }
     if let Some(path) = &examined.replaced {
-        lines.push(format!("replaced; what was there is kept as {}", path.display()));
+        lines.push(format!("replaced; the damaged store is kept as {}", path.display()));
     }
     lines.extend(kept.iter().map(|path| format!("a damaged store is kept: {path}")));
     lines.join("\n") + "\n"

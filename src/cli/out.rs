@@ -65,8 +65,7 @@ pub(super) fn note(text: impl Display) {
 pub(super) fn agreed(question: &str) -> Result<bool, Failure> {
     let failed = |error| Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot ask"));
     if !std::io::stdin().is_terminal() {
-        let why =
-            "this asks before it removes anything, and stdin is no terminal: repeat with --yes, or with --dry-run";
+        let why = "cannot ask for confirmation: stdin is not a terminal; repeat with --yes or --dry-run";
         return Err(Failure::saying(Exit::Failed, why));
     }
     let mut stderr = std::io::stderr().lock();

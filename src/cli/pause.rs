@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::admin_client::{Asker, Daemon, lane_path};
 use super::{Failure, arguments, out};
-use crate::admin::api::Paused;
+use crate::admin::api::{Held, Paused};
 use crate::config::Environment;
 
 #[derive(Debug, Args)]
@@ -38,17 +38,20 @@ fn in_words(Paused { function, paused, held }: &Paused) -> String {
     match (paused, held) {
         (true, _) => format!("{function} is paused"),
         (false, None) => format!("{function} is resumed"),
-        (false, Some(held)) => format!(
-            "{function} is resumed, but it is held ({}) until {}, when one event at a time is tried: {}",
-            held.kind, held.until, held.reason
-        ),
+        (false, Some(held)) => format!("{function} is resumed, but it is {}", held_in_words(held)),
     }
+}
+
+/// What holds a function, for people. The kind is left out if it is `held`, which the sentence says already.
+pub(super) fn held_in_words(Held { kind, until, reason, .. }: &Held) -> String {
+    let kind_in_words = if kind == "held" { String::new() } else { format!(" ({kind})") };
+    let then = if kind == "spent" { "when attempts go on" } else { "when sendoff tries one event" };
+    format!("held{kind_in_words} until {until}, {then}: {reason}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::api::Held;
 
     #[test]
     fn a_resumed_function_that_is_held_says_until_when() {
@@ -60,6 +63,10 @@ mod tests {
         };
         let said = |paused, held| in_words(&Paused { function: "f".into(), paused, held });
         assert_eq!((said(true, None), said(false, None)), ("f is paused".into(), "f is resumed".into()));
-        assert!(said(false, Some(held)).contains("held (unreachable) until 2026-11-30T10:00:00.000Z"));
+        assert!(said(false, Some(held.clone())).contains("held (unreachable) until 2026-11-30T10:00:00.000Z"));
+        let held = Held { kind: "held".into(), ..held };
+        assert!(
+            said(false, Some(held)).contains("but it is held until 2026-11-30T10:00:00.000Z, when sendoff tries one")
+        );
     }
 }

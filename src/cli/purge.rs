@@ -36,7 +36,7 @@ impl Removal {
         if self.yes || out::agreed(question)? {
             Ok(())
         } else {
-            Err(Failure::saying(Exit::Failed, "nothing is purged"))
+            Err(Failure::saying(Exit::Failed, "nothing was purged"))
         }
     }
 }

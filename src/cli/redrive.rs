@@ -233,12 +233,10 @@ async fn work(
     let source = Source::find(queue, options, config, shared, clock).await?;
     if options.direct {
         let door = Direct::new(config, shared, clock).await?;
-        source.redrive_to(&door, options, clock, stop, "They are with Lambda, and no outbox knows of them.").await
+        source.redrive_to(&door, options, clock, stop, "Lambda has them. No outbox contains them.").await
     } else if options.standalone {
-        let said = format!(
-            "They are in the outbox in {}, delivered when a daemon next runs on it.",
-            config.state_dir.display()
-        );
+        let said =
+            format!("They are in the outbox in {}. The next daemon there delivers them.", config.state_dir.display());
         source.redrive_to(&client, options, clock, stop, &said).await
     } else {
         source.redrive_to(&client, options, clock, stop, "").await
@@ -256,7 +254,7 @@ async fn until_interrupted(
         done = &mut work => return done,
         signal = shutdown::requested() => {
             let signal = signal.map_err(|error| Failure::new(Exit::Internal, error))?;
-            out::note(format!("{signal}: finishing what is under way"));
+            out::note(format!("{signal}: finishing the calls in progress"));
             stop.cancel();
         }
     }
@@ -363,7 +361,7 @@ fn summary(tally: &Tally, dry_run: bool, whereabouts: &str) -> String {
         true => format!("{accepted} would be redriven\n"),
         false => {
             let duplicates = count(*repeats, "duplicate");
-            format!("{accepted} redriven, {duplicates} of earlier ones\n")
+            format!("{accepted} redriven, {duplicates} of earlier redrives\n")
         }
     };
     if !whereabouts.is_empty() {
@@ -390,13 +388,14 @@ fn conclude(ended: Ended, tally: &Tally) -> Result<(), Failure> {
             0 => Ok(()),
             _ => Err(Failure::saying(Exit::Failed, "some messages could not be redriven and are still on the queue")),
         },
-        Ended::Interrupted => Err(Failure::saying(Exit::Failed, "interrupted; what is left is still on the queue")),
-        Ended::Clogged => {
-            Err(Failure::saying(Exit::Failed, "too many messages that cannot be redriven; move them away first"))
-        }
+        Ended::Interrupted => Err(Failure::saying(Exit::Failed, "interrupted; the rest is still on the queue")),
+        Ended::Clogged => Err(Failure::saying(
+            Exit::Failed,
+            "the queue has too many messages that cannot be redriven; move them to another queue first",
+        )),
         Ended::Failed(trouble) => {
             let exit = if trouble.code == UNREACHABLE { Exit::Unavailable } else { Exit::Failed };
-            Err(Failure::saying(exit, format!("{trouble}; what is left is still on the queue")))
+            Err(Failure::saying(exit, format!("{trouble}; the rest is still on the queue")))
         }
     }
 }
@@ -446,7 +445,7 @@ mod tests {
         foreign.count = 12;
         foreign.named = vec![("m-1".into(), "hello".into())];
         tally.left.entry("not-selected").or_default().count = 2;
-        let expected = "3 redriven, 1 duplicate of earlier ones\n\
+        let expected = "3 redriven, 1 duplicate of earlier redrives\n\
                         12 left on the queue: foreign\n  m-1: hello\n  and 11 more\n\
                         2 left on the queue: not-selected\n";
         assert_eq!(summary(&tally, false, ""), expected);

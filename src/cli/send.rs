@@ -151,7 +151,7 @@ fn parse_delay(text: &str) -> Result<String, String> {
 }
 
 fn parse_key(text: &str) -> Result<HeaderValue, String> {
-    HeaderValue::from_str(text).map_err(|_| "has characters that a header cannot carry".to_owned())
+    HeaderValue::from_str(text).map_err(|_| "contains characters that a header cannot have".to_owned())
 }
 
 /// The payload as given, from a file, or from stdin. At most what Lambda accepts.
@@ -245,7 +245,7 @@ fn native_request(endpoint: &Uri, options: &Options, payload: &[u8]) -> Result<R
 }
 
 fn not_json(error: impl std::fmt::Display) -> String {
-    format!("the payload is not JSON ({error}), which Lambda would refuse")
+    format!("the payload is not JSON ({error}); Lambda would refuse it")
 }
 
 #[derive(Debug)]
@@ -260,8 +260,10 @@ async fn exchange(endpoint: &Uri, connector: Connector, request: Request<Full<By
     let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
         let response = client.request(request).await.map_err(|error| {
             if let Some(tls) = trouble(&error) {
-                let why =
-                    format!("no TLS with {}: {tls}; name the authority of its certificate with --ca", base(endpoint));
+                let why = format!(
+                    "TLS with {} failed: {tls}; name the authority of its certificate with --ca",
+                    base(endpoint)
+                );
                 Failure::saying(Exit::Unavailable, why)
             } else if error.is_connect() {
                 let why = format!("no daemon at {}; start it with `sendoff serve`", base(endpoint));
@@ -284,7 +286,7 @@ async fn exchange(endpoint: &Uri, connector: Connector, request: Request<Full<By
 /// The event may have been stored anyway.
 fn unanswered(endpoint: &Uri, error: impl std::error::Error + Send + Sync + 'static) -> Failure {
     let why = format!(
-        "no answer from {}; the event may have been accepted: repeat with the same --key to be sure of one",
+        "no answer from {}; the event may be stored; repeat with the same --key, and it is stored only once",
         base(endpoint)
     );
     Failure::new(Exit::Unavailable, anyhow::Error::new(error).context(why))

@@ -41,7 +41,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         )),
         Ok(Ended::Failed(stage)) => Err(Failure::saying(
             Exit::Internal,
-            format!("the part {stage:?} of the daemon has ended (the log says why); a restart brings it back"),
+            format!("the stage {stage:?} of the daemon has ended; read the log for the reason, and restart sendoff"),
         )),
         Err(error) => Err(Failure::new(exit_of(&error), error)),
     }

@@ -104,7 +104,7 @@ fn state_dir(r: &mut Reader, environment: &Environment) -> Option<PathBuf> {
     ];
     let Some((variable, Some(path))) = found.into_iter().find(|(_, path)| path.is_some()) else {
         let hint = "set it, or one of $STATE_DIRECTORY, $XDG_STATE_HOME, $HOME";
-        return r.refuse(KEY, "there is no directory to keep events in", Some(hint));
+        return r.refuse(KEY, "no directory for the outbox is known", Some(hint));
     };
     r.fill(KEY, &path.to_string_lossy(), Origin::Environment(variable.to_owned()));
     Some(path)
@@ -153,7 +153,7 @@ fn service(
     if let Some(Some(url)) = &endpoint_url
         && own.iter().any(|own| hop::points_at(url, *own))
     {
-        r.refuse::<()>(&key, "sendoff's own address: it would deliver to itself", Some("leave it empty for AWS's own"));
+        r.refuse::<()>(&key, "sendoff's own address: it would deliver to itself", Some("leave it empty to use AWS"));
     }
     let connect_timeout = r.duration(&format!("{table}.connect_timeout"), Zero::Refused);
     let read_timeout = r.duration(&format!("{table}.read_timeout"), Zero::Refused);
@@ -289,7 +289,7 @@ fn policy(r: &mut Reader, table: Option<&str>, in_flight_max: Option<u32>) -> Op
             &concurrency,
             "is above",
             "lambda.in_flight_max",
-            Some("the one is for a function, the other for all"),
+            Some("concurrency_max limits one function, in_flight_max all of them together"),
         );
     }
     timeout?;
@@ -422,7 +422,7 @@ mod tests {
         assert_eq!(state_dir(&[xdg]), PathBuf::from("/xdg/sendoff"));
         assert_eq!(state_dir(&[("XDG_STATE_HOME", "not/absolute")]), PathBuf::from("/home/me/.local/state/sendoff"));
         assert_eq!(config_of("state_dir = 'here'", &[xdg]).state_dir, PathBuf::from("here"));
-        assert_refused("", &[("HOME", "")], &["default: state_dir = \"\": there is no directory to keep events in"]);
+        assert_refused("", &[("HOME", "")], &["default: state_dir = \"\": no directory for the outbox is known"]);
     }
 
     #[test]
@@ -476,15 +476,18 @@ mod tests {
         for mode in ["660", "0o660", "0777"] {
             assert!(load(&format!("listen.unix_mode = '{mode}'"), &[]).is_ok(), "{mode}");
         }
-        for (mode, why) in
-            [("rw-", "not the mode"), ("1777", "not the mode"), ("0060", "no right"), ("99", "not the mode")]
-        {
+        for (mode, why) in [
+            ("rw-", "not the mode"),
+            ("1777", "not the mode"),
+            ("0060", "does not let its owner"),
+            ("99", "not the mode"),
+        ] {
             let problems = load(&format!("listen.unix_mode = '{mode}'"), &[]).unwrap_err().to_string();
             assert!(problems.contains(why), "{problems}");
         }
         let long = format!("/{}", "x".repeat(107));
         let problems = load(&format!("listen.unix = '{long}'"), &[]).unwrap_err().to_string();
-        assert!(problems.contains("longer than the 107 bytes of a socket's path"), "{problems}");
+        assert!(problems.contains("longer than 107 bytes, the longest path of a socket"), "{problems}");
     }
 
     #[test]
@@ -539,7 +542,7 @@ mod tests {
             "[dead_letter]\nqueue_url = 'http://localhost:9477/123456789012/q'",
             &[],
             &[
-                "s.toml:2: dead_letter.queue_url = \"http://localhost:9477/123456789012/q\": sendoff's own address, and no queue",
+                "s.toml:2: dead_letter.queue_url = \"http://localhost:9477/123456789012/q\": sendoff's own address, not a queue",
             ],
         );
         assert_refused(
@@ -616,10 +619,10 @@ queue_url = "https://sqs"
             &[],
             &[
                 "s.toml:4: functions.\"*\".concurrency_max = 300 is above lambda.in_flight_max = 256",
-                "s.toml:6: [functions.late]: never counts: \"*\" comes earlier and takes all of \"late\"",
+                "s.toml:6: [functions.late]: never applies: the earlier pattern \"*\" matches all of \"late\"",
                 "s.toml:6: functions.late.queue_url = \"\": empty",
-                "s.toml:8: [functions.\"a b\"]: never counts: \"*\" comes earlier and takes all of \"a b\"",
-                "s.toml:8: [functions.\"a b\"]: no function has such a name",
+                "s.toml:8: [functions.\"a b\"]: cannot match the name of a function",
+                "s.toml:8: [functions.\"a b\"]: never applies: the earlier pattern \"*\" matches all of \"a b\"",
                 "s.toml:8: functions.\"a b\".queue_url = \"https://sqs\": not the URL of a queue",
             ],
         );

@@ -15,10 +15,10 @@ pub fn read(r: &mut Reader, is_guarded: bool) -> Option<Listen> {
     let ingest_hosts = hosts(r, "listen.ingest_hosts");
     let admin_hosts = hosts(r, "listen.admin_hosts");
     let remote_allowed = r.boolean("listen.allow_unauthenticated_remote")?;
-    let of_ingest = "whoever reaches the port uses sendoff's own rights: set tls.cert, tls.key and auth.ingest = \"required\", \
-                     or, if the network around is trusted, listen.allow_unauthenticated_remote = true";
-    let of_admin = "callers are not authenticated: whoever reaches the port uses sendoff's own rights; if the network around \
-                    is trusted, set listen.allow_unauthenticated_remote = true";
+    let of_ingest = "everyone who reaches the port uses sendoff's rights: set tls.cert, tls.key and auth.ingest = \"required\", or, \
+                     if you trust the network, listen.allow_unauthenticated_remote = true";
+    let of_admin = "sendoff does not authenticate callers, so everyone who reaches the port uses its rights; if you trust the \
+                    network, set listen.allow_unauthenticated_remote = true";
     let is_remote = |address: &SocketAddr| !address.ip().to_canonical().is_loopback();
     for (key, addresses, is_guarded, hint) in [
         ("listen.ingest", ingest.as_deref(), is_guarded, of_ingest),
@@ -57,7 +57,7 @@ pub fn own_addresses(r: &Reader) -> Vec<SocketAddr> {
 fn hosts(r: &mut Reader, key: &str) -> Option<Hosts> {
     let text = r.text(key)?;
     Hosts::parse(&text).ok().or_else(|| {
-        let hint = "write names with spaces between and without ports, like \"sendoff.example.com *.sendoff.svc\"";
+        let hint = "separate names by spaces and leave out ports, like \"sendoff.example.com *.sendoff.svc\"";
         r.refuse(key, "not a list of host names", Some(hint))
     })
 }

@@ -18,7 +18,7 @@ pub fn read(r: &mut Reader, region: Option<&str>) {
         let stored = canonical(&written, &home);
         let pattern = stored.as_deref().unwrap_or(&written);
         if stored.is_none() && written.chars().count() <= 512 {
-            r.refuse_table(&table, "no function has such a name", HINT);
+            r.refuse_table(&table, "cannot match the name of a function", HINT);
         } else if let Err(why) = pattern.parse::<Pattern>() {
             r.refuse_table(&table, &why.to_string(), "split the table into several with shorter patterns");
         }
@@ -27,11 +27,11 @@ pub fn read(r: &mut Reader, region: Option<&str>) {
         if let Some(wider) = read.iter().find(|wider| FunctionName::new(pattern).fits(wider)) {
             let (why, hint) = if wider == pattern {
                 (
-                    format!("never counts: an earlier table is for {pattern:?}, too"),
-                    "put the keys of both into one table",
+                    format!("never applies: an earlier table has the pattern {pattern:?}, too"),
+                    "move the keys of both into one table",
                 )
             } else {
-                let why = format!("never counts: {wider:?} comes earlier and takes all of {pattern:?}");
+                let why = format!("never applies: the earlier pattern {wider:?} matches all of {pattern:?}");
                 (why, "put the narrow pattern before the wide one")
             };
             r.refuse_table(&table, &why, hint);

@@ -38,7 +38,7 @@ pub(super) fn read(r: &mut Reader, key: &str, own: &[SocketAddr]) -> Option<Opti
     }
     if own.iter().any(|own| hop::points_at(&queue, *own)) {
         let hint = "write the queue's own URL or ARN, and the address of an emulator as sqs.endpoint_url";
-        return r.refuse(key, "sendoff's own address, and no queue", Some(hint));
+        return r.refuse(key, "sendoff's own address, not a queue", Some(hint));
     }
     Some(Some(queue))
 }

@@ -91,7 +91,7 @@ impl Reader {
                 return self.refuse(key, "not a whole number", Some("write digits without quotes and units, like 100"));
             }
         };
-        let why = format!("not in {} to {}", range.start(), range.end());
+        let why = format!("must be from {} to {}", range.start(), range.end());
         number.filter(|number| range.contains(number)).or_else(|| self.refuse(key, &why, None))
     }
 
@@ -154,7 +154,7 @@ impl Reader {
             "listen.admin" => 9478,
             _ => 9479,
         };
-        let hint = format!("write it like \"127.0.0.1:{port}\" or \"[::1]:{port}\": numbers, no name");
+        let hint = format!("write it like \"127.0.0.1:{port}\" or \"[::1]:{port}\": an IP address, not a name");
         text.parse().ok().or_else(|| self.refuse(key, "not an address and a port", Some(&hint)))
     }
 
@@ -164,7 +164,7 @@ impl Reader {
         let read: Result<Vec<SocketAddr>, _> = text.split_whitespace().map(str::parse).collect();
         let Some(addresses) = read.ok().filter(|addresses| !addresses.is_empty()) else {
             let hint = "write it like \"127.0.0.1:9477\", or several with spaces between, like \"127.0.0.1:9477 [::1]:9477\": \
-                        numbers, no name";
+                        an IP address, not a name";
             return self.refuse(key, "not addresses and ports", Some(hint));
         };
         let twice = addresses.iter().enumerate().find(|(at, address)| addresses[..*at].contains(address));
@@ -337,8 +337,8 @@ mod tests {
     #[test]
     fn numbers_words_and_addresses_say_what_is_allowed() {
         let number = |reader: &mut Reader| reader.number("listen.headers_max", 1..=9);
-        refused("listen.headers_max = 10", number, "s.toml:1: listen.headers_max = 10: not in 1 to 9");
-        refused("listen.headers_max = -1", number, "s.toml:1: listen.headers_max = -1: not in 1 to 9");
+        refused("listen.headers_max = 10", number, "s.toml:1: listen.headers_max = 10: must be from 1 to 9");
+        refused("listen.headers_max = -1", number, "s.toml:1: listen.headers_max = -1: must be from 1 to 9");
         refused("listen.headers_max = '5'", number, "s.toml:1: listen.headers_max = \"5\": not a whole number");
         refused("listen.headers_max = 5.0", number, "s.toml:1: listen.headers_max = a fraction: not a whole number");
         refused(

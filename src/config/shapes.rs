@@ -58,7 +58,7 @@ pub fn suspicions(config: &Config) -> Vec<String> {
             let near = REGIONS.iter().map(|known| (strsim::damerau_levenshtein(known, region), known)).min();
             let near = near.filter(|(apart, _)| *apart <= 3);
             let meant = near.map_or("check it".to_owned(), |(_, known)| format!("did you mean \"{known}\"?"));
-            found.push(format!("{key} = \"{region}\" is no region that this version knows: {meant}"));
+            found.push(format!("{key} = \"{region}\" is not an AWS region that this version knows: {meant}"));
         }
     }
     if config.lambda.region.is_none() {

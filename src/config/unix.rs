@@ -14,7 +14,11 @@ pub fn read(r: &mut Reader) -> Option<Option<UnixSocket>> {
     let group = r.optional("listen.unix_group");
     let Some(path) = path? else { return Some(None) };
     if path.len() > PATH_BYTES_MAX {
-        return r.refuse("listen.unix", "longer than the 107 bytes of a socket's path", Some("choose a shorter path"));
+        return r.refuse(
+            "listen.unix",
+            "longer than 107 bytes, the longest path of a socket",
+            Some("choose a shorter path"),
+        );
     }
     Some(Some(UnixSocket { path: PathBuf::from(path), mode: mode?, group: group? }))
 }
@@ -27,7 +31,7 @@ fn mode(r: &mut Reader) -> Option<u32> {
     match mode {
         // Only users with write permission can connect (unix(7)).
         Some(mode) if mode & 0o600 == 0o600 => Some(mode),
-        Some(_) => r.refuse(KEY, "leaves its owner no right to connect", Some("write it like \"0660\"")),
+        Some(_) => r.refuse(KEY, "does not let its owner connect", Some("write it like \"0660\"")),
         None => r.refuse(KEY, "not the mode of a file", Some("write it in octal, like \"0660\" or \"0600\"")),
     }
 }

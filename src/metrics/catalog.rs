@@ -1,4 +1,4 @@
-//! What metrics there are, as data: docs/metrics.md is written from it, and dashboards and alert rules are checked by it.
+//! The metrics as data. docs/metrics.md is generated from it, and dashboards and alert rules are checked against it.
 
 use std::fmt::Write as _;
 
@@ -32,7 +32,7 @@ impl Kind {
     }
 }
 
-/// What each label says, and what bounds its values.
+/// The meaning of each label, and what bounds its values.
 const LABELS: &[(&str, &str)] = &[
     ("client", "name of a table of `[clients]`, or `unknown`"),
     ("code", "error code of SQS, or `unshippable`, `unreachable`, `unanswered`"),
@@ -45,7 +45,7 @@ const LABELS: &[(&str, &str)] = &[
         "outcome",
         "`delivered`, `function-failed`, `throttled`, `transient`, `foreign`, `rejected`, `lost`, `not-sent`, `unready`, `held`, `refused` (docs/delivery.md)",
     ),
-    ("queue", "URL of a configured dead-letter queue"),
+    ("queue", "name of a configured dead-letter queue"),
     (
         "reason",
         "of dead letters: `retries-exhausted`, `event-age-exceeded`, `refused` (docs/dead-letters.md). Of refused requests: a fixed word for each cause, such as `full` (docs/operations.md)",
@@ -61,7 +61,7 @@ const LABELS: &[(&str, &str)] = &[
 ];
 
 impl Described {
-    /// The names of its series: a histogram has three.
+    /// The names of its series. A histogram has three.
     pub fn series(&self) -> Vec<String> {
         match self.kind {
             Kind::Counter | Kind::Gauge => vec![self.name.clone()],

@@ -1,4 +1,4 @@
-//! The chart: linted, rendered over many values, and held against the kustomization and the daemon itself.
+//! Tests the chart: linted, rendered with many values, and compared with the kustomization and the daemon.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::kubernetes::VERSIONS;
 use crate::tools::{root, said, sendoff, succeed, tool, validator};
 
-/// Values that users set, each a file's text, with something that the rendered manifests must contain.
+/// Values that users set, as the text of a file, each with something that the rendered manifests must contain.
 const MATRIX: [(&str, &str); 8] = [
     ("replicas: 1\npodMonitor: {enabled: false}\n", "replicas: 1"),
     (
@@ -63,7 +63,8 @@ fn render(values: &str, file: &Path) -> Result<String, String> {
     Ok(String::from_utf8(output.stdout).unwrap())
 }
 
-/// Every check that a rendered StatefulSet must pass. `its_own` says that it has the objects and names of the default values.
+/// Runs every check that a rendered StatefulSet must pass. `its_own` says that it has the objects and names of the
+/// default values.
 fn check(file: &Path, its_own: bool) {
     for version in VERSIONS {
         succeed(validator("kubernetes-validate").args(["--strict", "--version", version]).arg(file));
@@ -105,7 +106,7 @@ fn with_its_default_values_the_chart_renders_what_the_kustomization_does() {
     let same = root().join("tests/deploy/check_chart.py");
     succeed(validator("python").arg(&same).arg(&kustomized).arg(&rendered));
 
-    // A difference is noticed: of a field, of a setting, and of an object that is not there.
+    // The comparison notices a difference: of a field, of a setting, and of a missing object.
     for values in [
         "terminationGracePeriodSeconds: 61\n",
         "config: {outbox: {bytes_max: 6GiB}}\n",

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use sendoff::config::{Environment, Flags, load};
+
 use crate::tools::{root, sendoff, succeed, tool, validator};
 
 /// The versions of the schemas: the oldest with native sidecars by default, and the newest that the validator has.
@@ -37,5 +39,28 @@ fn the_configurations_in_the_manifests_have_no_problems() {
         let file = root().join("deploy/kubernetes").join(name).join("sendoff.toml");
         let text = succeed(sendoff().args(["check-config", "--config"]).arg(&file).env_remove("HOME"));
         assert!(text.contains("no problems"), "{text}");
+    }
+}
+
+/// A container that needs more memory than its limit is killed, and with it every request in memory.
+#[test]
+fn the_memory_limits_exceed_what_clients_can_make_the_daemon_use() {
+    const KIB: u64 = 1024;
+    for (name, manifest) in [("statefulset", "statefulset.yaml"), ("sidecar", "patch.yaml")] {
+        let dir = root().join("deploy/kubernetes").join(name);
+        let flags = Flags { file: Some(dir.join("sendoff.toml")), ..Flags::default() };
+        let config = load(&flags, &Environment::default()).unwrap().config;
+        let passed = config.passthrough.map_or(0, |limits| limits.bytes_max);
+        let requests = config.ingest.request_bytes_max + config.dispatch.in_flight_bytes_max + passed;
+        let store = config.outbox.cache + 3 * config.outbox.segment_bytes;
+        let connections = 128 * KIB * config.ingest.connections_max as u64;
+        // The formula of docs/operations.md, "Sizing".
+        let most = 64 * KIB * KIB + store + requests + connections;
+
+        let text = std::fs::read_to_string(dir.join(manifest)).unwrap();
+        let limits = text.split_once("limits:").unwrap().1;
+        let limit = limits.split_once("memory: ").unwrap().1.split_once("Mi").unwrap().0;
+        let limit = limit.parse::<u64>().unwrap() * KIB * KIB;
+        assert!(limit >= most, "{name}: a limit of {limit} bytes, and clients can reach {most}");
     }
 }

@@ -37,7 +37,7 @@ fn what_an_identity_lacks_is_named_with_the_policy_that_grants_it() {
     let scratch = tempfile::tempdir().unwrap();
     let stack = MiniStack::start_guarded(scratch.path());
     stack.create_role();
-    // A function that is only there: nothing invokes it.
+    // Nothing invokes this function.
     stack.create_function("orders-new", scratch.path(), &[("index.py", "raise RuntimeError('invoked')\n")], &[]);
     stack.aws(&["sqs", "create-queue", "--queue-name", "orders-dlq"]);
     let key = new_user(&stack, "sendoff");

@@ -38,7 +38,7 @@ fn each_typical_mistake_gets_the_remedy_for_it() {
         ("delivery.age_max=6", "write it like \"500ms\", \"30s\", \"5m\" or \"6h\""),
         ("delivery.age_max=0s", "must not be zero"),
         ("delivery.attempts_max=many", "write digits without quotes"),
-        ("delivery.attempts_max=0", "not in 1 to 1000000"),
+        ("delivery.attempts_max=0", "must be from 1 to 1000000"),
         ("lambda.passthrough_max=yes", "write digits without quotes"),
         ("listen.allow_unauthenticated_remote=yes", "write true or false"),
         ("outbox.bytes_max=10", "the least that works"),
@@ -51,7 +51,7 @@ fn each_typical_mistake_gets_the_remedy_for_it() {
     }
     let two = ["--set", "functions.orders.age_max=1h", "--set", "functions.\"function:orders\".age_max=2h"];
     let (code, text) = check(&[&["--state-dir", state], &two[..]].concat(), &[]);
-    assert!(code == Some(78) && text.contains("put the keys of both into one table"), "{text}");
+    assert!(code == Some(78) && text.contains("move the keys of both into one table"), "{text}");
 }
 
 #[test]

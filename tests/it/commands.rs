@@ -306,7 +306,7 @@ fn dead_letters_are_purged_by_filter_after_a_question_and_exported_once_and_for_
     assert_eq!((code, std::fs::read_to_string(file).unwrap().lines().count()), (0, 1), "{said}");
     assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
 
-    // Nobody can answer the question here, so nothing is purged.
+    // Nobody can answer the question here, so nothing was purged.
     for args in [&["dead-letters", "purge", &ids[0]][..], &["dead-letters", "purge", "--function", "orders"]] {
         let (code, said) = cli(args);
         assert_eq!((code, said.contains("--yes")), (1, true), "{said}");

@@ -498,9 +498,9 @@ fn without_a_queue_dead_letters_are_listed_shown_exported_imported_redriven_and_
     .concat());
     assert_eq!((code, buried()), (0, 0.0), "{said}");
     let (code, said) = cli(&["dead-letters", "import", file]);
-    assert_eq!((code, said.contains("15 dead letters taken in, 0 were")), (0, true), "{said}");
+    assert_eq!((code, said.contains("15 dead letters imported, 0 were")), (0, true), "{said}");
     let (_, said) = cli(&["dead-letters", "import", file]);
-    assert!(said.contains("0 dead letters taken in, 15 were there"), "{said}");
+    assert!(said.contains("0 dead letters imported, 15 were already"), "{said}");
     let newer = scratch.path().join("newer.ndjson");
     let text = std::fs::read_to_string(file).unwrap().replacen("\"envelope\":{", "\"envelope\":{\"colour\":1,", 1);
     std::fs::write(&newer, text).unwrap();

@@ -89,7 +89,7 @@ fn no_web_page_can_change_or_read_anything_by_the_admin_listener() {
     let link = [("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document")];
     let followed = |path: &str| raw_status(admin, "GET", path, &[&[("Host", host.as_str())], &link[..]].concat());
     assert_eq!((followed("/v1/status"), followed(&event)), (200, 403));
-    assert_eq!(daemon.stored(), 1.0, "nothing is purged or cancelled");
+    assert_eq!(daemon.stored(), 1.0, "nothing was purged or cancelled");
     let shown = raw(admin, "GET", &event, &[("Host", "ops.example.com:9478")], "");
     assert_eq!((shown.status, &shown.json()["state"] != "null"), (200, true), "no page, and a listed name");
     assert!(daemon.scrape().sum("sendoff_admin_refused_total", &[]) > 30.0);

@@ -1,5 +1,5 @@
-//! docs/idempotent-functions.md: its functions run in MiniStack as they stand on the page, with the page's table, policy and
-//! configuration. Each event is answered with 202, invoked more than once, and must have its effect once.
+//! Runs the functions of docs/idempotent-functions.md in MiniStack, as written on the page, with the page's table,
+//! policy and configuration. Each event gets 202, is invoked more than once, and must have its effect once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ def handle(event, context):
 
 const NO_FAULT: &str = "def install(page): pass\n";
 
-/// The first run of each event fails when its effect is there: the answer of DynamoDB is lost, say.
+/// The first run of each event fails after its effect, for example because DynamoDB's answer is lost.
 const FAILS_AFTER_ITS_EFFECT: &str = r#"
 import os
 
@@ -65,7 +65,7 @@ def install(page):
         page.dynamodb.meta.client.meta.events.register("after-call.dynamodb." + operation, fail)
 "#;
 
-/// Every run waits before its effect until the test lets it go on.
+/// Every run waits before its effect until the test lets it continue.
 const WAITS_BEFORE_ITS_EFFECT: &str = r#"
 import os
 import time
@@ -110,7 +110,7 @@ impl Aws {
         aws
     }
 
-    /// Runs a command that finds the AWS CLI, and this AWS with all rights.
+    /// Runs a command that uses the AWS CLI on this AWS, with all permissions.
     fn run_as_root(&self, command: &mut Command) {
         let programs = python::program("aws");
         let path = std::env::var("PATH").unwrap_or_default();
@@ -120,7 +120,7 @@ impl Aws {
         python::run(command.env("AWS_ENDPOINT_URL", self.stack.endpoint_url()));
     }
 
-    /// Makes a function whose handler is in `page`.
+    /// Creates a function whose handler is in `page`.
     fn create_function(&self, name: &str, page: &str, fault: &str) {
         let runs = self.runs_file();
         let files = [("index.py", INDEX), ("page.py", page), ("fault.py", fault)];
@@ -151,7 +151,7 @@ impl Aws {
         items.iter().map(|item| (item["id"]["S"].as_str().unwrap().to_owned(), charges(item))).collect()
     }
 
-    /// A daemon with the page's configuration in front of `lambda`.
+    /// A daemon with the page's configuration, in front of `lambda`.
     fn setup(&self, state: &Path, lambda: &str) -> Setup {
         let config = self.scratch.join("sendoff.toml");
         std::fs::write(&config, example("sendoff")).unwrap();
@@ -168,7 +168,7 @@ fn example(name: &str) -> String {
     found.unwrap_or_else(|| panic!("docs/idempotent-functions.md has no example {name}")).text
 }
 
-/// Another function under the rules that the page has for `orders`.
+/// Gives another function the settings that the page has for `orders`.
 fn with_keys(setup: Setup, function: &str) -> Setup {
     let set = |setup: Setup, key: &str, value: &str| setup.set(&format!("functions.{function}.{key}"), value);
     set(set(setup, "key", "id"), "inject", "idempotency_key")
@@ -182,7 +182,7 @@ fn without_the_utility() -> String {
     without
 }
 
-/// Events handed over before their runs are waited for: MiniStack starts a process for each run beside others.
+/// Events that are sent before the test waits for their runs. MiniStack starts a process for each concurrent run.
 const AT_ONCE: usize = 4;
 
 #[test]
@@ -209,7 +209,7 @@ fn events_invoked_twice_have_one_effect_each_and_without_the_utility_they_have_m
             accepted.insert(id);
         }
         if killed.is_some() {
-            // Lambda has taken an event, and the daemon has not heard so.
+            // Lambda has accepted an event, but the daemon does not know it.
             gate.wait_until_held();
             daemon.kill9();
             daemon = setup.start();
@@ -265,7 +265,7 @@ fn a_repeat_that_comes_while_the_first_run_goes_on_fails_and_is_told_the_first_r
     let daemon = aws
         .setup(&state, &aws.stack.endpoint_url())
         .set("delivery.mode", "confirm")
-        // Shorter than the function takes: the daemon gives up waiting, and calls again.
+        // Shorter than the function takes, so the daemon stops waiting and calls again.
         .set("delivery.confirm_timeout", "3s")
         .set("delivery.attempts_max", "1000")
         .start();

@@ -73,7 +73,7 @@ fn what_is_cancelled_or_purged_is_gone_and_nothing_else_is() {
     let (code, said) = sendoff(daemon.admin, &["events", "show", &cancelled]);
     assert_eq!(code, 1, "{said}");
     // While both events are in flight there is nothing to ask about.
-    eventually("nobody was asked, so nothing is purged", || {
+    eventually("nobody was asked, so nothing was purged", || {
         let (code, _) = sendoff(daemon.admin, &["purge", "orders"]);
         assert_eq!(daemon.stored(), 3.0);
         (code == 1).then_some(())

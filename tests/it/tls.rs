@@ -1,5 +1,5 @@
-//! TLS on the listeners: with real clients and a private authority, through changes of the certificate, and with what is wrong
-//! with it.
+//! Tests TLS on the listeners: with real clients and a private authority, through changes of the certificate, and with
+//! bad certificates.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,7 +19,7 @@ pub mod authority;
 
 use authority::{Authority, Client, Pair, again};
 
-/// The files of a daemon with TLS, below a directory.
+/// The setup of a daemon with TLS. Its files are below `files`.
 fn setup(state: &Path, files: &Path, pair: &Pair) -> Setup {
     pair.swap_in(files);
     let path = |name: &str| files.join(name).to_str().unwrap().to_owned();
@@ -142,7 +142,7 @@ fn certificates_that_change_under_load_cost_no_request_and_a_bad_pair_changes_no
                 })
             })
             .collect();
-        // The key of another certificate: refused.
+        // The key of another certificate is refused.
         let torn = Pair { key: new.for_loopback(2091).key, ..new.for_loopback(2091) };
         torn.swap_in(scratch.path());
         daemon.signal(Signal::HUP);
@@ -154,7 +154,7 @@ fn certificates_that_change_under_load_cost_no_request_and_a_bad_pair_changes_no
         eventually("new connections get the new certificate", || by_new.connect(daemon.ingest).ok());
         assert!(by_old.connect(daemon.ingest).is_err());
         eventually("so does the admin listener", || by_new.connect(daemon.admin).ok());
-        // And without a signal.
+        // A change is also found without a signal.
         old.for_loopback(2093).swap_in(scratch.path());
         eventually("a change is found without a signal", || by_old.connect(daemon.ingest).ok());
         done.store(true, Ordering::Relaxed);
@@ -213,7 +213,7 @@ fn commands_know_the_daemon_of_their_configuration_and_files_are_checked_before_
     let (scratch, state) = scratch();
     let files = scratch.path();
     let authority = Authority::new("test authority");
-    // By a name that no address of loopback has.
+    // A name that no address of loopback has.
     let daemon = setup(&state, files, &authority.issue(&["sendoff.shop.test"], 2100)).start();
     let config = files.join("s.toml");
     let text = format!(

@@ -1,22 +1,22 @@
-//! A collector of our own: takes OTLP over HTTP and keeps the spans. Reads no more of protobuf than that takes.
+//! A collector for tests: accepts OTLP over HTTP and keeps the spans. Parses only as much of protobuf as that needs.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// A span as it came.
+/// A span as received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
     pub name: String,
     /// In hex, as the next two.
     pub trace_id: String,
     pub parent_id: String,
-    /// Those that are text or numbers, as text.
+    /// Attributes that are text or numbers, as text.
     pub attributes: BTreeMap<String, String>,
 }
 
-/// Takes spans for as long as the test runs.
+/// Accepts spans during a test.
 pub struct Collector {
     address: SocketAddr,
     bodies: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -45,7 +45,7 @@ impl Collector {
         self.bodies.lock().unwrap().iter().flat_map(|body| spans(body)).collect()
     }
 
-    /// Whether the text is anywhere in what came.
+    /// Whether the text is anywhere in what was received.
     pub fn said(&self, text: &str) -> bool {
         let bodies = self.bodies.lock().unwrap();
         bodies.iter().any(|body| body.windows(text.len()).any(|window| window == text.as_bytes()))
@@ -93,7 +93,7 @@ fn span_of(span: &[u8]) -> Span {
     Span { name: text(of(5)), trace_id: hex(of(1)), parent_id: hex(of(4)), attributes: attributes.collect() }
 }
 
-/// The fields of a message that have a length; numbers are passed over.
+/// The fields of a message that have a length. Numbers are skipped.
 fn fields(mut message: &[u8]) -> Vec<(u64, &[u8])> {
     let mut found = Vec::new();
     while !message.is_empty() {

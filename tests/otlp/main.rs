@@ -1,4 +1,4 @@
-//! Spans to a collector, of a build with the feature `otlp` (`make otlp`): a collector of our own receives those of a real run.
+//! Tests spans in a build with the feature `otlp` (`make otlp`): a collector receives those of a real run.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 #![expect(clippy::disallowed_methods, reason = "a test measures real time and reads where its parts are installed")]
 
@@ -27,7 +27,7 @@ fn a_request_and_its_attempts_are_spans_of_the_client_s_trace_joined_by_the_even
     lambda.script("orders", Script::default().once(throttle()));
     let daemon = Setup::new(&state)
         .set("lambda.endpoint_url", &lambda.endpoint_url())
-        // What is logged has no say in what is exported.
+        // The log level does not decide which spans are exported.
         .set("log.level", "warn,sendoff=info")
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())
         .env("OTEL_BSP_SCHEDULE_DELAY", "100")
@@ -56,18 +56,18 @@ fn a_request_and_its_attempts_are_spans_of_the_client_s_trace_joined_by_the_even
     let outcomes: BTreeSet<&str> =
         spans.iter().filter_map(|span| span.attributes.get("outcome")).map(String::as_str).collect();
     assert_eq!(outcomes.into_iter().collect::<Vec<_>>(), ["delivered", "throttled"]);
-    // The same trace reaches the function, as X-Ray writes it.
+    // The same trace reaches the function, in X-Ray's form.
     let sent = lambda.taken_entries();
     let sent = sent.iter().find(|entry| entry.lane == "orders").unwrap();
     assert_eq!(
         sent.trace_header.as_deref(),
         Some("Root=1-4bf92f35-77b34da6a3ce929d0e0e4736;Parent=00f067aa0ba902b7;Sampled=1")
     );
-    // Without the client's trace the attempts share one that is named after the event.
+    // Without a trace of the client, the attempts share one that is named after the event.
     let attempt = of(&untraced).into_iter().find(|span| span.name == "attempt").unwrap();
     assert_eq!(attempt.trace_id, untraced.replace('-', ""));
 
-    // The last spans go out with the daemon, and neither payload nor key is in any.
+    // The last spans are exported when the daemon ends, and no span contains a payload or a key.
     let late = daemon.accept("orders", &[], payload.as_bytes());
     daemon.wait_until_empty();
     daemon.terminate();

@@ -41,10 +41,10 @@ struct Orders {
     dropped: bool,
     /// Answers this many requests whose head contains this text.
     instead: Option<(String, usize, Instead)>,
-    /// Of so many answers of a status, one is lost.
+    /// One of this many answers with this status is lost.
     lose: Option<(usize, u16)>,
     lost: usize,
-    /// The statuses that the server answered with, also of answers that the client never got.
+    /// The statuses of the server's answers, also of those that the client never got.
     statuses: Vec<u16>,
     passed: Vec<String>,
 }
@@ -156,7 +156,7 @@ fn serve(client: &TcpStream, to: SocketAddr, shared: &Shared) {
     }
 }
 
-/// Writes down what the server answered, and says whether that is to be lost. What is held is lost already.
+/// Records the server's answer. Returns whether it is to be lost. The answer to a held request is lost anyway.
 fn note(shared: &Shared, status: u16, is_held: bool) -> bool {
     let mut orders = shared.orders.lock().unwrap_or_else(PoisonError::into_inner);
     orders.statuses.push(status);
@@ -166,7 +166,7 @@ fn note(shared: &Shared, status: u16, is_held: bool) -> bool {
     is_lost
 }
 
-/// An answer with the server's own headers, framed anew for a connection that stays.
+/// An answer with the server's own headers, framed for a connection that stays open.
 fn bytes(answer: &http::Response) -> Vec<u8> {
     let mut head = format!("HTTP/1.1 {} As Told\r\n", answer.status);
     let framing = ["connection", "content-length", "transfer-encoding"];

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::process::Process;
 use super::{python, sqs};
 
-/// The access key and secret key that may do all.
+/// The access key and the secret key with all permissions.
 pub const ROOT: (&str, &str) = ("test", "test");
 
 /// The role of all functions.
@@ -61,14 +61,14 @@ impl MiniStack {
         format!("http://{}", self.address)
     }
 
-    /// Runs the AWS CLI with all rights; its answer, null if it says nothing.
+    /// Runs the AWS CLI with all permissions. Returns its answer, or null if there is none.
     pub fn aws(&self, words: &[&str]) -> Value {
         let mut command = python::aws(&self.endpoint_url());
         command.env("AWS_ACCESS_KEY_ID", ROOT.0).env("AWS_SECRET_ACCESS_KEY", ROOT.1).args(words);
         serde_json::from_slice(&python::run(&mut command).stdout).unwrap_or_default()
     }
 
-    /// Makes the role of all functions. Without policies it may do nothing, where the server looks at policies.
+    /// Creates the role of all functions. If the server enforces policies, the role has no permissions without them.
     pub fn create_role(&self) {
         let trust = json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": "sts:AssumeRole",
             "Principal": { "Service": "lambda.amazonaws.com" } }] });
@@ -76,13 +76,14 @@ impl MiniStack {
         self.aws(&["iam", "create-role", "--role-name", name, "--assume-role-policy-document", &trust.to_string()]);
     }
 
-    /// Makes a Python function that for every event with an `id` writes the file `id` in `wrote`.
+    /// Creates a Python function that writes the file `id` in `wrote` for every event with an `id`.
     pub fn create_writer(&self, name: &str, scratch: &Path, wrote: &Path) {
         self.create_function(name, scratch, &[("index.py", WRITER)], &[("WROTE", wrote.to_str().unwrap())]);
     }
 
-    /// Makes a Python function of these files, with the handler `index.handle`, a timeout of a minute and the role `orders`.
-    /// It finds the packages of the tests' virtual environment, and with boto3 the services of this server.
+    /// Creates a Python function from these files, with the handler `index.handle`, a timeout of a minute and the role
+    /// `orders`. It can import the packages of the tests' virtual environment, and its boto3 uses the services of this
+    /// server.
     pub fn create_function(&self, name: &str, scratch: &Path, files: &[(&str, &str)], variables: &[(&str, &str)]) {
         let code = tempfile::tempdir_in(scratch).unwrap();
         for (file, text) in files {
@@ -103,7 +104,7 @@ impl MiniStack {
     }
 }
 
-/// Puts the directory's files into code.zip, and says what Lambda calls this Python.
+/// Packs the directory's files into code.zip, and prints Lambda's name for this Python.
 const PACK: &str = "\
 import os, sys, zipfile
 with zipfile.ZipFile('code.zip', 'w') as zip:

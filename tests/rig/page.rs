@@ -1,8 +1,8 @@
-//! The pages of docs/: their examples are run as they stand there.
+//! Reads the examples in the pages of docs/, so that tests run them as written.
 
 use std::path::Path;
 
-/// One block of code of a page. The line that opens it is "```LANGUAGE NAME".
+/// One block of code in a page. The line that opens it is "```LANGUAGE NAME".
 #[derive(Debug, Clone)]
 pub struct Example {
     pub name: String,
@@ -10,10 +10,10 @@ pub struct Example {
     pub text: String,
 }
 
-/// The examples of docs/`page`, in their order.
+/// The examples of docs/`page`, in order.
 ///
 /// # Panics
-/// If a block has no language or no name: it would not be run.
+/// If a block has no language or no name, because it would not be run.
 pub fn examples(page: &str) -> Vec<Example> {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(page)).unwrap();
     let mut found = Vec::new();

@@ -154,7 +154,7 @@ impl Summary {
                 "accepted event was not delivered in time; it is in the store",
                 "accepted events were not delivered in time; they are in the store",
             ),
-            (missed, "repeat was not recognised", "repeats were not recognised"),
+            (missed, "duplicate was not recognised", "duplicates were not recognised"),
         ]
         .into_iter()
         .filter(|(events, ..)| *events > 0)

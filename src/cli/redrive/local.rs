@@ -68,7 +68,7 @@ impl Local<'_> {
         progress.finish();
         out::line(said(revived, dry_run, stayed_in(&client, filter).await))?;
         if *standalone && !dry_run && revived > 0 {
-            out::line("A daemon delivers them when it next runs on this outbox.")?;
+            out::line("The next daemon on this outbox delivers them.")?;
         }
         stayed.iter().take(NAMED_MAX).try_for_each(|why| out::line(format!("  {why}")))?;
         if stayed.len() > NAMED_MAX {
@@ -76,7 +76,7 @@ impl Local<'_> {
         }
         done?;
         if stop.is_cancelled() {
-            return Err(Failure::saying(Exit::Failed, "interrupted; what is left is still in the store"));
+            return Err(Failure::saying(Exit::Failed, "interrupted; the rest is still in the store"));
         }
         if stayed.is_empty() {
             Ok(())

@@ -33,7 +33,7 @@ impl OwnStore {
         let Opened { outbox, upkeep, closing } = opened.map_err(|error| match error {
             daemon::Error::Store(OpenError::Locked { path, .. }) => Failure::saying(
                 Exit::Unavailable,
-                format!("a daemon runs on {path}: leave out --standalone, and the letters go through it"),
+                format!("a daemon uses {path}: leave out --standalone to redrive through it"),
             ),
             daemon::Error::Store(error @ OpenError::Io { .. }) => Failure::new(Exit::Unavailable, error),
             error @ (daemon::Error::Store(OpenError::Newer { .. } | OpenError::Damaged { .. })

@@ -16,6 +16,7 @@ use crate::event::{Event, EventId, FunctionName};
 use crate::outbox::embedded::Settings;
 use crate::outbox::{
     Appended, Census, Count, Full, History, LaneCensus, LaneId, LaneNews, LaneView, Limits, OpenError, Place, Spent,
+    bytes_for_events,
 };
 use key_filter::KeyFilter;
 use lane::Lane;
@@ -60,9 +61,6 @@ const WRITE_AMPLIFICATION: u64 = 4;
 
 /// The most bytes of new events in a commit, far below the 32-bit limit of lengths in the journal.
 const COMMIT_BYTES_MAX: u64 = 256 << 20;
-
-/// This part (1/16) of `bytes_max` is reserved, so that settling does not exceed the limit.
-const SETTLING_SHARE: u64 = 16;
 
 pub struct Engine<K> {
     kv: K,
@@ -287,7 +285,7 @@ impl<K: Kv> Engine<K> {
         // Counts the files or their contents, whichever is larger, plus what is about to be written. A part stays free for
         // settling.
         let used = self.totals.bytes.max(disk.used + disk.to_come + self.uncommitted);
-        let limit = bytes_max - bytes_max / SETTLING_SHARE;
+        let limit = bytes_for_events(bytes_max);
         if let Some(not_now) = self.not_now(bytes, disk) {
             Some(not_now)
         } else if used + bytes > limit {

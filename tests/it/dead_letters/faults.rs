@@ -131,7 +131,7 @@ fn failures_of_receiving_pass_or_end_the_redrive_in_words_and_no_letter_is_lost(
         gate.answer("AmazonSQS.ReceiveMessage", 8, move |_| failure(code));
         let (exit, said) = redrive(&["--dry-run"]);
         assert_eq!((exit, said.contains(code)), (1, true), "{said}");
-        assert!(said.contains("what is left is still on the queue"), "{said}");
+        assert!(said.contains("the rest is still on the queue"), "{said}");
         assert_eq!(service.count(queue), 20);
     }
     lambda.take_all();

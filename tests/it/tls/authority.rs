@@ -1,4 +1,4 @@
-//! Certificates of the test's own, and a client that speaks TLS by hand.
+//! Certificates for tests, and a raw TLS client.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -46,7 +46,7 @@ impl Authority {
         Self { pem: pem("CERTIFICATE", certificate.der()), issuer: Issuer::new(params, key) }
     }
 
-    /// For these names; one with a colon in it is a URI.
+    /// Issues a certificate for these names. A name with a colon is a URI.
     pub fn issue(&self, names: &[&str], until_year: i32) -> Pair {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.subject_alt_names = names
@@ -77,7 +77,8 @@ impl Authority {
 }
 
 impl Pair {
-    /// As a Secret of Kubernetes is mounted: the names are links through `..data`, which is itself a link and is swapped at once.
+    /// Writes the files as Kubernetes mounts a Secret: each name is a link through `..data`, itself a link that is
+    /// replaced at once.
     pub fn swap_in(&self, directory: &Path) {
         let version = directory.join(format!("..{}", uuid::Uuid::from_u128(rand())));
         std::fs::create_dir(&version).unwrap();
@@ -97,7 +98,7 @@ impl Pair {
     }
 }
 
-/// Only to tell directories apart.
+/// Only distinguishes directories.
 fn rand() -> u128 {
     use std::hash::{BuildHasher, Hasher};
     u128::from(std::hash::RandomState::new().build_hasher().finish())
@@ -139,7 +140,7 @@ impl Client {
         Ok(tls)
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a new connection.
     pub fn request(
         &self,
         to: SocketAddr,
@@ -159,7 +160,7 @@ impl Client {
     }
 }
 
-/// One request on a connection that stays open; gives the status.
+/// Sends one request on a connection that stays open. Returns the status.
 pub fn again(tls: &mut Tls, path: &str, body: &str) -> io::Result<u16> {
     let length = body.len();
     let request = format!(
