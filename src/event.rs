@@ -18,6 +18,9 @@ pub mod name;
 
 pub mod sendable;
 
+#[cfg(test)]
+pub mod testing;
+
 pub use pattern::{Pattern, PatternError};
 
 pub mod pattern;

@@ -13,7 +13,8 @@ use super::embedded::{Settings, store};
 use super::operator::{Keys, ListWant, Operator, Purge, Touched};
 use super::*;
 use crate::clock::Clock;
-use crate::event::{Carried, Function, IdempotencyKey, KeySource};
+use crate::event::testing::event;
+use crate::event::{Carried, IdempotencyKey, KeySource};
 use crate::metrics::Metrics;
 
 mod dead;
@@ -100,19 +101,7 @@ impl Bench {
     }
 
     fn event(&self, function: &str, payload: &str) -> Event {
-        let name = FunctionName::new(function);
-        let accepted_at = self.clock.now();
-        Event {
-            id: EventId::mint(accepted_at, self.clock.random_bits(), &name),
-            function: Function { name, address: function.into(), qualifier: None, region: None },
-            key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
-            carried: Carried::default(),
-            payload: payload.to_owned().into(),
-            accepted_at,
-            deliver_at: None,
-            expires_at: None,
-            redrives: 0,
-        }
+        Event { payload: payload.to_owned().into(), ..event(&self.clock, function) }
     }
 
     fn keyed(&self, function: &str, payload: &str, key: &str, source: KeySource) -> Event {

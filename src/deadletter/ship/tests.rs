@@ -6,7 +6,8 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::clock::UnixMillis;
 use crate::deadletter::{Format, Oversize, Trouble};
-use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
+use crate::event::testing::event;
+use crate::event::{Event, EventId};
 use crate::outbox::dead::BuriedWant;
 use crate::outbox::embedded;
 use crate::outbox::embedded::engine::Engine;
@@ -170,19 +171,8 @@ impl Bench {
 
     async fn bury(&self, function: &str, payload: &str) -> EventId {
         self.clock.sleep(Duration::from_millis(1)).await;
-        let name = FunctionName::new(function);
         let now = self.clock.now();
-        let event = Event {
-            id: EventId::mint(now, self.clock.random_bits(), &name),
-            function: Function { name, address: function.into(), qualifier: None, region: None },
-            key: IdempotencyKey { value: "k".into(), source: KeySource::Minted },
-            carried: Carried::default(),
-            payload: payload.to_owned().into(),
-            accepted_at: now,
-            deliver_at: None,
-            expires_at: None,
-            redrives: 0,
-        };
+        let event = Event { payload: payload.to_owned().into(), ..event(&self.clock, function) };
         let id = event.id;
         self.store.append(vec![event]).await.unwrap();
         let lanes = self.store.lanes(0).await.unwrap().lanes;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::*;
 use crate::dispatch::verdict::PauseKind;
 use crate::dispatch::{Answer, Mode, Policy};
-use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
+use crate::event::testing::event;
+use crate::event::{Event, EventId, Function};
 use crate::outbox::embedded;
 use crate::outbox::embedded::engine::Engine;
 use crate::outbox::embedded::memory::MemoryDisk;
@@ -134,19 +135,7 @@ impl Bench {
     }
 
     fn event(&self, function: &str) -> Event {
-        let name = FunctionName::new(function);
-        let accepted_at = self.clock.now();
-        Event {
-            id: EventId::mint(accepted_at, self.clock.random_bits(), &name),
-            function: Function { name, address: function.into(), qualifier: None, region: None },
-            key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
-            carried: Carried::default(),
-            payload: "{}".into(),
-            accepted_at,
-            deliver_at: None,
-            expires_at: None,
-            redrives: 0,
-        }
+        event(&self.clock, function)
     }
 
     async fn append(&self, events: Vec<Event>) {

@@ -75,6 +75,12 @@ pub struct Disk {
     pub behind: bool,
 }
 
+#[cfg(test)]
+impl Disk {
+    /// An empty disk without a limit.
+    pub const ROOM: Self = Self { used: 0, free: None, to_come: 0, behind: false };
+}
+
 /// A failed read or write.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{doing}: {why}")]

@@ -115,7 +115,7 @@ mod tests {
 
     use super::*;
     use crate::clock::UnixMillis;
-    use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+    use crate::event::testing::event;
     use crate::metrics::Metrics;
     use crate::outbox::embedded::Settings;
     use crate::outbox::embedded::engine::Engine;
@@ -153,21 +153,6 @@ mod tests {
         }
     }
 
-    fn event(clock: &Clock) -> Event {
-        let name = FunctionName::new("orders");
-        Event {
-            id: EventId::mint(clock.now(), clock.random_bits(), &name),
-            function: Function { name, address: "orders".into(), qualifier: None, region: None },
-            key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
-            carried: Carried::default(),
-            payload: Bytes::from_static(b"{}"),
-            accepted_at: clock.now(),
-            deliver_at: None,
-            expires_at: None,
-            redrives: 0,
-        }
-    }
-
     fn settings() -> Settings {
         let window = Duration::from_secs(3_600);
         let limits = Limits {
@@ -198,7 +183,7 @@ mod tests {
         let kv = Hanging { inner: MemoryDisk::default().open(), commits: 0, let_go };
         let (handle, thread) = start(kv, &clock);
         assert!(handle.lease(LeaseWant::default(), None).await.is_ok(), "reads commit nothing");
-        let (waiting, event) = (handle.clone(), event(&clock));
+        let (waiting, event) = (handle.clone(), event(&clock, "orders"));
         let tasks = TaskTracker::new();
         let asked = tasks.spawn(async move { waiting.append(vec![event]).await });
         let began = clock.now();
@@ -223,7 +208,7 @@ mod tests {
         let upkeep = tasks.spawn(Upkeep::new(handle.clone(), clock.clone(), &settings().limits).run());
         let asked: Vec<_> = (0..20)
             .map(|_| {
-                let (handle, event) = (handle.clone(), event(&clock));
+                let (handle, event) = (handle.clone(), event(&clock, "orders"));
                 tasks.spawn(async move { handle.append(vec![event]).await })
             })
             .collect();
@@ -234,7 +219,7 @@ mod tests {
         for asked in asked {
             asked.await.unwrap().unwrap();
         }
-        assert!(matches!(handle.append(vec![event(&clock)]).await, Err(Error::Closed)));
+        assert!(matches!(handle.append(vec![event(&clock, "orders")]).await, Err(Error::Closed)));
         let (again, thread) = start(disk.open(), &clock);
         assert_eq!(again.census().await.unwrap().events, 20);
         again.close().await;

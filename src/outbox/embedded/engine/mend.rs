@@ -168,7 +168,8 @@ mod tests {
     use std::time::Duration;
 
     use crate::clock::{Clock, UnixMillis};
-    use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+    use crate::event::testing::event;
+    use crate::event::{Event, EventId, IdempotencyKey, KeySource};
     use crate::outbox::embedded::Settings;
     use crate::outbox::embedded::engine::Engine;
     use crate::outbox::embedded::kv::{Disk, Kv};
@@ -180,7 +181,6 @@ mod tests {
     const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
     const HOUR: Duration = Duration::from_secs(3_600);
     const TEN_YEARS_MS: i64 = 315_360_000_000;
-    const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
 
     fn open(disk: &MemoryDisk, clock: &Clock) -> Engine<impl Kv + use<>> {
         let settings = Settings {
@@ -198,18 +198,13 @@ mod tests {
         Engine::open(disk.open(), settings, clock.clone(), "memory").unwrap()
     }
 
-    fn event(clock: &Clock, key: &str, deliver_at: Option<UnixMillis>) -> Event {
-        let name = FunctionName::new("orders");
+    fn keyed(clock: &Clock, key: &str, deliver_at: Option<UnixMillis>) -> Event {
+        let event = event(clock, "orders");
         Event {
-            id: EventId::mint(clock.accepting(), clock.random_bits(), &name),
-            function: Function { name, address: "orders".into(), qualifier: None, region: None },
+            id: EventId::mint(clock.accepting(), clock.random_bits(), &event.function.name),
             key: IdempotencyKey { value: key.into(), source: KeySource::Header },
-            carried: Carried::default(),
-            payload: "{}".into(),
-            accepted_at: clock.now(),
             deliver_at,
-            expires_at: None,
-            redrives: 0,
+            ..event
         }
     }
 
@@ -230,7 +225,7 @@ mod tests {
     }
 
     fn append<K: Kv>(engine: &mut Engine<K>, event: &Event) -> Appended {
-        let appended = engine.append(vec![event.clone()], ROOM).unwrap().remove(0);
+        let appended = engine.append(vec![event.clone()], Disk::ROOM).unwrap().remove(0);
         engine.commit().unwrap();
         appended
     }
@@ -248,8 +243,8 @@ mod tests {
         for over_a_restart in [true, false] {
             let clock = Clock::seeded(UnixMillis(NOW.0 + TEN_YEARS_MS as u64), 1);
             let mut engine = open(&disk, &clock);
-            let retried = event(&clock, "retried", None);
-            let buried = event(&clock, "buried", None);
+            let retried = keyed(&clock, "retried", None);
+            let buried = keyed(&clock, "buried", None);
             append(&mut engine, &retried);
             append(&mut engine, &buried);
             let done = lease(&mut engine, Which::Due).into_iter().map(|leased| {
@@ -266,7 +261,7 @@ mod tests {
             });
             let done = done.collect();
             engine.settle(done).unwrap();
-            let scheduled = event(&clock, "scheduled", Some(clock.now().plus(HOUR)));
+            let scheduled = keyed(&clock, "scheduled", Some(clock.now().plus(HOUR)));
             append(&mut engine, &scheduled);
 
             let clock = if over_a_restart {
@@ -279,7 +274,7 @@ mod tests {
                 clock
             };
             swept(&mut engine);
-            let in_an_hour = event(&clock, "in an hour", Some(clock.now().plus(HOUR)));
+            let in_an_hour = keyed(&clock, "in an hour", Some(clock.now().plus(HOUR)));
             assert_eq!(append(&mut engine, &in_an_hour), Appended::Stored);
             assert_eq!(lease(&mut engine, Which::Due).len(), 0, "nothing is due yet");
             assert_eq!(lease(&mut engine, Which::Buried).len(), 1, "the letter may go at once");
@@ -294,7 +289,7 @@ mod tests {
             assert_eq!(ids, [scheduled.id, in_an_hour.id].into(), "an hour is an hour");
             engine.settle(due.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
             engine.commit().unwrap();
-            let again = event(&clock, "retried", None);
+            let again = keyed(&clock, "retried", None);
             assert_eq!(append(&mut engine, &again), Appended::Stored, "a key is not kept for ten years");
             // The next round begins with an empty store.
             let left: Vec<_> =
@@ -311,7 +306,7 @@ mod tests {
         let disk = MemoryDisk::default();
         let mut clock = Clock::seeded(NOW, 1);
         let mut engine = open(&disk, &clock);
-        append(&mut engine, &event(&clock, "k", None));
+        append(&mut engine, &keyed(&clock, "k", None));
         let leased = lease(&mut engine, Which::Due);
         let failed = failed(clock.now());
         engine.settle(leased.into_iter().map(|l| (l.lease, Settlement::RetryAt(failed.clone()))).collect()).unwrap();
@@ -323,7 +318,7 @@ mod tests {
             swept(&mut engine);
             clock.pass_until(clock.now().plus(Duration::from_secs(2)));
             swept(&mut engine);
-            append(&mut engine, &event(&clock, &format!("k{start}"), Some(clock.now().plus(HOUR))));
+            append(&mut engine, &keyed(&clock, &format!("k{start}"), Some(clock.now().plus(HOUR))));
             assert_eq!(lease(&mut engine, Which::Due).len(), 0, "start {start}");
         }
         clock.pass_until(clock.now().plus(Duration::from_secs(30)));
@@ -336,7 +331,7 @@ mod tests {
             let disk = MemoryDisk::default();
             let clock = Clock::seeded(NOW, 1);
             let mut engine = open(&disk, &clock);
-            let first = event(&clock, "k", None);
+            let first = keyed(&clock, "k", None);
             append(&mut engine, &first);
             let leased = lease(&mut engine, Which::Due);
             engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
@@ -344,19 +339,19 @@ mod tests {
             clock.step(by_hours * 3_600_000);
             swept(&mut engine);
             clock.pass_until(clock.now().plus(HOUR / 3));
-            let repeat = append(&mut engine, &event(&clock, "k", None));
+            let repeat = append(&mut engine, &keyed(&clock, "k", None));
             assert_eq!(repeat, Appended::Repeat { first: first.id }, "{by_hours} hours, before a restart");
             // The steps are stored with it.
             drop(engine);
             let clock = Clock::seeded(clock.now(), 2);
             let mut engine = open(&disk, &clock);
             swept(&mut engine);
-            let repeat = append(&mut engine, &event(&clock, "k", None));
+            let repeat = append(&mut engine, &keyed(&clock, "k", None));
             assert_eq!(repeat, Appended::Repeat { first: first.id }, "{by_hours} hours, after it");
             // Set back by an hour, the clock shows the time of the acceptance twice, and the later one counts.
             let twice = if by_hours == -1 { HOUR } else { Duration::ZERO };
             clock.pass_until(clock.now().plus(HOUR / 4 + twice));
-            assert_eq!(append(&mut engine, &event(&clock, "k", None)), Appended::Stored, "{by_hours} hours");
+            assert_eq!(append(&mut engine, &keyed(&clock, "k", None)), Appended::Stored, "{by_hours} hours");
         }
     }
 }

@@ -190,7 +190,8 @@ fn lost(why: &Failed) -> Option<KeyRecord> {
 #[cfg(test)]
 mod tests {
     use crate::clock::{Clock, UnixMillis};
-    use crate::event::{Carried, Event, EventId, Function, FunctionName, IdempotencyKey, KeySource};
+    use crate::event::testing::event;
+    use crate::event::{Carried, Event, IdempotencyKey, KeySource};
     use crate::outbox::embedded::Settings;
     use crate::outbox::embedded::engine::Engine;
     use crate::outbox::embedded::keys;
@@ -198,20 +199,11 @@ mod tests {
     use crate::outbox::embedded::memory::MemoryDisk;
     use crate::outbox::{Appended, Limits};
 
-    const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
-
-    fn event(clock: &Clock, tenant: &str) -> Event {
-        let name = FunctionName::new("orders");
+    fn event_of(clock: &Clock, tenant: &str) -> Event {
         Event {
-            id: EventId::mint(clock.now(), clock.random_bits(), &name),
-            function: Function { name, address: "orders".into(), qualifier: None, region: None },
             key: IdempotencyKey { value: "17".into(), source: KeySource::Header },
             carried: Carried { tenant_id: Some(tenant.into()), ..Carried::default() },
-            payload: "{}".into(),
-            accepted_at: clock.now(),
-            deliver_at: None,
-            expires_at: None,
-            redrives: 0,
+            ..event(clock, "orders")
         }
     }
 
@@ -232,9 +224,9 @@ mod tests {
             cache: 0,
         };
         let open = || Engine::open(disk.open(), settings.clone(), clock.clone(), "memory").unwrap();
-        let first = event(&clock, "a");
+        let first = event_of(&clock, "a");
         let mut engine = open();
-        engine.append(vec![first.clone()], ROOM).unwrap();
+        engine.append(vec![first.clone()], Disk::ROOM).unwrap();
         engine.commit().unwrap();
         // As an earlier version wrote it.
         let mut kv = disk.open();
@@ -246,12 +238,16 @@ mod tests {
         kv.commit(&batch).unwrap();
 
         let mut engine = open();
-        let repeat = engine.append(vec![event(&clock, "a")], ROOM).unwrap();
+        let repeat = engine.append(vec![event_of(&clock, "a")], Disk::ROOM).unwrap();
         assert_eq!(repeat, [Appended::Repeat { first: first.id }]);
-        assert_eq!(engine.append(vec![event(&clock, "b")], ROOM).unwrap(), [Appended::Stored]);
+        assert_eq!(engine.append(vec![event_of(&clock, "b")], Disk::ROOM).unwrap(), [Appended::Stored]);
         engine.commit().unwrap();
         engine.cancel(first.id, crate::outbox::operator::Keys::Forget).unwrap();
         engine.commit().unwrap();
-        assert_eq!(engine.append(vec![event(&clock, "a")], ROOM).unwrap(), [Appended::Stored], "it is forgotten");
+        assert_eq!(
+            engine.append(vec![event_of(&clock, "a")], Disk::ROOM).unwrap(),
+            [Appended::Stored],
+            "it is forgotten"
+        );
     }
 }

@@ -103,18 +103,18 @@ impl<K: Kv> Engine<K> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Appended, Disk, Engine, FunctionName, UnixMillis};
+    use super::super::{Appended, Disk, Engine, UnixMillis};
     use std::time::Duration;
 
     use super::*;
     use crate::clock::Clock;
-    use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KeySource};
+    use crate::event::testing::event;
+    use crate::event::{Event, IdempotencyKey, KeySource};
     use crate::outbox::embedded::Settings;
     use crate::outbox::embedded::memory::MemoryDisk;
     use crate::outbox::{LaneWant, LeaseWant, Limits, Settlement, Spent, Which};
 
     const START: UnixMillis = UnixMillis(1_790_000_000_000);
-    const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
     const WINDOW: Duration = Duration::from_secs(30);
 
     fn engine(clock: &Clock) -> Engine<impl Kv + use<>> {
@@ -133,26 +133,15 @@ mod tests {
         Engine::open(MemoryDisk::default().open(), settings, clock.clone(), "memory").unwrap()
     }
 
-    fn event(clock: &Clock) -> Event {
-        let name = FunctionName::new("orders");
-        Event {
-            id: EventId::mint(clock.now(), clock.random_bits(), &name),
-            function: Function { name, address: "orders".into(), qualifier: None, region: None },
-            key: IdempotencyKey { value: "key".into(), source: KeySource::Header },
-            carried: Carried::default(),
-            payload: "{}".into(),
-            accepted_at: clock.now(),
-            deliver_at: None,
-            expires_at: None,
-            redrives: 0,
-        }
+    fn keyed(clock: &Clock) -> Event {
+        Event { key: IdempotencyKey { value: "key".into(), source: KeySource::Header }, ..event(clock, "orders") }
     }
 
     #[test]
     fn a_key_that_is_used_again_in_the_turn_of_its_sweep_is_remembered() {
         let clock = Clock::seeded(START, 1);
         let mut engine = engine(&clock);
-        engine.append(vec![event(&clock)], ROOM).unwrap();
+        engine.append(vec![keyed(&clock)], Disk::ROOM).unwrap();
         engine.commit().unwrap();
         let lane = engine.lanes(0).unwrap().lanes[0].lane;
         let lanes = vec![LaneWant { lane, which: Which::Due, events_max: 1, bytes_max: u64::MAX, spent: None }];
@@ -160,11 +149,11 @@ mod tests {
         engine.settle(leased.into_iter().map(|leased| (leased.lease, Settlement::Delivered)).collect()).unwrap();
         engine.commit().unwrap();
         clock.pass_until(START.plus(WINDOW * 2));
-        let again = event(&clock);
-        assert_eq!(engine.append(vec![again.clone()], ROOM).unwrap(), [Appended::Stored], "its window was over");
+        let again = keyed(&clock);
+        assert_eq!(engine.append(vec![again.clone()], Disk::ROOM).unwrap(), [Appended::Stored], "its window was over");
         while engine.sweep().unwrap() {}
         engine.commit().unwrap();
-        let repeat = engine.append(vec![event(&clock)], ROOM).unwrap();
+        let repeat = engine.append(vec![keyed(&clock)], Disk::ROOM).unwrap();
         assert_eq!(repeat, [Appended::Repeat { first: again.id }]);
     }
 
@@ -172,11 +161,11 @@ mod tests {
     fn a_key_that_is_added_in_the_turn_of_a_whole_sweep_is_remembered() {
         let clock = Clock::seeded(START, 1);
         let mut engine = engine(&clock);
-        let first = event(&clock);
-        engine.append(vec![first.clone()], ROOM).unwrap();
+        let first = keyed(&clock);
+        engine.append(vec![first.clone()], Disk::ROOM).unwrap();
         assert!(!engine.sweep().unwrap(), "it was the last piece");
         engine.commit().unwrap();
-        let repeat = engine.append(vec![event(&clock)], ROOM).unwrap();
+        let repeat = engine.append(vec![keyed(&clock)], Disk::ROOM).unwrap();
         assert_eq!(repeat, [Appended::Repeat { first: first.id }]);
     }
 
@@ -184,7 +173,7 @@ mod tests {
     fn a_lane_that_has_spent_something_in_this_hour_is_not_retired() {
         let clock = Clock::seeded(START, 1);
         let mut engine = engine(&clock);
-        engine.append(vec![event(&clock)], ROOM).unwrap();
+        engine.append(vec![keyed(&clock)], Disk::ROOM).unwrap();
         engine.commit().unwrap();
         let spent = Some(Spent { hour: Spent::hour_of(START), attempts: 7 });
         let lane = engine.lanes(0).unwrap().lanes[0].lane;

@@ -2,7 +2,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::clock::UnixMillis;
-use crate::event::{Carried, Function, IdempotencyKey, KeySource};
+use crate::event::testing::event;
 use crate::outbox::Limits;
 use crate::outbox::embedded::Settings;
 use crate::outbox::embedded::memory::{MemoryDisk, MemoryKv};
@@ -27,19 +27,7 @@ fn bench() -> (Writer<MemoryKv>, Handle, Clock) {
 }
 
 fn batch(clock: &Clock, events: usize) -> Vec<Event> {
-    let name = FunctionName::new("f");
-    let event = |_| Event {
-        id: EventId::mint(clock.now(), clock.random_bits(), &name),
-        function: Function { name: name.clone(), address: "f".into(), qualifier: None, region: None },
-        key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
-        carried: Carried::default(),
-        payload: "{}".into(),
-        accepted_at: clock.now(),
-        deliver_at: None,
-        expires_at: None,
-        redrives: 0,
-    };
-    (0..events).map(event).collect()
+    (0..events).map(|_| event(clock, "f")).collect()
 }
 
 /// Two bytes of payload each: by their payloads alone, all of them would fit into one turn and one queue many times over.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock::{Clock, UnixMillis};
-use crate::event::{Carried, Function, FunctionName, IdempotencyKey, KeySource};
+use crate::event::testing::event;
+use crate::event::{FunctionName, IdempotencyKey, KeySource};
 use crate::outbox::dead::{BuriedWant, Discarded, Revived};
 use crate::outbox::embedded::Settings;
 use crate::outbox::embedded::engine::Piece;
@@ -17,7 +18,6 @@ use crate::outbox::{
 };
 
 const START: UnixMillis = UnixMillis(1_790_000_000_000);
-const ROOM: Disk = Disk { used: 0, free: None, to_come: 0, behind: false };
 
 /// What a test knows of a store: which values are bad, how many bytes were read, how many the largest commit had.
 #[derive(Default)]
@@ -79,7 +79,7 @@ impl Kv for Watched {
     }
 
     fn disk(&self) -> Disk {
-        ROOM
+        Disk::ROOM
     }
 }
 
@@ -111,21 +111,10 @@ impl Bench {
     }
 
     fn append(&mut self, payload_bytes: usize, edit: impl FnOnce(&mut Event)) -> EventId {
-        let name = FunctionName::new("orders");
-        let mut event = Event {
-            id: EventId::mint(self.clock.now(), self.clock.random_bits(), &name),
-            function: Function { name, address: "orders".into(), qualifier: None, region: None },
-            key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
-            carried: Carried::default(),
-            payload: vec![b'x'; payload_bytes].into(),
-            accepted_at: self.clock.now(),
-            deliver_at: None,
-            expires_at: None,
-            redrives: 0,
-        };
+        let mut event = Event { payload: vec![b'x'; payload_bytes].into(), ..event(&self.clock, "orders") };
         edit(&mut event);
         let id = event.id;
-        assert_eq!(self.engine.append(vec![event], ROOM).unwrap(), [Appended::Stored]);
+        assert_eq!(self.engine.append(vec![event], Disk::ROOM).unwrap(), [Appended::Stored]);
         self.engine.commit().unwrap();
         id
     }
@@ -170,7 +159,7 @@ impl Bench {
     }
 
     fn revive(&mut self, ids: Vec<EventId>) -> Vec<Revived> {
-        self.in_pieces(ids, |engine, ids| engine.revive(ids, 9, ROOM))
+        self.in_pieces(ids, |engine, ids| engine.revive(ids, 9, Disk::ROOM))
     }
 
     fn discard(&mut self, ids: Vec<EventId>) -> Vec<Discarded> {
@@ -338,7 +327,7 @@ fn while_the_index_is_behind_nothing_new_is_taken_and_all_else_goes_on() {
     let mut bench = Bench::new();
     let dead = bench.bury(10);
     let id = bench.append(10, |_| {});
-    let behind = Disk { behind: true, ..ROOM };
+    let behind = Disk { behind: true, ..Disk::ROOM };
     let leased = bench.lease(Which::Due, 1);
     let another = Event { id: EventId::from_bytes([1; 16]), ..leased[0].event.clone() };
     assert_eq!(bench.engine.append(vec![another], behind).unwrap(), [Appended::Full(Full::Behind)]);
@@ -359,10 +348,10 @@ fn a_disk_that_does_not_tell_its_size_is_not_full_and_a_reserve_of_nothing_asks_
         Event { id: EventId::mint(START, bench.clock.random_bits(), &event.function.name), ..event }
     };
     let first = event(&mut bench);
-    let full = Disk { free: Some(0), ..ROOM };
+    let full = Disk { free: Some(0), ..Disk::ROOM };
     let answer = bench.engine.append(vec![first.clone()], full).unwrap();
     assert!(matches!(answer[..], [Appended::Full(Full::Disk { .. })]));
-    assert_eq!(bench.engine.append(vec![first], Disk { free: None, ..ROOM }).unwrap(), [Appended::Stored]);
+    assert_eq!(bench.engine.append(vec![first], Disk { free: None, ..Disk::ROOM }).unwrap(), [Appended::Stored]);
     bench.engine.settings.disk_reserve = 0;
     let second = event(&mut bench);
     assert_eq!(bench.engine.append(vec![second], full).unwrap(), [Appended::Stored]);
@@ -372,24 +361,12 @@ fn a_disk_that_does_not_tell_its_size_is_not_full_and_a_reserve_of_nothing_asks_
 fn no_commit_grows_beyond_what_the_journal_can_say() {
     let mut bench = Bench::new();
     bench.engine.commit_bytes_max = 2_500_000;
-    let name = FunctionName::new("orders");
-    let events: Vec<Event> = (0..3)
-        .map(|_| Event {
-            id: EventId::mint(START, bench.clock.random_bits(), &name),
-            function: Function { name: name.clone(), address: "orders".into(), qualifier: None, region: None },
-            key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
-            carried: Carried::default(),
-            payload: vec![b'x'; PAYLOAD].into(),
-            accepted_at: START,
-            deliver_at: None,
-            expires_at: None,
-            redrives: 0,
-        })
-        .collect();
-    let answers = bench.engine.append(events.clone(), ROOM).unwrap();
+    let event = |_| Event { payload: vec![b'x'; PAYLOAD].into(), ..event(&bench.clock, "orders") };
+    let events: Vec<Event> = (0..3).map(event).collect();
+    let answers = bench.engine.append(events.clone(), Disk::ROOM).unwrap();
     assert_eq!(answers, [Appended::Stored, Appended::Stored, Appended::Full(Full::Commit { limit: 2_500_000 })]);
     bench.engine.commit().unwrap();
-    assert_eq!(bench.engine.append(vec![events[2].clone()], ROOM).unwrap(), [Appended::Stored], "in the next");
+    assert_eq!(bench.engine.append(vec![events[2].clone()], Disk::ROOM).unwrap(), [Appended::Stored], "in the next");
 }
 
 #[test]
@@ -431,20 +408,9 @@ fn the_key_of_an_event_that_was_removed_unread_is_forgotten_by_the_next_sweep() 
         while bench.engine.sweep().unwrap() {}
         bench.engine.commit().unwrap();
         let mut offer = |key: &'static str| {
-            let name = FunctionName::new("orders");
-            let mut event = Event {
-                id: EventId::mint(bench.clock.now(), bench.clock.random_bits(), &name),
-                function: Function { name, address: "orders".into(), qualifier: None, region: None },
-                key: IdempotencyKey { value: "minted".into(), source: KeySource::Minted },
-                carried: Carried::default(),
-                payload: vec![b'x'; 10].into(),
-                accepted_at: bench.clock.now(),
-                deliver_at: None,
-                expires_at: None,
-                redrives: 0,
-            };
+            let mut event = Event { payload: vec![b'x'; 10].into(), ..event(&bench.clock, "orders") };
             keyed(key)(&mut event);
-            bench.engine.append(vec![event], ROOM).unwrap().remove(0)
+            bench.engine.append(vec![event], Disk::ROOM).unwrap().remove(0)
         };
         assert_eq!(offer("a") == Appended::Stored, again, "{keys:?}");
         assert_eq!(offer("b"), Appended::Repeat { first: other });
