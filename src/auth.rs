@@ -1,8 +1,8 @@
-//! What proves who calls: secrets in files, and whose they are. The ingest listener's clients use it; whatever else names its
-//! callers uses the same.
+//! Proves who calls: secrets in files, and whose they are. Used for the clients of the ingest listener, and for any
+//! other listener that names its callers.
 //!
-//! Holds: a secret is never shown, logged or part of an error. It is compared in constant time. Every line of a file is a secret, so
-//! that an old and a new one are good at the same time while callers move from one to the other.
+//! Holds: a secret is never shown, logged or part of an error. It is compared in constant time. Every line of a file is
+//! a secret, so that an old and a new one both work while callers change over.
 
 pub mod secret;
 

@@ -62,7 +62,7 @@ pub struct Config {
     /// `None` means that every listener speaks plain HTTP.
     pub tls: Option<tls::Tls>,
     pub ingest: ingest::Settings,
-    /// Who may call the ingest listener.
+    /// The known clients of the ingest listener, and whether others are refused.
     pub clients: ingest::client::Clients,
     /// The limits of calls that are passed through to Lambda. `None` means that such calls are refused.
     pub passthrough: Option<ingest::passthrough::Limits>,
@@ -87,7 +87,7 @@ pub struct Config {
 /// Where to listen. Port 0 means any free port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
-    /// At least one.
+    /// At least one address.
     pub ingest: Vec<SocketAddr>,
     pub admin: SocketAddr,
     /// A listener for probes and metrics only. `None` means that only the admin listener serves them.
@@ -172,7 +172,7 @@ pub struct Loaded {
     pub entries: Vec<Entry>,
 }
 
-/// Hundreds of functions fit in; what is larger is some other file.
+/// The most bytes of the file: enough for hundreds of functions. A larger file is probably not a configuration.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Reads the file, applies the layers in order, and checks the result.

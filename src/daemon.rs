@@ -57,7 +57,7 @@ use vital::Vital;
 /// The most connections of the admin listener, and of the health listener.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
 
-/// The store of the engine that is configured; there is one.
+/// The store of the configured engine. There is only one engine.
 pub type Store = embedded::writer::Handle;
 
 /// Why the daemon cannot run.
@@ -101,8 +101,8 @@ struct Clients {
     sqs: Configured<aws::sqs::Sqs>,
 }
 
-/// What `run` would refuse of a configuration, as far as that shows without listening, writing, or asking anybody. With `here`
-/// also what depends on this machine: addresses, and the place of the socket file.
+/// Finds what `run` would refuse, as far as that shows without listening, writing, or asking anybody. With `here`, also
+/// checks what depends on this machine: addresses, and the place of the socket file.
 pub async fn check(config: &Config, here: bool) -> Result<(), Error> {
     if here {
         listeners::check(&config.listen)?;
@@ -136,10 +136,10 @@ impl Clients {
     }
 }
 
-/// Runs until SIGTERM, SIGINT or SIGQUIT, or until the outbox fails or a stage ends. A second signal ends the process at once, and so
-/// does the first while it starts: that is as safe as any crash.
+/// Runs until SIGTERM, SIGINT or SIGQUIT, until the outbox fails, or until a stage ends. A second signal ends the
+/// process at once, and so does the first one during the start. Both are as safe as a crash.
 pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
-    // Before a port is taken: a file that cannot be used is a wrong configuration, whoever has the ports.
+    // Checked before a port is bound: an unusable file is a wrong configuration, even if the ports are in use.
     config.tls.as_ref().map(|tls| tls.files.load()).transpose()?;
     config.clients.load()?;
     let mut signals =

@@ -60,8 +60,8 @@ const BUFFER_BYTES_MIN: usize = 8 * 1024;
 /// The most concurrent requests on one HTTP/2 connection.
 const H2_STREAMS_MAX: u32 = 128;
 
-/// Unread bytes that an HTTP/2 peer may send, for one request and for the whole connection: the memory that a peer can fill before any
-/// handler has set memory aside for it (docs/operations.md, "Sizing").
+/// The most unread bytes that an HTTP/2 peer may send, for one request and for the whole connection. A peer can fill
+/// this memory before a handler has reserved any (docs/operations.md, "Sizing").
 const H2_STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
 
@@ -147,8 +147,8 @@ impl Server {
         Self { gives_way, ..self }
     }
 
-    /// Accepts connections until stopped, and serves each in a task of its own. An error of accept is logged, and accept is
-    /// tried again after a pause. Returns early only if the socket does not listen any more, which nothing can mend.
+    /// Accepts connections until stopped, and serves each in a task of its own. Logs an error of accept and tries again
+    /// after a pause. Returns early only if the socket does not listen any more, which cannot be repaired.
     pub async fn serve<L, S, B>(self, listener: L, service: S)
     where
         L: Listener,
@@ -379,7 +379,7 @@ pub trait Listener: Send + 'static {
 
     fn accept(&self) -> impl Future<Output = io::Result<Self::Accepted>> + Send;
 
-    /// Whether it still takes connections. Somebody else who has the same socket can shut it down.
+    /// Whether it still accepts connections. Another process with the same socket can shut it down.
     fn listens(&self) -> bool;
 }
 
@@ -428,7 +428,7 @@ impl Listener for UnixListener {
     }
 }
 
-/// A socket that does not tell is taken for one that listens.
+/// If the socket does not tell, it counts as listening.
 fn listens(socket: &impl AsFd) -> bool {
     rustix::net::sockopt::socket_acceptconn(socket).unwrap_or(true)
 }

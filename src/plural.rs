@@ -1,6 +1,6 @@
-//! Numbers before nouns, for people: `1 event`, `2 events`.
+//! Numbers with nouns, for people: `1 event`, `2 events`.
 
-/// The number and the noun, which is given in the singular: `count(2, "event")` is `2 events`.
+/// A number and its noun, given in the singular: `count(2, "event")` is `2 events`.
 pub fn count(number: u64, one: &str) -> String {
     match one.strip_suffix('y') {
         _ if number == 1 => format!("1 {one}"),
@@ -9,7 +9,7 @@ pub fn count(number: u64, one: &str) -> String {
     }
 }
 
-/// The number and the words that fit it, where a verb depends on it, too.
+/// A number and the words for it, if a verb depends on the number, too.
 pub fn agree(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }

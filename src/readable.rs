@@ -1,13 +1,13 @@
 //! Reads small files that a person has named: configuration, certificates, profiles.
 //!
-//! Holds: a read ends at once, whatever the path leads to, and takes no more memory than it was told.
+//! Holds: a read ends at once, wherever the path leads, and takes no more memory than the given limit.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// The bytes of a file, at most `bytes_max`. A longer file is an error. So is a pipe: it has no end until its writer closes it,
+/// Reads at most `bytes_max` bytes. A longer file is an error. So is a pipe: it has no end until its writer closes it,
 /// and it cannot be read a second time.
 pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let file = open(path)?;
@@ -19,7 +19,7 @@ pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The same as text.
+/// As [`read`], but returns text.
 pub fn read_text(path: &Path, bytes_max: u64) -> io::Result<String> {
     String::from_utf8(read(path, bytes_max)?).map_err(|_| io::Error::other("it is not UTF-8 text"))
 }

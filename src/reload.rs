@@ -25,7 +25,7 @@ pub struct Reload {
     dispatch: watch::Sender<dispatch::Settings>,
     /// The number of signals so far, for tasks that read files of their own.
     signals: watch::Sender<u64>,
-    /// Why the latest reload changed nothing; none if it did what it should.
+    /// Why the latest reload changed nothing. `None` means that it succeeded.
     failed: watch::Sender<Option<String>>,
 }
 
@@ -63,7 +63,7 @@ impl Reload {
         self.signals.subscribe()
     }
 
-    /// Why the latest reload changed nothing, as it changes.
+    /// A receiver of why the latest reload changed nothing.
     pub fn failed(&self) -> watch::Receiver<Option<String>> {
         self.failed.subscribe()
     }

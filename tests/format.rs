@@ -165,7 +165,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A copy of the fixture of a store, in which a test may write.
+/// A copy of a store's fixture, so that a test can write to it.
 fn store_of(version: u8) -> (tempfile::TempDir, PathBuf) {
     let scratch = tempfile::tempdir().unwrap();
     let state = scratch.path().join("state");
@@ -225,7 +225,7 @@ fn a_store_of_version_1_goes_on_in_the_present_version_and_keeps_what_it_had() {
         store.append(vec![new.clone()], ROOM).unwrap();
         store.commit().unwrap();
     });
-    // The journal alone has all of it.
+    // The journal alone contains everything.
     fs::remove_dir_all(state.join("outbox/index")).unwrap();
     at_a_standstill(|| {
         let mut store = open(&state);

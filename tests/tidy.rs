@@ -21,7 +21,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("trace", &["event"]),
     // the stages: never each other, they meet in the outbox
     ("outbox", &["event", "clock", "metrics", "plural"]),
-    // it opens the engines that it tests
+    // conformance opens the engines that it tests
     ("outbox::conformance", &["event", "clock", "metrics", "outbox::embedded"]),
     (
         "ingest",
@@ -150,7 +150,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Parts of a module that whoever may know the module may not know, unless its row names them: the engines of the outbox.
+/// Parts of a module that other modules may not name, unless their row lists them: the engines of the outbox.
 const APART: &[&str] = &["outbox::embedded"];
 
 /// Words that code may use in some files only: (word, where, why). `where` is a path prefix below src.
@@ -351,7 +351,7 @@ fn named(module: &str, code: &str) -> BTreeSet<String> {
         let whole = |path: String| if parent.is_empty() { path } else { format!("{parent}::{path}") };
         named.extend(paths(rest.trim_start()).into_iter().map(whole));
     }
-    // By a parent that was imported.
+    // Paths by an imported parent.
     for parent in APART.iter().filter_map(|apart| apart.split_once("::")).map(|(parent, _)| format!("{parent}::")) {
         named.extend(words(code, &parent).flat_map(|at| paths(&code[at..])));
     }
@@ -373,7 +373,7 @@ fn misplaced_words(path: &str, text: &str) -> Vec<String> {
     misplaced.map(|(word, places, why)| format!("{path} uses `{word}`, which is for {places:?}: {why}")).collect()
 }
 
-/// Lines with a placeholder right before a plural: with the number 1 they would read wrong.
+/// Lines with a placeholder right before a plural, which would be wrong with the number 1.
 fn bare_plurals(path: &str, text: &str) -> Vec<String> {
     const NOUNS: [&str; 16] = [
         "events",
@@ -393,7 +393,7 @@ fn bare_plurals(path: &str, text: &str) -> Vec<String> {
         "duplicates",
         "stores",
     ];
-    /// Where the number is a rate, a constant, or never 1.
+    /// Texts where the number is a rate, a constant, or never 1.
     const FINE: [&str; 4] = ["} events/s", "{BATCH_EVENTS_MAX} events", "{of} letters", "{pos}/{len} letters"];
     if is_test(path) {
         return Vec::new();
@@ -482,7 +482,7 @@ fn without_tests(code: &str) -> String {
     kept
 }
 
-/// The path at the start of `rest`; those of a group in braces one by one.
+/// The path at the start of `rest`. A group in braces gives each of its paths.
 fn paths(rest: &str) -> Vec<String> {
     if let Some(group) = rest.strip_prefix('{') {
         return items(group).into_iter().flat_map(|item| paths(item.trim_start())).collect();
@@ -494,7 +494,7 @@ fn paths(rest: &str) -> Vec<String> {
     }
 }
 
-/// What stands between the commas of a group whose brace has been opened.
+/// The parts between the commas of a group, after its opening brace.
 fn items(group: &str) -> Vec<&str> {
     let (mut depth, mut begin, mut items) = (0, 0, Vec::new());
     for (at, c) in group.char_indices() {
@@ -591,7 +591,7 @@ fn quoted_len(rest: &str, quote: char) -> usize {
     rest.len()
 }
 
-/// What Cargo takes for a test program: `tests/NAME.rs`, and `tests/NAME` with a main.rs.
+/// The test programs that Cargo finds: `tests/NAME.rs`, and `tests/NAME` with a main.rs.
 fn test_programs() -> Vec<String> {
     let files = files_below("tests", &["rs"]).into_keys();
     files

@@ -1,4 +1,4 @@
-//! Secrets: read, kept out of sight, compared.
+//! Secrets: reads, hides and compares them.
 
 use std::fmt;
 use std::path::Path;
@@ -8,27 +8,28 @@ use subtle::ConstantTimeEq as _;
 
 use crate::readable;
 
-/// Characters of a secret: at least 128 bits, however they are encoded, and at most what fits a path or a header.
+/// The fewest and the most characters of a secret: at least 128 bits in any encoding, and at most what fits in a path
+/// or a header.
 pub const CHARS_MIN: usize = 32;
 pub const CHARS_MAX: usize = 512;
 
-/// Secrets in one file: the one in use and the next, and some to spare.
+/// The most secrets in one file: the current one, the next one, and some to spare.
 const SECRETS_MAX: usize = 16;
 
-/// Bytes of a file that are read.
+/// The most bytes of a file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// A secret, which only says what it is when asked by [`Secret::expose`].
+/// A secret. Only [`Secret::expose`] returns it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Box<str>);
 
 impl Secret {
-    /// The secret itself: for computing with, not for showing.
+    /// The secret itself, for comparing and computing. Never show it.
     pub fn expose(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
-    /// Whether it can stand in a path as it is (RFC 3986, "unreserved").
+    /// Whether the secret can be a part of a path unchanged (RFC 3986, "unreserved").
     pub fn fits_a_path(&self) -> bool {
         self.0.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
     }
@@ -40,7 +41,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Reads the secrets of a file, one a line, at least one. The error names a line and not what it says.
+/// Reads the secrets of a file, at least one, one per line. The error names the line, but not its content.
 pub fn read(path: &Path) -> Result<Vec<Secret>, String> {
     let text = readable::read_text(path, FILE_BYTES_MAX).map_err(|error| format!("cannot be read: {error}"))?;
     let mut secrets = Vec::new();
@@ -67,7 +68,7 @@ pub fn read(path: &Path) -> Result<Vec<Secret>, String> {
     }
 }
 
-/// Secrets that are shown as they are, each with whom it stands for.
+/// Secrets that callers send as they are, each with its owner.
 #[derive(Clone)]
 pub struct Tokens<P>(Vec<([u8; 32], P)>);
 
@@ -78,7 +79,7 @@ impl<P> Default for Tokens<P> {
 }
 
 impl<P> Tokens<P> {
-    /// Adds one. False if it is there already, so that it would stand for two.
+    /// Adds a secret. Returns false if it is there already, because it would then have two owners.
     pub fn add(&mut self, secret: &Secret, of: P) -> bool {
         let is_new = self.find(secret.expose()).is_none();
         if is_new {
@@ -91,7 +92,8 @@ impl<P> Tokens<P> {
         self.0.is_empty()
     }
 
-    /// Whom a token stands for. Takes the same time whatever it is: all are compared, by their digests, in constant time.
+    /// Returns the owner of a token. Takes the same time for every token: compares it with all, by digests, in constant
+    /// time.
     pub fn find(&self, presented: &[u8]) -> Option<&P> {
         if presented.len() > CHARS_MAX {
             return None;

@@ -310,14 +310,14 @@ pub(super) fn lane_path(function: &str, verb: &str) -> String {
     format!("/v1/functions/{}/{verb}", percent(function))
 }
 
-/// How many to ask for on one page.
+/// A page size in the form that queries need.
 pub(super) fn page_size(size: usize) -> Option<NonZeroU32> {
     NonZeroU32::new(u32::try_from(size).unwrap_or(u32::MAX))
 }
 
-/// A path with a query.
+/// Appends a query to a path.
 pub(super) fn with_query(path: &str, query: &impl Serialize) -> String {
-    // A struct of texts, numbers and booleans cannot fail to be written.
+    // A struct of texts, numbers and booleans can always be written.
     let query = serde_urlencoded::to_string(query).unwrap_or_default();
     if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") }
 }

@@ -1,4 +1,5 @@
-//! Words on the command line that several commands take: checked before anything is asked or opened, and refused with exit code 2.
+//! Arguments that several commands take. They are checked before anything is asked or opened, and a bad one ends with
+//! exit code 2.
 
 use std::ffi::OsStr;
 
@@ -12,7 +13,7 @@ use crate::event::name::Home;
 use crate::ingest::pattern;
 use crate::visible::without_password;
 
-/// Reads a URL. clap's own readers repeat what they refuse; this one leaves a password out.
+/// Parses a URL. clap's own parsers repeat what they refuse. This one leaves a password out.
 #[derive(Clone, Copy)]
 pub(super) struct Url<T>(pub(super) fn(&str) -> Result<T, String>);
 
@@ -29,7 +30,7 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Url<T> {
     }
 }
 
-/// The URL of a listener of a daemon, written like `example`.
+/// The URL of a daemon's listener, in the form of `example`.
 pub(super) fn listener(text: &str, example: &str) -> Result<Uri, String> {
     let uri = text.parse::<Uri>().ok();
     let has_password = |uri: &Uri| uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
@@ -51,7 +52,8 @@ pub(super) fn queue(text: &str) -> Result<String, String> {
     queue::check(text).map(|()| text.to_owned()).map_err(|NoQueue { why, hint }| format!("{why}; {hint}"))
 }
 
-/// The name of a function, as people, ARNs or `sendoff functions` have it, or a pattern of names.
+/// The name of a function, as in an ARN, as `sendoff functions` prints it, or as people write it. Also a pattern of
+/// names.
 pub(super) fn function(text: &str) -> Result<String, String> {
     let known = pattern::canonical(text, &Home::default());
     known.map(|_| text.to_owned()).ok_or_else(|| {

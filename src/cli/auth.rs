@@ -1,4 +1,4 @@
-//! `sendoff auth`: secrets for those who call a daemon.
+//! `sendoff auth`: makes secrets for the clients of a daemon.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -15,20 +15,21 @@ pub struct Options {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print a new secret, for a line of a file of secrets
+    /// Print a new secret, for a line of a file with secrets
     ///
-    /// 256 random bits in 43 letters, digits, - and _: it fits a path, a header, and AWS_SECRET_ACCESS_KEY.
+    /// It has 256 random bits in 43 letters, digits, - and _, so it fits in a path, a header, and
+    /// AWS_SECRET_ACCESS_KEY.
     Mint(Mint),
 }
 
 #[derive(Debug, Args)]
 struct Mint {
-    /// Print the id of a key pair instead, for access_key_id and AWS_ACCESS_KEY_ID. It is no secret
+    /// Print the id of a key pair instead, for access_key_id and AWS_ACCESS_KEY_ID. The id is no secret
     #[arg(long)]
     access_key_id: bool,
 }
 
-/// What ids begin with, so that nobody takes them for keys of AWS.
+/// The prefix of ids, so that nobody takes them for access keys of AWS.
 const PREFIX: &str = "SOFF";
 
 /// Base32 of RFC 4648.
@@ -37,7 +38,7 @@ const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 pub fn run(options: &Options) -> Result<(), Failure> {
     let Command::Mint(Mint { access_key_id }) = &options.command;
     let mut bits = [0; 32];
-    // Not from the clock, whose generator is good for jitter only.
+    // Not from `Clock`, whose generator suffices for jitter only.
     rustls::crypto::ring::default_provider()
         .secure_random
         .fill(&mut bits)

@@ -30,8 +30,8 @@ pub struct Options {
     /// Also check this function: a name, name:alias or ARN. May be repeated
     #[arg(long, value_name = "NAME", requires = "online", value_parser = super::arguments::function)]
     function: Vec<String>,
-    /// Look at nothing of this machine: not the state directory, the addresses to listen on, the place of the Unix socket, nor files of
-    /// certificates and secrets. For a check on another machine than the daemon's
+    /// Check nothing on this machine: no state directory, addresses, Unix socket, certificate files or files with
+    /// secrets. Use it on another machine than the daemon's
     #[arg(long)]
     skip_state_dir: bool,
 }
@@ -63,7 +63,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         exit = Exit::Configuration;
         problems.push(bad);
     }
-    // With the exit code and, of what is not about the state directory, the words of a start.
+    // Ends with the exit code of a failed start and, except for the state directory, with its message.
     let refused = super::runtime()?.block_on(daemon::check(&config, !options.skip_state_dir)).err();
     let refused = refused.map(|error| Failure::new(super::serve::exit_of(&error), error));
     if !problems.is_empty() || refused.is_some() {
@@ -98,7 +98,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     }
 }
 
-/// Whether the secrets of clients can be read. The error is why not.
+/// Whether the secrets of clients can be read. The error says why not.
 fn secrets(config: &Config) -> Result<(), String> {
     config.clients.load().map(drop).map_err(|bad| bad.to_string())
 }

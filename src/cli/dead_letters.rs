@@ -27,7 +27,7 @@ const IMPORT_BYTES_MAX: usize = 1 << 20;
 /// The most bytes of a line: 1 MiB of payload as base64, and its envelope.
 const LINE_BYTES_MAX: u64 = 2 << 20;
 
-/// The most letters of one page.
+/// The most dead letters of one page.
 const PAGE: usize = 1_000;
 
 /// The most ids in one request.
@@ -195,7 +195,8 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     }
 }
 
-/// Calls `each` with every page, from that of `query` on, until it has enough. Returns the token to continue with.
+/// Calls `each` with every page, beginning with that of `query`, until it has enough. Returns the token to continue
+/// with.
 pub(super) async fn pages(
     client: &AdminClient,
     mut query: LettersQuery,

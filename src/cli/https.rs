@@ -64,7 +64,7 @@ fn roots(certificates: Vec<CertificateDer<'static>>) -> RootCertStore {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
-    /// The certificates of a whole machine have about 250 KiB.
+    /// The most bytes of a file. All certificates of a machine have about 250 KiB.
     const BYTES_MAX: u64 = 16 << 20;
     let text = readable::read(path, BYTES_MAX).map_err(|error| unusable(path, &error.to_string()))?;
     let read = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();

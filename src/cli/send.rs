@@ -68,7 +68,7 @@ pub struct Options {
     /// daemon, its own certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// File whose first line is the secret by which the daemon knows this client (clients.NAME.token_file)
+    /// File with the secret by which the daemon recognises this client (clients.NAME.token_file), in its first line
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// Exists only for its error message
@@ -121,7 +121,7 @@ fn not_the_admin_listener(_: &str) -> Result<String, String> {
         .to_owned())
 }
 
-/// The header that shows the first secret of a file.
+/// The header with the first secret of a file.
 fn bearer(path: &Path) -> Result<HeaderValue, Failure> {
     let unusable =
         |why: String| Failure::saying(Exit::Failed, format!("cannot use the token of {}: {why}", path.display()));

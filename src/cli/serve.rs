@@ -47,7 +47,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     }
 }
 
-/// What a daemon that cannot run ends with.
+/// The exit code of a daemon that cannot run.
 pub(super) fn exit_of(error: &daemon::Error) -> Exit {
     match error {
         daemon::Error::Bind { .. } => Exit::Unavailable,

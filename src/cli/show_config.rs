@@ -30,7 +30,8 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     print(&said)
 }
 
-/// The variables about the way to AWS that are set. They have no keys of ours: every AWS SDK reads them.
+/// The variables about connections to AWS that are set. They have no keys in sendoff's configuration, because every AWS
+/// SDK reads them.
 fn outside(config: &Config, environment: &Environment) -> Vec<Entry> {
     let named = |(name, value): (&str, String)| {
         let lower = name.to_lowercase();

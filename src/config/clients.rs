@@ -1,4 +1,4 @@
-//! Who may call the ingest listener: `[auth]`, and the tables of `[clients]`.
+//! Reads who may call the ingest listener: `[auth]`, and the tables of `[clients]`.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -11,16 +11,16 @@ use crate::event::name::Home;
 use crate::ingest::client::{Client, Clients, Ways};
 use crate::ingest::pattern::canonical;
 
-/// Every request is compared with the secrets of all of them.
+/// The most clients. Every request is compared with the secrets of all of them.
 const CLIENTS_MAX: usize = 1_000;
 
-/// The name of a client, in characters; it is a label of metrics.
+/// The most characters in the name of a client, which is a label of metrics.
 const NAME_CHARS_MAX: usize = 64;
 
-/// What real access keys have at least and at most (IAM's API model).
+/// The length of real access key ids (IAM's API model).
 const KEY_ID_CHARS: std::ops::RangeInclusive<usize> = 16..=128;
 
-/// Beyond this, a recorded request could be repeated for too long.
+/// With a larger value, a recorded request could be repeated for too long.
 const SKEW_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// Whether every caller of `ingest` must be a known client.
@@ -28,7 +28,7 @@ pub fn required(r: &mut Reader) -> Option<bool> {
     r.word("auth.ingest", &[("none", false), ("required", true)])
 }
 
-/// `region` is the daemon's own; `has_authority` says that certificates of clients count.
+/// `region` is the daemon's own. `has_authority` says whether client certificates are verified.
 pub fn read(r: &mut Reader, region: Option<&str>, required: Option<bool>, has_authority: bool) -> Option<Clients> {
     let skew = r.duration("auth.skew", Zero::Refused);
     if skew.is_some_and(|skew| skew > SKEW_MAX) {
@@ -62,7 +62,7 @@ pub fn read(r: &mut Reader, region: Option<&str>, required: Option<bool>, has_au
     Some(Clients { required, skew: skew?, clients: clients.into_iter().collect::<Option<_>>()? })
 }
 
-/// The keys of one table.
+/// Reads the keys of one table.
 fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Client, Ways)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.chars().count() > NAME_CHARS_MAX || !name.chars().all(is_name) || name == "unknown" {

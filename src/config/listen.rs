@@ -6,7 +6,7 @@ use super::read::Reader;
 use super::{Listen, unix};
 use crate::http::host::Hosts;
 
-/// `is_guarded`: every caller of the ingest listener must be a known client, and TLS keeps what proves that from others.
+/// `is_guarded` says that every caller of the ingest listener must be a known client, and that TLS protects the proof.
 pub fn read(r: &mut Reader, is_guarded: bool) -> Option<Listen> {
     let ingest = r.addresses("listen.ingest");
     let admin = r.address("listen.admin");

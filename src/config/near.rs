@@ -8,8 +8,8 @@ const LIKENESS_MIN: f64 = 0.75;
 /// If there are more guesses than this, none is shown.
 const GUESSES_MAX: usize = 3;
 
-/// Words that people and other programs use for what a key of ours does: no likeness of letters finds those. A key with its table
-/// goes before its name alone.
+/// Words of people and of other programs for our keys, which likeness does not find. A key with its table comes before
+/// its name alone.
 const MEANT: &[(&str, &[&str])] = &[
     ("lambda.timeout", &["lambda.read_timeout", "delivery.confirm_timeout"]),
     ("sqs.timeout", &["sqs.read_timeout", "sqs.connect_timeout"]),
@@ -73,7 +73,7 @@ pub(super) fn near_misses<'a>(wanted: &str, known: impl Iterator<Item = &'a str>
     let name = wanted.rsplit('.').next().unwrap_or(wanted);
     let meant = [wanted, name].iter().find_map(|word| MEANT.iter().find(|(other, _)| other == word));
     if let Some((_, keys)) = meant {
-        // A table of functions has the keys of `[delivery]`, by their names alone.
+        // A table of functions has the keys of `[delivery]`, without the table's name.
         let is_it = |meant: &str, key: &str| meant == key || meant.strip_prefix("delivery.") == Some(key);
         let found = keys.iter().filter_map(|meant| known.clone().find(|key| is_it(meant, key)));
         let found: Vec<&str> = found.collect();

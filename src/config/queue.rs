@@ -1,4 +1,4 @@
-//! What names a queue: its URL, which is an endpoint with a path, or its ARN.
+//! Checks what names a queue: its URL (an endpoint with a path), or its ARN.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use crate::{aws, hop};
 const URL_EXAMPLE: &str = "write it like \"https://sqs.eu-central-1.amazonaws.com/123456789012/orders-dlq\"";
 const ARN_EXAMPLE: &str = "write it like \"arn:aws:sqs:eu-central-1:123456789012:orders-dlq\"";
 
-/// Why a text names no queue.
+/// Why a text cannot name a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoQueue {
     pub why: &'static str,
@@ -17,7 +17,7 @@ pub struct NoQueue {
     pub hint: &'static str,
 }
 
-/// Whether a text can name a queue. The text is not repeated: it may have a password in it.
+/// Whether a text can name a queue. The error does not repeat the text, which may contain a password.
 pub fn check(text: &str) -> Result<(), NoQueue> {
     if text.starts_with("arn:") {
         let no = NoQueue { why: "not the ARN of a queue", hint: ARN_EXAMPLE };
@@ -30,7 +30,7 @@ pub fn check(text: &str) -> Result<(), NoQueue> {
 pub(super) fn read(r: &mut Reader, key: &str, own: &[SocketAddr]) -> Option<Option<String>> {
     let Some(queue) = r.optional(key)? else { return Some(None) };
     if !queue.starts_with("arn:") {
-        // Says what is wrong with an endpoint without repeating it.
+        // Reports what is wrong with an endpoint, without repeating it.
         r.endpoint(key)?;
     }
     if let Err(NoQueue { why, hint }) = check(&queue) {
@@ -43,7 +43,7 @@ pub(super) fn read(r: &mut Reader, key: &str, own: &[SocketAddr]) -> Option<Opti
     Some(Some(queue))
 }
 
-/// Whether the path of a URL ends with a queue's name. SQS's own hosts have the account and the name there, nothing else.
+/// Whether the path of a URL ends with a queue's name. On hosts of SQS, the path is the account and the name.
 fn names_a_queue(url: &str) -> bool {
     let Ok(uri) = url.parse::<http::Uri>() else { return false };
     let parts: Vec<&str> = uri.path().split('/').skip(1).collect();

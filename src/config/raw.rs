@@ -61,12 +61,12 @@ pub struct Entry {
     pub is_live: bool,
 }
 
-/// Families of tables that the user names: `[functions."orders-*"]`, `[clients.orders]`.
+/// Families of tables whose names the user chooses: `[functions."orders-*"]`, `[clients.orders]`.
 const FAMILIES: [&str; 2] = [FUNCTIONS, CLIENTS];
 pub const FUNCTIONS: &str = "functions";
 pub const CLIENTS: &str = "clients";
 
-/// The keys of a table of `[clients]`. None has a default in the defaults file.
+/// The keys of a table of `[clients]`. The defaults file has none of them.
 const CLIENT_KEYS: [&str; 7] =
     ["functions", "calls", "path_token_file", "token_file", "access_key_id", "secret_file", "san"];
 
@@ -74,7 +74,7 @@ const CLIENT_KEYS: [&str; 7] =
 #[derive(Debug, Clone, Default)]
 pub struct Values {
     entries: Vec<Entry>,
-    /// Of each family the names of its tables, in order, each with its table's key.
+    /// For each family, the names of its tables in order, each with the table's key.
     tables: BTreeMap<&'static str, Vec<(String, String)>>,
 }
 
@@ -88,7 +88,7 @@ impl Values {
         self.tables(FUNCTIONS)
     }
 
-    /// The names of a family's tables in file order, each with its table's key.
+    /// The names of a family's tables in file order, each with the table's key.
     pub fn tables(&self, family: &str) -> &[(String, String)] {
         self.tables.get(family).map(Vec::as_slice).unwrap_or_default()
     }
@@ -140,7 +140,7 @@ impl Values {
         Ok(())
     }
 
-    /// A value of the type that a key takes; none if there is no such key.
+    /// A value of the type that a key has. `None` means that the key does not exist.
     fn kind(&self, path: &[String]) -> Option<Value> {
         let default = |key: &str| self.find(key).map(|entry| entry.value.clone());
         match (family(path), path) {
@@ -265,7 +265,7 @@ pub fn layered(file: Option<Document<'_>>, environment: &Environment, flags: &Fl
 }
 
 fn lay_environment(values: &mut Values, environment: &Environment, problems: &mut Vec<Problem>) {
-    // Patterns do not fit into the names of variables, and so no table of a family has any.
+    // A variable's name cannot contain a pattern, so tables of families have no variables.
     let is_of_family = |key: &str| FAMILIES.iter().any(|family| key.split('.').next() == Some(family));
     let keys = values.entries.iter().map(|entry| &entry.key).filter(|key| !is_of_family(key));
     let variables: Vec<(String, String)> = keys.map(|key| (variable(key), key.clone())).collect();

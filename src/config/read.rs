@@ -158,7 +158,7 @@ impl Reader {
         text.parse().ok().or_else(|| self.refuse(key, "not an address and a port", Some(&hint)))
     }
 
-    /// Addresses and ports to listen on, with spaces between; at least one, each once.
+    /// Addresses and ports to listen on, separated by spaces. At least one, and each only once.
     pub fn addresses(&mut self, key: &str) -> Option<Vec<SocketAddr>> {
         let text = self.text(key)?;
         let read: Result<Vec<SocketAddr>, _> = text.split_whitespace().map(str::parse).collect();

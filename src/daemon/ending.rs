@@ -40,10 +40,10 @@ enum Why {
     Failed(&'static str),
 }
 
-/// The outbox of a daemon that runs.
+/// The outbox of a running daemon.
 pub(super) struct OpenStore {
     pub(super) outbox: Store,
-    /// Cancelled before it is closed, so that its upkeep may end.
+    /// Cancelled before the store is closed, so that its upkeep ends.
     pub(super) closed: CancellationToken,
     pub(super) closing: BoxFuture<'static, Result<(), outbox::Error>>,
 }

@@ -67,7 +67,8 @@ fn warn(files: &Files, pair: &Pair, clock: &Clock) {
     }
 }
 
-/// The clients of the ingest listener, with their secrets; none if nobody is to be told from others.
+/// The clients of the ingest listener, with their secrets. `None` means that no clients are configured and none are
+/// required.
 pub(super) fn clients(
     config: &Config,
     clock: &Clock,

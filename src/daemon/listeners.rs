@@ -58,8 +58,8 @@ impl Listeners {
     }
 }
 
-/// What opening these listeners would fail of, without taking a configured port or touching a socket file. Whether a port is free
-/// is not asked: the daemon that is checked may be running.
+/// Finds what would fail in opening these listeners, without binding a configured port or touching a socket file. Does
+/// not check whether a port is free, because the daemon to be checked may be running.
 pub(super) fn check(listen: &Listen) -> Result<(), Error> {
     let ingest = listen.ingest.iter().map(|address| ("listen.ingest", *address));
     let others = [("listen.admin", Some(listen.admin)), ("listen.health", listen.health)];

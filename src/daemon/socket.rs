@@ -48,8 +48,8 @@ impl Own {
     }
 }
 
-/// What [`listen`] would refuse, as far as looking tells: the group, what is in the way, and the directory. A socket in the way is
-/// none: it may be that of the daemon that is checked.
+/// Finds what [`listen`] would refuse, as far as that can be seen: the group, what is in the way, and the directory. A
+/// socket in the way is allowed, because it may belong to the daemon to be checked.
 pub(super) fn check(socket: &UnixSocket) -> Result<(), Refused> {
     socket.group.as_deref().map(group_id).transpose()?;
     let path = &socket.path;

@@ -42,7 +42,7 @@ impl Exported {
         &self.payload
     }
 
-    /// Reads a line of an export. A field that this version does not know is refused: it may mean something, and would be lost.
+    /// Reads a line of an export. Refuses a field that this version does not know, because its meaning would be lost.
     pub fn read(line: &str) -> Result<Self, String> {
         let mut unknown = None;
         let mut reader = serde_json::Deserializer::from_str(line);

@@ -65,7 +65,7 @@ pub struct DeadLetters<O, S> {
     shipping: JoinSet<Shipped>,
     /// The lane that was served last, for each queue. The next turn begins with the lane after it.
     served: BTreeMap<String, LaneId>,
-    /// Told, settlements no longer wait for a store that is away.
+    /// Cancelled when settlements must no longer wait for a store that is away.
     give_up: CancellationToken,
 }
 
@@ -153,7 +153,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         Ok(())
     }
 
-    /// Reads the news after `since` (0: all lanes) and ships what is due; gives the version that it has read.
+    /// Reads the news after `since` (0 means all lanes) and ships what is due. Returns the version of the news.
     async fn turn(&mut self, since: u64) -> Result<u64, Error> {
         let news = self.outbox.lanes(since).await?;
         if since == 0 {

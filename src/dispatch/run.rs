@@ -43,9 +43,9 @@ pub struct Dispatch<O, I> {
     changes: watch::Receiver<Settings>,
     seen: u64,
     next_full_reading: UnixMillis,
-    /// The store is away: it is not asked before.
+    /// Set while the store is away: when to ask it again.
     away_until: Option<Instant>,
-    /// Told, settlements no longer wait for a store that is away.
+    /// Cancelled when settlements must no longer wait for a store that is away.
     give_up: CancellationToken,
     /// The sum of the clock's steps that the lanes know of, in milliseconds.
     stepped: i64,
@@ -157,7 +157,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             return Ok(());
         }
         match self.outbox.lease(LeaseWant { lanes, bytes_max: 0 }, None).await {
-            // What was kept in reserve then counts as spent.
+            // The reserve then counts as spent.
             Ok(_) | Err(Error::Away { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -178,8 +178,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
-    /// Asks the store once, for what is known to be due and for the news, which count in the next round. Gives the time of
-    /// that. A store that is away is asked again later.
+    /// Asks the store once, for events that are known to be due and for the news, which count in the next round.
+    /// Returns when the next round is due. Asks a store that is away again later.
     async fn round(&mut self) -> Result<UnixMillis, Error> {
         let left = |until: Instant, clock: &Clock| until.saturating_duration_since(clock.instant());
         if let Some(until) = self.away_until
@@ -247,7 +247,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
-    /// Buries events past their age, takes what the plan wants and begins the attempts, and learns the news of the lanes.
+    /// Leases what the plan wants, begins the attempts, and takes over the news of the lanes.
     async fn lease(&mut self) -> Result<(), Error> {
         self.bury_all_expired().await?;
         let now = self.now();
@@ -264,7 +264,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let mut done = Vec::new();
         for leased in events {
             let lease = leased.lease;
-            // Not the time of the plan: the lease may have taken a while.
+            // Read the clock again: the lease may have taken a while.
             let now = self.now();
             let age_max = self.lanes.policy(&leased.event.function.name).age_max;
             if now < deadline(&leased.event, age_max, &self.clock) {
@@ -285,7 +285,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         Ok(())
     }
 
-    /// Searches the lanes in which something may be past its time, and buries it.
+    /// Searches the lanes that may hold events past their age, and buries those.
     async fn bury_all_expired(&mut self) -> Result<(), Error> {
         let lanes = self.lanes.expired(self.now());
         if lanes.is_empty() {
@@ -296,13 +296,13 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let mut settlements = Vec::new();
         for leased in leases.events {
             let lease = leased.lease;
-            // Younger than the policy says where room for functions is short.
+            // While room for functions is short, this may be less than the policy's `age_max`.
             let age_max = self.lanes.age_max(lease.lane);
             let buried = self.bury_expired(leased, age_max, now);
             if buried.is_some() {
                 self.lanes.found_expired(lease.lane, now);
             }
-            // What turns out not to be past its time has no slot: it goes back.
+            // An event that is not past its age goes back to the lane: it has no slot for an attempt.
             settlements.push((lease, buried.unwrap_or(Settlement::Release)));
         }
         self.write(settlements).await

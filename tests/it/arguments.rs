@@ -1,11 +1,11 @@
-//! Words on the command line that cannot mean anything: refused at once with exit code 2, before anybody is asked.
+//! Tests arguments that cannot be valid: they are refused at once with exit code 2, before anybody is asked.
 
 use std::process::Command;
 use std::time::Instant;
 
 use crate::rig::PATIENCE;
 
-/// The exit code, and all that it writes.
+/// The exit code and all output.
 fn sendoff(words: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
     let output = command.args(words).env_clear().env("HOME", "/nonexistent").output().unwrap();
@@ -44,7 +44,7 @@ fn a_password_in_a_url_is_never_repeated() {
 #[test]
 fn what_cannot_mean_anything_is_refused_before_anybody_is_asked() {
     let began = Instant::now();
-    // Nobody listens there: a command that asked would end with 69.
+    // Nobody listens there, so a command that asked would end with 69.
     let admin = ["--admin", "http://127.0.0.1:1"];
     for words in [
         &["events", "list", "--limit", "0"][..],

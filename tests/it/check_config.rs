@@ -91,7 +91,8 @@ fn a_state_directory_that_cannot_be_used_is_a_problem_unless_it_is_another_machi
     assert!(code == Some(69) && text.contains("bytes free"), "{text}");
 }
 
-/// Starts `serve` and runs `check-config` with the same words and variables; the exit code and last line of each.
+/// Starts `serve` and runs `check-config` with the same arguments and variables. Returns the exit code and the last
+/// line of each.
 fn both(words: &[&str], environment: &[(&str, &str)]) -> [(Option<i32>, String); 2] {
     ["serve", "check-config"].map(|name| {
         let mut command = Command::new("timeout");

@@ -247,7 +247,7 @@ fn a_function_is_paused_before_its_first_event_and_over_a_kill() {
         let (code, said) = sendoff(daemon.admin, &["pause", name]);
         assert_eq!((code, said.contains("is paused")), (0, true), "{said}");
     }
-    // The command itself refuses what no daemon could take; the daemon knows what a region is.
+    // The command itself refuses what no daemon could accept. Only the daemon knows what a region is.
     for (wrong, code, says) in [
         ("no function's name", 2, "no function can have this name"),
         ("a/b/c/d", 2, "no function can have this name"),

@@ -235,7 +235,7 @@ fn signals_that_mean_nothing_here_are_logged_and_end_nothing() {
     assert_ends_in_time(daemon);
 }
 
-/// The daemon's listening socket is ours too, as systemd's would be, and we shut it down under it.
+/// This process holds the daemon's listening socket, too, as systemd would, and shuts it down.
 #[test]
 fn a_stage_that_ends_by_itself_ends_the_daemon_with_70_and_the_next_start_has_every_event() {
     let (scratch, state) = scratch();

@@ -209,7 +209,7 @@ fn bodies_for_the_operators_api_take_no_more_memory_than_there_is_for_them() {
     let lambda = Lambda::start();
     let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
     let crowded = || daemon.scrape().sum("sendoff_admin_refused_total", &[("reason", "crowded")]);
-    // Bodies that never end: each keeps what it has sent.
+    // Bodies that never end. Each keeps the memory of what it has sent.
     let json = [("Content-Type", "application/json")];
     let head = http::head(daemon.admin, "POST", "/v1/redrive", &json, 2_000_000);
     let held: Vec<_> = (0..20)

@@ -1,4 +1,4 @@
-//! Clients that are known, in each way, with the real programs that use it; and those that are not.
+//! Tests known clients with the real programs that use each way of proof, and unknown clients.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,7 +25,7 @@ fn mint() -> String {
     minted.trim().to_owned()
 }
 
-/// A daemon with TLS that lets known clients in only, and what proves who they are.
+/// A daemon with TLS that accepts known clients only, and the proofs of one client.
 struct Guarded {
     daemon: Daemon,
     authority: Authority,
@@ -76,7 +76,7 @@ impl Guarded {
         );
         std::fs::write(&config, text).unwrap();
         let setup = Setup::new(state).config(&config).set("lambda.endpoint_url", &lambda.endpoint_url());
-        // The most that is ever said, so that whatever is logged of a secret is found.
+        // The most detailed level, so that every secret in the log is found.
         let daemon = setup.set("log.level", "trace").start();
         Self { daemon, authority, ca, secrets: files.to_owned(), path_token, bearer, key }
     }
@@ -89,7 +89,7 @@ impl Guarded {
         format!("{}/c/{}", self.url(), self.path_token)
     }
 
-    /// Everything that it has said anywhere has no secret in it.
+    /// Checks that nothing the daemon has written contains a secret.
     fn assert_silent(&self) {
         let client = Client::new(&self.authority, None);
         let mut said = self.daemon.log().join("\n");
@@ -102,7 +102,7 @@ impl Guarded {
         said += &String::from_utf8(python::run(&mut shown).stdout).unwrap();
         assert!(said.contains("request") && said.contains("clients.by-path.path_token_file"));
         for secret in [&self.path_token, &self.bearer, &self.key] {
-            // Parts would do.
+            // Parts of a secret must not appear either.
             for part in [&secret[..20], &secret[20..]] {
                 assert!(
                     !said.contains(part),
@@ -114,11 +114,11 @@ impl Guarded {
     }
 }
 
-/// How a program is told where to send, whom to trust and who it is.
+/// What a program is told: where to send, whom to trust, and who it is.
 struct As<'a> {
     url: &'a str,
     ca: &'a Path,
-    /// Key and secret.
+    /// The key id and its secret.
     key: (&'a str, &'a str),
 }
 
@@ -132,7 +132,7 @@ impl As<'_> {
             .env("AWS_MAX_ATTEMPTS", "1");
     }
 
-    /// What each program is answered, as a status, to one invocation: the programs, in the order of their names.
+    /// The status that each program gets for one invocation, in the order of the programs' names.
     fn invoke(&self, function: &str, kind: &str, authority: &Authority) -> Vec<(&'static str, u16)> {
         let mut answers = Vec::new();
         let out = tempfile::NamedTempFile::new().unwrap();
@@ -208,7 +208,7 @@ fn every_sdk_is_known_by_a_secret_in_its_endpoint_whatever_its_credentials() {
     }
     assert_all(&known.invoke("mails", "RequestResponse", &guarded.authority), 200);
     assert_all(&known.invoke("payroll", "Event", &guarded.authority), 403);
-    // A slash at the end is one too many for the SDK for JavaScript.
+    // A slash at the end breaks the SDK for JavaScript.
     let slash = format!("{url}/");
     assert_all(&As { url: &slash, ..known }.invoke("orders", "Event", &guarded.authority), 202);
     let wrong = format!("{}x", guarded.secret_url());
@@ -237,7 +237,7 @@ fn every_sdk_is_known_by_the_signature_of_an_issued_key_pair() {
     assert_all(&of((KEY_ID, "another secret")).invoke("orders", "Event", &guarded.authority), 403);
     assert_all(&of(("AKIDEXAMPLE", "secret")).invoke("orders", "Event", &guarded.authority), 403);
 
-    // Old and new overlap, and then the old one is good no more.
+    // Old and new secrets overlap for a while. Then the old one no longer works.
     let new = mint();
     let file = scratch.path().join("key");
     let boto3 = |secret: &str| {
@@ -316,7 +316,7 @@ fn tokens_and_certificates_name_clients_and_wrong_ones_get_lambdas_words_and_sto
     }
     assert!(!CLIENTS.iter().any(|client| metrics.contains(&format!("{client}\",reason=\"unknown"))));
 
-    // HTTP/2 has its own way of logging heads.
+    // HTTP/2 logs heads in its own way.
     if let Some(curl) = crate::rig::tools::tool("curl", "curl") {
         for (url, status) in [(guarded.secret_url(), "2 202"), (format!("{}x", guarded.secret_url()), "2 403")] {
             let mut curl = Command::new(&curl);

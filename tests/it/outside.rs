@@ -124,7 +124,8 @@ fn tunnel(mut client: TcpStream, log: &Mutex<Vec<String>>) -> std::io::Result<()
     std::io::copy(&mut client, &mut server).map(drop)
 }
 
-/// The Lambda behind TLS, its port, and that of its proxy. Its CA's certificate is `ca.pem` in the scratch directory.
+/// The Lambda behind TLS, its port, and the port of its proxy. The certificate of its CA is `ca.pem` in the scratch
+/// directory.
 fn tls_lambda(scratch: &std::path::Path) -> (Process, String, String) {
     let script = scratch.join("tls_lambda.py");
     std::fs::write(&script, TLS_LAMBDA).unwrap();

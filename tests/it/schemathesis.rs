@@ -1,15 +1,15 @@
-//! schemathesis, which tries what an OpenAPI document says on the daemon that serves it.
+//! Runs schemathesis, which tests the requests of an OpenAPI document on the daemon that serves it.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::rig::python;
 
-/// Requests of each operation and phase; `SCHEMATHESIS_EXAMPLES=2000` for a longer look.
+/// Requests for each operation and phase. Use `SCHEMATHESIS_EXAMPLES=2000` for a longer run.
 const EXAMPLES: &str = "40";
 
-/// Runs all checks on a document. `name` is that of the configuration and hooks in tests/py. Says what schemathesis said, once
-/// it has found nothing. `tried` of `all` operations are those that the configuration does not leave out.
+/// Runs all checks on a document. `name` is that of the configuration and the hooks in tests/py. Fails if schemathesis
+/// finds a problem. `tried` of `all` operations are those that the configuration does not leave out.
 pub fn finds_nothing(scratch: &Path, name: &str, document: &str, (tried, all): (usize, usize)) {
     let py = |file: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/py").join(file);
     let examples = std::env::var("SCHEMATHESIS_EXAMPLES").unwrap_or_else(|_| EXAMPLES.to_owned());

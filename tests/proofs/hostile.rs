@@ -68,11 +68,12 @@ impl Attack {
     }
 }
 
-/// The load that once took 1 GB: batches of as many tiny events as one may have, from many clients at once, none of which is delivered.
-/// `BATCHES=1500` is the load as it was seen.
+/// The load that once took 1 GB: batches of as many tiny events as allowed, from many clients at once, while none is
+/// delivered. `BATCHES=1500` is the original load.
 #[test]
 fn batches_of_tiny_events_take_no_more_memory_than_documented() {
-    /// By docs/operations.md, of the settings below: the process, cache, requests, attempts and segments, and 32 connections.
+    /// The limit in docs/operations.md with the settings below: the process, cache, requests, attempts and segments,
+    /// and 32 connections.
     const RESIDENT_MAX: u64 = (64 + 16 + 64 + 64 + 3 * 32) * MIB + CLIENTS * 128 * 1024;
     const CLIENTS: u64 = 32;
     let batches = size("BATCHES", 150);
@@ -88,7 +89,7 @@ fn batches_of_tiny_events_take_no_more_memory_than_documented() {
             let take = |left: u64| left.checked_sub(1);
             std::thread::spawn(move || {
                 while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
-                    // What does not fit into memory now is refused whole, and sent again.
+                    // A batch that does not fit into memory now is refused as a whole, and sent again.
                     eventually("a batch is accepted", || {
                         let answer = http::request(to, "POST", "/v1/events", &[], body.as_bytes());
                         assert!(matches!(answer.status, 202 | 429 | 503), "{answer:?}");
@@ -108,7 +109,7 @@ fn batches_of_tiny_events_take_no_more_memory_than_documented() {
 /// What a crowd does, to which daemon, and how long a good client may wait meanwhile.
 struct Crowd {
     lasts: Duration,
-    /// Settings beside those that every crowd meets.
+    /// Settings in addition to those of every crowd.
     set: &'static [(&'static str, &'static str)],
     attackers: Vec<(usize, attacks::Attacker)>,
     with_tools: bool,
@@ -128,8 +129,8 @@ fn a_hostile_crowd_neither_starves_a_good_client_nor_takes_more_memory_than_docu
     assert!(served >= crowd.lasts.as_secs(), "the good client was hardly served: {served}");
 }
 
-/// The proof above must be able to fail: without the guard that an attack is for, that attack is seen to win. A guard is taken away by
-/// a setting that makes its limit meaningless.
+/// The proof above must be able to fail: without its guard, each attack must be seen to win. A setting with a
+/// meaningless limit removes the guard.
 #[test]
 fn without_its_guard_an_attack_is_seen_to_win() {
     let attack = |attacker, threads, set, accepted_within| {
@@ -148,7 +149,7 @@ fn without_its_guard_an_attack_is_seen_to_win() {
 }
 
 impl Crowd {
-    /// Lets it attack; how many events of the good client were accepted, or what went wrong.
+    /// Runs the attack. Returns how many events of the good client were accepted. The error says what went wrong.
     fn attacks(&self) -> Result<u64, String> {
         let (_scratch, state) = scratch();
         let lambda = Lambda::start();
@@ -179,7 +180,7 @@ impl Crowd {
         if watched.resident >= RESIDENT_MAX {
             return Err(format!("{resident} MiB were resident, of {} MiB", RESIDENT_MAX / MIB));
         }
-        // It recovers: a new client is served at once, and everything that was accepted is delivered.
+        // The daemon recovers: it serves a new client at once, and delivers everything that was accepted.
         daemon.accept("good", &[], br#"{"id":"after"}"#);
         let began = Instant::now();
         eventually("everything is delivered", || {
@@ -226,7 +227,7 @@ struct Watched {
     probe: Duration,
 }
 
-/// Looks at the daemon until the time is over, or memory is: it must answer its probe, and not grow.
+/// Watches the daemon until the time or its memory limit is over: it must answer its probe, and not grow.
 fn watch(daemon: &Daemon, lasts: Duration) -> Watched {
     let begun = Instant::now();
     let mut watched = Watched { resident: 0, probe: Duration::ZERO };
@@ -266,7 +267,7 @@ struct Ledger {
     ids: BTreeSet<String>,
     /// The first event that was not accepted in time.
     late: Option<String>,
-    /// How long each took until it was accepted.
+    /// How long each event took until it was accepted.
     took: Vec<Duration>,
 }
 
@@ -311,8 +312,8 @@ impl Good {
     }
 }
 
-/// Sends one event; whether it was accepted. The same key each time: a repeat is no second event. The connection is kept, as
-/// an SDK keeps it, and another is opened once it fails.
+/// Sends one event, and returns whether it was accepted. Uses the same key each time, so a repeat is no second event.
+/// Keeps the connection, as an SDK does, and opens another when it fails.
 fn accepted(to: SocketAddr, patience: Duration, id: &str, kept: &mut Option<TcpStream>) -> bool {
     let body = format!("{{\"id\":\"{id}\"}}");
     let request = format!(

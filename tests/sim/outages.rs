@@ -52,7 +52,7 @@ pub struct Outage {
     until_ms: u64,
     /// `None` means that each call fails in its own way.
     pub how: Option<How>,
-    /// So many of a hundred calls get through all the same.
+    /// This many of a hundred calls get through during the outage.
     pub passes_percent: u8,
 }
 
@@ -107,7 +107,7 @@ impl Scenario {
         flapping
     }
 
-    /// A world with outages in which all but the healthy function are invoked in confirm mode.
+    /// A world with outages in which all functions except the healthy one are invoked in confirm mode.
     pub fn with_confirmed_outages(seed: u64, bug: Option<Bug>) -> Self {
         Self { confirm: true, ..Self::with_outages(seed, bug) }
     }
@@ -119,7 +119,7 @@ impl Scenario {
     }
 }
 
-/// Runs the seeds of such worlds; `OUTAGES=number` replays one of them.
+/// Runs the seeds of such worlds. `OUTAGES=number` repeats one of them.
 fn bury_nothing(make: fn(u64, Option<Bug>) -> Scenario, number: u64) -> Report {
     let (broken, sums) = run_all(0..SEEDS, None, make);
     println!("{SEEDS} seeds with outages: {sums}");

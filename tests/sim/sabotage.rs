@@ -52,7 +52,7 @@ pub enum Bug {
     PretendToAttempt,
     /// G2: a failure during an outage is charged to its event.
     ChargeOutages,
-    /// confirm: an answer that is not Lambda's is taken for the function's (in `lambda.rs`).
+    /// confirm: an answer that is not Lambda's counts as the function's (in `lambda.rs`).
     BelieveForeigners,
     /// G5: no failure is ever charged, so that poison stays for ever.
     NeverCharge,

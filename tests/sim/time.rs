@@ -164,7 +164,7 @@ impl Life {
     async fn end(mut self) {
         self.stop.leasing.cancel();
         self.stop.working.cancel();
-        // Only dispatch ends by itself: its last settlements come first.
+        // Only dispatch ends by itself, because its last settlements come first.
         self.tasks.join_next().await.unwrap().unwrap();
         self.outbox.close().await;
         while let Some(ended) = self.tasks.join_next().await {

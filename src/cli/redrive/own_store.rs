@@ -21,7 +21,7 @@ use crate::outbox::{self, OpenError, Opened};
 pub(super) struct OwnStore {
     admin: Admin<Store>,
     closing: BoxFuture<'static, Result<(), outbox::Error>>,
-    /// The store's upkeep; it ends with the store.
+    /// The upkeep of the store. Ends with the store.
     keeping: JoinSet<Result<(), outbox::Error>>,
 }
 

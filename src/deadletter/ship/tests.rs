@@ -122,7 +122,7 @@ fn refused() -> Shipment {
 
 struct Bench {
     store: Handle,
-    /// The same, as the stage sees it.
+    /// The outbox as the stage sees it.
     leaving: Leaving<Handle>,
     clock: Clock,
     metrics: Arc<Metrics>,

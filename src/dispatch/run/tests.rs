@@ -69,7 +69,7 @@ fn well() -> Reply {
 /// An outbox, a dispatch on it, and the fake Lambda.
 struct Bench {
     outbox: Handle,
-    /// The same, as dispatch sees it.
+    /// The outbox as dispatch sees it.
     leaving: Leaving<Handle>,
     fake: Fake,
     clock: Clock,

@@ -24,7 +24,7 @@ pub fn client_trusting(endpoint_url: &str, authorities: &[u8]) -> Client {
     client_as(endpoint_url, authorities, ("AKIDEXAMPLE", "secret"))
 }
 
-/// The same, with a key and its secret.
+/// As `client`, with a key and its secret.
 pub fn client_as(endpoint_url: &str, authorities: &[u8], key: (&str, &str)) -> Client {
     let trust = TrustStore::empty().with_pem_certificate(authorities);
     let tls = TlsContext::builder().with_trust_store(trust).build().unwrap();

@@ -12,7 +12,7 @@ use crate::rig::daemon::invoke_path;
 /// Attacks once, or for some seconds.
 pub type Attacker = fn(&Attack);
 
-/// All of them, each with how many threads are at it.
+/// All attackers, each with its number of threads.
 pub fn all() -> Vec<(usize, Attacker)> {
     vec![
         (1, slow_heads),
@@ -32,7 +32,7 @@ pub fn all() -> Vec<(usize, Attacker)> {
     ]
 }
 
-/// These at work.
+/// Starts these attackers.
 pub fn start(attack: &Arc<Attack>, kinds: &[(usize, Attacker)]) -> Vec<JoinHandle<()>> {
     let threads = kinds.iter().flat_map(|(threads, attacker)| (0..*threads).map(move |_| *attacker));
     let start = |attacker: Attacker| {
@@ -77,7 +77,7 @@ fn slow_bodies(attack: &Attack) {
     slowly(attack, 60, &head("Content-Length: 1048576\r\n\r\n"), "1");
 }
 
-/// Batches of 2 MB on many connections, whose last bytes never come.
+/// Sends batches of 2 MB on many connections, but never their last bytes.
 pub fn large_bodies_without_an_end(attack: &Attack) {
     let body = vec![b'1'; 2_000_000];
     let head = "POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4194304\r\n\r\n";
@@ -95,7 +95,7 @@ pub fn large_bodies_without_an_end(attack: &Attack) {
     wait(attack, 20);
 }
 
-/// On more connections than the daemon takes, answers that the client leaves where they are.
+/// Asks on more connections than the daemon accepts, and never reads the answers.
 pub fn answers_that_are_never_taken(attack: &Attack) {
     let asks: Vec<u8> = (0..4).flat_map(|n| h2::get(2 * n + 1, "/v1/openapi.json")).collect();
     let mut held = Vec::new();

@@ -27,7 +27,7 @@ pub struct Segments {
     /// A file may exist without an entry.
     contents: BTreeMap<usize, Content>,
     next: usize,
-    /// The file `salt`. It is replaced whole.
+    /// The file `salt`, which is replaced as a whole.
     salt: Option<Vec<u8>>,
 }
 

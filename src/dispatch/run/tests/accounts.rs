@@ -1,11 +1,11 @@
-//! Functions of two accounts, called with the credentials of one.
+//! Tests functions of two accounts, called with the credentials of one.
 
 use super::*;
 use crate::dispatch::verdict::Scope;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Ours, and another account's in the same region; one of ours in another region.
+/// A function of our account, one of another account in the same region, and one of ours in another region.
 const OURS: &str = "eu-west-1/111111111111/orders";
 const THEIRS: &str = "eu-west-1/222222222222/orders";
 const ELSEWHERE: &str = "eu-central-1/111111111111/orders";
@@ -69,7 +69,8 @@ async fn what_throttles_the_caller_holds_both_accounts_of_the_region_and_no_othe
     bench.end().await;
 }
 
-/// One rejected signature may be one event's fault. Those of two functions are the credentials', which a whole region shares.
+/// One rejected signature may be the fault of one event. Rejections for two functions are the fault of the credentials,
+/// which a whole region shares.
 #[tokio::test(start_paused = true)]
 async fn signatures_that_two_functions_of_a_region_have_rejected_hold_the_region_until_one_is_taken() {
     let mended = START.plus(MINUTE * 30);
@@ -77,7 +78,7 @@ async fn signatures_that_two_functions_of_a_region_have_rejected_hold_the_region
         let ill = now < mended && call.function.name.as_str().starts_with("eu-west-1/");
         (FAST, if ill { error(403, "SignatureDoesNotMatch") } else { accepted() })
     });
-    // Two events each, as one alone may be at fault itself.
+    // Two events each, because a single one may itself be at fault.
     send(&bench, &[OURS], 2).await;
     bench.clock.sleep(MINUTE).await;
     assert_eq!(held(&bench, OURS).await, Some(Scope::Lane), "one function's word holds itself");
@@ -85,7 +86,7 @@ async fn signatures_that_two_functions_of_a_region_have_rejected_hold_the_region
     bench.clock.sleep(MINUTE).await;
     assert_eq!([held(&bench, OURS).await, held(&bench, THEIRS).await], [Some(Scope::Caller); 2]);
 
-    // A third function of the region is not tried; another region is.
+    // A third function of the region is not tried. One in another region is.
     let before = bench.fake.calls.lock().unwrap().len();
     send(&bench, &["eu-west-1/111111111111/mails", ELSEWHERE], 100).await;
     bench.clock.sleep(MINUTE).await;

@@ -1,8 +1,8 @@
-//! A store that goes away for a while, and comes back.
+//! Tests a store that goes away for a while and comes back.
 
 use super::*;
 
-/// From here on attempts take long enough for the store to leave while they are under way.
+/// From here on attempts take so long that the store leaves while they are in flight.
 const SLOW_FROM: UnixMillis = UnixMillis(START.0 + 60_000);
 const SLOW: Duration = Duration::from_secs(3);
 
@@ -12,7 +12,7 @@ async fn append(bench: &Bench, events: usize) {
     bench.append((0..events).map(|_| bench.event("orders")).collect()).await;
 }
 
-/// Forty events, and some of their attempts under way; how many calls there were by then.
+/// Sends forty events and waits until some attempts are in flight. Also returns the number of calls by then.
 async fn under_way() -> (Bench, usize) {
     let bench = Bench::new(settings(policy()), |_, now| (if now < SLOW_FROM { FAST } else { SLOW }, accepted()));
     append(&bench, PROVEN).await;
