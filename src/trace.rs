@@ -36,8 +36,8 @@ pub fn is_by(client: &str) {
 }
 
 /// Logs that an event of the request is stored, or was known already.
-pub fn accepted(id: EventId, function: &str, repeat: bool) {
-    tracing::debug!(target: TARGET, event_id = %id, function, repeat, "event accepted");
+pub fn accepted(id: EventId, function: &str, duplicate: bool) {
+    tracing::debug!(target: TARGET, event_id = %id, function, duplicate, "event accepted");
 }
 
 /// A span for one attempt. `call` numbers the event's attempts. Without a client's trace, the attempts of an event share

@@ -85,8 +85,8 @@ pub struct OutboxCounts {
     pub waiting: u64,
     pub scheduled: u64,
     pub buried: u64,
-    /// Being attempted or shipped; each counts where it rests, too.
-    pub leased: u64,
+    /// Events that are being attempted or shipped. Each also counts in its state.
+    pub in_flight: u64,
     pub functions: u64,
     /// Idempotency keys that are remembered.
     pub keys: u64,

@@ -178,7 +178,7 @@ fn counts(census: &Census, now: UnixMillis) -> OutboxCounts {
         waiting: place(Place::Waiting),
         scheduled: place(Place::Scheduled),
         buried: place(Place::Buried),
-        leased: census.lanes.values().map(|lane| lane.leased).sum(),
+        in_flight: census.lanes.values().map(|lane| lane.leased).sum(),
         functions: census.lanes.len() as u64,
         keys: census.keys,
         bytes: census.bytes,

@@ -82,7 +82,10 @@ fn table(summary: &Summary, colours: bool) -> String {
     };
     let rows = [
         ("state", format!("{state}, version {version}, up {}, log level {log_level}", age(*uptime_seconds))),
-        ("stored", format!("{}, {}; {} in flight", count(outbox.events, "event"), size(outbox.bytes), outbox.leased)),
+        (
+            "stored",
+            format!("{}, {}; {} in flight", count(outbox.events, "event"), size(outbox.bytes), outbox.in_flight),
+        ),
         (
             "",
             format!(

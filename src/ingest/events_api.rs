@@ -306,11 +306,11 @@ pub struct EventState {
     pub function: String,
     /// `ready`, `waiting` for its next attempt, `scheduled` for its first, or `buried`.
     pub state: &'static str,
-    /// It is being attempted, or shipped, right now.
+    /// Whether the event is being attempted or shipped now.
     pub in_flight: bool,
-    /// Calls of Invoke.
+    /// All calls of Lambda for the event.
     pub attempts: u32,
-    /// Those of them that count towards `attempts_max`.
+    /// The calls that count towards `attempts_max`.
     pub charged: u32,
     #[schema(format = DateTime)]
     pub accepted_at: String,
@@ -318,33 +318,27 @@ pub struct EventState {
     pub deliver_at: Option<String>,
     #[schema(format = DateTime)]
     pub expires_at: Option<String>,
-    /// Not to be attempted before.
+    /// When the next attempt is due.
     #[schema(format = DateTime)]
     pub due: Option<String>,
     pub last_error: Option<Outcome>,
-    pub burial: Option<Buried>,
+    /// Why the event was buried: `retries-exhausted`, `event-age-exceeded` or `refused`.
+    pub reason: Option<&'static str>,
+    #[schema(format = DateTime)]
+    pub buried_at: Option<String>,
 }
 
-/// What the latest attempt that failed ended with.
+/// The result of the last failed attempt.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Outcome {
     #[schema(format = DateTime)]
     pub at: String,
-    /// HTTP status; 0 if there was no answer.
+    /// The HTTP status, or 0 without an answer.
     pub status: u16,
     pub code: String,
     pub message: String,
-    /// Of Lambda: the join key to CloudWatch.
+    /// Lambda's request id, to find the call in CloudWatch.
     pub request_id: Option<String>,
-}
-
-/// Why an event was given up.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Buried {
-    #[schema(format = DateTime)]
-    pub at: String,
-    /// `retries-exhausted`, `event-age-exceeded` or `refused`.
-    pub reason: &'static str,
 }
 
 impl From<Found> for EventState {
@@ -369,7 +363,8 @@ impl From<Found> for EventState {
             expires_at: event.expires_at.map(UnixMillis::rfc3339),
             due: Some(history.due).filter(|due| due.0 > 0).map(UnixMillis::rfc3339),
             last_error: history.last.map(outcome),
-            burial: history.burial.map(|burial| Buried { at: burial.at.rfc3339(), reason: burial.reason.as_str() }),
+            reason: history.burial.as_ref().map(|burial| burial.reason.as_str()),
+            buried_at: history.burial.map(|burial| burial.at.rfc3339()),
         }
     }
 }

@@ -61,7 +61,7 @@ fn an_event_that_expires_before_lambda_takes_it_is_buried() {
         let shown = state(&daemon, &accepted["id"]).json();
         (shown["state"] == "buried").then_some(shown)
     });
-    assert_eq!(shown["burial"]["reason"], "event-age-exceeded");
+    assert_eq!(shown["reason"], "event-age-exceeded");
 }
 
 #[test]
