@@ -530,3 +530,23 @@ fn an_event_that_no_request_can_be_made_of_is_refused_and_holds_no_lane() {
     let credentials = Reply::NotSent(Failure { kind: FailureKind::Credentials, message: String::new() });
     assert_eq!(outcome_for(&torn, &credentials, Mode::Event), Outcome::Operator { scope: Scope::Caller });
 }
+
+#[test]
+fn the_word_of_every_outcome_is_among_those_whose_series_begin_at_0() {
+    // A new outcome does not compile here until it has a place in this chain.
+    let next = |outcome: &Outcome| match outcome {
+        Outcome::Delivered => Some(Outcome::FunctionFailed),
+        Outcome::FunctionFailed => Some(Outcome::Throttled { scope: Scope::Lane, retry_after: None }),
+        Outcome::Throttled { .. } => Some(Outcome::Transient),
+        Outcome::Transient => Some(Outcome::Rejected),
+        Outcome::Rejected => Some(Outcome::Unready),
+        Outcome::Unready => Some(Outcome::Foreign),
+        Outcome::Foreign => Some(Outcome::Lost),
+        Outcome::Lost => Some(Outcome::NotSent),
+        Outcome::NotSent => Some(Outcome::Operator { scope: Scope::Lane }),
+        Outcome::Operator { .. } => Some(Outcome::Refused),
+        Outcome::Refused => None,
+    };
+    let words = std::iter::successors(Some(Outcome::Delivered), next).map(|outcome| outcome.as_str());
+    assert_eq!(words.collect::<Vec<_>>(), Outcome::WORDS);
+}
