@@ -87,7 +87,7 @@ fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Clien
     };
     if ways == Ways::default() {
         let hint = "give it path_token_file, token_file, access_key_id with secret_file, or san";
-        r.refuse_table(table, "there is nothing to know this client by", hint);
+        r.refuse_table(table, "this client has no way to prove who it is", hint);
     }
     if ways.access_key_id.is_some() != ways.secret_file.is_some() {
         r.refuse_table(table, "a key pair is access_key_id and secret_file", "write both, or neither");
@@ -105,7 +105,7 @@ fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Clien
 /// The patterns of the functions that a client may use, in the form of stored names.
 fn functions(r: &mut Reader, table: &str, home: &Home) -> Option<Vec<String>> {
     let key = format!("{table}.functions");
-    let hint = "write names or patterns with spaces between, like \"orders-* invoices\"; \"*\" is every function";
+    let hint = "separate names or patterns by spaces, like \"orders-* invoices\"; \"*\" is every function";
     let written = if r.values().find(&key).is_some() { r.text(&key)? } else { String::new() };
     if written.trim().is_empty() {
         r.refuse_table(table, "functions is missing", hint);
@@ -115,7 +115,7 @@ fn functions(r: &mut Reader, table: &str, home: &Home) -> Option<Vec<String>> {
     for word in written.split_whitespace() {
         let pattern = canonical(word, home).and_then(|stored| stored.parse::<Pattern>().ok());
         let Some(pattern) = pattern else {
-            return r.refuse(&key, &format!("no function has a name like {word:?}"), Some(hint));
+            return r.refuse(&key, &format!("{word:?} cannot match the name of a function"), Some(hint));
         };
         patterns.push(pattern.as_str().to_owned());
     }
@@ -191,8 +191,8 @@ mod tests {
         let client = |keys: &str| load(&format!("[clients.a]\n{keys}")).unwrap_err().to_string();
         for (keys, why) in [
             ("token_file = '/t'", "[clients.a]: functions is missing"),
-            ("functions = 'a b#'\ntoken_file = '/t'", "no function has a name like \"b#\""),
-            ("functions = '*'", "there is nothing to know this client by"),
+            ("functions = 'a b#'\ntoken_file = '/t'", "\"b#\" cannot match the name of a function"),
+            ("functions = '*'", "this client has no way to prove who it is"),
             ("functions = '*'\naccess_key_id = 'SOFFAAAAAAAAAAAAAAAA'", "a key pair is access_key_id and secret_file"),
             ("functions = '*'\naccess_key_id = 'A'\nsecret_file = '/s'", "not the id of a key"),
             ("functions = '*'\nsan = 'a.test'", "there is no tls.client_ca"),

@@ -163,7 +163,7 @@ impl Reader {
         let text = self.text(key)?;
         let read: Result<Vec<SocketAddr>, _> = text.split_whitespace().map(str::parse).collect();
         let Some(addresses) = read.ok().filter(|addresses| !addresses.is_empty()) else {
-            let hint = "write it like \"127.0.0.1:9477\", or several with spaces between, like \"127.0.0.1:9477 [::1]:9477\": \
+            let hint = "write it like \"127.0.0.1:9477\", or several separated by spaces, like \"127.0.0.1:9477 [::1]:9477\": \
                         an IP address, not a name";
             return self.refuse(key, "not addresses and ports", Some(hint));
         };
