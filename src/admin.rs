@@ -19,6 +19,12 @@ use crate::outbox::{self, Census, Health, Outbox, Place};
 
 pub mod api;
 
+pub mod access;
+
+pub mod actions;
+
+pub mod operators;
+
 pub mod dead_letters;
 
 pub mod functions;

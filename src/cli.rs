@@ -35,6 +35,10 @@ mod https;
 
 pub mod auth;
 
+mod socket;
+
+pub mod actions;
+
 mod out;
 
 mod arguments;
@@ -103,6 +107,7 @@ enum Command {
     /// This does not end a hold. A hold by Lambda or AWS ends by itself.
     Resume(pause::Options),
     Purge(purge::Options),
+    Actions(actions::Options),
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
     Status(status::Options),
@@ -153,6 +158,7 @@ pub fn main() -> ExitCode {
         Command::Pause(options) => pause::pause(options, &environment),
         Command::Resume(options) => pause::resume(options, &environment),
         Command::Purge(options) => purge::run(options, &environment),
+        Command::Actions(options) => actions::run(options, &environment),
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),
         Command::Status(options) => status::run(options, &environment),

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::http::host::Hosts;
 use crate::outbox::embedded;
-use crate::{aws, deadletter, dispatch, ingest, readable};
+use crate::{admin, aws, deadletter, dispatch, ingest, readable};
 
 pub mod problem;
 
@@ -50,8 +50,10 @@ mod clients;
 
 mod unix;
 
+pub mod operators;
+
 pub use problem::{Origin, Problem, Problems};
-pub use raw::{Entry, Value};
+pub use raw::{Entry, TOKEN_FILE, Value};
 
 /// The settings of all stages, and of what surrounds them.
 #[derive(Debug, Clone)]
@@ -64,6 +66,8 @@ pub struct Config {
     pub ingest: ingest::Settings,
     /// The known clients of the ingest listener, and whether others are refused.
     pub clients: ingest::client::Clients,
+    /// Who may use the operator's API.
+    pub operators: admin::operators::Operators,
     /// The limits of calls that are passed through to Lambda. `None` means that such calls are refused.
     pub passthrough: Option<ingest::passthrough::Limits>,
     pub rules: ingest::rules::Rules,
@@ -93,6 +97,8 @@ pub struct Listen {
     /// A listener for probes and metrics only. `None` means that only the admin listener serves them.
     pub health: Option<SocketAddr>,
     pub unix: Option<UnixSocket>,
+    /// A socket that serves the operator's API.
+    pub admin_unix: Option<UnixSocket>,
     /// The names, besides addresses and localhost, that the ingest listener answers when a browser could send the
     /// request.
     pub ingest_hosts: Hosts,
@@ -103,6 +109,8 @@ pub struct Listen {
 /// A socket file, and who may connect to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnixSocket {
+    /// The configuration key that names it.
+    pub key: &'static str,
     pub path: PathBuf,
     /// The permission bits of the file.
     pub mode: u32,
@@ -246,7 +254,7 @@ mod tests {
         assert_eq!(config.state_dir, PathBuf::from("/home/me/.local/state/sendoff"));
         assert_eq!(config.listen.ingest, ["127.0.0.1:9477".parse().unwrap()]);
         assert_eq!(config.listen.admin.to_string(), "127.0.0.1:9478");
-        assert_eq!(config.listen.unix, None);
+        assert_eq!((config.listen.unix, config.listen.admin_unix), (None, None));
         assert_eq!(config.outbox.limits.bytes_max, 10 << 30);
         assert_eq!(config.outbox.limits.dedupe_window, Duration::from_secs(24 * 3600));
         assert_eq!(config.outbox.limits.sdk_window, Duration::from_secs(3600));

@@ -3,17 +3,15 @@
 use std::io;
 use std::sync::Arc;
 
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::api::{FunctionQueue, Queues};
 use crate::admin::bodies::Bodies;
-use crate::admin::guard::{Guard, guarded};
 use crate::admin::problems;
 use crate::admin::status::Status;
-use crate::admin::{self, Admin, Readiness};
+use crate::admin::{self, Admin, Readiness, access, actions};
 use crate::aws;
 use crate::aws::Own;
 use crate::aws::configured::Configured;
@@ -28,7 +26,7 @@ use crate::follow::Bad;
 use crate::hop::Hop;
 use crate::http::host::Hosts;
 use crate::http::tls::Port;
-use crate::http::{GivesWay, Limits, Server};
+use crate::http::{Limits, Server};
 use crate::ingest;
 use crate::ingest::door::Door;
 use crate::ingest::refusal::Refusal;
@@ -37,6 +35,8 @@ use crate::notify;
 use crate::outbox::{self, BuryReason, Limits as OutboxLimits, OpenError, Opened, Outbox, embedded};
 use crate::reload::Reload;
 use crate::shutdown::{Signals, Stop};
+
+mod serving;
 
 mod listeners;
 
@@ -52,9 +52,10 @@ mod followed;
 
 use ending::{AdminParts, OpenStore, Running};
 use listeners::Listeners;
+use serving::Serving;
 use vital::Vital;
 
-/// The most connections of the admin listener, and of the health listener.
+/// The most connections of each listener for operators and probes: admin, its Unix socket, health.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
 
 /// The store of the configured engine. There is only one engine.
@@ -142,6 +143,7 @@ pub async fn run(config: Config, reload: Reload) -> Result<Ended, Error> {
     // Checked before a port is bound: an unusable file is a wrong configuration, even if the ports are in use.
     config.tls.as_ref().map(|tls| tls.files.load()).transpose()?;
     config.clients.load()?;
+    config.operators.load()?;
     let mut signals =
         Signals::catch_all().map_err(|source| Error::System { doing: "listening for signals", source })?;
     let running = tokio::select! {
@@ -168,7 +170,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
 
     let listeners = Listeners::open(&config.listen).await?;
     let own = Own { hop: Hop::minted(clock.random_bits()), addresses: listeners.addresses()? };
-    let Listeners { ingest, admin, health, unix } = listeners;
+    let Listeners { ingest, admin, health, unix, admin_unix } = listeners;
     let (stop, door, stages, vital) = (Stop::default(), TaskTracker::new(), TaskTracker::new(), Vital::new());
     let readiness = Readiness::new(&metrics);
     let operator = Admin::<Store>::new(readiness.clone(), metrics.clone(), clock.clone());
@@ -177,12 +179,15 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let tls = followed::secured(&config, &clock, &metrics, reload.signals(), &parts, &vital)?;
     let clients = followed::clients(&config, &clock, &metrics, reload.signals(), &parts, &vital)?;
     let status = Status::new(operator.clone(), reload.level().clone());
-    let routes = operator.router().merge(status.router());
-    let routes = guarded(routes, guard(&config, &metrics, &parts.tasks));
-    serve_admin("admin", Port::new(admin, tls.admin), routes, &config, &clock, &parts, &vital);
+    let operators = followed::operators(&config, &clock, &metrics, reload.signals(), &parts, &vital)?;
+    let access = serving::access(&config, &clock, &metrics, operators);
+    let routes = operator.router().merge(status.router()).merge(access.actions.router());
+    let bodies = Bodies::default();
+    let serving =
+        Serving { config: &config, clock: &clock, metrics: &metrics, parts: &parts, vital: &vital, access, bodies };
+    serving.port("admin", admin, tls.admin, routes.clone());
     if let Some(health) = health {
-        let routes = guarded(operator.health_router(), guard(&config, &metrics, &parts.tasks));
-        serve_admin("health", Port::new(health, None), routes, &config, &clock, &parts, &vital);
+        serving.port("health", health, None, operator.health_router());
     }
     let pulse = notify::pulse(status, clock.clone(), parts.stop.clone());
     vital.spawn_endless(&parts.tasks, "notify", parts.stop.clone(), pulse);
@@ -196,7 +201,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     vital.spawn(&TaskTracker::new(), "upkeep of the outbox", closed.clone(), upkeep);
     let store = OpenStore { outbox: outbox.clone(), closed, closing };
     // Only now: holding the store's lock proves that no other daemon uses the socket file that is replaced here.
-    let mut unix = unix.open()?;
+    let (mut unix, admin_unix) = (unix.open()?, serving.socket(admin_unix, &routes)?);
     operator.set_outbox(Some(outbox.clone()));
     let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock, own, &operator).await?;
 
@@ -211,7 +216,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     operator.set_settings(admin_settings(&config, &shared));
     let home = config.ingest.home.clone().or_region(shared.region());
     let settings = ingest::Settings { home, ..config.ingest.clone() };
-    let limits = limits(&settings, descriptors::connections(open_files, &config, 2 * ADMIN_CONNECTIONS_MAX));
+    let limits = limits(&settings, descriptors::connections(open_files, &config, 3 * ADMIN_CONNECTIONS_MAX));
     let connections = Some(metrics.ingest_connections.clone());
     let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
     let server = server.cut_by(stop.working.clone());
@@ -229,7 +234,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     }
 
     announce(&config, &readiness, [ingest_addresses, admin_address, health_address.unwrap_or_default()]);
-    let grace = config.grace;
+    let (unix, grace) = ([unix, admin_unix], config.grace);
     Ok(Running { store, operator, readiness, stop, vital, door, stages, admin: parts, unix, grace })
 }
 
@@ -238,11 +243,6 @@ fn announce(config: &Config, readiness: &Readiness, [ingest, admin, health]: [St
     let state_dir = config.state_dir.display().to_string();
     tracing::info!(ingest, admin, health, state_dir, "ready");
     notify::ready();
-}
-
-fn guard(config: &Config, metrics: &Arc<Metrics>, leftovers: &TaskTracker) -> Guard {
-    let (hosts, body_timeout) = (config.listen.admin_hosts.clone(), config.ingest.body_timeout);
-    Guard { hosts, body_timeout, metrics: metrics.clone(), bodies: Bodies::default(), leftovers: leftovers.clone() }
 }
 
 /// Registers the metrics, with every series whose labels are known.
@@ -254,27 +254,11 @@ fn metrics(clock: &Clock) -> Result<Arc<Metrics>, Error> {
         buried: BuryReason::ALL.map(BuryReason::as_str).to_vec(),
         outcomes: &Outcome::WORDS,
         key_sources: KeySource::ALL.map(KeySource::as_str).to_vec(),
+        actions: access::actions(),
+        action_results: &actions::RESULTS,
     });
     metrics.start_time_seconds.set(clock.now().0 as f64 / 1_000.0);
     Ok(Arc::new(metrics))
-}
-
-/// Serves the operator's API or the probes. Every new connection is accepted, and another one gives way, because probes
-/// must always be answered.
-fn serve_admin(
-    stage: &'static str,
-    listener: Port,
-    routes: axum::Router,
-    config: &Config,
-    clock: &Clock,
-    parts: &AdminParts,
-    vital: &Vital,
-) {
-    let AdminParts { tasks, stop, cut } = parts;
-    let limits = limits(&config.ingest, ADMIN_CONNECTIONS_MAX);
-    let server = Server::new(limits, None, clock.clone(), stop.clone(), tasks.clone());
-    let server = server.cut_by(cut.clone()).giving_way(GivesWay::Any);
-    vital.spawn_endless(tasks, stage, stop.clone(), server.serve(listener, TowerToHyperService::new(routes)));
 }
 
 fn limits(settings: &ingest::Settings, connections_max: usize) -> Limits {

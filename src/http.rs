@@ -43,7 +43,7 @@ mod open;
 pub use open::GivesWay;
 
 use open::{InFlight, Open};
-use peer::{Peek, Peer, Watched};
+use peer::{Identity, Peek, Peer, Watched};
 use progress::{Answering, Progress};
 
 /// How long to wait after an accept failed because this process lacks something (file descriptors, memory). The next
@@ -229,8 +229,8 @@ impl Server {
         let opened = self.open.add(&self.clock, progress.clone());
         let this = Arc::clone(&opened.connection);
         let in_flight = this.in_flight();
-        let Some((io, names)) = self.opened(accepted, &this).await else { return };
-        let peer = Peer::named(names);
+        let Some((io, identity)) = self.opened(accepted, &this).await else { return };
+        let peer = Peer::known(identity);
         let io = Watched::new(io, peer.clone(), progress.clone());
         let asked = Arc::clone(&this);
         let counted = service_fn(move |mut request: Request<Incoming>| {
@@ -284,7 +284,7 @@ impl Server {
 
     /// Returns the stream of a connection, after its TLS handshake if it has one. `None` means that the handshake failed or
     /// took too long, or that the connection must end.
-    async fn opened<A: Accepted>(&self, accepted: A, this: &open::Connection) -> Option<(A::Io, Vec<String>)> {
+    async fn opened<A: Accepted>(&self, accepted: A, this: &open::Connection) -> Option<(A::Io, Identity)> {
         tokio::select! {
             biased;
             () = self.cut.cancelled() => None,
@@ -387,17 +387,18 @@ pub trait Listener: Send + 'static {
 pub trait Accepted: Send + 'static {
     type Io: AsyncRead + AsyncWrite + Peek + Send + Unpin + 'static;
 
-    /// Returns the stream, and the names that the peer has proven. Runs in the connection's own task, within the time limit
-    /// for a request's head.
-    fn open(self) -> impl Future<Output = io::Result<(Self::Io, Vec<String>)>> + Send;
+    /// Returns the stream, and what is known of the peer. Runs in the connection's own task, within the time limit for a
+    /// request's head.
+    fn open(self) -> impl Future<Output = io::Result<(Self::Io, Identity)>> + Send;
 }
 
 /// Streams that need no handshake.
 impl<I: AsyncRead + AsyncWrite + Peek + Send + Unpin + 'static> Accepted for I {
     type Io = I;
 
-    fn open(self) -> impl Future<Output = io::Result<(I, Vec<String>)>> + Send {
-        std::future::ready(Ok((self, Vec::new())))
+    fn open(self) -> impl Future<Output = io::Result<(I, Identity)>> + Send {
+        let identity = self.identity();
+        std::future::ready(Ok((self, identity)))
     }
 }
 

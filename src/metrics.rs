@@ -46,6 +46,8 @@ pub struct Words {
     pub buried: Vec<&'static str>,
     pub outcomes: &'static [&'static str],
     pub key_sources: Vec<&'static str>,
+    pub actions: Vec<&'static str>,
+    pub action_results: &'static [&'static str],
 }
 
 /// The buckets of a metric, if it has any.
@@ -170,6 +172,10 @@ metrics! {
         "Log lines that could not be written to stderr.";
     admin_refused: IntCounterVec("reason") = "sendoff_admin_refused_total",
         "Requests to the operator's API that were refused before they reached it, such as those of web pages.";
+    admin_denied: IntCounterVec("operator", "reason") = "sendoff_admin_denied_total",
+        "Requests to the operator's API that its caller may not make; callers who are no known operator are `unknown`.";
+    admin_actions: IntCounterVec("action", "result") = "sendoff_admin_actions_total",
+        "Changes and views of payloads through the operator's API, each with a log line of the audit.";
     ready: IntGauge() = "sendoff_ready",
         "1 while `/readyz` answers 200.";
     start_time_seconds: Gauge() = "sendoff_start_time_seconds",
@@ -185,6 +191,9 @@ impl Metrics {
         words.refused.iter().for_each(|word| touch(&self.ingest_refused, &[word]));
         CLASSES.iter().for_each(|class| touch(&self.ingest_passed, &[class]));
         SHIP_FAILURES.iter().for_each(|code| touch(&self.deadletter_ship_failures, &[code]));
+        for action in &words.actions {
+            words.action_results.iter().for_each(|result| touch(&self.admin_actions, &[action, result]));
+        }
         self.words.get_or_init(|| words);
     }
 
@@ -356,6 +365,8 @@ mod tests {
             buried: vec!["refused"],
             outcomes: &["delivered"],
             key_sources: vec!["client"],
+            actions: vec!["drain"],
+            action_results: &["done"],
         });
         metrics.function_label(&FunctionName::new("orders"));
         let text = String::from_utf8(metrics.render().unwrap()).unwrap();

@@ -55,11 +55,25 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     // of deadletter the rules of a redrive
     (
         "admin",
-        &["event", "clock", "metrics", "outbox", "dispatch", "deadletter", "http", "shutdown", "telemetry", "plural"],
+        &[
+            "auth",
+            "follow",
+            "event",
+            "clock",
+            "metrics",
+            "outbox",
+            "dispatch",
+            "deadletter",
+            "http",
+            "shutdown",
+            "telemetry",
+            "plural",
+        ],
     ),
     (
         "config",
         &[
+            "admin",
             "auth",
             "follow",
             "event",

@@ -146,6 +146,39 @@ pub struct LogLevel {
     pub level: String,
 }
 
+/// What an operator did, or tried to do: a change, or a view of payloads.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Action {
+    pub at: String,
+    /// The operator's name; `root`, `sendoff` (the daemon's own user) or `anyone`.
+    pub operator: String,
+    /// How it proved that: `token`, `certificate`, `user` (of the Unix socket) or `none`.
+    pub proof: String,
+    /// Where it came from: an address, or `uid N`.
+    pub peer: String,
+    /// One word, such as `pause-function`.
+    pub action: String,
+    /// The function or the events that it was done to; empty if it is about the daemon, or about what `filter` says.
+    pub object: String,
+    /// The query of the request, decoded.
+    pub filter: String,
+    /// `done`, `failed`, `denied`, or `unfinished` if the caller left before the answer.
+    pub result: String,
+    /// Of the answer.
+    pub status: Option<u16>,
+    /// How many events were changed or shown.
+    pub events: Option<u64>,
+    pub bytes: Option<u64>,
+    /// How many events of those named were not changed.
+    pub refused: Option<u64>,
+}
+
+/// `GET /v1/actions`: the latest, the last one at the end. They are kept in memory only; the log has all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ActionPage {
+    pub actions: Vec<Action>,
+}
+
 /// One event of `GET /v1/events`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventView {

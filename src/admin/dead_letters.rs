@@ -10,6 +10,7 @@ use http::StatusCode;
 use prometheus::core::Collector;
 use serde_json::value::RawValue;
 
+use super::actions::{Note, Noted};
 use super::api::{
     self, Answer, Answers, Ids, Import, KeysQuery, LetterPage, LetterView, Letters, LettersQuery, Queues,
     UnreadableLetter,
@@ -78,7 +79,7 @@ fn want(query: LettersQuery, clock: &Clock) -> Result<BuriedWant, Problem> {
 pub(super) async fn list<O: Operator>(
     State(admin): State<Admin<O>>,
     Query(query): Query<LettersQuery>,
-) -> Result<Json<LetterPage>, Problem> {
+) -> Result<Noted<Json<LetterPage>>, Problem> {
     let (store, settings) = (admin.store()?, admin.settings()?);
     let want = want(query, &admin.clock)?;
     let pattern = want.filter.function.clone();
@@ -89,14 +90,16 @@ pub(super) async fn list<O: Operator>(
     let letters = page.letters.iter();
     let letters =
         letters.map(|letter| view(&letter.event, &letter.history, letter.payload_bytes, letter.leased, payloads));
-    Ok(Json(LetterPage {
+    let note = Note::of(page.letters.len() as u64);
+    let page = LetterPage {
         dead_letters: letters.collect::<Result<_, _>>()?,
         unreadable: page.unreadable.into_iter().map(|(id, why)| UnreadableLetter { id, why }).collect(),
         next: page.next.map(|next| next.to_string()),
         buried,
         shipped: shipped(&admin.metrics, pattern.as_ref()),
         queues: queues_of(&settings.queues, lanes.iter().map(|(name, _)| name)),
-    }))
+    };
+    Ok(Noted(Json(page), note))
 }
 
 /// Letters that queues have taken since the start, of the functions that fit.
@@ -150,12 +153,13 @@ pub(super) async fn show<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<EventId>,
     Query(query): Query<api::PayloadQuery>,
-) -> Result<Json<LetterView>, Problem> {
+) -> Result<Noted<Json<LetterView>>, Problem> {
     let store = admin.store()?;
     let found = if query.payload { store.find(id).await? } else { store.find_head(id).await? };
     let found = found.filter(|found| found.place == Place::Buried);
     let found = found.ok_or_else(|| Problem(StatusCode::NOT_FOUND, format!("no dead letter {id} in the store")))?;
-    Ok(Json(view(&found.event, &found.history, found.payload_bytes, found.leased, query.payload)?))
+    let view = view(&found.event, &found.history, found.payload_bytes, found.leased, query.payload)?;
+    Ok(Noted(Json(view), Note::of(1)))
 }
 
 /// Remove a dead letter for good
@@ -175,9 +179,9 @@ pub(super) async fn purge<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<EventId>,
     Query(query): Query<KeysQuery>,
-) -> Result<Json<Answer>, Problem> {
+) -> Result<Noted<Json<Answer>>, Problem> {
     match purged(&admin, vec![id], &query).await?.pop() {
-        Some(answer @ Answer::Purged { .. }) => Ok(Json(answer)),
+        Some(answer @ Answer::Purged { .. }) => Ok(Noted(Json(answer), Note::of(1))),
         Some(Answer::Shipping { message } | Answer::Busy { message }) => Err(Problem::conflict(message)),
         Some(Answer::Refused { message }) => Err(Problem(StatusCode::INTERNAL_SERVER_ERROR, message)),
         Some(Answer::NotFound { .. } | Answer::Stored { .. } | Answer::Duplicate { .. } | Answer::Ceiling { .. })
@@ -201,17 +205,15 @@ pub(super) async fn purge_all<O: Operator>(
     State(admin): State<Admin<O>>,
     Query(query): Query<KeysQuery>,
     Json(Ids { ids }): Json<Ids>,
-) -> Result<Json<Answers>, Problem> {
+) -> Result<Noted<Json<Answers>>, Problem> {
     at_most(ids.len())?;
-    Ok(Json(Answers { answers: purged(&admin, ids, &query).await? }))
+    let answers = purged(&admin, ids.clone(), &query).await?;
+    Ok(answered(answers, &ids))
 }
 
 async fn purged<O: Operator>(admin: &Admin<O>, ids: Vec<EventId>, query: &KeysQuery) -> Result<Vec<Answer>, Problem> {
     let discarded = admin.store()?.discard(ids.clone(), query.keys()).await?;
-    let answers: Vec<Answer> = discarded.into_iter().zip(ids).map(|(answer, id)| of_discarded(answer, id)).collect();
-    let count = answers.iter().filter(|answer| matches!(answer, Answer::Purged { .. })).count();
-    tracing::warn!(count, "an operator purged dead letters");
-    Ok(answers)
+    Ok(discarded.into_iter().zip(ids).map(|(answer, id)| of_discarded(answer, id)).collect())
 }
 
 /// Make dead letters of the store events again
@@ -230,12 +232,13 @@ async fn purged<O: Operator>(admin: &Admin<O>, ids: Vec<EventId>, query: &KeysQu
 pub(super) async fn revive<O: Operator>(
     State(admin): State<Admin<O>>,
     Json(Ids { ids }): Json<Ids>,
-) -> Result<Json<Answers>, Problem> {
+) -> Result<Noted<Json<Answers>>, Problem> {
     let (store, redrives_max) = (admin.store()?, admin.settings()?.rules.redrives_max);
     at_most(ids.len())?;
     let revived = store.revive(ids.clone(), redrives_max).await?;
-    let answers = revived.iter().zip(ids).map(|(answer, id)| counted(of_revived(answer, id), &admin.metrics, "store"));
-    Ok(Json(Answers { answers: answers.collect() }))
+    let answers =
+        revived.iter().zip(&ids).map(|(answer, id)| counted(of_revived(answer, *id), &admin.metrics, "store"));
+    Ok(answered(answers.collect(), &ids))
 }
 
 /// Accept letters that come back from a queue
@@ -254,7 +257,7 @@ pub(super) async fn revive<O: Operator>(
 pub(super) async fn redrive<O: Operator>(
     State(admin): State<Admin<O>>,
     Json(Letters { letters }): Json<Letters>,
-) -> Result<Json<Answers>, Problem> {
+) -> Result<Noted<Json<Answers>>, Problem> {
     let (store, rules) = (admin.store()?, admin.settings()?.rules);
     at_most(letters.len())?;
     // The refused keep their place among the answers.
@@ -272,9 +275,23 @@ pub(super) async fn redrive<O: Operator>(
         }
     }
     let appended = store.redrive(redriven).await?;
-    let mut appended = appended.iter().zip(ids).map(|(answer, id)| of_appended(answer, id));
+    let mut appended = appended.iter().zip(&ids).map(|(answer, id)| of_appended(answer, *id));
     let answers = answers.into_iter().filter_map(|refused| refused.or_else(|| appended.next()));
-    Ok(Json(Answers { answers: answers.map(|answer| counted(answer, &admin.metrics, "queue")).collect() }))
+    Ok(answered(answers.map(|answer| counted(answer, &admin.metrics, "queue")).collect(), &ids))
+}
+
+/// The answers about several letters, with what the audit says of them. `ids` are those that were asked about.
+fn answered(answers: Vec<Answer>, ids: &[EventId]) -> Noted<Json<Answers>> {
+    let is_done = |answer: &&Answer| match answer {
+        Answer::Stored { .. } | Answer::Duplicate { .. } | Answer::Purged { .. } => true,
+        Answer::Busy { .. }
+        | Answer::Ceiling { .. }
+        | Answer::Refused { .. }
+        | Answer::Shipping { .. }
+        | Answer::NotFound { .. } => false,
+    };
+    let note = Note::some(ids, answers.iter().filter(is_done).count());
+    Noted(Json(Answers { answers }), note)
 }
 
 fn at_most(count: usize) -> Result<(), Problem> {
@@ -361,7 +378,7 @@ fn counted(answer: Answer, metrics: &Metrics, source: &str) -> Answer {
 pub(super) async fn import<O: Operator>(
     State(admin): State<Admin<O>>,
     Json(Import { letters }): Json<Import<Box<RawValue>>>,
-) -> Result<Json<Answers>, Problem> {
+) -> Result<Noted<Json<Answers>>, Problem> {
     let (store, home) = (admin.store()?, admin.settings()?.rules.home);
     at_most(letters.len())?;
     let now = admin.clock.now();
@@ -370,7 +387,7 @@ pub(super) async fn import<O: Operator>(
     let letters = letters.map_err(Problem::bad)?;
     let ids: Vec<EventId> = letters.iter().map(|(event, _)| event.id).collect();
     let imported = store.import(letters).await?;
-    Ok(Json(Answers { answers: imported.iter().zip(ids).map(|(answer, id)| of_imported(answer, id)).collect() }))
+    Ok(answered(imported.iter().zip(&ids).map(|(answer, id)| of_imported(answer, *id)).collect(), &ids))
 }
 
 fn view(

@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::StatusCode;
 
+use super::actions::{Note, Noted};
 use super::api::{Cancelled, Due, EventDetail, EventPage, EventView};
 use super::lookup::{event_id, is_paused, matching, page_size, pattern, state};
 use super::{Admin, Problem, api};
@@ -101,19 +102,20 @@ pub(super) async fn show<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<String>,
     Query(query): Query<api::PayloadQuery>,
-) -> Result<Json<EventDetail>, Problem> {
+) -> Result<Noted<Json<EventDetail>>, Problem> {
     let id = event_id(&id)?;
     let store = admin.store()?;
     let found = if query.payload { store.find(id).await? } else { store.find_head(id).await? };
     let Found { event, payload_bytes, history, place, leased } = found.ok_or_else(|| gone(id))?;
-    Ok(Json(EventDetail {
+    let detail = EventDetail {
         event: view(id, &event.function.name, place, leased, &history),
         deliver_at: event.deliver_at.map(UnixMillis::rfc3339),
         expires_at: event.expires_at.map(UnixMillis::rfc3339),
         redrives: event.redrives,
         payload_bytes,
         payload_base64: query.payload.then(|| BASE64_STANDARD.encode(&event.payload)),
-    }))
+    };
+    Ok(Noted(Json(detail), Note::of(1)))
 }
 
 /// Remove an event that waits
@@ -134,12 +136,11 @@ pub(super) async fn cancel<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<String>,
     Query(query): Query<api::KeysQuery>,
-) -> Result<Json<Cancelled>, Problem> {
+) -> Result<Noted<Json<Cancelled>>, Problem> {
     let (id, store) = (event_id(&id)?, admin.store()?);
     let function = function_of(&store, id).await?;
     touched(store.cancel(id, query.keys()).await?, id)?;
-    tracing::warn!(event_id = %id, %function, "an operator cancelled the event");
-    Ok(Json(Cancelled { id, function: function.as_str().to_owned(), cancelled: true }))
+    Ok(Noted(Json(Cancelled { id, function: function.as_str().to_owned(), cancelled: true }), Note::of(1)))
 }
 
 /// Make an event that waits due now
@@ -158,14 +159,13 @@ pub(super) async fn cancel<O: Operator>(
 pub(super) async fn attempt<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<String>,
-) -> Result<Json<Due>, Problem> {
+) -> Result<Noted<Json<Due>>, Problem> {
     let (id, store) = (event_id(&id)?, admin.store()?);
     let function = function_of(&store, id).await?;
     touched(store.attempt_now(id).await?, id)?;
-    tracing::info!(event_id = %id, %function, "an operator made the event due");
     let paused = is_paused(&store, &function).await?;
     let held = admin.probe(&function).await.as_ref().map(Into::into);
-    Ok(Json(Due { id, function: function.as_str().to_owned(), paused, held }))
+    Ok(Noted(Json(Due { id, function: function.as_str().to_owned(), paused, held }), Note::of(1)))
 }
 
 async fn function_of<O: Operator>(store: &O, id: EventId) -> Result<FunctionName, Problem> {

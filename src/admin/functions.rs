@@ -4,6 +4,7 @@ use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 
+use super::actions::{Note, Noted};
 use super::lookup::{known, known_or_new, state, time};
 use super::{Admin, Problem, api};
 use crate::dispatch::status::LaneStatus;
@@ -94,7 +95,6 @@ pub(super) async fn pause<O: Operator>(
 ) -> Result<Json<api::Paused>, Problem> {
     let function = known_or_new(&admin, &name).await?;
     admin.store()?.pause(&function, true).await?;
-    tracing::info!(%function, "an operator paused the function");
     Ok(Json(api::Paused { function: function.as_str().to_owned(), paused: true, held: None }))
 }
 
@@ -117,7 +117,6 @@ pub(super) async fn resume<O: Operator>(
 ) -> Result<Json<api::Paused>, Problem> {
     let function = known(&admin, &name).await?;
     admin.store()?.pause(&function, false).await?;
-    tracing::info!(%function, "an operator resumed the function");
     // What holds it is probed at once: an operator who resumes a function has perhaps just mended it.
     let held = admin.probe(&function).await.as_ref().map(Into::into);
     Ok(Json(api::Paused { function: function.as_str().to_owned(), paused: false, held }))
@@ -141,7 +140,7 @@ pub(super) async fn purge<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(name): Path<String>,
     Query(query): Query<api::PurgeQuery>,
-) -> Result<Json<api::Purged>, Problem> {
+) -> Result<Noted<Json<api::Purged>>, Problem> {
     let function = known(&admin, &name).await?;
     let place = query.state.as_deref().map(|word| state(word, &LIVE)).transpose()?;
     let before = query.accepted_before.as_deref();
@@ -150,9 +149,8 @@ pub(super) async fn purge<O: Operator>(
     let keys = api::KeysQuery { keep_keys: query.keep_keys }.keys();
     let purge = Purge { function: function.clone(), place, accepted_before, dry_run, keys };
     let purged = admin.store()?.purge(purge).await?;
-    if !dry_run {
-        tracing::warn!(%function, events = purged.events, bytes = purged.bytes, "an operator purged events");
-    }
     let function = function.as_str().to_owned();
-    Ok(Json(api::Purged { function, dry_run, events: purged.events, bytes: purged.bytes }))
+    // A dry run changes nothing. Its filter says that it was one.
+    let note = if dry_run { Note::of(0) } else { Note::of(purged.events).with_bytes(purged.bytes) };
+    Ok(Noted(Json(api::Purged { function, dry_run, events: purged.events, bytes: purged.bytes }), note))
 }

@@ -1,6 +1,6 @@
 //! What keeps web pages away from the operator's listener (docs/adr/0015).
 //!
-//! The listener asks nobody who they are, and a browser on this machine carries requests of any page to it. So every
+//! Loopback is open to every process of this machine, and a browser carries requests of any page to it. So every
 //! request must name the listener by a name that is its own, must not come from another site, and a body must be JSON,
 //! which a page cannot send without asking first. Only the probes and the metrics are open to every name: they change
 //! nothing, and whoever scrapes them uses whatever name a cluster gives.
@@ -18,9 +18,9 @@ use http::header::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use hyper::body::Body as _;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 
+use super::access::{self, Access};
 use super::api::Message;
 use super::bodies::{BODY_BYTES_MAX, Bodies, Unread};
 use super::refusal;
@@ -34,13 +34,14 @@ const OPEN: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
 /// What can be answered to any request, by the guard or because the outbox cannot, for the OpenAPI document: the status, why, and
 /// whether it takes a body.
-pub(super) const ANSWERS: [(StatusCode, &str, bool); 7] = [
+pub(super) const ANSWERS: [(StatusCode, &str, bool); 8] = [
     (
         StatusCode::BAD_REQUEST,
         "The query or the body is not what it must be, or the request does not name one host",
         false,
     ),
-    (StatusCode::FORBIDDEN, "A web page of another site sent the request", false),
+    (StatusCode::UNAUTHORIZED, "The caller is no operator, where auth.admin requires one", false),
+    (StatusCode::FORBIDDEN, "The operator lacks the right, or a web page of another site sent the request", false),
     (StatusCode::REQUEST_TIMEOUT, "The body did not come in time", true),
     (StatusCode::PAYLOAD_TOO_LARGE, "The body is larger than 2 MiB", true),
     (StatusCode::UNSUPPORTED_MEDIA_TYPE, "The body is not application/json by its type", true),
@@ -97,26 +98,27 @@ pub struct Guard {
     pub leftovers: TaskTracker,
 }
 
-/// The same routes behind the guard.
-pub fn guarded(routes: Router, guard: Guard) -> Router {
-    routes.layer(from_fn_with_state(guard, stand_guard))
+/// The same routes behind the guard and the rights of operators. A body is read last, so that a refusal costs no memory.
+pub fn guarded(routes: Router, guard: Guard, access: Access) -> Router {
+    routes
+        .layer(from_fn_with_state(guard.clone(), read_body))
+        .layer(from_fn_with_state(access, access::check))
+        .layer(from_fn_with_state(guard, stand_guard))
 }
 
 async fn stand_guard(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     let is_probe = is_read(request.method()) && OPEN.contains(&request.uri().path());
-    let mut response = match guard.admit(request).await {
-        Ok((request, None)) if is_probe => next.run(request).await,
-        Ok((request, None)) => refusal::in_json(next.run(request).await).await,
-        Ok((request, Some(memory))) => {
-            let answering = async move { (refusal::in_json(next.run(request).await).await, memory) };
-            let (response, _memory) = ToItsEnd::new(answering, &guard.leftovers).await;
-            response
+    let has_body = !request.body().is_end_stream();
+    let is_change = !is_read(request.method());
+    let mut response = match check(request.method(), request.uri(), request.headers(), has_body, &guard.hosts) {
+        Ok(()) if is_probe => next.run(request).await,
+        // A change is finished, and audited with its result, also if its client has gone.
+        Ok(()) if is_change => {
+            let answering = async move { refusal::in_json(next.run(request).await).await };
+            ToItsEnd::new(answering, &guard.leftovers).await
         }
-        Err(refused) => {
-            guard.metrics.admin_refused.with_label_values(&[refused.reason()]).inc();
-            tracing::debug!(reason = refused.reason(), "request to the admin listener refused");
-            refused.into_response()
-        }
+        Ok(()) => refusal::in_json(next.run(request).await).await,
+        Err(refused) => guard.refuse(refused),
     };
     for (name, value) in HEADERS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
@@ -124,21 +126,26 @@ async fn stand_guard(State(guard): State<Guard>, request: Request, next: Next) -
     response
 }
 
+/// Hands on the request with its whole body, so that no handler waits for a client that sends none. The memory that the
+/// body takes is kept until the answer.
+async fn read_body(State(guard): State<Guard>, request: Request, next: Next) -> Response {
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let (head, body) = request.into_parts();
+    match tokio::time::timeout(guard.body_timeout, guard.bodies.read(body)).await {
+        Ok(Ok((body, _memory))) => next.run(Request::from_parts(head, Body::from(body))).await,
+        Ok(Err(Unread::TooLarge)) => guard.refuse(Refused::BodyTooLarge),
+        Ok(Err(Unread::Crowded)) => guard.refuse(Refused::Crowded),
+        Err(_) => guard.refuse(Refused::BodyLate),
+    }
+}
+
 impl Guard {
-    /// The request with its whole body, so that no handler waits for a client that sends none; and the memory that the body takes.
-    async fn admit(&self, request: Request) -> Result<(Request, Option<OwnedSemaphorePermit>), Refused> {
-        let has_body = !request.body().is_end_stream();
-        check(request.method(), request.uri(), request.headers(), has_body, &self.hosts)?;
-        if !has_body {
-            return Ok((request, None));
-        }
-        let (head, body) = request.into_parts();
-        let read = tokio::time::timeout(self.body_timeout, self.bodies.read(body)).await;
-        let (body, memory) = read.map_err(|_| Refused::BodyLate)?.map_err(|unread| match unread {
-            Unread::TooLarge => Refused::BodyTooLarge,
-            Unread::Crowded => Refused::Crowded,
-        })?;
-        Ok((Request::from_parts(head, Body::from(body)), Some(memory)))
+    fn refuse(&self, refused: Refused) -> Response {
+        self.metrics.admin_refused.with_label_values(&[refused.reason()]).inc();
+        tracing::debug!(reason = refused.reason(), "request to the admin listener refused");
+        refused.into_response()
     }
 }
 

@@ -8,7 +8,7 @@ use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{__path_livez, __path_metrics, __path_readyz};
-use super::{dead_letters, events, functions, guard, status};
+use super::{actions, dead_letters, events, functions, guard, status};
 
 /// The document, as JSON.
 pub fn document() -> &'static str {
@@ -52,6 +52,7 @@ pub fn document() -> &'static str {
         dead_letters::show,
         dead_letters::purge,
         dead_letters::redrive,
+        actions::list,
     ),
     modifiers(&Everywhere)
 )]
@@ -100,6 +101,7 @@ mod tests {
     fn routes() -> BTreeSet<String> {
         let sources = [
             include_str!("../admin.rs"),
+            include_str!("actions.rs"),
             include_str!("dead_letters.rs"),
             include_str!("events.rs"),
             include_str!("functions.rs"),

@@ -10,6 +10,7 @@ use axum::{Json, Router};
 use http::StatusCode;
 use prometheus::core::Collector;
 
+use super::actions::{Note, Noted};
 use super::api::{self, OutboxCounts, Rates, Summary, Totals};
 use super::problems::{Facts, problems};
 use super::{Admin, Problem};
@@ -234,11 +235,11 @@ pub(super) async fn log_level<O: Outbox>(State(status): State<Status<O>>) -> Jso
 pub(super) async fn set_log_level<O: Outbox>(
     State(status): State<Status<O>>,
     Json(asked): Json<api::LogLevel>,
-) -> Result<Json<api::LogLevel>, Problem> {
+) -> Result<Noted<Json<api::LogLevel>>, Problem> {
     let before = status.level.get();
     status.level.set(&asked.level).map_err(|error| Problem::bad(error.to_string()))?;
-    tracing::info!(before, level = asked.level, "log level changed");
-    Ok(Json(asked))
+    let note = Note::on(format!("{before} -> {}", asked.level));
+    Ok(Noted(Json(asked), note))
 }
 
 /// Become not ready, so that load balancers send clients elsewhere
@@ -257,7 +258,6 @@ pub(super) async fn drain<O: Outbox>(State(status): State<Status<O>>) -> Result<
     match status.admin.readiness.why_not() {
         None => {
             status.admin.readiness.not_ready(DRAIN);
-            tracing::info!("draining on request: not ready, still accepting and delivering");
             Ok(StatusCode::NO_CONTENT)
         }
         Some(DRAIN) => Ok(StatusCode::NO_CONTENT),
@@ -279,7 +279,6 @@ pub(super) async fn end_drain<O: Outbox>(State(status): State<Status<O>>) -> Res
     match status.admin.readiness.why_not() {
         Some(DRAIN) => {
             status.admin.readiness.ready();
-            tracing::info!("ready again");
             Ok(StatusCode::NO_CONTENT)
         }
         None => Ok(StatusCode::NO_CONTENT),

@@ -1,13 +1,14 @@
 //! The client of the operator's API: of a running daemon, or of a store that the command itself has opened.
 
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::service::Service as _;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -16,11 +17,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::arguments::{self, Url};
-use super::https::{Connector, Trust, connector, trouble};
+use super::https::{Connector, Trust, bearer, connector, trouble};
 use super::url::{base, endpoint_of, percent};
-use super::{ConfigOptions, Exit, Failure};
+use super::{ConfigOptions, Exit, Failure, socket};
 use crate::admin::api::{FunctionPage, Message};
-use crate::config::{Config, Environment};
+use crate::config::{Config, Environment, Loaded, TOKEN_FILE};
 use crate::deadletter::Trouble;
 use crate::event::{EventId, FunctionName};
 
@@ -39,13 +40,18 @@ pub(super) const UNREACHABLE: &str = "unreachable";
 pub struct Daemon {
     #[command(flatten)]
     pub(super) config: ConfigOptions,
-    /// The daemon's admin listener, as http://HOST:PORT or https://HOST:PORT. By default, the address in the configuration
+    /// The daemon's admin listener, as http://HOST:PORT or https://HOST:PORT. By default, the socket
+    /// listen.admin_unix of the configuration, or, if that does not answer, its address listen.admin
     #[arg(long, value_name = "URL", value_parser = Url(parse_admin))]
     admin: Option<Uri>,
     /// With https: file with the authorities to trust, in PEM. By default, those of this machine. For the configured
     /// daemon, its own certificate
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// File whose first line is the secret by which the daemon knows this operator (operators.NAME.token_file). By
+    /// default, the file that SENDOFF_ADMIN_TOKEN_FILE names
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Exists only for its error message
     #[arg(long, hide = true, value_parser = Url(not_the_ingest_listener))]
     endpoint: Option<String>,
@@ -97,22 +103,40 @@ pub struct One {
 
 impl Daemon {
     pub(super) fn client(&self, environment: &Environment) -> Result<AdminClient, Failure> {
+        let file = self.token_file.clone().or_else(|| environment.get(TOKEN_FILE).map(PathBuf::from));
+        let token = file.map(|file| bearer(&file)).transpose()?;
+        Ok(AdminClient { token, ..self.unproven(environment)? })
+    }
+
+    /// A client without a token.
+    fn unproven(&self, environment: &Environment) -> Result<AdminClient, Failure> {
         match &self.admin {
             Some(endpoint) => AdminClient::new(endpoint, &Trust::of(self.ca.as_deref())),
             None => {
-                let config = self.config(environment)?;
+                let Loaded { config, entries } = self.loaded(environment)?;
+                let mut unanswered = None;
+                if let Some(path) = socket::candidate(&config, &entries) {
+                    match socket::Connector::to(&path) {
+                        Ok(connector) => return Ok(AdminClient::by_socket(&path, connector)),
+                        Err(error) => unanswered = Some(format!("the socket {}: {error}", path.display())),
+                    }
+                }
                 let own = config.tls.filter(|tls| tls.on_admin).map(|tls| Trust::Own(tls.files.cert));
                 let endpoint = endpoint_of(config.listen.admin, own.is_some())?;
                 let trust = own.filter(|_| self.ca.is_none()).unwrap_or_else(|| Trust::of(self.ca.as_deref()));
-                AdminClient::new(&endpoint, &trust)
+                Ok(AdminClient { unanswered, ..AdminClient::new(&endpoint, &trust)? })
             }
         }
     }
 
     /// The daemon's configuration, as far as this side knows it. A command that only asks needs no state directory.
     pub(super) fn config(&self, environment: &Environment) -> Result<Config, Failure> {
+        Ok(self.loaded(environment)?.config)
+    }
+
+    fn loaded(&self, environment: &Environment) -> Result<Loaded, Failure> {
         let state_dir = self.config.state_dir.clone().or_else(|| Some("/".to_owned()));
-        Ok(ConfigOptions { state_dir, ..self.config.clone() }.load(environment)?.config)
+        Ok(ConfigOptions { state_dir, ..self.config.clone() }.load(environment)?)
     }
 }
 
@@ -121,11 +145,16 @@ impl Daemon {
 pub struct AdminClient {
     base: String,
     way: Way,
+    /// What was tried before, and why it did not answer.
+    unanswered: Option<String>,
+    /// Proves who the operator is.
+    token: Option<HeaderValue>,
 }
 
 #[derive(Clone)]
 enum Way {
     Http(Box<Client<Connector, Full<Bytes>>>),
+    Socket(Box<Client<socket::Connector, Full<Bytes>>>),
     InProcess(TowerToHyperService<axum::Router>),
 }
 
@@ -133,12 +162,23 @@ impl AdminClient {
     /// A client of the daemon with this admin listener.
     pub(super) fn new(endpoint: &Uri, trust: &Trust) -> Result<Self, Failure> {
         let client = Client::builder(TokioExecutor::new()).build(connector(endpoint, trust)?);
-        Ok(Self { base: base(endpoint), way: Way::Http(Box::new(client)) })
+        Ok(Self { base: base(endpoint), way: Way::Http(Box::new(client)), unanswered: None, token: None })
+    }
+
+    /// A client of the daemon that listens on this socket.
+    fn by_socket(path: &Path, connector: socket::Connector) -> Self {
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        Self { base: path.display().to_string(), way: Way::Socket(Box::new(client)), unanswered: None, token: None }
     }
 
     /// A client of routes in this process.
     pub fn in_process(routes: axum::Router) -> Self {
-        Self { base: String::new(), way: Way::InProcess(TowerToHyperService::new(routes)) }
+        Self {
+            base: String::new(),
+            way: Way::InProcess(TowerToHyperService::new(routes)),
+            unanswered: None,
+            token: None,
+        }
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Trouble> {
@@ -191,32 +231,36 @@ impl AdminClient {
             );
             return Trouble { code: "wrong-listener".to_owned(), message, transient: false };
         }
-        Trouble { code: status.as_u16().to_string(), message: words(*status, body), transient }
+        let mut message = words(*status, body);
+        if let (StatusCode::UNAUTHORIZED, Some(before)) = (*status, &self.unanswered) {
+            message += &format!("; {before}");
+        }
+        Trouble { code: status.as_u16().to_string(), message, transient }
     }
 
     /// Sends a request and returns the answer. A trouble means that there is no answer.
     pub async fn ask(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Answered, Trouble> {
         let body = body.unwrap_or_default();
-        let request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        let base = match &self.way {
+            Way::Http(_) => &self.base,
+            // The connector ignores the URL, and the daemon knows this host.
+            Way::Socket(_) => "http://localhost",
+            Way::InProcess(_) => "",
+        };
+        let request = Request::builder().method(method).uri(format!("{base}{path}"));
         let request = request.header(header::CONTENT_TYPE, "application/json").body(Full::new(body));
-        let request = request.map_err(|error| Trouble {
+        let mut request = request.map_err(|error| Trouble {
             code: "request".into(),
             message: error.to_string(),
             transient: false,
         })?;
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(header::AUTHORIZATION, token.clone());
+        }
         let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
             match &self.way {
-                Way::Http(client) => {
-                    let response = client.request(request).await.map_err(|error| match trouble(&error) {
-                        Some(tls) => self.distrusted(&tls),
-                        None if error.is_connect() => self.unreachable("daemon not running"),
-                        None => self.unreachable(&format!("no answer ({error})")),
-                    })?;
-                    let (head, body) = response.into_parts();
-                    let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-                    let body = body.map_err(|error| self.unreachable(&format!("incomplete answer ({error})")))?;
-                    Ok(Answered { status: head.status, headers: head.headers, body: body.to_bytes() })
-                }
+                Way::Http(client) => self.whole(client.request(request).await).await,
+                Way::Socket(client) => self.whole(client.request(request).await).await,
                 Way::InProcess(routes) => {
                     let response = routes.call(request).await.unwrap_or_else(|never| match never {});
                     let (head, body) = response.into_parts();
@@ -228,13 +272,31 @@ impl AdminClient {
         answered.await.unwrap_or_else(|_| Err(self.unreachable(&format!("no answer within {ANSWER_TIMEOUT:?}"))))
     }
 
+    /// Reads the rest of an answer.
+    async fn whole(
+        &self,
+        answered: Result<http::Response<Incoming>, hyper_util::client::legacy::Error>,
+    ) -> Result<Answered, Trouble> {
+        let response = answered.map_err(|error| match trouble(&error) {
+            Some(tls) => self.distrusted(&tls),
+            None if error.is_connect() => self.unreachable("daemon not running"),
+            None => self.unreachable(&format!("no answer ({error})")),
+        })?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+        let body = body.map_err(|error| self.unreachable(&format!("incomplete answer ({error})")))?;
+        Ok(Answered { status: head.status, headers: head.headers, body: body.to_bytes() })
+    }
+
     fn distrusted(&self, why: &str) -> Trouble {
         let message = format!("TLS with {} failed: {why}; name the authority of its certificate with --ca", self.base);
         Trouble { code: UNREACHABLE.to_owned(), message, transient: false }
     }
 
     fn unreachable(&self, why: &str) -> Trouble {
-        let message = format!("{why} at {}; start it with `sendoff serve`, or name another with --admin", self.base);
+        let before = self.unanswered.as_ref().map(|before| format!(" (nor at {before})")).unwrap_or_default();
+        let message =
+            format!("{why} at {}{before}; start it with `sendoff serve`, or name another with --admin", self.base);
         Trouble { code: UNREACHABLE.to_owned(), message, transient: true }
     }
 }

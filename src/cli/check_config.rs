@@ -98,9 +98,10 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     }
 }
 
-/// Whether the secrets of clients can be read. The error says why not.
+/// Whether the secrets of clients and operators can be read. The error says why not.
 fn secrets(config: &Config) -> Result<(), String> {
-    config.clients.load().map(drop).map_err(|bad| bad.to_string())
+    let clients = config.clients.load().map(drop);
+    clients.and_then(|()| config.operators.load().map(drop)).map_err(|bad| bad.to_string())
 }
 
 /// Whether the listeners' certificate can be served. The error says why not.

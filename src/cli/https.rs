@@ -1,11 +1,11 @@
-//! Connects commands to a daemon over TLS, and decides which certificates they trust.
+//! Connects commands to a daemon over TLS: which certificates they trust, and by which token the daemon knows them.
 
 use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use http::Uri;
+use http::{HeaderValue, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -15,6 +15,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::{Exit, Failure};
+use crate::auth::secret;
 use crate::readable;
 
 pub(super) type Connector = HttpsConnector<HttpConnector>;
@@ -55,6 +56,17 @@ pub(super) fn connector(endpoint: &Uri, trust: &Trust) -> Result<Connector, Fail
     };
     let config = config.with_no_client_auth();
     Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build())
+}
+
+/// The header that shows the first secret of a file.
+pub(super) fn bearer(path: &Path) -> Result<HeaderValue, Failure> {
+    let unusable =
+        |why: String| Failure::saying(Exit::Failed, format!("cannot use the token of {}: {why}", path.display()));
+    let secrets = secret::read(path).map_err(unusable)?;
+    let text = secrets.first().map(|secret| [b"Bearer ", secret.expose()].concat()).unwrap_or_default();
+    let mut value = HeaderValue::from_bytes(&text).map_err(|error| unusable(error.to_string()))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 fn roots(certificates: Vec<CertificateDer<'static>>) -> RootCertStore {

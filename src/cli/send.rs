@@ -1,7 +1,7 @@
 //! `sendoff send`: sends one Event invocation to the ingest listener, as an application does.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,10 +14,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::arguments::{self, Url};
-use super::https::{Connector, Trust, connector, trouble};
+use super::https::{Connector, Trust, bearer, connector, trouble};
 use super::url::{base, endpoint_of, percent};
 use super::{Exit, Failure, out};
-use crate::auth::secret;
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{self, Environment, Flags};
 use crate::event::PAYLOAD_BYTES_MAX;
@@ -119,17 +118,6 @@ fn not_the_admin_listener(_: &str) -> Result<String, String> {
     Err("it names the admin listener, which other commands speak to; `send` speaks to the ingest listener, as an \
          application does: give --endpoint, as in --endpoint http://127.0.0.1:9477"
         .to_owned())
-}
-
-/// The header with the first secret of a file.
-fn bearer(path: &Path) -> Result<HeaderValue, Failure> {
-    let unusable =
-        |why: String| Failure::saying(Exit::Failed, format!("cannot use the token of {}: {why}", path.display()));
-    let secrets = secret::read(path).map_err(unusable)?;
-    let text = secrets.first().map(|secret| [b"Bearer ", secret.expose()].concat()).unwrap_or_default();
-    let mut value = HeaderValue::from_bytes(&text).map_err(|error| unusable(error.to_string()))?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 /// A time in RFC 3339.

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::listen::Guarded;
 use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Log, LogFormat};
-use super::{clients, endpoint, level, listen, outside, passthrough, patterns, queue, rules, tls};
+use super::{clients, endpoint, level, listen, operators, outside, passthrough, patterns, queue, rules, tls};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::PAYLOAD_BYTES_MAX;
@@ -32,8 +33,14 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let state_dir = state_dir(r, environment);
     let tls = tls::read(r);
     let required = clients::required(r);
-    let on_tls = tls.iter().flatten().any(|tls| tls.on_ingest);
-    let listen = listen::read(r, on_tls && required == Some(true));
+    let operators_required = operators::required(r);
+    let served = tls.iter().flatten().next();
+    let guarded = Guarded {
+        ingest: required == Some(true) && served.is_some_and(|tls| tls.on_ingest),
+        admin: operators_required == Some(true) && served.is_some_and(|tls| tls.on_admin),
+    };
+    admin_socket(r, environment);
+    let listen = listen::read(r, &guarded);
     let own = listen::own_addresses(r);
 
     let region = region(r, "lambda.region", environment);
@@ -51,6 +58,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     patterns::read(r, own_region.as_deref());
     let has_authority = tls.iter().flatten().any(|tls| tls.files.client_ca.is_some());
     let clients = clients::read(r, own_region.as_deref(), required, has_authority);
+    let operators = operators::read(r, operators_required, listen.as_ref(), tls.iter().flatten().next());
     let passthrough = passthrough::read(r);
     let rules = rules::read(r);
     let outbox = outbox(r);
@@ -69,6 +77,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         tls: tls?,
         ingest: ingest?,
         clients: clients?,
+        operators: operators?,
         passthrough: passthrough?,
         rules: rules?,
         outbox: outbox?,
@@ -83,6 +92,18 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         grace: grace?,
         log: log?,
     })
+}
+
+/// Without a path for the socket of the operator's API, it is in the directory that systemd makes for it.
+fn admin_socket(r: &mut Reader, environment: &Environment) {
+    const KEY: &str = "listen.admin_unix";
+    const VARIABLE: &str = "RUNTIME_DIRECTORY";
+    let is_unset = r.values().find(KEY).is_some_and(|entry| entry.value.to_string().is_empty());
+    // systemd separates several with colons.
+    let directory = environment.get(VARIABLE).and_then(|directories| directories.split(':').next());
+    if let Some(directory) = directory.filter(|_| is_unset) {
+        r.fill(KEY, &format!("{directory}/admin.sock"), Origin::Environment(VARIABLE.to_owned()));
+    }
 }
 
 /// The directory as configured, or by the conventions of systemd or XDG.

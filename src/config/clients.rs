@@ -183,7 +183,7 @@ mod tests {
             assert!(said.contains("listen.ingest = \"0.0.0.0:9477\": not a loopback address"), "{said}");
         }
         let admin = load("[listen]\nadmin = '0.0.0.0:9478'\n").unwrap_err().to_string();
-        assert!(admin.contains("sendoff does not authenticate callers"), "{admin}");
+        assert!(admin.contains("auth.admin = \"required\""), "{admin}");
     }
 
     #[test]

@@ -7,6 +7,9 @@ use tracing_subscriber::EnvFilter;
 /// `aws_config` shows the warnings.
 const QUIET: &str = "aws_config::imds::region=error";
 
+/// The audit of operators. Nobody switches it off by `log.level`: the last of two directives for the same target counts.
+const AUDIT: &str = "sendoff::audit=info";
+
 /// Why a level was not applied.
 #[derive(Debug, thiserror::Error)]
 pub enum LevelError {
@@ -28,8 +31,13 @@ pub fn parse(text: &str) -> Result<EnvFilter, LevelError> {
         Some(part) if part.contains('=') => no_filter(format!("{part:?} has no level")),
         Some(word) => no_filter(format!("{word:?} is not a level")),
         None => {
+            // A directive with a span or a field would count before ours.
+            if text.contains("sendoff::audit") {
+                return no_filter("sendoff::audit is always logged".to_owned());
+            }
             let quiet = if text.contains("aws_config") { String::new() } else { format!(",{QUIET}") };
-            EnvFilter::try_new(format!("{text}{quiet}")).or_else(|error| no_filter(format!("not a filter: {error}")))
+            EnvFilter::try_new(format!("{text}{quiet},{AUDIT}"))
+                .or_else(|error| no_filter(format!("not a filter: {error}")))
         }
     }
 }
@@ -45,5 +53,15 @@ mod tests {
         }
         assert!(parse("inof").is_err() && parse("").is_err() && parse("a=b=c").is_err());
         assert!(parse("info,sendoff=").is_err());
+    }
+
+    #[test]
+    fn no_level_is_without_the_audit() {
+        for text in ["off", "error", "info,sendoff=off", "sendoff::admin=trace"] {
+            assert!(parse(text).unwrap().to_string().contains(AUDIT), "{text}");
+        }
+        for text in ["sendoff::audit=off", "info,sendoff::audit[{action}]=off"] {
+            assert!(parse(text).unwrap_err().to_string().contains("always logged"), "{text}");
+        }
     }
 }

@@ -6,23 +6,29 @@ use super::read::Reader;
 use super::{Listen, unix};
 use crate::http::host::Hosts;
 
-/// `is_guarded` says that every caller of the ingest listener must be a known client, and that TLS protects the proof.
-pub fn read(r: &mut Reader, is_guarded: bool) -> Option<Listen> {
+/// Which listeners accept only callers who prove who they are. TLS protects the proof.
+pub struct Guarded {
+    pub ingest: bool,
+    pub admin: bool,
+}
+
+pub fn read(r: &mut Reader, guarded: &Guarded) -> Option<Listen> {
     let ingest = r.addresses("listen.ingest");
     let admin = r.address("listen.admin");
-    let unix = unix::read(r);
+    let unix = unix::read(r, "listen.unix");
+    let admin_unix = unix::read(r, "listen.admin_unix");
     let health = r.optional_address("listen.health");
     let ingest_hosts = hosts(r, "listen.ingest_hosts");
     let admin_hosts = hosts(r, "listen.admin_hosts");
     let remote_allowed = r.boolean("listen.allow_unauthenticated_remote")?;
     let of_ingest = "everyone who reaches the port uses sendoff's rights: set tls.cert, tls.key and auth.ingest = \"required\", or, \
                      if you trust the network, listen.allow_unauthenticated_remote = true";
-    let of_admin = "sendoff does not authenticate callers, so everyone who reaches the port uses its rights; if you trust the \
-                    network, set listen.allow_unauthenticated_remote = true";
+    let of_admin = "everyone who reaches the port can read payloads and remove events: set tls.cert, tls.key and \
+                    auth.admin = \"required\", or, if you trust the network, listen.allow_unauthenticated_remote = true";
     let is_remote = |address: &SocketAddr| !address.ip().to_canonical().is_loopback();
     for (key, addresses, is_guarded, hint) in [
-        ("listen.ingest", ingest.as_deref(), is_guarded, of_ingest),
-        ("listen.admin", admin.as_slice().into(), false, of_admin),
+        ("listen.ingest", ingest.as_deref(), guarded.ingest, of_ingest),
+        ("listen.admin", admin.as_slice().into(), guarded.admin, of_admin),
     ] {
         if addresses.unwrap_or_default().iter().any(is_remote) && !is_guarded && !remote_allowed {
             r.refuse::<()>(key, "not a loopback address", Some(hint));
@@ -38,7 +44,14 @@ pub fn read(r: &mut Reader, is_guarded: bool) -> Option<Listen> {
             }
         }
     }
-    Some(Listen { ingest, admin, health, unix: unix?, ingest_hosts: ingest_hosts?, admin_hosts: admin_hosts? })
+    let (unix, admin_unix) = (unix?, admin_unix?);
+    if let (Some(unix), Some(admin)) = (&unix, &admin_unix)
+        && unix.path == admin.path
+    {
+        r.contradiction(admin.key, "is the same path as", unix.key, Some("give it another path"));
+    }
+    let (ingest_hosts, admin_hosts) = (ingest_hosts?, admin_hosts?);
+    Some(Listen { ingest, admin, health, unix, admin_unix, ingest_hosts, admin_hosts })
 }
 
 /// Whether two listeners cannot both bind their addresses.

@@ -62,13 +62,29 @@ pub struct Entry {
 }
 
 /// Families of tables whose names the user chooses: `[functions."orders-*"]`, `[clients.orders]`.
-const FAMILIES: [&str; 2] = [FUNCTIONS, CLIENTS];
+const FAMILIES: [&str; 3] = [FUNCTIONS, CLIENTS, OPERATORS];
 pub const FUNCTIONS: &str = "functions";
 pub const CLIENTS: &str = "clients";
+pub const OPERATORS: &str = "operators";
+
+/// A variable that commands read themselves, not a key: the file with the operator's token.
+pub const TOKEN_FILE: &str = "SENDOFF_ADMIN_TOKEN_FILE";
 
 /// The keys of a table of `[clients]`. The defaults file has none of them.
 const CLIENT_KEYS: [&str; 7] =
     ["functions", "calls", "path_token_file", "token_file", "access_key_id", "secret_file", "san"];
+
+/// The keys of a table of `[operators]`.
+const OPERATOR_KEYS: [&str; 5] = ["role", "payloads", "token_file", "san", "uid"];
+
+/// The keys of a table of this family, if they have no default in the defaults file.
+fn keys_of(family: &str) -> &'static [&'static str] {
+    match family {
+        CLIENTS => &CLIENT_KEYS,
+        OPERATORS => &OPERATOR_KEYS,
+        _ => &[],
+    }
+}
 
 /// All keys in effect: first in the order of the defaults file, then those of the families in the order of the file.
 #[derive(Debug, Clone, Default)]
@@ -145,8 +161,8 @@ impl Values {
         let default = |key: &str| self.find(key).map(|entry| entry.value.clone());
         match (family(path), path) {
             (Some(FUNCTIONS), [_, _, name]) => default(&overridable(name)),
-            (Some(_), [_, _, name]) if CLIENT_KEYS.contains(&name.as_str()) => Some(match name.as_str() {
-                "calls" => Value::Boolean(false),
+            (Some(family), [_, _, name]) if keys_of(family).contains(&name.as_str()) => Some(match name.as_str() {
+                "calls" | "payloads" => Value::Boolean(false),
                 _ => Value::Text(String::new()),
             }),
             (Some(_), _) => None,
@@ -170,7 +186,7 @@ impl Values {
         let near = match (family(path), path) {
             (Some(family), [first, table, name]) => {
                 let known: Vec<&str> =
-                    if family == FUNCTIONS { self.overridables().collect() } else { CLIENT_KEYS.to_vec() };
+                    if family == FUNCTIONS { self.overridables().collect() } else { keys_of(family).to_vec() };
                 near_misses(name, known.into_iter())
                     .into_iter()
                     .map(|near| dotted(&[first.clone(), table.clone(), near.to_owned()]))
@@ -274,7 +290,7 @@ fn lay_environment(values: &mut Values, environment: &Environment, problems: &mu
         if let Some((_, key)) = variables.iter().find(|(variable, _)| variable == name) {
             let path: Vec<String> = key.split('.').map(str::to_owned).collect();
             problems.extend(values.lay(&path, Written::Untyped(value.to_owned()), origin).err());
-        } else if !is_service_link(name) {
+        } else if name != TOKEN_FILE && !is_service_link(name) {
             let meant = name[PREFIX.len()..].to_lowercase().replace("__", ".");
             let near = near_misses(&meant, variables.iter().map(|(_, key)| key.as_str()));
             let near: Vec<String> = near.into_iter().map(variable).collect();

@@ -58,7 +58,7 @@ pub(super) struct Running {
     pub(super) door: TaskTracker,
     pub(super) stages: TaskTracker,
     pub(super) admin: AdminParts,
-    pub(super) unix: UnixSockets,
+    pub(super) unix: [UnixSockets; 2],
     pub(super) grace: Duration,
 }
 
@@ -151,7 +151,7 @@ impl Running {
             admin.cut.cancel();
             drop(tokio::time::timeout(ADMIN_PATIENCE, admin.tasks.wait()).await);
         }
-        unix.remove();
+        unix.iter().for_each(UnixSockets::remove);
         store.closed.cancel();
         match tokio::time::timeout(CLOSE_PATIENCE, store.closing).await {
             Ok(closed) => closed.map_err(Error::Closing)?,

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::Error;
 use super::ending::AdminParts;
 use super::vital::Vital;
+use crate::admin::operators;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::follow::Follower;
@@ -65,6 +66,24 @@ fn warn(files: &Files, pair: &Pair, clock: &Clock) {
         let (expired, cert) = (pair.expires.rfc3339(), files.cert.display());
         tracing::error!(expired, %cert, "the TLS certificate has expired: clients refuse it");
     }
+}
+
+/// The operators, with their secrets.
+pub(super) fn operators(
+    config: &Config,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+    reload: watch::Receiver<u64>,
+    parts: &AdminParts,
+    vital: &Vital,
+) -> Result<watch::Receiver<Arc<operators::Directory>>, Error> {
+    let operators = config.operators.clone();
+    let failures = metrics.auth_reload_failures.clone();
+    let follower = Follower::new("secrets of operators", clock.clone(), failures, move || operators.load())?;
+    let directory = follower.value();
+    let following = follower.run(reload, parts.stop.clone());
+    vital.spawn_endless(&parts.tasks, "operators", parts.stop.clone(), following);
+    Ok(directory)
 }
 
 /// The clients of the ingest listener, with their secrets. `None` means that no clients are configured and none are

@@ -19,15 +19,16 @@ pub(super) struct Listeners {
     pub(super) admin: TcpListener,
     pub(super) health: Option<TcpListener>,
     pub(super) unix: Unopened,
+    pub(super) admin_unix: Unopened,
 }
 
-/// The Unix sockets of the ingest listener, before the store is locked.
+/// The Unix sockets of a listener, before the store is locked.
 pub(super) struct Unopened {
     inherited: Vec<UnixListener>,
     own: Option<UnixSocket>,
 }
 
-/// The Unix sockets of the ingest listener.
+/// The Unix sockets of a listener.
 pub(super) struct UnixSockets {
     pub(super) listeners: Vec<UnixListener>,
     own: Option<Own>,
@@ -54,7 +55,9 @@ impl Listeners {
             (None, Some(address)) => Some(bind("listen.health", address)?),
             (None, None) => None,
         };
-        Ok(Self { ingest, admin, health, unix: Unopened { inherited: unix, own: listen.unix.clone() } })
+        let unix = Unopened { inherited: unix, own: listen.unix.clone() };
+        let admin_unix = Unopened { inherited: Vec::new(), own: listen.admin_unix.clone() };
+        Ok(Self { ingest, admin, health, unix, admin_unix })
     }
 }
 
@@ -73,12 +76,12 @@ pub(super) fn check(listen: &Listen) -> Result<(), Error> {
             }
         })?;
     }
-    let socket = listen.unix.as_ref();
-    socket.map_or(Ok(()), |unix| socket::check(unix).map_err(|refused| unix_error(unix, refused)))
+    let mut sockets = listen.unix.iter().chain(&listen.admin_unix);
+    sockets.try_for_each(|unix| socket::check(unix).map_err(|refused| unix_error(unix, refused)))
 }
 
 fn unix_error(socket: &UnixSocket, socket::Refused { why, remedy }: socket::Refused) -> Error {
-    Error::Bind { key: "listen.unix", address: socket.path.display().to_string(), why, remedy }
+    Error::Bind { key: socket.key, address: socket.path.display().to_string(), why, remedy }
 }
 
 impl Listeners {
@@ -104,8 +107,9 @@ impl Unopened {
         }
         let Some(socket) = self.own else { return Ok(UnixSockets { listeners: Vec::new(), own: None }) };
         let (listener, own) = socket::listen(&socket).map_err(|refused| unix_error(&socket, refused))?;
+        let remedy = format!("choose another {}", socket.key);
         let listener = UnixListener::from_std(listener)
-            .map_err(|error| unix_error(&socket, socket::Refused::new(error, "choose another listen.unix")))?;
+            .map_err(|error| unix_error(&socket, socket::Refused::new(error, remedy)))?;
         Ok(UnixSockets { listeners: vec![listener], own: Some(own) })
     }
 }

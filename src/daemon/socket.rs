@@ -1,4 +1,4 @@
-//! The socket file of the ingest listener: who may connect to it, and which file it may replace.
+//! Socket files of the listeners: who may connect to one, and which file it may replace.
 //!
 //! Holds: only a socket without a listener is removed. The file never has more permissions than configured, not even
 //! for a moment.
@@ -51,27 +51,27 @@ impl Own {
 /// Finds what [`listen`] would refuse, as far as that can be seen: the group, what is in the way, and the directory. A
 /// socket in the way is allowed, because it may belong to the daemon to be checked.
 pub(super) fn check(socket: &UnixSocket) -> Result<(), Refused> {
-    socket.group.as_deref().map(group_id).transpose()?;
+    socket.group.as_deref().map(|group| group_id(socket.key, group)).transpose()?;
     let path = &socket.path;
     match fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => return Err(in_the_way(found.file_type())),
+        Ok(found) if !found.file_type().is_socket() => return Err(in_the_way(socket.key, found.file_type())),
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(cannot_bind(path, &error)),
+        Err(error) => return Err(cannot_bind(socket, &error)),
     }
     let directory = directory_of(path);
-    fs::metadata(directory).map_err(|error| cannot_bind(path, &error))?;
+    fs::metadata(directory).map_err(|error| cannot_bind(socket, &error))?;
     accessat(CWD, directory, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
-        .map_err(|error| cannot_bind(path, &error.into()))
+        .map_err(|error| cannot_bind(socket, &error.into()))
 }
 
 /// Listens at a path. The umask of the process must give others no permissions.
 pub(super) fn listen(socket: &UnixSocket) -> Result<(UnixListener, Own), Refused> {
     let path = &socket.path;
     // Looked up first, so that a wrong name removes no socket.
-    let group = socket.group.as_deref().map(group_id).transpose()?;
-    make_way(path)?;
-    let listener = UnixListener::bind(path).map_err(|error| cannot_bind(path, &error))?;
+    let group = socket.group.as_deref().map(|group| group_id(socket.key, group)).transpose()?;
+    make_way(socket)?;
+    let listener = UnixListener::bind(path).map_err(|error| cannot_bind(socket, &error))?;
     let opened = || -> Result<Own, Refused> {
         let failed = |error: io::Error| Refused::new(error, "check the permissions of its directory");
         let found = fs::symlink_metadata(path).map_err(failed)?;
@@ -94,14 +94,15 @@ pub(super) fn listen(socket: &UnixSocket) -> Result<(UnixListener, Own), Refused
 }
 
 /// Removes a socket that a killed daemon has left, because `bind` would fail. Removes nothing else.
-fn make_way(path: &Path) -> Result<(), Refused> {
+fn make_way(socket: &UnixSocket) -> Result<(), Refused> {
+    let UnixSocket { key, path, .. } = socket;
     let kind = match fs::symlink_metadata(path) {
         Ok(found) => found.file_type(),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(cannot_bind(path, &error)),
+        Err(error) => return Err(cannot_bind(socket, &error)),
     };
     if !kind.is_socket() {
-        return Err(in_the_way(kind));
+        return Err(in_the_way(key, kind));
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)
@@ -109,16 +110,16 @@ fn make_way(path: &Path) -> Result<(), Refused> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Ok(_) => Err(Refused::new(
             "another process listens on it",
-            "perhaps another sendoff runs (`sendoff status`): stop it, or choose another listen.unix",
+            format!("perhaps another sendoff runs (`sendoff status`): stop it, or choose another {key}"),
         )),
         Err(error) => Err(Refused::new(
             format!("whether another process listens on it cannot be told: {error}"),
-            "remove the socket if nobody does, or choose another listen.unix",
+            format!("remove the socket if nobody does, or choose another {key}"),
         )),
     }
 }
 
-fn in_the_way(kind: fs::FileType) -> Refused {
+fn in_the_way(key: &str, kind: fs::FileType) -> Refused {
     let kind = if kind.is_dir() {
         "a directory"
     } else if kind.is_symlink() {
@@ -126,7 +127,7 @@ fn in_the_way(kind: fs::FileType) -> Refused {
     } else {
         "a file that is no socket"
     };
-    Refused::new(format!("{kind} is there, and was left alone"), "move it away, or choose another listen.unix")
+    Refused::new(format!("{kind} is there, and was left alone"), format!("move it away, or choose another {key}"))
 }
 
 fn directory_of(path: &Path) -> &Path {
@@ -134,30 +135,33 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 #[expect(clippy::wildcard_enum_match_arm, reason = "the kinds of errors are not ours, and grow")]
-fn cannot_bind(path: &Path, error: &io::Error) -> Refused {
+fn cannot_bind(socket: &UnixSocket, error: &io::Error) -> Refused {
+    let UnixSocket { key, path, .. } = socket;
     let shown = directory_of(path).display();
     match error.kind() {
         ErrorKind::NotFound => Refused::new(
             format!("the directory {shown} does not exist"),
-            "make it (systemd: RuntimeDirectory=), or choose another listen.unix",
+            format!("make it (systemd: RuntimeDirectory=), or choose another {key}"),
         ),
-        ErrorKind::NotADirectory => Refused::new(format!("{shown} is not a directory"), "choose another listen.unix"),
+        ErrorKind::NotADirectory => {
+            Refused::new(format!("{shown} is not a directory"), format!("choose another {key}"))
+        }
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Refused::new(
             format!("the directory {shown} cannot be written: {error}"),
-            "give sendoff's user the right to (systemd: RuntimeDirectory=), or choose another listen.unix",
+            format!("give sendoff's user the right to (systemd: RuntimeDirectory=), or choose another {key}"),
         ),
-        _ => Refused::new(error, "choose another listen.unix"),
+        _ => Refused::new(error, format!("choose another {key}")),
     }
 }
 
 /// The number of a group, given as a number or as a name in /etc/group.
-fn group_id(name: &str) -> Result<u32, Refused> {
+fn group_id(key: &str, name: &str) -> Result<u32, Refused> {
     if let Ok(number) = name.parse() {
         return Ok(number);
     }
     let text = fs::read_to_string(GROUPS).unwrap_or_default();
     number_of(name, &text).ok_or_else(|| {
-        let remedy = "make it, or set listen.unix_group to its number";
+        let remedy = format!("make it, or set {key}_group to its number");
         Refused::new(format!("there is no group {name} in {GROUPS}"), remedy)
     })
 }
@@ -172,7 +176,7 @@ mod tests {
     use super::*;
 
     fn socket(path: &Path, mode: u32) -> UnixSocket {
-        UnixSocket { path: path.to_owned(), mode, group: None }
+        UnixSocket { key: "listen.unix", path: path.to_owned(), mode, group: None }
     }
 
     #[test]
@@ -180,8 +184,8 @@ mod tests {
         const FILE: &str = "root:x:0:\nweb:x:33:a,b\nbroken\nwebs:x:34:\n";
         assert_eq!((number_of("web", FILE), number_of("webs", FILE)), (Some(33), Some(34)));
         assert_eq!((number_of("x", FILE), number_of("broken", FILE), number_of("", FILE)), (None, None, None));
-        assert_eq!(group_id("1234").unwrap(), 1234);
-        assert!(group_id("no such group").unwrap_err().why.contains("no group"));
+        assert_eq!(group_id("listen.unix", "1234").unwrap(), 1234);
+        assert!(group_id("listen.unix", "no such group").unwrap_err().why.contains("no group"));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! gets its answer, and a call that is passed through ends when its caller leaves.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +16,17 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
+
+/// What is known of a peer before its first request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The names that it has proven by a certificate. Empty without a certificate.
+    pub names: Vec<String>,
+    /// The user that opened the connection, on a Unix socket (`SO_PEERCRED`).
+    pub uid: Option<u32>,
+    /// The address that it connects from, on a TCP socket.
+    pub address: Option<SocketAddr>,
+}
 
 /// The peer of one connection. An extension of each of its requests. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -27,18 +39,26 @@ struct Shared {
     /// How many tasks wait to hear that the peer has gone.
     asking: AtomicUsize,
     gone: CancellationToken,
-    names: Vec<String>,
+    identity: Identity,
 }
 
 impl Peer {
+    pub fn known(identity: Identity) -> Self {
+        Self { shared: Arc::new(Shared { identity, ..Shared::default() }) }
+    }
+
     /// A peer that has proven these names by a certificate.
     pub fn named(names: Vec<String>) -> Self {
-        Self { shared: Arc::new(Shared { names, ..Shared::default() }) }
+        Self::known(Identity { names, ..Identity::default() })
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.shared.identity
     }
 
     /// The names that the peer has proven by a certificate. Empty without a certificate.
     pub fn names(&self) -> &[String] {
-        &self.shared.names
+        &self.shared.identity.names
     }
 
     /// Returns when the peer has closed its side or the connection is broken. Does not return on a stream that cannot
@@ -70,9 +90,18 @@ pub trait Peek {
     fn poll_closed(&mut self, _context: &mut Context<'_>) -> Poll<()> {
         Poll::Pending
     }
+
+    /// What the stream itself tells about its peer.
+    fn identity(&self) -> Identity {
+        Identity::default()
+    }
 }
 
 impl Peek for TcpStream {
+    fn identity(&self) -> Identity {
+        Identity { address: self.peer_addr().ok(), ..Identity::default() }
+    }
+
     fn poll_closed(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let mut byte = [0];
         match self.poll_peek(context, &mut ReadBuf::new(&mut byte)) {
@@ -82,7 +111,11 @@ impl Peek for TcpStream {
     }
 }
 
-impl Peek for UnixStream {}
+impl Peek for UnixStream {
+    fn identity(&self) -> Identity {
+        Identity { uid: self.peer_cred().ok().map(|credentials| credentials.uid()), ..Identity::default() }
+    }
+}
 
 #[cfg(test)]
 impl Peek for tokio::io::DuplexStream {}
@@ -133,7 +166,7 @@ impl<S: AsyncWrite + Peek + Unpin> AsyncWrite for Watched<S> {
     /// happens here, in the task that it must wake.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let Shared { asking, gone, names: _ } = &*this.peer.shared;
+        let Shared { asking, gone, identity: _ } = &*this.peer.shared;
         if asking.load(Ordering::Relaxed) > 0 && !gone.is_cancelled() && this.stream.poll_closed(cx).is_ready() {
             gone.cancel();
         }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::peer::Peek;
+use super::peer::{Identity, Peek};
 use super::{Accepted, Listener};
 
 use pair::Pair;
@@ -92,14 +92,15 @@ pub struct Arrived {
 impl Accepted for Arrived {
     type Io = Wire;
 
-    async fn open(self) -> io::Result<(Wire, Vec<String>)> {
+    async fn open(self) -> io::Result<(Wire, Identity)> {
         let Self { stream, tls } = self;
-        let Some(tls) = tls else { return Ok((Wire::Plain(stream), Vec::new())) };
+        let identity = stream.identity();
+        let Some(tls) = tls else { return Ok((Wire::Plain(stream), identity)) };
         let opened = handshake(stream, &tls).await;
         if opened.is_err() {
             tls.failures.inc();
         }
-        opened
+        opened.map(|(wire, names)| (wire, Identity { names, ..identity }))
     }
 }
 

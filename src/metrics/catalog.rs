@@ -34,6 +34,7 @@ impl Kind {
 
 /// The meaning of each label, and what bounds its values.
 const LABELS: &[(&str, &str)] = &[
+    ("action", "what an operator did, such as `pause-function` or `view-payloads`"),
     ("client", "name of a table of `[clients]`, or `unknown`"),
     ("code", "error code of SQS, or `unshippable`, `unreachable`, `unanswered`"),
     (
@@ -41,6 +42,7 @@ const LABELS: &[(&str, &str)] = &[
         "canonical name of the function. 200 functions have a label of their own, of which at most 100 have had no delivery yet; all others share `other`",
     ),
     ("key_source", "where the idempotency key came from: `header`, `sdk-invocation-id`, ... (docs/lambda-api.md)"),
+    ("operator", "name of a table of `[operators]`; `root`, `sendoff` (the daemon's own user), `anyone` or `unknown`"),
     (
         "outcome",
         "`delivered`, `function-failed`, `throttled`, `transient`, `foreign`, `rejected`, `lost`, `not-sent`, `unready`, `held`, `refused` (docs/delivery.md)",
@@ -50,7 +52,10 @@ const LABELS: &[(&str, &str)] = &[
         "reason",
         "of dead letters: `retries-exhausted`, `event-age-exceeded`, `refused` (docs/dead-letters.md). Of refused requests: a fixed word for each cause, such as `full` (docs/operations.md)",
     ),
-    ("result", "`duplicate`, `busy`, `ceiling`, `refused`, `shipping`, `not-found` (docs/dead-letters.md)"),
+    (
+        "result",
+        "of redrives: `duplicate`, `busy`, `ceiling`, `refused`, `shipping`, `not-found` (docs/dead-letters.md). Of actions: `done`, `failed`, `denied`, `unfinished` (docs/security.md)",
+    ),
     ("source", "where a redriven dead letter came from: `queue` or `store`"),
     (
         "state",

@@ -50,6 +50,9 @@ config = volumes[mounts["/etc/sendoff"]["name"]]["configMap"]["name"]
 assert config == one("ConfigMap")["metadata"]["name"]
 assert 'state_dir = "/var/lib/sendoff"' in one("ConfigMap")["data"]["sendoff.toml"]
 assert "/var/lib/sendoff" in mounts and sendoff["args"][-1] == "/etc/sendoff/sendoff.toml"
+# kubectl exec operates it by a socket, in a directory of its own
+assert "emptyDir" in volumes[mounts["/run/sendoff"]["name"]]
+assert 'admin_unix = "/run/sendoff/admin.sock"' in one("ConfigMap")["data"]["sendoff.toml"]
 
 # probes ask what is served, on a port that is there
 for probe, where in (("startupProbe", "/readyz"), ("livenessProbe", "/livez")):

@@ -28,6 +28,8 @@ mod operate;
 
 mod operator;
 
+mod operators;
+
 mod commands;
 
 mod delivery;
