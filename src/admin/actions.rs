@@ -5,6 +5,7 @@
 //! Limits: [`KEPT_MAX`] actions in memory, [`TEXT_CHARS_MAX`] characters of a text in one.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::{Query, State};
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::api::{Action, ActionPage};
+use super::lookup::page_size;
 use super::operators::Caller;
 use crate::clock::Clock;
 use crate::event::EventId;
@@ -203,8 +205,9 @@ fn short(text: &str) -> String {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ActionsQuery {
-    /// At most this many, the latest. By default 100
-    limit: Option<usize>,
+    /// How many, the latest; 100 unless given, at most 1,000.
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 4_294_967_295_u32)]
+    limit: Option<NonZeroU32>,
 }
 
 /// List the latest changes and views of payloads by operators
@@ -218,7 +221,7 @@ pub(super) struct ActionsQuery {
     responses((status = 200, description = "The latest, the last one at the end", body = ActionPage))
 )]
 pub(super) async fn list(State(actions): State<Actions>, Query(query): Query<ActionsQuery>) -> Json<ActionPage> {
-    Json(ActionPage { actions: actions.latest(query.limit.unwrap_or(SHOWN)) })
+    Json(ActionPage { actions: actions.latest(page_size(query.limit, SHOWN, KEPT_MAX)) })
 }
 
 #[cfg(test)]

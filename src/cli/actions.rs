@@ -23,8 +23,8 @@ pub struct Options {
     #[command(flatten)]
     daemon: Daemon,
     /// Show at most this many, the latest
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    limit: usize,
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
