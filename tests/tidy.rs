@@ -21,8 +21,6 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("trace", &["event"]),
     // the stages: never each other, they meet in the outbox
     ("outbox", &["event", "clock", "metrics", "plural"]),
-    // conformance opens the engines that it tests
-    ("outbox::conformance", &["event", "clock", "metrics", "outbox::embedded"]),
     (
         "ingest",
         &["auth", "follow", "event", "clock", "hop", "metrics", "trace", "outbox", "http", "shutdown", "plural"],

@@ -1,124 +1,185 @@
-//! What every outbox must do, as sentences that run on every engine.
+//! What every outbox must do, as sentences over the traits alone.
+//!
+//! An engine inherits all of them by one line, `exercise!(name, a constructor)`, beside its own code: see
+//! `embedded/conformance.rs`. Its constructor is a [`Subject`]. [`model`] compares any sequence of calls with a plain map.
 
-use std::future::Future;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::embedded::engine::Engine;
-use super::embedded::memory::MemoryDisk;
-use super::embedded::writer::{Handle, Writer};
-use super::embedded::{Settings, store};
 use super::operator::{Keys, ListWant, Operator, Purge, Touched};
 use super::*;
 use crate::clock::Clock;
 use crate::event::testing::event;
 use crate::event::{Carried, IdempotencyKey, KeySource};
-use crate::metrics::Metrics;
 
-mod dead;
+pub mod dead;
 
-mod keys_and_windows;
+pub mod keys_and_windows;
 
-mod leases;
+pub mod leases;
 
-mod model;
+pub mod model;
 
-mod poison;
+pub mod planted;
 
-const START: UnixMillis = UnixMillis(1_790_000_000_000);
+pub mod states;
 
-/// The writer's thread sees the test's paused clock only inside the test's runtime.
-fn spawn<K: super::embedded::kv::Kv>(writer: Writer<K>) -> JoinHandle<()> {
-    let runtime = tokio::runtime::Handle::current();
-    std::thread::spawn(move || {
-        let _inside = runtime.enter();
-        writer.run();
-    })
+pub const START: UnixMillis = UnixMillis(1_790_000_000_000);
+
+/// Makes a test of every sentence, for the engine that `$subject` opens.
+macro_rules! exercise {
+    ($engine:ident, $subject:expr) => {
+        crate::outbox::conformance::exercise! { @each $engine, $subject,
+            states:
+                what_was_appended_is_leased_whole_also_after_reopening
+                a_leased_event_is_nobody_elses_until_the_store_is_reopened
+                a_delivered_event_is_gone_for_good
+                a_retry_waits_for_its_due_time_and_keeps_its_history_over_reopening
+                a_released_event_is_leased_again_unchanged
+                an_event_committed_late_with_an_earlier_id_is_not_passed_over
+                a_scheduled_event_is_not_due_before_its_time
+                a_key_is_a_repeat_within_its_window_and_a_new_event_after_it
+                two_repeats_in_one_batch_make_one_event
+                a_sweep_forgets_keys_whose_window_is_over_and_no_other
+                a_lane_that_held_nothing_for_long_is_retired_and_comes_back_with_its_next_event
+                where_functions_are_many_an_empty_one_gives_way_at_once_but_none_that_lambda_took_an_event_for
+                a_buried_event_is_leased_for_shipping_only_and_gone_once_shipped
+                events_past_their_age_are_leased_whether_due_or_not
+                limits_refuse_what_is_beyond_them_and_keep_what_is_there
+                counts_by_state_survive_reopening
+                settling_twice_changes_nothing
+                a_clock_that_stands_before_the_last_commit_is_followed_and_the_step_is_remembered
+                a_pause_outlives_a_restart_and_an_empty_lane
+                a_purge_counts_first_and_takes_only_what_fits_and_is_not_leased
+                a_listing_has_every_event_once_however_it_is_cut_into_pages
+                an_event_past_its_own_expiry_is_found_wherever_it_rests
+                cancelling_and_bringing_forward_reach_only_what_waits;
+            dead:
+                whoever_waits_for_changes_of_what_is_buried_hears_of_each_and_of_nothing_else
+                dead_letters_are_listed_page_by_page_each_once
+                a_page_without_payloads_tells_only_their_size
+                a_revived_letter_is_a_new_event_of_now_and_the_dead_one_is_gone_also_after_reopening
+                what_is_being_shipped_or_came_back_too_often_stays_dead
+                a_letter_from_a_queue_is_no_repeat_of_its_original_but_of_its_own_copies
+                exported_letters_come_in_once_under_their_own_ids
+                letters_that_do_not_fit_are_refused;
+            keys_and_windows:
+                a_window_holds_over_a_clock_that_went_back_and_ends_no_earlier
+                a_window_ends_when_the_clock_went_forward_and_a_sweep_forgets_what_is_over_only
+                a_key_is_known_also_if_its_event_was_delivered_just_before_a_crash
+                a_conflict_within_one_batch_is_told_and_stores_nothing
+                keys_of_the_greatest_length_are_told_apart_by_their_last_character
+                what_is_refused_for_want_of_room_leaves_its_key_unknown
+                a_key_is_remembered_as_long_as_its_event_is_stored_and_then_for_its_window
+                a_buried_event_and_one_that_came_back_keep_their_key
+                the_key_of_an_event_that_an_operator_removed_can_be_sent_again
+                the_same_key_of_another_tenant_is_another_event;
+            leases:
+                find_tells_where_an_event_is_and_nothing_of_others
+                lanes_tells_what_changed_since_and_no_more
+                nothing_of_a_paused_lane_is_leased_for_an_attempt_whatever_whoever_asks_has_heard
+                a_lease_brings_news_that_tell_of_it
+                what_was_never_attempted_is_leased_first_if_asked_for
+                a_lease_ends_at_its_bytes_but_the_first_event_is_always_taken
+                payloads_at_the_sizes_that_an_engine_stores_in_another_way_come_back_whole_and_leave_nothing_behind
+                an_event_with_the_longest_head_and_the_longest_history_is_kept_whole
+                ten_thousand_lanes_are_kept_and_told_apart;
+        }
+    };
+    (@each $engine:ident, $subject:expr, $($theme:ident: $($sentence:ident)*;)*) => {
+        mod $engine {
+            use super::*;
+
+            $(mod $theme {
+                use super::*;
+
+                $(#[tokio::test(start_paused = true)]
+                async fn $sentence() {
+                    conformance::$theme::$sentence(conformance::Bench::new($subject).await).await;
+                })*
+            })*
+        }
+    };
 }
 
-enum Disk {
-    Memory(MemoryDisk),
-    Sled(tempfile::TempDir),
+pub(crate) use exercise;
+
+/// One store of the engine under test, which can be opened again and again.
+pub trait Subject {
+    type Store: Operator;
+
+    /// Opens it as the last closing left it.
+    fn open(&mut self, limits: &Limits, clock: &Clock) -> impl Future<Output = Opened<Self::Store>>;
+
+    /// Does all that its upkeep would do by itself within an hour.
+    fn sweep(store: &Self::Store) -> impl Future<Output = ()>;
+
+    /// Payload sizes around which the engine stores an event like this one in another way. Each is at least 1.
+    fn awkward_bytes(_event: &Event) -> Vec<usize> {
+        vec![1_000, 4_096, 65_536]
+    }
 }
 
-fn settings() -> Settings {
-    Settings {
-        limits: Limits {
-            bytes_max: 64 << 20,
-            events_max: 2_000,
-            functions_max: 100,
-            dedupe_window: Duration::from_secs(3_600),
-            sdk_window: Duration::from_secs(60),
-        },
-        disk_reserve: 0,
-        segment_bytes: 1 << 20,
-        cache: 8 << 20,
+pub fn limits() -> Limits {
+    Limits {
+        bytes_max: 64 << 20,
+        events_max: 2_000,
+        functions_max: 100,
+        dedupe_window: Duration::from_secs(3_600),
+        sdk_window: Duration::from_secs(60),
     }
 }
 
 /// A store that can be closed and opened again.
-struct Bench {
-    disk: Disk,
-    settings: Settings,
-    clock: Clock,
-    open: Option<(Handle, JoinHandle<()>)>,
+pub struct Bench<S: Subject> {
+    pub subject: S,
+    pub limits: Limits,
+    pub clock: Clock,
+    open: Option<Opened<S::Store>>,
 }
 
-impl Bench {
-    fn new(disk: Disk) -> Self {
-        let mut bench = Self { disk, settings: settings(), clock: Clock::seeded(START, 1), open: None };
-        bench.reopen();
+impl<S: Subject> Bench<S> {
+    pub async fn new(subject: S) -> Self {
+        let mut bench = Self { subject, limits: limits(), clock: Clock::seeded(START, 1), open: None };
+        bench.reopen().await;
         bench
     }
 
-    fn store(&self) -> &Handle {
-        &self.open.as_ref().unwrap().0
+    pub fn store(&self) -> &S::Store {
+        &self.open.as_ref().unwrap().outbox
     }
 
     /// Closes the store, whatever is leased, and opens it again.
-    fn reopen(&mut self) {
-        if let Some((handle, thread)) = self.open.take() {
-            drop(handle);
-            thread.join().unwrap();
+    pub async fn reopen(&mut self) {
+        if let Some(Opened { closing, .. }) = self.open.take() {
+            closing.await.unwrap();
         }
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let (settings, clock) = (self.settings.clone(), self.clock.clone());
-        self.open = Some(match &self.disk {
-            Disk::Memory(disk) => {
-                let engine = Engine::open(disk.open(), settings, clock.clone(), "memory").unwrap();
-                let (writer, handle) = Writer::new(engine, clock, metrics);
-                (handle, spawn(writer))
-            }
-            Disk::Sled(dir) => {
-                let kv = store::open(dir.path(), &settings).unwrap().store;
-                let engine = Engine::open(kv, settings, clock.clone(), "sled").unwrap();
-                let (writer, handle) = Writer::new(engine, clock, metrics);
-                (handle, spawn(writer))
-            }
-        });
+        self.open = Some(self.subject.open(&self.limits, &self.clock).await);
     }
 
-    fn event(&self, function: &str, payload: &str) -> Event {
+    pub async fn sweep(&self) {
+        S::sweep(self.store()).await;
+    }
+
+    pub fn event(&self, function: &str, payload: &str) -> Event {
         Event { payload: payload.to_owned().into(), ..event(&self.clock, function) }
     }
 
-    fn keyed(&self, function: &str, payload: &str, key: &str, source: KeySource) -> Event {
+    pub fn keyed(&self, function: &str, payload: &str, key: &str, source: KeySource) -> Event {
         let key = IdempotencyKey { value: key.into(), source };
         Event { key, ..self.event(function, payload) }
     }
 
-    async fn append(&self, event: Event) -> Appended {
+    pub async fn append(&self, event: Event) -> Appended {
         self.store().append(vec![event]).await.unwrap().remove(0)
     }
 
-    async fn view(&self, function: &str) -> LaneView {
+    pub async fn view(&self, function: &str) -> LaneView {
         let news = self.store().lanes(0).await.unwrap();
         news.lanes.into_iter().find(|lane| lane.function.as_str() == function).unwrap()
     }
 
-    async fn lease(&self, function: &str, which: Which, events_max: usize) -> Vec<Leased> {
+    pub async fn lease(&self, function: &str, which: Which, events_max: usize) -> Vec<Leased> {
         let lane = self.view(function).await.lane;
         let want = LeaseWant {
             lanes: vec![LaneWant { lane, which, events_max, bytes_max: u64::MAX, spent: None }],
@@ -127,525 +188,19 @@ impl Bench {
         self.store().lease(want, None).await.unwrap().events
     }
 
-    async fn settle(&self, leased: &Leased, settlement: Settlement) {
+    pub async fn settle(&self, leased: &Leased, settlement: Settlement) {
         assert_eq!(self.store().settle(vec![(leased.lease, settlement)]).await.unwrap(), []);
     }
 
-    async fn find(&self, id: EventId) -> Option<Found> {
+    pub async fn find(&self, id: EventId) -> Option<Found> {
         self.store().find(id).await.unwrap()
     }
 }
 
-async fn on_every_engine<F: Future<Output = ()>>(sentence: impl Fn(Bench) -> F) {
-    sentence(Bench::new(Disk::Memory(MemoryDisk::default()))).await;
-    sentence(Bench::new(Disk::Sled(tempfile::tempdir().unwrap()))).await;
-}
-
-fn retry_at(due: UnixMillis) -> History {
+pub fn retry_at(due: UnixMillis) -> History {
     History { attempts: 1, calls: 1, due, ..History::default() }
 }
 
-fn burial(due: UnixMillis) -> History {
+pub fn burial(due: UnixMillis) -> History {
     History { burial: Some(Burial { reason: BuryReason::Refused, at: due, unshippable: None }), ..retry_at(due) }
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_was_appended_is_leased_whole_also_after_reopening() {
-    on_every_engine(|mut bench| async move {
-        for bytes in [0, 1, 1_400, 1_536, 4_096, 20_000, 1_048_576] {
-            let event = bench.event("orders", &"x".repeat(bytes));
-            assert_eq!(bench.append(event.clone()).await, Appended::Stored);
-            bench.reopen();
-            let leased = bench.lease("orders", Which::Due, 10).await;
-            assert_eq!(leased.len(), 1, "{bytes} bytes");
-            assert_eq!(leased[0].event, event);
-            bench.settle(&leased[0], Settlement::Delivered).await;
-        }
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_leased_event_is_nobody_elses_until_the_store_is_reopened() {
-    on_every_engine(|mut bench| async move {
-        bench.append(bench.event("orders", "{}")).await;
-        assert_eq!(bench.lease("orders", Which::Due, 10).await.len(), 1);
-        assert_eq!(bench.lease("orders", Which::Due, 10).await.len(), 0);
-        assert_eq!(bench.view("orders").await.ready, 0);
-        bench.reopen();
-        assert_eq!(bench.lease("orders", Which::Due, 10).await.len(), 1);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_delivered_event_is_gone_for_good() {
-    on_every_engine(|mut bench| async move {
-        let event = bench.event("orders", &"x".repeat(9_000));
-        bench.append(event.clone()).await;
-        let leased = bench.lease("orders", Which::Due, 1).await;
-        bench.settle(&leased[0], Settlement::Delivered).await;
-        assert!(bench.find(event.id).await.is_none());
-        bench.reopen();
-        assert!(bench.find(event.id).await.is_none());
-        let census = bench.store().census().await.unwrap();
-        assert_eq!((census.events, census.bytes), (0, 0));
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_retry_waits_for_its_due_time_and_keeps_its_history_over_reopening() {
-    on_every_engine(|mut bench| async move {
-        let event = bench.event("orders", "{}");
-        bench.append(event.clone()).await;
-        let leased = bench.lease("orders", Which::Due, 1).await;
-        let due = bench.clock.now().plus(Duration::from_secs(10));
-        bench.settle(&leased[0], Settlement::RetryAt(retry_at(due))).await;
-        bench.reopen();
-        assert_eq!(bench.view("orders").await.next_due, Some(due));
-        assert!(bench.lease("orders", Which::Due, 1).await.is_empty());
-        bench.clock.sleep(Duration::from_secs(10)).await;
-        let again = bench.lease("orders", Which::Due, 1).await;
-        assert_eq!(again[0].event, event);
-        assert_eq!(again[0].history, retry_at(due));
-        bench.settle(&again[0], Settlement::Delivered).await;
-        assert!(bench.find(event.id).await.is_none());
-        assert_eq!(bench.view("orders").await.next_due, None);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_released_event_is_leased_again_unchanged() {
-    on_every_engine(|bench| async move {
-        for payload in ["1", "2", "3"] {
-            bench.append(bench.event("orders", payload)).await;
-            bench.clock.sleep(Duration::from_millis(1)).await;
-        }
-        let leased = bench.lease("orders", Which::Due, 3).await;
-        bench.settle(&leased[1], Settlement::Release).await;
-        let again = bench.lease("orders", Which::Due, 3).await;
-        assert_eq!(again.len(), 1);
-        assert_eq!((&again[0].event, &again[0].history), (&leased[1].event, &leased[1].history));
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_event_committed_late_with_an_earlier_id_is_not_passed_over() {
-    on_every_engine(|bench| async move {
-        let early = bench.event("orders", "early");
-        bench.clock.sleep(Duration::from_millis(5)).await;
-        bench.append(bench.event("orders", "late")).await;
-        assert_eq!(bench.lease("orders", Which::Due, 5).await.len(), 1);
-        bench.append(early.clone()).await;
-        let leased = bench.lease("orders", Which::Due, 5).await;
-        assert_eq!(leased.iter().map(|l| &l.event).collect::<Vec<_>>(), [&early]);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_scheduled_event_is_not_due_before_its_time() {
-    on_every_engine(|mut bench| async move {
-        let at = bench.clock.now().plus(Duration::from_secs(86_400));
-        bench.append(Event { deliver_at: Some(at), ..bench.event("orders", "{}") }).await;
-        bench.reopen();
-        let view = bench.view("orders").await;
-        assert_eq!((view.ready, view.next_due, view.oldest), (0, Some(at), None));
-        assert!(bench.lease("orders", Which::Due, 1).await.is_empty());
-        bench.clock.sleep(Duration::from_secs(86_400)).await;
-        assert_eq!(bench.lease("orders", Which::Due, 1).await.len(), 1);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_key_is_a_repeat_within_its_window_and_a_new_event_after_it() {
-    on_every_engine(|mut bench| async move {
-        let first = bench.keyed("orders", "{}", "k1", KeySource::Header);
-        assert_eq!(bench.append(first.clone()).await, Appended::Stored);
-        let leased = bench.lease("orders", Which::Due, 1).await;
-        bench.settle(&leased[0], Settlement::Delivered).await;
-        bench.reopen();
-        let repeat = bench.keyed("orders", "{}", "k1", KeySource::Field);
-        assert_eq!(bench.append(repeat).await, Appended::Repeat { first: first.id });
-        let other = bench.keyed("orders", "[]", "k1", KeySource::Header);
-        assert_eq!(bench.append(other).await, Appended::Conflict { first: first.id });
-        let elsewhere = bench.keyed("invoices", "{}", "k1", KeySource::Header);
-        assert_eq!(bench.append(elsewhere).await, Appended::Stored);
-        bench.clock.sleep(Duration::from_secs(3_600)).await;
-        assert_eq!(bench.append(bench.keyed("orders", "{}", "k1", KeySource::Header)).await, Appended::Stored);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn two_repeats_in_one_batch_make_one_event() {
-    on_every_engine(|bench| async move {
-        let a = bench.keyed("orders", "{}", "k", KeySource::Header);
-        let b = bench.keyed("orders", "{}", "k", KeySource::Header);
-        let answers = bench.store().append(vec![a.clone(), b]).await.unwrap();
-        assert_eq!(answers, [Appended::Stored, Appended::Repeat { first: a.id }]);
-        assert_eq!(bench.store().census().await.unwrap().events, 1);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_sweep_forgets_keys_whose_window_is_over_and_no_other() {
-    on_every_engine(|mut bench| async move {
-        for n in 0..1_500 {
-            let source = if n < 1_200 { KeySource::SdkInvocationId } else { KeySource::Header };
-            let event = bench.keyed("orders", "{}", &format!("k{n}"), source);
-            bench.append(event).await;
-            let leased = bench.lease("orders", Which::Due, 1).await;
-            bench.settle(&leased[0], Settlement::Delivered).await;
-        }
-        assert_eq!(bench.store().census().await.unwrap().keys, 1_500);
-        bench.clock.sleep(Duration::from_secs(60)).await;
-        while bench.store().sweep().await.unwrap() {}
-        assert_eq!(bench.store().census().await.unwrap().keys, 300);
-        bench.reopen();
-        while bench.store().sweep().await.unwrap() {}
-        assert_eq!(bench.store().census().await.unwrap().keys, 300);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_lane_that_held_nothing_for_long_is_retired_and_comes_back_with_its_next_event() {
-    on_every_engine(|mut bench| async move {
-        // One that Lambda took an event for stays for a week.
-        for (settlement, idle) in [(Settlement::Shipped, 600), (Settlement::Delivered, 7 * 86_400)] {
-            bench.append(bench.event("orders", "{}")).await;
-            let leased = bench.lease("orders", Which::Due, 1).await;
-            let before = bench.store().lanes(0).await.unwrap();
-            bench.settle(&leased[0], settlement).await;
-            bench.clock.sleep(Duration::from_secs(idle - 1)).await;
-            while bench.store().sweep().await.unwrap() {}
-            assert_eq!(bench.store().lanes(before.version).await.unwrap().retired, [], "not yet");
-            bench.clock.sleep(Duration::from_secs(1)).await;
-            while bench.store().sweep().await.unwrap() {}
-            let news = bench.store().lanes(before.version).await.unwrap();
-            assert_eq!(news.retired, [leased[0].lease.lane]);
-            bench.reopen();
-            assert!(bench.store().lanes(0).await.unwrap().lanes.is_empty());
-            bench.append(bench.event("orders", "{}")).await;
-            assert_ne!(bench.view("orders").await.lane, leased[0].lease.lane);
-            let leased = bench.lease("orders", Which::Due, 1).await;
-            bench.settle(&leased[0], Settlement::Shipped).await;
-        }
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn where_functions_are_many_an_empty_one_gives_way_at_once_but_none_that_lambda_took_an_event_for() {
-    on_every_engine(|mut bench| async move {
-        bench.settings.limits.functions_max = 4;
-        bench.reopen();
-        let take = async |bench: &Bench, function: &str, settlement: Settlement| {
-            let appended = bench.append(bench.event(function, "{}")).await;
-            if appended == Appended::Stored {
-                let leased = bench.lease(function, Which::Due, 1).await;
-                bench.settle(&leased[0], settlement).await;
-            }
-            appended
-        };
-        take(&bench, "real-1", Settlement::Delivered).await;
-        take(&bench, "real-2", Settlement::Delivered).await;
-        bench.reopen();
-        for n in 0..20 {
-            let invented = take(&bench, &format!("invented-{n}"), Settlement::Shipped).await;
-            assert_eq!(invented, Appended::Stored);
-        }
-        let known = bench.store().census().await.unwrap().lanes;
-        let real = known.keys().filter(|name| name.as_str().starts_with("real")).count();
-        assert_eq!((real, known.len()), (2, 4));
-        // Beyond a half of all, those that were delivered to give way as well.
-        take(&bench, "real-3", Settlement::Delivered).await;
-        take(&bench, "real-4", Settlement::Delivered).await;
-        assert_eq!(take(&bench, "real-5", Settlement::Delivered).await, Appended::Stored);
-        assert!(!bench.store().census().await.unwrap().lanes.contains_key(&FunctionName::new("real-1")));
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_buried_event_is_leased_for_shipping_only_and_gone_once_shipped() {
-    on_every_engine(|mut bench| async move {
-        let event = bench.event("orders", &"x".repeat(5_000));
-        bench.append(event.clone()).await;
-        let leased = bench.lease("orders", Which::Due, 1).await;
-        let now = bench.clock.now();
-        bench.settle(&leased[0], Settlement::Bury(burial(now))).await;
-        bench.reopen();
-        assert!(bench.lease("orders", Which::Due, 1).await.is_empty());
-        let view = bench.view("orders").await;
-        assert_eq!((view.buried, view.next_ship, view.oldest), (1, Some(now), None));
-        let buried = bench.lease("orders", Which::Buried, 1).await;
-        assert_eq!((&buried[0].event, &buried[0].history), (&event, &burial(now)));
-        let later = now.plus(Duration::from_secs(5));
-        bench.settle(&buried[0], Settlement::RetryAt(burial(later))).await;
-        assert!(bench.lease("orders", Which::Buried, 1).await.is_empty());
-        assert_eq!(bench.find(event.id).await.unwrap().place, Place::Buried);
-        bench.clock.sleep(Duration::from_secs(5)).await;
-        let buried = bench.lease("orders", Which::Buried, 1).await;
-        bench.settle(&buried[0], Settlement::Shipped).await;
-        assert!(bench.find(event.id).await.is_none());
-        assert_eq!(bench.store().census().await.unwrap().bytes, 0);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn events_past_their_age_are_leased_whether_due_or_not() {
-    on_every_engine(|bench| async move {
-        bench.append(bench.event("orders", "waits")).await;
-        let leased = bench.lease("orders", Which::Due, 1).await;
-        let due = bench.clock.now().plus(Duration::from_secs(3_600));
-        bench.settle(&leased[0], Settlement::RetryAt(retry_at(due))).await;
-        bench.append(bench.event("orders", "ready")).await;
-        bench.clock.sleep(Duration::from_secs(60)).await;
-        let cutoff = bench.clock.now();
-        bench.append(bench.event("orders", "young")).await;
-        let old = bench.lease("orders", Which::AcceptedBefore(cutoff), 10).await;
-        assert_eq!(old.iter().map(|l| &l.event.payload[..]).collect::<Vec<_>>(), [&b"waits"[..], b"ready"]);
-        for leased in &old {
-            bench.settle(leased, Settlement::Bury(burial(cutoff))).await;
-        }
-        let view = bench.view("orders").await;
-        assert_eq!((view.ready, view.next_due, view.buried), (1, None, 2));
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn limits_refuse_what_is_beyond_them_and_keep_what_is_there() {
-    on_every_engine(|mut bench| async move {
-        bench.settings.limits.bytes_max = 4 << 20;
-        bench.reopen();
-        assert_eq!(bench.append(bench.event("orders", &"x".repeat(2_000_000))).await, Appended::Stored);
-        assert!(matches!(
-            bench.append(bench.event("orders", &"x".repeat(2_000_000))).await,
-            Appended::Full(Full::Bytes { .. })
-        ));
-        bench.settings.limits.events_max = 1;
-        bench.settings.limits.bytes_max = 64 << 20;
-        bench.reopen();
-        assert!(matches!(bench.append(bench.event("orders", "{}")).await, Appended::Full(Full::Events { .. })));
-        bench.settings.limits.events_max = 100;
-        bench.settings.limits.functions_max = 1;
-        bench.reopen();
-        assert!(matches!(bench.append(bench.event("new", "{}")).await, Appended::Full(Full::Functions { .. })));
-        bench.settings.disk_reserve = u64::MAX;
-        bench.reopen();
-        assert!(matches!(
-            bench.append(bench.event("orders", "{}")).await,
-            Appended::Full(Full::Disk { .. }) | Appended::Stored
-        ));
-        assert_eq!(bench.lease("orders", Which::Due, 10).await[0].event.payload.len(), 2_000_000);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn counts_by_state_survive_reopening() {
-    on_every_engine(|mut bench| async move {
-        for _ in 0..4 {
-            bench.append(bench.event("orders", "{}")).await;
-        }
-        let leased = bench.lease("orders", Which::Due, 3).await;
-        let now = bench.clock.now();
-        bench.settle(&leased[0], Settlement::RetryAt(retry_at(now))).await;
-        bench.settle(&leased[1], Settlement::Bury(burial(now))).await;
-        bench.settle(&leased[2], Settlement::Delivered).await;
-        let before = bench.store().census().await.unwrap();
-        bench.reopen();
-        let after = bench.store().census().await.unwrap();
-        for census in [&before, &after] {
-            let events = |place| census.lanes[&FunctionName::new("orders")].by_place[&place].events;
-            assert_eq!(Place::ALL.map(events), [1, 1, 0, 1]);
-        }
-        assert_eq!(before.bytes, after.bytes);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn settling_twice_changes_nothing() {
-    on_every_engine(|bench| async move {
-        bench.append(bench.event("orders", "{}")).await;
-        let leased = bench.lease("orders", Which::Due, 1).await;
-        bench.settle(&leased[0], Settlement::Delivered).await;
-        let again = vec![(leased[0].lease, Settlement::Bury(burial(START)))];
-        assert_eq!(bench.store().settle(again).await.unwrap(), [leased[0].lease], "it says that the lease is lost");
-        let census = bench.store().census().await.unwrap();
-        assert_eq!((census.events, census.bytes), (0, 0));
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_clock_that_stands_before_the_last_commit_is_followed_and_the_step_is_remembered() {
-    on_every_engine(|mut bench| async move {
-        bench.clock.sleep(Duration::from_secs(7_200)).await;
-        let last = bench.clock.now();
-        bench.append(bench.event("orders", "{}")).await;
-        for seed in 2..4 {
-            bench.clock = Clock::seeded(START, seed);
-            bench.reopen();
-            assert_eq!(bench.clock.now(), START);
-            assert_eq!(bench.clock.present(last), START, "what was now then is now");
-            bench.append(bench.event("orders", "{}")).await;
-        }
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_second_store_on_the_same_directory_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let path: PathBuf = dir.path().join("state");
-    let first = store::open(&path, &settings()).unwrap();
-    let second = store::open(&path, &settings()).err().unwrap().to_string();
-    assert!(second.contains("in use by another sendoff"), "{second}");
-    drop(first);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_pause_outlives_a_restart_and_an_empty_lane() {
-    on_every_engine(|mut bench| async move {
-        let orders = FunctionName::new("orders");
-        bench.store().pause(&orders, true).await.unwrap();
-        bench.reopen();
-        assert!(bench.view("orders").await.paused);
-        bench.clock.sleep(Duration::from_secs(1_200)).await;
-        while bench.store().sweep().await.unwrap() {}
-        assert!(bench.view("orders").await.paused);
-        bench.store().pause(&orders, false).await.unwrap();
-        bench.reopen();
-        assert!(!bench.view("orders").await.paused);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_purge_counts_first_and_takes_only_what_fits_and_is_not_leased() {
-    on_every_engine(|mut bench| async move {
-        let orders = FunctionName::new("orders");
-        let old = bench.event("orders", &"x".repeat(9_000));
-        let leased_one = bench.event("orders", "{}");
-        bench.append(leased_one.clone()).await;
-        let leased = bench.lease("orders", Which::Due, 1).await;
-        bench.append(old.clone()).await;
-        bench.clock.sleep(Duration::from_secs(10)).await;
-        let middle = bench.clock.now();
-        let later = Some(middle.plus(Duration::from_secs(60)));
-        for _ in 0..700 {
-            bench.append(bench.event("orders", "{}")).await;
-        }
-        bench.append(Event { deliver_at: later, expires_at: later, ..bench.event("orders", "{}") }).await;
-        bench.append(bench.event("others", "{}")).await;
-        let purge = |place, accepted_before, dry_run| Purge {
-            function: orders.clone(),
-            place,
-            accepted_before,
-            dry_run,
-            keys: Keys::Forget,
-        };
-        let store = bench.store().clone();
-        assert_eq!(store.purge(purge(None, None, true)).await.unwrap().events, 702);
-        assert_eq!(store.purge(purge(None, Some(middle), true)).await.unwrap().events, 1);
-        assert_eq!(store.purge(purge(Some(Place::Scheduled), None, false)).await.unwrap().events, 1);
-        assert_eq!(store.purge(purge(None, Some(middle), false)).await.unwrap().events, 1);
-        assert!(bench.find(old.id).await.is_none());
-        assert_eq!(store.purge(purge(None, None, false)).await.unwrap().events, 700);
-        bench.settle(&leased[0], Settlement::Delivered).await;
-        drop(store);
-        bench.reopen();
-        let census = bench.store().census().await.unwrap();
-        assert_eq!(census.events, 1, "the other function's");
-        assert_eq!(bench.view("orders").await.next_expiry, None);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_listing_has_every_event_once_however_it_is_cut_into_pages() {
-    on_every_engine(|bench| async move {
-        let mut all = std::collections::BTreeSet::new();
-        for n in 0..25 {
-            let function = if n % 3 == 0 { "orders" } else { "mails" };
-            let deliver_at = (n % 4 == 0).then(|| bench.clock.now().plus(Duration::from_secs(60)));
-            let event = Event { deliver_at, ..bench.event(function, "{}") };
-            all.insert(event.id);
-            bench.append(event).await;
-        }
-        for max in [1, 4, 25, 100] {
-            let (mut seen, mut after) = (Vec::new(), None);
-            loop {
-                let page = bench.store().list(ListWant { after, max, ..ListWant::default() }).await.unwrap();
-                assert!(page.events.len() <= max);
-                seen.extend(page.events.iter().map(|event| event.id));
-                after = page.next;
-                if after.is_none() {
-                    break;
-                }
-            }
-            assert_eq!(seen.len(), all.len());
-            assert_eq!(seen.iter().copied().collect::<std::collections::BTreeSet<_>>(), all);
-        }
-        let want =
-            ListWant { function: Some("ord*".parse().unwrap()), place: Some(Place::Ready), max: 100, after: None };
-        assert_eq!(bench.store().list(want).await.unwrap().events.len(), 6);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_event_past_its_own_expiry_is_found_wherever_it_rests() {
-    on_every_engine(|mut bench| async move {
-        let now = bench.clock.now();
-        let at = |seconds| Some(now.plus(Duration::from_secs(seconds)));
-        let ready = Event { expires_at: at(10), ..bench.event("orders", "{}") };
-        let scheduled = Event { deliver_at: at(100), expires_at: at(20), ..bench.event("orders", "{}") };
-        bench.append(ready.clone()).await;
-        bench.append(scheduled.clone()).await;
-        bench.reopen();
-        assert_eq!(bench.view("orders").await.next_expiry, at(10));
-        assert!(bench.lease("orders", Which::AcceptedBefore(UnixMillis(0)), 10).await.is_empty());
-        bench.clock.sleep(Duration::from_secs(20)).await;
-        let leased = bench.lease("orders", Which::AcceptedBefore(UnixMillis(0)), 10).await;
-        assert_eq!(leased.len(), 2);
-        let due = bench.clock.now();
-        for leased in &leased {
-            bench.settle(leased, Settlement::Bury(burial(due))).await;
-        }
-        assert_eq!(bench.view("orders").await.next_expiry, None);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn cancelling_and_bringing_forward_reach_only_what_waits() {
-    on_every_engine(|mut bench| async move {
-        let event = bench.event("orders", "{}");
-        bench.append(event.clone()).await;
-        let leased = bench.lease("orders", Which::Due, 1).await;
-        assert_eq!(bench.store().cancel(event.id, Keys::Forget).await.unwrap(), Touched::InFlight);
-        let due = bench.clock.now().plus(Duration::from_secs(600));
-        bench.settle(&leased[0], Settlement::RetryAt(retry_at(due))).await;
-        assert!(bench.lease("orders", Which::Due, 1).await.is_empty());
-        assert_eq!(bench.store().attempt_now(event.id).await.unwrap(), Touched::Done);
-        bench.reopen();
-        let leased = bench.lease("orders", Which::Due, 1).await;
-        assert_eq!(leased[0].history.attempts, 1, "its history is kept");
-        bench.settle(&leased[0], Settlement::Bury(burial(bench.clock.now()))).await;
-        assert_eq!(bench.store().cancel(event.id, Keys::Forget).await.unwrap(), Touched::Buried);
-        assert_eq!(bench.store().attempt_now(EventId::from_bytes([1; 16])).await.unwrap(), Touched::NotFound);
-    })
-    .await;
 }

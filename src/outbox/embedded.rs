@@ -38,6 +38,9 @@ pub mod repair;
 
 pub mod memory;
 
+#[cfg(test)]
+mod conformance;
+
 /// The limits of a store, and the settings of this engine.
 #[derive(Debug, Clone)]
 pub struct Settings {

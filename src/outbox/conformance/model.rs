@@ -3,39 +3,104 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::outbox::embedded::kv::{Disk as Room, Kv};
+use crate::outbox::dead::{Discarded, Revived};
+use crate::outbox::operator::LIVE;
 
 const FUNCTIONS: [&str; 3] = ["a", "b", "c"];
 
-/// Ample, and nothing to do with a real disk.
-const ROOM: Room = Room { used: 0, free: None, to_come: 0, behind: false };
+/// How often an event may come back from the dead.
+const REDRIVES_MAX: u32 = 2;
 
 #[derive(Debug, Clone)]
-enum Call {
+pub enum Call {
     Append { function: usize, key: Option<(u8, bool)>, payload: u8, bytes: usize, delay_ms: Option<u64> },
-    Lease { function: usize, buried: bool, events_max: usize },
+    Lease { function: usize, which: Wanted, events_max: usize },
     Settle { nth: usize, how: u8, delay_ms: u64 },
     Sleep { ms: u64 },
-    Cancel { nth: usize, keep_keys: bool },
+    Operate { nth: usize, operation: Operation },
+    Pause { function: usize, paused: bool },
     Sweep,
     Crash,
 }
 
-fn any_call() -> impl Strategy<Value = Call> {
+/// Which events a lease is about.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted {
+    Due,
+    Fresh,
+    Buried,
+    /// All that were accepted so long ago.
+    Older(u64),
+}
+
+impl Wanted {
+    fn at(self, now: UnixMillis, events_max: usize) -> (Which, usize) {
+        match self {
+            Self::Due => (Which::Due, events_max),
+            Self::Fresh => (Which::Fresh, events_max),
+            Self::Buried => (Which::Buried, events_max),
+            Self::Older(ms) => (Which::AcceptedBefore(UnixMillis(now.0 - ms)), 1_000),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Operation {
+    Cancel(Keys),
+    AttemptNow,
+    Discard(Keys),
+    Revive,
+    Purge { place: Option<Place>, younger_ms: Option<u64>, dry_run: bool, keys: Keys },
+}
+
+fn any_operation() -> impl Strategy<Value = Operation> {
+    let keys = || prop_oneof![Just(Keys::Forget), Just(Keys::Keep)];
+    let place = proptest::option::of((0..LIVE.len()).prop_map(|nth| LIVE[nth]));
+    let purge = (place, proptest::option::of(0..40_000_u64), any::<bool>(), keys());
+    prop_oneof![
+        keys().prop_map(Operation::Cancel),
+        Just(Operation::AttemptNow),
+        keys().prop_map(Operation::Discard),
+        Just(Operation::Revive),
+        purge.prop_map(|(place, younger_ms, dry_run, keys)| Operation::Purge { place, younger_ms, dry_run, keys }),
+    ]
+}
+
+pub fn any_call() -> impl Strategy<Value = Call> {
     let function = 0..FUNCTIONS.len();
     let key = proptest::option::of((0..4_u8, any::<bool>()));
     let bytes = prop_oneof![Just(0_usize), Just(10), 1_400..1_600_usize, 4_000..9_000_usize];
+    let which = prop_oneof![
+        3 => Just(Wanted::Due),
+        3 => Just(Wanted::Fresh),
+        3 => Just(Wanted::Buried),
+        1 => (0..60_000_u64).prop_map(Wanted::Older),
+    ];
     prop_oneof![
         4 => (function.clone(), key, 0..2_u8, bytes, proptest::option::weighted(0.2, 0..5_000_u64))
             .prop_map(|(function, key, payload, bytes, delay_ms)| Call::Append { function, key, payload, bytes, delay_ms }),
-        3 => (function, proptest::bool::weighted(0.3), 0..6_usize)
-            .prop_map(|(function, buried, events_max)| Call::Lease { function, buried, events_max }),
+        3 => (function.clone(), which, 0..6_usize)
+            .prop_map(|(function, which, events_max)| Call::Lease { function, which, events_max }),
         4 => (any::<usize>(), 0..5_u8, 0..3_000_u64).prop_map(|(nth, how, delay_ms)| Call::Settle { nth, how, delay_ms }),
         2 => prop_oneof![0..40_000_u64, Just(1_000_000)].prop_map(|ms| Call::Sleep { ms }),
-        1 => (any::<usize>(), any::<bool>()).prop_map(|(nth, keep_keys)| Call::Cancel { nth, keep_keys }),
+        2 => (any::<usize>(), any_operation()).prop_map(|(nth, operation)| Call::Operate { nth, operation }),
+        1 => (function, proptest::bool::weighted(0.3)).prop_map(|(function, paused)| Call::Pause { function, paused }),
         1 => Just(Call::Sweep),
         1 => Just(Call::Crash),
     ]
+}
+
+impl<S: Subject> Bench<S> {
+    /// An event with one of a few keys, or with none.
+    fn any_event(&self, function: &str, key: Option<(u8, bool)>, payload: &str) -> Event {
+        match key {
+            None => self.event(function, payload),
+            Some((key, sdk)) => {
+                let source = if sdk { KeySource::SdkInvocationId } else { KeySource::Header };
+                self.keyed(function, payload, &key.to_string(), source)
+            }
+        }
+    }
 }
 
 struct Kept {
@@ -50,6 +115,7 @@ struct Kept {
 struct Model {
     events: BTreeMap<EventId, Kept>,
     keys: BTreeMap<(String, String, bool), (EventId, Bytes, UnixMillis)>,
+    paused: BTreeSet<String>,
 }
 
 type Bytes = bytes::Bytes;
@@ -83,6 +149,9 @@ impl Model {
 
     /// What a lease gives, in order.
     fn lease(&mut self, function: &str, which: Which, max: usize, now: UnixMillis) -> Vec<(Event, History)> {
+        if self.paused.contains(function) && matches!(which, Which::Due | Which::Fresh) {
+            return Vec::new();
+        }
         let mut found: Vec<_> = self
             .events
             .values()
@@ -99,6 +168,15 @@ impl Model {
                         (1, kept.history.due, id)
                     }
                     (Which::Buried, Place::Buried) if kept.history.due <= now => (0, kept.history.due, id),
+                    (Which::AcceptedBefore(cutoff), Place::Ready | Place::Waiting)
+                        if kept.event.accepted_at < cutoff
+                            || (kept.place == Place::Waiting && kept.history.due < cutoff) =>
+                    {
+                        (0, UnixMillis(0), id)
+                    }
+                    (Which::AcceptedBefore(cutoff), Place::Scheduled) if kept.history.due < cutoff => {
+                        (0, UnixMillis(0), id)
+                    }
                     (Which::Due | Which::Fresh | Which::AcceptedBefore(_) | Which::Buried, _) => return None,
                 };
                 Some((rank, id))
@@ -132,11 +210,100 @@ impl Model {
             Some(kept) if kept.leased => return Touched::InFlight,
             Some(_) => {}
         }
+        self.remove(id, keys);
+        Touched::Done
+    }
+
+    fn attempt_now(&mut self, id: EventId, now: UnixMillis) -> Touched {
+        match self.events.get_mut(&id) {
+            None => Touched::NotFound,
+            Some(kept) if kept.place == Place::Buried => Touched::Buried,
+            Some(kept) if kept.leased => Touched::InFlight,
+            Some(kept) => {
+                if kept.place != Place::Ready && kept.history.due > now {
+                    kept.history.due = now;
+                }
+                Touched::Done
+            }
+        }
+    }
+
+    fn discard(&mut self, id: EventId, keys: Keys) -> Discarded {
+        match self.events.get(&id) {
+            Some(kept) if kept.place == Place::Buried && kept.leased => Discarded::Leased,
+            Some(kept) if kept.place == Place::Buried => {
+                self.remove(id, keys);
+                Discarded::Done
+            }
+            Some(_) | None => Discarded::NotFound,
+        }
+    }
+
+    /// `new` is the id that the store has given, if it has brought the event back.
+    fn revive(&mut self, id: EventId, new: Option<EventId>, now: UnixMillis, limits: &Limits) -> Revived {
+        match self.events.get(&id) {
+            Some(kept) if kept.place != Place::Buried => return Revived::NotFound,
+            None => return Revived::NotFound,
+            Some(kept) if kept.leased => return Revived::Leased,
+            Some(kept) if kept.event.redrives >= REDRIVES_MAX => {
+                return Revived::Ceiling { redrives: kept.event.redrives };
+            }
+            Some(_) => {}
+        }
+        let (new, Kept { event, .. }) = (new.expect("it comes back"), self.events.remove(&id).unwrap());
+        let redrives = event.redrives + 1;
+        let event = Event { id: new, accepted_at: now, deliver_at: None, expires_at: None, redrives, ..event };
+        let history = History { due: now, ..History::default() };
+        self.events.insert(new, Kept { event: event.clone(), history, place: Place::Ready, leased: false });
+        self.remember_again(&event, now, limits);
+        Revived::Stored { id: new }
+    }
+
+    /// The key of an event that came back is its own, unless it has become another's.
+    fn remember_again(&mut self, event: &Event, now: UnixMillis, limits: &Limits) {
+        if event.key.source == KeySource::Minted {
+            return;
+        }
+        let sdk = event.key.source == KeySource::SdkInvocationId;
+        let scope = (event.function.name.as_str().to_owned(), event.key.value.clone(), sdk);
+        if let Some((first, payload, until)) = self.keys.get(&scope) {
+            let stored = self.events.contains_key(first);
+            if stored || (*until > now && *payload != event.payload) {
+                return;
+            }
+        }
+        let window = if sdk { limits.sdk_window } else { limits.dedupe_window };
+        self.keys.insert(scope, (event.id, event.payload.clone(), now.plus(window)));
+    }
+
+    fn purge(&mut self, purge: &Purge) -> u64 {
+        let fits = |kept: &&Kept| {
+            kept.event.function.name == purge.function
+                && !kept.leased
+                && LIVE.contains(&kept.place)
+                && purge.place.is_none_or(|place| place == kept.place)
+                && purge.accepted_before.is_none_or(|before| kept.event.accepted_at < before)
+        };
+        let ids: Vec<_> = self.events.values().filter(fits).map(|kept| kept.event.id).collect();
+        if !purge.dry_run {
+            ids.iter().for_each(|&id| self.remove(id, purge.keys));
+        }
+        ids.len() as u64
+    }
+
+    fn remove(&mut self, id: EventId, keys: Keys) {
         self.events.remove(&id);
         if keys == Keys::Forget {
             self.keys.retain(|_, (first, ..)| *first != id);
         }
-        Touched::Done
+    }
+
+    fn pause(&mut self, function: &str, paused: bool) {
+        if paused {
+            self.paused.insert(function.to_owned());
+        } else {
+            self.paused.remove(function);
+        }
     }
 
     /// A sweep forgets the keys whose time is over and whose event is gone; others it gives another window.
@@ -176,107 +343,116 @@ impl Model {
     }
 }
 
-/// Of the live events, either order is drawn.
-fn which(buried: bool, events_max: usize) -> Which {
-    match (buried, events_max % 2) {
-        (true, _) => Which::Buried,
-        (false, 0) => Which::Due,
-        (false, _) => Which::Fresh,
-    }
-}
-
-/// One run of calls against an engine that `open` opens anew after each crash.
-async fn agree<K: Kv>(calls: Vec<Call>, open: impl Fn() -> K) {
-    let bench = Bench::new(Disk::Memory(MemoryDisk::default())); // for its clock, settings and events
-    let (clock, settings) = (bench.clock.clone(), bench.settings.clone());
-    let reopen = || Engine::open(open(), settings.clone(), clock.clone(), "model").unwrap();
-    let (mut engine, mut model, mut leases) = (Some(reopen()), Model::default(), Vec::new());
+/// One run of calls against a store that is opened anew after each crash.
+pub async fn agree(mut bench: Bench<impl Subject>, calls: Vec<Call>) {
+    let (mut model, mut leases) = (Model::default(), Vec::new());
     for call in calls {
         // Mints ids in the order of acceptance.
-        clock.sleep(Duration::from_millis(1)).await;
-        let now = clock.now();
-        let store = engine.as_mut().unwrap();
+        bench.clock.sleep(Duration::from_millis(1)).await;
+        let (now, limits) = (bench.clock.now(), bench.limits);
         match call.clone() {
             Call::Append { function, key, payload, bytes, delay_ms } => {
-                let payload = payload.to_string().repeat(bytes);
-                let event = match key {
-                    None => bench.event(FUNCTIONS[function], &payload),
-                    Some((key, true)) => {
-                        bench.keyed(FUNCTIONS[function], &payload, &key.to_string(), KeySource::SdkInvocationId)
-                    }
-                    Some((key, false)) => {
-                        bench.keyed(FUNCTIONS[function], &payload, &key.to_string(), KeySource::Header)
-                    }
-                };
-                let event = Event { deliver_at: delay_ms.map(|ms| now.plus(Duration::from_millis(ms))), ..event };
-                let expected = model.append(&event, now, &settings.limits);
-                assert_eq!(store.append(vec![event], ROOM).unwrap(), [expected], "{call:?}");
-                store.commit().unwrap();
+                let event = bench.any_event(FUNCTIONS[function], key, &payload.to_string().repeat(bytes));
+                let deliver_at = delay_ms.map(|ms| now.plus(Duration::from_millis(ms)));
+                // Some events have come back as often as they may.
+                let event = Event { deliver_at, redrives: u32::from(payload) * REDRIVES_MAX, ..event };
+                let expected = model.append(&event, now, &limits);
+                assert_eq!(bench.append(event).await, expected, "{call:?}");
             }
-            Call::Lease { function, buried, events_max } => {
-                let which = which(buried, events_max);
-                let news = store.lanes(0).unwrap();
+            Call::Lease { function, which, events_max } => {
+                let (which, events_max) = which.at(now, events_max);
+                let news = bench.store().lanes(0).await.unwrap();
                 let lane = news.lanes.iter().find(|lane| lane.function.as_str() == FUNCTIONS[function]);
                 let want = |lane| LaneWant { lane, which, events_max, bytes_max: u64::MAX, spent: None };
                 let lanes = lane.map(|lane| want(lane.lane)).into_iter().collect();
-                let leased = store.lease(&LeaseWant { lanes, bytes_max: u64::MAX }).unwrap();
-                let got: Vec<_> = leased.iter().map(|l| (l.event.clone(), l.history.clone())).collect();
+                let want = LeaseWant { lanes, bytes_max: u64::MAX };
+                let Leases { events, news: told } = bench.store().lease(want, Some(news.version)).await.unwrap();
+                let got: Vec<_> = events.iter().map(|l| (l.event.clone(), l.history.clone())).collect();
                 assert_eq!(got, model.lease(FUNCTIONS[function], which, events_max, now), "{call:?}");
-                leases.extend(leased);
+                assert_eq!(told.unwrap().lanes.len(), usize::from(!got.is_empty()), "its news tell of it: {call:?}");
+                leases.extend(events);
             }
             Call::Settle { nth, how, delay_ms } if !leases.is_empty() => {
                 let leased: Leased = leases.remove(nth % leases.len());
-                let due = now.plus(Duration::from_millis(delay_ms));
-                let buried = leased.history.burial.is_some();
-                let settlement = match how {
-                    0 if buried => Settlement::Shipped,
-                    0 => Settlement::Delivered,
-                    1 => Settlement::Release,
-                    2 | 3 if buried => Settlement::RetryAt(burial(due)),
-                    2 | 3 => Settlement::RetryAt(retry_at(due)),
-                    _ => Settlement::Bury(burial(due)),
-                };
-                model.settle(leased.lease.id, &settlement, now, &settings.limits);
-                store.settle(vec![(leased.lease, settlement)]).unwrap();
-                store.commit().unwrap();
+                let settlement = any_settlement(&leased, how, now.plus(Duration::from_millis(delay_ms)));
+                model.settle(leased.lease.id, &settlement, now, &limits);
+                bench.settle(&leased, settlement).await;
+                let again = vec![(leased.lease, Settlement::Delivered)];
+                assert_eq!(bench.store().settle(again).await.unwrap(), [leased.lease], "it is settled: {call:?}");
             }
             Call::Settle { .. } => {}
-            Call::Cancel { nth, keep_keys } => {
-                let keys = if keep_keys { Keys::Keep } else { Keys::Forget };
+            Call::Operate { nth, operation } => {
                 let nth = nth.checked_rem(model.events.len());
                 if let Some(id) = nth.and_then(|nth| model.events.keys().nth(nth).copied()) {
-                    assert_eq!(store.cancel(id, keys).unwrap(), model.cancel(id, keys), "{call:?}");
-                    store.commit().unwrap();
+                    operate(&bench, &mut model, id, operation, now).await;
                 }
             }
-            Call::Sleep { ms } => clock.sleep(Duration::from_millis(ms)).await,
+            Call::Pause { function, paused } => {
+                bench.store().pause(&FunctionName::new(FUNCTIONS[function]), paused).await.unwrap();
+                model.pause(FUNCTIONS[function], paused);
+            }
+            Call::Sleep { ms } => bench.clock.sleep(Duration::from_millis(ms)).await,
             Call::Sweep => {
-                while store.sweep().unwrap() {}
-                store.commit().unwrap();
-                model.sweep(now, &settings.limits);
-                assert_eq!(store.census().unwrap().keys, model.keys.len() as u64);
+                bench.sweep().await;
+                model.sweep(now, &limits);
+                assert_eq!(bench.store().census().await.unwrap().keys, model.keys.len() as u64);
             }
             Call::Crash => {
-                drop(engine.take());
-                engine = Some(reopen());
+                bench.reopen().await;
                 model.crash();
                 leases.clear();
             }
         }
-        compare(engine.as_mut().unwrap(), &model);
+        compare(&bench, &model).await;
     }
 }
 
-fn compare<K: Kv>(store: &mut Engine<K>, model: &Model) {
+fn any_settlement(leased: &Leased, how: u8, due: UnixMillis) -> Settlement {
+    let buried = leased.history.burial.is_some();
+    match how {
+        0 if buried => Settlement::Shipped,
+        0 => Settlement::Delivered,
+        1 => Settlement::Release,
+        2 | 3 if buried => Settlement::RetryAt(burial(due)),
+        2 | 3 => Settlement::RetryAt(retry_at(due)),
+        _ => Settlement::Bury(burial(due)),
+    }
+}
+
+/// What an operator asks about one event, or about its function.
+async fn operate(bench: &Bench<impl Subject>, model: &mut Model, id: EventId, operation: Operation, now: UnixMillis) {
+    let store = bench.store();
+    match operation {
+        Operation::Cancel(keys) => assert_eq!(store.cancel(id, keys).await.unwrap(), model.cancel(id, keys)),
+        Operation::AttemptNow => assert_eq!(store.attempt_now(id).await.unwrap(), model.attempt_now(id, now)),
+        Operation::Discard(keys) => assert_eq!(store.discard(vec![id], keys).await.unwrap(), [model.discard(id, keys)]),
+        Operation::Revive => {
+            let revived = store.revive(vec![id], REDRIVES_MAX).await.unwrap().remove(0);
+            let new = if let Revived::Stored { id } = &revived { Some(*id) } else { None };
+            assert_eq!(revived, model.revive(id, new, now, &bench.limits));
+        }
+        Operation::Purge { place, younger_ms, dry_run, keys } => {
+            let function = model.events[&id].event.function.name.clone();
+            let accepted_before = younger_ms.map(|ms| UnixMillis(now.0 - ms));
+            let purge = Purge { function, place, accepted_before, dry_run, keys };
+            assert_eq!(store.purge(purge.clone()).await.unwrap().events, model.purge(&purge), "{purge:?}");
+        }
+    }
+}
+
+async fn compare(bench: &Bench<impl Subject>, model: &Model) {
+    let store = bench.store();
     for kept in model.events.values() {
-        let found = store.find(kept.event.id).unwrap().expect("it is stored");
+        let found = store.find(kept.event.id).await.unwrap().expect("it is stored");
         assert_eq!((&found.event, &found.history), (&kept.event, &kept.history));
         assert_eq!((found.place, found.leased), (kept.place, kept.leased));
     }
-    let census = store.census().unwrap();
+    let census = store.census().await.unwrap();
     assert_eq!(census.events, model.events.len() as u64);
     assert_eq!(census.bytes == 0, model.events.is_empty());
-    for view in store.lanes(0).unwrap().lanes {
+    for view in store.lanes(0).await.unwrap().lanes {
+        assert_eq!(store.lane(&view.function).await.unwrap().as_ref(), Some(&view));
+        assert_eq!(view.paused, model.paused.contains(view.function.as_str()));
         let of_lane = || model.events.values().filter(|kept| kept.event.function.name == view.function);
         let free = |place| of_lane().filter(move |kept| kept.place == place && !kept.leased);
         let next = |place| free(place).map(|kept| kept.history.due).min();
@@ -294,25 +470,8 @@ fn compare<K: Kv>(store: &mut Engine<K>, model: &Model) {
     }
 }
 
-fn on_a_virtual_clock(story: impl Future<Output = ()>) {
+/// Runs a story on a clock of its own.
+pub fn on_a_virtual_clock(story: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(story);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
-    #[test]
-    fn any_sequence_of_calls_does_what_a_plain_map_would(calls in proptest::collection::vec(any_call(), 0..80)) {
-        let disk = MemoryDisk::default();
-        on_a_virtual_clock(agree(calls, || disk.open()));
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 10, failure_persistence: None, ..ProptestConfig::default() })]
-    #[test]
-    fn any_sequence_of_calls_does_what_a_plain_map_would_on_sled(calls in proptest::collection::vec(any_call(), 0..80)) {
-        let dir = tempfile::tempdir().unwrap();
-        on_a_virtual_clock(agree(calls, || store::open(dir.path(), &settings()).unwrap().store));
-    }
 }

@@ -197,3 +197,13 @@ fn a_file_system_that_reports_no_blocks_is_not_taken_for_a_full_one() {
     assert_eq!(free_of(1_000, 0, 4_096), Some(0), "that one is full");
     assert_eq!(free_of(1_000, 10, 4_096), Some(40_960));
 }
+
+#[test]
+fn a_second_store_on_the_same_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path: std::path::PathBuf = dir.path().join("state");
+    let first = open(&path, &settings()).unwrap();
+    let second = open(&path, &settings()).err().unwrap().to_string();
+    assert!(second.contains("in use by another sendoff"), "{second}");
+    drop(first);
+}

@@ -5,8 +5,11 @@ use std::sync::Mutex;
 use bytes::Bytes;
 
 use super::*;
+use crate::event::KeySource;
+use crate::outbox::conformance::Bench;
 use crate::outbox::embedded::kv::{Batch, Disk as Room, Failed, Kv};
 use crate::outbox::embedded::memory::MemoryKv;
+use crate::outbox::*;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trouble {
@@ -64,10 +67,14 @@ impl Kv for FailingKv {
 }
 
 /// Opens a store on `disk` that fails as `trouble` says, from when it says so.
-fn open(bench: &Bench, disk: &MemoryDisk, trouble: &Arc<Mutex<Trouble>>) -> (Handle, JoinHandle<()>, Arc<Metrics>) {
+fn open(
+    bench: &Bench<Memory>,
+    disk: &MemoryDisk,
+    trouble: &Arc<Mutex<Trouble>>,
+) -> (Handle, JoinHandle<()>, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new().unwrap());
     let kv = FailingKv { inner: disk.open(), trouble: trouble.clone() };
-    let engine = Engine::open(kv, bench.settings.clone(), bench.clock.clone(), "failing").unwrap();
+    let engine = Engine::open(kv, settings(&bench.limits), bench.clock.clone(), "failing").unwrap();
     let (writer, handle) = Writer::new(engine, bench.clock.clone(), metrics.clone());
     (handle, spawn(writer), metrics)
 }
@@ -81,7 +88,7 @@ async fn after_a_failure_nothing_is_accepted_everybody_hears_it_and_reopening_re
     for trouble in
         [Trouble::CommitNothing, Trouble::CommitAll, Trouble::CommitPanics, Trouble::ReadFails, Trouble::ReadPanics]
     {
-        let bench = Bench::new(Disk::Memory(MemoryDisk::default()));
+        let bench = Bench::new(Memory::default()).await;
         let (disk, switch) = (MemoryDisk::default(), Arc::new(Mutex::new(Trouble::None)));
         let (store, thread, metrics) = open(&bench, &disk, &switch);
         let accepted = bench.keyed("orders", "{}", "k", KeySource::Header);
