@@ -1,12 +1,13 @@
 //! The operator's listener: probes, metrics, and what the daemon is doing.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use http::{StatusCode, header};
+use http::{HeaderValue, StatusCode, header};
 use tokio::sync::watch;
 
 use crate::clock::Clock;
@@ -165,7 +166,7 @@ impl<O: Outbox> Admin<O> {
 
     fn settings(&self) -> Result<Settings, Problem> {
         let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        settings.ok_or_else(|| Problem(StatusCode::SERVICE_UNAVAILABLE, "the daemon is starting; try again".to_owned()))
+        settings.ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is starting; try again"))
     }
 
     fn missing(&self) -> Vec<String> {
@@ -187,7 +188,7 @@ impl<O: Outbox> Admin<O> {
     }
 
     fn store(&self) -> Result<O, Problem> {
-        let starting = || Problem(StatusCode::SERVICE_UNAVAILABLE, "the outbox is not open".to_owned());
+        let starting = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the outbox is not open");
         self.outbox().ok_or_else(starting)
     }
 
@@ -206,37 +207,51 @@ impl<O: Outbox> Admin<O> {
 }
 
 /// Why a request is not answered as asked.
-struct Problem(StatusCode, String);
+struct Problem {
+    status: StatusCode,
+    message: String,
+    /// When to ask again, if that is known.
+    retry_after: Option<Duration>,
+}
 
 impl Problem {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), retry_after: None }
+    }
+
     fn bad(message: impl Into<String>) -> Self {
-        Self(StatusCode::BAD_REQUEST, message.into())
+        Self::new(StatusCode::BAD_REQUEST, message)
     }
 
     fn not_found(message: impl Into<String>) -> Self {
-        Self(StatusCode::NOT_FOUND, message.into())
+        Self::new(StatusCode::NOT_FOUND, message)
     }
 
     fn conflict(message: impl Into<String>) -> Self {
-        Self(StatusCode::CONFLICT, message.into())
+        Self::new(StatusCode::CONFLICT, message)
     }
 }
 
 impl From<outbox::Error> for Problem {
     fn from(error: outbox::Error) -> Self {
-        let status = match error {
-            outbox::Error::Poisoned { .. } | outbox::Error::Closed | outbox::Error::Away { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            outbox::Error::Unreadable { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        let (status, retry_after) = match &error {
+            outbox::Error::Away { retry_after, .. } => (StatusCode::SERVICE_UNAVAILABLE, Some(*retry_after)),
+            outbox::Error::Poisoned { .. } | outbox::Error::Closed => (StatusCode::SERVICE_UNAVAILABLE, None),
+            outbox::Error::Unreadable { .. } => (StatusCode::INTERNAL_SERVER_ERROR, None),
         };
-        Self(status, error.to_string())
+        Self { status, message: error.to_string(), retry_after }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        (self.0, Json(api::Message { message: self.1 })).into_response()
+        let mut response = (self.status, Json(api::Message { message: self.message })).into_response();
+        if let Some(delay) = self.retry_after {
+            // Whole seconds, rounded up.
+            let seconds = (delay.as_secs() + u64::from(delay.subsec_nanos() > 0)).max(1);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
     }
 }
 
@@ -293,7 +308,7 @@ async fn metrics<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
     }
     match admin.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(error) => Problem(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
@@ -323,3 +338,6 @@ fn show(census: &Census, metrics: &Metrics, clock: &Clock) {
 fn gauge(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests;

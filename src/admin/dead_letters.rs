@@ -157,7 +157,8 @@ pub(super) async fn show<O: Operator>(
     let store = admin.store()?;
     let found = if query.payload { store.find(id).await? } else { store.find_head(id).await? };
     let found = found.filter(|found| found.place == Place::Buried);
-    let found = found.ok_or_else(|| Problem(StatusCode::NOT_FOUND, format!("no dead letter {id} in the store")))?;
+    let found =
+        found.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, format!("no dead letter {id} in the store")))?;
     let view = view(&found.event, &found.history, found.payload_bytes, found.leased, query.payload)?;
     Ok(Noted(Json(view), Note::of(1)))
 }
@@ -183,7 +184,7 @@ pub(super) async fn purge<O: Operator>(
     match purged(&admin, vec![id], &query).await?.pop() {
         Some(answer @ Answer::Purged { .. }) => Ok(Noted(Json(answer), Note::of(1))),
         Some(Answer::Shipping { message } | Answer::Busy { message }) => Err(Problem::conflict(message)),
-        Some(Answer::Refused { message }) => Err(Problem(StatusCode::INTERNAL_SERVER_ERROR, message)),
+        Some(Answer::Refused { message }) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, message)),
         Some(Answer::NotFound { .. } | Answer::Stored { .. } | Answer::Duplicate { .. } | Answer::Ceiling { .. })
         | None => Err(Problem::not_found(format!("no dead letter {id} in the store"))),
     }
@@ -399,7 +400,9 @@ fn view(
 ) -> Result<LetterView, Problem> {
     let export = || {
         let text = serde_json::value::to_raw_value(&Exported::of(event, history));
-        text.map_err(|error| Problem(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot export {}: {error}", event.id)))
+        text.map_err(|error| {
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot export {}: {error}", event.id))
+        })
     };
     Ok(LetterView {
         id: event.id,

@@ -182,7 +182,7 @@ fn touched(touched: Touched, id: EventId) -> Result<(), Problem> {
         Touched::Done => Ok(()),
         Touched::NotFound => Err(gone(id)),
         Touched::InFlight => Err(Problem::conflict(format!("event {id} is being attempted just now; try again"))),
-        Touched::Unreadable => Err(Problem(
+        Touched::Unreadable => Err(Problem::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("event {id} cannot be read, so it cannot be attempted; `sendoff events cancel {id}` removes it"),
         )),

@@ -203,7 +203,7 @@ fn counts(census: &Census, now: UnixMillis) -> OutboxCounts {
 pub(super) async fn status<O: Outbox>(State(status): State<Status<O>>) -> Result<Json<Summary>, Problem> {
     let why = "the outbox is not open, or does not answer";
     let summary = status.whole().await;
-    summary.map(Json).ok_or_else(|| Problem(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()))
+    summary.map(Json).ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()))
 }
 
 /// Show the log's level

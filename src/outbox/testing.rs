@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
+use super::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
 use super::*;
 
 /// The `retry_after` of its answers.
@@ -90,5 +92,62 @@ impl<O: Outbox> Outbox for Leaving<O> {
 
     async fn failed(&self) -> String {
         self.inner.failed().await
+    }
+}
+
+impl<O: Operator> Operator for Leaving<O> {
+    async fn lane(&self, function: &FunctionName) -> Result<Option<LaneView>, Error> {
+        self.here()?;
+        self.inner.lane(function).await
+    }
+
+    async fn pause(&self, function: &FunctionName, paused: bool) -> Result<(), Error> {
+        self.here()?;
+        self.inner.pause(function, paused).await
+    }
+
+    async fn purge(&self, purge: Purge) -> Result<Purged, Error> {
+        self.here()?;
+        self.inner.purge(purge).await
+    }
+
+    async fn cancel(&self, id: EventId, keys: Keys) -> Result<Touched, Error> {
+        self.here()?;
+        self.inner.cancel(id, keys).await
+    }
+
+    async fn attempt_now(&self, id: EventId) -> Result<Touched, Error> {
+        self.here()?;
+        self.inner.attempt_now(id).await
+    }
+
+    async fn list(&self, want: ListWant) -> Result<Page, Error> {
+        self.here()?;
+        self.inner.list(want).await
+    }
+
+    async fn buried(&self, want: BuriedWant) -> Result<BuriedPage, Error> {
+        self.here()?;
+        self.inner.buried(want).await
+    }
+
+    async fn redrive(&self, events: Vec<Redriven>) -> Result<Vec<Appended>, Error> {
+        self.here()?;
+        self.inner.redrive(events).await
+    }
+
+    async fn revive(&self, ids: Vec<EventId>, redrives_max: u32) -> Result<Vec<Revived>, Error> {
+        self.here()?;
+        self.inner.revive(ids, redrives_max).await
+    }
+
+    async fn import(&self, letters: Vec<(Event, History)>) -> Result<Vec<Imported>, Error> {
+        self.here()?;
+        self.inner.import(letters).await
+    }
+
+    async fn discard(&self, ids: Vec<EventId>, keys: Keys) -> Result<Vec<Discarded>, Error> {
+        self.here()?;
+        self.inner.discard(ids, keys).await
     }
 }
