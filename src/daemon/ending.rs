@@ -1,5 +1,6 @@
 //! Ends the daemon within the grace period and two seconds, whatever hangs.
 
+use std::future::Future;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -122,18 +123,13 @@ impl Running {
 
     async fn end(self, why: Why, grace: Duration) -> Result<Ended, Error> {
         let Self { store, stop, vital, door, stages, .. } = &self;
-        let drain = tokio::time::timeout(grace + CUT_OFF_PATIENCE, stop.drain(door, stages, grace));
-        let drained = tokio::select! {
-            biased;
-            drained = drain => drained.unwrap_or_else(|_| {
-                tracing::warn!("a task does not stop: ending without it");
-                false
-            }),
-            // Do not wait for a write that never returns.
-            _ = store.outbox.failed() => return Ok(Ended::Poisoned),
-        };
+        let drained = drained(stop, door, stages, grace, store.outbox.failed()).await;
+        if matches!(store.outbox.health(), Health::Poisoned { .. }) {
+            return Ok(Ended::Poisoned);
+        }
         let ended = match (why, vital.failed()) {
-            (Why::Poisoned, _) => return Ok(Ended::Poisoned),
+            // Unreachable: the outbox was asked above.
+            (Why::Poisoned, _) => Ended::Poisoned,
             (Why::Failed(stage), _) | (Why::Signal(_), Some(stage)) => Ended::Failed(stage),
             (Why::Signal(_), None) if drained => Ended::Drained,
             (Why::Signal(_), None) => {
@@ -164,6 +160,29 @@ impl Running {
     }
 }
 
+/// Drains within `grace`. If the outbox has failed, or fails meanwhile, within [`FAILED_GRACE`] of that: callers get their 503,
+/// and a write that never returns is not waited for. Returns whether all parts ended in time.
+async fn drained(
+    stop: &Stop,
+    door: &TaskTracker,
+    stages: &TaskTracker,
+    grace: Duration,
+    failed: impl Future<Output = String>,
+) -> bool {
+    let failed_long_ago = async {
+        failed.await;
+        tokio::time::sleep(FAILED_GRACE + CUT_OFF_PATIENCE).await;
+    };
+    tokio::select! {
+        biased;
+        in_time = stop.drain(door, stages, grace) => return in_time,
+        () = tokio::time::sleep(grace + CUT_OFF_PATIENCE) => {}
+        () = failed_long_ago => {}
+    }
+    tracing::warn!("a task does not stop: ending without it");
+    false
+}
+
 /// Ends the process after `time`, if nothing else has. sendoff promises to end within the grace period and two seconds,
 /// even if something hangs.
 fn last_word(time: Duration, was_asked: bool) {
@@ -174,4 +193,47 @@ fn last_word(time: Duration, was_asked: bool) {
     };
     // If this thread cannot start, the orderly stop remains.
     drop(std::thread::Builder::new().name("last word".into()).spawn(exit));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    const PATIENT: Duration = Duration::from_secs(60);
+
+    /// How long a drain takes whose one request gets its answer `answer` after the drain began, and whether it got it.
+    async fn drain(answer: Duration, grace: Duration, failed: impl Future<Output = String>) -> (Duration, bool, bool) {
+        let (stop, door, stages, clock) = (Stop::default(), TaskTracker::new(), TaskTracker::new(), Clock::system());
+        let answered = door.spawn({
+            let accepting = stop.accepting.clone();
+            async move {
+                accepting.cancelled().await;
+                tokio::time::sleep(answer).await;
+            }
+        });
+        let began = clock.instant();
+        let in_time = drained(&stop, &door, &stages, grace, failed).await;
+        (clock.instant() - began, in_time, answered.is_finished())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_gets_its_503_though_the_outbox_is_poisoned_already() {
+        let poisoned = async { "a failed sync".to_owned() };
+        let (took, in_time, answered) = drain(Duration::from_millis(1_900), FAILED_GRACE, poisoned).await;
+        assert!(answered && in_time && took < FAILED_GRACE, "it took {took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_never_returns_is_not_waited_for() {
+        let poisoned = async { "a disk that hangs".to_owned() };
+        let (took, in_time, answered) = drain(PATIENT, FAILED_GRACE, poisoned).await;
+        assert!(!in_time && !answered && took <= FAILED_GRACE + CUT_OFF_PATIENCE, "it took {took:?}");
+        let later = async {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            "while it drains".to_owned()
+        };
+        let (took, in_time, answered) = drain(PATIENT, PATIENT * 2, later).await;
+        assert!(!in_time && !answered && took < Duration::from_secs(13), "it took {took:?}");
+    }
 }
