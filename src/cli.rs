@@ -222,11 +222,16 @@ impl Failure {
     }
 }
 
+/// A text of several lines. What it quotes must have gone through [`visible`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Lines(String);
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = format!("{:#}", self.error);
         // The problems of a configuration have a line each. Every other text becomes one line, whatever it quotes.
-        let is_list = self.error.downcast_ref::<Problems>().is_some();
+        let is_list = self.error.is::<Problems>() || self.error.is::<Lines>();
         f.write_str(&if is_list { visible_lines(&text) } else { visible(&text) })
     }
 }

@@ -66,7 +66,8 @@ pub type Store = embedded::writer::Handle;
 pub enum Error {
     #[error("cannot listen on {address}: {why}; {remedy}")]
     Bind { key: &'static str, address: String, why: String, remedy: String },
-    #[error("a file of the configuration cannot be used: {0}")]
+    // The source is printed separately.
+    #[error("a file of the configuration cannot be used")]
     File(#[from] Bad),
     #[error(transparent)]
     Store(#[from] OpenError),

@@ -79,13 +79,18 @@ impl<P> Default for Tokens<P> {
 }
 
 impl<P> Tokens<P> {
-    /// Adds a secret. Returns false if it is there already, because it would then have two owners.
-    pub fn add(&mut self, secret: &Secret, of: P) -> bool {
-        let is_new = self.find(secret.expose()).is_none();
-        if is_new {
-            self.0.push((digest(secret.expose()), of));
+    /// Adds a secret. Returns false if it has another owner already. The same line twice in a file is no mistake.
+    pub fn add(&mut self, secret: &Secret, of: P) -> bool
+    where
+        P: PartialEq,
+    {
+        match self.find(secret.expose()) {
+            Some(owner) => *owner == of,
+            None => {
+                self.0.push((digest(secret.expose()), of));
+                true
+            }
         }
-        is_new
     }
 
     pub fn is_empty(&self) -> bool {
@@ -128,6 +133,7 @@ mod tests {
         let read = of(&format!("{ONE}\n\n  {TWO}\r\n")).unwrap();
         let mut tokens = Tokens::default();
         assert!(read.iter().all(|secret| tokens.add(secret, "orders")));
+        assert!(tokens.add(&read[0], "orders"), "a repeated line is no mistake");
         assert!(!tokens.add(&read[0], "mails"), "it stands for one only");
         assert_eq!(tokens.find(ONE.as_bytes()), Some(&"orders"));
         assert_eq!(tokens.find(TWO.as_bytes()), Some(&"orders"));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{ConfigOptions, Exit, Failure, print};
+use super::{ConfigOptions, Exit, Failure, Lines, print};
 use crate::aws::probe::{Finding, Probe, Target, Verdict};
 use crate::aws::{self, Own, Shared};
 use crate::clock::Clock;
@@ -15,6 +15,7 @@ use crate::config::{Config, Entry, Environment, Loaded, Origin};
 use crate::daemon;
 use crate::outbox::embedded::store::place::{Remark, look, room};
 use crate::plural::agree;
+use crate::visible::visible;
 
 /// Check the configuration and report all of its problems
 #[derive(Debug, Args)]
@@ -50,7 +51,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         let room = room(&config.state_dir, outbox.limits.bytes_max, outbox.disk_reserve);
         for Remark { is_fatal, what, remedy } in remarks.into_iter().chain(room) {
             if is_fatal {
-                problems.push(format!("state_dir: {what}\n      {remedy}"));
+                problems.push(format!("state_dir: {}\n      {}", visible(&what), visible(&remedy)));
             } else {
                 said += &format!("note: {what}; {remedy}\n");
             }
@@ -61,7 +62,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         && let Err(bad) = certificate(&config, &mut said).and_then(|()| secrets(&config))
     {
         exit = Exit::Configuration;
-        problems.push(bad);
+        problems.push(visible(&bad).into_owned());
     }
     // Ends with the exit code of a failed start and, except for the state directory, with its message.
     let refused = super::runtime()?.block_on(daemon::check(&config, !options.skip_state_dir)).err();
@@ -72,7 +73,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     if !problems.is_empty() {
         problems.extend(refused.map(|failure| failure.to_string()));
         let all = problems.join("\n  ");
-        return Err(Failure::saying(exit, format!("the configuration does not work here:\n\n  {all}")));
+        return Err(Failure::new(exit, Lines(format!("the configuration does not work here:\n\n  {all}"))));
     }
     if let Some(refused) = refused {
         return Err(refused);

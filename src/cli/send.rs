@@ -250,11 +250,11 @@ async fn exchange(endpoint: &Uri, connector: Connector, request: Request<Full<By
             if let Some(tls) = trouble(&error) {
                 let why = format!(
                     "TLS with {} failed: {tls}; name the authority of its certificate with --ca",
-                    base(endpoint)
+                    shown(endpoint)
                 );
                 Failure::saying(Exit::Unavailable, why)
             } else if error.is_connect() {
-                let why = format!("no daemon at {}; start it with `sendoff serve`", base(endpoint));
+                let why = format!("no daemon at {}; start it with `sendoff serve`", shown(endpoint));
                 Failure::saying(Exit::Unavailable, why)
             } else {
                 unanswered(endpoint, error)
@@ -262,7 +262,7 @@ async fn exchange(endpoint: &Uri, connector: Connector, request: Request<Full<By
         })?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| {
-            let why = format!("cannot read the answer of {}", base(endpoint));
+            let why = format!("cannot read the answer of {}", shown(endpoint));
             Failure::new(Exit::Unavailable, anyhow::anyhow!(error).context(why))
         })?;
         Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
@@ -271,11 +271,17 @@ async fn exchange(endpoint: &Uri, connector: Connector, request: Request<Full<By
     answered.unwrap_or_else(|elapsed| Err(unanswered(endpoint, elapsed)))
 }
 
+/// The endpoint for messages. Its path is left out, because a client's secret may be in it.
+fn shown(endpoint: &Uri) -> String {
+    let authority = endpoint.authority().map(ToString::to_string).unwrap_or_default();
+    format!("{}://{authority}", endpoint.scheme_str().unwrap_or("http"))
+}
+
 /// The event may have been stored anyway.
 fn unanswered(endpoint: &Uri, error: impl std::error::Error + Send + Sync + 'static) -> Failure {
     let why = format!(
         "no answer from {}; the event may be stored; repeat with the same --key, and it is stored only once",
-        base(endpoint)
+        shown(endpoint)
     );
     Failure::new(Exit::Unavailable, anyhow::Error::new(error).context(why))
 }
@@ -446,10 +452,12 @@ mod tests {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let free = socket.local_addr().unwrap();
-        let line = ["f", "--endpoint", &format!("http://{free}")];
-        let failure = run(options(&line), &Environment::default()).unwrap_err();
-        assert_eq!(failure.exit, Exit::Unavailable);
-        assert_eq!(failure.to_string(), format!("no daemon at http://{free}; start it with `sendoff serve`"));
+        for path in ["", "/c/the-secret-of-a-client"] {
+            let line = ["f", "--endpoint", &format!("http://{free}{path}")];
+            let failure = run(options(&line), &Environment::default()).unwrap_err();
+            assert_eq!(failure.exit, Exit::Unavailable);
+            assert_eq!(failure.to_string(), format!("no daemon at http://{free}; start it with `sendoff serve`"));
+        }
     }
 
     #[test]

@@ -56,8 +56,8 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let outside = outside::read(r, environment);
     let ingest = ingest(r, region);
     patterns::read(r, own_region.as_deref());
-    let has_authority = tls.iter().flatten().any(|tls| tls.files.client_ca.is_some());
-    let clients = clients::read(r, own_region.as_deref(), required, has_authority);
+    let asks = served.filter(|tls| tls.files.client_ca.is_some()).map(|tls| tls.on_ingest);
+    let clients = clients::read(r, own_region.as_deref(), required, asks);
     let operators = operators::read(r, operators_required, listen.as_ref(), tls.iter().flatten().next());
     let passthrough = passthrough::read(r);
     let rules = rules::read(r);

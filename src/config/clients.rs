@@ -28,8 +28,9 @@ pub fn required(r: &mut Reader) -> Option<bool> {
     r.word("auth.ingest", &[("none", false), ("required", true)])
 }
 
-/// `region` is the daemon's own. `has_authority` says whether client certificates are verified.
-pub fn read(r: &mut Reader, region: Option<&str>, required: Option<bool>, has_authority: bool) -> Option<Clients> {
+/// `region` is the daemon's own. `asks` says whether `ingest` asks for client certificates. It is
+/// `None` if there is no authority that could verify them.
+pub fn read(r: &mut Reader, region: Option<&str>, required: Option<bool>, asks: Option<bool>) -> Option<Clients> {
     let skew = r.duration("auth.skew", Zero::Refused);
     if skew.is_some_and(|skew| skew > SKEW_MAX) {
         r.refuse::<()>("auth.skew", "more than 15m, the most that AWS allows", None);
@@ -46,9 +47,16 @@ pub fn read(r: &mut Reader, region: Option<&str>, required: Option<bool>, has_au
         if let Some(proof) = proofs.into_iter().find(|proof| !taken.insert((*proof).clone())) {
             r.refuse_table(table, &format!("{proof:?} stands for another client already"), "give each client its own");
         }
-        if !ways.names.is_empty() && !has_authority {
-            let hint = "name the file of the authority that issues the certificates of clients";
-            r.refuse::<()>(&format!("{table}.san"), "there is no tls.client_ca", Some(hint));
+        let unseen = match asks {
+            Some(true) => None,
+            Some(false) => Some(("ingest does not speak TLS", "add \"ingest\" to tls.listeners")),
+            None => {
+                let hint = "name the file of the authority that issues the certificates of clients";
+                Some(("there is no tls.client_ca", hint))
+            }
+        };
+        if let Some((why, hint)) = unseen.filter(|_| !ways.names.is_empty()) {
+            r.refuse::<()>(&format!("{table}.san"), why, Some(hint));
         }
     }
     let required = required?;
@@ -196,6 +204,10 @@ mod tests {
             ("functions = '*'\naccess_key_id = 'SOFFAAAAAAAAAAAAAAAA'", "a key pair is access_key_id and secret_file"),
             ("functions = '*'\naccess_key_id = 'A'\nsecret_file = '/s'", "not the id of a key"),
             ("functions = '*'\nsan = 'a.test'", "there is no tls.client_ca"),
+            (
+                "functions = '*'\nsan = 'a.test'\n[tls]\ncert = '/c'\nkey = '/k'\nclient_ca = '/a'\nlisteners = 'admin'",
+                "ingest does not speak TLS",
+            ),
             ("functions = '*'\ntoken = 'x'", "clients.a.token: unknown key"),
             ("function = '*'", "did you mean `clients.a.functions`?"),
             ("functions = '*'\ncalls = 'yes'\ntoken_file = '/t'", "clients.a.calls = \"yes\": neither true nor false"),
@@ -209,6 +221,8 @@ mod tests {
         assert!(named("[auth]\ningest = 'required'").contains("there is no client"));
         assert!(named("[auth]\nskew = '16m'").contains("more than 15m"));
         assert!(named("clients = 1").contains("is a table, not a key"));
+        let elsewhere = "[tls]\ncert='/c'\nkey='/k'\nclient_ca='/a'\nclient_required=true\nlisteners='admin'";
+        assert!(named(elsewhere).contains("tls.client_required = true: ingest does not speak TLS"));
         let twice = "functions = '*'\naccess_key_id = 'SOFFAAAAAAAAAAAAAAAA'\nsecret_file = '/s'\n";
         let said = named(&format!("[clients.a]\n{twice}[clients.b]\n{twice}"));
         assert!(said.contains("[clients.b]: \"SOFFAAAAAAAAAAAAAAAA\" stands for another client already"), "{said}");

@@ -35,6 +35,10 @@ pub fn read(r: &mut Reader) -> Option<Option<Tls>> {
         (Some(_), None) => return r.refuse("tls.key", "empty", Some("name the file of the private key, in PEM")),
     };
     let (on_ingest, on_admin) = listeners?;
+    if client_required && !on_ingest {
+        let hint = "add \"ingest\" to tls.listeners";
+        return r.refuse("tls.client_required", "ingest does not speak TLS", Some(hint));
+    }
     let files = Files { cert: cert.into(), key: key.into(), client_ca: client_ca.map(PathBuf::from) };
     Some(Some(Tls { files, client_required, on_ingest, on_admin }))
 }

@@ -55,7 +55,11 @@ impl Client {
 
 /// The function that the path of an operation names: `/2015-03-31/functions/NAME/...`.
 fn function_of(path: &str, home: &Home) -> Option<FunctionName> {
-    let (_, rest) = path.strip_prefix('/')?.split_once("/functions/")?;
+    let (version, rest) = path.strip_prefix('/')?.split_once("/functions/")?;
+    // Deeper in a path, `functions/NAME` would be a part of something else.
+    if version.contains('/') {
+        return None;
+    }
     // What somebody between might fold into another function.
     if rest.split('/').any(|part| matches!(percent_decode(part).as_str(), "." | "..")) {
         return None;

@@ -154,6 +154,8 @@ fn a_client_uses_what_its_patterns_name_and_passes_what_concerns_them() {
         "/2015-03-31/functions/orders-eu/../mails",
         "/2015-03-31/functions/orders-eu/%2e%2E/mails",
         "/2017-03-31/tags/invoices",
+        "/2017-03-31/tags/mails/functions/invoices",
+        "/2018-10-31/layers/mails/functions/invoices/versions",
         "/2015-03-31/event-source-mappings/",
     ] {
         assert!(!may(&one, path), "{path}");
