@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sendoff::clock::UnixMillis;
+use sendoff::deadletter::message::Message;
 use sendoff::dispatch::{Call, Mode};
 use sendoff::event::{Carried, Event, EventId, KeySource};
 use sendoff::outbox::operator::Keys;
@@ -42,7 +43,13 @@ pub struct Ledger {
     /// Events that were leased before they were due, which is allowed only for burying.
     early: BTreeSet<EventId>,
     /// What SQS has.
-    pub in_queue: BTreeSet<EventId>,
+    pub in_queue: BTreeMap<EventId, Message>,
+    /// Orders of which an operator has tried to bring a dead letter back, by their serial numbers.
+    brought_back: BTreeSet<u64>,
+    /// Dead letters that came back, and that were removed by name, as the answers said.
+    pub revived: u64,
+    pub redriven: u64,
+    pub discarded: u64,
     /// What SQS confirmed.
     confirmed: BTreeSet<EventId>,
     /// What SQS will never accept.
@@ -178,6 +185,11 @@ impl Ledger {
         }
         let scope = (order.function.clone(), key?);
         match self.keys.get(&scope) {
+            // The key of an event that came back is the new event's.
+            Some(&(first, accepted)) if first != id && duplicate && self.brought_back.contains(&serial) => {
+                self.keys.insert(scope, (id, accepted));
+                None
+            }
             Some(&(first, accepted))
                 if first != id
                     && !self.maybe_forgotten.contains(&first)
@@ -444,7 +456,10 @@ impl Ledger {
     /// A purge begins that may remove what was accepted before `cutoff`.
     pub fn purges(&mut self, function: &str, cutoff: UnixMillis, keys: Keys) {
         let orders = &self.orders;
-        let fits = |(id, serial): &(&EventId, &u64)| orders[serial].function == function && id.accepted_at() < cutoff;
+        // An event that came back was accepted at another time, which may be before if the clock was set.
+        let fits = |(id, serial): &(&EventId, &u64)| {
+            orders[serial].function == function && (id.accepted_at() < cutoff || self.brought_back.contains(serial))
+        };
         let removed: Vec<EventId> = self.accepted.iter().filter(fits).map(|(&id, _)| id).collect();
         if keys == Keys::Forget {
             self.maybe_forgotten.extend(&removed);
@@ -458,6 +473,24 @@ impl Ledger {
         self.purged = self.purged.zip(events).map(|(purged, more)| purged + more);
     }
 
+    /// An operator asks for a dead letter to come back, under a new id. Its times no longer hold.
+    pub fn brings_back(&mut self, serial: u64) {
+        self.brought_back.insert(serial);
+        if let Some(order) = self.orders.get_mut(&serial) {
+            (order.not_before, order.expires_at) = (None, None);
+        }
+    }
+
+    /// An operator asks for the removal of a dead letter. If it came back, it stands for the events that it was before.
+    pub fn discards(&mut self, id: EventId, serial: u64, keys: Keys) {
+        self.cancels(id, keys);
+        if self.brought_back.contains(&serial) {
+            let before: Vec<EventId> =
+                self.accepted.iter().filter(|(_, of)| **of == serial).map(|(&before, _)| before).collect();
+            before.into_iter().for_each(|before| self.cancels(before, keys));
+        }
+    }
+
     /// An event is made due now. What was said about its due time no longer holds.
     pub fn brings_forward(&mut self, id: EventId, serial: u64) {
         self.due.remove(&id);
@@ -469,11 +502,11 @@ impl Ledger {
 
     // --- SQS ---
 
-    pub fn queued(&mut self, id: EventId, body: &str) -> Option<Violation> {
-        let sent = serial_of(body.as_bytes()).and_then(|serial| self.orders.get(&serial));
-        self.in_queue.insert(id);
-        match sent {
-            Some(order) if order.payload == body.as_bytes() => None,
+    pub fn queued(&mut self, message: &Message) -> Option<Violation> {
+        let (id, body) = (message.id, message.body.as_bytes());
+        self.in_queue.insert(id, message.clone());
+        match serial_of(body).and_then(|serial| self.orders.get(&serial)) {
+            Some(order) if order.payload == body => None,
             _ => Some(("G4", format!("dead letter {id} is not what was sent"))),
         }
     }
@@ -484,10 +517,15 @@ impl Ledger {
 
     // --- all of it ---
 
-    /// Accepted events that are lost: not in `stored`, not with Lambda, not in the queue (G1, G2).
-    pub fn nowhere(&self, stored: &BTreeSet<EventId>) -> Vec<EventId> {
+    /// Accepted events that are lost: not in `stored`, not with Lambda, not in the queue (G1, G2). An event that came back
+    /// may be there under another id.
+    pub fn nowhere(&self, stored: &BTreeMap<EventId, u64>) -> Vec<EventId> {
+        let queued = self.in_queue.values().filter_map(|message| serial_of(message.body.as_bytes()));
+        let there: BTreeSet<u64> = stored.values().copied().chain(queued).collect();
+        let came_back = |serial| self.brought_back.contains(serial) && there.contains(serial);
         let missing = self.accepted.iter().filter(|(id, serial)| {
-            !stored.contains(id) && !self.in_queue.contains(id) && self.orders[serial].fate.taken == 0
+            let is_there = stored.contains_key(id) || self.in_queue.contains_key(id);
+            !is_there && self.orders[serial].fate.taken == 0 && !came_back(serial)
         });
         missing.map(|(&id, _)| id).collect()
     }

@@ -238,7 +238,7 @@ fn letter_settings(world: &World) -> deadletter::Settings {
         retention_min: Duration::ZERO,
         format: deadletter::Format::DeadLetterQueue,
         oversize: deadletter::Oversize::Keep,
-        redrives_max: 3,
+        redrives_max: crate::dead_letters::REDRIVES_MAX,
     }
 }
 

@@ -23,6 +23,7 @@ mod scenarios;
 
 mod audit;
 mod clients;
+mod dead_letters;
 mod disk;
 mod lambda;
 mod ledger;
@@ -93,6 +94,8 @@ fn the_promises_hold_under_random_faults() {
     if seeds >= SEEDS {
         let each = [did.index_commits, did.segments_removed, did.torn, did.indexes_made_again];
         assert!(each.iter().all(|&times| times > seeds / 20), "what hardly happens is not tested: {did:?}");
+        let moved = [sums.revived, sums.redriven, sums.discarded];
+        assert!(moved.iter().all(|&times| times > seeds / 20), "dead letters hardly move: {moved:?}");
     }
     let shown: Vec<_> =
         broken.iter().take(10).map(|(seed, report)| format!("SEED={seed}: {}", report.violations[0])).collect();
@@ -239,6 +242,21 @@ fn pretending_to_cancel_is_caught() {
 #[test]
 fn purging_more_than_was_asked_is_caught() {
     must_be_caught(Bug::PurgeBeyond, &["G2"]);
+}
+
+#[test]
+fn forgetting_to_write_a_revived_event_is_caught() {
+    must_be_caught(Bug::ForgetToRevive, &["G2"]);
+}
+
+#[test]
+fn forgetting_to_write_a_redriven_event_is_caught() {
+    must_be_caught(Bug::ForgetToRedrive, &["G2"]);
+}
+
+#[test]
+fn removing_more_dead_letters_than_were_named_is_caught() {
+    must_be_caught(Bug::DiscardBeyond, &["G2"]);
 }
 
 #[test]

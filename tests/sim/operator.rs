@@ -1,5 +1,5 @@
-//! An operator who interferes: pauses and resumes functions, purges, cancels, makes events due. Leaves the healthy
-//! function alone.
+//! An operator who interferes: pauses and resumes functions, purges, cancels, makes events due, and moves dead letters
+//! (`dead_letters.rs`). Leaves the healthy function alone.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use sendoff::event::FunctionName;
 use sendoff::outbox::operator::{Keys, LIVE, Operator, Purge, Touched};
 use sendoff::outbox::{Outbox, Place};
 
+use crate::dead_letters;
 use crate::scenario::STEADY;
 use crate::world::{Front, World};
 
@@ -28,11 +29,14 @@ pub async fn operator(world: Arc<World>) {
         if function == STEADY {
             continue;
         }
-        match world.draw(|rng| rng.u8(0..6)) {
+        match world.draw(|rng| rng.u8(0..9)) {
             0 => pause(&world, &front, &function, true).await,
             1 | 2 => pause(&world, &front, &function, false).await,
             3 => purge(&world, &front, &function).await,
             4 => cancel(&world, &front, &function).await,
+            5 => dead_letters::revive(&world, &front, &function).await,
+            6 => dead_letters::discard(&world, &front, &function).await,
+            7 => dead_letters::redrive(&world, &front, &function).await,
             _ => attempt_now(&world, &front, &function).await,
         }
     }
@@ -55,11 +59,14 @@ pub async fn resume_all(world: &Arc<World>) {
 }
 
 /// Asks within the daemon's life. `None` if its power goes or it refuses.
-async fn ask<T: Send + 'static>(
+pub async fn ask<T: Send + 'static>(
     world: &World,
     front: &Front,
     asked: impl Future<Output = Result<T, sendoff::outbox::Error>> + Send + 'static,
 ) -> Option<T> {
+    if !world.is_on(front.life) {
+        return None; // an earlier question of the same action met the end of the life
+    }
     let asking = front.tasks.spawn(asked);
     world.powers(asking.abort_handle());
     asking.await.ok()?.ok()
@@ -94,7 +101,7 @@ async fn purge(world: &Arc<World>, front: &Front, function: &str) {
     }
 }
 
-fn any_keys(world: &World) -> Keys {
+pub fn any_keys(world: &World) -> Keys {
     if world.draw(|rng| rng.bool()) { Keys::Forget } else { Keys::Keep }
 }
 

@@ -54,7 +54,7 @@ impl FlakyQueue {
             Weather::Operator => later("QueueDoesNotExist"),
             Weather::Throttled | Weather::Errors if world.fault(50) => later("ThrottlingException"),
             Weather::Fair | Weather::Throttled | Weather::Errors | Weather::Lossy | Weather::Slow => {
-                let found = world.ledger().queued(message.id, &message.body);
+                let found = world.ledger().queued(message);
                 if let Some((promise, what)) = found {
                     world.violated(promise, what);
                 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sendoff::outbox::dead::{BuriedWant, Filter};
+use sendoff::outbox::operator::Operator;
 use sendoff::outbox::{Census, Outbox};
 use tokio_util::task::TaskTracker;
 
@@ -13,6 +15,7 @@ use crate::disk::Did;
 use crate::life::{Ending, live};
 use crate::operator::{operator, resume_all};
 use crate::scenario::Scenario;
+use crate::tap::Tap;
 use crate::world::{Trail, World};
 
 /// Without faults, everything is delivered or shipped within this time of the world.
@@ -24,6 +27,9 @@ const FRUGAL_WITHIN: Duration = Duration::from_secs(8 * 3_600);
 
 /// The difference between the earliest and the latest clock of a daemon.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(6 * 3_600);
+
+/// More dead letters than a seed can have.
+const LETTERS_MAX: usize = 1_000;
 
 /// The result of a seed.
 #[derive(Debug, Default)]
@@ -39,6 +45,9 @@ pub struct Report {
     pub virtual_seconds: u64,
     pub failed_in_outages: u64,
     pub poison_ended: u64,
+    pub revived: u64,
+    pub redriven: u64,
+    pub discarded: u64,
 }
 
 impl Report {
@@ -52,6 +61,9 @@ impl Report {
         self.did.add(other.did);
         self.failed_in_outages += other.failed_in_outages;
         self.poison_ended += other.poison_ended;
+        self.revived += other.revived;
+        self.redriven += other.redriven;
+        self.discarded += other.discarded;
         self.virtual_seconds += other.virtual_seconds;
     }
 }
@@ -60,7 +72,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} events accepted, {} repeats recognised, {} calls, {} dead letters in the queue, {} crashes, {} virtual seconds, {} calls failed in outages, {} poison events ended, {:?}",
+            "{} events accepted, {} repeats recognised, {} calls, {} dead letters in the queue, {} crashes, {} virtual seconds, {} calls failed in outages, {} poison events ended, {} dead letters revived, {} redriven, {} removed, {:?}",
             self.accepted,
             self.repeats,
             self.calls,
@@ -69,6 +81,9 @@ impl fmt::Display for Report {
             self.virtual_seconds,
             self.failed_in_outages,
             self.poison_ended,
+            self.revived,
+            self.redriven,
+            self.discarded,
             self.did
         )
     }
@@ -93,6 +108,9 @@ pub fn run(scenario: Scenario, trail: Trail) -> Report {
             did: world.disk.did(),
             failed_in_outages: ledger.failed_in_outages,
             poison_ended: ledger.poison_ended.len() as u64,
+            revived: ledger.revived,
+            redriven: ledger.redriven,
+            discarded: ledger.discarded,
             virtual_seconds: world.now().since(crate::world::START).as_secs(),
         }
     })
@@ -156,7 +174,8 @@ async fn rest(world: &Arc<World>, life: u32, offset_ms: i64) {
             tokio::time::sleep(Duration::from_secs(5)).await;
             let Some(front) = world.front() else { continue };
             let Ok(census) = front.outbox.census().await else { break "the outbox is lost".to_owned() };
-            if is_at_rest(world, &census) {
+            let Ok(kept) = kept(world, &front.outbox).await else { break "the outbox is lost".to_owned() };
+            if is_at_rest(world, &census, kept) {
                 return;
             }
             if world.now().since(began) > within {
@@ -178,10 +197,18 @@ async fn rest(world: &Arc<World>, life: u32, offset_ms: i64) {
     }
 }
 
+/// Dead letters of the store that the queue has refused for good.
+async fn kept(world: &World, outbox: &Tap) -> Result<u64, sendoff::outbox::Error> {
+    let filter = Filter { unshippable: Some(true), ..Filter::default() };
+    let page = outbox.buried(BuriedWant { filter, letters_max: LETTERS_MAX, ..BuriedWant::default() }).await?;
+    let ledger = world.ledger();
+    Ok(page.letters.iter().filter(|letter| ledger.unshippable.contains(&letter.event.id)).count() as u64)
+}
+
 /// Whether only messages are left that no queue accepts, or that have no queue.
-fn is_at_rest(world: &World, census: &Census) -> bool {
+fn is_at_rest(world: &World, census: &Census, kept: u64) -> bool {
     let buried: u64 = census.lanes.values().map(|lane| lane.by_place[&sendoff::outbox::Place::Buried].events).sum();
     let leased: u64 = census.lanes.values().map(|lane| lane.leased).sum();
-    let kept = if world.scenario.queue { world.ledger().unshippable.len() as u64 } else { buried };
+    let kept = if world.scenario.queue { kept } else { buried };
     census.events == buried && buried == kept && leased == 0
 }

@@ -50,6 +50,12 @@ pub enum Bug {
     PurgeBeyond,
     /// operator: "attempt now" does nothing.
     PretendToAttempt,
+    /// G2: a dead letter that is to come back is removed, and no event is written in its place.
+    ForgetToRevive,
+    /// G2: an event that comes back from the queue is answered, and not written.
+    ForgetToRedrive,
+    /// G2: a removal of dead letters removes others, too.
+    DiscardBeyond,
     /// G2: a failure during an outage is charged to its event.
     ChargeOutages,
     /// confirm: an answer that is not Lambda's counts as the function's (in `lambda.rs`).
@@ -200,10 +206,22 @@ impl Operator for Sabotaged {
     }
 
     async fn redrive(&self, events: Vec<Redriven>) -> Result<Vec<Appended>, Error> {
+        if self.bug == Some(Bug::ForgetToRedrive) {
+            return Ok(events.iter().map(|_| Appended::Stored).collect());
+        }
         self.handle.redrive(events).await
     }
 
     async fn revive(&self, ids: Vec<EventId>, redrives_max: u32) -> Result<Vec<Revived>, Error> {
+        if self.bug == Some(Bug::ForgetToRevive) {
+            let gone = self.handle.discard(ids.clone(), Keys::Keep).await?;
+            let answers = gone.into_iter().zip(ids).map(|(gone, id)| match gone {
+                Discarded::Done => Revived::Stored { id },
+                Discarded::NotFound => Revived::NotFound,
+                Discarded::Leased => Revived::Leased,
+            });
+            return Ok(answers.collect());
+        }
         self.handle.revive(ids, redrives_max).await
     }
 
@@ -212,6 +230,11 @@ impl Operator for Sabotaged {
     }
 
     async fn discard(&self, ids: Vec<EventId>, keys: Keys) -> Result<Vec<Discarded>, Error> {
+        if self.bug == Some(Bug::DiscardBeyond) {
+            let page = self.handle.buried(BuriedWant { letters_max: 100, ..BuriedWant::default() }).await?;
+            let all = page.letters.iter().map(|letter| letter.event.id).filter(|id| !ids.contains(id)).collect();
+            self.handle.discard(all, keys).await?;
+        }
         self.handle.discard(ids, keys).await
     }
 }

@@ -137,11 +137,17 @@ impl Operator for Tap {
     }
 
     async fn redrive(&self, events: Vec<Redriven>) -> Result<Vec<Appended>, Error> {
-        self.inner.redrive(events).await
+        self.world.point(self.life, "before a redrive").await;
+        let done = self.inner.redrive(events).await;
+        self.world.point(self.life, "after a redrive").await;
+        done
     }
 
     async fn revive(&self, ids: Vec<EventId>, redrives_max: u32) -> Result<Vec<Revived>, Error> {
-        self.inner.revive(ids, redrives_max).await
+        self.world.point(self.life, "before a revival").await;
+        let done = self.inner.revive(ids, redrives_max).await;
+        self.world.point(self.life, "after a revival").await;
+        done
     }
 
     async fn import(&self, letters: Vec<(Event, History)>) -> Result<Vec<Imported>, Error> {
@@ -149,7 +155,10 @@ impl Operator for Tap {
     }
 
     async fn discard(&self, ids: Vec<EventId>, keys: Keys) -> Result<Vec<Discarded>, Error> {
-        self.inner.discard(ids, keys).await
+        self.world.point(self.life, "before a removal of dead letters").await;
+        let done = self.inner.discard(ids, keys).await;
+        self.world.point(self.life, "after a removal of dead letters").await;
+        done
     }
 }
 
