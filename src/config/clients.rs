@@ -70,6 +70,19 @@ pub fn read(r: &mut Reader, region: Option<&str>, required: Option<bool>, asks: 
     Some(Clients { required, skew: skew?, clients: clients.into_iter().collect::<Option<_>>()? })
 }
 
+/// The names in a `san` key, each once. DNS names in lower case: their case does not matter (RFC 4343), that of a URI
+/// does.
+pub(super) fn names_of_certificates(san: &str) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for name in san.split_whitespace() {
+        let name = if name.contains("://") { name.to_owned() } else { name.to_ascii_lowercase() };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
 /// Reads the keys of one table.
 fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Client, Ways)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -91,7 +104,7 @@ fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Clien
         token_file: token_file?.map(PathBuf::from),
         access_key_id: access_key_id?,
         secret_file: secret_file?.map(PathBuf::from),
-        names: san?.unwrap_or_default().split_whitespace().map(str::to_owned).collect(),
+        names: names_of_certificates(&san?.unwrap_or_default()),
     };
     if ways == Ways::default() {
         let hint = "give it path_token_file, token_file, access_key_id with secret_file, or san";
@@ -152,7 +165,7 @@ mod tests {
             [clients.orders]
             functions = "orders-*  arn:aws:lambda:eu-central-1:123456789012:function:invoices:prod"
             path_token_file = "/p"
-            san = "spiffe://shop/orders orders.shop.svc"
+            san = "spiffe://shop/orders Orders.shop.svc orders.shop.svc"
             [clients."b.c"]
             functions = "*"
             calls = true

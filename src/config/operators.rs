@@ -87,7 +87,7 @@ fn operator(r: &mut Reader, name: &str, table: &str) -> Option<(Operator, Ways)>
         let hint = "write users by number, with spaces between, like \"1001 1002\"";
         return r.refuse(&format!("{table}.uid"), "not the numbers of users", Some(hint));
     };
-    let names = san?.unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+    let names = super::clients::names_of_certificates(&san?.unwrap_or_default());
     let ways = Ways { token_file: token_file?.map(PathBuf::from), names, uids };
     if ways == Ways::default() {
         r.refuse_table(table, "there is nothing to know this operator by", "give it token_file, san or uid");

@@ -124,8 +124,10 @@ async fn handshake(stream: TcpStream, tls: &Tls) -> io::Result<(Wire, Vec<String
 /// The DNS names and URIs of a client's certificate (RFC 5280, subjectAltName). rustls has already verified it.
 fn names(chain: &[rustls::pki_types::CertificateDer<'_>]) -> Vec<String> {
     let Some(Ok(certificate)) = chain.first().map(webpki::EndEntityCert::try_from) else { return Vec::new() };
-    let names = certificate.valid_uri_names().chain(certificate.valid_dns_names());
-    names.map(str::to_owned).take(NAMES_MAX).collect()
+    let uris = certificate.valid_uri_names().map(str::to_owned);
+    // The case of a DNS name does not matter (RFC 4343), so all are compared in lower case.
+    let hosts = certificate.valid_dns_names().map(str::to_ascii_lowercase);
+    uris.chain(hosts).take(NAMES_MAX).collect()
 }
 
 /// Tells a client that speaks plain HTTP to use https. The answer has the form of Lambda's errors, so that SDKs show

@@ -222,7 +222,7 @@ async fn a_client_is_known_by_the_names_in_its_certificate() {
     std::fs::write(&ca, &authority.pem).unwrap();
     let files = Files { client_ca: Some(ca), ..files(directory.path()) };
     let follower = following(files);
-    let known = authority.issue(&[dns("orders.shop.test"), uri("spiffe://shop.test/orders")], 2100);
+    let known = authority.issue(&[dns("Orders.Shop.test"), uri("spiffe://shop.test/orders")], 2100);
     let (forged, late) = (stranger.issue(&[dns("orders.shop.test")], 2100), authority.issue(&[dns("a.test")], 2001));
     for required in [false, true] {
         let running = Running::with(follower.value(), required, LONG).await;
