@@ -1,14 +1,17 @@
-//! The memory for bodies of the operator's API.
+//! The memory for bodies of the operator's API: those of requests, and large ones of answers.
 //!
-//! Holds: a body takes its memory as it arrives, and keeps it until its request is answered, also if its client has gone: what was
-//! parsed out of it waits in the outbox's queue. There is no waiting for memory: several bodies that are half read would then wait
-//! for each other.
+//! Holds: a request's body takes its memory as it arrives, and keeps it until its request is answered, also if its client
+//! has left: its parsed parts wait in the outbox's queue. An answer keeps its memory until the client has taken it, so
+//! clients that ask and do not read cannot take more than there is. Nothing waits for memory: several bodies that are half
+//! read would then wait for each other.
 
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use hyper::body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes of one body at most: what axum takes of JSON.
@@ -20,6 +23,12 @@ pub(super) const MEMORY_MAX: usize = 32 << 20;
 /// What a byte of a body takes: the body, which is read into a buffer of up to twice its size, the JSON of each letter, and its
 /// payload.
 const COST: usize = 4;
+
+/// What a byte of an answer takes: it is written into a buffer that grows by doubling.
+const ANSWER_COST: usize = 2;
+
+/// Answers up to this many bytes are not counted. They are part of what a connection takes, and include every refusal.
+const SMALL: usize = 4 * 1024;
 
 /// The memory is counted in pieces of so many bytes.
 const PIECE: usize = 1024;
@@ -63,15 +72,56 @@ impl Bodies {
         Ok((bytes.freeze(), memory))
     }
 
+    /// The answer, whose body holds its memory until it has been sent. Fails if there is none left.
+    pub(super) async fn hold(&self, answer: Response) -> Result<Response, Unread> {
+        let size = answer.body().size_hint().lower();
+        let Ok(size) = usize::try_from(size) else { return Err(Unread::Crowded) };
+        if size <= SMALL {
+            return Ok(answer);
+        }
+        let memory = self.take(size * ANSWER_COST)?;
+        let (head, body) = answer.into_parts();
+        let Ok(body) = body.collect().await else { return Err(Unread::Crowded) };
+        // HTTP/2 queues a body's data after it has let go of the body, so the data itself must hold the memory.
+        let held = Bytes::from_owner(Held { bytes: body.to_bytes(), _memory: memory });
+        Ok(Response::from_parts(head, Body::from(held)))
+    }
+
     fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Unread> {
         let pieces = u32::try_from(bytes.div_ceil(PIECE)).unwrap_or(u32::MAX);
         Arc::clone(&self.0).try_acquire_many_owned(pieces).map_err(|_| Unread::Crowded)
     }
 }
 
+/// The bytes of an answer, and their memory.
+struct Held {
+    bytes: Bytes,
+    _memory: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn answers_that_are_not_taken_hold_their_memory_and_further_ones_are_refused() {
+        let bodies = Bodies::new(32 << 10);
+        let answer = |bytes: usize| Response::new(Body::from(vec![b' '; bytes]));
+        let first = bodies.hold(answer(10 << 10)).await.unwrap();
+        assert!(matches!(bodies.hold(answer(10 << 10)).await, Err(Unread::Crowded)));
+        assert!(bodies.hold(answer(SMALL)).await.is_ok(), "refusals and probes are always answered");
+        // HTTP/2 drops the body once it has its data, and keeps the data until the client's window opens.
+        let data = first.into_body().collect().await.unwrap().to_bytes();
+        assert!(bodies.hold(answer(10 << 10)).await.is_err());
+        drop(data);
+        assert!(bodies.hold(answer(10 << 10)).await.is_ok());
+    }
 
     #[tokio::test]
     async fn bodies_take_memory_until_their_requests_are_answered_and_no_more_than_there_is() {

@@ -80,7 +80,7 @@ enum Refused {
     NotJson,
     /// Longer than a body may be, or torn.
     BodyTooLarge,
-    /// The bodies of other requests take the memory.
+    /// The bodies of other requests and answers take the memory.
     Crowded,
     BodyLate,
 }
@@ -111,13 +111,13 @@ async fn stand_guard(State(guard): State<Guard>, request: Request, next: Next) -
     let has_body = !request.body().is_end_stream();
     let is_change = !is_read(request.method());
     let mut response = match check(request.method(), request.uri(), request.headers(), has_body, &guard.hosts) {
-        Ok(()) if is_probe => next.run(request).await,
+        Ok(()) if is_probe => guard.hold(next.run(request).await).await,
         // A change is finished, and audited with its result, also if its client has gone.
         Ok(()) if is_change => {
             let answering = async move { refusal::in_json(next.run(request).await).await };
             ToItsEnd::new(answering, &guard.leftovers).await
         }
-        Ok(()) => refusal::in_json(next.run(request).await).await,
+        Ok(()) => guard.hold(refusal::in_json(next.run(request).await).await).await,
         Err(refused) => guard.refuse(refused),
     };
     for (name, value) in HEADERS {
@@ -142,6 +142,14 @@ async fn read_body(State(guard): State<Guard>, request: Request, next: Next) -> 
 }
 
 impl Guard {
+    /// The answer with its memory. Only for requests that change nothing, as what was done must be told.
+    async fn hold(&self, answer: Response) -> Response {
+        match self.bodies.hold(answer).await {
+            Ok(answer) => answer,
+            Err(Unread::Crowded | Unread::TooLarge) => self.refuse(Refused::Crowded),
+        }
+    }
+
     fn refuse(&self, refused: Refused) -> Response {
         self.metrics.admin_refused.with_label_values(&[refused.reason()]).inc();
         tracing::debug!(reason = refused.reason(), "request to the admin listener refused");
@@ -266,7 +274,7 @@ impl Refused {
                 format!("the body is longer than {BODY_BYTES_MAX} bytes, or ended early: send less at once")
             }
             Self::BodyLate => "the body did not come in time (listen.body_timeout)".to_owned(),
-            Self::Crowded => "other requests to the operator's API take the memory for bodies (32 MiB): try again, with fewer at once".to_owned(),
+            Self::Crowded => "other requests to the operator's API and their answers take the memory for bodies (32 MiB): try again, with fewer at once".to_owned(),
         }
     }
 }
