@@ -77,19 +77,19 @@ impl Readiness {
     }
 }
 
-/// What the operator's API is told of the configuration.
+/// The parts of the configuration that the operator's API needs.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What decides about letters that come back.
+    /// The rules for letters that come back.
     pub rules: admit::Rules,
     pub limits: problems::Limits,
-    /// Functions that the store may know.
+    /// The most functions in the store.
     pub functions_max: u64,
     /// Where dead letters go.
     pub queues: api::Queues,
 }
 
-/// What the handlers know. The outbox comes once it is open; the listener answers before.
+/// The state of the handlers. The listener answers before the outbox is open, so the outbox is set later.
 #[derive(Clone)]
 pub struct Admin<O> {
     readiness: Readiness,
@@ -151,7 +151,7 @@ impl<O: Outbox> Admin<O> {
     }
 
     /// Where to look for why the latest reload of the configuration changed nothing.
-    pub fn reloads_are(&self, failed: watch::Receiver<Option<String>>) {
+    pub fn set_reload_failure(&self, failed: watch::Receiver<Option<String>>) {
         *self.not_reloaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(failed);
     }
 
@@ -181,7 +181,7 @@ impl<O: Outbox> Admin<O> {
         }
     }
 
-    /// Has a function that is held probed at once; says what holds it until the probe comes back.
+    /// Probes a held function at once. Returns what holds it until the probe is answered.
     async fn probe(&self, function: &FunctionName) -> Option<lanes::Held> {
         let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         status?.probe(function.clone()).await
@@ -296,12 +296,12 @@ async fn readyz<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
     )
 )]
 async fn metrics<O: Outbox>(State(admin): State<Admin<O>>) -> Response {
-    // A store that cannot be asked leaves its gauges as they were; the rest is worth having all the same.
+    // If the store does not answer, its gauges keep their values, and all other metrics are still current.
     let census = match admin.outbox() {
         Some(outbox) => outbox.census().await.ok(),
         None => None,
     };
-    // Scrapers come at the same time: what one of them shows is gathered before the next one counts.
+    // Scrapers may come at the same time. Each gathers its values before the next one changes the gauges.
     let _one_at_a_time = admin.rendering.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(census) = census {
         show(&census, &admin.metrics, &admin.clock);

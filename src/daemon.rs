@@ -51,6 +51,7 @@ mod ending;
 mod followed;
 
 use ending::{AdminParts, OpenStore, Running};
+use followed::Following;
 use listeners::Listeners;
 use serving::Serving;
 use vital::Vital;
@@ -177,10 +178,16 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let operator = Admin::<Store>::new(readiness.clone(), metrics.clone(), clock.clone());
     let (admin_address, health_address) = (address(&admin)?, health.as_ref().map(address).transpose()?);
     let parts = AdminParts::default();
-    let tls = followed::secured(&config, &clock, &metrics, reload.signals(), &parts, &vital)?;
-    let clients = followed::clients(&config, &clock, &metrics, reload.signals(), &parts, &vital)?;
+    let following = Following {
+        config: &config,
+        clock: &clock,
+        metrics: &metrics,
+        reload: reload.signals(),
+        parts: &parts,
+        vital: &vital,
+    };
+    let (tls, clients, operators) = (following.secured()?, following.clients()?, following.operators()?);
     let status = Status::new(operator.clone(), reload.level().clone());
-    let operators = followed::operators(&config, &clock, &metrics, reload.signals(), &parts, &vital)?;
     let access = serving::access(&config, &clock, &metrics, operators);
     let routes = operator.router().merge(status.router()).merge(access.actions.router());
     let bodies = Bodies::default();
@@ -193,7 +200,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let pulse = notify::pulse(status, clock.clone(), parts.stop.clone());
     vital.spawn_endless(&parts.tasks, "notify", parts.stop.clone(), pulse);
     let policies = reload.dispatch();
-    operator.reloads_are(reload.failed());
+    operator.set_reload_failure(reload.failed());
     let hangup = Reload::signal().map_err(|source| Error::System { doing: "listening for signals", source })?;
     vital.spawn_endless(&parts.tasks, "reload", parts.stop.clone(), reload.run(hangup, parts.stop.clone()));
 
@@ -276,7 +283,7 @@ fn address(listener: &TcpListener) -> Result<String, Error> {
     address.map(|address| address.to_string()).map_err(|source| Error::System { doing: "reading an address", source })
 }
 
-/// What the operator's API is told.
+/// The settings for the operator's API.
 pub fn admin_settings(config: &Config, shared: &aws::Shared) -> admin::Settings {
     let dead_letter = &config.dead_letter;
     let own = |(function, queue_url): &(String, String)| FunctionQueue {

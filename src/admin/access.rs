@@ -173,7 +173,7 @@ fn methods_of(path: &str) -> String {
     methods.collect::<Vec<_>>().join(",")
 }
 
-/// What a request needs. Paths without a route need the right to read, so that nobody else learns which there are. `None`
+/// The right that a request needs. Unknown paths need the right to read, so that others cannot probe for routes. `None`
 /// means that the path has no such method.
 fn need(method: &Method, path: Option<&str>, uri: &Uri) -> Option<Need> {
     let Some(path) = path else { return Some(Need { right: Right::Read, payloads: false, action: "" }) };

@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 /// Actions in memory at most.
 const KEPT_MAX: usize = 1_000;
 
-/// Actions of an answer that nobody asked the number of.
+/// The number of actions in an answer if the request does not set it.
 const SHOWN: usize = 100;
 
 /// Characters of an object or a filter at most.

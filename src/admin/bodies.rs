@@ -14,14 +14,14 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes of one body at most: what axum takes of JSON.
+/// The most bytes of a request's body, which is axum's limit for JSON.
 pub(super) const BODY_BYTES_MAX: usize = 2 << 20;
 
-/// Memory for all bodies at once. docs/operations.md counts it.
+/// The memory for all bodies together. The formula in docs/operations.md includes it.
 pub(super) const MEMORY_MAX: usize = 32 << 20;
 
-/// What a byte of a body takes: the body, which is read into a buffer of up to twice its size, the JSON of each letter, and its
-/// payload.
+/// The memory of each byte of a body: the body itself, whose buffer may be twice as large, the JSON of each letter, and
+/// its payload.
 const COST: usize = 4;
 
 /// What a byte of an answer takes: it is written into a buffer that grows by doubling.
@@ -30,19 +30,19 @@ const ANSWER_COST: usize = 2;
 /// Answers up to this many bytes are not counted. They are part of what a connection takes, and include every refusal.
 const SMALL: usize = 4 * 1024;
 
-/// The memory is counted in pieces of so many bytes.
+/// The memory is counted in pieces of this many bytes.
 const PIECE: usize = 1024;
 
 /// Why a body was not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unread {
-    /// Longer than [`BODY_BYTES_MAX`], or torn.
+    /// Longer than [`BODY_BYTES_MAX`], or incomplete.
     TooLarge,
-    /// Other bodies take the memory.
+    /// Other bodies use the memory.
     Crowded,
 }
 
-/// The memory. Cheap to clone; clones share it.
+/// The memory. Cheap to clone. All clones share it.
 #[derive(Debug, Clone)]
 pub struct Bodies(Arc<Semaphore>);
 
@@ -57,7 +57,7 @@ impl Bodies {
         Self(Arc::new(Semaphore::new(memory / PIECE)))
     }
 
-    /// The whole body, and the memory that it takes.
+    /// Reads the whole body. Returns it with its memory.
     pub(super) async fn read(&self, mut body: Body) -> Result<(Bytes, OwnedSemaphorePermit), Unread> {
         let mut memory = self.take(PIECE)?;
         let mut bytes = BytesMut::new();

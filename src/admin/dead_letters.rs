@@ -31,7 +31,7 @@ use crate::plural::count;
 /// Letters of one page, and of one request.
 pub const LETTERS_MAX: usize = 1_000;
 
-/// Letters of a page that nobody asked the size of.
+/// The number of letters in a page if the request does not set it.
 const LETTERS: usize = 100;
 
 /// The routes below `/v1` that are about dead letters.

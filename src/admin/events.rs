@@ -16,7 +16,7 @@ use crate::event::{EventId, FunctionName};
 use crate::outbox::operator::{Cursor, ListWant, Listed, Operator, PAGE_MAX, Touched};
 use crate::outbox::{self, Found, History, Place};
 
-/// Events of a page that nobody asked the size of.
+/// The number of events in a page if the request does not set it.
 const PAGE: usize = 100;
 
 /// The routes below `/v1/events`.
@@ -171,7 +171,7 @@ pub(super) async fn attempt<O: Operator>(
 async fn function_of<O: Operator>(store: &O, id: EventId) -> Result<FunctionName, Problem> {
     match store.find_head(id).await {
         Ok(found) => Ok(found.ok_or_else(|| gone(id))?.event.function.name),
-        // It can be removed all the same.
+        // An unreadable event can still be removed.
         Err(outbox::Error::Unreadable { .. }) => Ok(FunctionName::new("unknown")),
         Err(error) => Err(error.into()),
     }

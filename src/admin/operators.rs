@@ -31,7 +31,7 @@ pub enum Role {
     Operate,
 }
 
-/// An operator, or whoever else may use the API.
+/// An operator, or another caller that may use the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operator {
     pub name: String,
@@ -61,7 +61,7 @@ pub struct Ways {
 pub struct Operators {
     /// Callers must be operators, root or the daemon's own user.
     pub required: bool,
-    /// Nothing is changed, whoever asks.
+    /// Refuses every change by every caller.
     pub read_only: bool,
     /// Metrics take the right to read.
     pub metrics: bool,
@@ -128,12 +128,12 @@ pub struct Caller {
     pub proof: Proof,
 }
 
-/// Why a caller is nobody that may use the API.
+/// Why a caller may not use the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unidentified {
     /// It shows nothing.
     Missing,
-    /// What it shows is nobody's.
+    /// No operator has the proof that it shows.
     Unknown,
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use prometheus::IntCounter;
 use tokio::sync::watch;
 
 use super::Error;
@@ -11,7 +12,7 @@ use super::vital::Vital;
 use crate::admin::operators;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::follow::Follower;
+use crate::follow::{Bad, Follower};
 use crate::http::tls::Tls;
 use crate::http::tls::pair::{Files, Pair};
 use crate::ingest::client::Directory;
@@ -24,18 +25,21 @@ pub(super) struct Secured {
     pub(super) admin: Option<Tls>,
 }
 
-/// Reads the certificate, and follows its files while the admin listener is served.
-pub(super) fn secured(
-    config: &Config,
-    clock: &Clock,
-    metrics: &Arc<Metrics>,
-    reload: watch::Receiver<u64>,
-    parts: &AdminParts,
-    vital: &Vital,
-) -> Result<Secured, Error> {
-    let Some(tls) = &config.tls else { return Ok(Secured::default()) };
-    let follower = {
-        let (files, wall, shown) = (tls.files.clone(), clock.clone(), Arc::clone(metrics));
+/// What it takes to follow files while the admin listener is served.
+pub(super) struct Following<'a> {
+    pub(super) config: &'a Config,
+    pub(super) clock: &'a Clock,
+    pub(super) metrics: &'a Arc<Metrics>,
+    pub(super) reload: watch::Receiver<u64>,
+    pub(super) parts: &'a AdminParts,
+    pub(super) vital: &'a Vital,
+}
+
+impl Following<'_> {
+    /// Reads the certificate of the listeners, and follows its files.
+    pub(super) fn secured(&self) -> Result<Secured, Error> {
+        let Some(tls) = &self.config.tls else { return Ok(Secured::default()) };
+        let (files, wall, shown) = (tls.files.clone(), self.clock.clone(), Arc::clone(self.metrics));
         let is_first = AtomicBool::new(true);
         let read = move || {
             // At the start even an expired certificate is served. A daemon that does not start would deliver nothing.
@@ -48,17 +52,48 @@ pub(super) fn secured(
                 shown.tls_certificate_expiry_timestamp_seconds.set(pair.expires.0 as f64 / 1_000.0);
             })
         };
-        Follower::new("TLS certificate", clock.clone(), metrics.tls_reload_failures.clone(), read)?
-    };
-    let of = |required| Tls::new(follower.value(), required, metrics.tls_handshake_failures.clone());
-    let secured = Secured {
-        ingest: tls.on_ingest.then(|| of(tls.client_required)),
-        // Probes present no certificate.
-        admin: tls.on_admin.then(|| of(false)),
-    };
-    let following = follower.run(reload, parts.stop.clone());
-    vital.spawn_endless(&parts.tasks, "certificate", parts.stop.clone(), following);
-    Ok(secured)
+        let failures = &self.metrics.tls_reload_failures;
+        let pair = self.follow("certificate", "TLS certificate", failures, read)?;
+        let of = |required| Tls::new(pair.clone(), required, self.metrics.tls_handshake_failures.clone());
+        Ok(Secured {
+            ingest: tls.on_ingest.then(|| of(tls.client_required)),
+            // Probes present no certificate.
+            admin: tls.on_admin.then(|| of(false)),
+        })
+    }
+
+    /// The operators, with their secrets.
+    pub(super) fn operators(&self) -> Result<watch::Receiver<Arc<operators::Directory>>, Error> {
+        let operators = self.config.operators.clone();
+        let failures = &self.metrics.auth_reload_failures;
+        self.follow("operators", "secrets of operators", failures, move || operators.load())
+    }
+
+    /// The clients of the ingest listener, with their secrets. `None` means that no clients are configured and none are
+    /// required.
+    pub(super) fn clients(&self) -> Result<Option<watch::Receiver<Arc<Directory>>>, Error> {
+        let clients = self.config.clients.clone();
+        if !clients.matter() {
+            return Ok(None);
+        }
+        let failures = &self.metrics.auth_reload_failures;
+        self.follow("secrets", "secrets of clients", failures, move || clients.load()).map(Some)
+    }
+
+    /// Reads a value, and follows its files as a task called `stage`. `what` names the files in the log.
+    fn follow<T: Send + Sync + 'static>(
+        &self,
+        stage: &'static str,
+        what: &'static str,
+        failures: &IntCounter,
+        read: impl Fn() -> Result<([u8; 32], T), Bad> + Send + Sync + 'static,
+    ) -> Result<watch::Receiver<Arc<T>>, Error> {
+        let follower = Follower::new(what, self.clock.clone(), failures.clone(), read)?;
+        let (value, stop) = (follower.value(), &self.parts.stop);
+        let following = follower.run(self.reload.clone(), stop.clone());
+        self.vital.spawn_endless(&self.parts.tasks, stage, stop.clone(), following);
+        Ok(value)
+    }
 }
 
 fn warn(files: &Files, pair: &Pair, clock: &Clock) {
@@ -66,44 +101,4 @@ fn warn(files: &Files, pair: &Pair, clock: &Clock) {
         let (expired, cert) = (pair.expires.rfc3339(), files.cert.display());
         tracing::error!(expired, %cert, "the TLS certificate has expired: clients refuse it");
     }
-}
-
-/// The operators, with their secrets.
-pub(super) fn operators(
-    config: &Config,
-    clock: &Clock,
-    metrics: &Arc<Metrics>,
-    reload: watch::Receiver<u64>,
-    parts: &AdminParts,
-    vital: &Vital,
-) -> Result<watch::Receiver<Arc<operators::Directory>>, Error> {
-    let operators = config.operators.clone();
-    let failures = metrics.auth_reload_failures.clone();
-    let follower = Follower::new("secrets of operators", clock.clone(), failures, move || operators.load())?;
-    let directory = follower.value();
-    let following = follower.run(reload, parts.stop.clone());
-    vital.spawn_endless(&parts.tasks, "operators", parts.stop.clone(), following);
-    Ok(directory)
-}
-
-/// The clients of the ingest listener, with their secrets. `None` means that no clients are configured and none are
-/// required.
-pub(super) fn clients(
-    config: &Config,
-    clock: &Clock,
-    metrics: &Arc<Metrics>,
-    reload: watch::Receiver<u64>,
-    parts: &AdminParts,
-    vital: &Vital,
-) -> Result<Option<watch::Receiver<Arc<Directory>>>, Error> {
-    let clients = config.clients.clone();
-    if !clients.matter() {
-        return Ok(None);
-    }
-    let failures = metrics.auth_reload_failures.clone();
-    let follower = Follower::new("secrets of clients", clock.clone(), failures, move || clients.load())?;
-    let directory = follower.value();
-    let following = follower.run(reload, parts.stop.clone());
-    vital.spawn_endless(&parts.tasks, "secrets", parts.stop.clone(), following);
-    Ok(Some(directory))
 }

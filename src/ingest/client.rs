@@ -160,12 +160,12 @@ struct Key {
     secrets: Arc<[Secret]>,
 }
 
-/// Why a caller is nobody that is known.
+/// Why a caller is not a known client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unidentified {
     /// There is nothing to know it by.
     Missing,
-    /// What there is, is nobody's.
+    /// No client has the proof that the caller shows.
     Unknown,
     /// There is a signature by a known key, and something is wrong with it.
     Flawed(Flaw),

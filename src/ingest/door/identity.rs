@@ -16,7 +16,7 @@ use crate::trace;
 /// Lambda's permission to invoke, for Events too.
 const INVOKE: &str = "lambda:InvokeFunction";
 
-/// Stands for whoever is no known client, in metrics.
+/// The label in metrics for callers that are not known clients.
 const UNKNOWN: &str = "unknown";
 
 /// What the door knows of clients.

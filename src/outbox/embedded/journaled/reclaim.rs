@@ -11,9 +11,10 @@ use crate::outbox::embedded::journal::Location;
 use crate::outbox::embedded::journal::files::{Files, is_out_of_descriptors};
 use crate::outbox::embedded::kv::{Batch, Failed, Index};
 
-/// The bytes of the oldest segment that a commit visits, besides four times its own size, and their maximum, because
-/// copied ops make the frame larger.
+/// A commit visits this many bytes of the oldest segment, plus four times its own size.
 const PIECE_BYTES: u64 = 128 << 10;
+
+/// The most bytes that a commit visits, because copied ops make the frame larger.
 const PIECE_BYTES_MAX: u64 = 16 << 20;
 
 /// The progress in the oldest segment.
