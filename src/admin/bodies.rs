@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(super) const BODY_BYTES_MAX: usize = 2 << 20;
 
 /// The memory for all bodies together. The formula in docs/operations.md includes it.
-pub(super) const MEMORY_MAX: usize = 32 << 20;
+pub const MEMORY_MAX: usize = 32 << 20;
 
 /// The memory of each byte of a body: the body itself, whose buffer may be twice as large, the JSON of each letter, and
 /// its payload.

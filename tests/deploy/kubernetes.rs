@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use sendoff::admin::bodies::MEMORY_MAX;
 use sendoff::config::{Environment, Flags, load};
 
 use crate::tools::{root, sendoff, succeed, tool, validator};
@@ -57,7 +58,7 @@ fn the_memory_limits_exceed_what_clients_can_make_the_daemon_use() {
         let store = config.outbox.cache + 3 * config.outbox.segment_bytes;
         let connections = 128 * KIB * config.ingest.connections_max as u64;
         // The formula of docs/operations.md, "Sizing".
-        let most = 64 * KIB * KIB + store + requests + connections;
+        let most = 64 * KIB * KIB + MEMORY_MAX as u64 + store + requests + connections;
 
         let text = std::fs::read_to_string(dir.join(manifest)).unwrap();
         let limits = text.split_once("limits:").unwrap().1;

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use sendoff::admin::bodies::MEMORY_MAX;
+
 use crate::rig::daemon::{Daemon, Setup, invoke_path, scratch};
 use crate::rig::lambda::Lambda;
 use crate::rig::tools::tool;
@@ -29,8 +31,9 @@ const DESCRIPTORS: u64 = 512;
 const MIB: u64 = 1 << 20;
 
 /// The most memory of a daemon with these settings, as in docs/operations.md: its limits, 128 KiB for each connection
-/// that its descriptors allow, 32 MiB for bodies of the operator's API, and 64 MiB for the process itself.
-const RESIDENT_MAX: u64 = (64 + 32 + CACHE + REQUESTS + IN_FLIGHT + 3 * SEGMENT) * MIB + DESCRIPTORS * 128 * 1024;
+/// that its descriptors allow, the bodies of the operator's API, and 64 MiB for the process itself.
+const RESIDENT_MAX: u64 =
+    (64 + CACHE + REQUESTS + IN_FLIGHT + 3 * SEGMENT) * MIB + MEMORY_MAX as u64 + DESCRIPTORS * 128 * 1024;
 const CACHE: u64 = 4;
 const REQUESTS: u64 = 32;
 const IN_FLIGHT: u64 = 16;
