@@ -140,6 +140,7 @@ impl ConfigOptions {
 
 /// Runs the command in this process's arguments.
 pub fn main() -> ExitCode {
+    hear_all_signals();
     let cli = Cli::parse();
     let environment = Environment::inherited();
     // Manual pages are no secret. Everything else may contain payloads.
@@ -174,6 +175,14 @@ pub fn main() -> ExitCode {
             say(&format!("sendoff: {failure}"));
             ExitCode::from(failure.exit as u8)
         }
+    }
+}
+
+/// A parent may leave signals blocked, and a process inherits that: then SIGTERM would never arrive. Threads inherit the mask
+/// from the one that starts them, so this comes first.
+fn hear_all_signals() {
+    if let Err(error) = nix::sys::signal::SigSet::all().thread_unblock() {
+        say(&format!("sendoff: cannot unblock signals, SIGTERM may not arrive: {error}"));
     }
 }
 

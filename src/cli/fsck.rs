@@ -15,7 +15,8 @@ const SOUND: &str = "sound: every checksum of the journal is right, every event 
 
 /// Check the outbox while the daemon is stopped. With --repair, replace a damaged one by what can be read of it
 ///
-/// Reads every event. A repair keeps the damaged store beside the new one, under a dated name. Exits with 1 if there is
+/// Reads every event. Without --repair, changes nothing of the store: reads a copy of the index and of the journal's newest
+/// segment. A repair keeps the damaged store beside the new one, under a dated name. Exits with 1 if there is
 /// damage that was not repaired.
 #[derive(Debug, Args)]
 pub struct Options {

@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::outbox::{Error, Limits, OpenError, Opened};
 use engine::Engine;
-use store::place::{exposure, room};
+use store::place::{Anchor, exposure, room};
 use upkeep::Upkeep;
 use writer::{Handle, Writer};
 
@@ -83,7 +83,12 @@ pub async fn open(
     let thread = std::thread::Builder::new().name("outbox".into()).spawn(move || writer.run());
     let thread =
         thread.map_err(|error| OpenError::Io { doing: "starting the thread of", path, why: error.to_string() })?;
-    let (upkeep, closing) = (Upkeep::new(outbox.clone(), clock, &limits), outbox.clone());
+    let anchor = Anchor::of(state_dir).map_err(|error| OpenError::Io {
+        doing: "looking at the lock of",
+        path: state_dir.display().to_string(),
+        why: error.to_string(),
+    })?;
+    let (upkeep, closing) = (Upkeep::new(outbox.clone(), clock, &limits).at(anchor), outbox.clone());
     let close = async move {
         closing.close().await;
         let joined = tokio::task::spawn_blocking(move || thread.join()).await;

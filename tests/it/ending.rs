@@ -103,6 +103,15 @@ fn while_the_dead_letter_queue_and_lambda_do_not_answer() {
 }
 
 #[test]
+fn though_the_parent_has_blocked_every_signal() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    let daemon = brief(&lambda, &state).under(&["env", "--block-signal"]).start();
+    daemon.accept("orders", &[], &payload("accepted"));
+    assert_ends_in_time(daemon);
+}
+
+#[test]
 fn while_credentials_do_not_come() {
     let (scratch, state) = scratch();
     let lambda = Lambda::start();

@@ -45,6 +45,24 @@ fn whatever_the_umask_is_what_is_kept_is_for_the_daemon_s_user_alone() {
 }
 
 #[test]
+fn a_daemon_whose_directory_is_moved_away_ends_and_loses_nothing() {
+    let (scratch, state) = scratch();
+    let lambda = Lambda::start();
+    lambda.throttle_all();
+    let setup = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url());
+    let daemon = setup.start();
+    let id = daemon.accept("orders", &[], &payload("accepted before"));
+    let elsewhere = scratch.path().join("elsewhere");
+    std::fs::rename(&state, &elsewhere).unwrap();
+    daemon.wait_for_log(|line| line.to_string().contains("moved, removed or replaced"));
+    assert_eq!(daemon.wait().code(), Some(70));
+    std::fs::rename(&elsewhere, &state).unwrap();
+    let daemon = setup.start();
+    let found = http::get(daemon.ingest, &format!("/v1/events/{id}"));
+    assert_eq!(found.status, 200, "{found:?}");
+}
+
+#[test]
 fn an_export_is_for_its_owner_alone() {
     let (scratch, state) = scratch();
     let lambda = Lambda::start();

@@ -47,6 +47,9 @@ const STORE: &str = "outbox";
 /// Where the store is created before it is moved into place (docs/adr/0001, rule 4).
 const ASIDE: &str = "outbox.new";
 
+/// The file that an open store holds locked.
+const LOCK: &str = "lock";
+
 const JOURNAL: &str = "journal";
 
 const INDEX: &str = "index";
@@ -104,8 +107,8 @@ pub struct Examined {
     pub replaced: Option<PathBuf>,
 }
 
-/// Checks the store of a stopped daemon. With `repair`, replaces a damaged one by its readable part. `None` if there is no
-/// store.
+/// Checks the store of a stopped daemon, without a change to it: reads a copy, because opening a store changes it. With
+/// `repair`, opens the store itself and replaces a damaged one by its readable part. `None` if there is no store.
 pub fn examine(state_dir: &Path, settings: &Settings, repair: bool) -> Result<Option<Examined>, OpenError> {
     if !state_dir.is_dir() {
         return Ok(None);
@@ -115,7 +118,14 @@ pub fn examine(state_dir: &Path, settings: &Settings, repair: bool) -> Result<Op
         return Ok(None);
     }
     let mut examined = Examined { unusable: None, report: Report::default(), replaced: None };
-    match if repair { home.open_sound(settings) } else { home.open_as_it_is(settings).map(|store| (store, None)) } {
+    if !repair {
+        match salvage::check_copy(&home.dir, settings, home.seen())? {
+            Ok(report) => examined.report = report,
+            Err(why) => examined.unusable = Some(why),
+        }
+        return Ok(Some(examined));
+    }
+    match home.open_sound(settings) {
         Ok((store, replaced)) => {
             examined.report = repair::check(&store).with_damage(&store.damaged_areas());
             examined.replaced = replaced.map(|index| index.kept);
@@ -123,7 +133,7 @@ pub fn examine(state_dir: &Path, settings: &Settings, repair: bool) -> Result<Op
         Err(OpenError::Damaged { why, .. }) => examined.unusable = Some(why),
         Err(error @ (OpenError::Locked { .. } | OpenError::Newer { .. } | OpenError::Io { .. })) => return Err(error),
     }
-    if repair && !(examined.unusable.is_none() && examined.report.is_sound()) {
+    if !(examined.unusable.is_none() && examined.report.is_sound()) {
         let damage = examined.unusable.as_deref().unwrap_or("sendoff fsck found damage");
         let Salvage { report, kept } = home.salvage(settings, damage)?;
         let Report { damaged_areas, damaged, .. } = examined.report;
@@ -231,15 +241,6 @@ impl Home {
         let replaced = self.set_index_aside(&why)?;
         let store = self.try_open(settings)?.map_err(|why| self.damaged(format!("its index, just made: {why}")))?;
         Ok((store, Some(replaced)))
-    }
-
-    /// Opens a store, and replaces nothing.
-    fn open_as_it_is(self: &Arc<Self>, settings: &Settings) -> Result<Store, OpenError> {
-        self.try_open(settings)?.map_err(|why| {
-            self.damaged(format!(
-                "the index cannot be used: {why}; all is in the journal, the next start makes a new one"
-            ))
-        })
     }
 
     /// The store, or why its index is unusable.
@@ -380,7 +381,7 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenE
 
 /// Takes the state directory's lock, which is held while the file is open.
 fn lock(state_dir: &Path) -> Result<File, OpenError> {
-    let path = state_dir.join("lock");
+    let path = state_dir.join(LOCK);
     let shown = path.display().to_string();
     let file = place::options().create(true).truncate(false).write(true).open(&path);
     let file =

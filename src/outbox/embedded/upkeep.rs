@@ -1,10 +1,12 @@
 //! The maintenance of the embedded store: sweeping remembered keys, reclaiming space, and watching its thread.
 //!
 //! Holds: works in small pieces, and requests are served between them.
-//! Fails: with the store. Gives the store up if a write has not returned after [`WRITE_LOOKS_MAX`] checks.
+//! Fails: with the store. Gives the store up if a write has not returned after [`WRITE_LOOKS_MAX`] checks, or if its
+//! directory is gone.
 
 use std::time::Duration;
 
+use super::store::place::Anchor;
 use super::writer::{Handle, Watch};
 use crate::clock::Clock;
 use crate::outbox::{Error, Limits, Outbox};
@@ -18,24 +20,35 @@ const BREATH: Duration = Duration::from_millis(5);
 /// The time between two attempts to reclaim space while events are refused.
 const ROOM_EVERY: Duration = Duration::from_secs(1);
 
-/// How often to check whether a write hangs.
-const WRITE_LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often to check whether a write hangs, and whether the directory is there.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// A single write that is unfinished after this many checks in a row (30 s) counts as failed. Working disks answer within
 /// seconds.
 const WRITE_LOOKS_MAX: u32 = 60;
+
+/// A directory that is missing in this many looks in a row (2 s) counts as gone.
+const PLACE_LOOKS_MAX: u32 = 4;
 
 /// The upkeep of one open store.
 pub struct Upkeep {
     handle: Handle,
     clock: Clock,
     sweep_every: Duration,
+    /// The place of the store on disk. `None` for a store in memory.
+    anchor: Option<Anchor>,
 }
 
 impl Upkeep {
     pub fn new(handle: Handle, clock: Clock, limits: &Limits) -> Self {
         let window = limits.dedupe_window.min(limits.sdk_window);
-        Self { handle, clock, sweep_every: (window / 4).clamp(Duration::from_secs(1), SWEEP_EVERY_MAX) }
+        let sweep_every = (window / 4).clamp(Duration::from_secs(1), SWEEP_EVERY_MAX);
+        Self { handle, clock, sweep_every, anchor: None }
+    }
+
+    /// Watches the place of the store, too.
+    pub fn at(self, anchor: Anchor) -> Self {
+        Self { anchor: Some(anchor), ..self }
     }
 
     /// Works until the store is closed. An error means that this process has lost the store.
@@ -44,6 +57,7 @@ impl Upkeep {
             biased;
             done = self.housekeeping() => done,
             never = self.watch() => match never {},
+            never = self.watch_place() => match never {},
         }
     }
 
@@ -98,10 +112,29 @@ impl Upkeep {
         let mut watch = Watch::default();
         loop {
             if watch.look(self.handle.pulse()) >= WRITE_LOOKS_MAX {
-                let seconds = (WRITE_LOOK_EVERY * WRITE_LOOKS_MAX).as_secs();
+                let seconds = (LOOK_EVERY * WRITE_LOOKS_MAX).as_secs();
                 self.handle.give_up(format!("a write has not returned for {seconds} s"));
             }
-            self.clock.sleep(WRITE_LOOK_EVERY).await;
+            self.clock.sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Gives the store up once its directory is gone. Nothing accepted from then on could be found by the next start, and
+    /// another daemon could begin a new store in its place.
+    async fn watch_place(&self) -> std::convert::Infallible {
+        let Some(anchor) = self.anchor.clone() else { return std::future::pending().await };
+        let mut missing = 0;
+        loop {
+            let looked = anchor.clone();
+            // On a thread of its own: a disk that hangs must not stop the runtime.
+            let is_gone = tokio::task::spawn_blocking(move || looked.is_gone()).await.unwrap_or(false);
+            missing = if is_gone { missing + 1 } else { 0 };
+            if missing == PLACE_LOOKS_MAX {
+                self.handle.give_up(format!(
+                    "the state directory was moved, removed or replaced ({anchor}); put it back, then start sendoff again"
+                ));
+            }
+            self.clock.sleep(LOOK_EVERY).await;
         }
     }
 }
@@ -189,7 +222,7 @@ mod tests {
         let began = clock.now();
         let ended = Upkeep::new(handle.clone(), clock.clone(), &settings().limits).run().await;
         assert!(matches!(ended, Err(Error::Poisoned { why }) if why.contains("not returned")));
-        assert!(clock.now().since(began) >= WRITE_LOOK_EVERY * WRITE_LOOKS_MAX);
+        assert!(clock.now().since(began) >= LOOK_EVERY * WRITE_LOOKS_MAX);
         assert!(matches!(handle.health(), Health::Poisoned { why } if why.contains("not returned")));
         assert!(matches!(handle.census().await, Err(Error::Poisoned { .. })));
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use super::STORE;
+use super::{LOCK, STORE};
 
 /// The permission bits of everybody but the owner.
 const OTHERS: u32 = 0o077;
@@ -153,6 +153,36 @@ pub(super) fn lock_holder(file: &File) -> Option<u32> {
     line.split_whitespace().nth(4)?.parse().ok().filter(|pid| *pid > 0)
 }
 
+/// The file of an open store by which its directory is recognised.
+#[derive(Debug, Clone)]
+pub struct Anchor {
+    path: PathBuf,
+    file: (u64, u64),
+}
+
+impl Anchor {
+    /// The anchor of the store that this process has just opened in `state_dir`.
+    pub fn of(state_dir: &Path) -> io::Result<Self> {
+        let path = state_dir.join(LOCK);
+        let found = fs::metadata(&path)?;
+        Ok(Self { path, file: (found.dev(), found.ino()) })
+    }
+
+    /// Whether the directory was removed, moved away or replaced. An error that says nothing of this does not count.
+    pub fn is_gone(&self) -> bool {
+        match fs::metadata(&self.path) {
+            Ok(found) => (found.dev(), found.ino()) != self.file,
+            Err(error) => [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()),
+        }
+    }
+}
+
+impl std::fmt::Display for Anchor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} is gone", self.path.display())
+    }
+}
+
 /// The path itself, or the nearest directory above it that exists.
 fn first_that_exists(path: &Path) -> io::Result<(PathBuf, fs::Metadata)> {
     let absolute = std::path::absolute(path)?;
@@ -212,6 +242,26 @@ mod tests {
         fs::create_dir_all(&file).unwrap();
         fs::write(file.join("1"), vec![1; 3 << 20]).unwrap();
         assert!(size_of(&scratch.path().join(STORE)) >= 3 << 20);
+    }
+
+    #[test]
+    fn a_directory_that_is_moved_removed_or_replaced_is_missed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("state");
+        let make = || {
+            make_dir(&dir).unwrap();
+            options().write(true).create_new(true).open(dir.join(LOCK)).unwrap();
+        };
+        make();
+        let anchor = Anchor::of(&dir).unwrap();
+        assert!(!anchor.is_gone());
+        mode(&dir, 0o000);
+        assert!(!anchor.is_gone(), "no right to look says nothing");
+        mode(&dir, 0o700);
+        fs::rename(&dir, scratch.path().join("elsewhere")).unwrap();
+        assert!(anchor.is_gone());
+        make();
+        assert!(anchor.is_gone(), "another directory is in its place");
     }
 
     #[test]

@@ -16,13 +16,13 @@ use crate::outbox::OpenError;
 use crate::outbox::embedded::Settings;
 use crate::outbox::embedded::engine::FORMAT;
 use crate::outbox::embedded::journal::files::{salt_in, segments_in};
-use crate::outbox::embedded::journaled::{self, Journaled, Recovered, Watch};
+use crate::outbox::embedded::journaled::{self, Journaled, Recovered, Stale, Watch};
 use crate::outbox::embedded::kv::Kv;
 use crate::outbox::embedded::repair::{self, Report};
 use crate::outbox::embedded::sled::{SledIndex, sync_all_below, wait_until_let_go};
 use crate::outbox::embedded::{journal, keys};
 
-/// A copy to read from, because opening an index changes it.
+/// A copy to read from, because opening a store changes it.
 const COPY: &str = "outbox.copy";
 
 /// The salvaged store. It is complete once the damaged store has been moved away.
@@ -143,33 +143,77 @@ fn open_copy(
     seen: Option<u64>,
     how: How,
 ) -> Result<Option<(Copy, u64)>, OpenError> {
-    let (store, copy) = (state_dir.join(STORE), state_dir.join(COPY));
-    let copied = || -> io::Result<()> {
-        if copy.exists() {
-            fs::remove_dir_all(&copy)?;
-        }
-        make_dir(&copy)?;
-        make_dir(&copy.join(JOURNAL))?;
-        if store.join(JOURNAL).exists() {
-            let salt = Some(salt_in(&store.join(JOURNAL))).filter(|salt| salt.exists());
-            for segment in segments_in(&store.join(JOURNAL))?.into_iter().chain(salt) {
-                let to = copy.join(JOURNAL).join(segment.file_name().unwrap_or_default());
-                // The journal is only read, so it can be linked instead of copied.
-                fs::hard_link(&segment, &to).or_else(|_| fs::copy(&segment, &to).map(drop))?;
-            }
-        }
-        if how == How::AsItIs && store.join(INDEX).exists() {
-            copy_dir(&store.join(INDEX), &copy.join(INDEX))?;
-        }
-        Ok(())
-    };
-    copied().map_err(io_error("copying", &store))?;
+    let copy = copy_store(state_dir, how).map_err(io_error("copying", &state_dir.join(STORE)))?;
     let Ok(journal) = open_journal(&copy, true) else { return Ok(None) };
     if how == How::ByItsJournalAlone {
         create_index_aside(&copy, settings, &journal)?;
     }
     let recovered = unwatched(&copy, journal, settings, seen, true);
     Ok(recovered.ok().map(|Recovered { store, gaps }| (store, gaps)))
+}
+
+/// Copies the store. Returns the copy, which may be opened and written to: the store stays as it is.
+fn copy_store(state_dir: &Path, how: How) -> io::Result<PathBuf> {
+    let (store, copy) = (state_dir.join(STORE), state_dir.join(COPY));
+    if copy.exists() {
+        fs::remove_dir_all(&copy)?;
+    }
+    make_dir(&copy)?;
+    make_dir(&copy.join(JOURNAL))?;
+    if store.join(JOURNAL).exists() {
+        let to = |file: &Path| copy.join(JOURNAL).join(file.file_name().unwrap_or_default());
+        let mut segments = segments_in(&store.join(JOURNAL))?;
+        // An opening may write to the newest segment, so that one is copied. All others are only read.
+        if let Some(newest) = segments.pop() {
+            fs::copy(&newest, to(&newest))?;
+        }
+        let salt = Some(salt_in(&store.join(JOURNAL))).filter(|salt| salt.exists());
+        for file in segments.into_iter().chain(salt) {
+            fs::hard_link(&file, to(&file)).or_else(|_| fs::copy(&file, to(&file)).map(drop))?;
+        }
+    }
+    if how == How::AsItIs && store.join(INDEX).exists() {
+        copy_dir(&store.join(INDEX), &copy.join(INDEX))?;
+    }
+    Ok(copy)
+}
+
+/// Checks a copy of the store, opened as a start opens the store. Returns the report, or why a start could not open it.
+pub(super) fn check_copy(
+    state_dir: &Path,
+    settings: &Settings,
+    seen: Option<u64>,
+) -> Result<Result<Report, String>, OpenError> {
+    let store = state_dir.join(STORE);
+    let copy = copy_store(state_dir, How::AsItIs).map_err(io_error("copying", &store))?;
+    let checked = open_journal(&copy, false).and_then(|journal| {
+        if !copy.join(INDEX).exists() {
+            create_index_aside(&copy, settings, &journal)?;
+        }
+        let opened = match unwatched(&copy, journal, settings, seen, false) {
+            Ok(Recovered { store, .. }) => store,
+            Err(Stale::Index(why)) => {
+                let remedy = "all is in the journal, the next start makes a new one";
+                return Ok(Err(format!("the index cannot be used: {why}; {remedy}")));
+            }
+            Err(Stale::Journal(why)) => return Ok(Err(format!("journal: {why}"))),
+            Err(Stale::Failed(failed)) => return Ok(Err(failed.to_string())),
+        };
+        if let Some(newer) = newer(&opened, &store) {
+            return Err(newer);
+        }
+        Ok(Ok(repair::check(&opened).with_damage(&opened.damaged_areas())))
+    });
+    fs::remove_dir_all(&copy).map_err(io_error("removing", &copy))?;
+    // What is wrong is wrong with the store, not with its copy.
+    let path = store.display().to_string();
+    match checked {
+        Err(OpenError::Damaged { why, .. }) => Ok(Err(why)),
+        Err(OpenError::Newer { found, supported, .. }) => Err(OpenError::Newer { path, found, supported }),
+        Err(OpenError::Locked { by, .. }) => Err(OpenError::Locked { path, by }),
+        Err(OpenError::Io { doing, why, .. }) => Err(OpenError::Io { doing, path, why }),
+        Ok(checked) => Ok(checked),
+    }
 }
 
 /// Opens a store other than the daemon's.
@@ -179,10 +223,10 @@ fn unwatched(
     settings: &Settings,
     seen: Option<u64>,
     lenient: bool,
-) -> Result<Recovered<SledIndex, Nobody>, String> {
-    let index = SledIndex::open(&store.join(INDEX), settings.cache).map_err(|error| error.to_string())?;
+) -> Result<Recovered<SledIndex, Nobody>, Stale> {
+    let index = SledIndex::open(&store.join(INDEX), settings.cache).map_err(|error| Stale::Index(error.to_string()))?;
     let settings = journaled::Settings::of(settings.segment_bytes, u64::MAX);
-    Journaled::recover(journal, index, Nobody, settings, seen, lenient).map_err(|error| error.to_string())
+    Journaled::recover(journal, index, Nobody, settings, seen, lenient)
 }
 
 fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {

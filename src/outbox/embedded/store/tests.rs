@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -184,6 +185,67 @@ fn a_frame_within_a_payload_brings_nothing_into_a_salvaged_store() {
     assert!(salvaged.is_some_and(|salvaged| salvaged.report.unreadable_ranges > 0 && salvaged.report.keys == 1));
     assert!(value(dir.path(), &good).0.is_some());
     assert_eq!(value(dir.path(), forged).0, None);
+}
+
+/// Every file below `dir`, with its contents.
+fn files_below(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files_below(&path));
+        } else {
+            found.insert(path.clone(), fs::read(path).unwrap());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_check_changes_no_byte_of_the_store() {
+    for what in ["sound", "without its index", "with an incomplete commit", "damaged", "without a segment"] {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..3 {
+            with(dir.path(), |store, _| put(store, keys_of(n), b"kept")).unwrap();
+        }
+        let journal = dir.path().join(STORE).join(JOURNAL);
+        let newest = journal::files::segments_in(&journal).unwrap().pop().unwrap();
+        let bytes = fs::read(&newest).unwrap();
+        match what {
+            "sound" => {}
+            "without its index" => fs::remove_dir_all(dir.path().join(STORE).join(INDEX)).unwrap(),
+            "with an incomplete commit" => fs::write(&newest, [&bytes[..], b"torn"].concat()).unwrap(),
+            "damaged" => fs::write(&newest, &bytes[..bytes.len() - 1]).unwrap(),
+            _ => fs::remove_file(&newest).unwrap(),
+        }
+        let before = files_below(dir.path());
+        let examined = examine(dir.path(), &settings(), false).unwrap().unwrap();
+        let is_sound = examined.unusable.is_none() && examined.report.is_sound();
+        assert_eq!(is_sound, !["damaged", "without a segment"].contains(&what), "{what}: {examined:?}");
+        assert!(files_below(dir.path()) == before, "{what}: the check has changed the store");
+    }
+}
+
+#[test]
+fn a_check_leaves_a_store_of_the_format_before_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            if entry.path().is_dir() {
+                copy(&entry.path(), &to);
+            } else {
+                fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/store-v1"), dir.path());
+    let before = files_below(&dir.path().join(STORE));
+    let examined = examine(dir.path(), &settings(), false).unwrap().unwrap();
+    assert!(examined.unusable.is_none() && examined.report.is_sound() && examined.report.events > 0, "{examined:?}");
+    assert!(files_below(&dir.path().join(STORE)) == before);
 }
 
 fn keys_of(n: u8) -> &'static [u8] {
