@@ -475,7 +475,9 @@ mod tests {
         for (ingest, why) in [
             ("127.0.0.1:9477 10.0.0.1:9477", "not a loopback address"),
             ("127.0.0.1:9477 127.0.0.1:9478", "is the same address as"),
+            ("[::ffff:127.0.0.1]:9478", "is the same address as"),
             ("127.0.0.1:9477 127.0.0.1:9477", "names 127.0.0.1:9477 twice"),
+            ("127.0.0.1:9477 [::ffff:127.0.0.1]:9477", "twice"),
             ("127.0.0.1:9477,[::1]:9477", "not addresses and ports"),
             ("", "not addresses and ports"),
             ("localhost:9477", "not addresses and ports"),

@@ -57,7 +57,9 @@ pub fn read(r: &mut Reader, guarded: &Guarded) -> Option<Listen> {
 /// Whether two listeners cannot both bind their addresses.
 fn meet(one: SocketAddr, other: SocketAddr) -> bool {
     let any = |address: SocketAddr| address.ip().is_unspecified();
-    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || any(one) || any(other))
+    // `::ffff:127.0.0.1` is 127.0.0.1 for the kernel.
+    let is_same = one.ip().to_canonical() == other.ip().to_canonical();
+    one.port() != 0 && one.port() == other.port() && (is_same || any(one) || any(other))
 }
 
 /// The addresses of our own listeners, if they are valid.

@@ -167,7 +167,11 @@ impl Reader {
                         an IP address, not a name";
             return self.refuse(key, "not addresses and ports", Some(hint));
         };
-        let twice = addresses.iter().enumerate().find(|(at, address)| addresses[..*at].contains(address));
+        let same = |one: &SocketAddr, other: &SocketAddr| {
+            one.port() == other.port() && one.ip().to_canonical() == other.ip().to_canonical()
+        };
+        let twice =
+            addresses.iter().enumerate().find(|(at, one)| addresses[..*at].iter().any(|other| same(one, other)));
         match twice {
             Some((_, address)) if address.port() != 0 => {
                 self.refuse(key, &format!("names {address} twice"), Some("name it once"))

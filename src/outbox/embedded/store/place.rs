@@ -8,9 +8,12 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::fs::{Access, AtFlags, CWD, FsWord, accessat};
 
 use super::{LOCK, STORE};
+
+/// The file systems in which nobody can create a file: proc and sysfs (statfs(2)).
+const KERNELS_OWN: [FsWord; 2] = [0x9fa0, 0x6265_6572];
 
 /// The permission bits of everybody but the owner.
 const OTHERS: u32 = 0o077;
@@ -104,6 +107,13 @@ pub fn look(state_dir: &Path, reserve: u64) -> Vec<Remark> {
         Ok(found) => found,
         Err(error) => return fatal(format!("{shown} cannot be looked at: {error}"), "check its parents' permissions"),
     };
+    if let Some(link) = link_to_nothing(state_dir) {
+        let remedy = "make the directory that it leads to, or set another state_dir";
+        return fatal(format!("{} is a symbolic link to something that does not exist", link.display()), remedy);
+    }
+    if rustix::fs::statfs(&above).is_ok_and(|fs| KERNELS_OWN.contains(&fs.f_type)) {
+        return fatal(format!("{} belongs to the kernel and keeps no files", above.display()), "set another state_dir");
+    }
     if !found.is_dir() {
         let remedy = "set state_dir to a directory, or move the file away";
         return fatal(format!("{} is not a directory", above.display()), remedy);
@@ -181,6 +191,13 @@ impl std::fmt::Display for Anchor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} is gone", self.path.display())
     }
+}
+
+/// The symbolic link on the way to `path` that leads nowhere, if there is one.
+fn link_to_nothing(path: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(path).ok()?;
+    let missing = absolute.ancestors().take_while(|above| fs::metadata(above).is_err());
+    missing.filter(|above| fs::symlink_metadata(above).is_ok_and(|found| found.is_symlink())).last().map(Path::to_owned)
 }
 
 /// The path itself, or the nearest directory above it that exists.
@@ -274,6 +291,16 @@ mod tests {
             let remarks = look(&path(under), 0);
             assert!(remarks.len() == 1 && remarks[0].is_fatal, "{remarks:?}");
             assert!(remarks[0].what.ends_with("file is not a directory"), "{remarks:?}");
+        }
+        std::os::unix::fs::symlink(path("nowhere"), path("link")).unwrap();
+        for (place, why) in [
+            (path("link"), "link to something that does not exist"),
+            (path("link/below"), "link to something that does not exist"),
+            ("/proc/sendoff".into(), "belongs to the kernel"),
+            ("/sys/sendoff".into(), "belongs to the kernel"),
+        ] {
+            let remarks = look(&place, 0);
+            assert!(remarks.len() == 1 && remarks[0].is_fatal && remarks[0].what.contains(why), "{remarks:?}");
         }
         let remarks = look(scratch.path(), u64::MAX);
         assert!(remarks.iter().any(|remark| remark.is_fatal && remark.what.contains("bytes free")), "{remarks:?}");
