@@ -1,5 +1,6 @@
 //! The operator's listener: probes, metrics, and what the daemon is doing.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use axum::{Json, Router};
 use http::{HeaderValue, StatusCode, header};
 use tokio::sync::watch;
 
+use self::series::Series;
 use crate::clock::Clock;
 use crate::deadletter::admit;
 use crate::dispatch::status::{self as lanes, Status};
@@ -17,6 +19,7 @@ use crate::event::FunctionName;
 use crate::metrics::Metrics;
 use crate::outbox::operator::Operator;
 use crate::outbox::{self, Census, Health, Outbox, Place};
+use crate::past::Past;
 
 pub mod api;
 
@@ -45,6 +48,16 @@ pub mod status;
 pub mod guard;
 
 pub mod bodies;
+
+pub mod whoami;
+
+pub mod snapshot;
+
+pub mod series;
+
+mod recent;
+
+mod shown_config;
 
 /// Whether the daemon can keep its promises, and if not, why. Cheap to clone; all clones are one.
 #[derive(Clone, Debug)]
@@ -104,12 +117,47 @@ pub struct Admin<O> {
     missing: Arc<Mutex<Vec<String>>>,
     /// Why the latest reload of the configuration changed nothing.
     not_reloaded: Arc<Mutex<Option<watch::Receiver<Option<String>>>>>,
+    /// Tells the configuration in effect.
+    config: Option<Arc<ShowConfig>>,
+    /// What happened lately.
+    past: Past,
+    /// What was measured lately.
+    series: Series,
+}
+
+/// Tells the configuration in effect.
+pub type ShowConfig = dyn Fn() -> Vec<api::ConfigEntry> + Send + Sync;
+
+/// What several answers are made of: one look at the store and at dispatch.
+struct Look {
+    census: Census,
+    paused: BTreeSet<FunctionName>,
+    lanes: lanes::Lanes,
 }
 
 impl<O: Operator> Admin<O> {
     pub fn new(readiness: Readiness, metrics: Arc<Metrics>, clock: Clock) -> Self {
         let (outbox, settings, status, rendering, missing, not_reloaded) = Default::default();
-        Self { readiness, metrics, clock, outbox, settings, status, rendering, missing, not_reloaded }
+        let (config, past, series) = (None, Past::default(), Series::new(clock.clone()));
+        Self {
+            readiness,
+            metrics,
+            clock,
+            outbox,
+            settings,
+            status,
+            rendering,
+            missing,
+            not_reloaded,
+            config,
+            past,
+            series,
+        }
+    }
+
+    /// Reads and notes there what happens to events.
+    pub fn noting(self, past: Past) -> Self {
+        Self { past, ..self }
     }
 
     /// Opens the routes that need the outbox; without one, closes them.
@@ -134,8 +182,11 @@ impl<O: Operator> Admin<O> {
             .merge(dead_letters::router())
             .merge(functions::router())
             .merge(events::router())
+            .route("/v1/recent", get(recent::list::<O>))
+            .route("/v1/config", get(shown_config::show::<O>))
             .route("/v1/openapi.json", get(openapi::show))
             .with_state(self.clone())
+            .merge(self.series.router())
     }
 }
 
@@ -162,6 +213,19 @@ impl<O: Outbox> Admin<O> {
 
     pub fn set_settings(&self, settings: Settings) {
         *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = Some(settings);
+    }
+
+    /// Shows this configuration.
+    pub fn showing(self, config: Arc<ShowConfig>) -> Self {
+        Self { config: Some(config), ..self }
+    }
+
+    /// Looks at the store and at dispatch, for an answer about all functions.
+    async fn look(&self) -> Result<Look, Problem> {
+        let outbox = self.store()?;
+        let census = outbox.census().await?;
+        let paused = outbox.lanes(0).await?.lanes.into_iter().filter(|lane| lane.paused).map(|lane| lane.function);
+        Ok(Look { census, paused: paused.collect(), lanes: self.lane_status().await })
     }
 
     fn settings(&self) -> Result<Settings, Problem> {

@@ -83,6 +83,8 @@ pub struct Config {
     pub own_variables: Vec<String>,
     pub dispatch: dispatch::Settings,
     pub dead_letter: deadletter::Settings,
+    /// How many events that have left the store are remembered with what became of them.
+    pub history_events: usize,
     /// How long a stop waits for requests and attempts in flight.
     pub grace: Duration,
     pub log: Log,

@@ -33,10 +33,13 @@ use crate::ingest::refusal::Refusal;
 use crate::metrics::{Metrics, Words};
 use crate::notify;
 use crate::outbox::{self, BuryReason, Limits as OutboxLimits, OpenError, Opened, Outbox, embedded};
+use crate::past::Past;
 use crate::reload::Reload;
 use crate::shutdown::{Signals, Stop};
 
 mod serving;
+
+mod showing;
 
 mod listeners;
 
@@ -175,21 +178,17 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let Listeners { ingest, admin, health, unix, admin_unix } = listeners;
     let (stop, door, stages, vital) = (Stop::default(), TaskTracker::new(), TaskTracker::new(), Vital::new());
     let readiness = Readiness::new(&metrics);
-    let operator = Admin::<Store>::new(readiness.clone(), metrics.clone(), clock.clone());
+    let past = Past::new(config.history_events, stop.accepting.clone());
+    let operator = Admin::<Store>::new(readiness.clone(), metrics.clone(), clock.clone()).noting(past.clone());
+    let operator = operator.showing(showing::config(reload.in_effect()));
     let (admin_address, health_address) = (address(&admin)?, health.as_ref().map(address).transpose()?);
-    let parts = AdminParts::default();
-    let following = Following {
-        config: &config,
-        clock: &clock,
-        metrics: &metrics,
-        reload: reload.signals(),
-        parts: &parts,
-        vital: &vital,
-    };
+    let (parts, signals) = (AdminParts::default(), reload.signals());
+    let following =
+        Following { config: &config, clock: &clock, metrics: &metrics, reload: signals, parts: &parts, vital: &vital };
     let (tls, clients, operators) = (following.secured()?, following.clients()?, following.operators()?);
     let status = Status::new(operator.clone(), reload.level().clone());
     let access = serving::access(&config, &clock, &metrics, operators);
-    let routes = operator.router().merge(status.router()).merge(access.actions.router());
+    let routes = serving::routes(&operator, &status, &access, &clock);
     let bodies = Bodies::default();
     let serving =
         Serving { config: &config, clock: &clock, metrics: &metrics, parts: &parts, vital: &vital, access, bodies };
@@ -216,9 +215,9 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let leasing = || stop.leasing.clone();
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
     operator.set_dispatch(dispatch.status());
-    vital.spawn(&stages, "dispatch", leasing(), dispatch.following(policies).run(stop.clone()));
+    vital.spawn(&stages, "dispatch", leasing(), dispatch.following(policies).noting(past.clone()).run(stop.clone()));
     let letters = DeadLetters::new(outbox.clone(), sqs, config.dead_letter.clone(), clock.clone(), metrics.clone());
-    vital.spawn(&stages, "dead letters", leasing(), letters.run(stop.clone()));
+    vital.spawn(&stages, "dead letters", leasing(), letters.noting(past).run(stop.clone()));
 
     let ingest_addresses = ingest.iter().map(address).collect::<Result<Vec<_>, _>>()?.join(" ");
     operator.set_settings(admin_settings(&config, &shared));

@@ -16,6 +16,8 @@ pub mod metrics;
 
 pub mod trace;
 
+pub mod past;
+
 pub mod ingest;
 
 pub mod outbox;

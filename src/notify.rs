@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::api::Summary;
 use crate::admin::status::Status;
 use crate::clock::{Clock, UnixMillis};
-use crate::outbox::Outbox;
+use crate::outbox::operator::Operator;
 use crate::plural::count;
 
 /// The time between two beats. Each beat samples the rates.
@@ -53,12 +53,12 @@ fn tell(states: &[NotifyState<'_>]) {
 
 /// Beats until `stop` is cancelled. Feeds the watchdog only while the outbox answers. Killing a daemon that can no
 /// longer store or settle loses nothing, and a restart may mend it.
-pub async fn pulse<O: Outbox>(status: Status<O>, clock: Clock, stop: CancellationToken) {
+pub async fn pulse<O: Operator>(status: Status<O>, clock: Clock, stop: CancellationToken) {
     let feed_every = sd_notify::watchdog_enabled().map(|patience| patience / 3);
     let (mut next_feed, mut next_status) = (UnixMillis(0), UnixMillis(0));
     loop {
         let now = clock.now();
-        status.sample();
+        status.sample().await;
         if status.is_starting() {
             let extension = u32::try_from(START_EXTENSION.as_micros()).unwrap_or(u32::MAX);
             tell(&[NotifyState::ExtendTimeoutUsec(extension)]);

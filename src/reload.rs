@@ -27,6 +27,10 @@ pub struct Reload {
     signals: watch::Sender<u64>,
     /// Why the latest reload changed nothing. `None` means that it succeeded.
     failed: watch::Sender<Option<String>>,
+    /// The entries of the last reading, for whoever shows them.
+    shown: watch::Sender<Vec<Entry>>,
+    /// The variables outside sendoff's own configuration that it follows.
+    outside: Vec<Entry>,
 }
 
 /// The keys that a reading changed.
@@ -46,7 +50,33 @@ impl Reload {
         let (dispatch, _) = watch::channel(loaded.config.dispatch.clone());
         let (signals, _) = watch::channel(0);
         let (failed, _) = watch::channel(None);
-        Self { load: Box::new(load), entries: Mutex::new(loaded.entries.clone()), level, dispatch, signals, failed }
+        let (shown, _) = watch::channel(loaded.entries.clone());
+        let (entries, outside) = (Mutex::new(loaded.entries.clone()), Vec::new());
+        Self { load: Box::new(load), entries, level, dispatch, signals, failed, shown, outside }
+    }
+
+    /// Also shows these variables, which a reload does not read.
+    pub fn with_outside(self, outside: Vec<Entry>) -> Self {
+        Self { outside, ..self }
+    }
+
+    /// Tells every value in effect. A key that needs a restart keeps its value of now, and is marked once the latest
+    /// reading says something else.
+    pub fn in_effect(&self) -> impl Fn() -> Vec<(Entry, bool)> + Send + Sync + 'static {
+        let (latest, outside) = (self.shown.subscribe(), self.outside.clone());
+        let started = latest.borrow().clone();
+        move || {
+            let latest = latest.borrow();
+            let entries = latest.iter().map(|new| {
+                match started.iter().find(|old| old.key == new.key) {
+                    _ if new.is_live => (new.clone(), false),
+                    Some(old) => (old.clone(), old.value != new.value),
+                    // A key of a new table, which is not in effect.
+                    None => (new.clone(), true),
+                }
+            });
+            entries.chain(outside.iter().map(|entry| (entry.clone(), false))).collect()
+        }
     }
 
     pub fn level(&self) -> &LogLevel {
@@ -112,6 +142,7 @@ impl Reload {
             changes.applied.retain(|key| key != "log.level");
         }
         self.dispatch.send_replace(dispatch);
+        self.shown.send_replace(entries.clone());
         *present = entries;
         let (applied, needs_restart) = (changes.applied.join(", "), changes.needs_restart.join(", "));
         tracing::info!(applied, "configuration reloaded");

@@ -19,14 +19,19 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("event", &["clock", "plural"]),
     ("metrics", &["event"]),
     ("trace", &["event"]),
+    // what happened to events, as the stages note it; of the outbox only its contract
+    ("past", &["clock", "event", "outbox"]),
     // the stages: never each other, they meet in the outbox
     ("outbox", &["event", "clock", "metrics", "plural"]),
     (
         "ingest",
-        &["auth", "follow", "event", "clock", "hop", "metrics", "trace", "outbox", "http", "shutdown", "plural"],
+        &[
+            "auth", "follow", "event", "clock", "hop", "metrics", "trace", "past", "outbox", "http", "shutdown",
+            "plural",
+        ],
     ),
-    ("dispatch", &["event", "clock", "metrics", "trace", "outbox", "shutdown", "backoff"]),
-    ("deadletter", &["event", "clock", "metrics", "outbox", "shutdown", "backoff", "plural"]),
+    ("dispatch", &["event", "clock", "metrics", "trace", "past", "outbox", "shutdown", "backoff"]),
+    ("deadletter", &["event", "clock", "metrics", "past", "outbox", "shutdown", "backoff", "plural"]),
     // what serves a stage knows that stage
     ("aws", &["event", "clock", "hop", "readable", "visible"]),
     ("aws::lambda", &["event", "clock", "hop", "dispatch"]),
@@ -59,6 +64,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "event",
             "clock",
             "metrics",
+            "past",
             "outbox",
             "dispatch",
             "deadletter",
@@ -79,6 +85,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "hop",
             "http",
             "ingest",
+            "past",
             "outbox",
             "outbox::embedded",
             "dispatch",
@@ -98,6 +105,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "clock",
             "hop",
             "metrics",
+            "past",
             "ingest",
             "outbox",
             "outbox::embedded",

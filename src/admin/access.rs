@@ -34,12 +34,17 @@ enum Right {
 }
 
 /// Every route: method, path, right, and the action that the audit calls it.
-const ROUTES: [(&str, &str, Right, &str); 26] = [
+const ROUTES: [(&str, &str, Right, &str); 31] = [
     ("GET", "/livez", Right::Open, ""),
     ("GET", "/readyz", Right::Open, ""),
     ("GET", "/metrics", Right::Metrics, ""),
     ("GET", "/v1/status", Right::Read, ""),
     ("GET", "/v1/actions", Right::Read, ""),
+    ("GET", "/v1/whoami", Right::Read, ""),
+    ("GET", "/v1/snapshot", Right::Read, ""),
+    ("GET", "/v1/series", Right::Read, ""),
+    ("GET", "/v1/recent", Right::Read, ""),
+    ("GET", "/v1/config", Right::Read, ""),
     ("GET", "/v1/openapi.json", Right::Read, ""),
     ("GET", "/v1/log-level", Right::Read, ""),
     ("PUT", "/v1/log-level", Right::Operate, "set-log-level"),
@@ -129,6 +134,7 @@ pub async fn check(State(access): State<Access>, mut request: Request, next: Nex
             return denied.response(UNKNOWN);
         }
     };
+    request.extensions_mut().insert(caller.clone());
     let denied = denied(need, &caller, access.read_only);
     if need.action.is_empty() {
         return match denied {

@@ -18,6 +18,13 @@ use crate::event::EventId;
 use crate::outbox::operator::Keys;
 use crate::outbox::{BuryReason, LastOutcome};
 
+mod console;
+
+pub use console::{
+    ConfigEntry, ConfigView, FunctionsQuery, OutcomePage, OutcomeView, RecentQuery, SeriesQuery, SeriesView, Snapshot,
+    StoreLimits, Whoami,
+};
+
 /// Why a request was not done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Message {
@@ -47,14 +54,32 @@ impl From<&LastOutcome> for LastError {
     }
 }
 
+/// How urgent a problem is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Events are refused, or none is delivered.
+    Critical,
+    /// Some events are not delivered, or soon will not be.
+    #[default]
+    Warning,
+    /// To know. It passes by itself, or an operator wanted it.
+    Info,
+}
+
 /// Something that keeps the daemon from delivering, of `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// One word, for machines.
     pub kind: String,
+    #[serde(default)]
+    pub severity: Severity,
     pub message: String,
     /// What to do about it.
     pub remedy: String,
+    /// The functions that it is about, 20 at most.
+    #[serde(default)]
+    pub functions: Vec<String>,
 }
 
 /// `GET /v1/status`: the daemon in one answer, which `sendoff status` shows.
@@ -72,7 +97,7 @@ pub struct Summary {
     pub rates: Rates,
     /// Functions whose lane is held for a reason that is not its events' fault.
     pub held: Vec<String>,
-    /// What keeps it from delivering, with what to do.
+    /// What keeps it from delivering, with what to do; the worst first.
     #[serde(default)]
     pub problems: Vec<Problem>,
 }
@@ -108,6 +133,9 @@ pub struct Totals {
     pub retries: u64,
     pub buried: u64,
     pub shipped: u64,
+    /// Those of `attempts` that Lambda throttled.
+    #[serde(default)]
+    pub throttled: u64,
 }
 
 /// What happens a second, over the last `window_seconds`.
@@ -222,9 +250,9 @@ pub struct EventDetail {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventPage {
     pub events: Vec<EventView>,
-    /// Where to go on; none at the end.
+    /// Where to go on; none at the end. A page may be empty and yet have a next one.
     pub next: Option<String>,
-    /// How many events fit function and state, on all pages.
+    /// How many events fit function and state, on all pages, whatever the other filters.
     pub total: u64,
 }
 
@@ -295,6 +323,18 @@ pub struct FunctionView {
     pub last_error: Option<LaneError>,
     /// Since when more attempts fail than succeed, if they do.
     pub failing_since: Option<String>,
+    /// Over about the last ten seconds; none while they are not known.
+    #[serde(default)]
+    pub rates: Option<LaneRates>,
+}
+
+/// What happens to a function's events, a second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LaneRates {
+    pub accepted_per_second: f64,
+    pub attempts_per_second: f64,
+    pub delivered_per_second: f64,
+    pub throttled_per_second: f64,
 }
 
 /// A failed attempt of a function.
@@ -426,6 +466,16 @@ pub struct EventsQuery {
     /// `ready`, `waiting`, `scheduled` or `buried`.
     #[param(pattern = "^(ready|waiting|scheduled|buried)$")]
     pub state: Option<String>,
+    /// Accepted at or after this: RFC 3339, or how long ago (`2h`).
+    pub since: Option<String>,
+    /// Accepted before this.
+    pub until: Option<String>,
+    /// Attempted at least so often.
+    pub attempts_min: Option<u32>,
+    /// Part of what the last attempt said.
+    pub error: Option<String>,
+    /// Only those that are being attempted or shipped; or, if false, only the others.
+    pub in_flight: Option<bool>,
     /// `next` of the page before.
     pub after: Option<String>,
     /// Events of the page; 100 unless given, at most 500.

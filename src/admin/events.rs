@@ -9,11 +9,11 @@ use http::StatusCode;
 
 use super::actions::{Note, Noted};
 use super::api::{Cancelled, Due, EventDetail, EventPage, EventView};
-use super::lookup::{event_id, is_paused, matching, page_size, pattern, state};
+use super::lookup::{event_id, is_paused, matching, page_size, pattern, state, time};
 use super::{Admin, Problem, api};
 use crate::clock::UnixMillis;
 use crate::event::{EventId, FunctionName};
-use crate::outbox::operator::{Cursor, ListWant, Listed, Operator, PAGE_MAX, Touched};
+use crate::outbox::operator::{Cursor, ListFilter, ListWant, Listed, Operator, PAGE_MAX, Touched};
 use crate::outbox::{self, Found, History, Place};
 
 /// The number of events in a page if the request does not set it.
@@ -46,6 +46,14 @@ pub(super) async fn list<O: Operator>(
 ) -> Result<Json<EventPage>, Problem> {
     let cursor = |text: String| text.parse::<Cursor>().map_err(|why| Problem::bad(format!("after: {why}")));
     let place = query.state.as_deref().map(|word| state(word, &Place::ALL)).transpose()?;
+    let time = |name, text: Option<String>| text.map(|text| time(name, &text, &admin.clock)).transpose();
+    let filter = ListFilter {
+        since: time("since", query.since)?,
+        until: time("until", query.until)?,
+        attempts_min: query.attempts_min,
+        error: query.error,
+        in_flight: query.in_flight,
+    };
     let store = admin.store()?;
     let pattern = pattern(query.function)?;
     let lanes = matching(&store, pattern.as_ref()).await?;
@@ -57,6 +65,7 @@ pub(super) async fn list<O: Operator>(
     let want = ListWant {
         function: pattern,
         place,
+        filter,
         after: query.after.map(cursor).transpose()?,
         max: page_size(query.limit, PAGE, PAGE_MAX),
     };

@@ -1,12 +1,14 @@
 //! The operator's API for lanes: list, pause, resume, purge.
 
+use std::collections::BTreeMap;
+
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 
 use super::actions::{Note, Noted};
-use super::lookup::{known, known_or_new, state, time};
-use super::{Admin, Problem, api};
+use super::lookup::{known, known_or_new, pattern, state, time};
+use super::{Admin, Look, Problem, api};
 use crate::dispatch::status::LaneStatus;
 use crate::event::FunctionName;
 use crate::outbox::operator::{LIVE, Operator, Purge};
@@ -28,22 +30,36 @@ pub fn router<O: Operator>() -> Router<Admin<O>> {
     get,
     path = "/v1/functions",
     operation_id = "list_functions",
+    params(api::FunctionsQuery),
     responses(
-        (status = 200, description = "Every known function", body = api::FunctionPage),
+        (status = 200, description = "Every known function that fits", body = api::FunctionPage),
     )
 )]
-pub(super) async fn list<O: Operator>(State(admin): State<Admin<O>>) -> Result<Json<api::FunctionPage>, Problem> {
-    let outbox = admin.store()?;
-    let census = outbox.census().await?;
-    let paused = outbox.lanes(0).await?.lanes.into_iter().filter(|lane| lane.paused).map(|lane| lane.function);
-    let paused: std::collections::BTreeSet<_> = paused.collect();
-    let status = admin.lane_status().await;
+pub(super) async fn list<O: Operator>(
+    State(admin): State<Admin<O>>,
+    Query(query): Query<api::FunctionsQuery>,
+) -> Result<Json<api::FunctionPage>, Problem> {
+    let pattern = pattern(query.function)?;
+    let fits = |name: &FunctionName| pattern.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
+    let look = admin.look().await?;
+    Ok(Json(api::FunctionPage { functions: views(&admin, &look, &admin.series.rates(), fits) }))
+}
+
+/// The functions that fit, as they are shown.
+pub(super) fn views<O: Operator>(
+    admin: &Admin<O>,
+    look: &Look,
+    rates: &BTreeMap<String, api::LaneRates>,
+    fits: impl Fn(&FunctionName) -> bool,
+) -> Vec<api::FunctionView> {
     let now = admin.clock.now();
-    let shown = census.lanes.iter().map(|(name, lane)| {
+    let fitting = look.census.lanes.iter().filter(|(name, _)| fits(name));
+    let shown = fitting.map(|(name, lane)| {
         let age = lane.oldest_ready.map(|oldest| now.since(admin.clock.present(oldest)).as_secs_f64());
-        shown(name, lane, age, paused.contains(name), status.get(name))
+        let rates = rates.get(name.as_str()).copied();
+        shown(name, lane, age, look.paused.contains(name), look.lanes.get(name), rates)
     });
-    Ok(Json(api::FunctionPage { functions: shown.collect() }))
+    shown.collect()
 }
 
 fn shown(
@@ -52,6 +68,7 @@ fn shown(
     age: Option<f64>,
     paused: bool,
     status: Option<&LaneStatus>,
+    rates: Option<api::LaneRates>,
 ) -> api::FunctionView {
     let events = |place| lane.by_place.get(&place).map_or(0, |count| count.events);
     api::FunctionView {
@@ -71,6 +88,7 @@ fn shown(
         failed_per_minute: status.map_or(0, |status| status.failed_per_minute),
         last_error: status.and_then(|status| status.last_error.as_ref()).map(Into::into),
         failing_since: status.and_then(|status| status.failing_since).map(|since| since.rfc3339()),
+        rates,
     }
 }
 

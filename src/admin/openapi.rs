@@ -8,7 +8,7 @@ use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{__path_livez, __path_metrics, __path_readyz};
-use super::{actions, dead_letters, events, functions, guard, status};
+use super::{actions, dead_letters, events, functions, guard, recent, series, shown_config, snapshot, status, whoami};
 
 /// The document, as JSON.
 pub fn document() -> &'static str {
@@ -53,6 +53,11 @@ pub fn document() -> &'static str {
         dead_letters::purge,
         dead_letters::redrive,
         actions::list,
+        whoami::show,
+        snapshot::show,
+        series::show,
+        recent::list,
+        shown_config::show,
     ),
     modifiers(&Everywhere)
 )]
@@ -105,7 +110,10 @@ mod tests {
             include_str!("dead_letters.rs"),
             include_str!("events.rs"),
             include_str!("functions.rs"),
+            include_str!("series.rs"),
+            include_str!("snapshot.rs"),
             include_str!("status.rs"),
+            include_str!("whoami.rs"),
         ];
         let routes = sources.iter().flat_map(|source| source.split(".route(\"").skip(1));
         let methods = routes.flat_map(|route| {

@@ -31,6 +31,16 @@ pub enum Role {
     Operate,
 }
 
+impl Role {
+    /// The word in the configuration and in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Operate => "operate",
+        }
+    }
+}
+
 /// An operator, or another caller that may use the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operator {
@@ -138,6 +148,11 @@ pub enum Unidentified {
 }
 
 impl Directory {
+    /// Whether callers must be operators.
+    pub fn is_required(&self) -> bool {
+        self.required
+    }
+
     /// Who sends these headers over a connection of this peer. `own` is the daemon's own user.
     pub fn identify(&self, headers: &HeaderMap, peer: &Identity, own: u32) -> Result<Caller, Unidentified> {
         let known = |operator: &Arc<Operator>, proof| Caller { operator: Arc::clone(operator), proof };

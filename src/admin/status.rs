@@ -13,14 +13,19 @@ use prometheus::core::Collector;
 use super::actions::{Note, Noted};
 use super::api::{self, OutboxCounts, Rates, Summary, Totals};
 use super::problems::{Facts, problems};
-use super::{Admin, Problem};
-use crate::clock::UnixMillis;
-use crate::event::EventId;
-use crate::outbox::{Census, Outbox, Place};
+use super::series::{self, Full, Reading};
+use super::{Admin, Look, Problem};
+use crate::clock::{Clock, UnixMillis};
+use crate::event::{EventId, FunctionName};
+use crate::outbox::operator::Operator;
+use crate::outbox::{Census, Place};
 use crate::telemetry::LogLevel;
 
 /// Seconds over which rates are measured, at most: one sample a second.
 const WINDOW: usize = 60;
+
+/// How long the beat waits for the store. A store that takes longer leaves a gap in the charts.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why the daemon is not ready while an operator empties it.
 const DRAIN: &str = "draining on request";
@@ -36,7 +41,7 @@ pub struct Status<O> {
     samples: Arc<Mutex<VecDeque<(UnixMillis, Totals)>>>,
 }
 
-impl<O: Outbox> Status<O> {
+impl<O: Operator> Status<O> {
     pub fn new(admin: Admin<O>, level: LogLevel) -> Self {
         Self { admin, level, samples: Arc::default() }
     }
@@ -53,9 +58,25 @@ impl<O: Outbox> Status<O> {
         self.admin.readiness.why_not() == Some(STARTING)
     }
 
-    /// Notes the counts of now, for the rates.
-    pub fn sample(&self) {
-        let now = (self.admin.clock.now(), self.totals());
+    pub(super) fn admin(&self) -> &Admin<O> {
+        &self.admin
+    }
+
+    /// Notes the counts of now, for rates and charts.
+    pub async fn sample(&self) {
+        let Admin { clock, metrics, series, .. } = &self.admin;
+        let now = (clock.now(), self.totals());
+        let full = match series.wants_full() {
+            true => {
+                let census = match self.admin.outbox() {
+                    Some(outbox) => tokio::time::timeout(PATIENCE, outbox.census()).await.ok().and_then(Result::ok),
+                    None => None,
+                };
+                Some(Full::read(metrics, census.as_ref(), now.0, clock))
+            }
+            false => None,
+        };
+        series.push(Reading { at: now.0, totals: now.1, commits: series::commits(metrics), full });
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         while samples.len() >= WINDOW {
             samples.pop_front();
@@ -73,60 +94,71 @@ impl<O: Outbox> Status<O> {
     /// All of it; none while there is no outbox that answers.
     pub async fn summary(&self) -> Option<Summary> {
         let census = self.admin.outbox()?.census().await.ok()?;
+        Some(self.counted(&census))
+    }
+
+    /// All of it but the problems.
+    fn counted(&self, census: &Census) -> Summary {
         let Admin { metrics, clock, readiness, .. } = &self.admin;
         let now = clock.now();
         let totals = self.totals();
         let why_not = readiness.why_not();
         let started = UnixMillis((metrics.start_time_seconds.get() * 1_000.0) as u64);
-        Some(Summary {
+        Summary {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: why_not.unwrap_or("ready").to_owned(),
             ready: why_not.is_none(),
             uptime_seconds: now.since(started).as_secs_f64(),
             log_level: self.level.get(),
-            outbox: counts(&census, now),
+            outbox: counts(census, now),
             totals,
             rates: self.rates(now, totals),
             held: held(metrics),
             problems: Vec::new(),
-        })
+        }
     }
 
-    /// All of it, and the problems.
-    async fn whole(&self) -> Option<Summary> {
-        let mut summary = self.summary().await?;
-        let Admin { metrics, .. } = &self.admin;
-        let outbox = self.admin.outbox()?;
-        let unwell = self.admin.unwell().map(|why| format!("the {why}"));
-        let lanes = outbox.lanes(0).await.ok()?.lanes;
+    /// All of it, and the problems, as one look finds them.
+    pub(super) fn whole(&self, look: &Look) -> Summary {
+        let Admin { metrics, clock, .. } = &self.admin;
         let count = |gauge: &prometheus::IntGauge| u64::try_from(gauge.get()).unwrap_or_default();
+        let unwell = self.admin.unwell().map(|why| format!("the {why}"));
+        let settings = self.admin.settings();
         let facts = Facts {
+            now: clock.now(),
+            stepped: clock.stepped(),
             not_ready: unwell.or_else(|| self.admin.readiness.why_not().map(str::to_owned)),
             missing: self.admin.missing(),
             not_reloaded: self.admin.not_reloaded(),
-            lanes: self.admin.lane_status().await,
-            paused: lanes.into_iter().filter(|lane| lane.paused).map(|lane| lane.function).collect(),
-            census: outbox.census().await.ok()?,
-            limits: self.admin.settings().map(|settings| settings.limits).unwrap_or_default(),
+            lanes: look.lanes.clone(),
+            paused: look.paused.iter().cloned().collect(),
+            ages: ages(look, clock),
+            census: look.census.clone(),
+            limits: settings.as_ref().map(|settings| settings.limits).unwrap_or_default(),
+            without_queue: settings.map(|settings| without_queue(&settings.queues, &look.census)).unwrap_or_default(),
+            certificate_expires: Some(metrics.tls_certificate_expiry_timestamp_seconds.get())
+                .filter(|seconds| *seconds > 0.0)
+                .map(|seconds| UnixMillis((seconds * 1_000.0) as u64)),
             unreadable: count(&metrics.outbox_unreadable_events),
             set_aside: count(&metrics.outbox_damaged_stores),
             unshippable: sum_where(&metrics.deadletter_unshippable, ""),
             ship_failures: by_label(&metrics.deadletter_ship_failures),
             log_dropped: metrics.log_dropped.get(),
         };
-        summary.problems = problems(&facts);
-        Some(summary)
+        Summary { problems: problems(&facts), ..self.counted(&look.census) }
     }
 
     fn totals(&self) -> Totals {
         let metrics = &self.admin.metrics;
         let sum = |counter: &prometheus::IntCounterVec| sum_where(counter, "");
+        let [attempts, delivered, throttled] = sums_where(&metrics.dispatch_attempts, ["", "delivered", "throttled"]);
         Totals {
             accepted: sum(&metrics.ingest_accepted),
             duplicates: sum(&metrics.ingest_duplicates),
             refused: sum(&metrics.ingest_refused),
-            attempts: sum(&metrics.dispatch_attempts),
-            delivered: sum_where(&metrics.dispatch_attempts, "delivered"),
+            attempts,
+            delivered,
+            throttled,
             retries: sum(&metrics.dispatch_retries),
             buried: sum(&metrics.deadletter_buried),
             shipped: sum(&metrics.deadletter_shipped),
@@ -142,12 +174,44 @@ impl<O: Outbox> Status<O> {
 
 /// The sum of a counter's series; only of those with the value `outcome` in some label, unless that is empty.
 fn sum_where(counter: &prometheus::IntCounterVec, outcome: &str) -> u64 {
+    let [sum] = sums_where(counter, [outcome]);
+    sum
+}
+
+/// Several such sums at once, because reading the series takes longer than adding them up.
+fn sums_where<const N: usize>(counter: &prometheus::IntCounterVec, outcomes: [&str; N]) -> [u64; N] {
     let families = counter.collect();
-    let series = families.iter().flat_map(|family| family.get_metric());
-    series
-        .filter(|metric| outcome.is_empty() || metric.get_label().iter().any(|label| label.value() == outcome))
-        .map(|metric| metric.get_counter().get_value() as u64)
-        .sum()
+    let mut sums = [0; N];
+    for metric in families.iter().flat_map(|family| family.get_metric()) {
+        let count = metric.get_counter().get_value() as u64;
+        for (sum, outcome) in sums.iter_mut().zip(outcomes) {
+            let fits = outcome.is_empty() || metric.get_label().iter().any(|label| label.value() == outcome);
+            *sum += if fits { count } else { 0 };
+        }
+    }
+    sums
+}
+
+/// The ages of the oldest events that are ready or waiting, with those at which they are buried.
+fn ages(look: &Look, clock: &Clock) -> Vec<(FunctionName, Duration, Duration)> {
+    let now = clock.now();
+    let ages = look.census.lanes.iter().filter_map(|(name, lane)| {
+        let age_max = look.lanes.get(name).map(|lane| lane.age_max)?;
+        Some((name.clone(), now.since(clock.present(lane.oldest_ready?)), age_max))
+    });
+    ages.collect()
+}
+
+/// Functions with dead letters that have no queue to go to, and how many there are.
+fn without_queue(queues: &api::Queues, census: &Census) -> Vec<(FunctionName, u64)> {
+    let has_queue = |name: &FunctionName| {
+        queues.queue_url.is_some() || queues.functions.iter().any(|queue| name.fits(&queue.function))
+    };
+    let buried = census.lanes.iter().filter_map(|(name, lane)| {
+        let count = lane.by_place.get(&Place::Buried).map_or(0, |count| count.events);
+        (count > 0 && !has_queue(name)).then(|| (name.clone(), count))
+    });
+    buried.collect()
 }
 
 /// The series of a counter with one label that counted anything.
@@ -200,10 +264,9 @@ fn counts(census: &Census, now: UnixMillis) -> OutboxCounts {
         (status = 200, description = "The daemon in one answer", body = Summary),
     )
 )]
-pub(super) async fn status<O: Outbox>(State(status): State<Status<O>>) -> Result<Json<Summary>, Problem> {
-    let why = "the outbox is not open, or does not answer";
-    let summary = status.whole().await;
-    summary.map(Json).ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, why.to_owned()))
+pub(super) async fn status<O: Operator>(State(status): State<Status<O>>) -> Result<Json<Summary>, Problem> {
+    let look = status.admin.look().await?;
+    Ok(Json(status.whole(&look)))
 }
 
 /// Show the log's level
@@ -215,7 +278,7 @@ pub(super) async fn status<O: Outbox>(State(status): State<Status<O>>) -> Result
         (status = 200, description = "The level in effect", body = api::LogLevel),
     )
 )]
-pub(super) async fn log_level<O: Outbox>(State(status): State<Status<O>>) -> Json<api::LogLevel> {
+pub(super) async fn log_level<O: Operator>(State(status): State<Status<O>>) -> Json<api::LogLevel> {
     Json(api::LogLevel { level: status.level.get() })
 }
 
@@ -232,7 +295,7 @@ pub(super) async fn log_level<O: Outbox>(State(status): State<Status<O>>) -> Jso
         (status = 400, description = "Not a level", body = api::Message),
     )
 )]
-pub(super) async fn set_log_level<O: Outbox>(
+pub(super) async fn set_log_level<O: Operator>(
     State(status): State<Status<O>>,
     Json(asked): Json<api::LogLevel>,
 ) -> Result<Noted<Json<api::LogLevel>>, Problem> {
@@ -254,7 +317,7 @@ pub(super) async fn set_log_level<O: Outbox>(
         (status = 409, description = "Not ready for another reason", body = api::Message),
     )
 )]
-pub(super) async fn drain<O: Outbox>(State(status): State<Status<O>>) -> Result<StatusCode, Problem> {
+pub(super) async fn drain<O: Operator>(State(status): State<Status<O>>) -> Result<StatusCode, Problem> {
     match status.admin.readiness.why_not() {
         None => {
             status.admin.readiness.not_ready(DRAIN);
@@ -275,7 +338,7 @@ pub(super) async fn drain<O: Outbox>(State(status): State<Status<O>>) -> Result<
         (status = 409, description = "Not ready for another reason", body = api::Message),
     )
 )]
-pub(super) async fn end_drain<O: Outbox>(State(status): State<Status<O>>) -> Result<StatusCode, Problem> {
+pub(super) async fn end_drain<O: Operator>(State(status): State<Status<O>>) -> Result<StatusCode, Problem> {
     match status.admin.readiness.why_not() {
         Some(DRAIN) => {
             status.admin.readiness.ready();

@@ -392,8 +392,8 @@ mod tests {
     #[test]
     fn names_and_values_are_safe_in_a_url() {
         assert_eq!(lane_path("us-east-1/orders:prod", "pause"), "/v1/functions/us-east-1%2Forders%3Aprod/pause");
-        let page =
-            EventsQuery { function: Some("orders:*".into()), state: None, after: Some("x y&z".into()), limit: None };
+        let (function, after) = (Some("orders:*".into()), Some("x y&z".into()));
+        let page = EventsQuery { function, after, ..EventsQuery::default() };
         assert_eq!(with_query("/v1/events", &page), "/v1/events?function=orders%3A*&after=x+y%26z");
         assert_eq!(with_query("/v1/events", &EventsQuery::default()), "/v1/events");
     }

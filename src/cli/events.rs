@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 
 use super::admin_client::{Asker, Listing, One, page_size, with_query};
+use super::dead_letters::parse_moment;
 use super::pause::held_in_words;
 use super::table::{Rows, or_dash};
 use super::{Exit, Failure, out};
@@ -42,6 +43,21 @@ enum Command {
         /// Only in this state: ready, waiting, scheduled or buried
         #[arg(long, value_parser = ["ready", "waiting", "scheduled", "buried"])]
         state: Option<String>,
+        /// Only those accepted at or after this: a time (RFC 3339) or how long ago ("2h")
+        #[arg(long, value_name = "TIME|AGO", value_parser = parse_moment)]
+        since: Option<String>,
+        /// Only those accepted before this
+        #[arg(long, value_name = "TIME|AGO", value_parser = parse_moment)]
+        until: Option<String>,
+        /// Only those that were attempted at least so often
+        #[arg(long, value_name = "N")]
+        attempts_min: Option<u32>,
+        /// Only those whose last attempt said this
+        #[arg(long, value_name = "TEXT")]
+        error: Option<String>,
+        /// Only those in flight
+        #[arg(long)]
+        in_flight: bool,
     },
     /// Show one event as JSON, without its payload
     Show {
@@ -67,10 +83,13 @@ enum Command {
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     match options.command {
-        Command::List { listing, function, state } => {
+        Command::List { listing, function, state, since, until, attempts_min, error, in_flight } => {
             let asker = Asker::new(&listing.daemon, environment)?;
             let function = function.map(|pattern| pattern.as_str().to_owned());
-            list(&asker, &listing, EventsQuery { function, state, after: listing.after.clone(), limit: None })
+            let (after, in_flight) = (listing.after.clone(), in_flight.then_some(true));
+            let query =
+                EventsQuery { function, state, since, until, attempts_min, error, in_flight, after, limit: None };
+            list(&asker, &listing, query)
         }
         Command::Show { event: One { daemon, id }, payload } => show(&Asker::new(&daemon, environment)?, id, payload),
         Command::Cancel { event: One { daemon, id }, keep_keys } => {

@@ -27,8 +27,9 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             "OTEL_EXPORTER_OTLP_ENDPOINT is set, but this build exports no spans: build it with --features otlp"
         );
     }
+    let outside = super::show_config::outside(&loaded.config, environment);
     let environment = environment.clone();
-    let reload = Reload::new(&loaded, level, move || options.config.clone().load(&environment));
+    let reload = Reload::new(&loaded, level, move || options.config.clone().load(&environment)).with_outside(outside);
     let runtime = super::runtime()?;
     let ended = runtime.block_on(daemon::run(loaded.config, reload));
     // Do not wait for threads that hang, for example while opening a store on a disk that does not answer.

@@ -32,7 +32,7 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
 
 /// The variables about connections to AWS that are set. They have no keys in sendoff's configuration, because every AWS
 /// SDK reads them.
-fn outside(config: &Config, environment: &Environment) -> Vec<Entry> {
+pub(super) fn outside(config: &Config, environment: &Environment) -> Vec<Entry> {
     let named = |(name, value): (&str, String)| {
         let lower = name.to_lowercase();
         let origin = if environment.get(name).is_some() { name.to_owned() } else { lower };

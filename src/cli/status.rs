@@ -163,7 +163,17 @@ fn named(held: &[String]) -> String {
 mod tests {
     use super::*;
     use crate::admin::api::OutboxCounts;
-    use crate::admin::api::Problem;
+    use crate::admin::api::{Problem, Severity};
+
+    fn a_problem(message: &str, remedy: &str) -> Problem {
+        Problem {
+            kind: "held".to_owned(),
+            severity: Severity::Warning,
+            message: message.to_owned(),
+            remedy: remedy.to_owned(),
+            functions: Vec::new(),
+        }
+    }
 
     fn summary() -> Summary {
         let outbox = OutboxCounts { events: 3, ready: 2, buried: 1, bytes: 2_048, ..OutboxCounts::default() };
@@ -200,14 +210,13 @@ mod tests {
 
     #[test]
     fn problems_stand_first_with_what_to_do_and_ready_is_not_green_beside_them() {
-        let message = "orders is held: AccessDenied\nstate        fine".to_owned();
-        let problem = Problem { kind: "held".into(), message, remedy: "allow it".into() };
+        let problem = a_problem("orders is held: AccessDenied\nstate        fine", "allow it");
         let text = table(&Summary { problems: vec![problem.clone(), problem], ..summary() }, false);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[1], "problems     orders is held: AccessDenied\\nstate        fine");
         assert_eq!((lines[2], lines[4]), ("             -> allow it", "             -> allow it"));
         assert!(lines[5].starts_with("stored"), "{text}");
-        let problem = Problem { kind: "held".into(), message: "no".into(), remedy: "yes".into() };
+        let problem = a_problem("no", "yes");
         let coloured = table(&Summary { problems: vec![problem], ..summary() }, true);
         assert!(coloured.contains("\x1b[33mready") && !coloured.contains("\x1b[32m"), "{coloured}");
     }

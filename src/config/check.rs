@@ -15,6 +15,7 @@ use crate::event::PAYLOAD_BYTES_MAX;
 use crate::event::name::{Home, is_account_id};
 use crate::ingest::admission::REQUEST_BYTES_MIN;
 use crate::outbox::embedded;
+use crate::past;
 use crate::{aws, deadletter, dispatch, hop, ingest, outbox};
 
 /// The least limit for payloads. Below it, the largest payload that Lambda accepts could never be delivered.
@@ -64,6 +65,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let outbox = outbox(r);
     let dispatch = r.live(dispatch);
     let dead_letter = dead_letter(r, &own);
+    let history_events = r.number("history.events", 0..=past::ENDS_MAX);
     let grace = r.duration("shutdown.grace", Zero::Allowed);
     let log = log(r, environment);
 
@@ -89,6 +91,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         own_variables: endpoint::own_variables(environment, &own),
         dispatch: dispatch?,
         dead_letter: dead_letter?,
+        history_events: history_events? as usize,
         grace: grace?,
         log: log?,
     })

@@ -9,12 +9,16 @@ use tokio::sync::watch;
 use super::ending::AdminParts;
 use super::listeners::{UnixSockets, Unopened};
 use super::vital::Vital;
-use super::{ADMIN_CONNECTIONS_MAX, Error, limits};
+use super::{ADMIN_CONNECTIONS_MAX, Error, Store, limits};
+use crate::admin::Admin;
 use crate::admin::access::Access;
 use crate::admin::actions::Actions;
 use crate::admin::bodies::Bodies;
 use crate::admin::guard::{Guard, guarded};
 use crate::admin::operators::Directory;
+use crate::admin::snapshot::Snapshots;
+use crate::admin::status::Status;
+use crate::admin::whoami::{self, About};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::http::host::Hosts;
@@ -48,6 +52,13 @@ pub(super) fn access(
         actions: Actions::new(clock.clone(), Arc::clone(metrics)),
         metrics: Arc::clone(metrics),
     }
+}
+
+/// Every route of the operator's API.
+pub(super) fn routes(operator: &Admin<Store>, status: &Status<Store>, access: &Access, clock: &Clock) -> axum::Router {
+    let about = About { access: access.clone(), started_at: clock.now().rfc3339(), prefix: String::new() };
+    let routes = operator.router().merge(status.router()).merge(access.actions.router());
+    routes.merge(Snapshots::new(status.clone()).router()).merge(whoami::router(about))
 }
 
 impl Serving<'_> {

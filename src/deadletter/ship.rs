@@ -18,6 +18,7 @@ use crate::outbox::{
     Burial, Changes, Error, History, LaneId, LaneView, LaneWant, Lease, LeaseWant, Leased, Outbox, Settlement, Which,
     patience,
 };
+use crate::past::{self, End, How, Next, Notes, Past};
 use crate::shutdown::Stop;
 
 /// The most messages of one batch (SQS, `SendMessageBatch`).
@@ -65,6 +66,7 @@ pub struct DeadLetters<O, S> {
     shipping: JoinSet<Shipped>,
     /// The lane that was served last, for each queue. The next turn begins with the lane after it.
     served: BTreeMap<String, LaneId>,
+    past: Past,
     /// Cancelled when settlements must no longer wait for a store that is away.
     give_up: CancellationToken,
 }
@@ -87,8 +89,13 @@ struct Letter {
 impl<O: Outbox, S: Ship> DeadLetters<O, S> {
     pub fn new(outbox: O, ship: S, settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Self {
         let (lanes, pauses, facts, busy, served) = Default::default();
-        let (shipping, give_up) = (JoinSet::new(), CancellationToken::new());
-        Self { outbox, ship, settings, clock, metrics, lanes, pauses, facts, busy, shipping, served, give_up }
+        let (shipping, past, give_up) = (JoinSet::new(), Past::default(), CancellationToken::new());
+        Self { outbox, ship, settings, clock, metrics, lanes, pauses, facts, busy, shipping, served, past, give_up }
+    }
+
+    /// Notes there what is shipped.
+    pub fn noting(self, past: Past) -> Self {
+        Self { past, ..self }
     }
 
     /// Runs until `stop.leasing`. Then finishes the batches in progress, or aborts them at `stop.working`: their dead
@@ -299,11 +306,14 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
             }
         };
         self.busy.remove(&queue);
-        let mut settlements = Vec::new();
+        let (mut settlements, mut notes) = (Vec::new(), Notes::default());
         for (batch, shipments) in batches {
-            settlements.extend(self.judge(&queue, batch, shipments, began));
+            settlements.extend(self.judge(&queue, batch, shipments, began, &mut notes));
         }
-        patience::settle(&self.outbox, settlements, &self.clock, &self.give_up).await
+        if let Some(lost) = patience::settle(&self.outbox, settlements, &self.clock, &self.give_up).await? {
+            self.past.note(notes.without(&lost));
+        }
+        Ok(())
     }
 
     /// Keeps a dead letter that its queue refuses. It stays in the store, and is retried after a while and after a
@@ -327,6 +337,7 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         batch: Vec<Letter>,
         shipments: Vec<Shipment>,
         now: UnixMillis,
+        notes: &mut Notes,
     ) -> Vec<(Lease, Settlement)> {
         let mut settlements = Vec::new();
         let mut refusal = None;
@@ -337,6 +348,9 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
                     let label = self.metrics.function_label(&function);
                     self.metrics.deadletter_shipped.with_label_values(&[label]).inc();
                     tracing::info!(event_id = %message.id, %function, message_id, "dead letter shipped");
+                    if self.past.is_kept() {
+                        shipped(notes, lease, function, &history, &message_id, self.clock.now());
+                    }
                     Settlement::Shipped
                 }
                 Shipment::Refused { code, message: words } => {
@@ -368,6 +382,30 @@ impl<O: Outbox, S: Ship> DeadLetters<O, S> {
         self.pauses.insert(queue.to_owned(), (now.plus(wait), strikes.saturating_add(1)));
         tracing::warn!(queue, code, message, retry_in = ?wait, "the dead-letter queue does not accept messages: dead letters wait in the store");
     }
+}
+
+/// Notes that a queue has a dead letter.
+fn shipped(
+    notes: &mut Notes,
+    lease: Lease,
+    function: FunctionName,
+    history: &History,
+    message_id: &str,
+    now: UnixMillis,
+) {
+    let end = End::of(lease.id, function.clone(), now, How::Shipped { message_id: past::cut(message_id) }, history);
+    notes.outcomes.push(past::Outcome {
+        at: now,
+        id: lease.id,
+        function,
+        word: end.how.as_str(),
+        status: 0,
+        code: String::new(),
+        request_id: None,
+        attempts: end.attempts,
+        next: Next::Done,
+    });
+    notes.ends.push(end);
 }
 
 /// Divides dead letters into batches of at most ten messages and 1 MiB together.

@@ -564,6 +564,7 @@ impl Lanes {
                 failed_per_minute: counts.failed,
                 last_error: lane.pulse.last_error.clone(),
                 failing_since: lane.pulse.failing_since,
+                age_max: lane.policy.age_max,
             };
             (lane.view.function.clone(), status)
         };

@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::outbox::{
     BuryReason, Changes, Error, LaneId, LaneNews, Lease, LeaseWant, Leased, Leases, Outbox, Settlement, patience,
 };
+use crate::past::{Notes, Past};
 use crate::shutdown::Stop;
 use crate::trace;
 
@@ -56,6 +57,9 @@ pub struct Dispatch<O, I> {
     asking: JoinSet<(LaneId, Reply)>,
     status: Status,
     questions: Questions,
+    past: Past,
+    /// What the settlements that are not yet handed to the outbox mean for their events.
+    notes: Notes,
 }
 
 /// A finished attempt.
@@ -71,6 +75,7 @@ struct Attempted {
 /// A failed attempt whose cause is not known yet. Its payload is dropped.
 struct Doubted {
     leased: Leased,
+    mode: Mode,
     ticket: Ticket,
     reply: Reply,
     outcome: Outcome,
@@ -98,7 +103,14 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             settling: JoinSet::new(),
             doubted: BTreeMap::new(),
             asking: JoinSet::new(),
+            past: Past::default(),
+            notes: Notes::default(),
         }
+    }
+
+    /// Notes what happens to events there.
+    pub fn noting(self, past: Past) -> Self {
+        Self { past, ..self }
     }
 
     /// Returns the handle that tells what this dispatch is doing.
@@ -310,7 +322,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
 
     /// Buries an event that is older than `age_max` (by default that of its policy) or past its own time. `None` means that
     /// it is not.
-    fn bury_expired(&self, leased: Leased, age_max: Option<Duration>, now: UnixMillis) -> Option<Settlement> {
+    fn bury_expired(&mut self, leased: Leased, age_max: Option<Duration>, now: UnixMillis) -> Option<Settlement> {
         let name = &leased.event.function.name;
         let age_max = age_max.unwrap_or_else(|| self.lanes.policy(name).age_max);
         if now < deadline(&leased.event, age_max, &self.clock) {
@@ -320,6 +332,9 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         let reason = BuryReason::EventAgeExceeded;
         self.metrics.deadletter_buried.with_label_values(&[function, reason.as_str()]).inc();
         tracing::warn!(event_id = %leased.event.id, function, "event expired and was buried");
+        if self.past.is_kept() {
+            self.notes.outcomes.push(notes::expired(&leased, now));
+        }
         Some(bury(leased.history, reason, now))
     }
 
@@ -412,10 +427,11 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
         self.show(name, lease.lane);
         if blame == Blame::Ask {
-            self.ask(Doubted { leased, ticket, reply, outcome });
+            self.ask(Doubted { leased, mode, ticket, reply, outcome });
             return None;
         }
         self.log(&event.id, function, &outcome, &verdict.settlement, &reply);
+        self.note(&leased, mode, &outcome, &reply, &verdict.settlement, now);
         Some((lease, verdict.settlement))
     }
 
@@ -456,12 +472,13 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     }
 
     fn conclude(&mut self, doubted: Doubted, blame: Blame, answer: &str) -> (Lease, Settlement) {
-        let Doubted { leased: Leased { lease, event, history }, ticket, reply, outcome } = doubted;
-        let (name, now) = (&event.function.name, self.now());
+        let Doubted { leased, mode, ticket, reply, outcome } = doubted;
+        let Leased { lease, event, history } = &leased;
+        let (lease, name, now) = (*lease, &event.function.name, self.now());
         let function = self.metrics.function_label(name);
         tracing::debug!(event_id = %event.id, function, answer, ?blame, "a dry run decided whether the event is to blame");
         let policy = self.lanes.policy(name);
-        let verdict = decide(&outcome, blame, &reply, &event, &history, policy, now, &self.clock);
+        let verdict = decide(&outcome, blame, &reply, event, history, policy, now, &self.clock);
         let settled = Settled {
             lane: lease.lane,
             function: name,
@@ -474,7 +491,23 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             self.announce(name, change);
         }
         self.log(&event.id, function, &outcome, &verdict.settlement, &reply);
+        self.note(&leased, mode, &outcome, &reply, &verdict.settlement, now);
         (lease, verdict.settlement)
+    }
+
+    /// Notes what a settlement means for its event. Kept once the settlement is written.
+    fn note(
+        &mut self,
+        leased: &Leased,
+        mode: Mode,
+        outcome: &Outcome,
+        reply: &Reply,
+        settlement: &Settlement,
+        now: UnixMillis,
+    ) {
+        if self.past.is_kept() {
+            notes::add(&mut self.notes, leased, mode, outcome, reply, settlement, now);
+        }
     }
 
     fn log(
@@ -555,7 +588,13 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
         let outbox = self.outbox.clone();
         let (clock, give_up) = (self.clock.clone(), self.give_up.clone());
-        self.settling.spawn(async move { patience::settle(&outbox, done, &clock, &give_up).await });
+        let (past, notes) = (self.past.clone(), std::mem::take(&mut self.notes));
+        self.settling.spawn(async move {
+            if let Some(lost) = patience::settle(&outbox, done, &clock, &give_up).await? {
+                past.note(notes.without(&lost));
+            }
+            Ok(())
+        });
         Ok(())
     }
 }
@@ -574,6 +613,8 @@ fn panicked(panic: &(dyn Any + Send)) -> Reply {
     tracing::error!(message, "a bug in sendoff: please report it");
     Reply::Lost(Failure { kind: FailureKind::Panicked, message })
 }
+
+mod notes;
 
 #[cfg(test)]
 mod tests;

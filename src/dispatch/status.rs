@@ -2,6 +2,7 @@
 //! costs nothing while nobody asks.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -28,6 +29,8 @@ pub struct LaneStatus {
     pub last_error: Option<LastError>,
     /// Set while more attempts fail than succeed.
     pub failing_since: Option<UnixMillis>,
+    /// The age at which events of the function are buried.
+    pub age_max: Duration,
 }
 
 /// A failed attempt.

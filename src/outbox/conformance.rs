@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::operator::{Keys, ListWant, Operator, Purge, Touched};
+use super::operator::{Keys, ListFilter, ListWant, Operator, Purge, Touched};
 use super::*;
 use crate::clock::Clock;
 use crate::event::testing::event;
@@ -52,6 +52,8 @@ macro_rules! exercise {
                 a_pause_outlives_a_restart_and_an_empty_lane
                 a_purge_counts_first_and_takes_only_what_fits_and_is_not_leased
                 a_listing_has_every_event_once_however_it_is_cut_into_pages
+                a_listing_shows_what_its_filter_fits_and_ends_a_page_though_nothing_does
+                several_events_are_cancelled_and_brought_forward_as_one_is
                 an_event_past_its_own_expiry_is_found_wherever_it_rests
                 cancelling_and_bringing_forward_reach_only_what_waits;
             dead:
@@ -73,7 +75,8 @@ macro_rules! exercise {
                 a_key_is_remembered_as_long_as_its_event_is_stored_and_then_for_its_window
                 a_buried_event_and_one_that_came_back_keep_their_key
                 the_key_of_an_event_that_an_operator_removed_can_be_sent_again
-                the_same_key_of_another_tenant_is_another_event;
+                the_same_key_of_another_tenant_is_another_event
+                what_is_remembered_of_a_key_can_be_asked;
             leases:
                 find_tells_where_an_event_is_and_nothing_of_others
                 lanes_tells_what_changed_since_and_no_more

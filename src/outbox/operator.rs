@@ -19,6 +19,12 @@ use crate::event::{Event, EventId, FunctionName, Pattern};
 /// The most events in a page.
 pub const PAGE_MAX: usize = 500;
 
+/// The most records that a page looks at, so that a narrow filter does not block the store.
+pub const LOOKED_AT_MAX: usize = 1_000;
+
+/// The most ids of removed events that a purge returns.
+pub const PURGED_IDS_MAX: usize = 10_000;
+
 /// The most events that one piece of a purge visits. Other requests are served between pieces.
 pub const PIECE_EVENTS: usize = 500;
 
@@ -45,6 +51,36 @@ pub trait Operator: Outbox {
 
     /// Makes one waiting event due now.
     fn attempt_now(&self, id: EventId) -> impl Future<Output = Result<Touched, Error>> + Send;
+
+    /// Like [`Operator::cancel`], for several events.
+    fn cancel_all(&self, ids: Vec<EventId>, keys: Keys) -> impl Future<Output = Result<Vec<Touched>, Error>> + Send {
+        async move {
+            let mut touched = Vec::with_capacity(ids.len());
+            for id in ids {
+                touched.push(self.cancel(id, keys).await?);
+            }
+            Ok(touched)
+        }
+    }
+
+    /// Like [`Operator::attempt_now`], for several events.
+    fn attempt_all(&self, ids: Vec<EventId>) -> impl Future<Output = Result<Vec<Touched>, Error>> + Send {
+        async move {
+            let mut touched = Vec::with_capacity(ids.len());
+            for id in ids {
+                touched.push(self.attempt_now(id).await?);
+            }
+            Ok(touched)
+        }
+    }
+
+    /// What is remembered of a key that a client gave. `None` if an event with this key would be a new one.
+    fn known_key(
+        &self,
+        function: &FunctionName,
+        tenant: Option<String>,
+        key: String,
+    ) -> impl Future<Output = Result<Option<KnownKey>, Error>> + Send;
 
     /// A page of events, by function and then in the order of acceptance.
     fn list(&self, want: ListWant) -> impl Future<Output = Result<Page, Error>> + Send;
@@ -89,10 +125,31 @@ pub enum Keys {
 }
 
 /// What a purge removed, or would remove.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Purged {
     pub events: u64,
     pub bytes: u64,
+    /// The removed events, at most [`PURGED_IDS_MAX`] of them. Empty after a dry run.
+    pub ids: Vec<EventId>,
+}
+
+impl Purged {
+    /// Adds what the next piece of the purge removed.
+    pub fn add(&mut self, piece: Self) {
+        self.events += piece.events;
+        self.bytes += piece.bytes;
+        let room = PURGED_IDS_MAX.saturating_sub(self.ids.len());
+        self.ids.extend(piece.ids.into_iter().take(room));
+    }
+}
+
+/// What is remembered of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownKey {
+    /// The event that came with it first.
+    pub first: EventId,
+    /// When it is forgotten, unless the event is still stored then.
+    pub expires_at: UnixMillis,
 }
 
 /// The result for the named event.
@@ -115,16 +172,50 @@ pub struct ListWant {
     /// A pattern for the canonical name, in which `*` matches any run of characters.
     pub function: Option<Pattern>,
     pub place: Option<Place>,
+    pub filter: ListFilter,
     /// The end of the previous page.
     pub after: Option<Cursor>,
     /// At most [`PAGE_MAX`].
     pub max: usize,
 }
 
+/// A filter for events. A field that is `None` matches all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListFilter {
+    /// Accepted at or after this time.
+    pub since: Option<UnixMillis>,
+    /// Accepted before this time.
+    pub until: Option<UnixMillis>,
+    /// Attempted at least so often.
+    pub attempts_min: Option<u32>,
+    /// A part of the last outcome's code or message.
+    pub error: Option<String>,
+    /// Whether the event is being attempted or shipped.
+    pub in_flight: Option<bool>,
+}
+
+impl ListFilter {
+    /// Whether an event matches. `None` for the history of an event that cannot be read.
+    pub fn fits(&self, id: EventId, leased: bool, history: Option<&History>) -> bool {
+        let accepted_at = id.accepted_at();
+        let attempted = |min: u32| history.is_some_and(|history| history.calls >= min);
+        let said = |text: &String| {
+            let last = history.and_then(|history| history.last.as_ref());
+            last.is_some_and(|last| last.code.contains(text) || last.message.contains(text))
+        };
+        self.since.is_none_or(|since| accepted_at >= since)
+            && self.until.is_none_or(|until| accepted_at < until)
+            && self.in_flight.is_none_or(|wanted| wanted == leased)
+            && self.attempts_min.is_none_or(attempted)
+            && self.error.as_ref().is_none_or(said)
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub struct Page {
     pub events: Vec<Listed>,
-    /// Where the next page begins. `None` on the last page.
+    /// Where the next page begins. `None` on the last page. A page may be empty and still have a next one, because an
+    /// engine looks at no more than [`LOOKED_AT_MAX`] records for one.
     pub next: Option<Cursor>,
 }
 

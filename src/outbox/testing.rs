@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
-use super::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
+use super::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use super::*;
 
 /// The `retry_after` of its answers.
@@ -119,6 +119,26 @@ impl<O: Operator> Operator for Leaving<O> {
     async fn attempt_now(&self, id: EventId) -> Result<Touched, Error> {
         self.here()?;
         self.inner.attempt_now(id).await
+    }
+
+    async fn cancel_all(&self, ids: Vec<EventId>, keys: Keys) -> Result<Vec<Touched>, Error> {
+        self.here()?;
+        self.inner.cancel_all(ids, keys).await
+    }
+
+    async fn attempt_all(&self, ids: Vec<EventId>) -> Result<Vec<Touched>, Error> {
+        self.here()?;
+        self.inner.attempt_all(ids).await
+    }
+
+    async fn known_key(
+        &self,
+        function: &FunctionName,
+        tenant: Option<String>,
+        key: String,
+    ) -> Result<Option<KnownKey>, Error> {
+        self.here()?;
+        self.inner.known_key(function, tenant, key).await
     }
 
     async fn list(&self, want: ListWant) -> Result<Page, Error> {

@@ -61,6 +61,8 @@ mod arguments;
 
 mod hostile;
 
+mod console_api;
+
 mod ending;
 
 mod check_config;

@@ -6,7 +6,7 @@ use sendoff::clock::UnixMillis;
 use sendoff::event::{Event, EventId, FunctionName, KeySource};
 use sendoff::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use sendoff::outbox::embedded::writer::Handle;
-use sendoff::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
+use sendoff::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::{
     Appended, Burial, BuryReason, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant,
     Leases, Outbox, Settlement, Unsettled,
@@ -195,6 +195,15 @@ impl Operator for Sabotaged {
             Some(Bug::PretendToAttempt) => Ok(Touched::Done),
             _ => self.handle.attempt_now(id).await,
         }
+    }
+
+    async fn known_key(
+        &self,
+        function: &FunctionName,
+        tenant: Option<String>,
+        key: String,
+    ) -> Result<Option<KnownKey>, Error> {
+        self.handle.known_key(function, tenant, key).await
     }
 
     async fn list(&self, want: ListWant) -> Result<Page, Error> {

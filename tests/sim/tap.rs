@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sendoff::clock::Clock;
 use sendoff::event::{Event, EventId, FunctionName};
 use sendoff::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
-use sendoff::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
+use sendoff::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::{
     Appended, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant, Leases, Outbox,
     Settlement, Unsettled,
@@ -126,6 +126,15 @@ impl Operator for Tap {
         let touched = self.inner.attempt_now(id).await;
         self.world.point(self.life, "after an attempt now").await;
         touched
+    }
+
+    async fn known_key(
+        &self,
+        function: &FunctionName,
+        tenant: Option<String>,
+        key: String,
+    ) -> Result<Option<KnownKey>, Error> {
+        self.inner.known_key(function, tenant, key).await
     }
 
     async fn list(&self, want: ListWant) -> Result<Page, Error> {

@@ -206,3 +206,28 @@ pub async fn the_same_key_of_another_tenant_is_another_event(bench: Bench<impl S
         assert_eq!(bench.append(send(tenant)).await, Appended::Repeat { first }, "{tenant:?}");
     }
 }
+
+pub async fn what_is_remembered_of_a_key_can_be_asked(bench: Bench<impl Subject>) {
+    let orders = FunctionName::new("orders");
+    let ask = async |function: &FunctionName, tenant: Option<&str>, key: &str| {
+        bench.store().known_key(function, tenant.map(str::to_owned), key.to_owned()).await.unwrap()
+    };
+    let event = bench.keyed("orders", "{}", "order-17", KeySource::Field);
+    let of_tenant = Event {
+        carried: Carried { tenant_id: Some("blue".to_owned()), ..Carried::default() },
+        ..bench.keyed("orders", "{}", "order-17", KeySource::Header)
+    };
+    bench.append(event.clone()).await;
+    bench.append(of_tenant.clone()).await;
+    let known = ask(&orders, None, "order-17").await.unwrap();
+    assert_eq!(known.first, event.id);
+    assert_eq!(known.expires_at, bench.clock.now().plus(bench.limits.dedupe_window));
+    assert_eq!(ask(&orders, Some("blue"), "order-17").await.map(|known| known.first), Some(of_tenant.id));
+    assert_eq!(ask(&orders, None, "order-18").await, None);
+    assert_eq!(ask(&FunctionName::new("mails"), None, "order-17").await, None);
+    let leased = bench.lease("orders", Which::Due, 2).await;
+    bench.settle(&leased[0], Settlement::Delivered).await;
+    assert_eq!(ask(&orders, None, "order-17").await.map(|known| known.first), Some(event.id), "within its window");
+    bench.clock.sleep(bench.limits.dedupe_window).await;
+    assert_eq!(ask(&orders, None, "order-17").await, None, "after it");
+}

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
-use crate::outbox::operator::{Page, Purged};
+use crate::outbox::operator::{KnownKey, Page, Purged};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -163,6 +163,15 @@ impl<O: Operator> Operator for Buggy<O> {
             }
             _ => self.inner.attempt_now(id).await,
         }
+    }
+
+    async fn known_key(
+        &self,
+        function: &FunctionName,
+        tenant: Option<String>,
+        key: String,
+    ) -> Result<Option<KnownKey>, Error> {
+        self.inner.known_key(function, tenant, key).await
     }
 
     async fn list(&self, want: ListWant) -> Result<Page, Error> {

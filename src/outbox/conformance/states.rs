@@ -324,10 +324,11 @@ pub async fn a_purge_counts_first_and_takes_only_what_fits_and_is_not_leased(mut
         keys: Keys::Forget,
     };
     let store = bench.store().clone();
-    assert_eq!(store.purge(purge(None, None, true)).await.unwrap().events, 702);
+    let counted = store.purge(purge(None, None, true)).await.unwrap();
+    assert_eq!((counted.events, counted.ids.len()), (702, 0));
     assert_eq!(store.purge(purge(None, Some(middle), true)).await.unwrap().events, 1);
     assert_eq!(store.purge(purge(Some(Place::Scheduled), None, false)).await.unwrap().events, 1);
-    assert_eq!(store.purge(purge(None, Some(middle), false)).await.unwrap().events, 1);
+    assert_eq!(store.purge(purge(None, Some(middle), false)).await.unwrap().ids, [old.id], "what it removed");
     assert!(bench.find(old.id).await.is_none());
     assert_eq!(store.purge(purge(None, None, false)).await.unwrap().events, 700);
     bench.settle(&leased[0], Settlement::Delivered).await;
@@ -361,8 +362,87 @@ pub async fn a_listing_has_every_event_once_however_it_is_cut_into_pages(bench: 
         assert_eq!(seen.len(), all.len());
         assert_eq!(seen.iter().copied().collect::<std::collections::BTreeSet<_>>(), all);
     }
-    let want = ListWant { function: Some("ord*".parse().unwrap()), place: Some(Place::Ready), max: 100, after: None };
+    let (function, place) = (Some("ord*".parse().unwrap()), Some(Place::Ready));
+    let want = ListWant { function, place, max: 100, ..ListWant::default() };
     assert_eq!(bench.store().list(want).await.unwrap().events.len(), 6);
+}
+
+/// Every event that fits, and how many pages that took.
+async fn listed(bench: &Bench<impl Subject>, filter: ListFilter) -> (Vec<EventId>, usize) {
+    let (mut found, mut after, mut pages) = (Vec::new(), None, 0);
+    loop {
+        let want = ListWant { after, max: 2, filter: filter.clone(), ..ListWant::default() };
+        let page = bench.store().list(want).await.unwrap();
+        found.extend(page.events.iter().map(|event| event.id));
+        (after, pages) = (page.next, pages + 1);
+        if after.is_none() {
+            return (found, pages);
+        }
+    }
+}
+
+pub async fn a_listing_shows_what_its_filter_fits_and_ends_a_page_though_nothing_does(bench: Bench<impl Subject>) {
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        let event = bench.event("orders", "{}");
+        ids.push(event.id);
+        bench.append(event).await;
+        bench.clock.sleep(Duration::from_secs(1)).await;
+    }
+    let leased = bench.lease("orders", Which::Due, 2).await;
+    let last = LastOutcome {
+        at: bench.clock.now(),
+        status: 429,
+        code: "TooManyRequestsException".to_owned(),
+        message: "Rate Exceeded.".to_owned(),
+        request_id: None,
+    };
+    let due = bench.clock.now().plus(Duration::from_secs(600));
+    bench.settle(&leased[0], Settlement::RetryAt(History { last: Some(last), ..retry_at(due) })).await;
+    let all = ListFilter::default();
+    let at = |nth: usize| Some(ids[nth].accepted_at());
+    for (filter, expected) in [
+        (all.clone(), &ids[..]),
+        (ListFilter { since: at(2), ..all.clone() }, &ids[2..]),
+        (ListFilter { until: at(2), ..all.clone() }, &ids[..2]),
+        (ListFilter { since: at(1), until: at(3), ..all.clone() }, &ids[1..3]),
+        (ListFilter { attempts_min: Some(1), ..all.clone() }, &ids[..1]),
+        (ListFilter { attempts_min: Some(2), ..all.clone() }, &[]),
+        (ListFilter { error: Some("TooMany".to_owned()), ..all.clone() }, &ids[..1]),
+        (ListFilter { error: Some("Exceeded".to_owned()), ..all.clone() }, &ids[..1]),
+        (ListFilter { error: Some("other".to_owned()), ..all.clone() }, &[]),
+        (ListFilter { in_flight: Some(true), ..all.clone() }, &ids[1..2]),
+        (ListFilter { in_flight: Some(false), since: at(1), ..all.clone() }, &ids[2..]),
+    ] {
+        assert_eq!(listed(&bench, filter.clone()).await.0, expected, "{filter:?}");
+    }
+    for _ in 0..15 {
+        let batch = (0..100).map(|_| bench.event("mails", "{}")).collect();
+        bench.store().append(batch).await.unwrap();
+    }
+    let (found, pages) = listed(&bench, ListFilter { attempts_min: Some(1), ..all }).await;
+    assert_eq!((found, pages), (vec![ids[0]], 2), "a page looks at 1,000 records");
+}
+
+pub async fn several_events_are_cancelled_and_brought_forward_as_one_is(mut bench: Bench<impl Subject>) {
+    let in_an_hour = bench.clock.now().plus(Duration::from_secs(3_600));
+    let mut ids = Vec::new();
+    for _ in 0..250 {
+        let event = Event { deliver_at: Some(in_an_hour), ..bench.event("orders", "{}") };
+        ids.push(event.id);
+        bench.append(event).await;
+    }
+    let unknown = EventId::from_bytes([1; 16]);
+    let attempted = bench.store().attempt_all(vec![ids[0], unknown, ids[1]]).await.unwrap();
+    assert_eq!(attempted, [Touched::Done, Touched::NotFound, Touched::Done]);
+    let leased = bench.lease("orders", Which::Due, 10).await;
+    assert_eq!(leased.iter().map(|leased| leased.lease.id).collect::<Vec<_>>(), ids[..2]);
+    let wanted = [&ids[1..], &ids[249..]].concat();
+    let cancelled = bench.store().cancel_all(wanted, Keys::Forget).await.unwrap();
+    assert_eq!((cancelled.len(), cancelled[0], cancelled[249]), (250, Touched::InFlight, Touched::NotFound));
+    assert_eq!(cancelled.iter().filter(|touched| **touched == Touched::Done).count(), 248);
+    bench.reopen().await;
+    assert_eq!(bench.store().census().await.unwrap().events, 2);
 }
 
 pub async fn an_event_past_its_own_expiry_is_found_wherever_it_rests(mut bench: Bench<impl Subject>) {

@@ -188,6 +188,14 @@ pub fn remembered(function: &FunctionName, tenant: Option<&str>, key: &Idempoten
     })
 }
 
+/// An id that sorts before all events accepted at or after this time, and after those accepted before.
+pub fn before(time: UnixMillis) -> EventId {
+    let mut bytes = [0; 16];
+    // A UUID of version 7 has the time in its first 48 bits, and its version, which is not 0, after them.
+    bytes[..6].copy_from_slice(&time.0.min((1 << 48) - 1).to_be_bytes()[2..]);
+    EventId::from_bytes(bytes)
+}
+
 /// Like [`remembered`], for an event.
 pub fn remembered_of(event: &Event) -> Option<[u8; REMEMBERED_BYTES]> {
     remembered(&event.function.name, event.carried.tenant_id.as_deref(), &event.key)?.try_into().ok()

@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::event::{EVENT_BYTES, Event, EventId, FunctionName, PAYLOAD_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
-use crate::outbox::operator::{Keys, ListWant, Operator, Page, Purge, Purged, Touched};
+use crate::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use crate::outbox::{
     Appended, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant, Leases, Outbox,
     Settlement, Unsettled,
@@ -77,6 +77,7 @@ enum Request {
     Lease(LeaseWant, Option<u64>, Answer<Leases>),
     Lanes(u64, Answer<LaneNews>),
     Lane(FunctionName, Answer<Option<LaneView>>),
+    KnownKey(FunctionName, Option<String>, String, Answer<Option<KnownKey>>),
     Find(EventId, Part, Answer<Option<Found>>),
     Census(Answer<Census>),
     Buried(BuriedWant, Answer<BuriedPage>),
@@ -91,6 +92,8 @@ enum Operation {
     Purge(Purge, Option<EventId>, Answer<(Purged, Option<EventId>)>),
     Cancel(EventId, Keys, Answer<Touched>),
     AttemptNow(EventId, Answer<Touched>),
+    CancelAll(Vec<EventId>, Keys, Answer<Piece<EventId, Touched>>),
+    AttemptAll(Vec<EventId>, Answer<Piece<EventId, Touched>>),
     List(ListWant, Answer<Page>),
     Redrive(Vec<Redriven>, Answer<Piece<Redriven, Appended>>),
     Revive(Vec<EventId>, u32, Answer<Piece<EventId, Revived>>),
@@ -105,7 +108,8 @@ impl Operation {
             Self::Redrive(events, _) => events.iter().map(|redriven| redriven.event.cost()).sum(),
             Self::Import(letters, _) => letters.iter().map(|(event, _)| event.cost()).sum(),
             Self::Revive(ids, ..) => size_of_val(ids.as_slice()),
-            Self::Discard(ids, ..) => size_of_val(ids.as_slice()),
+            Self::Discard(ids, ..) | Self::CancelAll(ids, ..) => size_of_val(ids.as_slice()),
+            Self::AttemptAll(ids, _) => size_of_val(ids.as_slice()),
             Self::Pause(..) | Self::Purge(..) | Self::Cancel(..) | Self::AttemptNow(..) | Self::List(..) => 0,
         }
     }
@@ -294,6 +298,14 @@ impl<K: Kv> Writer<K> {
                 let touched = self.engine.attempt_now(id)?;
                 self.written(touched, before, answer)?;
             }
+            Operation::CancelAll(ids, keys, answer) => {
+                let piece = self.engine.cancel_piece(ids, keys)?;
+                self.written(piece, before, answer)?;
+            }
+            Operation::AttemptAll(ids, answer) => {
+                let piece = self.engine.attempt_piece(ids)?;
+                self.written(piece, before, answer)?;
+            }
             Operation::List(want, answer) => drop(answer.send(Ok(self.engine.list(&want)?))),
             Operation::Redrive(events, answer) => {
                 let piece = self.engine.redrive(events, self.engine.disk())?;
@@ -339,6 +351,9 @@ impl<K: Kv> Writer<K> {
             Request::Find(id, part, answer) => {
                 let found = self.engine.find_part(id, part)?.transpose();
                 drop(answer.send(found.map_err(|failed| Error::Unreadable { id, why: failed.to_string() })));
+            }
+            Request::KnownKey(function, tenant, key, answer) => {
+                drop(answer.send(Ok(self.engine.known_key(&function, tenant.as_deref(), key)?)));
             }
             Request::Census(answer) => drop(answer.send(Ok(self.engine.census()?))),
             Request::Buried(want, answer) => drop(answer.send(Ok(self.engine.buried(&want)?))),
@@ -397,6 +412,7 @@ impl Turn {
             read @ (Request::Lease(..)
             | Request::Lanes(..)
             | Request::Lane(..)
+            | Request::KnownKey(..)
             | Request::Find(..)
             | Request::Census(_)
             | Request::Buried(..)) => self.reads.push(read),
@@ -417,6 +433,7 @@ impl Request {
             | Self::Lease(..)
             | Self::Lanes(..)
             | Self::Lane(..)
+            | Self::KnownKey(..)
             | Self::Find(_, Part::Head, _)
             | Self::Census(_)
             | Self::Close
@@ -436,6 +453,7 @@ impl Request {
             | Self::Lease(..)
             | Self::Lanes(..)
             | Self::Lane(..)
+            | Self::KnownKey(..)
             | Self::Find(..)
             | Self::Census(_)
             | Self::Close
@@ -582,8 +600,7 @@ impl Operator for Handle {
         loop {
             let ask = |answer| Request::Operate(Operation::Purge(purge.clone(), after, answer));
             let (purged, next) = self.ask(ask).await?;
-            total.events += purged.events;
-            total.bytes += purged.bytes;
+            total.add(purged);
             if next.is_none() {
                 return Ok(total);
             }
@@ -597,6 +614,23 @@ impl Operator for Handle {
 
     async fn attempt_now(&self, id: EventId) -> Result<Touched, Error> {
         self.ask(|answer| Request::Operate(Operation::AttemptNow(id, answer))).await
+    }
+
+    async fn cancel_all(&self, ids: Vec<EventId>, keys: Keys) -> Result<Vec<Touched>, Error> {
+        self.in_pieces(ids, |ids, answer| Operation::CancelAll(ids, keys, answer)).await
+    }
+
+    async fn attempt_all(&self, ids: Vec<EventId>) -> Result<Vec<Touched>, Error> {
+        self.in_pieces(ids, Operation::AttemptAll).await
+    }
+
+    async fn known_key(
+        &self,
+        function: &FunctionName,
+        tenant: Option<String>,
+        key: String,
+    ) -> Result<Option<KnownKey>, Error> {
+        self.ask(|answer| Request::KnownKey(function.clone(), tenant, key, answer)).await
     }
 
     async fn list(&self, want: ListWant) -> Result<Page, Error> {

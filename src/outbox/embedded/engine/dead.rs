@@ -31,7 +31,7 @@ impl<K: Kv> Engine<K> {
         let fits =
             |name: &FunctionName| want.filter.function.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
         let mut failures = Vec::new();
-        self.visit(want.after.as_ref(), fits, &[Place::Buried], |lane, Visited { function, id, record, .. }| {
+        self.visit(want.after.as_ref(), None, fits, &[Place::Buried], |lane, Visited { function, id, record, .. }| {
             records += 1;
             match self.letter(lane, id, record, want)? {
                 Ok(None) => {}
@@ -214,7 +214,10 @@ pub struct Piece<W, A> {
 }
 
 /// Takes as much from the front of `work` as one commit may hold.
-fn in_piece<W, A>(work: Vec<W>, mut each: impl FnMut(W) -> Result<(A, usize), Failed>) -> Result<Piece<W, A>, Failed> {
+pub(super) fn in_piece<W, A>(
+    work: Vec<W>,
+    mut each: impl FnMut(W) -> Result<(A, usize), Failed>,
+) -> Result<Piece<W, A>, Failed> {
     let (mut answers, mut bytes) = (Vec::new(), 0);
     let mut work = work.into_iter();
     while answers.len() < PIECE_EVENTS && bytes < PIECE_BYTES {

@@ -4,15 +4,17 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
+use super::dead::{Piece, in_piece};
 use super::lane::Held;
 use super::read::{Part, Visited};
+use super::remember::Known;
 use super::{Engine, unreadable};
-use crate::event::{Event, EventId, FunctionName};
+use crate::event::{EVENT_BYTES, Event, EventId, FunctionName, IdempotencyKey, KeySource};
 use crate::outbox::embedded::keys;
 use crate::outbox::embedded::kv::{Failed, Kv};
 use crate::outbox::embedded::record::Record;
 use crate::outbox::operator::{
-    Cursor, Keys, LIVE, ListWant, Listed, PAGE_MAX, PIECE_EVENTS, Page, Purge, Purged, Touched,
+    Cursor, Keys, KnownKey, LIVE, LOOKED_AT_MAX, ListWant, Listed, PAGE_MAX, PIECE_EVENTS, Page, Purge, Purged, Touched,
 };
 use crate::outbox::{History, LaneId, Place};
 
@@ -48,6 +50,7 @@ impl<K: Kv> Engine<K> {
             purged.events += 1;
             purged.bytes += held.bytes;
             if !purge.dry_run {
+                purged.ids.push(id);
                 if purge.keys == Keys::Forget {
                     self.forget_removed(id, event.as_ref())?;
                 }
@@ -91,6 +94,31 @@ impl<K: Kv> Engine<K> {
         Ok(Touched::Done)
     }
 
+    /// A piece of a call for several events. Each is a commit's worth.
+    pub fn cancel_piece(&mut self, ids: Vec<EventId>, keys: Keys) -> Result<Piece<EventId, Touched>, Failed> {
+        in_piece(ids, |id| Ok((self.cancel(id, keys)?, EVENT_BYTES)))
+    }
+
+    pub fn attempt_piece(&mut self, ids: Vec<EventId>) -> Result<Piece<EventId, Touched>, Failed> {
+        in_piece(ids, |id| Ok((self.attempt_now(id)?, EVENT_BYTES)))
+    }
+
+    /// What is remembered of a key that a client gave.
+    pub fn known_key(
+        &self,
+        function: &FunctionName,
+        tenant: Option<&str>,
+        key: String,
+    ) -> Result<Option<KnownKey>, Failed> {
+        // Every source that clients can choose has the same digest.
+        let key = IdempotencyKey { value: key, source: KeySource::Header };
+        let Some(key) = keys::remembered(function, tenant, &key) else { return Ok(None) };
+        Ok(match self.known(function, &key, self.clock.now())? {
+            Known::Within(record) => Some(KnownKey { first: record.first, expires_at: record.expires_at }),
+            Known::Over | Known::Nowhere => None,
+        })
+    }
+
     pub fn attempt_now(&mut self, id: EventId) -> Result<Touched, Failed> {
         let now = self.clock.now();
         let (lane, place) = match self.waiting(id)? {
@@ -120,13 +148,21 @@ impl<K: Kv> Engine<K> {
         let fits = |name: &FunctionName| want.function.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
         let places = want.place.as_ref().map_or(&Place::ALL[..], std::slice::from_ref);
         let (mut page, mut failures) = (Page::default(), Vec::new());
-        self.visit(want.after.as_ref(), fits, places, |lane, Visited { function, place, id, record }| {
-            if let Some(last) = page.events.last().filter(|_| page.events.len() == max) {
-                page.next = Some(Cursor { function: last.function.clone(), id: last.id });
+        let (mut looked_at, mut last) = (0, None);
+        let from = want.filter.since.map(keys::before);
+        self.visit(want.after.as_ref(), from, fits, places, |lane, Visited { function, place, id, record }| {
+            if page.events.len() == max || looked_at == LOOKED_AT_MAX {
+                page.next = last.take();
                 return Ok(ControlFlow::Break(()));
             }
+            looked_at += 1;
+            last = Some(Cursor { function: function.clone(), id });
             let record =
                 record.and_then(|bytes| Record::decode(&bytes).map_err(|e| unreadable("reading an event record", &e)));
+            let leased = self.lanes.get(&lane).is_some_and(|lane| lane.is_busy(id));
+            if !want.filter.fits(id, leased, record.as_ref().ok().map(|record| &record.history)) {
+                return Ok(ControlFlow::Continue(()));
+            }
             let (history, unreadable) = match record {
                 Ok(record) => (record.history, None),
                 Err(failed) => {
@@ -135,7 +171,6 @@ impl<K: Kv> Engine<K> {
                     (History::default(), Some(why))
                 }
             };
-            let leased = self.lanes.get(&lane).is_some_and(|lane| lane.is_busy(id));
             page.events.push(Listed { id, function: function.clone(), place, leased, history, unreadable });
             Ok(ControlFlow::Continue(()))
         })?;

@@ -149,17 +149,18 @@ impl<K: Kv> Engine<K> {
     }
 
     /// Visits the records of matching functions in these states, by function and then in the order of acceptance, until
-    /// `visit` breaks off. An unreadable record comes with the reason.
+    /// `visit` breaks off. `from` skips all ids up to it. An unreadable record comes with the reason.
     pub(super) fn visit(
         &self,
         after: Option<&Cursor>,
+        from: Option<EventId>,
         fits: impl Fn(&FunctionName) -> bool,
         places: &[Place],
         mut visit: impl FnMut(LaneId, Visited<'_>) -> Result<ControlFlow<()>, Failed>,
     ) -> Result<(), Failed> {
-        let from = after.map_or(Bound::Unbounded, |after| Bound::Included(&after.function));
-        for (function, &lane) in self.by_name.range::<FunctionName, _>((from, Bound::Unbounded)) {
-            let after = after.filter(|after| after.function == *function).map(|after| after.id);
+        let first = after.map_or(Bound::Unbounded, |after| Bound::Included(&after.function));
+        for (function, &lane) in self.by_name.range::<FunctionName, _>((first, Bound::Unbounded)) {
+            let after = after.filter(|after| after.function == *function).map(|after| after.id).max(from);
             if !fits(function) {
                 continue;
             }

@@ -1,0 +1,23 @@
+//! Shows the configuration in effect through the operator's API.
+
+use std::sync::Arc;
+
+use crate::admin::ShowConfig;
+use crate::admin::api::ConfigEntry;
+use crate::config::{Entry, Value};
+
+/// The entries as the operator's API shows them.
+pub(super) fn config(in_effect: impl Fn() -> Vec<(Entry, bool)> + Send + Sync + 'static) -> Arc<ShowConfig> {
+    Arc::new(move || in_effect().into_iter().map(|(entry, needs_restart)| shown(entry, needs_restart)).collect())
+}
+
+fn shown(entry: Entry, needs_restart: bool) -> ConfigEntry {
+    let Entry { key, value, origin, is_live } = entry;
+    let value = match value {
+        Value::Text(text) => text.into(),
+        Value::Integer(number) => number.into(),
+        Value::Boolean(boolean) => boolean.into(),
+        Value::Other(kind) => kind.into(),
+    };
+    ConfigEntry { key, value, origin: origin.to_string(), live: is_live, needs_restart }
+}

@@ -1,0 +1,407 @@
+//! What happened lately: the outcomes of attempts, and what became of the events that left the store. In memory only.
+//!
+//! Holds: an end is noted only once the store has it on stable storage, so nothing contradicts it later. Nothing here is
+//! a payload, a key or a text of a function.
+//! Limits: [`OUTCOMES_MAX`] outcomes, as many ends as `history.events` says, [`WAITERS_MAX`] callers that wait for one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::UnixMillis;
+use crate::event::{EventId, FunctionName};
+use crate::outbox::{BuryReason, History, LastOutcome, Lease};
+
+/// The most outcomes that are kept.
+pub const OUTCOMES_MAX: usize = 1_000;
+
+/// The most ends that may be kept. Each takes up to 1 KiB, and a search looks at all of them.
+pub const ENDS_MAX: u32 = 100_000;
+
+/// The most callers that may wait for the ends of events.
+const WAITERS_MAX: usize = 256;
+
+/// The most bytes kept of a code or an id that Lambda or SQS sent.
+const TEXT_BYTES_MAX: usize = 128;
+
+/// What happened to an event: an attempt ended, or it left the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    pub at: UnixMillis,
+    pub id: EventId,
+    pub function: FunctionName,
+    /// The word of an attempt's outcome, or of what else happened: `expired`, or that of an [`End`].
+    pub word: &'static str,
+    /// The HTTP status, 0 without an answer.
+    pub status: u16,
+    /// Empty after a success.
+    pub code: String,
+    /// `x-amzn-RequestId`.
+    pub request_id: Option<String>,
+    /// All calls of Lambda for the event so far.
+    pub attempts: u32,
+    pub next: Next,
+}
+
+/// What follows for the event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It has left the store.
+    Done,
+    Retry {
+        due: UnixMillis,
+    },
+    Buried,
+}
+
+/// What became of an event that has left the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    pub id: EventId,
+    pub function: FunctionName,
+    pub at: UnixMillis,
+    pub how: How,
+    /// All calls of Lambda.
+    pub attempts: u32,
+    /// The calls that counted towards `attempts_max`.
+    pub charged: u32,
+    /// The last attempt that failed. Its message is empty, because it may quote what the function said.
+    pub last_error: Option<LastOutcome>,
+    /// Why it was buried, if it was.
+    pub reason: Option<BuryReason>,
+}
+
+/// How an event left the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum How {
+    /// Lambda accepted it. `confirmed` means that the function has also ended without an error.
+    Delivered { confirmed: bool, status: u16, request_id: Option<String> },
+    /// Its dead-letter queue has it.
+    Shipped { message_id: String },
+    /// An operator removed it with others.
+    Purged { by: String },
+    /// An operator removed it by its id or with others that waited.
+    Cancelled { by: String },
+    /// An operator sent the dead letter again, under a new id.
+    Redriven { by: String, new_id: EventId },
+}
+
+impl How {
+    /// Every word of [`How::as_str`].
+    pub const WORDS: [&str; 5] = ["delivered", "shipped", "purged", "cancelled", "redriven"];
+
+    /// The word in the API and in lists.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Delivered { .. } => "delivered",
+            Self::Shipped { .. } => "shipped",
+            Self::Purged { .. } => "purged",
+            Self::Cancelled { .. } => "cancelled",
+            Self::Redriven { .. } => "redriven",
+        }
+    }
+}
+
+impl End {
+    /// The end of an event with this history. The history does not include the call that ended it.
+    pub fn of(id: EventId, function: FunctionName, at: UnixMillis, how: How, history: &History) -> Self {
+        let call = u32::from(matches!(how, How::Delivered { .. }));
+        let last_error = history.last.as_ref().map(|last| LastOutcome {
+            code: cut(&last.code),
+            message: String::new(),
+            request_id: last.request_id.as_deref().map(cut),
+            ..*last
+        });
+        Self {
+            id,
+            function,
+            at,
+            how,
+            attempts: history.calls.saturating_add(call),
+            charged: history.attempts,
+            last_error,
+            reason: history.burial.as_ref().map(|burial| burial.reason),
+        }
+    }
+
+    /// The end of an event of which only this is known.
+    pub fn bare(id: EventId, function: FunctionName, at: UnixMillis, how: How) -> Self {
+        Self::of(id, function, at, how, &History::default())
+    }
+}
+
+/// At most [`TEXT_BYTES_MAX`] bytes of a text, cut at a character.
+pub fn cut(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_BYTES_MAX)].to_owned()
+}
+
+/// What a stage notes about one batch of settlements, before they are written.
+#[derive(Debug, Default)]
+pub struct Notes {
+    pub outcomes: Vec<Outcome>,
+    pub ends: Vec<End>,
+}
+
+impl Notes {
+    /// Without the events whose settlement changed nothing.
+    pub fn without(mut self, lost: &[Lease]) -> Self {
+        if !lost.is_empty() {
+            let is_lost = |id: &EventId| lost.iter().any(|lease| lease.id == *id);
+            self.outcomes.retain(|outcome| !is_lost(&outcome.id));
+            self.ends.retain(|end| !is_lost(&end.id));
+        }
+        self
+    }
+}
+
+/// The latest outcomes and ends. Cheap to clone; all clones are one. The default keeps nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Past(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    kept: Mutex<Kept>,
+    /// The most ends that are kept.
+    ends_max: usize,
+    /// The most outcomes that are kept.
+    outcomes_max: usize,
+    /// Cancelled when nobody should wait any longer.
+    closing: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    outcomes: VecDeque<Outcome>,
+    ends: VecDeque<End>,
+    waiters: BTreeMap<EventId, Vec<(u64, oneshot::Sender<()>)>>,
+    /// How many waiters there are.
+    waiting: usize,
+    /// The number of the next waiter.
+    next: u64,
+}
+
+impl Past {
+    /// Keeps `ends_max` ends. Once `closing` is cancelled, nobody waits any longer.
+    pub fn new(ends_max: usize, closing: CancellationToken) -> Self {
+        Self(Arc::new(Inner { kept: Mutex::default(), ends_max, outcomes_max: OUTCOMES_MAX, closing }))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether anything is kept, so that a stage need not collect what nobody reads.
+    pub fn is_kept(&self) -> bool {
+        self.0.outcomes_max > 0
+    }
+
+    /// Keeps what happened, and wakes whoever waits for these events. Call it once the store has it.
+    pub fn note(&self, Notes { outcomes, ends }: Notes) {
+        if outcomes.is_empty() && ends.is_empty() {
+            return;
+        }
+        let mut kept = self.kept();
+        if kept.waiting > 0 {
+            ends.iter().for_each(|end| kept.wake(end.id));
+            outcomes.iter().filter(|outcome| outcome.next == Next::Buried).for_each(|outcome| kept.wake(outcome.id));
+        }
+        push(&mut kept.outcomes, outcomes, self.0.outcomes_max);
+        push(&mut kept.ends, ends, self.0.ends_max);
+    }
+
+    /// Keeps ends that operators caused, each also as an outcome.
+    pub fn note_ends(&self, ends: Vec<End>) {
+        let outcome = |end: &End| Outcome {
+            at: end.at,
+            id: end.id,
+            function: end.function.clone(),
+            word: end.how.as_str(),
+            status: 0,
+            code: String::new(),
+            request_id: None,
+            attempts: end.attempts,
+            next: Next::Done,
+        };
+        let from = ends.len().saturating_sub(self.0.outcomes_max);
+        self.note(Notes { outcomes: ends[from..].iter().map(outcome).collect(), ends });
+    }
+
+    /// What became of an event, if it is still known. Looks at every end that is kept, from the latest on.
+    pub fn end_of(&self, id: EventId) -> Option<End> {
+        self.kept().ends.iter().rev().find(|end| end.id == id).cloned()
+    }
+
+    /// The latest outcomes that fit, the last one at the end.
+    pub fn latest(&self, max: usize, fits: impl Fn(&Outcome) -> bool) -> Vec<Outcome> {
+        let kept = self.kept();
+        let mut found: Vec<_> = kept.outcomes.iter().rev().filter(|outcome| fits(outcome)).take(max).cloned().collect();
+        found.reverse();
+        found
+    }
+
+    /// Registers a caller who waits until the event ends or is buried. Register first, then look: so no end is missed.
+    /// `None` if too many wait already.
+    pub fn waiter(&self, id: EventId) -> Option<Waiter> {
+        let mut kept = self.kept();
+        if kept.waiting >= WAITERS_MAX {
+            return None;
+        }
+        let (wake, woken) = oneshot::channel();
+        let number = kept.next;
+        kept.next += 1;
+        kept.waiting += 1;
+        kept.waiters.entry(id).or_default().push((number, wake));
+        drop(kept);
+        Some(Waiter { past: self.clone(), id, number, woken })
+    }
+}
+
+impl Kept {
+    fn wake(&mut self, id: EventId) {
+        for (_, wake) in self.waiters.remove(&id).unwrap_or_default() {
+            self.waiting -= 1;
+            // The waiter may be gone.
+            _ = wake.send(());
+        }
+    }
+}
+
+fn push<T>(kept: &mut VecDeque<T>, new: Vec<T>, max: usize) {
+    kept.extend(new);
+    let over = kept.len().saturating_sub(max);
+    kept.drain(..over);
+}
+
+/// A caller who waits for the end of an event. Dropping it ends the wait.
+#[derive(Debug)]
+pub struct Waiter {
+    past: Past,
+    id: EventId,
+    number: u64,
+    woken: oneshot::Receiver<()>,
+}
+
+impl Waiter {
+    /// Returns once the event has ended or was buried, or the daemon stops. Carries no data: look again.
+    pub async fn woken(&mut self) {
+        let closing = self.past.0.closing.clone();
+        tokio::select! {
+            biased;
+            _ = &mut self.woken => {}
+            () = closing.cancelled() => {}
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let mut kept = self.past.kept();
+        let Some(waiters) = kept.waiters.get_mut(&self.id) else { return };
+        let before = waiters.len();
+        waiters.retain(|(number, _)| *number != self.number);
+        let (gone, is_empty) = (before - waiters.len(), waiters.is_empty());
+        if is_empty {
+            kept.waiters.remove(&self.id);
+        }
+        kept.waiting -= gone;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u8) -> EventId {
+        EventId::from_bytes([n; 16])
+    }
+
+    fn end(n: u8) -> End {
+        End::bare(id(n), FunctionName::new("f"), UnixMillis(n.into()), How::Cancelled { by: "oncall".to_owned() })
+    }
+
+    /// How many wait, and for how many events.
+    fn waiting_at(past: &Past) -> (usize, usize) {
+        let kept = past.kept();
+        (kept.waiting, kept.waiters.len())
+    }
+
+    #[test]
+    fn only_the_latest_ends_and_outcomes_are_kept() {
+        let past = Past::new(3, CancellationToken::new());
+        past.note_ends((0..5).map(end).collect());
+        assert_eq!(past.end_of(id(1)), None);
+        assert_eq!(past.end_of(id(4)).map(|end| end.at), Some(UnixMillis(4)));
+        for _ in 0..OUTCOMES_MAX {
+            past.note_ends(vec![end(9)]);
+        }
+        assert_eq!(past.latest(usize::MAX, |_| true).len(), OUTCOMES_MAX);
+        assert!(past.latest(2, |outcome| outcome.id == id(0)).is_empty());
+        past.note_ends(vec![end(7), end(8)]);
+        let latest: Vec<_> = past.latest(2, |_| true).iter().map(|outcome| outcome.id).collect();
+        assert_eq!(latest, [id(7), id(8)], "the last one at the end");
+        let off = Past::default();
+        off.note_ends(vec![end(1)]);
+        assert!(off.end_of(id(1)).is_none() && off.latest(9, |_| true).is_empty());
+    }
+
+    #[test]
+    fn what_functions_said_is_not_kept_and_long_codes_are_cut() {
+        let last = LastOutcome {
+            at: UnixMillis(1),
+            status: 200,
+            code: "x".repeat(10_000),
+            message: "a secret".to_owned(),
+            request_id: Some("r".repeat(10_000)),
+        };
+        let history = History { calls: 2, attempts: 1, last: Some(last), ..History::default() };
+        let how = How::Delivered { confirmed: true, status: 200, request_id: None };
+        let end = End::of(id(1), FunctionName::new("f"), UnixMillis(2), how, &history);
+        let kept = end.last_error.unwrap();
+        assert_eq!((kept.code.len(), kept.message.as_str()), (TEXT_BYTES_MAX, ""));
+        assert_eq!((end.attempts, end.charged), (3, 1), "the call that ended it counts");
+    }
+
+    #[test]
+    fn a_settlement_that_changed_nothing_is_not_noted() {
+        let notes = Notes { outcomes: Vec::new(), ends: vec![end(1), end(2)] };
+        let lost = [Lease { lane: crate::outbox::LaneId(0), id: id(1) }];
+        assert_eq!(notes.without(&lost).ends, [end(2)]);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_woken_by_the_end_of_its_event_only() {
+        let closing = CancellationToken::new();
+        let past = Past::new(10, closing.clone());
+        let (mut first, mut second) = (past.waiter(id(1)).unwrap(), past.waiter(id(1)).unwrap());
+        let mut other = past.waiter(id(2)).unwrap();
+        past.note_ends(vec![end(1)]);
+        first.woken().await;
+        second.woken().await;
+        assert!(other.woken.try_recv().is_err());
+        let buried = Outcome {
+            at: UnixMillis(1),
+            id: id(2),
+            function: FunctionName::new("f"),
+            word: "refused",
+            status: 400,
+            code: String::new(),
+            request_id: None,
+            attempts: 1,
+            next: Next::Buried,
+        };
+        past.note(Notes { outcomes: vec![buried], ends: Vec::new() });
+        other.woken().await;
+        drop((first, second, other));
+        assert_eq!(waiting_at(&past), (0, 0));
+
+        let waiting: Vec<_> = (0..WAITERS_MAX).map(|n| past.waiter(id(n as u8)).unwrap()).collect();
+        assert!(past.waiter(id(3)).is_none(), "there is a limit");
+        drop(waiting);
+        assert_eq!(waiting_at(&past), (0, 0), "who leaves makes room");
+        let mut last = past.waiter(id(3)).unwrap();
+        closing.cancel();
+        last.woken().await;
+    }
+}
