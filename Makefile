@@ -9,6 +9,7 @@ VENV := $(CURDIR)/.venv
 VALIDATORS := $(CURDIR)/.venv-deploy
 TOOLS := $(CURDIR)/.tools
 JS := $(CURDIR)/tests/js/node_modules
+BROWSER := $(CURDIR)/tests/console/node_modules
 PEERS := $(CURDIR)/benches/peers/node_modules
 export TEST_VENV := $(VENV)
 # The tests that lack a tool or a right write their names here (tests/rig/tools.rs).
@@ -19,7 +20,7 @@ help: ## say what can be made (this)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{ printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: $(VENV)/.made $(VALIDATORS)/.made $(JS)/.made ## run every test, with the real parts in .venv
+test: $(VENV)/.made $(VALIDATORS)/.made $(JS)/.made $(BROWSER)/.made ## run every test, with the real parts in .venv
 	rm -f "$(NOT_RUN)"; failed=0; \
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  $(CARGO) nextest run --locked || failed=$$?; \
@@ -28,6 +29,12 @@ test: $(VENV)/.made $(VALIDATORS)/.made $(JS)/.made ## run every test, with the 
 	fi; \
 	if [ -s "$(NOT_RUN)" ]; then echo "These tests did not run, or a part of them did not:"; sort -u "$(NOT_RUN)"; fi; \
 	exit $$failed
+
+.PHONY: screenshots
+screenshots: $(BROWSER)/.made ## make the pictures of docs/console.md anew, with chromium and the test of all views
+	$(CARGO) test --locked --test it every_view_is_sound
+	mkdir -p docs/console
+	cp $(or $(CARGO_TARGET_DIR),target)/tmp/console/*.png docs/console/
 
 .PHONY: sim
 sim: ## simulate SEEDS=50000 worlds with faults and crashes (docs/simulation.md)
@@ -159,6 +166,15 @@ $(JS)/.made: tests/js/package-lock.json
 	  cd tests/js && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error; \
 	else \
 	  echo "npm is not installed: the AWS SDK for JavaScript will not be tested" >&2; mkdir -p $(JS); \
+	fi
+	touch $@
+
+# What drives a browser; the browser itself is Debian's chromium. Without npm the console is not tested, and the tests say so.
+$(BROWSER)/.made: tests/console/package-lock.json
+	if command -v npm >/dev/null; then \
+	  cd tests/console && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error; \
+	else \
+	  echo "npm is not installed: the console will not be tested" >&2; mkdir -p $(BROWSER); \
 	fi
 	touch $@
 

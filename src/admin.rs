@@ -27,6 +27,8 @@ pub mod access;
 
 pub mod actions;
 
+pub mod console;
+
 pub mod operators;
 
 pub mod dead_letters;
@@ -187,6 +189,7 @@ impl<O: Operator> Admin<O> {
             .route("/v1/openapi.json", get(openapi::show))
             .with_state(self.clone())
             .merge(self.series.router())
+            .merge(console::router())
     }
 }
 

@@ -34,7 +34,9 @@ enum Right {
 }
 
 /// Every route: method, path, right, and the action that the audit calls it.
-const ROUTES: [(&str, &str, Right, &str); 31] = [
+const ROUTES: [(&str, &str, Right, &str); 33] = [
+    ("GET", "/", Right::Open, ""),
+    ("GET", "/console/{*path}", Right::Open, ""),
     ("GET", "/livez", Right::Open, ""),
     ("GET", "/readyz", Right::Open, ""),
     ("GET", "/metrics", Right::Metrics, ""),
@@ -296,7 +298,7 @@ mod tests {
             }
         }
         let open: Vec<_> = ROUTES.iter().filter(|route| route.2 == Right::Open).map(|route| route.1).collect();
-        assert_eq!(open, ["/livez", "/readyz"]);
+        assert_eq!(open, ["/", "/console/{*path}", "/livez", "/readyz"]);
     }
 
     fn needed(method: &str, path: Option<&str>, uri: &str) -> Option<Need> {

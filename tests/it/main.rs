@@ -40,6 +40,8 @@ mod loops;
 
 mod outside;
 
+mod console;
+
 mod dead_letters;
 
 mod clients;
