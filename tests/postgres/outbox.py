@@ -15,6 +15,8 @@ from psycopg.rows import namedtuple_row
 from server import migrations
 
 ADDRESS = {}
+# Seconds to wait for what must happen.
+PATIENCE = 60
 _numbers = itertools.count()
 _signatures = {}
 
@@ -47,7 +49,9 @@ def migrate(database):
 
 
 class Case(unittest.TestCase):
-    """A test with a database of its own."""
+    """A test with a database of its own. planted: a bug, as SQL."""
+
+    planted = None
 
     def setUp(self):
         self._began = time.monotonic()
@@ -56,6 +60,8 @@ class Case(unittest.TestCase):
             admin.execute(f"CREATE DATABASE {self.database} TEMPLATE template OWNER owner")
         self._connections = []
         self.admin = self.connect("admin")
+        if self.planted:
+            self.admin.execute(self.planted)
 
     def tearDown(self):
         for connection in self._connections:
@@ -225,8 +231,8 @@ class Worker(threading.Thread):
         except BaseException as failure:  # Raised again by the thread that waits.
             self.failure = failure
 
-    def finish(self, timeout=60):
-        self.join(timeout)
+    def finish(self):
+        self.join(PATIENCE)
         if self.is_alive():
             raise TimeoutError(f"{self.work} does not end")
         if self.failure:
@@ -234,11 +240,11 @@ class Worker(threading.Thread):
         return self.result
 
 
-def wait_until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds} s")
+            raise TimeoutError(f"waited {PATIENCE} s")
         time.sleep(0.005)
     return found
 

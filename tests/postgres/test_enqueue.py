@@ -5,7 +5,7 @@ import json
 
 import psycopg
 
-from outbox import Case, append, call, connect, event, lane_id, migrate, tend_keys, value
+from outbox import Case, append, call, connect, event, lane_id, migrate, value
 from server import migrations
 
 BAD = "22023"

@@ -1,12 +1,13 @@
 """Who owns lanes, and who may settle."""
 
+import random
 import socket
 import struct
 import time
 
 import psycopg
 
-from outbox import (DEAD, SDK, WAITING, Case, Member, Worker, append, blocked, call, digest, event, lane_id, mint, value, wait_until)
+from outbox import WAITING, Case, Member, Worker, append, blocked, event, lane_id, mint, value, wait_until
 
 
 class Members(Case):
@@ -85,6 +86,50 @@ class Members(Case):
         self.assertTrue(other.call("fence", me=other.id, id=owner.id, beat=0)[0][0])
         self.assertLess(time.monotonic() - began, 6)
         wire.detach()
+
+    def test_no_event_is_settled_by_two_members_however_they_freeze_and_fence_each_other(self):
+        stored = self.stored(*(event(f"f{n % 5}") for n in range(400)))
+        functions = [f"f{n}" for n in range(5)]
+
+        def work(seed):
+            chance, settled, joined = random.Random(seed), [], 0
+            while self.count_by(seed) and joined < 40:
+                member = Member(self.connect(), f"{seed} {joined}")
+                member.join()
+                joined += 1
+                seen = {}
+                try:
+                    while self.count_by(seed):
+                        for row in member.beat():
+                            beat, since = seen.get(row.id, (None, 0))
+                            if beat != row.beat:
+                                seen[row.id] = (row.beat, time.monotonic())
+                            elif row.id != member.id and time.monotonic() - since > 0.05:
+                                member.call("fence", me=member.id, id=row.id, beat=beat)
+                        member.claim()
+                        leased, _ = member.lease(functions, events_max=4)
+                        if chance.random() < 0.3:
+                            time.sleep(0.1)  # Frozen, with events in flight.
+                        for function in functions:
+                            mine = [row.id for row in leased if row.lane == lane_id(function)]
+                            if mine and not member.settle(done=mine, function=function):
+                                settled += [(id, member.id) for id in mine]
+                except psycopg.DatabaseError as failure:
+                    # The lock: two fence each other at once, and each holds what the other waits for.
+                    if failure.sqlstate not in ("SO001", "55P03"):
+                        raise
+            return settled
+
+        self._counters = [self.connect() for _ in range(3)]
+        settled = [pair for worker in [Worker(work, seed) for seed in range(3)] for pair in worker.finish()]
+        owners = {}
+        for id, member in settled:
+            owners.setdefault(id, set()).add(member)
+        self.assertEqual({id: members for id, members in owners.items() if len(members) > 1}, {}, "settled by two")
+        self.assertEqual(sorted(owners), sorted(stored))
+
+    def count_by(self, nth):
+        return self._counters[nth].execute("SELECT count(*) FROM sendoff.event").fetchone()[0]
 
     def test_a_copy_of_a_settlement_from_an_older_connection_is_refused(self):
         (id,) = self.stored(event())

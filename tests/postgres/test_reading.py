@@ -3,9 +3,7 @@
 import random
 import time
 
-import psycopg
-
-from outbox import (BURIED, DEAD, EXPIRED, FRESH, READY, SCHEDULED, WAITING, Case, Worker, append, call, event, lane_id, mint, value)
+from outbox import DEAD, EXPIRED, FRESH, READY, WAITING, Case, Worker, append, call, event, lane_id, mint, value
 
 
 def ids(rows):

@@ -145,8 +145,11 @@ BEGIN
     PERFORM set_config('lock_timeout', '10ms', true);
   END IF;
   -- Only lanes that get an event.
-  v_lanes := ARRAY(SELECT CASE WHEN EXISTS (SELECT FROM unnest(v_verdict, p_fn) x (verdict, fn) WHERE x.verdict = 0 AND x.fn = o.ord) THEN o.lane END
-    FROM unnest(p_lanes) WITH ORDINALITY o (lane, ord));
+  v_lanes := p_lanes;
+  IF 0 <> ANY (v_verdict) THEN
+    v_lanes := ARRAY(SELECT CASE WHEN EXISTS (SELECT FROM unnest(v_verdict, p_fn) x (verdict, fn) WHERE x.verdict = 0 AND x.fn = o.ord) THEN o.lane END
+      FROM unnest(p_lanes) WITH ORDINALITY o (lane, ord));
+  END IF;
   v_busy := sendoff._make_lanes(p_functions, v_lanes, p_careful);
   IF v_busy <> '{}' THEN
     v_verdict := ARRAY(SELECT CASE WHEN v = 0 AND p_lanes[f] = ANY (v_busy) THEN 6::smallint ELSE v END FROM unnest(v_verdict, p_fn) o (v, f));
