@@ -7,7 +7,7 @@ import time
 
 import psycopg
 
-from outbox import WAITING, Case, Member, Worker, append, blocked, event, lane_id, mint, value, wait_until
+from outbox import WAITING, Case, Member, Worker, append, blocked, call, event, lane_id, mint, value, wait_until
 
 
 class Members(Case):
@@ -176,6 +176,12 @@ class Members(Case):
         self.assertEqual(owner.call("release", member=owner.id, lanes=[lane_id("a")])[0][0], 1)
         owner.call("leave", member=owner.id)
         self.assertEqual(sorted(other.claim()), ["a", "b", "c"])
+
+    def test_a_daemon_can_tell_what_server_it_has(self):
+        self.stored(event())
+        stats = call(self.member().connection, "stats")[0]
+        self.assertEqual((stats.members, stats.lanes, stats.in_recovery, stats.fsync, stats.copied), (1, 1, False, "off", False))
+        self.assertGreater(stats.disk_bytes, 8192)
 
     def test_a_daemon_of_another_realm_is_refused(self):
         self.member()

@@ -84,7 +84,7 @@ END $$;
 --
 -- Once the call has returned, all of it is as durable as a commit is on this server, repeats included.
 -- The digests of one call are distinct within a family. If it fails with 55P03, nothing is stored: call it again with p_careful,
--- which asks key by key for at most 10 ms each. So an application with an open transaction delays only events with its key.
+-- which asks key by key for at most 10 ms each. p_member tells who asks; nothing depends on it. So an application with an open transaction delays only events with its key.
 CREATE FUNCTION sendoff.append(p_member bigint, p_careful boolean, p_room_events bigint, p_room_bytes bigint, p_functions_max int,
   p_functions text[], p_lanes bigint[], p_fn int[], p_id uuid[], p_deliver_at bigint[], p_expires_at bigint[], p_redrives int[],
   p_key_source smallint[], p_key_value text[], p_address text[], p_qualifier text[], p_region text[], p_trace text[], p_context text[],

@@ -65,7 +65,9 @@ DECLARE
   m record;
 BEGIN
   PERFORM sendoff._read_committed();
-  UPDATE sendoff.member x SET beat = x.beat + 1, news_xid = p_news_xid, events = p_events, bytes = p_bytes WHERE x.id = p_id AND x.alive;
+  -- A beat that was sent before a claim must not undo what the claim has noted.
+  UPDATE sendoff.member x SET beat = x.beat + 1, events = p_events, bytes = p_bytes,
+    news_xid = coalesce(p_news_xid, CASE WHEN EXISTS (SELECT FROM sendoff.lane l WHERE l.owner = p_id) THEN x.news_xid END) WHERE x.id = p_id AND x.alive;
   IF NOT FOUND THEN
     SELECT x.gone INTO m FROM sendoff.member x WHERE x.id = p_id;
     RAISE EXCEPTION USING ERRCODE = 'SO001', MESSAGE = 'sendoff: this daemon is no longer a member: another one has taken its lanes',
@@ -171,7 +173,7 @@ BEGIN
   RETURN v_deleted;
 END $$;
 
--- Housekeeping: members that are gone for a day.
+-- Housekeeping: members that are gone and began more than a day ago.
 CREATE FUNCTION sendoff.tend_members() RETURNS int LANGUAGE plpgsql AS $$
 DECLARE
   v_deleted int;
