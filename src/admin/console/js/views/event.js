@@ -89,7 +89,7 @@ const insights = (request) => `fields @timestamp, @message\n| filter @requestId 
 
 function error({ last_error: { at, status, code, message } }) {
   return html`<section class="card" aria-labelledby="error"><header><h2 id="error">Last error</h2><b class="bad">${said([status || "no answer", code].filter(Boolean).join(" "))}</b><span class="muted">${moment(at)}; text from the function, or from what stands between</span></header>
-    <div class="pad"><pre class="quoted" tabindex="0"><bdi>${visible(message)}</bdi></pre></div></section>`;
+    <div class="pad">${message ? html`<pre class="quoted" tabindex="0"><bdi>${visible(message)}</bdi></pre>` : html`<p class="muted">It said nothing more.</p>`}</div></section>`;
 }
 
 function payload({ id, payload_bytes: size }) {
