@@ -53,7 +53,7 @@ function way(event, letter) {
   return html`<ol class="timeline">
     ${step("ok", "Accepted", moment(event.accepted_at))}
     ${event.deliver_at ? step("", "Scheduled", html`for ${moment(event.deliver_at)}`) : nothing}
-    ${event.attempts ? step(event.last_error && word !== "done" ? "bad" : "", count(event.attempts, "attempt"), html`${number(event.charged)} of them count towards attempts_max${event.last_error ? html`; the last that failed: ${said(lastError(event.last_error))}, ${moment(event.last_error.at)}` : nothing}`) : word === "done" ? nothing : step("", "Not attempted yet")}
+    ${event.attempts ? step(event.last_error && word !== "done" ? "bad" : "", count(event.attempts, "attempt"), html`${number(event.charged)} charged against attempts_max${event.last_error ? html`; the last that failed: ${said(lastError(event.last_error))}, ${moment(event.last_error.at)}` : nothing}`) : word === "done" ? nothing : step("", "Not attempted yet")}
     ${event.in_flight ? step("next", word === "buried" ? "On its way to its queue right now" : "Being attempted right now") : nothing}
     ${word === "buried" ? step("bad", html`Buried: ${said(event.reason ?? "given up")}`, letter ? html`${moment(letter.buried_at)}${letter.unshippable ? html`. No queue can take it: ${said(letter.unshippable)}` : nothing}` : nothing) : nothing}
     ${end ? step(ENDS[end.outcome]?.[0] ?? "", endWords(end), endMore(end)) : nothing}
