@@ -50,7 +50,7 @@ export async function open({ base = rig.admin, hash = "#/", scheme = "light", si
     go: (to) => go(page, to),
     settle: () => settle(page),
     toast: (text) => page.locator(".toast", { hasText: text }).first().waitFor(),
-    axe: (what) => axe(page, what),
+    axe: (what, rules) => axe(page, what, rules),
     /** Nothing was noted that must not happen. */
     done: async () => {
       await page.unrouteAll({ behavior: "ignoreErrors" });
@@ -79,8 +79,9 @@ export async function go(page, hash) {
   await settle(page);
 }
 
-export async function axe(page, what) {
-  const found = await page.evaluate(`${AXE}; axe.run({ resultTypes: ["violations"] }).then((results) => results.violations.map((one) => one.id + ": " + one.nodes.slice(0, 3).map((node) => node.target + " " + node.failureSummary).join("; ")))`);
+/** Without `rules`, all that axe-core has. */
+export async function axe(page, what, rules) {
+  const found = await page.evaluate(`${AXE}; axe.run({ resultTypes: ["violations"]${rules ? `, runOnly: ${JSON.stringify(rules)}` : ""} }).then((results) => results.violations.map((one) => one.id + ": " + one.nodes.slice(0, 3).map((node) => node.target + " " + node.failureSummary).join("; ")))`);
   assert.deepEqual(found, [], `axe-core on ${what}`);
 }
 
