@@ -53,6 +53,8 @@ mod ending;
 
 mod followed;
 
+mod users;
+
 use ending::{AdminParts, OpenStore, Running};
 use followed::Following;
 use listeners::Listeners;
@@ -182,9 +184,9 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let operator = Admin::<Store>::new(readiness.clone(), metrics.clone(), clock.clone()).noting(past.clone());
     let operator = operator.showing(showing::config(reload.in_effect()));
     let (admin_address, health_address) = (address(&admin)?, health.as_ref().map(address).transpose()?);
-    let (parts, signals) = (AdminParts::default(), reload.signals());
+    let parts = AdminParts::default();
     let following =
-        Following { config: &config, clock: &clock, metrics: &metrics, reload: signals, parts: &parts, vital: &vital };
+        Following { config: &config, clock: &clock, metrics: &metrics, reload: &reload, parts: &parts, vital: &vital };
     let (tls, clients, operators) = (following.secured()?, following.clients()?, following.operators()?);
     let status = Status::new(operator.clone(), reload.level().clone());
     let access = serving::access(&config, &clock, &metrics, operators);
@@ -229,10 +231,10 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let server = server.cut_by(stop.working.clone());
     let closed = Door::new(outbox, clock, metrics, settings).leaving(door.clone());
     let closed = closed.marked(shared.hop()).ruled(config.rules.clone()).called(config.listen.ingest_hosts.clone());
-    let opened = closed.passing(passthrough, config.passthrough.clone()).knowing(clients);
-    let accepting = || stop.accepting.clone();
+    let opened = closed.passing(passthrough, config.passthrough.clone()).knowing(Some(clients));
+    let (accepting, own_uid) = (|| stop.accepting.clone(), rustix::process::geteuid().as_raw());
     for unix in unix.listeners.drain(..) {
-        let serving = server.clone().serve(unix, opened.clone().called(Hosts::any()).behind_a_file().service());
+        let serving = server.clone().serve(unix, opened.clone().called(Hosts::any()).behind_a_file(own_uid).service());
         vital.spawn_endless(&door, "ingest", accepting(), serving);
     }
     for ingest in ingest {

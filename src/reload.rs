@@ -9,8 +9,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Entry, Loaded, Problems};
+use crate::admin::operators::Operators;
+use crate::config::{Config, Entry, Loaded, Origin, Problem, Problems};
 use crate::dispatch;
+use crate::event::name::Home;
+use crate::follow::Bad;
+use crate::ingest::client::Clients;
 use crate::notify;
 use crate::telemetry::LogLevel;
 
@@ -23,6 +27,10 @@ pub struct Reload {
     entries: Mutex<Vec<Entry>>,
     level: LogLevel,
     dispatch: watch::Sender<dispatch::Settings>,
+    clients: watch::Sender<Clients>,
+    operators: watch::Sender<Operators>,
+    /// What the patterns of clients are relative to, as at the start.
+    home: Home,
     /// The number of signals so far, for tasks that read files of their own.
     signals: watch::Sender<u64>,
     /// Why the latest reload changed nothing. `None` means that it succeeded.
@@ -47,12 +55,15 @@ impl Reload {
         level: LogLevel,
         load: impl Fn() -> Result<Loaded, Problems> + Send + Sync + 'static,
     ) -> Self {
-        let (dispatch, _) = watch::channel(loaded.config.dispatch.clone());
+        let Config { dispatch, clients, operators, ingest, .. } = loaded.config.clone();
+        let (dispatch, _) = watch::channel(dispatch);
+        let ((clients, _), (operators, _)) = (watch::channel(clients), watch::channel(operators));
         let (signals, _) = watch::channel(0);
         let (failed, _) = watch::channel(None);
         let (shown, _) = watch::channel(loaded.entries.clone());
-        let (entries, outside) = (Mutex::new(loaded.entries.clone()), Vec::new());
-        Self { load: Box::new(load), entries, level, dispatch, signals, failed, shown, outside }
+        let (entries, outside, home) = (Mutex::new(loaded.entries.clone()), Vec::new(), ingest.home);
+        let load = Box::new(load);
+        Self { load, entries, level, dispatch, clients, operators, home, signals, failed, shown, outside }
     }
 
     /// Also shows these variables, which a reload does not read.
@@ -88,6 +99,16 @@ impl Reload {
         self.dispatch.subscribe()
     }
 
+    /// The clients of ingest. Their tables change with each reload; the rest of `[auth]` does not.
+    pub fn clients(&self) -> watch::Receiver<Clients> {
+        self.clients.subscribe()
+    }
+
+    /// The operators, in the same way.
+    pub fn operators(&self) -> watch::Receiver<Operators> {
+        self.operators.subscribe()
+    }
+
     /// Changes with each signal. Tasks then read the files that the configuration names again.
     pub fn signals(&self) -> watch::Receiver<u64> {
         self.signals.subscribe()
@@ -116,7 +137,7 @@ impl Reload {
 
     fn reload(&self) {
         notify::reloading();
-        match (self.load)() {
+        match (self.load)().and_then(|loaded| self.check_files(&loaded).map(|()| loaded)) {
             Ok(loaded) => {
                 self.apply(loaded);
                 self.failed.send_replace(None);
@@ -130,7 +151,37 @@ impl Reload {
         notify::reloaded();
     }
 
+    /// New tables whose secrets cannot be read are a problem of the configuration. With unchanged tables, the follower of
+    /// the files tells, and the rest of the configuration is applied.
+    fn check_files(&self, Loaded { config, entries }: &Loaded) -> Result<(), Problems> {
+        let bad = |Bad { key, path, why }: Bad| {
+            let entry = entries.iter().find(|entry| entry.key == key);
+            let origin = entry.map_or(Origin::Default, |entry| entry.origin.clone());
+            Problems::new(vec![Problem { origin, subject: Some(format!("{key} = {path:?}")), why, hint: None }])
+        };
+        if config.clients.clients != self.clients.borrow().clients {
+            config.clients.load().map_err(bad)?;
+        }
+        if config.operators.operators != self.operators.borrow().operators {
+            config.operators.load().map_err(bad)?;
+        }
+        Ok(())
+    }
+
+    /// Hands over the tables. What protects a listener (`auth`, `tls`, its address) stays as it was at the start: a listener
+    /// that is open to others must not lose its protection before it is closed. False if the tables must wait for a restart,
+    /// because names of functions would mean others.
+    fn hand_over_tables(&self, config: &Config) -> bool {
+        if config.ingest.home != self.home {
+            return false;
+        }
+        self.clients.send_modify(|running| running.clients.clone_from(&config.clients.clients));
+        self.operators.send_modify(|running| running.operators.clone_from(&config.operators.operators));
+        true
+    }
+
     fn apply(&self, Loaded { config, entries }: Loaded) {
+        let are_handed_over = self.hand_over_tables(&config);
         let Config { log, dispatch, .. } = config;
         let mut present = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changes = changes(&present, &entries);
@@ -141,11 +192,21 @@ impl Reload {
             tracing::error!(%error, "log level not changed");
             changes.applied.retain(|key| key != "log.level");
         }
+        if !are_handed_over {
+            let is_of_a_table = |key: &String| key.starts_with("clients.") || key.starts_with("operators.");
+            changes.needs_restart.extend(changes.applied.extract_if(.., |key| is_of_a_table(key)));
+        }
         self.dispatch.send_replace(dispatch);
         self.shown.send_replace(entries.clone());
         *present = entries;
         let (applied, needs_restart) = (changes.applied.join(", "), changes.needs_restart.join(", "));
-        tracing::info!(applied, "configuration reloaded");
+        match (applied.is_empty(), needs_restart.is_empty()) {
+            (false, _) => tracing::info!(applied, "configuration reloaded"),
+            (true, true) => tracing::info!("configuration read again: no key has changed"),
+            (true, false) => {
+                tracing::info!("configuration read again: no changed key can be applied without a restart")
+            }
+        }
         if !needs_restart.is_empty() {
             tracing::warn!(needs_restart, "some changed keys take effect only after a restart");
         }
@@ -219,6 +280,17 @@ mod tests {
         ];
         let sorted = |keys: &[String]| keys.iter().cloned().collect::<BTreeSet<_>>();
         assert_eq!(sorted(&live), sorted(&expected.map(str::to_owned)));
+    }
+
+    #[test]
+    fn tables_of_clients_and_operators_take_effect_and_what_protects_listeners_does_not() {
+        let client = ["clients.a.functions=a b", "clients.a.token_file=/t", "operators.b.token_file=/t"];
+        for (before, after) in [(entries(&[]), entries(&client)), (entries(&client), entries(&[]))] {
+            let found = changes(&before, &after);
+            assert_eq!(found.applied, ["clients.a.functions", "clients.a.token_file", "operators.b.token_file"]);
+        }
+        let found = changes(&entries(&client), &entries(&[&client[..], &["auth.ingest=required"]].concat()));
+        assert_eq!((found.applied.len(), found.needs_restart), (0, vec!["auth.ingest".to_owned()]));
     }
 
     #[test]

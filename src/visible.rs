@@ -40,11 +40,24 @@ pub fn visible_json(json: &str) -> Cow<'_, str> {
     )
 }
 
-/// A URL without the user name and password in it. What cannot be told from a password is left out, too.
+/// A URL without the user name and password in it, and without the secret of a client of sendoff in its path
+/// (`https://HOST/c/SECRET`). What cannot be told from a password is left out, too.
 pub fn without_password(url: &str) -> Cow<'_, str> {
-    let Some((before, host)) = url.rsplit_once('@') else { return Cow::Borrowed(url) };
+    let url = without_secret(url);
+    let Some((before, host)) = url.rsplit_once('@') else { return url };
     let scheme = before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
     Cow::Owned(format!("{scheme}***@{host}"))
+}
+
+fn without_secret(url: &str) -> Cow<'_, str> {
+    const BEFORE: &str = "/c/";
+    let Some((scheme, rest)) = url.split_once("://") else { return Cow::Borrowed(url) };
+    let Some((host, secret)) = rest.split_once(BEFORE) else { return Cow::Borrowed(url) };
+    let end = secret.find(['/', '?', '#']).unwrap_or(secret.len());
+    if end == 0 {
+        return Cow::Borrowed(url);
+    }
+    Cow::Owned(format!("{scheme}://{host}{BEFORE}***{}", &secret[end..]))
 }
 
 fn escaped(text: &str, is_hazard: impl Fn(char) -> bool, escape: impl Fn(&mut String, char)) -> Cow<'_, str> {
@@ -73,6 +86,12 @@ mod tests {
             ("http://me:sec@ret@host", "http://***@host"),
             ("http://me:se/c?r#e t@host", "http://***@host"),
             ("me:secret@host", "***@host"),
+            ("https://host:9477/c/secret", "https://host:9477/c/***"),
+            ("https://host/c/secret/v1?x", "https://host/c/***/v1?x"),
+            ("https://host/c/sec@ret/v1", "https://host/c/***/v1"),
+            ("https://me:p@host/c/secret", "https://***@host/c/***"),
+            ("https://host/c/", "https://host/c/"),
+            ("/var/c/file", "/var/c/file"),
         ] {
             assert_eq!(without_password(url), shown, "{url}");
         }

@@ -53,7 +53,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("telemetry", &["config", "trace", "visible"]),
     ("activation", &[]),
     ("notify", &["admin", "clock", "outbox", "plural"]),
-    ("reload", &["config", "dispatch", "notify", "telemetry"]),
+    ("reload", &["admin", "config", "dispatch", "event", "follow", "ingest", "notify", "telemetry"]),
     // of dispatch only its status, for the operator
     // of deadletter the rules of a redrive
     (

@@ -67,7 +67,7 @@ pub struct Ways {
 }
 
 /// All operators, and what holds for every caller.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Operators {
     /// Callers must be operators, root or the daemon's own user.
     pub required: bool,
@@ -82,7 +82,8 @@ impl Operators {
     /// Reads every file; with the result comes what tells its content from another.
     pub fn load(&self) -> Result<([u8; 32], Directory), Bad> {
         let mut directory = Directory { required: self.required, ..Directory::default() };
-        let mut digest = Sha256::new();
+        // The tables may change, too. They hold no secrets.
+        let mut digest = Sha256::new_with_prefix(format!("{self:?}"));
         for (operator, ways) in &self.operators {
             let operator = Arc::new(operator.clone());
             if let Some(path) = &ways.token_file {

@@ -1,5 +1,6 @@
 //! The client of the operator's API: of a running daemon, or of a store that the command itself has opened.
 
+use std::borrow::Cow;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::admin::api::{FunctionPage, Message};
 use crate::config::{Config, Environment, Loaded, TOKEN_FILE};
 use crate::deadletter::Trouble;
 use crate::event::{EventId, FunctionName};
+use crate::visible::without_password;
 
 /// How long to wait for an answer. An append takes milliseconds, on a loaded disk seconds. For some answers the daemon
 /// counts its store.
@@ -213,7 +215,7 @@ impl AdminClient {
             let version = env!("CARGO_PKG_VERSION");
             let why = format!(
                 "cannot understand the answer of {} ({error}); is it a sendoff of version {version}, as this one?",
-                self.base
+                self.place()
             );
             trouble("answer", why)
         })
@@ -227,7 +229,7 @@ impl AdminClient {
             let message = format!(
                 "{} answers as Lambda's API does: that is the ingest listener, or Lambda; name the admin listener with \
                  --admin, by default http://127.0.0.1:9478",
-                self.base
+                self.place()
             );
             return Trouble { code: "wrong-listener".to_owned(), message, transient: false };
         }
@@ -288,15 +290,21 @@ impl AdminClient {
         Ok(Answered { status: head.status, headers: head.headers, body: body.to_bytes() })
     }
 
+    /// Where the daemon is, for messages.
+    fn place(&self) -> Cow<'_, str> {
+        without_password(&self.base)
+    }
+
     fn distrusted(&self, why: &str) -> Trouble {
-        let message = format!("TLS with {} failed: {why}; name the authority of its certificate with --ca", self.base);
+        let message =
+            format!("TLS with {} failed: {why}; name the authority of its certificate with --ca", self.place());
         Trouble { code: UNREACHABLE.to_owned(), message, transient: false }
     }
 
     fn unreachable(&self, why: &str) -> Trouble {
         let before = self.unanswered.as_ref().map(|before| format!(" (nor at {before})")).unwrap_or_default();
         let message =
-            format!("{why} at {}{before}; start it with `sendoff serve`, or name another with --admin", self.base);
+            format!("{why} at {}{before}; start it with `sendoff serve`, or name another with --admin", self.place());
         Trouble { code: UNREACHABLE.to_owned(), message, transient: true }
     }
 }

@@ -9,13 +9,15 @@ use http::{HeaderValue, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 
 use super::{Exit, Failure};
 use crate::auth::secret;
+use crate::http::tls::pem;
 use crate::readable;
 
 pub(super) type Connector = HttpsConnector<HttpConnector>;
@@ -47,7 +49,13 @@ pub(super) fn connector(endpoint: &Uri, trust: &Trust) -> Result<Connector, Fail
     let config = match trust {
         _ if endpoint.scheme_str() != Some("https") => builder.with_root_certificates(RootCertStore::empty()),
         Trust::System => builder.with_root_certificates(roots(rustls_native_certs::load_native_certs().certs)),
-        Trust::Authorities(path) => builder.with_root_certificates(roots(certificates(path)?)),
+        Trust::Authorities(path) => {
+            let own = certificates(path)?;
+            let by_authorities =
+                WebPkiServerVerifier::builder_with_provider(roots(own.clone()).into(), provider).build();
+            let by_authorities = by_authorities.map_err(|error| unusable(path, &error.to_string()))?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(OrItself { own, by_authorities }))
+        }
         Trust::Own(path) => {
             let own =
                 certificates(path)?.into_iter().next().ok_or_else(|| unusable(path, "it holds no certificate"))?;
@@ -79,9 +87,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Failure> {
     /// The most bytes of a file. All certificates of a machine have about 250 KiB.
     const BYTES_MAX: u64 = 16 << 20;
     let text = readable::read(path, BYTES_MAX).map_err(|error| unusable(path, &error.to_string()))?;
-    let read = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
-    let read = read.map_err(|error| unusable(path, &error.to_string()))?;
-    if read.is_empty() { Err(unusable(path, "it holds no certificate in PEM")) } else { Ok(read) }
+    pem::certificates(&text).map_err(|why| unusable(path, &format!("it {why}")))
 }
 
 fn unusable(path: &Path, why: &str) -> Failure {
@@ -98,6 +104,9 @@ pub(super) fn trouble(error: &hyper_util::client::legacy::Error) -> Option<Strin
         let mut inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         while let Some(error) = inner {
             if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+                if is_an_authority(tls) {
+                    return Some("the certificate is its own authority, and not a trusted one".to_owned());
+                }
                 return Some(tls.to_string());
             }
             inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -105,6 +114,62 @@ pub(super) fn trouble(error: &hyper_util::client::legacy::Error) -> Option<Strin
         source = cause.source();
     }
     None
+}
+
+/// Accepts the certificates of authorities, and their own: `openssl req -x509` makes a certificate that is its own authority,
+/// and webpki takes that for no server's. OpenSSL, Node.js and Go accept it.
+#[derive(Debug)]
+struct OrItself {
+    own: Vec<CertificateDer<'static>>,
+    by_authorities: Arc<WebPkiServerVerifier>,
+}
+
+impl ServerCertVerifier for OrItself {
+    fn verify_server_cert(
+        &self,
+        presented: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        match self.by_authorities.verify_server_cert(presented, intermediates, name, ocsp, now) {
+            // webpki has checked before that it is valid now.
+            Err(error) if is_an_authority(&error) && self.own.contains(presented) => {
+                verify_server_name(&ParsedCertificate::try_from(presented)?, name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_authorities.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.by_authorities.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.by_authorities.supported_verify_schemes()
+    }
+}
+
+/// Whether a server's certificate is refused only because it is an authority's.
+fn is_an_authority(error: &rustls::Error) -> bool {
+    let rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) = error else { return false };
+    inner.downcast_ref::<webpki::Error>() == Some(&webpki::Error::CaUsedAsEndEntity)
 }
 
 /// Accepts exactly one certificate. The peer must prove that it has its key.

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{ConfigOptions, Exit, Failure, print};
 use crate::config::{Config, Entry, Environment, Loaded, Origin, Value};
+use crate::visible::without_password;
 
 /// Show every value in effect and where it comes from
 #[derive(Debug, Args)]
@@ -22,6 +23,7 @@ pub struct Options {
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let Loaded { config, mut entries } = options.config.load(environment)?;
     entries.extend(outside(&config, environment));
+    entries.iter_mut().for_each(hide_secrets);
     let said = match (options.json, std::io::stdout().is_terminal()) {
         (true, _) => json(&entries)?,
         (false, true) => table(&entries),
@@ -39,6 +41,15 @@ pub(super) fn outside(config: &Config, environment: &Environment) -> Vec<Entry> 
         Entry { key: name.to_owned(), value: Value::Text(value), origin: Origin::Environment(origin), is_live: false }
     };
     config.outside.named().into_iter().map(named).collect()
+}
+
+/// Hides a password, or the secret of a client, in a URL.
+fn hide_secrets(entry: &mut Entry) {
+    if let Value::Text(text) = &mut entry.value
+        && text.contains("://")
+    {
+        *text = without_password(text).into_owned();
+    }
 }
 
 fn json(entries: &[Entry]) -> Result<String, Failure> {
@@ -128,6 +139,15 @@ mod tests {
                 ["AWS_CA_BUNDLE", "/ca.pem", "$AWS_CA_BUNDLE"]
             ]
         );
+    }
+
+    #[test]
+    fn the_secret_of_a_client_in_an_endpoint_is_not_shown() {
+        let variables = [("HOME", "/h"), ("AWS_ENDPOINT_URL_LAMBDA", "https://outbox.test:9477/c/SECRET-0123")];
+        let mut entries = load(&Flags::default(), &Environment::from_pairs(&variables)).unwrap().entries;
+        entries.iter_mut().for_each(hide_secrets);
+        let shown = aligned(&entries);
+        assert!(shown.contains("https://outbox.test:9477/c/*** ") && !shown.contains("SECRET"), "{shown}");
     }
 
     #[test]

@@ -40,11 +40,13 @@ pub fn read(r: &mut Reader, region: Option<&str>, required: Option<bool>, asks: 
     let home = Home { region: region.map(str::to_owned), account_id };
     let tables = r.values().tables(CLIENTS).to_vec();
     let mut taken = BTreeSet::new();
-    let clients: Vec<_> = tables.iter().map(|(name, table)| client(r, name, table, &home)).collect();
+    let read = |r: &mut Reader| tables.iter().map(|(name, table)| client(r, name, table, &home)).collect();
+    let clients: Vec<_> = r.live(read);
     for (client, (_, table)) in clients.iter().zip(&tables) {
         let Some((_, ways)) = client else { continue };
-        let proofs = ways.access_key_id.iter().chain(&ways.names);
-        if let Some(proof) = proofs.into_iter().find(|proof| !taken.insert((*proof).clone())) {
+        let users = ways.uids.iter().map(|uid| format!("uid {uid}"));
+        let mut proofs = ways.access_key_id.iter().chain(&ways.names).cloned().chain(users);
+        if let Some(proof) = proofs.find(|proof| !taken.insert(proof.clone())) {
             r.refuse_table(table, &format!("{proof:?} stands for another client already"), "give each client its own");
         }
         let unseen = match asks {
@@ -83,6 +85,24 @@ pub(super) fn names_of_certificates(san: &str) -> Vec<String> {
     names
 }
 
+/// The users in a `uid` key.
+pub(super) fn users(r: &mut Reader, table: &str, written: &str) -> Option<Vec<u32>> {
+    /// What the kernel tells of every user that a user namespace does not map (/proc/sys/fs/overflowuid).
+    const ANYBODY: u32 = 65_534;
+    let key = format!("{table}.uid");
+    let uids: Result<Vec<u32>, _> = written.split_whitespace().map(str::parse).collect();
+    let Ok(uids) = uids else {
+        let hint = "write users by number, with spaces between, like \"1001 1002\"";
+        return r.refuse(&key, "not the numbers of users", Some(hint));
+    };
+    if uids.contains(&ANYBODY) {
+        let hint = "with PrivateUsers= in the unit, every user of the machine has this number: use the permissions of the \
+                    socket file instead";
+        return r.refuse(&key, "65534 is nobody in particular", Some(hint));
+    }
+    Some(uids)
+}
+
 /// Reads the keys of one table.
 fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Client, Ways)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -97,17 +117,19 @@ fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Clien
         let key = format!("{table}.{key}");
         if r.values().find(&key).is_some() { r.optional(&key) } else { Some(None) }
     };
-    let [path_token_file, token_file, access_key_id, secret_file, san] =
-        ["path_token_file", "token_file", "access_key_id", "secret_file", "san"].map(&mut text);
+    let [path_token_file, token_file, access_key_id, secret_file, san, uid] =
+        ["path_token_file", "token_file", "access_key_id", "secret_file", "san", "uid"].map(&mut text);
+    let uids = users(r, table, &uid?.unwrap_or_default());
     let ways = Ways {
         path_token_file: path_token_file?.map(PathBuf::from),
         token_file: token_file?.map(PathBuf::from),
         access_key_id: access_key_id?,
         secret_file: secret_file?.map(PathBuf::from),
         names: names_of_certificates(&san?.unwrap_or_default()),
+        uids: uids?,
     };
     if ways == Ways::default() {
-        let hint = "give it path_token_file, token_file, access_key_id with secret_file, or san";
+        let hint = "give it path_token_file, token_file, access_key_id with secret_file, san, or uid";
         r.refuse_table(table, "this client has no way to prove who it is", hint);
     }
     if ways.access_key_id.is_some() != ways.secret_file.is_some() {
@@ -184,6 +206,7 @@ mod tests {
         assert_eq!(orders.functions, ["orders-*", "invoices:prod"]);
         assert_eq!(ways.names, ["spiffe://shop/orders", "orders.shop.svc"]);
         let (other, ways) = &clients.clients[1];
+        assert_eq!(load("clients.a = { functions = '*', uid = '7' }").unwrap().config.clients.clients[0].1.uids, [7]);
         assert!(other.name == "b.c" && other.calls && ways.access_key_id.is_some());
         assert!(entries.iter().any(|entry| entry.key == "clients.\"b.c\".calls"));
         assert!(!load("").unwrap().config.clients.matter());
@@ -221,6 +244,10 @@ mod tests {
                 "functions = '*'\nsan = 'a.test'\n[tls]\ncert = '/c'\nkey = '/k'\nclient_ca = '/a'\nlisteners = 'admin'",
                 "ingest does not speak TLS",
             ),
+            ("functions = '*'\nuid = 'me'", "not the numbers of users"),
+            ("functions = '*'\nuid = '7 65534'", "65534 is nobody in particular"),
+            ("functions = '*'\nuid = '7'\n[clients.b]\nfunctions = '*'\nuid = '7'", "\"uid 7\" stands for another"),
+            ("", "s.toml:1: [clients.a]: functions is missing"),
             ("functions = '*'\ntoken = 'x'", "clients.a.token: unknown key"),
             ("function = '*'", "did you mean `clients.a.functions`?"),
             ("functions = '*'\ncalls = 'yes'\ntoken_file = '/t'", "clients.a.calls = \"yes\": neither true nor false"),

@@ -27,7 +27,7 @@ pub fn read(r: &mut Reader, required: Option<bool>, listen: Option<&Listen>, tls
     let has_socket = listen.is_none_or(|listen| listen.admin_unix.is_some());
     let has_authority = tls.is_some_and(|tls| tls.on_admin && tls.files.client_ca.is_some());
     let mut taken = BTreeSet::new();
-    let operators: Vec<_> = tables.iter().map(|(name, table)| operator(r, name, table)).collect();
+    let operators: Vec<_> = r.live(|r| tables.iter().map(|(name, table)| operator(r, name, table)).collect());
     for (operator, (_, table)) in operators.iter().zip(&tables) {
         let Some((_, ways)) = operator else { continue };
         let proofs = ways.names.iter().cloned().chain(ways.uids.iter().map(|uid| format!("uid {uid}")));
@@ -49,10 +49,6 @@ pub fn read(r: &mut Reader, required: Option<bool>, listen: Option<&Listen>, tls
     }
     if let Some((_, table)) = tables.get(OPERATORS_MAX) {
         r.refuse_table(table, &format!("more than {OPERATORS_MAX} operators"), "let some share a table");
-    }
-    if required == Some(true) && tables.is_empty() && !has_socket {
-        let hint = "write a table [operators.NAME], as the end of the file of all keys shows, or set listen.admin_unix";
-        return r.refuse("auth.admin", "nobody could use the operator's API", Some(hint));
     }
     Some(Operators {
         required: required?,
@@ -82,11 +78,7 @@ fn operator(r: &mut Reader, name: &str, table: &str) -> Option<(Operator, Ways)>
         if is_there(r, &key) { r.optional(&key) } else { Some(None) }
     };
     let [token_file, san, uid] = ["token_file", "san", "uid"].map(&mut text);
-    let uids: Result<Vec<u32>, _> = uid?.unwrap_or_default().split_whitespace().map(str::parse).collect();
-    let Ok(uids) = uids else {
-        let hint = "write users by number, with spaces between, like \"1001 1002\"";
-        return r.refuse(&format!("{table}.uid"), "not the numbers of users", Some(hint));
-    };
+    let uids = super::clients::users(r, table, &uid?.unwrap_or_default())?;
     let names = super::clients::names_of_certificates(&san?.unwrap_or_default());
     let ways = Ways { token_file: token_file?.map(PathBuf::from), names, uids };
     if ways == Ways::default() {
@@ -115,7 +107,6 @@ mod tests {
         let [(oncall, _), (board, ways)] = &operators.operators[..] else { panic!("{operators:?}") };
         assert_eq!((oncall.name.as_str(), oncall.role, oncall.payloads), ("oncall", Role::Operate, true));
         assert_eq!((board.role, board.payloads, &ways.uids[..]), (Role::Read, false, &[7, 8][..]));
-        assert!(load("[listen]\nadmin_unix = '/s'\n[auth]\nadmin = 'required'\n").is_ok(), "root is enough");
     }
 
     #[test]
@@ -133,11 +124,12 @@ mod tests {
     #[test]
     fn what_cannot_be_meant_is_refused_with_what_to_do() {
         for (text, why) in [
-            ("[auth]\nadmin = 'required'\n", "nobody could use"),
             ("[operators.a]\nrole = 'read'\n", "nothing to know this operator by"),
             ("[operators.a]\nuid = '7'\n", "set listen.admin_unix"),
             ("[listen]\nadmin_unix = '/s'\n[operators.a]\nuid = 'me'\n", "not the numbers of users"),
             ("[listen]\nadmin_unix = '/s'\n[operators.a]\nuid = '7'\n[operators.b]\nuid = '7'\n", "stands for another"),
+            ("[operators.a]\n", "s.toml:1: [operators.a]: there is nothing to know this operator by"),
+            ("[listen]\nadmin_unix = '/s'\n[operators.a]\nuid = '65534'\n", "65534 is nobody in particular"),
             ("[operators.a]\nsan = 'a.test'\n", "asks for no certificate"),
             ("[operators.root]\ntoken_file = '/t'\n", "not a name for an operator"),
             ("[operators.a]\nrole = 'admin'\ntoken_file = '/t'\n", "\"operate\""),

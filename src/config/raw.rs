@@ -71,8 +71,8 @@ pub const OPERATORS: &str = "operators";
 pub const TOKEN_FILE: &str = "SENDOFF_ADMIN_TOKEN_FILE";
 
 /// The keys of a table of `[clients]`. The defaults file has none of them.
-const CLIENT_KEYS: [&str; 7] =
-    ["functions", "calls", "path_token_file", "token_file", "access_key_id", "secret_file", "san"];
+const CLIENT_KEYS: [&str; 8] =
+    ["functions", "calls", "path_token_file", "token_file", "access_key_id", "secret_file", "san", "uid"];
 
 /// The keys of a table of `[operators]`.
 const OPERATOR_KEYS: [&str; 5] = ["role", "payloads", "token_file", "san", "uid"];
@@ -92,6 +92,8 @@ pub struct Values {
     entries: Vec<Entry>,
     /// For each family, the names of its tables in order, each with the table's key.
     tables: BTreeMap<&'static str, Vec<(String, String)>>,
+    /// Where the empty tables of clients and operators are, by the table's key.
+    empty: BTreeMap<String, Origin>,
 }
 
 impl Values {
@@ -107,6 +109,13 @@ impl Values {
     /// The names of a family's tables in file order, each with the table's key.
     pub fn tables(&self, family: &str) -> &[(String, String)] {
         self.tables.get(family).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Where a table is written: at its first key.
+    pub fn origin_of_table(&self, table: &str) -> Option<&Origin> {
+        let below = format!("{table}.");
+        let first = self.entries.iter().find(|entry| entry.key.starts_with(&below)).map(|entry| &entry.origin);
+        first.or_else(|| self.empty.get(table))
     }
 
     pub fn find(&self, key: &str) -> Option<&Entry> {
@@ -141,19 +150,27 @@ impl Values {
     fn lay(&mut self, path: &[String], written: Written, origin: Origin) -> Result<(), Problem> {
         let key = dotted(path);
         if written.is_empty_table() && self.is_table(path) {
+            // An empty table of functions changes nothing. A client without rights would be a surprise.
+            if let (Some(family @ (CLIENTS | OPERATORS)), [_, name]) = (family(path), path) {
+                self.add_table(family, name, dotted(path));
+                self.empty.insert(key, origin);
+            }
             return Ok(());
         }
         let Some(kind) = self.kind(path) else { return Err(self.unknown(path, key, origin)) };
         let value = written.typed_as(&kind);
         if let (Some(family), [_, name, _]) = (family(path), path) {
-            let table = dotted(&path[..2]);
-            let tables = self.tables.entry(family).or_default();
-            if !tables.iter().any(|(_, known)| *known == table) {
-                tables.push((name.clone(), table));
-            }
+            self.add_table(family, name, dotted(&path[..2]));
         }
         self.set(key, value, origin);
         Ok(())
+    }
+
+    fn add_table(&mut self, family: &'static str, name: &str, table: String) {
+        let tables = self.tables.entry(family).or_default();
+        if !tables.iter().any(|(_, known)| *known == table) {
+            tables.push((name.to_owned(), table));
+        }
     }
 
     /// A value of the type that a key has. `None` means that the key does not exist.

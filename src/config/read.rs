@@ -213,10 +213,8 @@ impl Reader {
 
     /// Notes that a table is refused, at its first key.
     pub fn refuse_table(&mut self, table: &str, why: &str, hint: &str) {
-        let below = format!("{table}.");
-        let first = self.values.entries().iter().find(|entry| entry.key.starts_with(&below));
         self.problem(Problem {
-            origin: first.map_or(Origin::Default, |entry| entry.origin.clone()),
+            origin: self.values.origin_of_table(table).cloned().unwrap_or(Origin::Default),
             subject: Some(format!("[{table}]")),
             why: why.to_owned(),
             hint: Some(hint.to_owned()),

@@ -2,6 +2,7 @@
 //! starts.
 
 use super::Config;
+use crate::admin::operators::Operators;
 use crate::dispatch::Mode;
 
 /// The regions of AWS as of 2026-11. sendoff also uses a region that is not listed.
@@ -81,6 +82,14 @@ pub fn suspicions(config: &Config) -> Vec<String> {
             ));
         }
     }
+    let Operators { required, operators, .. } = &config.operators;
+    if *required && operators.is_empty() && config.listen.admin_unix.is_none() {
+        found.push(
+            "auth.admin is \"required\", but there is no operator, and here no socket for root: write a table [operators.NAME], \
+             or set listen.admin_unix. Under systemd the unit's RuntimeDirectory= sets it"
+                .to_owned(),
+        );
+    }
     found
 }
 
@@ -109,5 +118,12 @@ mod tests {
     fn an_attempt_that_outlasts_its_event_is_suspicious() {
         let said = of(&["lambda.region=eu-central-1", "functions.a.mode=confirm", "functions.a.age_max=10m"]);
         assert!(said.len() == 1 && said[0].contains("functions.\"a\": one attempt may take"), "{said:?}");
+    }
+
+    #[test]
+    fn an_operators_door_that_nobody_can_open_is_suspicious() {
+        let said = of(&["lambda.region=eu-central-1", "auth.admin=required"]);
+        assert!(said.len() == 1 && said[0].contains("no operator"), "{said:?}");
+        assert_eq!(of(&["lambda.region=eu-central-1", "auth.admin=required", "listen.admin_unix=/s"]), [""; 0]);
     }
 }

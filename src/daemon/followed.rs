@@ -9,14 +9,15 @@ use tokio::sync::watch;
 use super::Error;
 use super::ending::AdminParts;
 use super::vital::Vital;
-use crate::admin::operators;
+use crate::admin::operators::{self, Operators};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::follow::{Bad, Follower};
 use crate::http::tls::Tls;
 use crate::http::tls::pair::{Files, Pair};
-use crate::ingest::client::Directory;
+use crate::ingest::client::{Clients, Directory};
 use crate::metrics::Metrics;
+use crate::reload::Reload;
 
 /// TLS for each listener. `None` means plain HTTP.
 #[derive(Default)]
@@ -30,7 +31,7 @@ pub(super) struct Following<'a> {
     pub(super) config: &'a Config,
     pub(super) clock: &'a Clock,
     pub(super) metrics: &'a Arc<Metrics>,
-    pub(super) reload: watch::Receiver<u64>,
+    pub(super) reload: &'a Reload,
     pub(super) parts: &'a AdminParts,
     pub(super) vital: &'a Vital,
 }
@@ -64,20 +65,17 @@ impl Following<'_> {
 
     /// The operators, with their secrets.
     pub(super) fn operators(&self) -> Result<watch::Receiver<Arc<operators::Directory>>, Error> {
-        let operators = self.config.operators.clone();
-        let failures = &self.metrics.auth_reload_failures;
-        self.follow("operators", "secrets of operators", failures, move || operators.load())
+        let operators = self.reload.operators();
+        let read = move || Operators::clone(&operators.borrow()).load();
+        self.follow("operators", "operators and their secrets", &self.metrics.auth_reload_failures, read)
     }
 
-    /// The clients of the ingest listener, with their secrets. `None` means that no clients are configured and none are
-    /// required.
-    pub(super) fn clients(&self) -> Result<Option<watch::Receiver<Arc<Directory>>>, Error> {
-        let clients = self.config.clients.clone();
-        if !clients.matter() {
-            return Ok(None);
-        }
-        let failures = &self.metrics.auth_reload_failures;
-        self.follow("secrets", "secrets of clients", failures, move || clients.load()).map(Some)
+    /// The clients of the ingest listener, with their secrets.
+    pub(super) fn clients(&self) -> Result<watch::Receiver<Arc<Directory>>, Error> {
+        super::users::warn(self.config);
+        let clients = self.reload.clients();
+        let read = move || Clients::clone(&clients.borrow()).load();
+        self.follow("secrets", "clients and their secrets", &self.metrics.auth_reload_failures, read)
     }
 
     /// Reads a value, and follows its files as a task called `stage`. `what` names the files in the log.
@@ -90,7 +88,7 @@ impl Following<'_> {
     ) -> Result<watch::Receiver<Arc<T>>, Error> {
         let follower = Follower::new(what, self.clock.clone(), failures.clone(), read)?;
         let (value, stop) = (follower.value(), &self.parts.stop);
-        let following = follower.run(self.reload.clone(), stop.clone());
+        let following = follower.run(self.reload.signals(), stop.clone());
         self.vital.spawn_endless(&self.parts.tasks, stage, stop.clone(), following);
         Ok(value)
     }

@@ -26,11 +26,13 @@ mod expiry;
 
 pub mod pair;
 
+pub mod pem;
+
 /// The first byte of a TLS connection: a record of type handshake (RFC 8446, section 5.1).
 const HANDSHAKE: u8 = 0x16;
 
-/// The most names of a client certificate that are kept.
-const NAMES_MAX: usize = 32;
+/// The most names of a client certificate that are kept. The log tells of more.
+const NAMES_MAX: usize = 128;
 
 /// The most bytes of a plain request that are read before the connection closes, and how long to wait for the rest.
 const PLAIN_BYTES_MAX: usize = 64 * 1024;
@@ -127,7 +129,16 @@ fn names(chain: &[rustls::pki_types::CertificateDer<'_>]) -> Vec<String> {
     let uris = certificate.valid_uri_names().map(str::to_owned);
     // The case of a DNS name does not matter (RFC 4343), so all are compared in lower case.
     let hosts = certificate.valid_dns_names().map(str::to_ascii_lowercase);
-    uris.chain(hosts).take(NAMES_MAX).collect()
+    let mut names: Vec<_> = uris.chain(hosts).take(NAMES_MAX + 1).collect();
+    if names.len() > NAMES_MAX {
+        names.truncate(NAMES_MAX);
+        let first = names.first();
+        tracing::warn!(
+            first,
+            "a client's certificate has more than {NAMES_MAX} names: sendoff knows it by the first of them only"
+        );
+    }
+    names
 }
 
 /// Tells a client that speaks plain HTTP to use https. The answer has the form of Lambda's errors, so that SDKs show

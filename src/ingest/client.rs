@@ -1,7 +1,8 @@
 //! Who calls the ingest listener, and what that client may do.
 //!
-//! Four ways prove who a client is, the first that is present decides: a secret in the path of the endpoint, a name in its TLS
-//! certificate, a bearer token, an AWS signature by a key pair that was issued for sendoff.
+//! Five ways prove who a client is, and the first that is present decides: a secret in the path of the endpoint, a name in
+//! its TLS certificate, its user on the Unix socket, a bearer token, an AWS signature by a key pair that was issued for
+//! sendoff.
 //! Holds: nothing of a request is read beyond its head before its client is known, but for a signature that covers the body
 //! without naming its hash: then the body is read within the limits of all requests, and nothing is done with it before the
 //! signature has been verified.
@@ -47,14 +48,17 @@ impl Client {
 
     /// Whether a call of another operation of Lambda's API may pass. One that names a function in its path is about that function;
     /// any other is about all of them.
-    pub fn may_pass(&self, path: &str, home: &Home) -> bool {
+    pub fn may_pass(&self, uri: &Uri, home: &Home) -> bool {
         let is_of_all = self.functions.iter().any(|pattern| pattern == "*");
-        self.calls && (is_of_all || function_of(path, home).is_some_and(|function| self.may_use(&function)))
+        let may_use_each = |functions: Vec<FunctionName>| functions.iter().all(|function| self.may_use(function));
+        self.calls && (is_of_all || functions_of(uri, home).is_some_and(may_use_each))
     }
 }
 
-/// The function that the path of an operation names: `/2015-03-31/functions/NAME/...`.
-fn function_of(path: &str, home: &Home) -> Option<FunctionName> {
+/// The functions that an operation may be about: `/2015-03-31/functions/NAME/...`, each with a qualifier that the path or
+/// the query names. Only Lambda knows which of several it would take.
+fn functions_of(uri: &Uri, home: &Home) -> Option<Vec<FunctionName>> {
+    let path = uri.path();
     let (version, rest) = path.strip_prefix('/')?.split_once("/functions/")?;
     // Deeper in a path, `functions/NAME` would be a part of something else.
     if version.contains('/') {
@@ -65,7 +69,18 @@ fn function_of(path: &str, home: &Home) -> Option<FunctionName> {
         return None;
     }
     let label = percent_decode(rest.split('/').next()?);
-    Parts::parse(&label).map(|parts| parts.canonical(None, home))
+    let pairs = uri.query().unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let qualifiers = pairs.filter(|(name, _)| percent_decode(name).eq_ignore_ascii_case("qualifier"));
+    let qualifiers: Vec<String> = qualifiers.map(|(_, qualifier)| percent_decode(qualifier)).collect();
+    let plain = Parts::parse(&label)?;
+    if qualifiers.is_empty() {
+        return Some(vec![plain.canonical(None, home)]);
+    }
+    let own = plain.qualifier.map(str::to_owned);
+    let of = |qualifier: &String| {
+        Parts::parse(&label).map(|parts| Parts { qualifier: None, ..parts }.canonical(Some(qualifier), home))
+    };
+    own.iter().chain(&qualifiers).map(of).collect()
 }
 
 /// By what a client is known.
@@ -77,10 +92,12 @@ pub struct Ways {
     pub secret_file: Option<PathBuf>,
     /// DNS names and URIs in its certificate.
     pub names: Vec<String>,
+    /// Users on the Unix socket, by number.
+    pub uids: Vec<u32>,
 }
 
 /// All clients, and whether callers must be one of them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Clients {
     pub required: bool,
     /// By how much a signature may be older or younger than now.
@@ -96,8 +113,10 @@ impl Clients {
 
     /// Reads every file; with the result comes what tells its content from another.
     pub fn load(&self) -> Result<([u8; 32], Directory), Bad> {
-        let mut directory = Directory { required: self.required, skew: self.skew, ..Directory::default() };
-        let mut digest = Sha256::new();
+        let matters = self.matter();
+        let mut directory = Directory { required: self.required, skew: self.skew, matters, ..Directory::default() };
+        // The tables may change, too. They hold no secrets.
+        let mut digest = Sha256::new_with_prefix(format!("{self:?}"));
         for (client, ways) in &self.clients {
             let client = Arc::new(client.clone());
             let mut read = |key: &str, path: &PathBuf| {
@@ -137,6 +156,7 @@ impl Clients {
             for name in &ways.names {
                 directory.names.insert(name.clone(), Arc::clone(&client));
             }
+            directory.uids.extend(ways.uids.iter().map(|uid| (*uid, Arc::clone(&client))));
         }
         Ok((digest.finalize().into(), directory))
     }
@@ -147,10 +167,12 @@ impl Clients {
 pub struct Directory {
     required: bool,
     skew: Duration,
+    matters: bool,
     paths: Tokens<Arc<Client>>,
     bearers: Tokens<Arc<Client>>,
     keys: BTreeMap<String, Key>,
     names: BTreeMap<String, Arc<Client>>,
+    uids: BTreeMap<u32, Arc<Client>>,
 }
 
 /// An issued key pair.
@@ -229,17 +251,27 @@ impl Key {
 }
 
 impl Directory {
-    /// Who makes a request, by its head. A secret is taken out of the path, so that nothing after this sees it. Where the
-    /// permissions of a socket's file say who may connect (`is_trusted`), nobody needs another proof.
-    pub fn identify(&self, head: &mut Head, now: UnixMillis, is_trusted: bool) -> Result<Caller, Unidentified> {
+    /// Whether anybody is to be told from others.
+    pub fn matters(&self) -> bool {
+        self.matters
+    }
+
+    /// Who makes a request, by its head. A secret is taken out of the path, so that nothing after this sees it. `behind` is
+    /// the daemon's own user if the request comes by a Unix socket.
+    pub fn identify(&self, head: &mut Head, now: UnixMillis, behind: Option<u32>) -> Result<Caller, Unidentified> {
         if let Some(client) = self.by_path(head)? {
             return Ok(Caller::Known(client));
         }
-        let names = head.extensions.get::<Peer>().map(Peer::names).unwrap_or_default();
+        let peer = head.extensions.get::<Peer>().map(Peer::identity);
+        let names = peer.map(|peer| peer.names.as_slice()).unwrap_or_default();
         if let Some(client) = names.iter().find_map(|name| self.names.get(name)) {
             return Ok(Caller::Known(Arc::clone(client)));
         }
-        let required = self.required && !is_trusted;
+        let uid = peer.and_then(|peer| peer.uid);
+        if let Some(client) = uid.and_then(|uid| self.uids.get(&uid)) {
+            return Ok(Caller::Known(Arc::clone(client)));
+        }
+        let required = self.required && !behind.is_some_and(|own| self.is_let_in(uid, own));
         let authorization = head.headers.get(AUTHORIZATION).map(|value| value.as_bytes());
         match authorization {
             Some(text) if sigv4::is_signature(text) => self.by_signature(head, now, required),
@@ -252,6 +284,12 @@ impl Directory {
             None if required => Err(Unidentified::Missing),
             Some(_) | None => Ok(Caller::Anyone),
         }
+    }
+
+    /// Whether a user of the socket needs no other proof. The permissions of its file say who may connect. If clients are
+    /// told apart by their users, that is no proof any more, but for those who can read the store in any case.
+    fn is_let_in(&self, uid: Option<u32>, own: u32) -> bool {
+        self.uids.is_empty() || uid.is_some_and(|uid| uid == 0 || uid == own)
     }
 
     /// The client whose secret begins the path, which it is then removed from.

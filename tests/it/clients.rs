@@ -15,6 +15,8 @@ use crate::rig::tools::tool;
 
 pub mod cli;
 
+pub mod go;
+
 mod lost;
 
 pub mod rust;

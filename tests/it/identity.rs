@@ -9,13 +9,13 @@ use aws_sdk_lambda::types::InvocationType;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::clients::{self, cli, javascript, js, rust};
+use crate::clients::{self, cli, go, javascript, js, rust};
 use crate::rig::daemon::{Daemon, Setup, invoke_path, scratch};
 use crate::rig::lambda::Lambda;
 use crate::rig::{eventually, http, python};
 use crate::tls::authority::{Authority, Client};
 
-const KEY_ID: &str = "SOFFTESTTESTTESTTEST";
+pub const KEY_ID: &str = "SOFFTESTTESTTESTTEST";
 
 /// A secret as `sendoff auth mint` prints it.
 fn mint() -> String {
@@ -26,20 +26,20 @@ fn mint() -> String {
 }
 
 /// A daemon with TLS that accepts known clients only, and the proofs of one client.
-struct Guarded {
-    daemon: Daemon,
-    authority: Authority,
+pub struct Guarded {
+    pub daemon: Daemon,
+    pub authority: Authority,
     ca: PathBuf,
     secrets: PathBuf,
-    path_token: String,
-    bearer: String,
-    key: String,
+    pub path_token: String,
+    pub bearer: String,
+    pub key: String,
 }
 
 const CLIENTS: [&str; 4] = ["by-path", "by-token", "by-key", "by-certificate"];
 
 impl Guarded {
-    fn start(files: &Path, state: &Path, lambda: &Lambda) -> Self {
+    pub fn start(files: &Path, state: &Path, lambda: &Lambda) -> Self {
         let authority = Authority::new("test authority");
         let ca = authority.write(files);
         authority.for_loopback(2100).swap_in(files);
@@ -90,7 +90,7 @@ impl Guarded {
     }
 
     /// Checks that nothing the daemon has written contains a secret.
-    fn assert_silent(&self) {
+    pub fn assert_silent(&self) {
         let client = Client::new(&self.authority, None);
         let mut said = self.daemon.log().join("\n");
         for path in ["/metrics", "/v1/status", "/v1/functions", "/v1/events", "/v1/dead-letters"] {
@@ -171,6 +171,11 @@ impl As<'_> {
             python::aws_environment(&mut program);
             self.env(&mut program);
             answers.push(("javascript", status(&clients::shown(program, &case("Invoke")))));
+        }
+        if let Some(program) = go::program() {
+            let mut program = go::invoke(&program, self.url, function, kind, &payload);
+            self.env(&mut program);
+            answers.push(("go", go::status(&mut program)));
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let client = rust::client_as(self.url, authority.pem.as_bytes(), self.key);

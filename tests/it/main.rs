@@ -75,4 +75,8 @@ mod idempotent;
 
 mod identity;
 
+mod tables;
+
+mod matrix;
+
 mod schemathesis;

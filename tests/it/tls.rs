@@ -72,6 +72,10 @@ fn real_clients_hand_over_events_by_https_with_a_private_authority() {
         python::aws_environment(&mut js);
         assert_eq!(crate::clients::shown(js, &cases("js", "Invoke"))[0]["shown"]["status"], 202);
     }
+    if let Some(program) = crate::clients::go::program() {
+        let mut go = crate::clients::go::invoke(&program, &https(&daemon), "orders", "Event", r#"{"id":"go"}"#);
+        assert_eq!(crate::clients::go::status(go.env("AWS_CA_BUNDLE", &ca)), 202);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = crate::clients::rust::client_trusting(&https(&daemon), authority.pem.as_bytes());
     let call = client.invoke().function_name("orders").invocation_type(InvocationType::Event);
@@ -90,6 +94,31 @@ fn real_clients_hand_over_events_by_https_with_a_private_authority() {
     let is_taken = || sent.iter().all(|id| lambda.taken().contains_key(*id));
     eventually("all are delivered", || is_taken().then_some(()));
     assert!(lambda.taken().values().all(|times| *times == 1), "{:?}", lambda.taken());
+}
+
+/// `openssl req -x509` makes such a certificate. SDKs trust it.
+#[test]
+fn commands_trust_a_certificate_that_is_its_own_authority_for_its_names() {
+    let (scratch, state) = scratch();
+    let files = scratch.path();
+    let Some(openssl) = crate::rig::tools::tool("openssl", "openssl") else { return };
+    let mut own = Command::new(openssl);
+    own.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=own"]);
+    own.args(["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "own.key", "-out", "own.crt"]);
+    python::run(own.current_dir(files));
+    let (cert, key) = (files.join("own.crt"), files.join("own.key"));
+    let setup = Setup::new(&state).set("tls.cert", cert.to_str().unwrap()).set("tls.key", key.to_str().unwrap());
+    let own = setup.set("lambda.endpoint_url", "http://127.0.0.1:9").start();
+    let ca = Authority::new("another").write(files);
+    let send_to = |name: &str, ca: &Path| {
+        let mut send = Command::new(env!("CARGO_BIN_EXE_sendoff"));
+        send.args(["send", "orders", "{}", "--endpoint", &format!("https://{name}:{}", own.ingest.port()), "--ca"]);
+        send.arg(ca).output().unwrap()
+    };
+    assert!(send_to("127.0.0.1", &cert).status.success(), "{:?}", send_to("127.0.0.1", &cert));
+    assert!(!send_to("localhost", &cert).status.success(), "it has another name");
+    let distrustful = String::from_utf8(send_to("127.0.0.1", &ca).stderr).unwrap();
+    assert!(distrustful.contains("the certificate is its own authority, and not a trusted one"), "{distrustful}");
 }
 
 #[test]

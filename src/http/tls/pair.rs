@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest as _, Sha256};
 
 use super::expiry::not_after;
+use super::pem::{certificates, private_key};
 use crate::clock::UnixMillis;
 use crate::follow::Bad;
 
@@ -86,8 +86,7 @@ impl Files {
         let expiries = chain.iter().map(|certificate| not_after(certificate));
         let expires = expiries.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().min());
         let expires = expires.ok_or_else(|| bad_cert("not an X.509 certificate".to_owned()))?;
-        let key = PrivateKeyDer::from_pem_slice(&contents.key)
-            .map_err(|error| bad_key(format!("holds no private key in PEM without a passphrase ({error})")))?;
+        let key = private_key(&contents.key).map_err(bad_key)?;
         let authorities = match (&self.client_ca, &contents.client_ca) {
             (Some(path), Some(text)) => Some(authorities(text).map_err(|why| Bad {
                 key: "tls.client_ca".to_owned(),
@@ -106,13 +105,6 @@ impl Files {
 /// Reads a file up to a limit. The error says why it cannot be used.
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     crate::readable::read(path, FILE_BYTES_MAX).map_err(|error| format!("cannot be read: {error}"))
-}
-
-/// The certificates of a file, at least one.
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
-    let read = read.map_err(|error| format!("not PEM: {error}"))?;
-    if read.is_empty() { Err("holds no certificate in PEM".to_owned()) } else { Ok(read) }
 }
 
 fn authorities(pem: &[u8]) -> Result<Arc<RootCertStore>, String> {
@@ -146,7 +138,14 @@ fn config(
         }
     };
     let config = builder.with_single_cert(chain.to_vec(), key.clone_key());
-    let mut config = config.map_err(|error| format!("is not the key of the certificate ({error})"))?;
+    let mut config = config.map_err(|error| {
+        if let rustls::Error::General(why) = error {
+            return format!(
+                "cannot be used; sendoff takes ECDSA (P-256, P-384), Ed25519 and RSA of 2048 to 8192 bits ({why})"
+            );
+        }
+        format!("is not the key of the certificate ({error})")
+    })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

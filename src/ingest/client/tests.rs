@@ -1,6 +1,7 @@
 use http::{HeaderValue, Request};
 
 use super::*;
+use crate::http::peer::Identity;
 use crate::ingest::lambda_api::tests::settings;
 
 const PATH_TOKEN: &str = "path-token-0123456789012345678901234567";
@@ -44,7 +45,7 @@ fn head(target: &str, headers: &[(&str, &str)]) -> Head {
 
 /// The name of whoever calls, or "anyone"; or why nobody is known.
 fn who(directory: &Directory, head: &mut Head) -> Result<String, Unidentified> {
-    directory.identify(head, NOW, false).map(|caller| match caller.client() {
+    directory.identify(head, NOW, None).map(|caller| match caller.client() {
         Some(client) => client.name.clone(),
         None => "anyone".to_owned(),
     })
@@ -103,7 +104,7 @@ fn whoever_is_nobody_is_refused_where_that_is_asked_and_wrong_secrets_always_are
 fn behind_the_permissions_of_a_file_nobody_needs_another_proof() {
     let files = tempfile::tempdir().unwrap();
     let (_, directory) = clients(&files, true).load().unwrap();
-    let caller = |headers: &[(&str, &str)]| directory.identify(&mut head("/v1/events", headers), NOW, true);
+    let caller = |headers: &[(&str, &str)]| directory.identify(&mut head("/v1/events", headers), NOW, Some(1000));
     assert!(matches!(caller(&[]), Ok(Caller::Anyone)));
     assert!(matches!(caller(&[("authorization", "Bearer wrong")]), Err(Unidentified::Unknown)));
     assert!(matches!(caller(&[("authorization", &format!("Bearer {TOKEN}"))]), Ok(Caller::Known(_))));
@@ -144,11 +145,19 @@ fn a_client_uses_what_its_patterns_name_and_passes_what_concerns_them() {
     ] {
         assert_eq!(one.may_use(&FunctionName::new(function)), may, "{function}");
     }
-    let may = |client: &Client, path: &str| client.may_pass(path, &settings().home);
+    let may = |client: &Client, target: &str| client.may_pass(&target.parse().unwrap(), &settings().home);
     assert!(may(&one, "/2015-03-31/functions/invoices"));
     assert!(may(&one, "/2015-03-31/functions/orders-eu/configuration"));
     assert!(may(&one, "/2015-03-31/functions/arn%3Aaws%3Alambda%3Aeu-central-1%3A123456789012%3Afunction%3Ainvoices"));
+    assert!(may(&one, "/2015-03-31/functions/invoices?Qualifier=$LATEST"));
+    assert!(may(&client("invoices invoices:*", true), "/2015-03-31/functions/invoices:7?Qualifier=prod&Marker=x"));
     for path in [
+        "/2015-03-31/functions/invoices?Qualifier=prod",
+        "/2015-03-31/functions/invoices:prod",
+        "/2015-03-31/functions/invoices?x=1&%51ualifier=pro%64",
+        "/2015-03-31/functions/invoices?Qualifier=$LATEST&Qualifier=prod",
+        "/2015-03-31/functions/invoices:prod?Qualifier=$LATEST",
+        "/2015-03-31/functions/invoices?qualifier=prod",
         "/2015-03-31/functions/mails",
         "/2015-03-31/functions/",
         "/2015-03-31/functions/orders-eu/../mails",
@@ -170,6 +179,38 @@ fn what_is_shown_of_a_caller_has_no_secret_in_it() {
     let (_, directory) = clients(&files, true).load().unwrap();
     let mut by_bearer = head("/v1/events", &[]);
     by_bearer.headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {TOKEN}")).unwrap());
-    let caller = directory.identify(&mut by_bearer, NOW, false).unwrap();
+    let caller = directory.identify(&mut by_bearer, NOW, None).unwrap();
     assert_eq!(format!("{caller:?}"), "Caller(Some(\"bearer\"))");
+}
+
+#[test]
+fn users_of_the_socket_are_clients_and_then_its_permissions_let_in_nobody_else_but_root_and_the_daemon() {
+    let files = tempfile::tempdir().unwrap();
+    let of = |directory: &Directory, uid: u32, behind| {
+        let mut head = head("/v1/events", &[]);
+        head.extensions.insert(Peer::known(Identity { uid: Some(uid), ..Identity::default() }));
+        directory.identify(&mut head, NOW, behind).map(|caller| caller.client().map(|client| client.name.clone()))
+    };
+    for required in [false, true] {
+        let mut clients = clients(&files, required);
+        let behind = Some(1000);
+        let (_, all) = clients.load().unwrap();
+        assert_eq!(of(&all, 7, behind), Ok(None), "the permissions of the file are proof enough");
+        clients.clients[3].1.uids = vec![7, 8];
+        let (_, directory) = clients.load().unwrap();
+        assert_eq!(of(&directory, 8, behind), Ok(Some("certificate".to_owned())));
+        assert_eq!(of(&directory, 0, behind), Ok(None));
+        assert_eq!(of(&directory, 1000, behind), Ok(None));
+        assert_eq!(of(&directory, 9, behind), if required { Err(Unidentified::Missing) } else { Ok(None) });
+    }
+}
+
+#[test]
+fn a_change_of_a_table_alone_is_seen() {
+    let files = tempfile::tempdir().unwrap();
+    let mut clients = clients(&files, true);
+    let (before, _) = clients.load().unwrap();
+    clients.clients[0].0.functions = vec!["mails".to_owned()];
+    assert_ne!(clients.load().unwrap().0, before);
+    assert!(!Clients::default().load().unwrap().1.matters());
 }

@@ -24,8 +24,16 @@ const UNKNOWN: &str = "unknown";
 pub(super) struct Known {
     /// None: nobody is told from others.
     directory: Option<watch::Receiver<Arc<Directory>>>,
-    /// The permissions of a socket's file have let the caller in.
-    is_trusted: bool,
+    /// The daemon's own user, behind a Unix socket.
+    behind: Option<u32>,
+}
+
+impl Known {
+    /// The latest clients. None: nobody is told from others.
+    fn directory(&self) -> Option<Arc<Directory>> {
+        let directory = Arc::clone(&self.directory.as_ref()?.borrow());
+        directory.matters().then_some(directory)
+    }
 }
 
 impl<O, P> Door<O, P> {
@@ -34,17 +42,16 @@ impl<O, P> Door<O, P> {
         Self { known: Known { directory, ..self.known }, ..self }
     }
 
-    /// The same door behind a socket whose file permissions say who may connect: a caller needs no other proof.
-    pub fn behind_a_file(self) -> Self {
-        Self { known: Known { is_trusted: true, ..self.known }, ..self }
+    /// The same door behind a Unix socket, of whose callers the kernel tells the user. `own` is the daemon's own user.
+    pub fn behind_a_file(self, own: u32) -> Self {
+        Self { known: Known { behind: Some(own), ..self.known }, ..self }
     }
 
     /// Who makes a request. Takes a secret out of its path.
     pub(super) fn caller(&self, head: &mut Head) -> Result<Caller, Refusal> {
-        let Some(directory) = &self.known.directory else { return Ok(Caller::Anyone) };
-        let directory = Arc::clone(&directory.borrow());
+        let Some(directory) = self.known.directory() else { return Ok(Caller::Anyone) };
         let now = self.shared.clock.wall_millis();
-        let caller = directory.identify(head, now, self.known.is_trusted).map_err(Refusal::Unidentified)?;
+        let caller = directory.identify(head, now, self.known.behind).map_err(Refusal::Unidentified)?;
         if let Some(client) = caller.client() {
             trace::is_by(&client.name);
             self.shared.metrics.ingest_client_requests.with_label_values(&[&client.name]).inc();
@@ -54,7 +61,7 @@ impl<O, P> Door<O, P> {
 
     /// Counts a refusal, where clients are told apart.
     pub(super) fn note_refused(&self, caller: &Caller, refusal: &Refusal) {
-        if self.known.directory.is_some() {
+        if self.known.directory().is_some() {
             let client = caller.client().map_or(UNKNOWN, |client| &client.name);
             self.shared.metrics.ingest_client_refused.with_label_values(&[client, refusal.reason()]).inc();
         }
@@ -81,11 +88,11 @@ impl<O, P> Door<O, P> {
 
     /// Whether the caller may have another operation of Lambda's API passed through.
     pub(super) fn may_pass(&self, caller: &Caller, head: &Head) -> Result<(), Refusal> {
-        let path = head.uri.path();
         match caller.client() {
-            Some(client) if !client.may_pass(path, &self.shared.settings.home) => {
+            Some(client) if !client.may_pass(&head.uri, &self.shared.settings.home) => {
                 let key = if client.calls { "functions" } else { "calls" };
-                Err(Refusal::NotAllowed(NotAllowed { action: "this operation", ..denied(client, path, key) }))
+                let denied = denied(client, head.uri.path(), key);
+                Err(Refusal::NotAllowed(NotAllowed { action: "this operation", ..denied }))
             }
             Some(_) | None => Ok(()),
         }

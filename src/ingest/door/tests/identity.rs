@@ -171,7 +171,7 @@ async fn without_being_asked_who_they_are_all_are_let_in_and_known_clients_still
 #[tokio::test]
 async fn behind_a_socket_file_its_permissions_suffice() {
     let (door, kept) = guarded(true);
-    let door = door.behind_a_file();
+    let door = door.behind_a_file(1000);
     assert_eq!(ask(&door, post(INVOKE, &[("x-amz-invocation-type", "Event")], "{}")).await.status, 202);
     assert_eq!(kept.payloads().len(), 1);
 }

@@ -1,0 +1,49 @@
+//! The AWS SDK for Go v2, from Debian's package.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use super::*;
+
+/// Where the package has its sources.
+const SOURCES: &str = "/usr/share/gocode";
+
+/// The program of tests/go, compiled. `None`, after a message, if Go or the SDK is missing.
+pub fn program() -> Option<PathBuf> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PROGRAM.get_or_init(compile).clone()
+}
+
+fn compile() -> Option<PathBuf> {
+    let go = tool("go", "golang-go")?;
+    if !Path::new(SOURCES).join("src/github.com/aws/aws-sdk-go-v2/service/lambda").is_dir() {
+        let package = "golang-github-aws-aws-sdk-go-v2-dev";
+        crate::rig::tools::not_run(&format!("the AWS SDK for Go is missing (Debian package {package})"));
+        return None;
+    }
+    // Several tests may compile it at once; the cache is made for that.
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = target.join(format!("go-invoke-{}", std::process::id()));
+    let mut build = Command::new(go);
+    build.args(["build", "-o"]).arg(&program).arg("invoke.go");
+    build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go"));
+    build.env("GO111MODULE", "off").env("GOPATH", SOURCES).env("GOFLAGS", "").env("GOCACHE", target.join("go-cache"));
+    python::run(&mut build);
+    Some(program)
+}
+
+/// One call. The program prints the status.
+pub fn invoke(program: &Path, url: &str, function: &str, kind: &str, payload: &str) -> Command {
+    let mut command = Command::new(program);
+    command.args([url, function, kind, payload]);
+    python::aws_environment(&mut command);
+    command
+}
+
+/// The status that it printed.
+pub fn status(command: &mut Command) -> u16 {
+    let output = python::run(command);
+    let said = String::from_utf8(output.stdout).unwrap();
+    said.trim().parse().unwrap_or_else(|why| panic!("{why}: {said} {}", String::from_utf8_lossy(&output.stderr)))
+}
