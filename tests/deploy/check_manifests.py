@@ -5,7 +5,7 @@ import tomllib
 
 import yaml
 
-name, path = sys.argv[1:]
+name, path = sys.argv[1:3]
 with open(path) as file:
     docs = list(yaml.safe_load_all(file))
 
@@ -46,8 +46,7 @@ volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
 volumes.update({claim["metadata"]["name"]: claim for claim in workload["spec"].get("volumeClaimTemplates", [])})
 mounts = {mount["mountPath"]: mount for mount in sendoff["volumeMounts"]}
 assert all(mount["name"] in volumes for mount in mounts.values())
-config = volumes[mounts["/etc/sendoff"]["name"]]["configMap"]["name"]
-assert config == one("ConfigMap")["metadata"]["name"]
+assert volumes[mounts["/etc/sendoff"]["name"]]["configMap"]["name"] == one("ConfigMap")["metadata"]["name"]
 assert 'state_dir = "/var/lib/sendoff"' in one("ConfigMap")["data"]["sendoff.toml"]
 assert "/var/lib/sendoff" in mounts and sendoff["args"][-1] == "/etc/sendoff/sendoff.toml"
 # kubectl exec operates it by a socket, in a directory of its own
@@ -61,8 +60,10 @@ for probe, where in (("startupProbe", "/readyz"), ("livenessProbe", "/livez")):
 assert pod["terminationGracePeriodSeconds"] > 20 + 25
 
 # what other pods reach is health and, of a StatefulSet, ingest: the operator's API stays on loopback
-settings = tomllib.loads(one("ConfigMap")["data"]["sendoff.toml"])["listen"]
-assert "admin" not in settings and ("allow_unauthenticated_remote" in settings) == (name == "statefulset")
+config = tomllib.loads(one("ConfigMap")["data"]["sendoff.toml"])
+settings = config["listen"]
+assert "admin" not in settings and "allow_unauthenticated_remote" not in settings
+assert config["auth"]["admin"] == "required" and ("ingest" in config["auth"]) == (name == "statefulset")
 numbers = {port["containerPort"] for port in sendoff["ports"]}
 listening = {int(settings[key].rsplit(":", 1)[1]) for key in ("ingest", "health") if key in settings}
 assert numbers == listening and 9478 not in numbers and settings["health"].startswith("[::]:"), (numbers, settings)
@@ -73,6 +74,19 @@ if name == "example":
     environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
     assert environment["AWS_ENDPOINT_URL_LAMBDA"] == "http://127.0.0.1:9477"
 else:
+    # known clients only, over TLS; each file of the configuration is a key of a Secret that is mounted there
+    assert config["auth"]["ingest"] == "required" and config["clients"] and config["tls"]["listeners"] == "ingest"
+    named = [config["tls"]["cert"], config["tls"]["key"]]
+    named += [client["path_token_file"] for client in config["clients"].values()]
+    for file in named:
+        secret = volumes[mounts[file.rsplit("/", 1)[0]]["name"]]["secret"]
+        assert secret["defaultMode"] == 0o440 and pod["securityContext"]["fsGroup"] == 65532, secret
+    assert config["tls"]["cert"].endswith("/tls.crt") and config["tls"]["key"].endswith("/tls.key")
+    certificate_file = sys.argv[3] if len(sys.argv) > 3 else None
+    certificates = kind("Certificate") or (list(yaml.safe_load_all(open(certificate_file))) if certificate_file else [])
+    for certificate in certificates:
+        assert certificate["spec"]["secretName"] == volumes["tls"]["secret"]["secretName"]
+        assert settings["ingest_hosts"].split() == certificate["spec"]["dnsNames"]
     assert sendoff["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health"}
     assert sendoff["lifecycle"]["preStop"]["exec"]["command"][:2] == ["/sendoff", "drain"]
     services = {service["metadata"]["name"]: service for service in kind("Service")}

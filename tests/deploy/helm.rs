@@ -7,7 +7,7 @@ use crate::kubernetes::VERSIONS;
 use crate::tools::{root, said, sendoff, succeed, tool, validator};
 
 /// Values that users set, as the text of a file, each with something that the rendered manifests must contain.
-const MATRIX: [(&str, &str); 8] = [
+const MATRIX: [(&str, &str); 12] = [
     ("replicas: 1\npodMonitor: {enabled: false}\n", "replicas: 1"),
     (
         "config: {delivery: {attempts_max: 30, age_max: 24h}, lambda: {in_flight_max: 100}}\n\
@@ -30,10 +30,33 @@ const MATRIX: [(&str, &str); 8] = [
          nodeSelector: {disk: ssd}\npriorityClassName: high\nserviceAccount: {annotations: null}\n",
         "name: outbox-pods",
     ),
+    (
+        "clients: [{name: orders, functions: \"orders-*\"}, {name: b.c, functions: \"*\", calls: true, token_file: /x/y}]\n\
+         operators: [{name: oncall, role: operate, payloads: true}]\n\
+         clientsSecret: own\ntls: {secretName: own-tls, certManager: {enabled: true}}\n\
+         config: {tls: {client_ca: /var/run/secrets/sendoff-tls/ca.crt, listeners: \"ingest admin\"}}\n",
+        "[operators.\"oncall\"]\n    payloads = true\n    role = \"operate\"\n    \
+         token_file = \"/var/run/secrets/sendoff-operators/oncall\"",
+    ),
+    (
+        "clients: [{name: mesh, functions: \"*\", san: spiffe://shop/orders}]\n\
+         config: {tls: {client_ca: /var/run/secrets/sendoff-tls/ca.crt, client_required: true}}\n",
+        "san = \"spiffe://shop/orders\"",
+    ),
+    // Both are opened on purpose.
+    (
+        "config: {listen: {allow_unauthenticated_remote: true}, auth: {ingest: none}}\nclients: []\ntls: {enabled: false}\n",
+        "allow_unauthenticated_remote = true",
+    ),
+    // A proxy in the pod ends TLS.
+    (
+        "config: {listen: {ingest: \"127.0.0.1:9477\"}, auth: {ingest: none}}\nclients: []\ntls: {enabled: false}\n",
+        "ingest = \"none\"",
+    ),
 ];
 
 /// Values that the schema refuses.
-const WRONG: [(&str, &str); 9] = [
+const WRONG: [(&str, &str); 16] = [
     ("replica: 3\n", "replica"),
     ("replicas: \"3\"\n", "replicas"),
     ("image: {tag: latest}\n", "tag"),
@@ -43,6 +66,13 @@ const WRONG: [(&str, &str); 9] = [
     ("region: europe\n", "region"),
     ("config: {listen: {ingest: \"9477\"}}\n", "ingest"),
     ("config: {functions: {\"a-*\": {attempts_max: 3}}}\n", "use the list `functions`"),
+    ("config: {clients: {a: {functions: \"*\"}}}\n", "use the list `clients`"),
+    ("clients: []\n", "name at least one client"),
+    ("clients: [{name: a}]\n", "functions"),
+    ("clients: [{name: \"a b\", functions: \"*\"}]\n", "name"),
+    ("tls: {enabled: false}\n", "config.listen.allow_unauthenticated_remote"),
+    ("config: {auth: {ingest: none}}\n", "config.listen.allow_unauthenticated_remote"),
+    ("config: {auth: null}\n", "config.listen.allow_unauthenticated_remote"),
 ];
 
 fn chart() -> PathBuf {
@@ -50,7 +80,7 @@ fn chart() -> PathBuf {
 }
 
 /// Renders the chart with these values into `file`.
-fn render(values: &str, file: &Path) -> Result<String, String> {
+pub fn render(values: &str, file: &Path) -> Result<String, String> {
     let values_file = file.with_extension("values");
     std::fs::write(&values_file, values).unwrap();
     let mut helm = validator("helm");
@@ -74,13 +104,17 @@ fn check(file: &Path, its_own: bool) {
     }
 }
 
-/// The configuration in rendered manifests, as the daemon reads it. This machine has not the directories of the pod.
-fn check_config(rendered: &str, file: &Path) {
+/// The configuration in rendered manifests.
+pub fn configuration(rendered: &str) -> String {
     let begin = rendered.find("sendoff.toml: |\n").expect("a configuration") + "sendoff.toml: |\n".len();
     let lines = rendered[begin..].lines().take_while(|line| line.starts_with("    ") || line.is_empty());
-    let toml: String = lines.map(|line| line.strip_prefix("    ").unwrap_or("").to_owned() + "\n").collect();
+    lines.map(|line| line.strip_prefix("    ").unwrap_or("").to_owned() + "\n").collect()
+}
+
+/// The daemon has nothing against the configuration. This machine has not the directories of the pod.
+fn check_config(rendered: &str, file: &Path) {
     let config = file.with_extension("toml");
-    std::fs::write(&config, toml).unwrap();
+    std::fs::write(&config, configuration(rendered)).unwrap();
     let text =
         succeed(sendoff().args(["check-config", "--skip-state-dir", "--config"]).arg(&config).env_remove("HOME"));
     assert!(text.contains("no problems"), "{text}");

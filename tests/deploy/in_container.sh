@@ -16,6 +16,13 @@ sleep 6 # a status line comes every five seconds
 seen status "$(show StatusText)"
 seen user "$([ "$(stat -c %u "/proc/$(show MainPID)")" != 0 ] && echo not-root)"
 seen unix-socket "$(test -S /run/sendoff-ingest.sock && echo there)"
+# Operators are required. Root is one, by the socket, although the unit has user ids of its own (PrivateUsers).
+seen admin-socket "$(stat -c %a /run/sendoff/admin.sock)"
+seen root-operates "$("$sendoff" pause nobody >/dev/null && "$sendoff" resume nobody >/dev/null && echo yes)"
+seen another-user "$(setpriv --reuid 4321 --regid 4321 --clear-groups "$sendoff" pause orders 2>&1 | grep -q 'needs an operator' && echo refused)"
+# The secret of a client is a file that only root can read. systemd hands it over.
+token=/etc/sendoff/orders.token
+seen known-client "$("$sendoff" send payroll '{}' --token-file $token 2>&1 | grep -q AccessDenied && echo refused for payroll)"
 
 # Reload: applied, and still running.
 pid=$(show MainPID)

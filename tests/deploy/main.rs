@@ -36,3 +36,5 @@ mod operate;
 mod operations;
 
 mod handover;
+
+mod known;

@@ -60,12 +60,22 @@ fn a_real_systemd_starts_reloads_restarts_and_watches_it() {
     open(dir);
     open(&etc);
     let write = |path: std::path::PathBuf, text: &str| std::fs::write(path, text).unwrap();
-    write(dir.join("sendoff.service"), &unit("/opt/sendoff", "WatchdogSec=3\nStandardError=append:/out/daemon\n"));
+    write(
+        dir.join("sendoff.service"),
+        &unit(
+            "/opt/sendoff",
+            "WatchdogSec=3\nStandardError=append:/out/daemon\nLoadCredential=orders.token:/etc/sendoff/orders.token\n",
+        ),
+    );
     write(dir.join("check.service"), CHECK);
     write(
         etc.join("sendoff.toml"),
-        "[lambda]\nregion = \"eu-central-1\"\nendpoint_url = \"http://127.0.0.1:9\"\n[log]\nlevel = \"info\"\n",
+        "[lambda]\nregion = \"eu-central-1\"\nendpoint_url = \"http://127.0.0.1:9\"\n[log]\nlevel = \"info\"\n\
+         [auth]\nadmin = \"required\"\n[clients.orders]\n\
+         functions = \"orders\"\ntoken_file = \"/run/credentials/sendoff.service/orders.token\"\n",
     );
+    write(etc.join("orders.token"), "token-0123456789012345678901234567890\n");
+    std::fs::set_permissions(etc.join("orders.token"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     write(etc.join("environment"), "AWS_ACCESS_KEY_ID=x\nAWS_SECRET_ACCESS_KEY=y\nAWS_EC2_METADATA_DISABLED=true\n");
     let bind = |from: &Path, to: &str| format!("--bind-ro={}:{to}", from.display());
     let mut boot = boot(&nspawn, "unit", 90);
@@ -88,6 +98,10 @@ fn a_real_systemd_starts_reloads_restarts_and_watches_it() {
         ("active", "active"),
         ("user", "not-root"),
         ("unix-socket", "there"),
+        ("admin-socket", "600"),
+        ("root-operates", "yes"),
+        ("another-user", "refused"),
+        ("known-client", "refused for payroll"),
         ("reloaded-same-process", "yes"),
         ("reloaded-level", "warn"),
         ("loop-refused", "0"),

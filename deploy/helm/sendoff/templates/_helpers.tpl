@@ -62,11 +62,44 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* sendoff.toml: settings at the top, then the tables, then the patterns of functions in their order. */}}
+{{- define "sendoff.tlsSecret" -}}
+{{- default (printf "%s-tls" (include "sendoff.fullname" .)) .Values.tls.secretName -}}
+{{- end -}}
+
+{{/* Whether the configuration names a file of a mounted Secret: not empty, or empty. */}}
+{{- define "sendoff.mounts" -}}
+{{- if contains (printf "/var/run/secrets/sendoff-%s/" .secret) (include "sendoff.config" .root) -}}yes{{- end -}}
+{{- end -}}
+
+{{/* Whether everybody who reaches the ingest listener, or traffic in the clear, gets in: not empty, or empty. */}}
+{{- define "sendoff.isOpen" -}}
+{{- $auth := default dict .Values.config.auth -}}
+{{- $address := .Values.config.listen.ingest -}}
+{{- if not (or (hasPrefix "127." $address) (hasPrefix "[::1]" $address) (and .Values.tls.enabled (eq (default "none" $auth.ingest) "required"))) -}}yes{{- end -}}
+{{- end -}}
+
+{{/* Stops where the daemon would refuse to start. */}}
+{{- define "sendoff.check" -}}
+{{- range tuple "functions" "clients" "operators" -}}
+{{- if hasKey $.Values.config . -}}
+{{- fail (printf "config.%s: use the list `%s` beside config" . .) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (include "sendoff.isOpen" .) (not .Values.config.listen.allow_unauthenticated_remote) -}}
+{{- fail "config.listen.allow_unauthenticated_remote: the ingest listener would be open without TLS or to everybody; set tls.enabled: true and config.auth.ingest: required, or, if you trust everybody who reaches it, set this to true" -}}
+{{- end -}}
+{{- if and (eq (default "none" (default dict .Values.config.auth).ingest) "required") (not .Values.clients) -}}
+{{- fail "clients: name at least one client, because config.auth.ingest is required" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* sendoff.toml: settings at the top, then the tables, then clients, operators, and the patterns of functions in their order. */}}
 {{- define "sendoff.config" -}}
+{{- include "sendoff.check" . -}}
 {{- $config := deepCopy .Values.config -}}
-{{- if hasKey $config "functions" -}}
-{{- fail "config.functions: a map has no order, but the first matching pattern counts; use the list `functions` beside config" -}}
+{{- if .Values.tls.enabled -}}
+{{- $files := dict "cert" "/var/run/secrets/sendoff-tls/tls.crt" "key" "/var/run/secrets/sendoff-tls/tls.key" "listeners" "ingest" -}}
+{{- $_ := set $config "tls" (merge (default dict $config.tls) $files) -}}
 {{- end -}}
 {{- if not $config.listen.ingest_hosts -}}
 {{- $name := include "sendoff.fullname" . -}}
@@ -85,6 +118,28 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- range $key, $value := $table }}
 {{ include "sendoff.setting" (dict "key" $key "value" $value) }}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- range .Values.clients }}
+
+[clients.{{ toJson .name }}]
+{{- $proofs := dict }}
+{{- if not (or .path_token_file .token_file .access_key_id .san) }}
+{{- $_ := set $proofs "path_token_file" (printf "/var/run/secrets/sendoff-clients/%s" .name) }}
+{{- end }}
+{{- range $key, $value := merge $proofs (omit . "name") }}
+{{ include "sendoff.setting" (dict "key" $key "value" $value) }}
+{{- end }}
+{{- end }}
+{{- range .Values.operators }}
+
+[operators.{{ toJson .name }}]
+{{- $proofs := dict }}
+{{- if not (or .token_file .san) }}
+{{- $_ := set $proofs "token_file" (printf "/var/run/secrets/sendoff-operators/%s" .name) }}
+{{- end }}
+{{- range $key, $value := merge $proofs (omit . "name") }}
+{{ include "sendoff.setting" (dict "key" $key "value" $value) }}
 {{- end }}
 {{- end }}
 {{- range .Values.functions }}
