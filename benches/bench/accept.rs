@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::Args;
 use sendoff::clock::Clock;
 
-use crate::client::{self, Done, Headers, Load};
+use crate::client::{self, Done, Headers, Load, Way};
 use crate::daemon::{Daemon, Role};
 use crate::process;
 use crate::report::{Report, Sample};
@@ -54,7 +54,7 @@ impl Default for Options {
     }
 }
 
-const COLUMNS: &[&str] = &["accept/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU s/1,000", "syncs/1,000", "RSS MiB"];
+pub const COLUMNS: &[&str] = &["accept/s", "p50 ms", "p99 ms", "p99.9 ms", "CPU s/1,000", "syncs/1,000", "RSS MiB"];
 
 pub async fn run(options: &Options, rounds: usize) -> anyhow::Result<()> {
     let mut report = Report::new("accept", COLUMNS);
@@ -66,8 +66,11 @@ pub async fn run(options: &Options, rounds: usize) -> anyhow::Result<()> {
         for round in 1..=rounds {
             eprintln!("accept: {connections} connections, {payload_bytes} bytes, round {round} of {rounds}");
             let case = format!("{connections} x {payload_bytes} B");
-            let load =
-                |address| Load { address, connections, events, payload_bytes, functions: 1, headers: options.headers };
+            let (headers, way) = (options.headers, Way::default());
+            let load = |address| {
+                let way = way.clone();
+                Load { address, connections, events, payload_bytes, functions: 1, headers, way }
+            };
             if !options.only_daemons {
                 report.add(&format!("nothing stored, {case}"), door(load, &clock).await?);
                 report.add(&format!("bare fdatasync, {case}"), bare(connections, payload_bytes, events, &clock)?);
@@ -132,16 +135,21 @@ async fn daemon(
     drop(nobody);
     let state = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let daemon = Daemon::start(program.map(PathBuf::as_path), state.path(), &url, &[]).await?;
-    let load = load(daemon.ingest);
+    let sample = measured(&daemon, &load(daemon.ingest), clock).await?;
+    daemon.kill().await?;
+    Ok(sample)
+}
+
+/// Sends one request on each connection that does not count, and then the load.
+pub async fn measured(daemon: &Daemon, load: &Load, clock: &Clock) -> anyhow::Result<Sample> {
     client::run(&Load { events: load.connections as u64, ..load.clone() }, clock).await?;
     let (cpu, syncs) = (process::cpu(daemon.pid()?)?, daemon.metric("sendoff_outbox_flush_seconds_count").await?);
-    let done = client::run(&load, clock).await?;
+    let done = client::run(load, clock).await?;
     let cpu = process::cpu(daemon.pid()?)?.saturating_sub(cpu);
     let syncs = daemon.metric("sendoff_outbox_flush_seconds_count").await? - syncs;
     let mut sample = sample(&done, cpu);
     sample.insert("syncs/1,000", syncs * 1_000.0 / load.events as f64);
     sample.insert("RSS MiB", process::memory_mib(daemon.pid()?)?.1);
-    daemon.kill().await?;
     Ok(sample)
 }
 

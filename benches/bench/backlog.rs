@@ -7,7 +7,7 @@ use clap::Args;
 use sendoff::clock::Clock;
 use tokio::net::TcpStream;
 
-use crate::client::{self, Connection, Headers, Load};
+use crate::client::{self, Connection, Headers, Load, Way};
 use crate::daemon::Daemon;
 use crate::report::{Report, Sample};
 use crate::{process, road};
@@ -79,6 +79,7 @@ async fn measure(options: &Options, events: u64) -> anyhow::Result<Sample> {
         payload_bytes: options.payload_bytes,
         functions: options.functions,
         headers: Headers::Sdk,
+        way: Way::default(),
     };
     let filled = client::run(&load, &clock).await?;
     let rss_filled = process::memory_mib(filling.pid()?)?.0;

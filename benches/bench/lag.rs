@@ -13,7 +13,7 @@ use sendoff::standin::Standin;
 use tokio::time::Instant;
 
 use crate::call::{Caller, Transport};
-use crate::client::{self, Connection, Headers, Load};
+use crate::client::{self, Connection, Headers, Load, Way};
 use crate::daemon::Daemon;
 use crate::report::{Report, Sample};
 use crate::road;
@@ -76,6 +76,7 @@ async fn daemon(options: &Options, clock: &Clock) -> anyhow::Result<Sample> {
         payload_bytes: options.payload_bytes,
         functions: 1,
         headers: Headers::Sdk,
+        way: Way::default(),
     };
     let mut connection = Connection::open(load).await?;
     let mut latency = client::histogram()?;

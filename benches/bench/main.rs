@@ -17,6 +17,8 @@ mod client;
 
 mod daemon;
 
+mod guarded;
+
 mod lag;
 
 mod micro;
@@ -50,6 +52,8 @@ struct Options {
 enum What {
     /// From the request to the durable 202, compared with a listener that stores nothing and a bare append + fdatasync
     Accept(accept::Options),
+    /// From the request to the durable 202 over TLS and with each proof of a client, compared with neither
+    Guarded(guarded::Options),
     /// From the first request to the last arrival, compared with bare aws-sdk-lambda calls and hand-signed ones
     Road(road::Options),
     /// From the request to the first attempt on an idle daemon, compared with a bare fdatasync and SDK call
@@ -84,6 +88,7 @@ fn run(what: Option<What>, rounds: usize) -> anyhow::Result<()> {
     runtime.block_on(async {
         match what {
             Some(What::Accept(options)) => accept::run(&options, rounds).await,
+            Some(What::Guarded(options)) => guarded::run(&options, rounds).await,
             Some(What::Road(options)) => road::run(&options, rounds).await,
             Some(What::Lag(options)) => lag::run(&options, rounds).await,
             Some(What::Backlog(options)) => backlog::run(&options, rounds).await,
@@ -91,6 +96,7 @@ fn run(what: Option<What>, rounds: usize) -> anyhow::Result<()> {
             None => {
                 micro::run(&micro::Options::default(), rounds)?;
                 accept::run(&accept::Options::default(), rounds).await?;
+                guarded::run(&guarded::Options::default(), rounds).await?;
                 road::run(&road::Options::default(), rounds).await?;
                 lag::run(&lag::Options::default(), rounds).await?;
                 backlog::run(&backlog::Options::default(), 1).await

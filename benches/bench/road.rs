@@ -7,7 +7,7 @@ use clap::Args;
 use sendoff::clock::Clock;
 use sendoff::standin::{Keep, Settings, Standin};
 
-use crate::client::{self, Headers, Load};
+use crate::client::{self, Headers, Load, Way};
 use crate::daemon::{Daemon, Role};
 use crate::process;
 use crate::report::{Report, Sample};
@@ -155,7 +155,15 @@ async fn daemon(
     let settings: Vec<String> = set.split(',').filter(|set| !set.is_empty()).map(str::to_owned).collect();
     let daemon = Daemon::start(program.map(PathBuf::as_path), state.path(), &standin.endpoint_url(), &settings).await?;
     let (connections, payload_bytes, headers) = (options.concurrency, options.payload_bytes, options.headers);
-    let load = Load { address: daemon.ingest, connections, events: options.events, payload_bytes, functions, headers };
+    let load = Load {
+        address: daemon.ingest,
+        connections,
+        events: options.events,
+        payload_bytes,
+        functions,
+        headers,
+        way: Way::default(),
+    };
     let warm = connections as u64;
     client::run(&Load { events: warm, ..load.clone() }, clock).await?;
     arrived(&standin, warm, clock).await?;
