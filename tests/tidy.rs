@@ -120,6 +120,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "telemetry",
             "activation",
             "notify",
+            "readable",
             "reload",
         ],
     ),
@@ -146,7 +147,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("cli::arguments", &["cli", "config", "event", "ingest", "visible"]),
-    ("cli::admin_client", &["cli", "admin", "config", "deadletter", "event"]),
+    ("cli::admin_client", &["cli", "admin", "config", "deadletter", "event", "visible"]),
     ("cli::dead_letters", &["cli", "admin", "clock", "config", "deadletter", "event", "outbox", "plural"]),
     // without a daemon it is one, as far as accepting goes
     (

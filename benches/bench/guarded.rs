@@ -20,7 +20,7 @@ use crate::client::{self, Headers, Load, Way};
 use crate::daemon::Daemon;
 use crate::report::{Report, Sample};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Options {
     /// Keep-alive connections, each with one request at a time
     #[arg(long, default_value_t = 64)]
@@ -122,7 +122,7 @@ async fn one(
     }
     let state = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
     let daemon = Daemon::start(None, state.path(), &url, &settings).await?;
-    let (address, Options { connections, payload_bytes, events }) = (daemon.ingest, *options);
+    let (address, Options { connections, payload_bytes, events }) = (daemon.ingest, options.clone());
     let way = way(system.proof, tls, address, payload_bytes, clock)?;
     let load = Load { address, connections, events, payload_bytes, functions: 1, headers: Headers::Sdk, way };
     let sample = measured(&daemon, &load, clock).await?;

@@ -22,15 +22,25 @@ fn compile() -> Option<PathBuf> {
         crate::rig::tools::not_run(&format!("the AWS SDK for Go is missing (Debian package {package})"));
         return None;
     }
-    // Several tests may compile it at once; the cache is made for that.
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let program = target.join(format!("go-invoke-{}", std::process::id()));
+    let (source, program) = (source(), target.join("go-invoke"));
+    // One test compiles it, and the others wait.
+    let lock = std::fs::File::create(target.join("go-invoke.lock")).unwrap();
+    lock.lock().unwrap();
+    let time = |path: &Path| std::fs::metadata(path).and_then(|file| file.modified()).ok();
+    if time(&program) > time(&source.join("invoke.go")) {
+        return Some(program);
+    }
     let mut build = Command::new(go);
     build.args(["build", "-o"]).arg(&program).arg("invoke.go");
-    build.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go"));
+    build.current_dir(source);
     build.env("GO111MODULE", "off").env("GOPATH", SOURCES).env("GOFLAGS", "").env("GOCACHE", target.join("go-cache"));
     python::run(&mut build);
     Some(program)
+}
+
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go")
 }
 
 /// One call. The program prints the status.
