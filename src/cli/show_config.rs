@@ -8,7 +8,6 @@ use serde::Serialize;
 
 use super::{ConfigOptions, Exit, Failure, print};
 use crate::config::{Config, Entry, Environment, Loaded, Origin, Value};
-use crate::visible::without_password;
 
 /// Show every value in effect and where it comes from
 #[derive(Debug, Args)]
@@ -23,7 +22,7 @@ pub struct Options {
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let Loaded { config, mut entries } = options.config.load(environment)?;
     entries.extend(outside(&config, environment));
-    entries.iter_mut().for_each(hide_secrets);
+    let entries: Vec<_> = entries.into_iter().map(Entry::without_secrets).collect();
     let said = match (options.json, std::io::stdout().is_terminal()) {
         (true, _) => json(&entries)?,
         (false, true) => table(&entries),
@@ -41,15 +40,6 @@ pub(super) fn outside(config: &Config, environment: &Environment) -> Vec<Entry> 
         Entry { key: name.to_owned(), value: Value::Text(value), origin: Origin::Environment(origin), is_live: false }
     };
     config.outside.named().into_iter().map(named).collect()
-}
-
-/// Hides a password, or the secret of a client, in a URL.
-fn hide_secrets(entry: &mut Entry) {
-    if let Value::Text(text) = &mut entry.value
-        && text.contains("://")
-    {
-        *text = without_password(text).into_owned();
-    }
 }
 
 fn json(entries: &[Entry]) -> Result<String, Failure> {
@@ -144,9 +134,8 @@ mod tests {
     #[test]
     fn the_secret_of_a_client_in_an_endpoint_is_not_shown() {
         let variables = [("HOME", "/h"), ("AWS_ENDPOINT_URL_LAMBDA", "https://outbox.test:9477/c/SECRET-0123")];
-        let mut entries = load(&Flags::default(), &Environment::from_pairs(&variables)).unwrap().entries;
-        entries.iter_mut().for_each(hide_secrets);
-        let shown = aligned(&entries);
+        let entries = load(&Flags::default(), &Environment::from_pairs(&variables)).unwrap().entries;
+        let shown = aligned(&entries.into_iter().map(Entry::without_secrets).collect::<Vec<_>>());
         assert!(shown.contains("https://outbox.test:9477/c/*** ") && !shown.contains("SECRET"), "{shown}");
     }
 

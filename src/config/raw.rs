@@ -61,6 +61,18 @@ pub struct Entry {
     pub is_live: bool,
 }
 
+impl Entry {
+    /// The entry for showing: without a password, or the secret of a client, in a URL.
+    pub fn without_secrets(mut self) -> Self {
+        if let Value::Text(text) = &mut self.value
+            && text.contains("://")
+        {
+            *text = without_password(text).into_owned();
+        }
+        self
+    }
+}
+
 /// Families of tables whose names the user chooses: `[functions."orders-*"]`, `[clients.orders]`.
 const FAMILIES: [&str; 3] = [FUNCTIONS, CLIENTS, OPERATORS];
 pub const FUNCTIONS: &str = "functions";

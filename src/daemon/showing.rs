@@ -12,7 +12,7 @@ pub(super) fn config(in_effect: impl Fn() -> Vec<(Entry, bool)> + Send + Sync + 
 }
 
 fn shown(entry: Entry, needs_restart: bool) -> ConfigEntry {
-    let Entry { key, value, origin, is_live } = entry;
+    let Entry { key, value, origin, is_live } = entry.without_secrets();
     let value = match value {
         Value::Text(text) => text.into(),
         Value::Integer(number) => number.into(),
