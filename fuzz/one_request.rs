@@ -17,6 +17,7 @@ use sendoff::ingest::door::Door;
 use sendoff::ingest::rules::{KeyExpression, Rule, Rules};
 use sendoff::ingest::sigv4::{Claim, sha256};
 use sendoff::metrics::Metrics;
+use sendoff::outbox::handoff::{Adopted, Handed};
 use sendoff::outbox::{
     Appended, Census, Changes, Error, Found, Health, History, LaneNews, Lease, LeaseWant, Leases, Outbox, Place,
     Settlement, Unsettled,
@@ -169,6 +170,10 @@ impl Outbox for Kept {
 
     async fn settle(&self, _: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
         Ok(Vec::new())
+    }
+
+    async fn adopt(&self, _: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
+        Err(Error::Closed)
     }
 
     async fn lanes(&self, _: u64) -> Result<LaneNews, Error> {

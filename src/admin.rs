@@ -87,6 +87,10 @@ impl Readiness {
         *self.why_not.lock().unwrap_or_else(PoisonError::into_inner) = why_not;
     }
 
+    pub fn is_ready(&self) -> bool {
+        self.why_not().is_none()
+    }
+
     fn why_not(&self) -> Option<&'static str> {
         *self.why_not.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -40,6 +40,8 @@ pub mod queue;
 
 pub mod check;
 
+pub mod handoff;
+
 pub mod level;
 
 pub mod listen;
@@ -85,6 +87,7 @@ pub struct Config {
     pub dead_letter: deadletter::Settings,
     /// How many events that have left the store are remembered with what became of them.
     pub history_events: usize,
+    pub handoff: crate::handoff::Settings,
     /// How long a stop waits for requests and attempts in flight.
     pub grace: Duration,
     pub log: Log,

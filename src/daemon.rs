@@ -55,6 +55,8 @@ mod followed;
 
 mod users;
 
+mod handing;
+
 use ending::{AdminParts, OpenStore, Running};
 use followed::Following;
 use listeners::Listeners;
@@ -224,6 +226,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let ingest_addresses = ingest.iter().map(address).collect::<Result<Vec<_>, _>>()?.join(" ");
     operator.set_settings(admin_settings(&config, &shared));
     let home = config.ingest.home.clone().or_region(shared.region());
+    let party = handing::party(&clock, &home);
     let settings = ingest::Settings { home, ..config.ingest.clone() };
     let limits = limits(&settings, descriptors::connections(open_files, &config, 3 * ADMIN_CONNECTIONS_MAX));
     let connections = Some(metrics.ingest_connections.clone());
@@ -231,6 +234,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let server = server.cut_by(stop.working.clone());
     let closed = Door::new(outbox, clock, metrics, settings).leaving(door.clone());
     let closed = closed.marked(shared.hop()).ruled(config.rules.clone()).called(config.listen.ingest_hosts.clone());
+    let closed = closed.receiving(handing::reception(&config, party.clone(), &readiness));
     let opened = closed.passing(passthrough, config.passthrough.clone()).knowing(Some(clients));
     let (accepting, own_uid) = (|| stop.accepting.clone(), rustix::process::geteuid().as_raw());
     for unix in unix.listeners.drain(..) {

@@ -26,6 +26,8 @@ pub mod dispatch;
 
 pub mod deadletter;
 
+pub mod handoff;
+
 pub mod aws;
 
 pub mod admin;
@@ -35,6 +37,8 @@ pub mod follow;
 pub mod auth;
 
 pub mod http;
+
+pub mod https;
 
 pub mod config;
 

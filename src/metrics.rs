@@ -36,6 +36,9 @@ const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.
 /// The codes of failed shipments for which SQS has none.
 const SHIP_FAILURES: [&str; 3] = ["unshippable", "unreachable", "unanswered"];
 
+/// What becomes of an event that is handed over.
+const HANDED: [&str; 5] = ["adopted", "repeat", "known-key", "busy", "refused"];
+
 /// Classes of an HTTP status.
 const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
 
@@ -168,6 +171,10 @@ metrics! {
         "Dead letters that a redrive accepted again.";
     deadletter_redrive_refused: IntCounterVec("result") = "sendoff_deadletter_redrive_refused_total",
         "Dead letters that a redrive did not accept.";
+    handoff_events: IntCounterVec("direction", "result") = "sendoff_handoff_events_total",
+        "Answers about events that this daemon handed over (`out`) or was handed (`in`).";
+    handoff_keys: IntCounterVec("direction") = "sendoff_handoff_keys_total",
+        "Remembered keys that this daemon handed over (`out`) or learned (`in`).";
     log_dropped: IntCounter() = "sendoff_log_dropped_total",
         "Log lines that could not be written to stderr.";
     admin_refused: IntCounterVec("reason") = "sendoff_admin_refused_total",
@@ -190,6 +197,10 @@ impl Metrics {
     pub fn begin(&self, words: Words) {
         words.refused.iter().for_each(|word| touch(&self.ingest_refused, &[word]));
         CLASSES.iter().for_each(|class| touch(&self.ingest_passed, &[class]));
+        for direction in ["in", "out"] {
+            HANDED.iter().for_each(|result| touch(&self.handoff_events, &[direction, result]));
+            touch(&self.handoff_keys, &[direction]);
+        }
         SHIP_FAILURES.iter().for_each(|code| touch(&self.deadletter_ship_failures, &[code]));
         for action in &words.actions {
             words.action_results.iter().for_each(|result| touch(&self.admin_actions, &[action, result]));

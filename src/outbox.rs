@@ -9,8 +9,10 @@
 //! ```text
 //! append   (nothing) -> Ready, or Scheduled if it is not to be delivered yet
 //! lease    Ready, due Waiting or Scheduled -> Leased          Buried -> Shipping
+//! adopt    (nothing) -> the state that it had in another store
 //! settle   Leased   -> gone (Delivered) | Waiting (RetryAt; a Scheduled one stays so) | as before (Release) | Buried (Bury)
 //!          Shipping -> gone (Shipped) | as before (Release) | Buried (RetryAt: not to be shipped before)
+//!          any      -> gone (HandedOver)
 //! crash    Leased and Shipping go back: a lease lives in memory only
 //! ```
 //!
@@ -35,8 +37,11 @@ use serde::{Deserialize, Serialize};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, FunctionName};
 use crate::plural::count;
+use handoff::{Adopted, Handed, RememberedKey, RememberedPage};
 
 pub mod dead;
+
+pub mod handoff;
 
 pub mod operator;
 
@@ -65,6 +70,28 @@ pub trait Outbox: Clone + Send + Sync + 'static {
     /// Writes the results of leased events. Returns once they are on stable storage, with the leases that were no longer held:
     /// nothing was written for those. Settling a lease twice is harmless.
     fn settle(&self, done: Vec<(Lease, Settlement)>) -> impl Future<Output = Result<Vec<Lease>, Unsettled>> + Send;
+
+    /// Stores events that another store hands over, in one commit, which concurrent calls may share. Returns one answer per
+    /// event, in order, once every adopted event is on stable storage. Adopting an event again is harmless. [`handoff`] has
+    /// the rules.
+    fn adopt(&self, events: Vec<Handed>) -> impl Future<Output = Result<Vec<Adopted>, Error>> + Send;
+
+    /// A page of the remembered keys whose events are no longer stored, after `after`. An engine whose keys mean nothing to
+    /// other stores returns none.
+    fn remembered(
+        &self,
+        after: Option<[u8; RememberedKey::BYTES]>,
+    ) -> impl Future<Output = Result<RememberedPage, Error>> + Send {
+        let _ = after;
+        async { Ok(RememberedPage::default()) }
+    }
+
+    /// Remembers keys of another store for the rest of their windows, but no longer than this store's own. Skips keys that
+    /// are known here. Takes at most [`handoff::REMEMBERED_MAX`]. Returns the number of new keys, on stable storage.
+    fn learn(&self, keys: Vec<RememberedKey>) -> impl Future<Output = Result<u64, Error>> + Send {
+        drop(keys);
+        async { Ok(0) }
+    }
 
     /// The lanes that changed after `since` (0 means all lanes), and the version for the next call.
     fn lanes(&self, since: u64) -> impl Future<Output = Result<LaneNews, Error>> + Send;
@@ -249,6 +276,9 @@ pub enum Which {
     AcceptedBefore(UnixMillis),
     /// Dead letters that may be shipped now.
     Buried,
+    /// Events in this state, in the order of acceptance, from the one after `after`: due or not, whether the lane is paused
+    /// or not.
+    AtRest { place: Place, after: Option<EventId> },
 }
 
 /// The number of a lane, valid until the process ends. Never reused for another lane.
@@ -381,6 +411,8 @@ pub enum Settlement {
     Bury(History),
     /// SQS confirmed it. Removed.
     Shipped,
+    /// Another store, or the hand-off queue, has it on stable storage. Removed, and its adoption is forgotten.
+    HandedOver,
 }
 
 /// Which changes of lanes to wait for.

@@ -11,6 +11,7 @@ use sendoff::event::{Event, EventId};
 use sendoff::http::{Limits, Server};
 use sendoff::ingest::{Settings, door::Door};
 use sendoff::metrics::Metrics;
+use sendoff::outbox::handoff::{Adopted, Handed};
 use sendoff::outbox::{
     Appended, Census, Changes, Error, Found, Health, LaneNews, Lease, LeaseWant, Leases, Outbox, Settlement, Unsettled,
 };
@@ -89,6 +90,10 @@ impl Outbox for Nothing {
 
     async fn settle(&self, _: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
         Ok(Vec::new())
+    }
+
+    async fn adopt(&self, _: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
+        Err(Error::Closed)
     }
 
     async fn lanes(&self, _: u64) -> Result<LaneNews, Error> {

@@ -8,7 +8,7 @@ use super::problem::{Origin, Problem};
 use super::raw::Values;
 use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Log, LogFormat};
-use super::{clients, endpoint, level, listen, operators, outside, passthrough, patterns, queue, rules, tls};
+use super::{clients, endpoint, handoff, level, listen, operators, outside, passthrough, patterns, queue, rules, tls};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::PAYLOAD_BYTES_MAX;
@@ -66,6 +66,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let dispatch = r.live(dispatch);
     let dead_letter = dead_letter(r, &own);
     let history_events = r.number("history.events", 0..=past::ENDS_MAX);
+    let handoff = handoff::read(r, &own);
     let grace = r.duration("shutdown.grace", Zero::Allowed);
     let log = log(r, environment);
 
@@ -92,6 +93,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         dispatch: dispatch?,
         dead_letter: dead_letter?,
         history_events: history_events? as usize,
+        handoff: handoff?,
         grace: grace?,
         log: log?,
     })

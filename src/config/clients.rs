@@ -111,8 +111,11 @@ fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Clien
         return None;
     }
     let functions = functions(r, table, home);
-    let calls = format!("{table}.calls");
-    let calls = if r.values().find(&calls).is_some() { r.boolean(&calls) } else { Some(false) };
+    let mut right = |key: &str| {
+        let key = format!("{table}.{key}");
+        if r.values().find(&key).is_some() { r.boolean(&key) } else { Some(false) }
+    };
+    let (calls, hands_over) = (right("calls"), right("handoff"));
     let mut text = |key: &str| {
         let key = format!("{table}.{key}");
         if r.values().find(&key).is_some() { r.optional(&key) } else { Some(None) }
@@ -142,7 +145,8 @@ fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Clien
         let hint = "use 16 letters and digits or more; `sendoff auth mint --access-key-id` prints one";
         r.refuse::<()>(&format!("{table}.access_key_id"), "not the id of a key", Some(hint));
     }
-    Some((Client { name: name.to_owned(), functions: functions?, calls: calls? }, ways))
+    let client = Client { name: name.to_owned(), functions: functions?, calls: calls?, hands_over: hands_over? };
+    Some((client, ways))
 }
 
 /// The patterns of the functions that a client may use, in the form of stored names.

@@ -83,8 +83,8 @@ pub const OPERATORS: &str = "operators";
 pub const TOKEN_FILE: &str = "SENDOFF_ADMIN_TOKEN_FILE";
 
 /// The keys of a table of `[clients]`. The defaults file has none of them.
-const CLIENT_KEYS: [&str; 8] =
-    ["functions", "calls", "path_token_file", "token_file", "access_key_id", "secret_file", "san", "uid"];
+const CLIENT_KEYS: [&str; 9] =
+    ["functions", "calls", "handoff", "path_token_file", "token_file", "access_key_id", "secret_file", "san", "uid"];
 
 /// The keys of a table of `[operators]`.
 const OPERATOR_KEYS: [&str; 5] = ["role", "payloads", "token_file", "san", "uid"];
@@ -191,7 +191,7 @@ impl Values {
         match (family(path), path) {
             (Some(FUNCTIONS), [_, _, name]) => default(&overridable(name)),
             (Some(family), [_, _, name]) if keys_of(family).contains(&name.as_str()) => Some(match name.as_str() {
-                "calls" | "payloads" => Value::Boolean(false),
+                "calls" | "handoff" | "payloads" => Value::Boolean(false),
                 _ => Value::Text(String::new()),
             }),
             (Some(_), _) => None,

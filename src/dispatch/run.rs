@@ -531,7 +531,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                 let (attempts, answer) = (history.attempts, reply.in_words());
                 tracing::warn!(%event_id, function, reason, attempts, answer, "event buried");
             }
-            Settlement::Release | Settlement::Shipped => {}
+            Settlement::Release | Settlement::Shipped | Settlement::HandedOver => {}
         }
     }
 

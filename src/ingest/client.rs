@@ -38,6 +38,8 @@ pub struct Client {
     pub functions: Vec<String>,
     /// It may also make calls that pass through to Lambda.
     pub calls: bool,
+    /// It may hand events over, as another sendoff does when it stops.
+    pub hands_over: bool,
 }
 
 impl Client {

@@ -38,12 +38,15 @@ use crate::trace;
 
 mod browser;
 
+mod handed;
+
 mod identity;
 
 mod native;
 
 mod pass;
 
+pub use handed::Reception;
 use identity::Known;
 use native::{json, native_refusal, written};
 
@@ -74,6 +77,8 @@ pub struct Door<O, P = Off> {
     hosts: Arc<Hosts>,
     hop: Hop,
     known: Known,
+    /// `None` takes no hand-offs.
+    reception: Option<Arc<Reception>>,
     shared: Arc<Shared>,
     /// Runs the appends whose clients have left.
     leftovers: TaskTracker,
@@ -103,14 +108,15 @@ impl<O: Outbox> Door<O> {
         let (search, health) = (Mutex::default(), HealthLog::default());
         let shared = Arc::new(Shared { clock, metrics, settings, admission, search, health });
         let (rules, hosts, hop, leftovers) = (Arc::default(), Arc::default(), Hop::nameless(), TaskTracker::new());
-        Self { outbox, gate: None, rules, hosts, hop, known: Known::default(), shared, leftovers }
+        let (known, reception) = Default::default();
+        Self { outbox, gate: None, rules, hosts, hop, known, reception, shared, leftovers }
     }
 
     /// Passes calls that are not Events to Lambda, within `limits`. Without limits, refuses them.
     pub fn passing<P: Passthrough>(self, passthrough: P, limits: Option<passthrough::Limits>) -> Door<O, P> {
         let gate = limits.map(|limits| Gate::new(passthrough, limits));
-        let Self { outbox, gate: _, rules, hosts, hop, known, shared, leftovers } = self;
-        Door { outbox, gate, rules, hosts, hop, known, shared, leftovers }
+        let Self { outbox, gate: _, rules, hosts, hop, known, reception, shared, leftovers } = self;
+        Door { outbox, gate, rules, hosts, hop, known, reception, shared, leftovers }
     }
 
     /// Sets the rules for keys.
@@ -414,6 +420,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             | Refusal::BodyTimeout
             | Refusal::BodyTorn
             | Refusal::Conflict { .. }
+            | Refusal::HandOffElsewhere { .. }
             | Refusal::Full { .. }
             | Refusal::Unavailable { .. } => {}
         }

@@ -102,6 +102,10 @@ pub enum Refusal {
         first: EventId,
         source: KeySource,
     },
+    /// A sendoff hands over events that mean something else here, or are this daemon's own.
+    HandOffElsewhere {
+        why: String,
+    },
     /// The outbox is full. The text names the limit.
     Full {
         why: String,
@@ -151,7 +155,7 @@ impl Refusal {
     }
 
     /// All values of [`Refusal::reason`].
-    pub const REASONS: [&str; 28] = [
+    pub const REASONS: [&str; 29] = [
         "no-credentials",
         "unknown-credentials",
         "bad-signature",
@@ -174,6 +178,7 @@ impl Refusal {
         "body-timeout",
         "body-torn",
         "conflict",
+        "handoff-elsewhere",
         "calls-in-flight",
         "not-passed",
         "answer-lost",
@@ -258,6 +263,7 @@ impl Refusal {
             | Self::CallerGone
             | Self::BodyTimeout
             | Self::BodyTorn
+            | Self::HandOffElsewhere { .. }
             | Self::Conflict { .. } => None,
         }
     }
@@ -336,6 +342,7 @@ impl Refusal {
                 ..user(StatusCode::CONFLICT, "DurableExecutionAlreadyStartedException", "conflict")
             },
             Self::Conflict { .. } => user(StatusCode::CONFLICT, "IdempotencyConflictException", "conflict"),
+            Self::HandOffElsewhere { .. } => user(StatusCode::CONFLICT, "ElsewhereException", "handoff-elsewhere"),
             Self::CallsInFlight { .. } => {
                 user(StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsException", "calls-in-flight")
             }
@@ -423,6 +430,7 @@ impl Refusal {
                 "the idempotency key ({}) was used before with another payload, by event {first}; nothing was stored",
                 source.as_str()
             ),
+            Self::HandOffElsewhere { why } => format!("this daemon does not take these events: {why}"),
             Self::Full { why, .. } | Self::Unavailable { why, .. } => why.clone(),
         }
     }

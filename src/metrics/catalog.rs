@@ -37,6 +37,7 @@ const LABELS: &[(&str, &str)] = &[
     ("action", "what an operator did, such as `pause-function` or `view-payloads`"),
     ("client", "name of a table of `[clients]`, or `unknown`"),
     ("code", "error code of SQS, or `unshippable`, `unreachable`, `unanswered`"),
+    ("direction", "`out`: from this daemon to a target of a hand-off. `in`: from another sendoff to this daemon"),
     (
         "function",
         "canonical name of the function. 200 functions have a label of their own, of which at most 100 have had no delivery yet; all others share `other`",
@@ -54,7 +55,7 @@ const LABELS: &[(&str, &str)] = &[
     ),
     (
         "result",
-        "of redrives: `duplicate`, `busy`, `ceiling`, `refused`, `shipping`, `not-found` (docs/dead-letters.md). Of actions: `done`, `failed`, `denied`, `unfinished` (docs/security.md)",
+        "of redrives: `duplicate`, `busy`, `ceiling`, `refused`, `shipping`, `not-found` (docs/dead-letters.md). Of actions: `done`, `failed`, `denied`, `unfinished` (docs/security.md). Of hand-offs: `adopted`, `repeat`, `known-key`, `busy`, `refused` (docs/handoff.md)",
     ),
     ("source", "where a redriven dead letter came from: `queue` or `store`"),
     (

@@ -14,6 +14,8 @@ use crate::event::{Carried, IdempotencyKey, KeySource};
 
 pub mod dead;
 
+pub mod handoff;
+
 pub mod keys_and_windows;
 
 pub mod leases;
@@ -87,6 +89,15 @@ macro_rules! exercise {
                 payloads_at_the_sizes_that_an_engine_stores_in_another_way_come_back_whole_and_leave_nothing_behind
                 an_event_with_the_longest_head_and_the_longest_history_is_kept_whole
                 ten_thousand_lanes_are_kept_and_told_apart;
+            handoff:
+                an_adopted_event_is_as_it_was_also_after_reopening
+                an_event_is_adopted_once_however_often_it_is_handed_over
+                an_adoption_is_remembered_as_long_as_its_event_is_stored
+                an_event_that_was_handed_on_may_come_back
+                an_adopted_key_is_known_unless_another_event_has_it
+                the_window_of_an_adopted_key_counts_from_its_acceptance
+                what_there_is_no_room_for_is_not_adopted
+                events_at_rest_are_leased_by_their_state_from_a_position;
         }
     };
     (@each $engine:ident, $subject:expr, $($theme:ident: $($sentence:ident)*;)*) => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use super::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
+use super::handoff::{Adopted, Handed, RememberedKey, RememberedPage};
 use super::*;
 
 /// The `retry_after` of its answers.
@@ -62,6 +63,21 @@ impl<O: Outbox> Outbox for Leaving<O> {
             Ok(()) => self.inner.settle(done).await,
             Err(why) => Err(Unsettled { why, done }),
         }
+    }
+
+    async fn adopt(&self, events: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
+        self.here()?;
+        self.inner.adopt(events).await
+    }
+
+    async fn remembered(&self, after: Option<[u8; RememberedKey::BYTES]>) -> Result<RememberedPage, Error> {
+        self.here()?;
+        self.inner.remembered(after).await
+    }
+
+    async fn learn(&self, keys: Vec<RememberedKey>) -> Result<u64, Error> {
+        self.here()?;
+        self.inner.learn(keys).await
     }
 
     async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {

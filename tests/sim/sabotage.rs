@@ -7,6 +7,7 @@ use sendoff::event::{Event, EventId, FunctionName, KeySource};
 use sendoff::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use sendoff::outbox::embedded::writer::Handle;
 use sendoff::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
+use sendoff::outbox::handoff::{Adopted, Handed, RememberedKey, RememberedPage};
 use sendoff::outbox::{
     Appended, Burial, BuryReason, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant,
     Leases, Outbox, Settlement, Unsettled,
@@ -137,6 +138,18 @@ impl Outbox for Sabotaged {
 
     async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
         self.handle.settle(done.into_iter().map(|settled| self.spoil(settled)).collect()).await
+    }
+
+    async fn adopt(&self, events: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
+        self.handle.adopt(events).await
+    }
+
+    async fn remembered(&self, after: Option<[u8; RememberedKey::BYTES]>) -> Result<RememberedPage, Error> {
+        self.handle.remembered(after).await
+    }
+
+    async fn learn(&self, keys: Vec<RememberedKey>) -> Result<u64, Error> {
+        self.handle.learn(keys).await
     }
 
     async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {

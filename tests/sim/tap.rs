@@ -6,6 +6,7 @@ use sendoff::clock::Clock;
 use sendoff::event::{Event, EventId, FunctionName};
 use sendoff::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use sendoff::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
+use sendoff::outbox::handoff::{Adopted, Handed, RememberedKey, RememberedPage};
 use sendoff::outbox::{
     Appended, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant, Leases, Outbox,
     Settlement, Unsettled,
@@ -68,6 +69,18 @@ impl Outbox for Tap {
         }
         self.world.point(self.life, "after a settlement").await;
         settled
+    }
+
+    async fn adopt(&self, events: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
+        self.inner.adopt(events).await
+    }
+
+    async fn remembered(&self, after: Option<[u8; RememberedKey::BYTES]>) -> Result<RememberedPage, Error> {
+        self.inner.remembered(after).await
+    }
+
+    async fn learn(&self, keys: Vec<RememberedKey>) -> Result<u64, Error> {
+        self.inner.learn(keys).await
     }
 
     async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {
@@ -180,5 +193,6 @@ fn in_a_word(settlement: &Settlement) -> String {
             format!("bury {}", history.burial.as_ref().map_or("", |burial| burial.reason.as_str()))
         }
         Settlement::Shipped => "shipped".into(),
+        Settlement::HandedOver => "handed over".into(),
     }
 }

@@ -76,7 +76,11 @@ fn judge(reply: &Reply, history: &History) -> Verdict {
 fn retried(verdict: &Verdict) -> &History {
     match &verdict.settlement {
         Settlement::RetryAt(history) => history,
-        other @ (Settlement::Delivered | Settlement::Release | Settlement::Bury(_) | Settlement::Shipped) => {
+        other @ (Settlement::Delivered
+        | Settlement::Release
+        | Settlement::Bury(_)
+        | Settlement::Shipped
+        | Settlement::HandedOver) => {
             panic!("{other:?} instead of a retry")
         }
     }
@@ -85,7 +89,11 @@ fn retried(verdict: &Verdict) -> &History {
 fn buried(verdict: &Verdict) -> (&History, BuryReason) {
     match &verdict.settlement {
         Settlement::Bury(history) => (history, history.burial.as_ref().unwrap().reason),
-        other @ (Settlement::Delivered | Settlement::Release | Settlement::RetryAt(_) | Settlement::Shipped) => {
+        other @ (Settlement::Delivered
+        | Settlement::Release
+        | Settlement::RetryAt(_)
+        | Settlement::Shipped
+        | Settlement::HandedOver) => {
             panic!("{other:?} instead of a burial")
         }
     }
@@ -250,7 +258,7 @@ proptest! {
                     BuryReason::EventAgeExceeded => prop_assert!(NOW >= deadline),
                 }
             }
-            Settlement::Release | Settlement::Shipped => prop_assert!(false, "not a verdict"),
+            Settlement::Release | Settlement::Shipped | Settlement::HandedOver => prop_assert!(false, "not a verdict"),
         }
         if let Some(pause) = &verdict.pause {
             prop_assert!(pause.until > NOW && pause.until <= NOW.plus(RETRY_AFTER_MAX));

@@ -17,7 +17,10 @@ fn clients(files: &tempfile::TempDir, required: bool) -> Clients {
         Some(path)
     };
     let client = |name: &str, ways| {
-        (Client { name: name.to_owned(), functions: vec!["orders-*".to_owned()], calls: false }, ways)
+        (
+            Client { name: name.to_owned(), functions: vec!["orders-*".to_owned()], calls: false, hands_over: false },
+            ways,
+        )
     };
     Clients {
         required,
@@ -133,7 +136,7 @@ fn secrets_that_stand_for_two_or_cannot_be_used_are_named_by_key_and_file() {
 fn a_client_uses_what_its_patterns_name_and_passes_what_concerns_them() {
     let client = |functions: &str, calls| {
         let functions = functions.split(' ').map(str::to_owned).collect();
-        Client { name: "c".to_owned(), functions, calls }
+        Client { name: "c".to_owned(), functions, calls, hands_over: false }
     };
     let one = client("orders-* invoices", true);
     for (function, may) in [

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{Answer, Door, UNAVAILABLE_RETRY};
 use crate::event::EventId;
+use crate::handoff::protocol::Greeting;
 use crate::ingest::admission::{BESIDE_BODY_BYTES, EVENT_BYTES, Permit, SLOT_BYTES};
 use crate::ingest::client::Caller;
 use crate::ingest::events_api::{
@@ -23,7 +24,7 @@ use crate::ingest::{body, content, openapi};
 use crate::outbox::Outbox;
 
 /// The memory of the largest batch without its text, in bytes.
-const BATCH_BESIDE_TEXT: u64 = BESIDE_BODY_BYTES + BATCH_EVENTS_MAX as u64 * EVENT_BYTES;
+pub(super) const BATCH_BESIDE_TEXT: u64 = BESIDE_BODY_BYTES + BATCH_EVENTS_MAX as u64 * EVENT_BYTES;
 
 impl<O: Outbox, P: Passthrough> Door<O, P> {
     /// Answers a request below `/v1/`.
@@ -47,6 +48,19 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
                 of(&Method::GET, "GET")?;
                 caller.prove(b"").map_err(Refusal::Unidentified)?;
                 Ok(json(StatusCode::OK, Bytes::from_static(openapi::document().as_bytes()), admit()?))
+            }
+            None if route == "handoff" => {
+                of(&Method::POST, "GET, POST").or_else(|refused| of(&Method::GET, "GET, POST").map_err(|_| refused))?;
+                let party = self.receiver(caller)?;
+                if head.method == Method::GET {
+                    caller.prove(b"").map_err(Refusal::Unidentified)?;
+                    return Ok(json(StatusCode::OK, written(&Greeting::of(party)), admit()?));
+                }
+                self.take_handed(party, head, caller, body, admit()?).await
+            }
+            Some(("handoff", "keys")) => {
+                of(&Method::POST, "POST")?;
+                self.take_keys(self.receiver(caller)?, head, caller, body, admit()?).await
             }
             Some(("events", id)) => {
                 of(&Method::GET, "GET")?;

@@ -13,6 +13,7 @@ use crate::event::PAYLOAD_BYTES_MAX;
 use crate::http::{Limits, Server};
 use crate::ingest::admission::REQUEST_BYTES_MIN;
 use crate::ingest::lambda_api::tests::settings;
+use crate::outbox::handoff::{Adopted, Handed};
 use crate::outbox::{
     Census, Changes, Found, Full as OutboxFull, Health as OutboxHealth, History, LaneNews, Lease, LeaseWant, Leases,
     Place, Settlement, Unsettled,
@@ -39,7 +40,7 @@ struct Kept {
     gate: Arc<tokio::sync::Mutex<()>>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Trouble {
     Full,
     Poisoned,
@@ -93,6 +94,24 @@ impl Outbox for Kept {
 
     async fn settle(&self, _: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
         Ok(Vec::new())
+    }
+
+    async fn adopt(&self, events: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
+        if *self.trouble.lock().unwrap() == Some(Trouble::Full) {
+            let full = Adopted::Full(OutboxFull::Bytes { used: 7, wanted: 1, limit: 7 });
+            return Ok(vec![full; events.len()]);
+        }
+        let mut kept = self.events.lock().unwrap();
+        let mut adopted = Vec::new();
+        for Handed { event, .. } in events {
+            if kept.iter().any(|known| known.id == event.id) {
+                adopted.push(Adopted::Repeat);
+            } else {
+                kept.push(event);
+                adopted.push(Adopted::Stored);
+            }
+        }
+        Ok(adopted)
     }
 
     async fn lanes(&self, _: u64) -> Result<LaneNews, Error> {

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::outbox::dead::{Discarded, Revived};
+use crate::outbox::handoff::{Adopted, Handed, place_of};
 use crate::outbox::operator::LIVE;
 
 const FUNCTIONS: [&str; 3] = ["a", "b", "c"];
@@ -14,6 +15,7 @@ const REDRIVES_MAX: u32 = 2;
 #[derive(Debug, Clone)]
 pub enum Call {
     Append { function: usize, key: Option<(u8, bool)>, payload: u8, bytes: usize, delay_ms: Option<u64> },
+    Adopt { function: usize, again: Option<usize>, key: Option<(u8, bool)>, payload: u8, age_ms: u64, place: Place },
     Lease { function: usize, which: Wanted, events_max: usize },
     Settle { nth: usize, how: u8, delay_ms: u64 },
     Sleep { ms: u64 },
@@ -31,11 +33,14 @@ pub enum Wanted {
     Buried,
     /// All that were accepted so long ago.
     Older(u64),
+    /// Those of one state, perhaps only the later half.
+    AtRest(Place, bool),
 }
 
 impl Wanted {
-    fn at(self, now: UnixMillis, events_max: usize) -> (Which, usize) {
+    fn at(self, now: UnixMillis, events_max: usize, middle: Option<EventId>) -> (Which, usize) {
         match self {
+            Self::AtRest(place, half) => (Which::AtRest { place, after: middle.filter(|_| half) }, events_max),
             Self::Due => (Which::Due, events_max),
             Self::Fresh => (Which::Fresh, events_max),
             Self::Buried => (Which::Buried, events_max),
@@ -66,6 +71,19 @@ fn any_operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
+fn any_place() -> impl Strategy<Value = Place> {
+    (0..Place::ALL.len()).prop_map(|nth| Place::ALL[nth])
+}
+
+fn any_adoption() -> impl Strategy<Value = Call> {
+    let again = proptest::option::weighted(0.4, any::<usize>());
+    let key = proptest::option::of((0..4_u8, any::<bool>()));
+    let age_ms = prop_oneof![0..3_000_u64, 0..4_000_000_u64];
+    (0..FUNCTIONS.len(), again, key, 0..2_u8, age_ms, any_place()).prop_map(
+        |(function, again, key, payload, age_ms, place)| Call::Adopt { function, again, key, payload, age_ms, place },
+    )
+}
+
 pub fn any_call() -> impl Strategy<Value = Call> {
     let function = 0..FUNCTIONS.len();
     let key = proptest::option::of((0..4_u8, any::<bool>()));
@@ -75,13 +93,15 @@ pub fn any_call() -> impl Strategy<Value = Call> {
         3 => Just(Wanted::Fresh),
         3 => Just(Wanted::Buried),
         1 => (0..60_000_u64).prop_map(Wanted::Older),
+        2 => (any_place(), any::<bool>()).prop_map(|(place, half)| Wanted::AtRest(place, half)),
     ];
     prop_oneof![
         4 => (function.clone(), key, 0..2_u8, bytes, proptest::option::weighted(0.2, 0..5_000_u64))
             .prop_map(|(function, key, payload, bytes, delay_ms)| Call::Append { function, key, payload, bytes, delay_ms }),
+        3 => any_adoption(),
         3 => (function.clone(), which, 0..6_usize)
             .prop_map(|(function, which, events_max)| Call::Lease { function, which, events_max }),
-        4 => (any::<usize>(), 0..5_u8, 0..3_000_u64).prop_map(|(nth, how, delay_ms)| Call::Settle { nth, how, delay_ms }),
+        4 => (any::<usize>(), 0..6_u8, 0..3_000_u64).prop_map(|(nth, how, delay_ms)| Call::Settle { nth, how, delay_ms }),
         2 => prop_oneof![0..40_000_u64, Just(1_000_000)].prop_map(|ms| Call::Sleep { ms }),
         2 => (any::<usize>(), any_operation()).prop_map(|(nth, operation)| Call::Operate { nth, operation }),
         1 => (function, proptest::bool::weighted(0.3)).prop_map(|(function, paused)| Call::Pause { function, paused }),
@@ -103,6 +123,23 @@ impl<S: Subject> Bench<S> {
     }
 }
 
+impl<S: Subject> Bench<S> {
+    /// An event of another store, accepted there so long ago.
+    fn any_handed(&self, function: &str, key: Option<(u8, bool)>, payload: u8, age_ms: u64, place: Place) -> Handed {
+        let event = self.any_event(function, key, &payload.to_string().repeat(10));
+        let accepted_at = UnixMillis(self.clock.now().0 - age_ms);
+        let id = EventId::mint(accepted_at, self.clock.random_bits(), &event.function.name);
+        let due = accepted_at.plus(Duration::from_millis(age_ms / 2 + 700));
+        let deliver_at = (place == Place::Scheduled).then_some(due);
+        let history = match place {
+            Place::Ready | Place::Scheduled => History { due, ..History::default() },
+            Place::Waiting => retry_at(due),
+            Place::Buried => burial(due),
+        };
+        Handed { event: Event { id, accepted_at, deliver_at, redrives: u32::from(payload), ..event }, history }
+    }
+}
+
 struct Kept {
     event: Event,
     history: History,
@@ -116,6 +153,8 @@ struct Model {
     events: BTreeMap<EventId, Kept>,
     keys: BTreeMap<(String, String, bool), (EventId, Bytes, UnixMillis)>,
     paused: BTreeSet<String>,
+    /// How long the ids of adopted events are remembered.
+    adopted: BTreeMap<EventId, UnixMillis>,
 }
 
 type Bytes = bytes::Bytes;
@@ -147,6 +186,34 @@ impl Model {
         Appended::Stored
     }
 
+    fn adopt(&mut self, Handed { event, history }: &Handed, now: UnixMillis, limits: &Limits) -> Adopted {
+        let id = event.id;
+        if self.events.contains_key(&id) || self.adopted.get(&id).is_some_and(|until| *until > now) {
+            return Adopted::Repeat;
+        }
+        let place = place_of(event, history);
+        let sdk = event.key.source == KeySource::SdkInvocationId;
+        let scope = (event.function.name.as_str().to_owned(), event.key.value.clone(), sdk);
+        let known = self.keys.get(&scope).filter(|(first, _, until)| *until > now || self.events.contains_key(first));
+        match known {
+            _ if event.key.source == KeySource::Minted => {}
+            Some((first, payload, _)) if *first != id => {
+                if *payload == event.payload && event.redrives == 0 && place != Place::Buried {
+                    return Adopted::KnownKey { first: *first };
+                }
+            }
+            Some(_) => {}
+            None => {
+                let window = if sdk { limits.sdk_window } else { limits.dedupe_window };
+                let until = now.plus(window.saturating_sub(now.since(event.accepted_at)));
+                self.keys.insert(scope, (id, event.payload.clone(), until));
+            }
+        }
+        self.adopted.insert(id, now.plus(limits.dedupe_window));
+        self.events.insert(id, Kept { event: event.clone(), history: history.clone(), place, leased: false });
+        Adopted::Stored
+    }
+
     /// What a lease gives, in order.
     fn lease(&mut self, function: &str, which: Which, max: usize, now: UnixMillis) -> Vec<(Event, History)> {
         if self.paused.contains(function) && matches!(which, Which::Due | Which::Fresh) {
@@ -167,6 +234,9 @@ impl Model {
                     (Which::Fresh, Place::Waiting | Place::Scheduled) if kept.history.due <= now => {
                         (1, kept.history.due, id)
                     }
+                    (Which::AtRest { place, after }, at) if at == place && after.is_none_or(|after| id > after) => {
+                        (0, UnixMillis(0), id)
+                    }
                     (Which::Buried, Place::Buried) if kept.history.due <= now => (0, kept.history.due, id),
                     (Which::AcceptedBefore(cutoff), Place::Ready | Place::Waiting)
                         if kept.event.accepted_at < cutoff
@@ -177,7 +247,10 @@ impl Model {
                     (Which::AcceptedBefore(cutoff), Place::Scheduled) if kept.history.due < cutoff => {
                         (0, UnixMillis(0), id)
                     }
-                    (Which::Due | Which::Fresh | Which::AcceptedBefore(_) | Which::Buried, _) => return None,
+                    (
+                        Which::Due | Which::Fresh | Which::AcceptedBefore(_) | Which::Buried | Which::AtRest { .. },
+                        _,
+                    ) => return None,
                 };
                 Some((rank, id))
             })
@@ -295,6 +368,7 @@ impl Model {
         self.events.remove(&id);
         if keys == Keys::Forget {
             self.keys.retain(|_, (first, ..)| *first != id);
+            self.adopted.remove(&id);
         }
     }
 
@@ -314,17 +388,26 @@ impl Model {
             }
         }
         self.keys.retain(|_, (_, _, until)| *until > now);
+        for (id, until) in &mut self.adopted {
+            if *until <= now && self.events.contains_key(id) {
+                *until = now.plus(limits.dedupe_window);
+            }
+        }
+        self.adopted.retain(|_, until| *until > now);
     }
 
     fn settle(&mut self, id: EventId, settlement: &Settlement, now: UnixMillis, limits: &Limits) {
-        if matches!(settlement, Settlement::Delivered | Settlement::Shipped) {
+        if matches!(settlement, Settlement::Delivered | Settlement::Shipped | Settlement::HandedOver) {
             self.outlive(id, now, limits);
+        }
+        if *settlement == Settlement::HandedOver {
+            self.adopted.remove(&id);
         }
         let Some(kept) = self.events.get_mut(&id).filter(|kept| kept.leased) else { return };
         kept.leased = false;
         match settlement {
             Settlement::Release => {}
-            Settlement::Delivered | Settlement::Shipped => drop(self.events.remove(&id)),
+            Settlement::Delivered | Settlement::Shipped | Settlement::HandedOver => drop(self.events.remove(&id)),
             Settlement::RetryAt(history) => {
                 kept.history = history.clone();
                 if kept.place == Place::Ready {
@@ -346,6 +429,7 @@ impl Model {
 /// One run of calls against a store that is opened anew after each crash.
 pub async fn agree(mut bench: Bench<impl Subject>, calls: Vec<Call>) {
     let (mut model, mut leases) = (Model::default(), Vec::new());
+    let mut handed: Vec<Handed> = Vec::new();
     for call in calls {
         // Mints ids in the order of acceptance.
         bench.clock.sleep(Duration::from_millis(1)).await;
@@ -359,8 +443,16 @@ pub async fn agree(mut bench: Bench<impl Subject>, calls: Vec<Call>) {
                 let expected = model.append(&event, now, &limits);
                 assert_eq!(bench.append(event).await, expected, "{call:?}");
             }
+            Call::Adopt { function, again, key, payload, age_ms, place } => {
+                let again = again.and_then(|nth| handed.get(nth.checked_rem(handed.len())?)).cloned();
+                let new = again.unwrap_or_else(|| bench.any_handed(FUNCTIONS[function], key, payload, age_ms, place));
+                handed.push(new.clone());
+                let expected = model.adopt(&new, now, &limits);
+                assert_eq!(bench.store().adopt(vec![new]).await.unwrap(), [expected], "{call:?}");
+            }
             Call::Lease { function, which, events_max } => {
-                let (which, events_max) = which.at(now, events_max);
+                let middle = model.events.keys().nth(model.events.len() / 2).copied();
+                let (which, events_max) = which.at(now, events_max, middle);
                 let news = bench.store().lanes(0).await.unwrap();
                 let lane = news.lanes.iter().find(|lane| lane.function.as_str() == FUNCTIONS[function]);
                 let want = |lane| LaneWant { lane, which, events_max, bytes_max: u64::MAX, spent: None };
@@ -395,7 +487,8 @@ pub async fn agree(mut bench: Bench<impl Subject>, calls: Vec<Call>) {
             Call::Sweep => {
                 bench.sweep().await;
                 model.sweep(now, &limits);
-                assert_eq!(bench.store().census().await.unwrap().keys, model.keys.len() as u64);
+                let keys = model.keys.len() + model.adopted.len();
+                assert_eq!(bench.store().census().await.unwrap().keys, keys as u64);
             }
             Call::Crash => {
                 bench.reopen().await;
@@ -415,6 +508,7 @@ fn any_settlement(leased: &Leased, how: u8, due: UnixMillis) -> Settlement {
         1 => Settlement::Release,
         2 | 3 if buried => Settlement::RetryAt(burial(due)),
         2 | 3 => Settlement::RetryAt(retry_at(due)),
+        4 => Settlement::HandedOver,
         _ => Settlement::Bury(burial(due)),
     }
 }

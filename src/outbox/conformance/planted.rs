@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use super::*;
 use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use crate::outbox::operator::{KnownKey, Page, Purged};
+use crate::outbox::handoff::{Adopted, Handed, RememberedKey, RememberedPage};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -41,6 +42,12 @@ pub enum Bug {
     ReviveForEver,
     /// A dead letter that was to be removed stays.
     PretendToDiscard,
+    /// An event that was handed on is still remembered as adopted.
+    KeepAdoptions,
+    /// An adopted event begins anew.
+    LoseHistories,
+    /// An adopted event takes its key from another event.
+    ClaimKeys,
 }
 
 /// A subject whose engine has the bug.
@@ -75,7 +82,7 @@ pub struct Buggy<O> {
     clock: Clock,
 }
 
-impl<O: Outbox> Outbox for Buggy<O> {
+impl<O: Operator> Outbox for Buggy<O> {
     async fn append(&self, mut batch: Vec<Event>) -> Result<Vec<Appended>, Error> {
         if self.bug == Bug::ForgetKeys {
             batch.iter_mut().for_each(|event| event.key.source = KeySource::Minted);
@@ -103,12 +110,40 @@ impl<O: Outbox> Outbox for Buggy<O> {
 
     async fn settle(&self, mut done: Vec<(Lease, Settlement)>) -> Result<Vec<Lease>, Unsettled> {
         for (_, settlement) in &mut done {
-            if let (Bug::IgnoreDueTimes, Settlement::RetryAt(history)) = (self.bug, settlement) {
+            if let (Bug::IgnoreDueTimes, Settlement::RetryAt(history)) = (self.bug, &mut *settlement) {
                 history.due = self.clock.now();
+            }
+            if (self.bug, &*settlement) == (Bug::KeepAdoptions, &Settlement::HandedOver) {
+                *settlement = Settlement::Delivered;
             }
         }
         let lost = self.inner.settle(done).await?;
         Ok(if self.bug == Bug::HideLostLeases { Vec::new() } else { lost })
+    }
+
+    async fn adopt(&self, events: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
+        if self.bug == Bug::LoseHistories {
+            let anew = |handed: Handed| Handed {
+                history: History { attempts: 0, calls: 0, ..handed.history },
+                event: handed.event,
+            };
+            return self.inner.adopt(events.into_iter().map(anew).collect()).await;
+        }
+        let adopted = self.inner.adopt(events.clone()).await?;
+        if self.bug == Bug::ClaimKeys {
+            for (handed, _) in events.into_iter().zip(&adopted).filter(|(_, adopted)| **adopted == Adopted::Stored) {
+                self.claim_key(handed).await?;
+            }
+        }
+        Ok(adopted)
+    }
+
+    async fn remembered(&self, after: Option<[u8; RememberedKey::BYTES]>) -> Result<RememberedPage, Error> {
+        self.inner.remembered(after).await
+    }
+
+    async fn learn(&self, keys: Vec<RememberedKey>) -> Result<u64, Error> {
+        self.inner.learn(keys).await
     }
 
     async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {
@@ -133,6 +168,24 @@ impl<O: Outbox> Outbox for Buggy<O> {
 
     async fn failed(&self) -> String {
         self.inner.failed().await
+    }
+}
+
+impl<O: Operator> Buggy<O> {
+    /// Gives an adopted event the key that another event has.
+    async fn claim_key(&self, handed: Handed) -> Result<(), Error> {
+        let mine = handed.event.id;
+        let id = EventId::mint(self.clock.now(), self.clock.random_bits(), &handed.event.function.name);
+        let appended = self.inner.append(vec![Event { id, ..handed.event.clone() }]).await?;
+        if let [Appended::Conflict { first }] = appended[..]
+            && let Some(Found { event, history, .. }) = self.inner.find(first).await?
+        {
+            for id in [mine, first] {
+                self.inner.cancel(id, Keys::Forget).await?;
+            }
+            self.inner.adopt(vec![handed, Handed { event, history }]).await?;
+        }
+        Ok(())
     }
 }
 

@@ -25,6 +25,8 @@ use remember::Known;
 pub use dead::Piece;
 pub use read::Part;
 
+mod adopt;
+
 mod dead;
 
 mod floors;

@@ -11,6 +11,7 @@
 //! | `u` lane due id | index of Buried events by the time they may be shipped |
 //! | `e` lane time id | index of events that are not Buried by their own `expires_at` |
 //! | `k` `j` `i` digest | [`KeyRecord`](super::record::KeyRecord) of a given key, of an SDK's invocation id, of a redriven event |
+//! | `h` id | [`KeyRecord`](super::record::KeyRecord) of an event that was adopted from another store |
 //!
 //! Numbers are big-endian, so that keys sort as numbers do; ids sort by time of acceptance.
 
@@ -18,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, FunctionName, IdempotencyKey, KeySource};
+use crate::outbox::handoff::RememberedKey;
 use crate::outbox::{LaneId, Place};
 
 pub const META_FORMAT: &[u8] = b"mformat";
@@ -31,6 +33,7 @@ const LANES: u8 = b'l';
 const CHUNKS: u8 = b'p';
 
 /// Adjacent letters, so that one scan sweeps all of them.
+const ADOPTED: u8 = b'h';
 const REDRIVEN: u8 = b'i';
 const SDK_KEYS: u8 = b'j';
 const GIVEN_KEYS: u8 = b'k';
@@ -127,7 +130,7 @@ pub fn lanes() -> (Vec<u8>, Vec<u8>) {
 
 /// All remembered keys.
 pub fn all_remembered() -> (Vec<u8>, Vec<u8>) {
-    (vec![REDRIVEN], vec![GIVEN_KEYS + 1])
+    (vec![ADOPTED], vec![GIVEN_KEYS + 1])
 }
 
 /// All events of one state.
@@ -166,7 +169,7 @@ pub fn due_of(key: &[u8]) -> Option<UnixMillis> {
 }
 
 /// Bytes of the key of a remembered key: its kind and a digest.
-pub const REMEMBERED_BYTES: usize = 17;
+pub const REMEMBERED_BYTES: usize = RememberedKey::BYTES;
 
 /// Where a key is remembered. `None` for a key that sendoff made, which cannot repeat. The scope of a key is the function
 /// and, if the function isolates tenants, the tenant. SDK ids have their own scope and a shorter window.
@@ -210,6 +213,16 @@ pub fn is_of_sdk(key: &[u8]) -> bool {
 /// keys, so that the letter is never taken for a repeat of the buried event.
 pub fn redriven(function: &FunctionName, origin: &str, redrives: u32) -> Vec<u8> {
     scoped(REDRIVEN, function, &[&redrives.to_be_bytes(), origin.as_bytes()].concat())
+}
+
+/// Where the adoption of an event is remembered. Versions that do not know this prefix ignore it.
+pub fn adopted(id: EventId) -> Vec<u8> {
+    [&[ADOPTED][..], id.as_bytes()].concat()
+}
+
+/// Whether a key can be one of a remembered key.
+pub fn is_remembered(key: &[u8]) -> bool {
+    key.len() == REMEMBERED_BYTES && key.first().is_some_and(|kind| (ADOPTED..=GIVEN_KEYS).contains(kind))
 }
 
 fn scoped(prefix: u8, function: &FunctionName, value: &[u8]) -> Vec<u8> {

@@ -22,6 +22,7 @@ use crate::event::{EVENT_BYTES, Event, EventId, FunctionName, PAYLOAD_BYTES_MAX}
 use crate::metrics::Metrics;
 use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use crate::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
+use crate::outbox::handoff::{Adopted, Handed, RememberedKey, RememberedPage};
 use crate::outbox::{
     Appended, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant, Leases, Outbox,
     Settlement, Unsettled,
@@ -71,6 +72,7 @@ struct Queued {
 
 enum Request {
     Append(Vec<Event>, Answer<Vec<Appended>>),
+    Adopt(Vec<Handed>, Answer<Vec<Adopted>>),
     Settle(Settlements, Answer<Vec<Lease>>),
     Sweep(Answer<bool>),
     Tend(Answer<bool>),
@@ -81,6 +83,7 @@ enum Request {
     Find(EventId, Part, Answer<Option<Found>>),
     Census(Answer<Census>),
     Buried(BuriedWant, Answer<BuriedPage>),
+    Remembered(Option<[u8; RememberedKey::BYTES]>, Answer<RememberedPage>),
     Operate(Operation),
     /// Accepts no more requests. Queued ones are still carried out.
     Close,
@@ -99,6 +102,7 @@ enum Operation {
     Revive(Vec<EventId>, u32, Answer<Piece<EventId, Revived>>),
     Import(Vec<(Event, History)>, Answer<Piece<(Event, History), Imported>>),
     Discard(Vec<EventId>, Keys, Answer<Piece<EventId, Discarded>>),
+    Learn(Vec<RememberedKey>, Answer<u64>),
 }
 
 impl Operation {
@@ -110,6 +114,7 @@ impl Operation {
             Self::Revive(ids, ..) => size_of_val(ids.as_slice()),
             Self::Discard(ids, ..) | Self::CancelAll(ids, ..) => size_of_val(ids.as_slice()),
             Self::AttemptAll(ids, _) => size_of_val(ids.as_slice()),
+            Self::Learn(keys, _) => size_of_val(keys.as_slice()),
             Self::Pause(..) | Self::Purge(..) | Self::Cancel(..) | Self::AttemptNow(..) | Self::List(..) => 0,
         }
     }
@@ -237,12 +242,22 @@ impl<K: Kv> Writer<K> {
                 appended.push(self.engine.append(std::mem::take(batch), disk)?);
             }
         }
+        let mut adopted = Vec::with_capacity(turn.adoptions.len());
+        if !turn.adoptions.is_empty() {
+            let disk = self.engine.disk();
+            for (batch, _) in &mut turn.adoptions {
+                events += batch.len();
+                adopted.push(self.engine.adopt(&std::mem::take(batch), disk)?);
+            }
+        }
         let mut lost = Vec::with_capacity(turn.settles.len());
         for (done, _) in &mut turn.settles {
             events += done.len();
             lost.push(self.engine.settle(std::mem::take(done))?);
         }
-        if appended.iter().flatten().any(|appended| matches!(appended, Appended::Full(full) if full.wants_room())) {
+        if appended.iter().flatten().any(|appended| matches!(appended, Appended::Full(full) if full.wants_room()))
+            || adopted.iter().flatten().any(|adopted| matches!(adopted, Adopted::Full(full) if full.wants_room()))
+        {
             self.room.notify_one();
         }
         let swept = if turn.sweeps.is_empty() { false } else { self.engine.sweep()? };
@@ -263,6 +278,9 @@ impl<K: Kv> Writer<K> {
         // A caller that gave up has dropped its receiver. Its request is still carried out.
         for ((_, answer), appended) in turn.appends.drain(..).zip(appended) {
             drop(answer.send(Ok(appended)));
+        }
+        for ((_, answer), adopted) in turn.adoptions.drain(..).zip(adopted) {
+            drop(answer.send(Ok(adopted)));
         }
         for ((_, answer), lost) in turn.settles.drain(..).zip(lost) {
             drop(answer.send(Ok(lost)));
@@ -323,6 +341,10 @@ impl<K: Kv> Writer<K> {
                 let piece = self.engine.discard_letters(ids, keys)?;
                 self.written(piece, before, answer)?;
             }
+            Operation::Learn(keys, answer) => {
+                let new = self.engine.learn(keys)?;
+                self.written(new, before, answer)?;
+            }
         }
         self.pulse.beat();
         Ok(())
@@ -357,7 +379,9 @@ impl<K: Kv> Writer<K> {
             }
             Request::Census(answer) => drop(answer.send(Ok(self.engine.census()?))),
             Request::Buried(want, answer) => drop(answer.send(Ok(self.engine.buried(&want)?))),
+            Request::Remembered(after, answer) => drop(answer.send(Ok(self.engine.remembered(after)?))),
             Request::Append(..)
+            | Request::Adopt(..)
             | Request::Settle(..)
             | Request::Sweep(_)
             | Request::Tend(_)
@@ -373,6 +397,7 @@ impl<K: Kv> Writer<K> {
 #[derive(Default)]
 struct Turn {
     appends: Vec<(Vec<Event>, Answer<Vec<Appended>>)>,
+    adoptions: Vec<(Vec<Handed>, Answer<Vec<Adopted>>)>,
     settles: Vec<(Settlements, Answer<Vec<Lease>>)>,
     sweeps: Vec<Answer<bool>>,
     tends: Vec<Answer<bool>>,
@@ -404,6 +429,7 @@ impl Turn {
         self.places.push(place);
         match request {
             Request::Append(events, answer) => self.appends.push((events, answer)),
+            Request::Adopt(events, answer) => self.adoptions.push((events, answer)),
             Request::Settle(done, answer) => self.settles.push((done, answer)),
             Request::Sweep(answer) => self.sweeps.push(answer),
             Request::Tend(answer) => self.tends.push(answer),
@@ -415,6 +441,7 @@ impl Turn {
             | Request::KnownKey(..)
             | Request::Find(..)
             | Request::Census(_)
+            | Request::Remembered(..)
             | Request::Buried(..)) => self.reads.push(read),
         }
     }
@@ -425,6 +452,7 @@ impl Request {
     fn cost(&self) -> usize {
         match self {
             Self::Append(events, _) => events.iter().map(Event::cost).sum(),
+            Self::Adopt(events, _) => events.iter().map(|handed| handed.event.cost()).sum(),
             Self::Settle(done, _) => done.len() * EVENT_BYTES,
             Self::Find(_, Part::Whole, _) => PAYLOAD_BYTES_MAX,
             Self::Buried(want, _) if want.payloads => 2 * PAYLOAD_BYTES_MAX,
@@ -437,6 +465,7 @@ impl Request {
             | Self::Find(_, Part::Head, _)
             | Self::Census(_)
             | Self::Close
+            | Self::Remembered(..)
             | Self::Buried(..) => EVENT_BYTES,
             Self::Operate(operation) => EVENT_BYTES + operation.cost(),
         }
@@ -447,6 +476,7 @@ impl Request {
         match self {
             Self::Operate(_) => 1,
             Self::Append(..)
+            | Self::Adopt(..)
             | Self::Settle(..)
             | Self::Sweep(_)
             | Self::Tend(_)
@@ -457,6 +487,7 @@ impl Request {
             | Self::Find(..)
             | Self::Census(_)
             | Self::Close
+            | Self::Remembered(..)
             | Self::Buried(..) => 0,
         }
     }
@@ -541,6 +572,18 @@ impl Handle {
 impl Outbox for Handle {
     async fn append(&self, batch: Vec<Event>) -> Result<Vec<Appended>, Error> {
         self.ask(|answer| Request::Append(batch, answer)).await
+    }
+
+    async fn adopt(&self, events: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
+        self.ask(|answer| Request::Adopt(events, answer)).await
+    }
+
+    async fn remembered(&self, after: Option<[u8; RememberedKey::BYTES]>) -> Result<RememberedPage, Error> {
+        self.ask(|answer| Request::Remembered(after, answer)).await
+    }
+
+    async fn learn(&self, keys: Vec<RememberedKey>) -> Result<u64, Error> {
+        self.ask(|answer| Request::Operate(Operation::Learn(keys, answer))).await
     }
 
     async fn lease(&self, want: LeaseWant, since: Option<u64>) -> Result<Leases, Error> {

@@ -16,7 +16,7 @@ fn directory(required: bool) -> tokio::sync::watch::Receiver<Arc<Directory>> {
         std::fs::write(&path, token).unwrap();
         let functions = functions.split(' ').map(str::to_owned).collect();
         let ways = Ways { path_token_file: Some(path.clone()), token_file: Some(path), ..Ways::default() };
-        (Client { name: name.to_owned(), functions, calls }, ways)
+        (Client { name: name.to_owned(), functions, calls, hands_over: false }, ways)
     };
     let clients = vec![client("orders", "orders orders-*", false, ORDERS), client("everybody", "*", true, ADMIN)];
     let clients = Clients { required, skew: Duration::from_secs(300), clients };

@@ -71,5 +71,8 @@ caught! {
     LoseTheRevived: dead a_revived_letter_is_a_new_event_of_now_and_the_dead_one_is_gone_also_after_reopening,
         losing_the_revived_is_caught;
     ReviveForEver: dead what_is_being_shipped_or_came_back_too_often_stays_dead, reviving_for_ever_is_caught;
+    KeepAdoptions: handoff an_event_that_was_handed_on_may_come_back, keeping_adoptions_is_caught;
+    LoseHistories: handoff an_adopted_event_is_as_it_was_also_after_reopening, losing_histories_is_caught;
+    ClaimKeys: handoff an_adopted_key_is_known_unless_another_event_has_it, claiming_the_key_of_another_event_is_caught;
     PretendToDiscard: dead what_is_being_shipped_or_came_back_too_often_stays_dead, pretending_to_discard_is_caught;
 }

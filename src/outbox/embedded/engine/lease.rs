@@ -18,6 +18,11 @@ struct Candidate {
     due: Option<UnixMillis>,
 }
 
+/// The id just after `id`.
+fn next(id: EventId) -> EventId {
+    EventId::from_bytes(u128::from_be_bytes(*id.as_bytes()).saturating_add(1).to_be_bytes())
+}
+
 impl<K: Kv> Engine<K> {
     /// Leases the wanted events, as far as they exist. Fewer than a lane's `events_max` mean that the lane has no more, or that
     /// `bytes_max` is reached.
@@ -98,6 +103,9 @@ impl<K: Kv> Engine<K> {
                 found.sort_by_key(|candidate| candidate.id);
             }
             Which::Buried => self.scan_due(Due::Ship, lane, self.clock.now(), max, &mut found)?,
+            Which::AtRest { place, after } => {
+                self.scan_events(place, lane, after.map(next), UnixMillis::MAX, max, &mut found)?;
+            }
         }
         Ok(found)
     }

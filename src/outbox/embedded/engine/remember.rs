@@ -43,6 +43,14 @@ impl<K: Kv> Engine<K> {
         self.clock.present(began).plus(window) <= now
     }
 
+    /// What is left of the window of a key. It counts elapsed time, as [`Engine::is_over`] does.
+    pub(super) fn left(&self, key: &[u8], known: &KeyRecord) -> Duration {
+        let window = self.window(key);
+        let began =
+            UnixMillis(known.expires_at.0.saturating_sub(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)));
+        self.clock.present(began).plus(window).since(self.clock.now())
+    }
+
     /// What the store or this batch remembers about an event's key.
     pub(super) fn known_of(&self, event: &Event, key: &[u8], now: UnixMillis) -> Result<Known, Failed> {
         let name = &event.function.name;
@@ -72,7 +80,7 @@ impl<K: Kv> Engine<K> {
 
     /// The record of a key in this batch or in the store. An unreadable one is ignored: the next event with its key is
     /// accepted and remembered.
-    fn key_record(&self, key: &[u8]) -> Result<Option<KeyRecord>, Failed> {
+    pub(super) fn key_record(&self, key: &[u8]) -> Result<Option<KeyRecord>, Failed> {
         let stored;
         let bytes = match self.batch.pending(key) {
             Some(None) => return Ok(None),
@@ -112,7 +120,12 @@ impl<K: Kv> Engine<K> {
     /// Remembers the key of an event that is about to be stored. `was` is what is known about the key.
     pub(super) fn remember(&mut self, key: Vec<u8>, was: &Known, first: EventId, fingerprint: [u8; 16]) {
         let expires_at = self.clock.now().plus(self.window(&key));
-        let record = KeyRecord { first, fingerprint, expires_at }.encode();
+        self.remember_until(key, was, KeyRecord { first, fingerprint, expires_at });
+    }
+
+    /// Like [`Engine::remember`], with the end of the window.
+    pub(super) fn remember_until(&mut self, key: Vec<u8>, was: &Known, record: KeyRecord) {
+        let record = record.encode();
         self.key_filter.added(&key);
         match was {
             Known::Nowhere => self.batch.put_new(key, record),
@@ -152,8 +165,19 @@ impl<K: Kv> Engine<K> {
         Ok(())
     }
 
+    /// Forgets the adoption of an event that leaves this store for another one, or that an operator removes: it may come back.
+    pub(super) fn forget_adoption(&mut self, id: EventId) -> Result<(), Failed> {
+        let key = keys::adopted(id);
+        if self.key_record(&key)?.is_some() {
+            self.batch.remove(key);
+            self.keys = self.keys.saturating_sub(1);
+        }
+        Ok(())
+    }
+
     /// Forgets the key of an event that an operator removes. Where the event could not be read, only a sweep can find its key.
     pub(super) fn forget_removed(&mut self, id: EventId, event: Option<&Event>) -> Result<(), Failed> {
+        self.forget_adoption(id)?;
         if let Some(event) = event {
             return self.forget(event);
         }

@@ -38,6 +38,11 @@ impl<K: Kv> Engine<K> {
                 self.outlive(id, held.key)?;
                 self.remove(lane_id, id, held);
             }
+            Settlement::HandedOver => {
+                self.outlive(id, held.key)?;
+                self.forget_adoption(id)?;
+                self.remove(lane_id, id, held);
+            }
             Settlement::RetryAt(history) => {
                 let place = match held.place {
                     Place::Ready | Place::Waiting => Place::Waiting,

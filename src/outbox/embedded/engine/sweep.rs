@@ -92,7 +92,7 @@ impl<K: Kv> Engine<K> {
     }
 
     /// The lanes by the tag of their function, which event ids contain.
-    fn lanes_by_tag(&self) -> BTreeMap<u16, Vec<LaneId>> {
+    pub(super) fn lanes_by_tag(&self) -> BTreeMap<u16, Vec<LaneId>> {
         let mut lanes: BTreeMap<u16, Vec<LaneId>> = BTreeMap::new();
         for (&id, lane) in &self.lanes {
             lanes.entry(lane.function().tag()).or_default().push(id);
