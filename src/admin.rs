@@ -121,6 +121,8 @@ pub struct Admin<O> {
     rendering: Arc<Mutex<()>>,
     /// What the daemon lacks to reach AWS at all, in words.
     missing: Arc<Mutex<Vec<String>>>,
+    /// Whether an operator asks for a hand-off. `None` without a target.
+    hand_off: Arc<Mutex<Option<watch::Sender<bool>>>>,
     /// Why the latest reload of the configuration changed nothing.
     not_reloaded: Arc<Mutex<Option<watch::Receiver<Option<String>>>>>,
     /// Tells the configuration in effect.
@@ -143,7 +145,7 @@ struct Look {
 
 impl<O: Operator> Admin<O> {
     pub fn new(readiness: Readiness, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        let (outbox, settings, status, rendering, missing, not_reloaded) = Default::default();
+        let (outbox, settings, status, rendering, missing, hand_off, not_reloaded) = Default::default();
         let (config, past, series) = (None, Past::default(), Series::new(clock.clone()));
         Self {
             readiness,
@@ -154,6 +156,7 @@ impl<O: Operator> Admin<O> {
             status,
             rendering,
             missing,
+            hand_off,
             not_reloaded,
             config,
             past,
@@ -201,6 +204,22 @@ impl<O: Outbox> Admin<O> {
     /// Whom to ask what dispatch is doing.
     pub fn set_dispatch(&self, status: Status) {
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    }
+
+    /// Lets operators ask for a hand-off. Returns whether one does.
+    pub fn hand_offs(&self) -> watch::Receiver<bool> {
+        let (wanted, told) = watch::channel(false);
+        *self.hand_off.lock().unwrap_or_else(PoisonError::into_inner) = Some(wanted);
+        told
+    }
+
+    /// Begins or ends a hand-off. Returns false without a target.
+    fn ask_for_hand_off(&self, wanted: bool) -> bool {
+        let hand_off = self.hand_off.lock().unwrap_or_else(PoisonError::into_inner);
+        hand_off.as_ref().is_some_and(|asked| {
+            asked.send_replace(wanted);
+            true
+        })
     }
 
     /// What the daemon lacks to reach AWS at all.

@@ -63,6 +63,8 @@ pub mod healthcheck;
 
 pub mod drain;
 
+pub mod hand_off;
+
 pub mod completions;
 
 pub mod man;
@@ -114,6 +116,7 @@ enum Command {
     Auth(auth::Options),
     Healthcheck(healthcheck::Options),
     Drain(drain::Options),
+    HandOff(hand_off::Options),
     Completions(completions::Options),
     Man(man::Options),
 }
@@ -166,6 +169,7 @@ pub fn main() -> ExitCode {
         Command::Auth(options) => auth::run(&options),
         Command::Healthcheck(options) => healthcheck::run(options, &environment),
         Command::Drain(options) => drain::run(options, &environment),
+        Command::HandOff(options) => hand_off::run(options, &environment),
         Command::Completions(options) => completions::run(options),
         Command::Man(options) => man::run(options),
     };

@@ -27,6 +27,7 @@ use crate::hop::Hop;
 use crate::http::host::Hosts;
 use crate::http::tls::Port;
 use crate::http::{Limits, Server};
+use crate::https;
 use crate::ingest;
 use crate::ingest::door::Door;
 use crate::ingest::refusal::Refusal;
@@ -55,10 +56,11 @@ mod followed;
 
 mod users;
 
-mod handing;
+pub mod handing;
 
 use ending::{AdminParts, OpenStore, Running};
 use followed::Following;
+use handing::Handing;
 use listeners::Listeners;
 use serving::Serving;
 use vital::Vital;
@@ -83,6 +85,8 @@ pub enum Error {
     Closing(outbox::Error),
     #[error(transparent)]
     Aws(#[from] aws::Error),
+    #[error(transparent)]
+    HandOff(#[from] https::Unusable),
     // The source is printed separately.
     #[error("{doing}")]
     System { doing: &'static str, source: io::Error },
@@ -99,6 +103,8 @@ pub enum Ended {
     AtOnce,
     /// The outbox failed. A restart recovers it.
     Poisoned,
+    /// A hand-off ended, and this many events are left on the disk.
+    LeftBehind(u64),
     /// A stage ended too early. A restart brings it back.
     Failed(&'static str),
 }
@@ -207,10 +213,8 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let hangup = Reload::signal().map_err(|source| Error::System { doing: "listening for signals", source })?;
     vital.spawn_endless(&parts.tasks, "reload", parts.stop.clone(), reload.run(hangup, parts.stop.clone()));
 
-    let Opened { outbox, upkeep, closing } = open(&config, &clock, &metrics).await?;
-    let closed = CancellationToken::new();
-    vital.spawn(&TaskTracker::new(), "upkeep of the outbox", closed.clone(), upkeep);
-    let store = OpenStore { outbox: outbox.clone(), closed, closing };
+    let store = open_store(&config, &clock, &metrics, &vital).await?;
+    let outbox = store.outbox.clone();
     // Only now: holding the store's lock proves that no other daemon uses the socket file that is replaced here.
     let (mut unix, admin_unix) = (unix.open()?, serving.socket(admin_unix, &routes)?);
     operator.set_outbox(Some(outbox.clone()));
@@ -228,13 +232,14 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let home = config.ingest.home.clone().or_region(shared.region());
     let party = handing::party(&clock, &home);
     let settings = ingest::Settings { home, ..config.ingest.clone() };
-    let limits = limits(&settings, descriptors::connections(open_files, &config, 3 * ADMIN_CONNECTIONS_MAX));
-    let connections = Some(metrics.ingest_connections.clone());
-    let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
-    let server = server.cut_by(stop.working.clone());
+    let handing = Handing::new(&config, &party, &outbox, &clock, &metrics, handing::wanted(&config, &operator))?;
+    let on_request = handing::on_request(handing.as_ref(), stop.leasing.clone());
+    vital.spawn(&stages, "hand-off", leasing(), on_request);
+    let connections_max = descriptors::connections(open_files, &config, 3 * ADMIN_CONNECTIONS_MAX);
+    let server = ingest_server(limits(&settings, connections_max), &clock, &metrics, &stop, &door);
     let closed = Door::new(outbox, clock, metrics, settings).leaving(door.clone());
     let closed = closed.marked(shared.hop()).ruled(config.rules.clone()).called(config.listen.ingest_hosts.clone());
-    let closed = closed.receiving(handing::reception(&config, party.clone(), &readiness));
+    let closed = closed.receiving(handing::reception(&config, &party, &readiness));
     let opened = closed.passing(passthrough, config.passthrough.clone()).knowing(Some(clients));
     let (accepting, own_uid) = (|| stop.accepting.clone(), rustix::process::geteuid().as_raw());
     for unix in unix.listeners.drain(..) {
@@ -248,7 +253,29 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
 
     announce(&config, &readiness, [ingest_addresses, admin_address, health_address.unwrap_or_default()]);
     let (unix, grace) = ([unix, admin_unix], config.grace);
-    Ok(Running { store, operator, readiness, stop, vital, door, stages, admin: parts, unix, grace })
+    Ok(Running { store, operator, readiness, stop, vital, door, stages, admin: parts, unix, grace, handing })
+}
+
+/// The region of this machine's configuration, as a daemon finds it.
+pub async fn region(config: &Config, clock: &Clock) -> Result<Option<String>, Error> {
+    let region = config.lambda.region.as_deref();
+    let shared = aws::Shared::load(region, &config.outside, Own::nobody(), clock.clone()).await?;
+    Ok(shared.region().map(str::to_owned))
+}
+
+/// Opens the store, with its upkeep as a vital task.
+async fn open_store(config: &Config, clock: &Clock, metrics: &Arc<Metrics>, vital: &Vital) -> Result<OpenStore, Error> {
+    let Opened { outbox, upkeep, closing } = open(config, clock, metrics).await?;
+    let closed = CancellationToken::new();
+    vital.spawn(&TaskTracker::new(), "upkeep of the outbox", closed.clone(), upkeep);
+    Ok(OpenStore { outbox, closed, closing })
+}
+
+/// The server of the ingest listeners.
+fn ingest_server(limits: Limits, clock: &Clock, metrics: &Metrics, stop: &Stop, door: &TaskTracker) -> Server {
+    let connections = Some(metrics.ingest_connections.clone());
+    let server = Server::new(limits, connections, clock.clone(), stop.accepting.clone(), door.clone());
+    server.cut_by(stop.working.clone())
 }
 
 fn announce(config: &Config, readiness: &Readiness, [ingest, admin, health]: [String; 3]) {

@@ -31,6 +31,12 @@ pub fn stopping(why: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(&format!("draining: {why}"))]);
 }
 
+/// The stop needs this much more time.
+pub fn prolong(by: Duration) {
+    let by = u32::try_from(by.as_micros()).unwrap_or(u32::MAX);
+    tell(&[NotifyState::ExtendTimeoutUsec(by)]);
+}
+
 /// The configuration is being read again.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {

@@ -155,6 +155,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "visible",
         ],
     ),
+    (
+        "cli::hand_off",
+        &["cli", "clock", "config", "daemon", "handoff", "metrics", "outbox", "plural", "shutdown", "telemetry"],
+    ),
     ("cli::arguments", &["cli", "config", "event", "ingest", "visible"]),
     ("cli::admin_client", &["cli", "admin", "config", "deadletter", "event", "visible"]),
     ("cli::dead_letters", &["cli", "admin", "clock", "config", "deadletter", "event", "outbox", "plural"]),

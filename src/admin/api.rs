@@ -534,6 +534,15 @@ impl KeysQuery {
     }
 }
 
+/// How to drain.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct DrainQuery {
+    /// Also hand events over to other sendoffs.
+    pub hand_off: bool,
+}
+
 /// Which events of a function to purge.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use http::StatusCode;
 use prometheus::core::Collector;
 
 use super::actions::{Note, Noted};
-use super::api::{self, OutboxCounts, Rates, Summary, Totals};
+use super::api::{self, DrainQuery, OutboxCounts, Rates, Summary, Totals};
 use super::problems::{Facts, problems};
 use super::series::{self, Full, Reading};
 use super::{Admin, Look, Problem};
@@ -307,17 +307,25 @@ pub(super) async fn set_log_level<O: Operator>(
 
 /// Become not ready, so that load balancers send clients elsewhere
 ///
-/// Requests that still arrive are served, and events are delivered.
+/// Requests that still arrive are served, and events are delivered. With `hand_off`, events at rest are also handed over to
+/// the targets of `handoff.to`, until the drain ends.
 #[utoipa::path(
     put,
     path = "/v1/drain",
     operation_id = "drain",
+    params(DrainQuery),
     responses(
         (status = 204, description = "Not ready"),
-        (status = 409, description = "Not ready for another reason", body = api::Message),
+        (status = 409, description = "Not ready for another reason, or no target for a hand-off", body = api::Message),
     )
 )]
-pub(super) async fn drain<O: Operator>(State(status): State<Status<O>>) -> Result<StatusCode, Problem> {
+pub(super) async fn drain<O: Operator>(
+    State(status): State<Status<O>>,
+    Query(query): Query<DrainQuery>,
+) -> Result<StatusCode, Problem> {
+    if query.hand_off && !status.admin.ask_for_hand_off(true) {
+        return Err(Problem::conflict("there is no target for a hand-off: set handoff.to"));
+    }
     match status.admin.readiness.why_not() {
         None => {
             status.admin.readiness.not_ready(DRAIN);
@@ -339,6 +347,7 @@ pub(super) async fn drain<O: Operator>(State(status): State<Status<O>>) -> Resul
     )
 )]
 pub(super) async fn end_drain<O: Operator>(State(status): State<Status<O>>) -> Result<StatusCode, Problem> {
+    status.admin.ask_for_hand_off(false);
     match status.admin.readiness.why_not() {
         Some(DRAIN) => {
             status.admin.readiness.ready();

@@ -7,7 +7,7 @@ use http::Method;
 
 use super::admin_client::{AdminClient, Daemon};
 use super::{Exit, Failure, out};
-use crate::admin::api::Summary;
+use crate::admin::api::{OutboxCounts, Summary};
 use crate::clock::Clock;
 use crate::config::Environment;
 use crate::plural::agree;
@@ -18,6 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const EXAMPLES: &str = "\
 Examples:
   sendoff drain --timeout 60s
+  sendoff drain --hand-off --timeout 45s
   sendoff drain --undo";
 
 /// Make the daemon not ready, and wait until it has delivered its events
@@ -33,8 +34,14 @@ pub struct Options {
     /// How long to wait, for example "20s". With 0s it does not wait
     #[arg(long, value_name = "TIME", default_value = "20s", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// Also hand events over to the targets of `handoff.to`, and wait until the store is empty
+    ///
+    /// Use it where the disk ends with the task, for example in a preStop hook. The hand-off goes on after the command
+    /// has ended, until the daemon stops or --undo ends it.
+    #[arg(long)]
+    hand_off: bool,
     /// Make the daemon ready again instead
-    #[arg(long, conflicts_with = "timeout")]
+    #[arg(long, conflicts_with_all = ["timeout", "hand_off"])]
     undo: bool,
 }
 
@@ -45,23 +52,32 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             client.tell(Method::DELETE, "/v1/drain").await?;
             return out::line("ready again");
         }
-        client.tell(Method::PUT, "/v1/drain").await?;
-        until_empty(&client, options.timeout).await
+        client.tell(Method::PUT, if options.hand_off { "/v1/drain?hand_off=true" } else { "/v1/drain" }).await?;
+        until_empty(&client, options.timeout, options.hand_off).await
     })
 }
 
-async fn until_empty(client: &AdminClient, timeout: Duration) -> Result<(), Failure> {
+async fn until_empty(client: &AdminClient, timeout: Duration, hand_off: bool) -> Result<(), Failure> {
     let clock = Clock::system();
     let until = clock.now().plus(timeout);
     loop {
         let summary: Summary = client.get("/v1/status").await?;
-        let left = summary.outbox.ready + summary.outbox.waiting;
+        let OutboxCounts { events, ready, waiting, .. } = summary.outbox;
+        let left = if hand_off { events } else { ready + waiting };
+        if left == 0 && hand_off {
+            return out::line("drained: no event is left in the store");
+        }
         if left == 0 {
             return out::line("drained: no event is waiting for delivery");
         }
         if clock.now() >= until {
-            let left = agree(left, "event still waits", "events still wait");
-            let why = format!("{left} for delivery; what is left stays on disk for the next start");
+            let why = if hand_off {
+                let left = agree(left, "event is", "events are");
+                format!("{left} still in the store; the hand-off goes on until the daemon stops")
+            } else {
+                let left = agree(left, "event still waits", "events still wait");
+                format!("{left} for delivery; what is left stays on disk for the next start")
+            };
             return Err(Failure::saying(Exit::Failed, why));
         }
         clock.sleep(LOOK_EVERY).await;

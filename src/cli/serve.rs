@@ -6,6 +6,7 @@ use super::{ConfigOptions, Exit, Failure};
 use crate::config::Environment;
 use crate::daemon::{self, Ended};
 use crate::outbox::OpenError;
+use crate::plural::agree;
 use crate::reload::Reload;
 use crate::telemetry;
 
@@ -36,6 +37,10 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     runtime.shutdown_background();
     match ended {
         Ok(Ended::Drained | Ended::CutOff | Ended::AtOnce) => Ok(()),
+        Ok(Ended::LeftBehind(left)) => {
+            let left = agree(left, "event was", "events were");
+            Err(Failure::saying(Exit::Failed, format!("{left} not handed over and stay in the state directory")))
+        }
         Ok(Ended::Poisoned) => Err(Failure::saying(
             Exit::Internal,
             "a write to the outbox failed: restart sendoff, which recovers every accepted event",
@@ -54,7 +59,7 @@ pub(super) fn exit_of(error: &daemon::Error) -> Exit {
         daemon::Error::Bind { .. } => Exit::Unavailable,
         daemon::Error::Store(OpenError::Locked { .. } | OpenError::Io { .. }) => Exit::Unavailable,
         daemon::Error::Store(OpenError::Newer { .. } | OpenError::Damaged { .. }) => Exit::Internal,
-        daemon::Error::Aws(_) | daemon::Error::File(_) => Exit::Configuration,
+        daemon::Error::Aws(_) | daemon::Error::File(_) | daemon::Error::HandOff(_) => Exit::Configuration,
         daemon::Error::Closing(_) | daemon::Error::System { .. } => Exit::Internal,
     }
 }

@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::handing::{self, Handing};
 use super::listeners::UnixSockets;
 use super::vital::Vital;
 use super::{Ended, Error, Store};
@@ -61,6 +62,7 @@ pub(super) struct Running {
     pub(super) admin: AdminParts,
     pub(super) unix: [UnixSockets; 2],
     pub(super) grace: Duration,
+    pub(super) handing: Option<Handing>,
 }
 
 /// The tasks that serve the operator and the probes.
@@ -106,7 +108,9 @@ impl Running {
                 FAILED_GRACE
             }
         };
-        last_word(grace + LAST_WORD_AFTER, matches!(why, Why::Signal(_)));
+        let within = self.handing.as_ref().and_then(Handing::within).filter(|_| matches!(why, Why::Signal(_)));
+        let longest = within.map_or(grace, |within| within.max(grace));
+        last_word(longest + LAST_WORD_AFTER, matches!(why, Why::Signal(_)));
         tokio::select! {
             biased;
             signal = signals.next() => {
@@ -117,13 +121,19 @@ impl Running {
                     Why::Failed(stage) => Ended::Failed(stage),
                 })
             }
-            ended = self.end(why, grace) => ended,
+            ended = self.end(why, grace, within) => ended,
         }
     }
 
-    async fn end(self, why: Why, grace: Duration) -> Result<Ended, Error> {
+    async fn end(self, why: Why, grace: Duration, within: Option<Duration>) -> Result<Ended, Error> {
         let Self { store, stop, vital, door, stages, .. } = &self;
-        let drained = drained(stop, door, stages, grace, store.outbox.failed()).await;
+        let grace = within.map_or(grace, |within| handing::grace(grace, within));
+        let draining = drained(stop, door, stages, grace, store.outbox.failed());
+        let (drained, summary) = match self.handing.as_ref().zip(within) {
+            Some((handing, within)) => handing.beside(within, draining).await,
+            None => (draining.await, None),
+        };
+        let left = summary.map_or(0, |summary| summary.left);
         if matches!(store.outbox.health(), Health::Poisoned { .. }) {
             return Ok(Ended::Poisoned);
         }
@@ -131,6 +141,7 @@ impl Running {
             // Unreachable: the outbox was asked above.
             (Why::Poisoned, _) => Ended::Poisoned,
             (Why::Failed(stage), _) | (Why::Signal(_), Some(stage)) => Ended::Failed(stage),
+            (Why::Signal(_), None) if left > 0 => Ended::LeftBehind(left),
             (Why::Signal(_), None) if drained => Ended::Drained,
             (Why::Signal(_), None) => {
                 tracing::warn!(

@@ -71,9 +71,12 @@ pub(super) fn check(listen: &Listen) -> Result<(), Error> {
         let any_port = SocketAddr::new(address.ip(), 0);
         bind(key, any_port).map_err(|error| match error {
             Error::Bind { key, why, remedy, .. } => Error::Bind { key, address: address.to_string(), why, remedy },
-            error @ (Error::Store(_) | Error::Aws(_) | Error::File(_) | Error::Closing(_) | Error::System { .. }) => {
-                error
-            }
+            error @ (Error::Store(_)
+            | Error::Aws(_)
+            | Error::File(_)
+            | Error::HandOff(_)
+            | Error::Closing(_)
+            | Error::System { .. }) => error,
         })?;
     }
     let mut sockets = listen.unix.iter().chain(&listen.admin_unix);

@@ -125,6 +125,8 @@ struct State {
     /// How often in a row it took nothing from this sender.
     refusals: u32,
     has_taken: bool,
+    /// Why it took nothing, as the log said last.
+    said: Option<String>,
 }
 
 /// A lane that may hold more, and the last event that was leased from it.
@@ -434,18 +436,20 @@ impl<O: Outbox> Run<O> {
     /// Logs why a target takes nothing, and lets it rest until then.
     fn say(&self, nth: usize, why: &str, rests_until: UnixMillis) {
         let to = self.sender.targets.get(nth).map(|target| target.name());
-        if self.note_why(why) {
+        self.note_why(why);
+        let is_news = self.with_state(nth, |state| {
+            state.rests_until = state.rests_until.max(rests_until);
+            let is_news = state.said.as_deref() != Some(why);
+            state.said = Some(why.to_owned());
+            is_news
+        });
+        if is_news {
             tracing::warn!(to, why, "the target of the hand-off takes nothing now");
         }
-        self.with_state(nth, |state| state.rests_until = state.rests_until.max(rests_until));
     }
 
-    /// Returns whether that is news.
-    fn note_why(&self, why: &str) -> bool {
-        let mut latest = self.why.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_news = latest.as_deref() != Some(why);
-        *latest = Some(why.to_owned());
-        is_news
+    fn note_why(&self, why: &str) {
+        *self.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
     }
 
     async fn pause(&self, time: Duration) {

@@ -7,6 +7,7 @@ use utoipa::{Modify, Number, OpenApi};
 
 use crate::clock::MILLIS_MAX;
 use crate::event::name::{NAME_PATTERN, QUALIFIER_PATTERN};
+use crate::handoff::protocol::{Greeting, HandedEvent, LearnedKeys};
 use crate::ingest::events_api::{
     AHEAD_MAX, AcceptedEvent, DELAY_PATTERN, ErrorBody, EventAnswer, EventState, MILLIS_MIN, NewEvent,
 };
@@ -27,8 +28,8 @@ pub fn document() -> &'static str {
         description = "A durable outbox in front of AWS Lambda: the native door. Lambda's own Invoke is served beside it, \
                        as AWS documents it.",
     ),
-    paths(take_events, show_event),
-    components(schemas(EventAnswer)),
+    paths(take_events, show_event, greet, take_handed, take_keys),
+    components(schemas(EventAnswer, HandedEvent)),
     modifiers(&Limits)
 )]
 struct Document;
@@ -127,3 +128,80 @@ fn take_events() {}
 )]
 #[expect(dead_code, reason = "only its description is used")]
 fn show_event() {}
+
+/// Who would take a hand-off
+///
+/// For people and checks. Only where handoff.receive is true, or for a client that may hand over.
+#[utoipa::path(
+    get,
+    path = "/v1/handoff",
+    responses(
+        (status = 200, description = "This daemon takes hand-offs", body = Greeting),
+        (status = 401, description = "Not a known client, where that is required", body = ErrorBody,
+         content_type = "application/json"),
+        (status = 403, description = "The client may not hand over", body = ErrorBody, content_type = "application/json"),
+        (status = 404, description = "This daemon takes no hand-offs", body = ErrorBody, content_type = "application/json"),
+    )
+)]
+#[expect(dead_code, reason = "only its description is used")]
+fn greet() {}
+
+/// Hand events over to this daemon, as another sendoff does when it stops
+///
+/// Lines of JSON (NDJSON), at most 1,000 events and 8 MiB, stored by one commit. Each line has the event's `envelope` and
+/// `payload_base64`. The answer has a line for each event (HandedEvent): what it calls adopted is on stable storage.
+#[utoipa::path(
+    post,
+    path = "/v1/handoff",
+    params(
+        ("x-sendoff-handoff" = Option<String>, Header, description = "The version of the envelope: 1"),
+        ("x-sendoff-instance" = Option<String>, Header, description = "The sending process"),
+        ("x-sendoff-region" = Option<String>, Header, description = "The sender's region. It must be the receiver's"),
+        ("x-sendoff-account" = Option<String>, Header, description = "The sender's account. It must be the receiver's"),
+    ),
+    request_body(content((String = "application/x-ndjson"))),
+    responses(
+        (status = 200, description = "An answer for each event", content((String = "application/x-ndjson"))),
+        (status = 400, description = "Not text", body = ErrorBody, content_type = "application/json"),
+        (status = 401, description = "Not a known client, where that is required", body = ErrorBody,
+         content_type = "application/json"),
+        (status = 403, description = "The client may not hand over", body = ErrorBody, content_type = "application/json"),
+        (status = 404, description = "This daemon takes no hand-offs", body = ErrorBody, content_type = "application/json"),
+        (status = 409, description = "Not from this sender: another region, account or format, or the same process",
+         body = ErrorBody, content_type = "application/json"),
+        (status = 413, description = "Too large", body = ErrorBody, content_type = "application/json"),
+        (status = 429, description = "Too many requests in memory", body = ErrorBody, content_type = "application/json"),
+        (status = 503, description = "Draining, or unable to store", body = ErrorBody, content_type = "application/json"),
+    )
+)]
+#[expect(dead_code, reason = "only its description is used")]
+fn take_handed() {}
+
+/// Tell this daemon remembered idempotency keys, after the events
+///
+/// Lines of JSON (NDJSON), at most 1,000. They have digests only.
+#[utoipa::path(
+    post,
+    path = "/v1/handoff/keys",
+    params(
+        ("x-sendoff-handoff" = Option<String>, Header, description = "As for events"),
+        ("x-sendoff-instance" = Option<String>, Header, description = "As for events"),
+        ("x-sendoff-region" = Option<String>, Header, description = "As for events"),
+        ("x-sendoff-account" = Option<String>, Header, description = "As for events"),
+    ),
+    request_body(content((String = "application/x-ndjson"))),
+    responses(
+        (status = 200, description = "Remembered, on stable storage", body = LearnedKeys),
+        (status = 400, description = "Not keys", body = ErrorBody, content_type = "application/json"),
+        (status = 401, description = "Not a known client, where that is required", body = ErrorBody,
+         content_type = "application/json"),
+        (status = 403, description = "The client may not hand over", body = ErrorBody, content_type = "application/json"),
+        (status = 404, description = "This daemon takes no hand-offs", body = ErrorBody, content_type = "application/json"),
+        (status = 409, description = "Not from this sender", body = ErrorBody, content_type = "application/json"),
+        (status = 413, description = "Too large", body = ErrorBody, content_type = "application/json"),
+        (status = 429, description = "Too many requests in memory", body = ErrorBody, content_type = "application/json"),
+        (status = 503, description = "Draining, or unable to store", body = ErrorBody, content_type = "application/json"),
+    )
+)]
+#[expect(dead_code, reason = "only its description is used")]
+fn take_keys() {}

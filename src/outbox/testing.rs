@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
-use super::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use super::handoff::{Adopted, Handed, RememberedKey, RememberedPage};
+use super::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use super::*;
 
 /// The `retry_after` of its answers.

@@ -20,6 +20,8 @@ mod refusals;
 
 mod drain;
 
+mod handoff;
+
 mod disk;
 
 mod strace;

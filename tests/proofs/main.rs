@@ -12,6 +12,8 @@ mod load;
 
 mod store;
 
+mod handoff;
+
 mod kill;
 
 mod recording;

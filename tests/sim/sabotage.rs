@@ -6,8 +6,8 @@ use sendoff::clock::UnixMillis;
 use sendoff::event::{Event, EventId, FunctionName, KeySource};
 use sendoff::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use sendoff::outbox::embedded::writer::Handle;
-use sendoff::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::handoff::{Adopted, Handed, RememberedKey, RememberedPage};
+use sendoff::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::{
     Appended, Burial, BuryReason, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant,
     Leases, Outbox, Settlement, Unsettled,

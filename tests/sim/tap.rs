@@ -5,8 +5,8 @@ use std::sync::Arc;
 use sendoff::clock::Clock;
 use sendoff::event::{Event, EventId, FunctionName};
 use sendoff::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
-use sendoff::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::handoff::{Adopted, Handed, RememberedKey, RememberedPage};
+use sendoff::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use sendoff::outbox::{
     Appended, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant, Leases, Outbox,
     Settlement, Unsettled,

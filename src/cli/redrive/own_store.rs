@@ -41,6 +41,7 @@ impl OwnStore {
             | daemon::Error::Closing(_)
             | daemon::Error::Aws(_)
             | daemon::Error::File(_)
+            | daemon::Error::HandOff(_)
             | daemon::Error::System { .. }) => Failure::new(Exit::Internal, error),
         })?;
         let mut keeping = JoinSet::new();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::event::testing::event;
@@ -93,11 +94,8 @@ impl Bench {
         let metrics = Arc::new(Metrics::new().unwrap());
         let engine = Engine::open(MemoryDisk::default().open(), settings, clock.clone(), "test").unwrap();
         let (writer, outbox) = Writer::new(engine, clock.clone(), metrics.clone());
-        let runtime = tokio::runtime::Handle::current();
-        std::thread::spawn(move || {
-            let _inside = runtime.enter();
-            writer.run();
-        });
+        // On this runtime: its paused clock would not wait for another thread.
+        TaskTracker::new().spawn(writer.run_async(|| Duration::ZERO));
         Self { outbox, clock, metrics }
     }
 
@@ -190,16 +188,8 @@ async fn everything_at_rest_goes_with_its_history_the_ready_first_and_dead_lette
 async fn nothing_is_settled_before_the_answer_and_what_has_none_stays() {
     let bench = Bench::new();
     bench.accept("orders").await;
-    let (outbox, seen) = (bench.outbox.clone(), Arc::new(Mutex::new(None)));
-    let target = bench.target("peer", {
-        let seen = Arc::clone(&seen);
-        move |_, events| {
-            let stored = outbox.census().now_or_never();
-            *seen.lock().unwrap() = Some(stored.is_none());
-            takes_all(0, events)
-        }
-    });
-    let slow = Arc::new(Fake { takes: Duration::from_secs(5), ..Arc::into_inner(target).unwrap() });
+    let target = Arc::into_inner(bench.target("peer", takes_all)).unwrap();
+    let slow = Arc::new(Fake { takes: Duration::from_secs(5), ..target });
     let until = Until::default();
     let sender = bench.sender(&[&slow]);
     let run = sender.run(until.clone(), Progress::default());

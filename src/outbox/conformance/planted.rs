@@ -7,8 +7,8 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
-use crate::outbox::operator::{KnownKey, Page, Purged};
 use crate::outbox::handoff::{Adopted, Handed, RememberedKey, RememberedPage};
+use crate::outbox::operator::{KnownKey, Page, Purged};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {

@@ -21,8 +21,8 @@ use crate::clock::Clock;
 use crate::event::{EVENT_BYTES, Event, EventId, FunctionName, PAYLOAD_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
-use crate::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use crate::outbox::handoff::{Adopted, Handed, RememberedKey, RememberedPage};
+use crate::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
 use crate::outbox::{
     Appended, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant, Leases, Outbox,
     Settlement, Unsettled,

@@ -136,11 +136,17 @@ impl Lane {
         }
     }
 
+    /// Leases an event. All Ready events before it are leased already.
     pub(super) fn take(&mut self, id: EventId, held: Held) {
-        self.leased_by_place[held.place as usize] += 1;
         if held.place == Place::Ready && self.ready_after.is_none_or(|last| last < id) {
             self.ready_after = Some(id);
         }
+        self.take_apart(id, held);
+    }
+
+    /// Leases an event out of its order.
+    pub(super) fn take_apart(&mut self, id: EventId, held: Held) {
+        self.leased_by_place[held.place as usize] += 1;
         self.leased.insert(id, held);
     }
 

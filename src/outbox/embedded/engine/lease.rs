@@ -52,7 +52,8 @@ impl<K: Kv> Engine<K> {
                 if *bytes_left == 0 {
                     return Ok(());
                 }
-                match self.take(want.lane, candidate)? {
+                let in_order = !matches!(want.which, Which::AtRest { .. });
+                match self.take(want.lane, candidate, in_order)? {
                     Some(leased) => {
                         *bytes_left = bytes_left.saturating_sub(leased.event.payload.len().max(1) as u64);
                         taken.push(leased);
@@ -175,14 +176,14 @@ impl<K: Kv> Engine<K> {
 
     /// Leases one event. `None` if it is unreadable: it then stays in its state, is set aside until a restart, and the log
     /// names it.
-    fn take(&mut self, lane_id: LaneId, candidate: Candidate) -> Result<Option<Leased>, Failed> {
-        let taken = self.take_unseen(lane_id, candidate)?;
+    fn take(&mut self, lane_id: LaneId, candidate: Candidate, in_order: bool) -> Result<Option<Leased>, Failed> {
+        let taken = self.take_unseen(lane_id, candidate, in_order)?;
         // Also if it is unreadable: a plan that is made from the view must not ask for it again.
         self.touch_view(lane_id);
         Ok(taken)
     }
 
-    fn take_unseen(&mut self, lane_id: LaneId, candidate: Candidate) -> Result<Option<Leased>, Failed> {
+    fn take_unseen(&mut self, lane_id: LaneId, candidate: Candidate, in_order: bool) -> Result<Option<Leased>, Failed> {
         let Candidate { place, id, due } = candidate;
         let read = self.read_at(place, lane_id, id, Part::Whole)?;
         let missing = || Err(Failed::of_value("leasing an event", "it stands in the due index but has no record"));
@@ -193,7 +194,11 @@ impl<K: Kv> Engine<K> {
                     ..read.held(place)
                 };
                 let Some(lane) = self.lanes.get_mut(&lane_id) else { return Ok(None) };
-                lane.take(id, held);
+                if in_order {
+                    lane.take(id, held);
+                } else {
+                    lane.take_apart(id, held);
+                }
                 let Read { event, record, .. } = read;
                 Ok(Some(Leased { lease: Lease { lane: lane_id, id }, event, history: record.history }))
             }
@@ -219,7 +224,10 @@ impl<K: Kv> Engine<K> {
     ) {
         self.note_unreadable(id, why);
         if let Some(lane) = self.lanes.get_mut(&lane_id) {
-            lane.take(id, Held { place, due, bytes: 0, body_bytes: 0, expires_at: None, key: None, set_aside: true });
+            lane.take_apart(
+                id,
+                Held { place, due, bytes: 0, body_bytes: 0, expires_at: None, key: None, set_aside: true },
+            );
         }
     }
 }
