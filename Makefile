@@ -44,6 +44,10 @@ sim: ## simulate SEEDS=50000 worlds with faults and crashes (docs/simulation.md)
 kill: ## kill the daemon KILLS times (1000) under load and look for every accepted event
 	KILLS=$${KILLS:-1000} $(CARGO) test --locked --test proofs -- --nocapture kill::
 
+.PHONY: handoff
+handoff: ## kill the sender or the receiver of a hand-off HANDOFF_KILLS times (200)
+	HANDOFF_KILLS=$${HANDOFF_KILLS:-200} $(CARGO) test --locked --test proofs -- --nocapture handoff::
+
 .PHONY: powerloss
 powerloss: ## cut the power in a model of the disk: IMAGES (5000) images, every accepted event on each
 	IMAGES=$${IMAGES:-5000} SECOND_CUTS=$${SECOND_CUTS:-20} CUTS=$${CUTS:-12} $(CARGO) test --locked --test proofs -- --nocapture --test-threads 2 power_loss:: loop_mount::

@@ -67,7 +67,13 @@ async fn hand_over(config: crate::config::Config, timeout: Duration) -> Result<(
             let why = format!("a daemon uses {path}: run `sendoff drain --hand-off` instead");
             Failure::saying(Exit::Unavailable, why)
         }
-        error => Failure::new(super::serve::exit_of(&error), error),
+        error @ (daemon::Error::Store(_)
+        | daemon::Error::Bind { .. }
+        | daemon::Error::File(_)
+        | daemon::Error::Closing(_)
+        | daemon::Error::Aws(_)
+        | daemon::Error::HandOff(_)
+        | daemon::Error::System { .. }) => Failure::new(super::serve::exit_of(&error), error),
     };
     let region = daemon::region(&config, &clock).await.map_err(failed)?;
     let home = config.ingest.home.clone().or_region(region.as_deref());

@@ -401,7 +401,8 @@ impl<O: Outbox> Run<O> {
         if done.is_empty() {
             return Ok(());
         }
-        patience::settle(&self.sender.outbox, done, &self.sender.clock, &self.until.over).await
+        let settling = patience::settle(&self.sender.outbox, done, &self.sender.clock, &self.until.over);
+        settling.await.map(drop)
     }
 
     // --- the targets ---

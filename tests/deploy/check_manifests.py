@@ -68,7 +68,26 @@ numbers = {port["containerPort"] for port in sendoff["ports"]}
 listening = {int(settings[key].rsplit(":", 1)[1]) for key in ("ingest", "health") if key in settings}
 assert numbers == listening and 9478 not in numbers and settings["health"].startswith("[::]:"), (numbers, settings)
 
-if name == "example":
+if name == "example-handoff":
+    # the grace of the pod is one budget for all containers, and a preStop hook is part of it (docs/handoff.md)
+    def seconds(text):
+        assert text.endswith("s"), text
+        return int(text[:-1])
+
+    variables = {entry["name"].removeprefix("SENDOFF_HANDOFF__"): entry["value"] for entry in sendoff["env"]}
+    assert variables["ON_STOP"] == "always" and variables["TO"].startswith("https://")
+    hook = sendoff["lifecycle"]["preStop"]["exec"]["command"]
+    assert hook[:4] == ["/sendoff", "drain", "--hand-off", "--timeout"]
+    application, closing = 20, 5
+    assert seconds(hook[4]) <= application
+    within = seconds(variables["WITHIN"])
+    assert pod["terminationGracePeriodSeconds"] >= application + within + closing
+    assert within > 5, "the time that is kept for events of attempts in flight"
+    secret = volumes[mounts["/etc/sendoff-handoff"]["name"]]["secret"]["secretName"]
+    assert secret == "sendoff-handoff"
+    assert all(variables[key].startswith("/etc/sendoff-handoff/") for key in ("TOKEN_FILE", "CA"))
+
+if name.startswith("example"):
     # a native sidecar, started before the application and pointed at by it
     assert sendoff in pod["initContainers"] and sendoff["restartPolicy"] == "Always"
     environment = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}

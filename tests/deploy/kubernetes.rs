@@ -14,7 +14,7 @@ pub const VERSIONS: [&str; 2] = ["1.29", "1.37"];
 fn rendered_manifests_fit_the_schemas_of_kubernetes_and_each_other() {
     let Some(kubectl) = tool("kubectl", "kubernetes-client") else { return };
     let scratch = tempfile::tempdir().unwrap();
-    for name in ["statefulset", "example"] {
+    for name in ["statefulset", "example", "example-handoff"] {
         let dir = root().join("deploy/kubernetes").join(name);
         let rendered = Command::new(&kubectl).arg("kustomize").arg(&dir).output().unwrap();
         assert!(rendered.status.success(), "{}", crate::tools::said(&rendered));

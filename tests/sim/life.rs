@@ -199,7 +199,7 @@ async fn charge_all(tap: &Tap) {
     drop(tap.inner.handle.settle(done).await);
 }
 
-fn outbox_settings(world: &World) -> embedded::Settings {
+pub fn outbox_settings(world: &World) -> embedded::Settings {
     embedded::Settings {
         limits: outbox::Limits {
             bytes_max: world.scenario.bytes_max,
@@ -242,7 +242,7 @@ fn letter_settings(world: &World) -> deadletter::Settings {
     }
 }
 
-fn ingest_settings() -> ingest::Settings {
+pub fn ingest_settings() -> ingest::Settings {
     ingest::Settings {
         connections_max: 100,
         request_bytes_max: 64 << 20,

@@ -25,6 +25,7 @@ mod audit;
 mod clients;
 mod dead_letters;
 mod disk;
+mod fleet;
 mod lambda;
 mod ledger;
 mod life;
@@ -157,6 +158,74 @@ fn must_be_caught_in(make: fn(u64, Option<Bug>) -> Scenario, bug: Bug, promises:
         violations.len()
     );
     assert!(caught > 0, "{bug:?} was not caught in {SEEDS_TO_CATCH} seeds: {violations:?}");
+}
+
+/// Runs the seeds of a fleet. Returns the outcomes of those that broke a promise, and how much happened in all.
+fn run_fleets(seeds: u64, bug: Option<Bug>) -> (BTreeMap<u64, fleet::Outcome>, fleet::Outcome) {
+    let (next, threads) = (AtomicU64::new(0), std::thread::available_parallelism().map_or(1, usize::from));
+    let (broken, sums) = (Mutex::new(BTreeMap::new()), Mutex::new(fleet::Outcome::default()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds {
+                        return;
+                    }
+                    let outcome = fleet::run(seed, bug);
+                    let mut sums = sums.lock().unwrap();
+                    sums.accepted += outcome.accepted;
+                    sums.handed += outcome.handed;
+                    sums.gone += outcome.gone;
+                    sums.crashes += outcome.crashes;
+                    if !outcome.violations.is_empty() {
+                        broken.lock().unwrap().insert(seed, outcome);
+                    }
+                }
+            });
+        }
+    });
+    (broken.into_inner().unwrap(), sums.into_inner().unwrap())
+}
+
+#[test]
+fn the_promises_hold_in_a_fleet_that_hands_over() {
+    let seeds = number_of("SEEDS").unwrap_or(SEEDS / 2);
+    let (broken, sums) = run_fleets(seeds, None);
+    println!("{seeds} fleets: {sums:?}");
+    let each = [sums.handed, sums.gone, sums.crashes];
+    assert!(each.iter().all(|&times| times > seeds / 5), "what hardly happens is not tested: {sums:?}");
+    let shown: Vec<_> =
+        broken.iter().take(5).map(|(seed, outcome)| format!("{seed}: {}", outcome.violations[0])).collect();
+    assert!(broken.is_empty(), "{} of {seeds} seeds break a promise\n{}", broken.len(), shown.join("\n"));
+}
+
+fn must_be_caught_in_a_fleet(bug: Bug, promise: &str) {
+    let (broken, _) = run_fleets(SEEDS_TO_CATCH, Some(bug));
+    let violations: Vec<_> = broken.values().flat_map(|outcome| &outcome.violations).collect();
+    let caught = violations.iter().filter(|violation| violation.starts_with(promise)).count();
+    println!("{bug:?}: {} of {SEEDS_TO_CATCH} fleets, {caught} of {} violations", broken.len(), violations.len());
+    assert!(caught > 0, "{bug:?} was not caught in {SEEDS_TO_CATCH} fleets: {violations:?}");
+}
+
+#[test]
+fn settling_before_the_answer_is_caught() {
+    must_be_caught_in_a_fleet(Bug::SettleBeforeAnswer, "G2");
+}
+
+#[test]
+fn adopting_before_the_sync_is_caught() {
+    must_be_caught_in_a_fleet(Bug::AckBeforeSync, "G2");
+}
+
+#[test]
+fn remembering_an_event_that_was_handed_on_is_caught() {
+    must_be_caught_in_a_fleet(Bug::KeepAdoptions, "G2");
+}
+
+#[test]
+fn claiming_the_key_of_another_event_is_caught() {
+    must_be_caught_in_a_fleet(Bug::ClaimKeys, "G3");
 }
 
 #[test]

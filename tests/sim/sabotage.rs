@@ -61,6 +61,12 @@ pub enum Bug {
     ChargeOutages,
     /// confirm: an answer that is not Lambda's counts as the function's (in `lambda.rs`).
     BelieveForeigners,
+    /// G2: an event is settled before the receiver of a hand-off has answered (in `fleet.rs`).
+    SettleBeforeAnswer,
+    /// G2: an event that was handed on is still remembered as adopted.
+    KeepAdoptions,
+    /// G3: an adopted event takes its key from another event.
+    ClaimKeys,
     /// G5: no failure is ever charged, so that poison stays for ever.
     NeverCharge,
 }
@@ -96,9 +102,29 @@ impl Sabotaged {
             {
                 uncharged(history)
             }
+            (Some(Bug::KeepAdoptions), Settlement::HandedOver) => Settlement::Delivered,
             (_, settlement) => settlement,
         };
         (lease, spoilt)
+    }
+}
+
+impl Sabotaged {
+    /// Gives an adopted event the key that another event has.
+    async fn claim_key(&self, handed: Handed) -> Result<(), Error> {
+        let event = &handed.event;
+        let mut bytes = *event.id.as_bytes();
+        bytes[8] ^= 1;
+        let probe = Event { id: EventId::from_bytes(bytes), ..event.clone() };
+        if let [Appended::Conflict { first }] = self.handle.append(vec![probe]).await?[..]
+            && let Some(Found { event: other, history, .. }) = self.handle.find(first).await?
+        {
+            for id in [event.id, first] {
+                self.handle.cancel(id, Keys::Forget).await?;
+            }
+            self.handle.adopt(vec![handed, Handed { event: other, history }]).await?;
+        }
+        Ok(())
     }
 }
 
@@ -141,7 +167,13 @@ impl Outbox for Sabotaged {
     }
 
     async fn adopt(&self, events: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
-        self.handle.adopt(events).await
+        let adopted = self.handle.adopt(events.clone()).await?;
+        if self.bug == Some(Bug::ClaimKeys) {
+            for (handed, _) in events.into_iter().zip(&adopted).filter(|(_, adopted)| **adopted == Adopted::Stored) {
+                self.claim_key(handed).await?;
+            }
+        }
+        Ok(adopted)
     }
 
     async fn remembered(&self, after: Option<[u8; RememberedKey::BYTES]>) -> Result<RememberedPage, Error> {

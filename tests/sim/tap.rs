@@ -72,7 +72,11 @@ impl Outbox for Tap {
     }
 
     async fn adopt(&self, events: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
-        self.inner.adopt(events).await
+        self.world.point(self.life, "before an adoption").await;
+        self.world.pass(CALL_MS_MAX).await;
+        let adopted = self.inner.adopt(events).await;
+        self.world.point(self.life, "after an adoption").await;
+        adopted
     }
 
     async fn remembered(&self, after: Option<[u8; RememberedKey::BYTES]>) -> Result<RememberedPage, Error> {

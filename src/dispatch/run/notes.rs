@@ -23,7 +23,7 @@ pub(super) fn add(
         Settlement::Delivered | Settlement::Shipped => Next::Done,
         Settlement::RetryAt(history) => Next::Retry { due: history.due },
         Settlement::Bury(_) => Next::Buried,
-        Settlement::Release => return,
+        Settlement::Release | Settlement::HandedOver => return,
     };
     let (status, code, request_id) = match reply {
         Reply::Answer(answer) => {
