@@ -102,9 +102,11 @@ pub enum Refusal {
         first: EventId,
         source: KeySource,
     },
-    /// A sendoff hands over events that mean something else here, or are this daemon's own.
+    /// A sendoff hands over events that mean something else here, or are this daemon's own. With `retry_after`: this daemon
+    /// is draining.
     HandOffElsewhere {
         why: String,
+        retry_after: Option<Duration>,
     },
     /// The outbox is full. The text names the limit.
     Full {
@@ -263,9 +265,14 @@ impl Refusal {
             | Self::CallerGone
             | Self::BodyTimeout
             | Self::BodyTorn
-            | Self::HandOffElsewhere { .. }
             | Self::Conflict { .. } => None,
+            Self::HandOffElsewhere { retry_after, .. } => *retry_after,
         }
+    }
+
+    /// The status for a hand-off that goes elsewhere.
+    fn elsewhere(&self) -> StatusCode {
+        if self.retry_after().is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::CONFLICT }
     }
 
     fn shape(&self) -> Shape {
@@ -342,7 +349,7 @@ impl Refusal {
                 ..user(StatusCode::CONFLICT, "DurableExecutionAlreadyStartedException", "conflict")
             },
             Self::Conflict { .. } => user(StatusCode::CONFLICT, "IdempotencyConflictException", "conflict"),
-            Self::HandOffElsewhere { .. } => user(StatusCode::CONFLICT, "ElsewhereException", "handoff-elsewhere"),
+            Self::HandOffElsewhere { .. } => user(self.elsewhere(), "ElsewhereException", "handoff-elsewhere"),
             Self::CallsInFlight { .. } => {
                 user(StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsException", "calls-in-flight")
             }
@@ -430,7 +437,7 @@ impl Refusal {
                 "the idempotency key ({}) was used before with another payload, by event {first}; nothing was stored",
                 source.as_str()
             ),
-            Self::HandOffElsewhere { why } => format!("this daemon does not take these events: {why}"),
+            Self::HandOffElsewhere { why, .. } => format!("this daemon does not take these events: {why}"),
             Self::Full { why, .. } | Self::Unavailable { why, .. } => why.clone(),
         }
     }

@@ -108,6 +108,7 @@ fn a_target_that_takes_nothing_is_passed_over_and_what_nobody_takes_stays_and_en
     let mut targets: Vec<String> = [&elsewhere, &full, &draining, &not_receiving].map(Daemon::endpoint_url).into();
     targets.extend([old.url(), itself.url(), "http://127.0.0.1:1".to_owned()]);
     let setup = sender(state(0), &targets.join(" ")).set("listen.ingest", &own).set("handoff.within", "9s");
+    let setup = setup.set("handoff.receive", "true");
     let from = setup.start();
     let id = from.accept("orders", &[], &payload("moved"));
     // A request to itself is refused while it still serves.

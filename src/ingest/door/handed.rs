@@ -134,10 +134,10 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         body: Pin<&mut B>,
         mut permit: Permit,
     ) -> Result<(Bytes, Permit), Refusal> {
-        party.may_take_from(&head.headers).map_err(|why| Refusal::HandOffElsewhere { why })?;
+        party.may_take_from(&head.headers).map_err(|why| Refusal::HandOffElsewhere { why, retry_after: None })?;
         if self.reception.as_ref().is_none_or(|reception| !(reception.stays)()) {
-            let why = "this daemon is draining itself and takes no hand-offs".to_owned();
-            return Err(Refusal::Unavailable { why, retry_after: self.retry_after(FULL_RETRY) });
+            let why = "it is draining itself and takes no hand-offs".to_owned();
+            return Err(Refusal::HandOffElsewhere { why, retry_after: Some(self.retry_after(FULL_RETRY)) });
         }
         content::is_plain(&head.headers)?;
         let settings = &self.shared.settings;
