@@ -202,31 +202,35 @@ impl Fleet {
     }
 }
 
-/// One life of a site's daemon, from opening its store to a crash, or to a stop with a hand-off.
-async fn live(fleet: &Arc<Fleet>, at: usize, life: u32) {
+/// The parts of a running daemon.
+struct Parts {
+    tap: Tap,
+    party: Party,
+    /// Whether its door takes hand-offs.
+    stays: Arc<AtomicBool>,
+    stop: CancellationToken,
+    doors: TaskTracker,
+    stages: TaskTracker,
+    writers: TaskTracker,
+}
+
+/// Starts a site's daemon. `None` if its store does not open.
+fn start(fleet: &Arc<Fleet>, at: usize, life: u32) -> Option<Parts> {
     let (world, disk) = {
         let site = fleet.sites[at].lock().unwrap();
         (site.world.clone(), site.disk)
     };
-    world.switch_on(life, fleet.draw(|rng| rng.bool().then(|| rng.u64(1..200))));
     let clock = Clock::seeded(fleet.clock.now(), fleet.draw(|rng| rng.u64(..)));
     let plug = Plug { world: world.clone(), life };
     let opened = world.disk.open(Some(&plug), disk::settings(&world.scenario)).and_then(|store| {
         let engine = Engine::open(store, outbox_settings(&world), clock.clone(), "the fake disk");
         engine.map_err(|error| NotOpened::Failed(error.to_string()))
     });
-    let Ok(engine) = opened else {
-        if world.is_on(life) {
-            fleet.violated("G2: a store does not open".to_owned());
-        }
-        world.power_went.notified().now_or_never().unwrap_or_default();
-        world.end_process();
-        return;
-    };
+    let engine = opened.ok()?;
     let metrics = Arc::new(Metrics::new().unwrap());
     let (writer, handle) = Writer::new(engine, clock.clone(), metrics.clone());
-    let (tasks, stages, writers, stop) =
-        (TaskTracker::new(), TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
+    let (doors, stages, writers) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+    let stop = CancellationToken::new();
     let latency = {
         let fleet = Arc::clone(fleet);
         move || Duration::from_millis(fleet.draw(|rng| rng.u64(1..=8)))
@@ -237,20 +241,30 @@ async fn live(fleet: &Arc<Fleet>, at: usize, life: u32) {
     let stays = Arc::new(AtomicBool::new(true));
     let instance = uuid::Uuid::from_u128(fleet.draw(|rng| rng.u128(..)));
     let party = Party { instance, home: ingest_settings().home };
-    let reception = Reception {
-        party: party.clone(),
-        is_open: true,
-        stays: {
-            let stays = stays.clone();
-            Arc::new(move || stays.load(Ordering::Relaxed))
-        },
-    };
-    let door = Door::new(tap.clone(), clock.clone(), metrics.clone(), ingest_settings()).receiving(reception);
-    let front = Front { door, world: world.clone(), life, disk, tasks: tasks.clone() };
+    let asked = stays.clone();
+    let reception =
+        Reception { party: party.clone(), is_open: true, stays: Arc::new(move || asked.load(Ordering::Relaxed)) };
+    let door = Door::new(tap.clone(), clock, metrics, ingest_settings()).receiving(reception);
+    let front = Front { door, world: world.clone(), life, disk, tasks: doors.clone() };
     fleet.sites[at].lock().unwrap().front = Some(front);
     let delivering = deliver(Arc::clone(fleet), tap.clone(), stop.clone());
     world.powers(stages.spawn(delivering).abort_handle());
+    Some(Parts { tap, party, stays, stop, doors, stages, writers })
+}
 
+/// One life of a site's daemon, from opening its store to a crash, or to a stop with a hand-off.
+async fn live(fleet: &Arc<Fleet>, at: usize, life: u32) {
+    let world = fleet.sites[at].lock().unwrap().world.clone();
+    world.switch_on(life, fleet.draw(|rng| rng.bool().then(|| rng.u64(1..200))));
+    let Some(parts) = start(fleet, at, life) else {
+        if world.is_on(life) {
+            fleet.violated("G2: a store does not open".to_owned());
+        }
+        world.power_went.notified().now_or_never().unwrap_or_default();
+        world.end_process();
+        return;
+    };
+    let Parts { tap, party, stays, stop, doors, stages, writers } = parts;
     let after = fleet.draw(|rng| Duration::from_millis(rng.u64(1..4_000)));
     let goes_on = tokio::select! {
         biased;
@@ -269,7 +283,7 @@ async fn live(fleet: &Arc<Fleet>, at: usize, life: u32) {
         tokio::select! {
             biased;
             () = world.power_went.notified() => {}
-            left = hand_over(fleet, at, &tap, &party, (&stages, &tasks)) => is_empty = left == Some(0),
+            left = hand_over(fleet, at, &tap, &party, (&stages, &doors)) => is_empty = left == Some(0),
         }
     }
     if world.is_on(life) {
@@ -281,7 +295,7 @@ async fn live(fleet: &Arc<Fleet>, at: usize, life: u32) {
         is_empty = false;
     }
     world.end_process();
-    for all in [tasks, stages, writers] {
+    for all in [doors, stages, writers] {
         all.close();
         all.wait().await;
     }
