@@ -224,7 +224,8 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let dispatch = Dispatch::new(outbox.clone(), lambda, config.dispatch.clone(), clock.clone(), metrics.clone());
     operator.set_dispatch(dispatch.status());
     vital.spawn(&stages, "dispatch", leasing(), dispatch.following(policies).noting(past.clone()).run(stop.clone()));
-    let letters = DeadLetters::new(outbox.clone(), sqs, config.dead_letter.clone(), clock.clone(), metrics.clone());
+    let letters =
+        DeadLetters::new(outbox.clone(), sqs.clone(), config.dead_letter.clone(), clock.clone(), metrics.clone());
     vital.spawn(&stages, "dead letters", leasing(), letters.noting(past).run(stop.clone()));
 
     let ingest_addresses = ingest.iter().map(address).collect::<Result<Vec<_>, _>>()?.join(" ");
@@ -232,7 +233,10 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let home = config.ingest.home.clone().or_region(shared.region());
     let party = handing::party(&clock, &home);
     let settings = ingest::Settings { home, ..config.ingest.clone() };
-    let handing = Handing::new(&config, &party, &outbox, &clock, &metrics, handing::wanted(&config, &operator))?;
+    let taking = (&outbox, &sqs, &party, &readiness);
+    handing::take_from_queue(&config, taking, (&clock, &metrics), (&vital, &stages, &stop))?;
+    let wanted = handing::wanted(&config, &operator);
+    let handing = Handing::new(&config, (&party, &sqs), &outbox, &clock, &metrics, wanted)?;
     let on_request = handing::on_request(handing.as_ref(), stop.leasing.clone());
     vital.spawn(&stages, "hand-off", leasing(), on_request);
     let connections_max = descriptors::connections(open_files, &config, 3 * ADMIN_CONNECTIONS_MAX);
@@ -256,11 +260,12 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     Ok(Running { store, operator, readiness, stop, vital, door, stages, admin: parts, unix, grace, handing })
 }
 
-/// The region of this machine's configuration, as a daemon finds it.
-pub async fn region(config: &Config, clock: &Clock) -> Result<Option<String>, Error> {
+/// The region of this machine's configuration, as a daemon finds it, and its client of SQS.
+pub async fn place(config: &Config, clock: &Clock) -> Result<(Option<String>, Configured<aws::sqs::Sqs>), Error> {
     let region = config.lambda.region.as_deref();
     let shared = aws::Shared::load(region, &config.outside, Own::nobody(), clock.clone()).await?;
-    Ok(shared.region().map(str::to_owned))
+    let sqs = Configured::of(aws::sqs::Sqs::new(&shared, &config.sqs))?;
+    Ok((shared.region().map(str::to_owned), sqs))
 }
 
 /// Opens the store, with its upkeep as a vital task.

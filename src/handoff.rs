@@ -16,6 +16,8 @@ pub mod protocol;
 
 pub mod peer;
 
+pub mod queue;
+
 pub mod send;
 
 /// How long before the end of the time the attempts in flight are cut off, so that their events can follow.
@@ -34,6 +36,8 @@ pub struct Settings {
     pub keys: bool,
     /// Whether callers that are no known clients may hand over to this daemon.
     pub receive: bool,
+    /// The queue to take events from, by its URL or ARN.
+    pub receive_queue: Option<String>,
     /// The file with the token for other sendoffs.
     pub token_file: Option<PathBuf>,
     /// The file with the authorities that other sendoffs' certificates must come from. `None` means the machine's.
@@ -45,4 +49,6 @@ pub struct Settings {
 pub enum Address {
     /// Another sendoff: a URL without a path.
     Peer(Uri),
+    /// An SQS queue, by its URL or ARN.
+    Queue(String),
 }

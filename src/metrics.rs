@@ -36,6 +36,9 @@ const BATCH: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.
 /// The codes of failed shipments for which SQS has none.
 const SHIP_FAILURES: [&str; 3] = ["unshippable", "unreachable", "unanswered"];
 
+/// Why a message stays on the hand-off queue.
+const LEFT: [&str; 3] = ["foreign", "elsewhere", "broken"];
+
 /// What becomes of an event that is handed over.
 const HANDED: [&str; 5] = ["adopted", "repeat", "known-key", "busy", "refused"];
 
@@ -175,6 +178,10 @@ metrics! {
         "Answers about events that this daemon handed over (`out`) or was handed (`in`).";
     handoff_keys: IntCounterVec("direction") = "sendoff_handoff_keys_total",
         "Remembered keys that this daemon handed over (`out`) or learned (`in`).";
+    handoff_queue_left: IntCounterVec("reason") = "sendoff_handoff_queue_left_total",
+        "Messages that this daemon left on the hand-off queue, each counted once.";
+    handoff_queue_failures: IntCounter() = "sendoff_handoff_queue_failures_total",
+        "Receives from the hand-off queue that failed.";
     log_dropped: IntCounter() = "sendoff_log_dropped_total",
         "Log lines that could not be written to stderr.";
     admin_refused: IntCounterVec("reason") = "sendoff_admin_refused_total",
@@ -201,6 +208,7 @@ impl Metrics {
             HANDED.iter().for_each(|result| touch(&self.handoff_events, &[direction, result]));
             touch(&self.handoff_keys, &[direction]);
         }
+        LEFT.iter().for_each(|reason| touch(&self.handoff_queue_left, &[reason]));
         SHIP_FAILURES.iter().for_each(|code| touch(&self.deadletter_ship_failures, &[code]));
         for action in &words.actions {
             words.action_results.iter().for_each(|result| touch(&self.admin_actions, &[action, result]));

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -79,11 +79,10 @@ impl Daemon {
     }
 
     /// Sends SIGTERM, and waits for the end.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    pub async fn stop(mut self) -> anyhow::Result<ExitStatus> {
         let pid = i32::try_from(self.pid()?).ok().and_then(Pid::from_raw).context("a process id")?;
         kill_process(pid, Signal::TERM).context("stopping the daemon")?;
-        self.child.wait().await.context("waiting for the daemon")?;
-        Ok(())
+        self.child.wait().await.context("waiting for the daemon")
     }
 
     /// One metric of `/metrics`: the sum over all labels.

@@ -19,6 +19,8 @@ mod daemon;
 
 mod guarded;
 
+mod hand_over;
+
 mod lag;
 
 mod micro;
@@ -60,6 +62,8 @@ enum What {
     Lag(lag::Options),
     /// Start, memory and drain rate with a large backlog, compared with a small one
     Backlog(backlog::Options),
+    /// From SIGTERM until a queue, or a peer, has the whole store
+    HandOver(hand_over::Options),
     /// Each step of an event alone
     Micro(micro::Options),
     /// A process of a bench
@@ -92,6 +96,7 @@ fn run(what: Option<What>, rounds: usize) -> anyhow::Result<()> {
             Some(What::Road(options)) => road::run(&options, rounds).await,
             Some(What::Lag(options)) => lag::run(&options, rounds).await,
             Some(What::Backlog(options)) => backlog::run(&options, rounds).await,
+            Some(What::HandOver(options)) => hand_over::run(&options, rounds).await,
             Some(What::Micro(_) | What::Role(_)) => Ok(()),
             None => {
                 micro::run(&micro::Options::default(), rounds)?;
@@ -99,7 +104,8 @@ fn run(what: Option<What>, rounds: usize) -> anyhow::Result<()> {
                 guarded::run(&guarded::Options::default(), rounds).await?;
                 road::run(&road::Options::default(), rounds).await?;
                 lag::run(&lag::Options::default(), rounds).await?;
-                backlog::run(&backlog::Options::default(), 1).await
+                backlog::run(&backlog::Options::default(), 1).await?;
+                hand_over::run(&hand_over::Options::default(), 1).await
             }
         }
     })?;

@@ -4,7 +4,14 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::Subcommand;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use sendoff::clock::Clock;
 use sendoff::event::name::Home;
 use sendoff::event::{Event, EventId};
@@ -17,6 +24,7 @@ use sendoff::outbox::{
 };
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +34,12 @@ use crate::{call, process};
 pub enum Role {
     /// The ingest listener in front of a store that does nothing. Prints its address
     Door,
+    /// An SQS that confirms every message and keeps none. Prints its address
+    Queue {
+        /// How long a call takes, in milliseconds
+        #[arg(long)]
+        call_ms: u64,
+    },
     /// Calls a stand-in as a service without sendoff does. Prints what it cost
     Call(call::Options),
 }
@@ -35,6 +49,7 @@ pub fn run(role: Role) -> anyhow::Result<()> {
     runtime.block_on(async {
         match role {
             Role::Door => door().await,
+            Role::Queue { call_ms } => queue(Duration::from_millis(call_ms)).await,
             Role::Call(options) => {
                 let called = call::run(&options).await?;
                 let cpu = process::cpu(std::process::id())?;
@@ -73,6 +88,32 @@ async fn door() -> anyhow::Result<()> {
     let server = Server::new(limits, None, clock.clone(), CancellationToken::new(), TaskTracker::new());
     server.serve(listener, Door::new(Nothing, clock, metrics, settings).service()).await;
     Ok(())
+}
+
+async fn queue(call: Duration) -> anyhow::Result<()> {
+    let (listener, clock, mut connections) = (TcpListener::bind("127.0.0.1:0").await?, Clock::system(), JoinSet::new());
+    say(&listener.local_addr()?.to_string())?;
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let clock = clock.clone();
+        connections.spawn(async move {
+            let service = service_fn(|request| confirm(request, call, &clock));
+            // A client that goes away ends its connection.
+            drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+        });
+    }
+}
+
+/// The answer of SQS to a batch, and to a question about the queue.
+async fn confirm(request: Request<Incoming>, call: Duration, clock: &Clock) -> anyhow::Result<Response<Full<Bytes>>> {
+    let body = request.into_body().collect().await?.to_bytes();
+    let batch: serde_json::Value = serde_json::from_slice(&body)?;
+    clock.sleep(call).await;
+    let entries = batch["Entries"].as_array().into_iter().flatten();
+    let confirmed = entries.map(|entry| json!({ "Id": entry["Id"], "MessageId": "m", "MD5OfMessageBody": "" }));
+    let answer = json!({ "Successful": confirmed.collect::<Vec<_>>(), "Failed": [], "Attributes": {} });
+    Ok(Response::new(Full::from(answer.to_string())))
 }
 
 /// A store that accepts everything and keeps nothing.

@@ -2,7 +2,9 @@
 //! held lanes, whose reason says what is missing.
 
 use super::Error;
+use crate::deadletter::letter::Received;
 use crate::deadletter::message::Message;
+use crate::deadletter::redrive::Queue;
 use crate::deadletter::{QueueFacts, Ship, Shipment, Trouble};
 use crate::dispatch::{Call, Failure, FailureKind, Invoke, Reply};
 use crate::event::Function;
@@ -37,6 +39,14 @@ impl<C> Configured<C> {
         match self {
             Self::Ready(_) => None,
             Self::Incomplete(error) => Some(error.to_string()),
+        }
+    }
+
+    /// Makes another client of this one.
+    pub fn and_then<D>(self, make: impl FnOnce(C) -> Result<D, Error>) -> Result<Configured<D>, Error> {
+        match self {
+            Self::Ready(client) => Configured::of(make(client)),
+            Self::Incomplete(error) => Ok(Configured::Incomplete(error)),
         }
     }
 
@@ -83,11 +93,37 @@ impl<C: Ship> Ship for Configured<C> {
     async fn facts(&self, queue_url: &str) -> Result<QueueFacts, Trouble> {
         match self {
             Self::Ready(client) => client.facts(queue_url).await,
-            Self::Incomplete(error) => {
-                Err(Trouble { code: code(error).into(), message: error.to_string(), transient: false })
-            }
+            Self::Incomplete(error) => Err(trouble(error)),
         }
     }
+}
+
+impl<Q: Queue> Queue for Configured<Q> {
+    async fn receive(&self, messages_max: usize) -> Result<Vec<Received>, Trouble> {
+        match self {
+            Self::Ready(queue) => queue.receive(messages_max).await,
+            Self::Incomplete(error) => Err(trouble(error)),
+        }
+    }
+
+    async fn delete(&self, receipts: &[String]) -> Vec<Result<(), Trouble>> {
+        match self {
+            Self::Ready(queue) => queue.delete(receipts).await,
+            Self::Incomplete(error) => vec![Err(trouble(error)); receipts.len()],
+        }
+    }
+
+    async fn release(&self, receipts: &[String]) {
+        match self {
+            Self::Ready(queue) => queue.release(receipts).await,
+            // Nothing was received.
+            Self::Incomplete(_) => {}
+        }
+    }
+}
+
+fn trouble(error: &Error) -> Trouble {
+    Trouble { code: code(error).into(), message: error.to_string(), transient: false }
 }
 
 fn code(error: &Error) -> &'static str {

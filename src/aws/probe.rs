@@ -46,6 +46,44 @@ impl Finding {
     }
 }
 
+/// What sendoff uses a queue for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    DeadLetters,
+    /// It hands events over to it, ...
+    HandOff,
+    /// ... or takes them from it.
+    Receive,
+}
+
+impl Role {
+    fn word(self) -> &'static str {
+        match self {
+            Self::DeadLetters => "queue",
+            Self::HandOff => "hand-off queue",
+            Self::Receive => "receive queue",
+        }
+    }
+
+    /// The policy that allows it.
+    fn policy(self) -> &'static str {
+        match self {
+            Self::DeadLetters => "deploy/iam/dead-letter.json",
+            Self::HandOff => "deploy/iam/handoff-send.json",
+            Self::Receive => "deploy/iam/handoff-receive.json",
+        }
+    }
+
+    /// The key of the configuration that names it.
+    fn key(self) -> &'static str {
+        match self {
+            Self::DeadLetters => "dead_letter.queue_url",
+            Self::HandOff => "handoff.to",
+            Self::Receive => "handoff.receive_queue",
+        }
+    }
+}
+
 /// Asks AWS as the daemon would: with its credentials, at its endpoints.
 #[derive(Debug, Clone)]
 pub struct Probe {
@@ -129,18 +167,27 @@ impl Probe {
         Finding::new(format!("function {}", target.address), judge_function(&reply, &arn))
     }
 
-    /// Whether a queue exists, may be looked at, and may be sent to.
-    pub async fn queue(&self, queue: &str) -> Vec<Finding> {
+    /// Whether a queue exists, may be looked at, and may be used for this.
+    pub async fn queue(&self, queue: &str, role: Role) -> Vec<Finding> {
         let arn = Queue::of(queue, self.settings.region.as_deref().or(self.shared.region())).arn();
         let looked = self.sqs.facts_of(queue).await.map(|facts| {
             let days = facts.retention.as_secs() / 86_400;
             format!("there: takes {} bytes, keeps messages {days} days", facts.message_bytes_max)
         });
-        let sent = self.sqs.would_send(queue).await;
-        vec![
-            Finding::new(format!("queue {queue}: look"), judge_queue(looked, "sqs:GetQueueAttributes", &arn)),
-            Finding::new(format!("queue {queue}: send"), judge_queue(sent, "sqs:SendMessage", &arn)),
-        ]
+        let finding = |what: &str, answer, action: &str| {
+            Finding::new(format!("{} {queue}: {what}", role.word()), judge_queue(answer, action, &arn, role))
+        };
+        let mut found = vec![finding("look", looked, "sqs:GetQueueAttributes")];
+        match role {
+            Role::DeadLetters | Role::HandOff => {
+                found.push(finding("send", self.sqs.would_send(queue).await, "sqs:SendMessage"));
+            }
+            Role::Receive => {
+                found.push(finding("receive", self.sqs.would_receive(queue).await, "sqs:ReceiveMessage"));
+                found.push(finding("delete", self.sqs.would_delete(queue).await, "sqs:DeleteMessage"));
+            }
+        }
+        found
     }
 }
 
@@ -178,7 +225,7 @@ fn judge_function(reply: &Reply, arn: &str) -> Verdict {
 }
 
 /// Interprets SQS's answer.
-fn judge_queue(answer: Result<String, Trouble>, action: &str, arn: &str) -> Verdict {
+fn judge_queue(answer: Result<String, Trouble>, action: &str, arn: &str, role: Role) -> Verdict {
     let Trouble { code, message, .. } = match answer {
         Ok(proven) => return Verdict::Proven(proven),
         Err(trouble) => trouble,
@@ -187,11 +234,12 @@ fn judge_queue(answer: Result<String, Trouble>, action: &str, arn: &str) -> Verd
     let missing = |remedy: String| Verdict::Missing { said: said.clone(), remedy };
     if code.contains("AccessDenied") {
         missing(format!(
-            "allow {action} on {arn}: deploy/iam/dead-letter.json, attached to the identity above; a queue of another \
-             account must allow it in its own policy, too"
+            "allow {action} on {arn}: {}, attached to the identity above; a queue of another account must allow it in its \
+             own policy, too",
+            role.policy()
         ))
     } else if code.contains("NonExistentQueue") || code.contains("QueueDoesNotExist") {
-        missing(format!("create {arn}, or correct dead_letter.queue_url"))
+        missing(format!("create {arn}, or correct {}", role.key()))
     } else if code.to_ascii_lowercase().contains("kms") {
         missing(
             "allow kms:GenerateDataKey and kms:Decrypt on the queue's key: deploy/iam/dead-letter-kms.json".to_owned(),

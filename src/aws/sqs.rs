@@ -7,8 +7,8 @@ use std::time::Duration;
 use aws_sdk_sqs::client::Client;
 use aws_sdk_sqs::error::{BuildError, ProvideErrorMetadata};
 use aws_sdk_sqs::types::{
-    BatchResultErrorEntry, MessageAttributeValue, MessageSystemAttributeNameForSends, MessageSystemAttributeValue,
-    QueueAttributeName, SendMessageBatchRequestEntry,
+    BatchResultErrorEntry, DeleteMessageBatchRequestEntry, MessageAttributeValue, MessageSystemAttributeNameForSends,
+    MessageSystemAttributeValue, QueueAttributeName, SendMessageBatchRequestEntry,
 };
 
 use super::regional::RegionalClients;
@@ -37,9 +37,9 @@ const MESSAGE_FAULTS: &[&str] = &[
 
 /// What to do about a code, by a part of it. The first match counts.
 const ADVICE: &[(&str, &str)] = &[
-    ("NonExistentQueue", "create the queue or correct dead_letter.queue_url"),
-    ("QueueDoesNotExist", "create the queue or correct dead_letter.queue_url"),
-    ("InvalidAddress", "correct dead_letter.queue_url"),
+    ("NonExistentQueue", "create the queue or correct its name"),
+    ("QueueDoesNotExist", "create the queue or correct its name"),
+    ("InvalidAddress", "correct the queue's name"),
     ("InvalidSecurity", "the queue's policy demands https: correct sqs.endpoint_url"),
     ("KMS.Throttling", "the queue's KMS key is throttled; sendoff retries"),
     ("KmsThrottled", "the queue's KMS key is throttled; sendoff retries"),
@@ -97,7 +97,14 @@ impl Sqs {
     /// A queue to redrive from, by its URL or ARN. Received messages are hidden from other receivers for `visibility`.
     pub fn queue(&self, queue: &str, visibility: Duration) -> SqsQueue {
         let (client, url) = self.reach(queue);
-        SqsQueue { client, url, visibility }
+        SqsQueue { client, url, visibility, wait: queue::SHORT_WAIT }
+    }
+
+    /// The same, with receives that wait for a message for `wait`, at most 20 s.
+    pub fn patient_queue(&self, queue: &str, visibility: Duration, wait: Duration) -> Result<SqsQueue, Error> {
+        let settings = Settings { read_timeout: self.settings.read_timeout + wait, ..self.settings.clone() };
+        let (client, url) = Self::new(&self.shared, &settings)?.reach(queue);
+        Ok(SqsQueue { client, url, visibility, wait })
     }
 
     /// The attributes of a queue.
@@ -137,6 +144,36 @@ impl Sqs {
                 refused if refused.code.contains("BatchEntryIdsNotDistinct") => {
                     Ok("may be sent to, as far as that shows without a message; a key of the queue's own is not tried"
                         .to_owned())
+                }
+                failed => Err(failed.trouble()),
+            },
+        }
+    }
+
+    /// Tests without a message whether a queue may be received from. SQS checks permissions before the number of messages.
+    /// Should it accept that number, nothing is hidden from others.
+    pub(super) async fn would_receive(&self, queue: &str) -> Result<String, Trouble> {
+        let (client, url) = self.reach(queue);
+        let call = client.receive_message().queue_url(url).max_number_of_messages(0).visibility_timeout(0);
+        match call.wait_time_seconds(0).send().await.map_err(|error| Failed::of(&error)) {
+            Ok(_) => Ok("may be received from".to_owned()),
+            Err(failed) if ["InvalidParameter", "OutOfRange"].iter().any(|part| failed.code.contains(part)) => {
+                Ok("may be received from, as far as that shows without a message".to_owned())
+            }
+            Err(failed) => Err(failed.trouble()),
+        }
+    }
+
+    /// Tests whether messages may be deleted, with a receipt that belongs to none.
+    pub(super) async fn would_delete(&self, queue: &str) -> Result<String, Trouble> {
+        let (client, url) = self.reach(queue);
+        let entry = DeleteMessageBatchRequestEntry::builder().id("check").receipt_handle("check").build();
+        let entry = entry.map_err(|error| trouble_of("unbuildable", &words_of(&error)))?;
+        match client.delete_message_batch().queue_url(url).entries(entry).send().await {
+            Ok(_) => Ok("its messages may be deleted".to_owned()),
+            Err(error) => match Failed::of(&error) {
+                refused if refused.code.contains("ReceiptHandleIsInvalid") => {
+                    Ok("its messages may be deleted".to_owned())
                 }
                 failed => Err(failed.trouble()),
             },

@@ -7,12 +7,13 @@ use std::path::Path;
 use clap::Args;
 
 use super::{ConfigOptions, Exit, Failure, Lines, print};
-use crate::aws::probe::{Finding, Probe, Target, Verdict};
+use crate::aws::probe::{Finding, Probe, Role, Target, Verdict};
 use crate::aws::{self, Own, Shared};
 use crate::clock::Clock;
 use crate::config::shapes::suspicions;
 use crate::config::{Config, Entry, Environment, Loaded, Origin};
 use crate::daemon;
+use crate::handoff::Address;
 use crate::outbox::embedded::store::place::{Remark, look, room};
 use crate::plural::agree;
 use crate::visible::visible;
@@ -164,10 +165,10 @@ async fn ask(config: &Config, more: &[String]) -> Result<usize, Failure> {
             print("?       functions: the configuration names none; name some with --function\n")?;
         }
         let queues = queues(config);
-        for queue in &queues {
-            probe.queue(queue).await.iter().try_for_each(&mut tell)?;
+        for (queue, role) in &queues {
+            probe.queue(queue, *role).await.iter().try_for_each(&mut tell)?;
         }
-        if queues.is_empty() {
+        if queues.iter().all(|(_, role)| *role != Role::DeadLetters) {
             print("?       queues: no dead-letter queue is configured; dead letters stay in the outbox\n")?;
         }
     }
@@ -184,9 +185,17 @@ fn functions(config: &Config, more: &[String]) -> BTreeSet<String> {
     tables.chain(more).cloned().collect()
 }
 
-fn queues(config: &Config) -> BTreeSet<String> {
+fn queues(config: &Config) -> Vec<(String, Role)> {
     let own = config.dead_letter.functions.iter().map(|(_, queue)| queue);
-    config.dead_letter.queue_url.iter().chain(own).cloned().collect()
+    let letters: BTreeSet<&String> = config.dead_letter.queue_url.iter().chain(own).collect();
+    let to = config.handoff.to.iter().filter_map(|address| match address {
+        Address::Queue(queue) => Some(queue),
+        Address::Peer(_) => None,
+    });
+    let from = config.handoff.receive_queue.iter();
+    let letters = letters.into_iter().map(|queue| (queue, Role::DeadLetters));
+    let handed = to.map(|queue| (queue, Role::HandOff)).chain(from.map(|queue| (queue, Role::Receive)));
+    letters.chain(handed).map(|(queue, role)| (queue.clone(), role)).collect()
 }
 
 fn line(Finding { subject, verdict }: &Finding) -> String {
@@ -217,7 +226,7 @@ mod tests {
         ]);
         let more = ["mails".to_owned(), "orders".to_owned()];
         assert_eq!(functions(&config, &more).into_iter().collect::<Vec<_>>(), ["mails", "orders"]);
-        assert_eq!(queues(&config).into_iter().collect::<Vec<_>>(), ["http://127.0.0.1:1/123456789012/own"]);
+        assert_eq!(queues(&config), [("http://127.0.0.1:1/123456789012/own".to_owned(), Role::DeadLetters)]);
     }
 
     #[test]

@@ -22,7 +22,7 @@ Examples:
   sendoff hand-off --standalone --state-dir /mnt/orphaned --to http://sendoff.sendoff.svc:9477
   sendoff hand-off --standalone --config /etc/sendoff/sendoff.toml --timeout 10m";
 
-/// Hand the events of a state directory over to another sendoff
+/// Hand the events of a state directory over to another sendoff, or to a queue
 ///
 /// For a directory that no daemon uses any more, such as the volume of a pod that will not come back. Region and account
 /// must be those of the daemon that used it. Exits with 0 when no event is left, and with 1 otherwise. Events that are left
@@ -35,7 +35,7 @@ pub struct Options {
     /// Open the state directory in this process. A running daemon hands over by `sendoff drain --hand-off`
     #[arg(long, required = true)]
     standalone: bool,
-    /// Another sendoff's ingest listener, instead of handoff.to. May be repeated
+    /// Another sendoff's ingest listener, or an SQS queue, instead of handoff.to. May be repeated
     #[arg(long, value_name = "URL")]
     to: Vec<String>,
     /// The longest time, for example "10m"
@@ -75,9 +75,9 @@ async fn hand_over(config: crate::config::Config, timeout: Duration) -> Result<(
         | daemon::Error::HandOff(_)
         | daemon::Error::System { .. }) => Failure::new(super::serve::exit_of(&error), error),
     };
-    let region = daemon::region(&config, &clock).await.map_err(failed)?;
+    let (region, sqs) = daemon::place(&config, &clock).await.map_err(failed)?;
     let home = config.ingest.home.clone().or_region(region.as_deref());
-    let targets = handing::targets(&config.handoff, &handing::party(&clock, &home), &clock).map_err(failed)?;
+    let targets = handing::targets(&config.handoff, &handing::party(&clock, &home), &sqs, &clock).map_err(failed)?;
     let Opened { outbox, upkeep, closing } = daemon::open(&config, &clock, &metrics).await.map_err(failed)?;
     let mut keeping = tokio::task::JoinSet::new();
     keeping.spawn(upkeep);

@@ -1,25 +1,32 @@
-//! Hand-offs: what the ingest listener needs to take them, and the sender with its targets.
+//! Hand-offs: what the ingest listener needs to take them, the stage that takes them from a queue, and the sender with its
+//! targets.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::vital::Vital;
 use super::{Error, Store};
 use crate::admin::{Admin, Readiness};
+use crate::aws::configured::Configured;
+use crate::aws::sqs::Sqs;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::event::name::Home;
 use crate::handoff::peer::Peer;
 use crate::handoff::protocol::Party;
+use crate::handoff::queue::{Receive, ToQueue, receive};
 use crate::handoff::send::{Progress, Sender, Summary, Until};
 use crate::handoff::target::Target;
 use crate::handoff::{Address, RESERVE, Settings};
 use crate::ingest::door::Reception;
 use crate::metrics::Metrics;
 use crate::notify;
-use crate::outbox;
+use crate::outbox::{self, Outbox};
+use crate::shutdown::Stop;
 
 /// How often a stop looks at the progress of its hand-off.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -48,14 +55,44 @@ pub(super) fn reception(config: &Config, party: &Party, readiness: &Readiness) -
     Reception { party: party.clone(), is_open: config.handoff.receive, stays }
 }
 
+/// Starts the stage that takes events from the queue, if one is configured.
+pub(super) fn take_from_queue<O: Outbox>(
+    config: &Config,
+    (outbox, sqs, party, readiness): (&O, &Configured<Sqs>, &Party, &Readiness),
+    (clock, metrics): (&Clock, &Arc<Metrics>),
+    (vital, stages, stop): (&Vital, &TaskTracker, &Stop),
+) -> Result<(), Error> {
+    let Some(name) = config.handoff.receive_queue.clone() else { return Ok(()) };
+    let queue = sqs.clone().and_then(|sqs| sqs.patient_queue(&name, receive::VISIBILITY, receive::LONG_POLL))?;
+    let settings = receive::Settings { queue: name.clone(), home: party.home.clone(), limits: config.outbox.limits };
+    let (readiness, sqs, stop) = (readiness.clone(), sqs.clone(), stop.clone());
+    let open = move || readiness.is_ready();
+    let stage = Receive::new(outbox.clone(), queue, open, settings, clock.clone(), metrics.clone());
+    vital.spawn(stages, "the hand-off queue", stop.leasing.clone(), async move {
+        tokio::select! {
+            biased;
+            () = stop.leasing.cancelled() => {}
+            () = receive::look(&sqs, &name) => {}
+        }
+        stage.run(stop).await
+    });
+    Ok(())
+}
+
 /// The targets, in the order in which they are tried.
-pub fn targets(settings: &Settings, party: &Party, clock: &Clock) -> Result<Vec<Arc<dyn Target>>, Error> {
+pub fn targets(
+    settings: &Settings,
+    party: &Party,
+    sqs: &Configured<Sqs>,
+    clock: &Clock,
+) -> Result<Vec<Arc<dyn Target>>, Error> {
     let target = |address: &Address| -> Result<Arc<dyn Target>, Error> {
         match address {
             Address::Peer(url) => {
                 let (token_file, ca) = (settings.token_file.clone(), settings.ca.clone());
                 Ok(Arc::new(Peer::new(url, party.clone(), token_file, ca, clock.clone())?))
             }
+            Address::Queue(queue) => Ok(Arc::new(ToQueue::new(sqs.clone(), queue.clone(), party.home.clone()))),
         }
     };
     settings.to.iter().map(target).collect()
@@ -75,14 +112,14 @@ impl Handing {
     /// `None` without a target.
     pub(super) fn new(
         config: &Config,
-        party: &Party,
+        (party, sqs): (&Party, &Configured<Sqs>),
         outbox: &Store,
         clock: &Clock,
         metrics: &Arc<Metrics>,
         wanted: watch::Receiver<bool>,
     ) -> Result<Option<Self>, Error> {
         let settings = &config.handoff;
-        let targets = targets(settings, party, clock)?;
+        let targets = targets(settings, party, sqs, clock)?;
         if targets.is_empty() {
             return Ok(None);
         }

@@ -15,6 +15,9 @@ use crate::clock::UnixMillis;
 use crate::event::{FunctionName, KeySource};
 use crate::outbox::BuryReason;
 
+/// The attribute of an event that a sendoff handed over. It may be in a dead-letter queue by mistake.
+pub const HANDED: &str = "SendoffHandoff";
+
 /// A message as it was received.
 #[derive(Debug, Clone, Default)]
 pub struct Received {
@@ -149,6 +152,9 @@ fn bare_name(function: &str) -> &str {
 pub fn read(received: &Received, wanted: &Wanted) -> Reading {
     let read = if let Some(envelope) = received.attributes.get(ENVELOPE) {
         ours(received, envelope)
+    } else if received.attributes.contains_key(HANDED) {
+        Err("an event that a sendoff handed over, no dead letter: set handoff.receive_queue to this queue, and a sendoff takes it"
+            .to_owned())
     } else if received.attributes.contains_key("RequestID") && received.attributes.contains_key("ErrorCode") {
         lambdas(received, wanted)
     } else {

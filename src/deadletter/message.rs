@@ -271,7 +271,7 @@ fn error_message(history: &History) -> String {
 }
 
 /// Whether SQS accepts this character (SQS API reference, `SendMessage`): those of XML 1.0.
-fn is_carriable(c: char) -> bool {
+pub fn is_carriable(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{fffd}' | '\u{10000}'..)
 }
 
@@ -282,7 +282,7 @@ fn carriable(text: &str) -> String {
 
 /// The same JSON in characters that SQS accepts. U+FFFE and U+FFFF can only be inside of JSON strings, where their
 /// escapes mean the same. `None` means that it has raw control characters, which JSON forbids.
-fn carriable_json(json: &str) -> Option<String> {
+pub fn carriable_json(json: &str) -> Option<String> {
     if json.chars().all(is_carriable) {
         return Some(json.to_owned());
     }

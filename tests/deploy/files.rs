@@ -31,6 +31,8 @@ const TRIED: &[(&str, &str)] = &[
     ("iam/dead-letter-kms.json", "iam::"),
     ("iam/dead-letter.json", "iam::"),
     ("iam/deliver.json", "iam::"),
+    ("iam/handoff-receive.json", "iam::"),
+    ("iam/handoff-send.json", "iam::"),
     ("iam/trust-irsa.json", "iam::"),
     ("iam/trust-pod-identity.json", "iam::"),
     ("kubernetes/example/application.yaml", "kubernetes::"),

@@ -93,6 +93,46 @@ fn what_an_identity_lacks_is_named_with_the_policy_that_grants_it() {
 }
 
 #[test]
+fn hand_off_queues_are_asked_for_what_a_hand_off_needs() {
+    let scratch = tempfile::tempdir().unwrap();
+    let stack = MiniStack::start_guarded(scratch.path());
+    stack.aws(&["sqs", "create-queue", "--queue-name", "orders-handoff"]);
+    let key = new_user(&stack, "sendoff");
+    let queue = format!("{}/123456789012/orders-handoff", stack.endpoint_url());
+    let (to, from) = (format!("handoff.to={queue}"), format!("handoff.receive_queue={queue}"));
+    let ask = || check(&stack, &key, &["--set", &to, "--set", &from]);
+
+    let (code, said) = ask();
+    assert_eq!(code, 1, "{said}");
+    let arn = "arn:aws:sqs:eu-central-1:123456789012:orders-handoff";
+    for (action, policy) in [
+        ("sqs:GetQueueAttributes", "handoff-send"),
+        ("sqs:SendMessage", "handoff-send"),
+        ("sqs:ReceiveMessage", "handoff-receive"),
+        ("sqs:DeleteMessage", "handoff-receive"),
+    ] {
+        let expected = format!("allow {action} on {arn}: deploy/iam/{policy}.json");
+        assert!(said.contains(&expected), "{expected}:\n{said}");
+    }
+    grant(&stack, "sendoff", "handoff-send.json");
+    grant(&stack, "sendoff", "handoff-receive.json");
+    // MiniStack has actions for batches, and AWS has not.
+    let own = format!(
+        "{{\"Version\":\"2012-10-17\",\"Statement\":[{{\"Effect\":\"Allow\",\"Action\":[\"sqs:SendMessageBatch\",\
+         \"sqs:DeleteMessageBatch\"],\"Resource\":\"{arn}\"}}]}}"
+    );
+    let words =
+        ["iam", "put-user-policy", "--user-name", "sendoff", "--policy-name", "ministack", "--policy-document", &own];
+    stack.aws(&words);
+    let (_, said) = ask();
+    for line in [": look: there", ": send: may be sent to", ": receive: may be received from", ": delete: its messages"]
+    {
+        assert!(said.contains(line), "{line}:\n{said}");
+    }
+    assert!(!said.contains("MISSING hand-off queue") && !said.contains("MISSING receive queue"), "{said}");
+}
+
+#[test]
 fn without_credentials_nothing_else_is_asked() {
     let mut command = sendoff();
     command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");

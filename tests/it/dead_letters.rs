@@ -23,7 +23,7 @@ mod standalone;
 mod steps;
 
 /// A server of SQS's JSON protocol.
-struct Service {
+pub struct Service {
     address: SocketAddr,
     region: &'static str,
     /// Ends when this is dropped.
@@ -31,7 +31,7 @@ struct Service {
 }
 
 impl Service {
-    fn moto() -> Self {
+    pub fn moto() -> Self {
         let sqs = Sqs::start();
         let address = address(&sqs.endpoint_url());
         Self { _server: Box::new(sqs), ..Self::moto_at(address) }
@@ -42,21 +42,21 @@ impl Service {
         Self { address, region: python::REGION, _server: Box::new(()) }
     }
 
-    fn ministack(scratch: &Path) -> Self {
+    pub fn ministack(scratch: &Path) -> Self {
         let stack = MiniStack::start(scratch);
         Self { address: address(&stack.endpoint_url()), region: python::REGION, _server: Box::new(stack) }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    fn create_queue(&self, name: &str, attributes: &Value) -> String {
+    pub fn create_queue(&self, name: &str, attributes: &Value) -> String {
         let created = self.call("CreateQueue", &json!({ "QueueName": name, "Attributes": attributes }));
         created["QueueUrl"].as_str().unwrap().to_owned()
     }
 
-    fn send(&self, queue: &str, body: &str, attributes: &[(&str, &str, &str)]) {
+    pub fn send(&self, queue: &str, body: &str, attributes: &[(&str, &str, &str)]) {
         let attributes: serde_json::Map<String, Value> = attributes
             .iter()
             .map(|(name, kind, value)| ((*name).to_owned(), json!({ "DataType": kind, "StringValue": value })))
@@ -76,13 +76,13 @@ impl Service {
     }
 
     /// The number of messages in the queue, including hidden ones.
-    fn count(&self, queue: &str) -> usize {
+    pub fn count(&self, queue: &str) -> usize {
         let names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"];
         let asked = self.call("GetQueueAttributes", &json!({ "QueueUrl": queue, "AttributeNames": names }));
         names.iter().map(|name| asked["Attributes"][*name].as_str().unwrap().parse::<usize>().unwrap()).sum()
     }
 
-    fn call(&self, operation: &str, input: &Value) -> Value {
+    pub fn call(&self, operation: &str, input: &Value) -> Value {
         let scope = format!("AKIDEXAMPLE/20261123/{}/sqs/aws4_request", self.region);
         let authorization = format!("AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0");
         let target = format!("AmazonSQS.{operation}");
@@ -97,7 +97,7 @@ impl Service {
     }
 }
 
-fn address(url: &str) -> SocketAddr {
+pub fn address(url: &str) -> SocketAddr {
     url.strip_prefix("http://").unwrap().parse().unwrap()
 }
 
@@ -180,7 +180,7 @@ fn kill_events(daemon: &Daemon, service: &Service, queue: &str, ids: &[String]) 
 }
 
 /// As `eventually`, for things that take an emulator minutes. Asks seldom, so that it does not keep the emulator busy.
-fn patiently<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+pub fn patiently<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     for _ in 0..6_000 {
         if let Some(answer) = probe() {
             return answer;

@@ -46,6 +46,8 @@ mod console;
 
 mod dead_letters;
 
+mod handoff_queue;
+
 mod clients;
 
 mod native;

@@ -38,9 +38,10 @@ fn a_queue_s_refusal_names_the_action_and_the_policy_that_grants_it() {
             Err(Trouble { code: code.into(), message: String::new(), transient: false }),
             "sqs:SendMessage",
             ARN,
+            Role::DeadLetters,
         )
     };
-    assert_eq!(judge_queue(Ok("there".into()), "a", ARN), Verdict::Proven("there".into()));
+    assert_eq!(judge_queue(Ok("there".into()), "a", ARN, Role::Receive), Verdict::Proven("there".into()));
     let denied = remedy(judged("AccessDeniedException"));
     assert!(denied.contains("sqs:SendMessage on arn:aws:sqs:") && denied.contains("deploy/iam/dead-letter.json"));
     assert!(remedy(judged("AWS.SimpleQueueService.NonExistentQueue")).contains("dead_letter.queue_url"));
@@ -111,7 +112,7 @@ async fn the_right_to_send_is_asked_for_with_a_batch_that_no_queue_takes() {
     ])
     .await;
     let probe = Probe::new(&shared().await, &server.settings(), &server.settings()).unwrap();
-    let findings = probe.queue(&format!("{}/123456789012/dead", server.url)).await;
+    let findings = probe.queue(&format!("{}/123456789012/dead", server.url), Role::DeadLetters).await;
     assert!(findings.iter().all(|finding| matches!(finding.verdict, Verdict::Proven(_))), "{findings:?}");
     let batch: serde_json::Value = serde_json::from_slice(&server.seen()[1].body).unwrap();
     let ids: Vec<_> = batch["Entries"].as_array().unwrap().iter().map(|entry| entry["Id"].clone()).collect();
@@ -124,6 +125,6 @@ async fn what_cannot_be_reached_is_missing_and_said_so() {
     let nowhere = refusing_address();
     let probe = Probe::new(&shared().await, &settings(&nowhere.url), &settings(&nowhere.url)).unwrap();
     assert!(probe.function(&Target::of("orders")).await.is_missing());
-    let findings = probe.queue(&format!("{}/123456789012/dead", nowhere.url)).await;
+    let findings = probe.queue(&format!("{}/123456789012/dead", nowhere.url), Role::DeadLetters).await;
     assert!(findings.iter().all(Finding::is_missing), "{findings:?}");
 }

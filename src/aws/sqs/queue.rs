@@ -1,4 +1,4 @@
-//! One queue that a redrive takes messages from.
+//! One queue that messages are taken from: by a redrive, or as events that were handed over.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,9 +14,9 @@ use crate::deadletter::Trouble;
 use crate::deadletter::letter::Received;
 use crate::deadletter::redrive::Queue;
 
-/// Long polling, so that SQS asks all its servers and an empty answer means an empty queue (SQS developer guide, "Long
-/// polling").
-const WAIT: Duration = Duration::from_secs(1);
+/// How long a redrive waits for a message. Long polling, so that SQS asks all its servers and an empty answer means an empty
+/// queue (SQS developer guide, "Long polling").
+pub(super) const SHORT_WAIT: Duration = Duration::from_secs(1);
 
 /// The tag of a queue that says for which function its messages are.
 const FUNCTION_TAG: &str = "sendoff:function";
@@ -28,6 +28,8 @@ pub struct SqsQueue {
     pub(super) url: String,
     /// How long a received message is hidden from others.
     pub(super) visibility: Duration,
+    /// How long a receive waits for a message: 20 s at most, and less than the client's time-out.
+    pub(super) wait: Duration,
 }
 
 impl SqsQueue {
@@ -45,7 +47,7 @@ impl Queue for SqsQueue {
             .receive_message()
             .queue_url(&self.url)
             .max_number_of_messages(i32::try_from(messages_max).unwrap_or(i32::MAX))
-            .wait_time_seconds(seconds(WAIT))
+            .wait_time_seconds(seconds(self.wait))
             .visibility_timeout(seconds(self.visibility))
             .message_attribute_names("All")
             .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)

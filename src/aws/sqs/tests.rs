@@ -123,8 +123,8 @@ async fn each_message_has_its_own_answer() {
 #[tokio::test]
 async fn a_queue_that_is_missing_or_denied_keeps_the_whole_batch_with_advice() {
     for (code, advice) in [
-        ("AWS.SimpleQueueService.NonExistentQueue", "create the queue or correct dead_letter.queue_url"),
-        ("QueueDoesNotExist", "create the queue or correct dead_letter.queue_url"),
+        ("AWS.SimpleQueueService.NonExistentQueue", "create the queue or correct its name"),
+        ("QueueDoesNotExist", "create the queue or correct its name"),
         ("AccessDeniedException", "allow the call in the role's policy and in the queue's"),
         ("ThrottlingException", "sendoff retries, more slowly"),
     ] {
