@@ -27,6 +27,8 @@ mod container;
 
 mod iam;
 
+mod ecs;
+
 mod online;
 
 mod package;
