@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use clap::Args;
 use sendoff::clock::Clock;
 
-use crate::client::{self, Headers, Load};
+use crate::client::{self, Headers, Load, Way};
 use crate::daemon::{Daemon, Role};
 use crate::report::{Report, Sample};
 
@@ -68,6 +68,7 @@ async fn measure(options: &Options, to: &[String]) -> anyhow::Result<Sample> {
         payload_bytes: options.payload_bytes,
         functions: options.functions,
         headers: Headers::Sdk,
+        way: Way::default(),
     };
     client::run(&load, &clock).await?;
     let began = clock.instant();
