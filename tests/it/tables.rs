@@ -107,6 +107,25 @@ fn the_first_client_can_be_added_while_nobody_is_asked() {
 }
 
 #[test]
+fn tables_wait_for_a_restart_if_names_of_functions_would_mean_others() {
+    let (scratch, state) = scratch();
+    let config = scratch.path().join("sendoff.toml");
+    let client = |functions: &str| table(scratch.path(), "clients", "a", &format!("functions = '{functions}'"));
+    std::fs::write(&config, client("orders")).unwrap();
+    let setup = Setup::new(&state).config(&config).set("lambda.endpoint_url", "http://127.0.0.1:9");
+    let daemon = setup.start();
+    // In the region of the file this pattern means the bare name, and in the daemon's it does not.
+    let arn = "arn:aws:lambda:us-east-1:123456789012:function:mails";
+    let text = format!("lambda.region = 'us-east-1'\nlambda.account_id = '123456789012'\n{}", client(arn));
+    std::fs::write(&config, text).unwrap();
+    daemon.signal(Signal::HUP);
+    let told = daemon.wait_for_log(|record| record["needs_restart"].is_string());
+    let told = told["needs_restart"].as_str().unwrap();
+    assert!(told.contains("clients.a.functions") && told.contains("lambda.region"), "{told}");
+    assert_eq!((send(daemon.ingest, "a", "mails").status, send(daemon.ingest, "a", "orders").status), (403, 202));
+}
+
+#[test]
 fn a_user_on_the_unix_socket_is_a_client_and_another_is_not() {
     let (scratch, state) = scratch();
     std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o755)).unwrap();

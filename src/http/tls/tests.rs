@@ -331,3 +331,15 @@ fn the_clock_of_the_wall_is_what_certificates_are_compared_with() {
     let clock = Clock::seeded(UnixMillis(1_790_000_000_000), 1);
     assert_eq!(clock.wall_millis(), UnixMillis(1_790_000_000_000));
 }
+
+#[test]
+fn names_of_a_certificate_are_kept_up_to_a_limit() {
+    let certificate = |count: usize| {
+        let names: Vec<_> = (0..count).map(|n| dns(&format!("N{n}.test"))).collect();
+        let pem = Authority::new().issue(&names, 2100).0;
+        super::names(&[CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()])
+    };
+    assert_eq!(certificate(2), ["n0.test", "n1.test"]);
+    assert_eq!(certificate(NAMES_MAX).len(), NAMES_MAX);
+    assert_eq!(certificate(NAMES_MAX + 2).len(), NAMES_MAX);
+}
