@@ -184,7 +184,8 @@ class Leases(Case):
         self.assertEqual((view.due, view.ship, view.expiry), (self.now + 5, self.now + 6, self.now + 70_000))
         self.assertEqual(view.bytes + view.buried_bytes, sum(row[0] for row in self.admin.execute("SELECT bytes FROM sendoff.event UNION ALL SELECT bytes FROM sendoff.dead")))
         self.assertFalse(self.owner.call("lane_views", member=self.owner.id, lanes=None, after=None, lanes_max=10, count_max=4)[0].whole)
-        peek = self.owner.call("peeks", lanes=[lane_id("orders")], due=[True], ship=[True], expiry=[True], oldest=[True], busy=[stored[0]], reads_max=100)[0]
+        peek = self.owner.call("peeks", lanes=[lane_id("orders")], due=[True], ship=[True], expiry=[True], oldest=[True], busy=[stored[0]], reads_max=100,
+                               oldest_from=[stored[0]], due_from=None, expiry_from=None)[0]
         self.assertEqual((peek.due, peek.ship, peek.expiry, peek.oldest), (self.now + 60_000, self.now + 6, self.now + 70_000, stored[0]))
 
     def test_operators_find_list_remove_and_revive(self):

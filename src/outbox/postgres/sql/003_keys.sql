@@ -36,8 +36,8 @@ END $$;
 -- Whether an event is stored, as an event or as a dead letter. Its key is known for as long, whatever its window.
 CREATE FUNCTION sendoff._stored(p_id uuid) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-  RETURN EXISTS (SELECT FROM sendoff.lane l JOIN sendoff.event e ON e.lane = l.id AND e.id = p_id WHERE l.tag = sendoff._tag_of(p_id))
-    OR EXISTS (SELECT FROM sendoff.lane l JOIN sendoff.dead d ON d.lane = l.id AND d.id = p_id WHERE l.tag = sendoff._tag_of(p_id));
+  RETURN EXISTS (SELECT FROM sendoff.lane l CROSS JOIN LATERAL (SELECT FROM sendoff.event e WHERE e.lane = l.id AND e.id = p_id LIMIT 1) e WHERE l.tag = sendoff._tag_of(p_id))
+    OR EXISTS (SELECT FROM sendoff.lane l CROSS JOIN LATERAL (SELECT FROM sendoff.dead d WHERE d.lane = l.id AND d.id = p_id LIMIT 1) d WHERE l.tag = sendoff._tag_of(p_id));
 END $$;
 
 -- Remembers one key in one generation, unless it is known there. Returns 0 if it is this event's now; 1 if it is known with
@@ -99,14 +99,18 @@ END $$;
 CREATE FUNCTION sendoff.forget(p_families smallint[], p_digests uuid[], p_firsts uuid[]) RETURNS int LANGUAGE plpgsql AS $$
 DECLARE
   c sendoff.control;
-  v_forgotten int;
+  r record;
+  v_forgotten int := 0;
 BEGIN
   PERFORM sendoff._read_committed();
   c := sendoff._gate();
-  DELETE FROM sendoff.key k USING unnest(p_families, p_digests, p_firsts) o (family, digest, first)
-    WHERE k.gen = ANY (CASE WHEN o.family = 1 THEN ARRAY[c.sdk_current, c.sdk_previous] ELSE ARRAY[c.given_current, c.given_previous] END)
-      AND k.digest = o.digest AND k.first = o.first;
-  GET DIAGNOSTICS v_forgotten = ROW_COUNT;
+  FOR r IN SELECT o.family = 1 AS sdk, o.digest, o.first FROM unnest(p_families, p_digests, p_firsts) o (family, digest, first) ORDER BY o.digest LOOP
+    DELETE FROM sendoff.key k WHERE k.gen IN (CASE WHEN r.sdk THEN c.sdk_current ELSE c.given_current END, CASE WHEN r.sdk THEN c.sdk_previous ELSE c.given_previous END)
+      AND k.digest = r.digest AND k.first = r.first;
+    IF FOUND THEN
+      v_forgotten := v_forgotten + 1;
+    END IF;
+  END LOOP;
   RETURN v_forgotten;
 END $$;
 

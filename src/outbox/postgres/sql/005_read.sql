@@ -76,7 +76,8 @@ BEGIN
         FOR lane, place, id, due, history, bytes, redrives, key_source, deliver_at, expires_at, key_value, address, qualifier, region, trace, context, tenant, durable, payload IN
           SELECT w.lane, w.place, w.id, w.due, w.history, e.bytes, e.redrives, e.key_source, e.deliver_at, e.expires_at, e.key_value, e.address, e.qualifier,
             e.region, e.trace, e.context, e.tenant, e.durable, e.payload
-          FROM sendoff.later w LEFT JOIN sendoff.event e ON e.lane = w.lane AND e.id = w.id
+          -- LATERAL with LIMIT: one look-up for each row, whatever the planner thinks of the tables.
+          FROM sendoff.later w LEFT JOIN LATERAL (SELECT * FROM sendoff.event e WHERE e.lane = w.lane AND e.id = w.id LIMIT 1) e ON true
           WHERE w.lane = p_lanes[i] AND w.due >= coalesce(p_due_floor[i], 0) AND w.due <= p_now ORDER BY w.lane, w.due, w.id LOOP
           CONTINUE WHEN id = ANY (p_busy);
           IF payload IS NULL THEN
@@ -174,7 +175,7 @@ BEGIN
         coalesce(sum(x.bytes) FILTER (WHERE x.place = 2), 0), count(*) < p_count_max
       INTO waiting, waiting_bytes, scheduled, scheduled_bytes, whole
       FROM (SELECT w.place, e.bytes FROM (SELECT w.lane, w.id, w.place FROM sendoff.later w WHERE w.lane = lane_views.lane ORDER BY w.lane, w.due, w.id LIMIT p_count_max) w
-        JOIN sendoff.event e ON e.lane = w.lane AND e.id = w.id) x;
+        CROSS JOIN LATERAL (SELECT e.bytes FROM sendoff.event e WHERE e.lane = w.lane AND e.id = w.id LIMIT 1) e) x;
     SELECT count(*), coalesce(sum(x.bytes), 0) INTO buried, buried_bytes
       FROM (SELECT d.bytes FROM sendoff.dead d WHERE d.lane = lane_views.lane ORDER BY d.lane, d.due, d.id LIMIT p_count_max) x;
     whole := whole AND n < p_count_max AND buried < p_count_max;
@@ -187,24 +188,35 @@ END $$;
 
 -- The next times of lanes, without what is in flight: when one is due, may be shipped, expires. NULL where it was not asked for, or
 -- where there is none. oldest: the first event that is not scheduled, in flight or not, among the first p_reads_max.
-CREATE FUNCTION sendoff.peeks(p_lanes bigint[], p_due boolean[], p_ship boolean[], p_expiry boolean[], p_oldest boolean[], p_busy uuid[], p_reads_max int)
+--
+-- While a transaction holds a snapshot, index entries of rows that have left stay, and a reading from the start of a lane passes
+-- all of them. So the owner says from where on there can be something (p_.._from; NULL: from the start): what it was told last.
+CREATE FUNCTION sendoff.peeks(p_lanes bigint[], p_due boolean[], p_ship boolean[], p_expiry boolean[], p_oldest boolean[], p_busy uuid[], p_reads_max int,
+  p_oldest_from uuid[] DEFAULT NULL, p_due_from bigint[] DEFAULT NULL, p_expiry_from bigint[] DEFAULT NULL)
 RETURNS TABLE (lane bigint, due bigint, ship bigint, expiry bigint, oldest uuid) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
+DECLARE
+  v_oldest uuid;
+  v_due bigint;
+  v_expiry bigint;
 BEGIN
   FOR i IN 1 .. coalesce(array_length(p_lanes, 1), 0) LOOP
     lane := p_lanes[i]; due := NULL; ship := NULL; expiry := NULL; oldest := NULL;
+    v_oldest := coalesce(p_oldest_from[i], '00000000-0000-0000-0000-000000000000');
+    v_due := coalesce(p_due_from[i], 0);
+    v_expiry := coalesce(p_expiry_from[i], 0);
     IF p_due[i] THEN
-      SELECT w.due INTO due FROM sendoff.later w WHERE w.lane = p_lanes[i] AND w.id <> ALL (p_busy) ORDER BY w.lane, w.due, w.id LIMIT 1;
+      SELECT w.due INTO due FROM sendoff.later w WHERE w.lane = p_lanes[i] AND w.due >= v_due AND w.id <> ALL (p_busy) ORDER BY w.lane, w.due, w.id LIMIT 1;
     END IF;
     IF p_ship[i] THEN
       SELECT d.due INTO ship FROM sendoff.dead d WHERE d.lane = p_lanes[i] AND d.id <> ALL (p_busy) ORDER BY d.lane, d.due, d.id LIMIT 1;
     END IF;
     IF p_expiry[i] THEN
-      SELECT e.expires_at INTO expiry FROM sendoff.event e WHERE e.lane = p_lanes[i] AND e.expires_at IS NOT NULL AND e.id <> ALL (p_busy)
-        ORDER BY e.lane, e.expires_at LIMIT 1;
+      SELECT e.expires_at INTO expiry FROM sendoff.event e WHERE e.lane = p_lanes[i] AND e.expires_at IS NOT NULL AND e.expires_at >= v_expiry
+        AND e.id <> ALL (p_busy) ORDER BY e.lane, e.expires_at LIMIT 1;
     END IF;
     IF p_oldest[i] THEN
-      SELECT s.id INTO oldest FROM (SELECT e.lane, e.id FROM sendoff.event e WHERE e.lane = p_lanes[i] ORDER BY e.lane, e.id LIMIT p_reads_max) s
+      SELECT s.id INTO oldest FROM (SELECT e.lane, e.id FROM sendoff.event e WHERE e.lane = p_lanes[i] AND e.id >= v_oldest ORDER BY e.lane, e.id LIMIT p_reads_max) s
         WHERE NOT EXISTS (SELECT FROM sendoff.later w WHERE w.lane = s.lane AND w.id = s.id AND w.place = 2 OFFSET 0) ORDER BY s.id LIMIT 1;
     END IF;
     RETURN NEXT;

@@ -72,44 +72,43 @@ BEGIN
   v_all := ARRAY(SELECT DISTINCT o.lane FROM unnest(p_done_lanes || p_retry_lanes || p_bury_lanes || p_ship_lanes || p_reship_lanes) o (lane));
   v_owned := ARRAY(SELECT l.id FROM sendoff.lane l WHERE l.id = ANY (v_all) AND l.owner = p_member);
 
+  -- Each row is looked up by its key: a join may be planned, while the tables are small, as a reading of all of them.
   IF p_done_ids <> '{}' THEN
-    DELETE FROM sendoff.event e USING unnest(p_done_lanes, p_done_ids) s (lane, id) WHERE e.lane = s.lane AND e.id = s.id AND s.lane = ANY (v_owned);
-    DELETE FROM sendoff.later w USING unnest(p_done_lanes, p_done_ids) s (lane, id) WHERE w.lane = s.lane AND w.id = s.id AND s.lane = ANY (v_owned);
+    DELETE FROM sendoff.event e WHERE e.ctid = ANY (ARRAY(SELECT x.ctid FROM unnest(p_done_lanes, p_done_ids) s (lane, id)
+      CROSS JOIN LATERAL (SELECT x.ctid FROM sendoff.event x WHERE x.lane = s.lane AND x.id = s.id LIMIT 1) x WHERE s.lane = ANY (v_owned)));
+    DELETE FROM sendoff.later w WHERE w.ctid = ANY (ARRAY(SELECT x.ctid FROM unnest(p_done_lanes, p_done_ids) s (lane, id)
+      CROSS JOIN LATERAL (SELECT x.ctid FROM sendoff.later x WHERE x.lane = s.lane AND x.id = s.id LIMIT 1) x WHERE s.lane = ANY (v_owned)));
   END IF;
-  IF p_retry_ids <> '{}' THEN
-    -- Only for events that are stored: a row without an event would stand before the others.
+  FOR r IN SELECT s.* FROM unnest(p_retry_lanes, p_retry_ids, p_retry_places, p_retry_dues, p_retry_histories) s (lane, id, place, due, history)
+    WHERE s.lane = ANY (v_owned) LOOP
+    -- Only for an event that is stored: a row without an event would stand before the others.
     INSERT INTO sendoff.later AS w (lane, due, id, place, history)
-      SELECT s.lane, s.due, s.id, s.place, s.history FROM unnest(p_retry_lanes, p_retry_ids, p_retry_places, p_retry_dues, p_retry_histories) s (lane, id, place, due, history)
-        JOIN sendoff.event e ON e.lane = s.lane AND e.id = s.id WHERE s.lane = ANY (v_owned)
+      SELECT r.lane, r.due, r.id, r.place, r.history WHERE EXISTS (SELECT FROM sendoff.event e WHERE e.lane = r.lane AND e.id = r.id)
       ON CONFLICT (lane, id) DO UPDATE SET due = excluded.due, place = excluded.place, history = excluded.history;
-  END IF;
-  IF p_bury_ids <> '{}' THEN
-    UPDATE sendoff.dead d SET due = s.due, buried_at = s.at, reason = s.reason, history = s.history
-      FROM unnest(p_bury_lanes, p_bury_ids, p_bury_dues, p_bury_ats, p_bury_reasons, p_bury_histories) s (lane, id, due, at, reason, history)
-      WHERE d.lane = s.lane AND d.id = s.id AND s.lane = ANY (v_owned);
-    WITH s AS (
-      SELECT * FROM unnest(p_bury_lanes, p_bury_ids, p_bury_dues, p_bury_ats, p_bury_reasons, p_bury_histories) s (lane, id, due, at, reason, history)
-        WHERE s.lane = ANY (v_owned)
-    ), e AS (
-      DELETE FROM sendoff.event e USING s WHERE e.lane = s.lane AND e.id = s.id
-        RETURNING e.lane, e.deliver_at, e.expires_at, e.id, s.due, s.at, e.bytes, e.redrives, e.key_source, s.reason, e.key_value, e.address, e.qualifier, e.region,
-          e.trace, e.context, e.tenant, e.durable, s.history, e.payload
-    ), w AS (
-      DELETE FROM sendoff.later w USING s WHERE w.lane = s.lane AND w.id = s.id
+  END LOOP;
+  FOR r IN SELECT s.* FROM unnest(p_bury_lanes, p_bury_ids, p_bury_dues, p_bury_ats, p_bury_reasons, p_bury_histories) s (lane, id, due, at, reason, history)
+    WHERE s.lane = ANY (v_owned) LOOP
+    WITH e AS (
+      DELETE FROM sendoff.event e WHERE e.lane = r.lane AND e.id = r.id RETURNING e.deliver_at, e.expires_at, e.bytes, e.redrives, e.key_source,
+        e.key_value, e.address, e.qualifier, e.region, e.trace, e.context, e.tenant, e.durable, e.payload
     )
     INSERT INTO sendoff.dead (lane, deliver_at, expires_at, id, due, buried_at, bytes, redrives, key_source, reason, key_value, address, qualifier, region,
         trace, context, tenant, durable, history, payload)
-      SELECT e.lane, e.deliver_at, e.expires_at, e.id, e.due, e.at, e.bytes, e.redrives, e.key_source, e.reason, e.key_value, e.address, e.qualifier, e.region,
-        e.trace, e.context, e.tenant, e.durable, e.history, e.payload FROM e;
-  END IF;
+      SELECT r.lane, e.deliver_at, e.expires_at, r.id, r.due, r.at, e.bytes, e.redrives, e.key_source, r.reason, e.key_value, e.address, e.qualifier, e.region,
+        e.trace, e.context, e.tenant, e.durable, r.history, e.payload FROM e;
+    IF FOUND THEN
+      DELETE FROM sendoff.later w WHERE w.lane = r.lane AND w.id = r.id;
+    ELSE
+      UPDATE sendoff.dead d SET due = r.due, buried_at = r.at, reason = r.reason, history = r.history WHERE d.lane = r.lane AND d.id = r.id;
+    END IF;
+  END LOOP;
   IF p_ship_ids <> '{}' THEN
-    DELETE FROM sendoff.dead d USING unnest(p_ship_lanes, p_ship_ids) s (lane, id) WHERE d.lane = s.lane AND d.id = s.id AND s.lane = ANY (v_owned);
+    DELETE FROM sendoff.dead d WHERE d.ctid = ANY (ARRAY(SELECT x.ctid FROM unnest(p_ship_lanes, p_ship_ids) s (lane, id)
+      CROSS JOIN LATERAL (SELECT x.ctid FROM sendoff.dead x WHERE x.lane = s.lane AND x.id = s.id LIMIT 1) x WHERE s.lane = ANY (v_owned)));
   END IF;
-  IF p_reship_ids <> '{}' THEN
-    UPDATE sendoff.dead d SET due = s.due, history = s.history
-      FROM unnest(p_reship_lanes, p_reship_ids, p_reship_dues, p_reship_histories) s (lane, id, due, history)
-      WHERE d.lane = s.lane AND d.id = s.id AND s.lane = ANY (v_owned);
-  END IF;
+  FOR r IN SELECT s.* FROM unnest(p_reship_lanes, p_reship_ids, p_reship_dues, p_reship_histories) s (lane, id, due, history) WHERE s.lane = ANY (v_owned) LOOP
+    UPDATE sendoff.dead d SET due = r.due, history = r.history WHERE d.lane = r.lane AND d.id = r.id;
+  END LOOP;
   IF p_proven <> '{}' THEN
     UPDATE sendoff.lane l SET proven = true WHERE l.id = ANY (p_proven) AND l.owner = p_member AND NOT l.proven;
   END IF;

@@ -9,12 +9,13 @@ BEGIN
   RETURN QUERY
     SELECT l.function, octet_length(e.payload), e.lane, coalesce(w.place, 0)::smallint, e.id, w.due, w.history, e.bytes, e.redrives, e.key_source, e.deliver_at,
         e.expires_at, e.key_value, e.address, e.qualifier, e.region, e.trace, e.context, e.tenant, e.durable, CASE WHEN p_payload THEN e.payload END
-      FROM sendoff.lane l JOIN sendoff.event e ON e.lane = l.id AND e.id = p_id LEFT JOIN sendoff.later w ON w.lane = e.lane AND w.id = e.id
+      FROM sendoff.lane l CROSS JOIN LATERAL (SELECT * FROM sendoff.event e WHERE e.lane = l.id AND e.id = p_id LIMIT 1) e
+        LEFT JOIN LATERAL (SELECT * FROM sendoff.later w WHERE w.lane = l.id AND w.id = p_id LIMIT 1) w ON true
       WHERE l.tag = sendoff._tag_of(p_id)
     UNION ALL
     SELECT l.function, octet_length(d.payload), d.lane, 3::smallint, d.id, d.due, d.history, d.bytes, d.redrives, d.key_source, d.deliver_at,
         d.expires_at, d.key_value, d.address, d.qualifier, d.region, d.trace, d.context, d.tenant, d.durable, CASE WHEN p_payload THEN d.payload END
-      FROM sendoff.lane l JOIN sendoff.dead d ON d.lane = l.id AND d.id = p_id
+      FROM sendoff.lane l CROSS JOIN LATERAL (SELECT * FROM sendoff.dead d WHERE d.lane = l.id AND d.id = p_id LIMIT 1) d
       WHERE l.tag = sendoff._tag_of(p_id);
 END $$;
 
@@ -27,11 +28,12 @@ BEGIN
   RETURN QUERY
     SELECT octet_length(e.payload), e.lane, coalesce(w.place, 0)::smallint, e.id, w.due, w.history, e.bytes, e.redrives, e.key_source, e.deliver_at,
         e.expires_at, e.key_value, e.address, e.qualifier, e.region, e.trace, e.context, e.tenant, e.durable
-      FROM unnest(p_lanes, p_ids) o (lane, id) JOIN sendoff.event e ON e.lane = o.lane AND e.id = o.id LEFT JOIN sendoff.later w ON w.lane = o.lane AND w.id = o.id
+      FROM unnest(p_lanes, p_ids) o (lane, id) CROSS JOIN LATERAL (SELECT * FROM sendoff.event e WHERE e.lane = o.lane AND e.id = o.id LIMIT 1) e
+        LEFT JOIN LATERAL (SELECT * FROM sendoff.later w WHERE w.lane = o.lane AND w.id = o.id LIMIT 1) w ON true
     UNION ALL
     SELECT octet_length(d.payload), d.lane, 3::smallint, d.id, d.due, d.history, d.bytes, d.redrives, d.key_source, d.deliver_at,
         d.expires_at, d.key_value, d.address, d.qualifier, d.region, d.trace, d.context, d.tenant, d.durable
-      FROM unnest(p_lanes, p_ids) o (lane, id) JOIN sendoff.dead d ON d.lane = o.lane AND d.id = o.id;
+      FROM unnest(p_lanes, p_ids) o (lane, id) CROSS JOIN LATERAL (SELECT * FROM sendoff.dead d WHERE d.lane = o.lane AND d.id = o.id LIMIT 1) d;
 END $$;
 
 -- Events in the order of the given lanes and of acceptance, after an id of the first lane. place NULL: all, dead letters included.
@@ -104,21 +106,30 @@ END $$;
 CREATE FUNCTION sendoff.remove(p_member bigint, p_lanes bigint[], p_ids uuid[], p_places smallint[]) RETURNS TABLE (lane bigint, id uuid, place smallint, bytes int)
 LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
 #variable_conflict use_column
+DECLARE
+  r record;
 BEGIN
   PERFORM sendoff._mine(p_member, 9223372036854775807);
-  RETURN QUERY
-    WITH s AS MATERIALIZED (
-      SELECT o.lane, o.id, o.place, w.place AS later FROM unnest(p_lanes, p_ids, p_places) o (lane, id, place) JOIN sendoff.lane l ON l.id = o.lane AND l.owner = p_member
-        LEFT JOIN sendoff.later w ON w.lane = o.lane AND w.id = o.id
-    ), e AS (
-      DELETE FROM sendoff.event e USING s WHERE e.lane = s.lane AND e.id = s.id AND (s.place IS NULL OR s.place = coalesce(s.later, 0))
-        RETURNING e.lane, e.id, coalesce(s.later, 0)::smallint, e.bytes
-    ), w AS (
-      DELETE FROM sendoff.later w USING s WHERE w.lane = s.lane AND w.id = s.id AND (s.place IS NULL OR s.place = s.later)
-    ), d AS (
-      DELETE FROM sendoff.dead d USING s WHERE d.lane = s.lane AND d.id = s.id AND (s.place IS NULL OR s.place = 3) RETURNING d.lane, d.id, 3::smallint, d.bytes
-    )
-    SELECT * FROM e UNION ALL SELECT * FROM d;
+  FOR r IN SELECT o.lane, o.id, o.place FROM unnest(p_lanes, p_ids, p_places) o (lane, id, place) JOIN sendoff.lane l ON l.id = o.lane AND l.owner = p_member LOOP
+    lane := r.lane; id := r.id; place := NULL; bytes := NULL;
+    SELECT w.place INTO place FROM sendoff.later w WHERE w.lane = r.lane AND w.id = r.id;
+    place := coalesce(place, 0);
+    IF r.place IS NULL OR r.place = place THEN
+      DELETE FROM sendoff.event e WHERE e.lane = r.lane AND e.id = r.id RETURNING e.bytes INTO bytes;
+      IF FOUND THEN
+        DELETE FROM sendoff.later w WHERE w.lane = r.lane AND w.id = r.id;
+        RETURN NEXT;
+        CONTINUE;
+      END IF;
+    END IF;
+    IF r.place IS NULL OR r.place = 3 THEN
+      place := 3;
+      DELETE FROM sendoff.dead d WHERE d.lane = r.lane AND d.id = r.id RETURNING d.bytes INTO bytes;
+      IF FOUND THEN
+        RETURN NEXT;
+      END IF;
+    END IF;
+  END LOOP;
 END $$;
 
 -- Makes a waiting or scheduled event due now.
@@ -135,18 +146,21 @@ END $$;
 CREATE FUNCTION sendoff.revive(p_member bigint, p_lanes bigint[], p_ids uuid[], p_new_ids uuid[]) RETURNS uuid[]
 LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
 DECLARE
-  v_revived uuid[];
+  v_revived uuid[] := '{}';
+  r record;
 BEGIN
   PERFORM sendoff._mine(p_member, 9223372036854775807);
-  WITH d AS (
-    DELETE FROM sendoff.dead d USING unnest(p_lanes, p_ids, p_new_ids) o (lane, id, new_id), sendoff.lane l
-      WHERE d.lane = o.lane AND d.id = o.id AND l.id = o.lane AND l.owner = p_member
-      RETURNING d.lane, o.id, o.new_id, d.bytes, d.redrives, d.key_source, d.key_value, d.address, d.qualifier, d.region, d.trace, d.context, d.tenant, d.durable, d.payload
-  ), e AS (
+  FOR r IN SELECT o.lane, o.id, o.new_id FROM unnest(p_lanes, p_ids, p_new_ids) o (lane, id, new_id) JOIN sendoff.lane l ON l.id = o.lane AND l.owner = p_member LOOP
+    WITH d AS (
+      DELETE FROM sendoff.dead d WHERE d.lane = r.lane AND d.id = r.id
+        RETURNING d.bytes, d.redrives, d.key_source, d.key_value, d.address, d.qualifier, d.region, d.trace, d.context, d.tenant, d.durable, d.payload
+    )
     INSERT INTO sendoff.event (lane, id, bytes, redrives, key_source, key_value, address, qualifier, region, trace, context, tenant, durable, payload)
-      SELECT d.lane, d.new_id, d.bytes, d.redrives + 1, d.key_source, d.key_value, d.address, d.qualifier, d.region, d.trace, d.context, d.tenant, d.durable, d.payload FROM d
-  )
-  SELECT coalesce(array_agg(d.id), '{}') INTO v_revived FROM d;
+      SELECT r.lane, r.new_id, d.bytes, d.redrives + 1, d.key_source, d.key_value, d.address, d.qualifier, d.region, d.trace, d.context, d.tenant, d.durable, d.payload FROM d;
+    IF FOUND THEN
+      v_revived := v_revived || r.id;
+    END IF;
+  END LOOP;
   RETURN v_revived;
 END $$;
 
