@@ -374,7 +374,7 @@ fn dead_letter(r: &mut Reader, own: &[SocketAddr]) -> Option<deadletter::Setting
 
 fn log(r: &mut Reader, environment: &Environment) -> Option<Log> {
     let format = r.word("log.format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
-    let level = r.live(level);
+    let level = r.live(level::read);
     // https://no-color.org: any value counts, if it is not empty.
     let no_color = environment.get("NO_COLOR").is_some();
     Some(Log { format: format?, level: level?, no_color, otlp_endpoint: otlp_endpoint(environment) })
@@ -388,18 +388,6 @@ fn otlp_endpoint(environment: &Environment) -> Option<String> {
         Some(format!("{}/v1/traces", base.trim_end_matches('/')))
     };
     environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").map(str::to_owned).or_else(of_all)
-}
-
-fn level(r: &mut Reader) -> Option<String> {
-    const KEY: &str = "log.level";
-    let text = r.text(KEY)?;
-    match level::parse(&text) {
-        Ok(_) => Some(text),
-        Err(error) => {
-            let hint = "write it like \"info\" or \"info,sendoff::dispatch=debug\"";
-            r.refuse(KEY, &error.to_string(), Some(hint))
-        }
-    }
 }
 
 #[cfg(test)]

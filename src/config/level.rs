@@ -2,6 +2,8 @@
 
 use tracing_subscriber::EnvFilter;
 
+use super::read::Reader;
+
 /// If no region is configured, the SDK asks a metadata service for one and logs three long warnings when none answers.
 /// Outside of AWS that is normal. sendoff reports the missing region itself (`aws::Error`). A level that names
 /// `aws_config` shows the warnings.
@@ -38,6 +40,19 @@ pub fn parse(text: &str) -> Result<EnvFilter, LevelError> {
             let quiet = if text.contains("aws_config") { String::new() } else { format!(",{QUIET}") };
             EnvFilter::try_new(format!("{text}{quiet},{AUDIT}"))
                 .or_else(|error| no_filter(format!("not a filter: {error}")))
+        }
+    }
+}
+
+/// Reads `log.level`.
+pub fn read(r: &mut Reader) -> Option<String> {
+    const KEY: &str = "log.level";
+    let text = r.text(KEY)?;
+    match parse(&text) {
+        Ok(_) => Some(text),
+        Err(error) => {
+            let hint = "write it like \"info\" or \"info,sendoff::dispatch=debug\"";
+            r.refuse(KEY, &error.to_string(), Some(hint))
         }
     }
 }

@@ -95,6 +95,7 @@ macro_rules! exercise {
                 an_adoption_is_remembered_as_long_as_its_event_is_stored
                 an_event_that_was_handed_on_may_come_back
                 an_adopted_key_is_known_unless_another_event_has_it
+                a_key_whose_event_has_left_drops_no_other_event
                 the_window_of_an_adopted_key_counts_from_its_acceptance
                 what_there_is_no_room_for_is_not_adopted
                 events_at_rest_are_leased_by_their_state_from_a_position;

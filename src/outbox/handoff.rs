@@ -10,7 +10,8 @@
 //!   removes the event with [`Keys::Forget`](super::operator::Keys). Otherwise an event that comes back would be answered
 //!   as a repeat, and removed by its sender, while nobody has it.
 //! - An event's key is claimed only if no other event has it. A known key never costs an event that differs, that was
-//!   redriven, or that is a dead letter.
+//!   redriven, or that is a dead letter. Nor does a key whose event is no longer stored here: that event may have been
+//!   handed on and left to this one, so that nobody would have either.
 
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub enum Adopted {
     Stored,
     /// This id is here, or was here and has left: delivered, shipped, or removed by an operator. Nothing changed.
     Repeat,
-    /// Another event has its key and the same payload, so this one repeats it. Nothing changed.
+    /// Another event, which is stored here, has its key and the same payload, so this one repeats it. Nothing changed.
     KnownKey { first: EventId },
     /// No room for it.
     Full(Full),

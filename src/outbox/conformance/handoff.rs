@@ -140,6 +140,21 @@ pub async fn an_adopted_key_is_known_unless_another_event_has_it(bench: Bench<im
     }
 }
 
+pub async fn a_key_whose_event_has_left_drops_no_other_event(bench: Bench<impl Subject>) {
+    let now = bench.clock.now();
+    for settlement in [Settlement::HandedOver, Settlement::Delivered] {
+        let first = bench.keyed("orders", "{}", "k", KeySource::Header);
+        bench.adopt(&first, fresh(now)).await;
+        for leased in bench.lease("orders", Which::AtRest { place: Place::Ready, after: None }, 9).await {
+            bench.settle(&leased, settlement.clone()).await;
+        }
+        // Whoever has the first event may have left it to this one, which has the same key.
+        let other = bench.keyed("orders", "{}", "k", KeySource::Header);
+        assert_eq!(bench.adopt(&other, fresh(now)).await, Adopted::Stored, "{settlement:?}");
+        bench.store().cancel(other.id, Keys::Forget).await.unwrap();
+    }
+}
+
 pub async fn the_window_of_an_adopted_key_counts_from_its_acceptance(bench: Bench<impl Subject>) {
     let event = bench.keyed("orders", "{}", "k", KeySource::Header);
     bench.clock.sleep(HOUR / 16).await;

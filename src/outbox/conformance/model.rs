@@ -198,7 +198,8 @@ impl Model {
         match known {
             _ if event.key.source == KeySource::Minted => {}
             Some((first, payload, _)) if *first != id => {
-                if *payload == event.payload && event.redrives == 0 && place != Place::Buried {
+                let is_stored = self.events.contains_key(first);
+                if is_stored && *payload == event.payload && event.redrives == 0 && place != Place::Buried {
                     return Adopted::KnownKey { first: *first };
                 }
             }

@@ -59,11 +59,16 @@ impl<K: Kv> Engine<K> {
         let Some(key) = keys::remembered(&event.function.name, event.carried.tenant_id.as_deref(), &event.key) else {
             return Ok(Claim::None);
         };
+        let lane = self.by_name.get(&event.function.name).copied();
         Ok(match self.known_of(event, &key, self.clock.now())? {
             Known::Within(record) if record.first == event.id => Claim::None,
-            // A redriven event and a dead letter share their key with an earlier event on purpose.
+            // Only an event that is stored here counts: one that was handed on may itself have been left to this one. A
+            // redriven event and a dead letter share their key with an earlier event on purpose.
             Known::Within(record)
-                if record.fingerprint == fingerprint && event.redrives == 0 && place != Place::Buried =>
+                if record.fingerprint == fingerprint
+                    && event.redrives == 0
+                    && place != Place::Buried
+                    && self.stores(lane.as_slice(), record.first)? =>
             {
                 Claim::Repeats(record.first)
             }

@@ -6,6 +6,7 @@ use crate::event::testing::event;
 use crate::outbox::Limits;
 use crate::outbox::embedded::Settings;
 use crate::outbox::embedded::memory::{MemoryDisk, MemoryKv};
+use crate::outbox::operator::Operator as _;
 
 fn bench() -> (Writer<MemoryKv>, Handle, Clock) {
     let clock = Clock::seeded(UnixMillis(1_790_000_000_000), 1);
