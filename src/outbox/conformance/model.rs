@@ -93,12 +93,12 @@ pub fn any_call() -> impl Strategy<Value = Call> {
         3 => Just(Wanted::Fresh),
         3 => Just(Wanted::Buried),
         1 => (0..60_000_u64).prop_map(Wanted::Older),
-        2 => (any_place(), any::<bool>()).prop_map(|(place, half)| Wanted::AtRest(place, half)),
+        1 => (any_place(), any::<bool>()).prop_map(|(place, half)| Wanted::AtRest(place, half)),
     ];
     prop_oneof![
         4 => (function.clone(), key, 0..2_u8, bytes, proptest::option::weighted(0.2, 0..5_000_u64))
             .prop_map(|(function, key, payload, bytes, delay_ms)| Call::Append { function, key, payload, bytes, delay_ms }),
-        3 => any_adoption(),
+        2 => any_adoption(),
         3 => (function.clone(), which, 0..6_usize)
             .prop_map(|(function, which, events_max)| Call::Lease { function, which, events_max }),
         4 => (any::<usize>(), 0..6_u8, 0..3_000_u64).prop_map(|(nth, how, delay_ms)| Call::Settle { nth, how, delay_ms }),
@@ -136,7 +136,10 @@ impl<S: Subject> Bench<S> {
             Place::Waiting => retry_at(due),
             Place::Buried => burial(due),
         };
-        Handed { event: Event { id, accepted_at, deliver_at, redrives: u32::from(payload), ..event }, history }
+        Handed {
+            event: Event { id, accepted_at, deliver_at, redrives: u32::from(payload) * REDRIVES_MAX, ..event },
+            history,
+        }
     }
 }
 
