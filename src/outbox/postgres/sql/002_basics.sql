@@ -62,17 +62,19 @@ CREATE FUNCTION sendoff._tag_of(p_id uuid) RETURNS int LANGUAGE sql IMMUTABLE AS
 $$;
 
 -- The first 16 bytes of a SHA-256.
-CREATE FUNCTION sendoff._sha(p_bytes bytea) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
-  SELECT encode(substr(sha256(p_bytes), 1, 16), 'hex')::uuid
-$$;
+CREATE FUNCTION sendoff._sha(p_bytes bytea) RETURNS uuid LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+  RETURN encode(substr(sha256(p_bytes), 1, 16), 'hex')::uuid;
+END $$;
 
 -- Where the key of an event is remembered: its function, its tenant if there is one, and its value. No text here contains a
 -- zero byte, and no tenant a control character, so different keys never give the same bytes.
-CREATE FUNCTION sendoff._digest(p_function text, p_tenant text, p_value text) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
-  SELECT sendoff._sha(convert_to(p_function, 'UTF8')
+CREATE FUNCTION sendoff._digest(p_function text, p_tenant text, p_value text) RETURNS uuid LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+  RETURN sendoff._sha(convert_to(p_function, 'UTF8')
     || CASE WHEN p_tenant IS NULL THEN ''::bytea ELSE '\x01'::bytea || convert_to(p_tenant, 'UTF8') END
-    || '\x00'::bytea || convert_to(p_value, 'UTF8'))
-$$;
+    || '\x00'::bytea || convert_to(p_value, 'UTF8'));
+END $$;
 
 -- Refuses callers whose snapshot may be older than a lock that they wait for: what they check under it would be stale.
 CREATE FUNCTION sendoff._read_committed() RETURNS void LANGUAGE plpgsql AS $$
