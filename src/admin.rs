@@ -59,6 +59,14 @@ pub mod series;
 
 mod recent;
 
+mod groups;
+
+mod keys;
+
+pub mod bulk;
+
+pub mod prefix;
+
 mod shown_config;
 
 /// Whether the daemon can keep its promises, and if not, why. Cheap to clone; all clones are one.
@@ -192,6 +200,8 @@ impl<O: Operator> Admin<O> {
             .merge(functions::router())
             .merge(events::router())
             .route("/v1/recent", get(recent::list::<O>))
+            .route("/v1/keys", get(keys::show::<O>))
+            .route("/v1/dead-letters/groups", get(groups::list::<O>))
             .route("/v1/config", get(shown_config::show::<O>))
             .route("/v1/openapi.json", get(openapi::show))
             .with_state(self.clone())

@@ -67,6 +67,10 @@ pub mod hand_off;
 
 pub mod completions;
 
+pub mod bulk;
+
+pub mod whoami;
+
 pub mod man;
 
 const EXIT_CODES: &str = "\
@@ -76,6 +80,7 @@ Exit codes:
   2   wrong usage
   69  cannot reach or bind an address, cannot use the state directory, or another daemon has the store locked
   70  an internal error, or the store is poisoned after a failed write
+  75  the event was still under way when the time to wait was over
   78  the configuration has problems";
 
 /// A durable outbox in front of AWS Lambda.
@@ -109,7 +114,9 @@ enum Command {
     /// This does not end a hold. A hold by Lambda or AWS ends by itself.
     Resume(pause::Options),
     Purge(purge::Options),
+    Bulk(bulk::Options),
     Actions(actions::Options),
+    Whoami(whoami::Options),
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
     Status(status::Options),
@@ -162,7 +169,9 @@ pub fn main() -> ExitCode {
         Command::Pause(options) => pause::pause(options, &environment),
         Command::Resume(options) => pause::resume(options, &environment),
         Command::Purge(options) => purge::run(options, &environment),
+        Command::Bulk(options) => bulk::run(options, &environment),
         Command::Actions(options) => actions::run(options, &environment),
+        Command::Whoami(options) => whoami::run(options, &environment),
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),
         Command::Status(options) => status::run(options, &environment),
@@ -215,6 +224,7 @@ pub enum Exit {
     Usage = 2,
     Unavailable = 69,
     Internal = 70,
+    UnderWay = 75,
     Configuration = 78,
 }
 
@@ -269,7 +279,8 @@ mod tests {
     #[test]
     fn help_names_every_exit_code() {
         let help = Cli::command().render_long_help().to_string();
-        for exit in [Exit::Failed, Exit::Usage, Exit::Unavailable, Exit::Internal, Exit::Configuration] {
+        for exit in [Exit::Failed, Exit::Usage, Exit::Unavailable, Exit::Internal, Exit::UnderWay, Exit::Configuration]
+        {
             assert!(help.contains(&format!("\n  {:<3} ", exit as u8)), "{exit:?} in {help}");
         }
     }

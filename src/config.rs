@@ -109,6 +109,8 @@ pub struct Listen {
     pub ingest_hosts: Hosts,
     /// The same for the admin listener, except for probes and metrics.
     pub admin_hosts: Hosts,
+    /// A path below which the admin listener also serves: empty, or from a slash to no slash.
+    pub admin_prefix: String,
 }
 
 /// A socket file, and who may connect to it.

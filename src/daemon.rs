@@ -198,7 +198,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let (tls, clients, operators) = (following.secured()?, following.clients()?, following.operators()?);
     let status = Status::new(operator.clone(), reload.level().clone());
     let access = serving::access(&config, &clock, &metrics, operators);
-    let routes = serving::routes(&operator, &status, &access, &clock);
+    let routes = serving::routes(&operator, &status, &access, &parts, (&config.listen.admin_prefix, &clock));
     let bodies = Bodies::default();
     let serving =
         Serving { config: &config, clock: &clock, metrics: &metrics, parts: &parts, vital: &vital, access, bodies };
@@ -226,7 +226,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     vital.spawn(&stages, "dispatch", leasing(), dispatch.following(policies).noting(past.clone()).run(stop.clone()));
     let letters =
         DeadLetters::new(outbox.clone(), sqs.clone(), config.dead_letter.clone(), clock.clone(), metrics.clone());
-    vital.spawn(&stages, "dead letters", leasing(), letters.noting(past).run(stop.clone()));
+    vital.spawn(&stages, "dead letters", leasing(), letters.noting(past.clone()).run(stop.clone()));
 
     let ingest_addresses = ingest.iter().map(address).collect::<Result<Vec<_>, _>>()?.join(" ");
     operator.set_settings(admin_settings(&config, &shared));
@@ -241,7 +241,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     vital.spawn(&stages, "hand-off", leasing(), on_request);
     let connections_max = descriptors::connections(open_files, &config, 3 * ADMIN_CONNECTIONS_MAX);
     let server = ingest_server(limits(&settings, connections_max), &clock, &metrics, &stop, &door);
-    let closed = Door::new(outbox, clock, metrics, settings).leaving(door.clone());
+    let closed = Door::new(outbox, clock, metrics, settings).leaving(door.clone()).recalling(past);
     let closed = closed.marked(shared.hop()).ruled(config.rules.clone()).called(config.listen.ingest_hosts.clone());
     let closed = closed.receiving(handing::reception(&config, &party, &readiness));
     let opened = closed.passing(passthrough, config.passthrough.clone()).knowing(Some(clients));

@@ -190,6 +190,8 @@ metrics! {
         "Requests to the operator's API that its caller may not make; callers who are no known operator are `unknown`.";
     admin_actions: IntCounterVec("action", "result") = "sendoff_admin_actions_total",
         "Changes and views of payloads through the operator's API, each with a log line of the audit.";
+    admin_bulk_events: IntCounterVec("action", "result") = "sendoff_admin_bulk_events_total",
+        "Events that bulk jobs of operators looked at to change them, by what became of them.";
     ready: IntGauge() = "sendoff_ready",
         "1 while `/readyz` answers 200.";
     start_time_seconds: Gauge() = "sendoff_start_time_seconds",

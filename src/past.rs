@@ -6,11 +6,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
 
-use crate::clock::UnixMillis;
+use crate::clock::{Clock, UnixMillis};
 use crate::event::{EventId, FunctionName};
 use crate::outbox::{BuryReason, History, LastOutcome, Lease};
 
@@ -19,6 +23,12 @@ pub const OUTCOMES_MAX: usize = 1_000;
 
 /// The most ends that may be kept. Each takes up to 1 KiB, and a search looks at all of them.
 pub const ENDS_MAX: u32 = 100_000;
+
+/// The longest that a caller may wait for the end of an event.
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How long after the store an end may be noted here. Whoever finds an event nowhere looks again after that.
+pub const NOTED_WITHIN: Duration = Duration::from_millis(25);
 
 /// The most callers that may wait for the ends of events.
 const WAITERS_MAX: usize = 256;
@@ -132,6 +142,43 @@ impl End {
     }
 }
 
+/// What became of an event, as both listeners tell it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EndView {
+    /// `delivered`, `shipped` (its dead-letter queue has it), `purged`, `cancelled` or `redriven` (an operator sent the dead
+    /// letter again).
+    pub outcome: String,
+    #[schema(format = DateTime)]
+    pub at: String,
+    /// Of a delivered event: whether the function has ended without an error. False means that Lambda's queue has the event.
+    pub confirmed: Option<bool>,
+    /// Of a delivered event: the HTTP status of Lambda's answer.
+    pub status: Option<u16>,
+    /// Of a delivered event: Lambda's request id, to find the call in CloudWatch.
+    pub request_id: Option<String>,
+    /// The operator who caused it.
+    pub by: Option<String>,
+    /// Of a shipped event: the id of its message.
+    pub message_id: Option<String>,
+    /// Of a redriven event: its new id.
+    #[schema(value_type = Option<String>, format = "uuid")]
+    pub new_id: Option<EventId>,
+}
+
+impl From<&End> for EndView {
+    fn from(end: &End) -> Self {
+        let view = Self { outcome: end.how.as_str().to_owned(), at: end.at.rfc3339(), ..Self::default() };
+        match &end.how {
+            How::Delivered { confirmed, status, request_id } => {
+                Self { confirmed: Some(*confirmed), status: Some(*status), request_id: request_id.clone(), ..view }
+            }
+            How::Shipped { message_id } => Self { message_id: Some(message_id.clone()), ..view },
+            How::Purged { by } | How::Cancelled { by } => Self { by: Some(by.clone()), ..view },
+            How::Redriven { by, new_id } => Self { by: Some(by.clone()), new_id: Some(*new_id), ..view },
+        }
+    }
+}
+
 /// At most [`TEXT_BYTES_MAX`] bytes of a text, cut at a character.
 pub fn cut(text: &str) -> String {
     text[..text.floor_char_boundary(TEXT_BYTES_MAX)].to_owned()
@@ -233,6 +280,18 @@ impl Past {
         self.kept().ends.iter().rev().find(|end| end.id == id).cloned()
     }
 
+    /// Like [`Past::end_of`], for an event that the store has no longer. Its end is noted a moment after the store's commit.
+    pub async fn end_of_gone(&self, id: EventId, clock: &Clock) -> Option<End> {
+        if let Some(end) = self.end_of(id) {
+            return Some(end);
+        }
+        if self.0.ends_max == 0 {
+            return None;
+        }
+        clock.sleep(NOTED_WITHIN).await;
+        self.end_of(id)
+    }
+
     /// The latest outcomes that fit, the last one at the end.
     pub fn latest(&self, max: usize, fits: impl Fn(&Outcome) -> bool) -> Vec<Outcome> {
         let kept = self.kept();
@@ -274,6 +333,12 @@ fn push<T>(kept: &mut VecDeque<T>, new: Vec<T>, max: usize) {
     kept.drain(..over);
 }
 
+/// How long a caller wants to wait, as it is written: like `30s`, at most a minute.
+pub fn read_wait(text: &str) -> Result<Duration, String> {
+    let wait = humantime::parse_duration(text).ok().filter(|wait| *wait <= WAIT_MAX);
+    wait.ok_or_else(|| "wait: write it like 30s, at most 60s".to_owned())
+}
+
 /// A caller who waits for the end of an event. Dropping it ends the wait.
 #[derive(Debug)]
 pub struct Waiter {
@@ -284,14 +349,19 @@ pub struct Waiter {
 }
 
 impl Waiter {
-    /// Returns once the event has ended or was buried, or the daemon stops. Carries no data: look again.
-    pub async fn woken(&mut self) {
+    /// Returns once the event has ended or was buried, once the time is over, or when the daemon stops. Carries no data: look
+    /// again.
+    pub async fn woken(&mut self, within: Duration) {
         let closing = self.past.0.closing.clone();
-        tokio::select! {
-            biased;
-            _ = &mut self.woken => {}
-            () = closing.cancelled() => {}
-        }
+        let woken = async {
+            tokio::select! {
+                biased;
+                _ = &mut self.woken => {}
+                () = closing.cancelled() => {}
+            }
+        };
+        // A time that is over is no error: the caller looks again.
+        drop(timeout(within, woken).await);
     }
 }
 
@@ -377,8 +447,8 @@ mod tests {
         let (mut first, mut second) = (past.waiter(id(1)).unwrap(), past.waiter(id(1)).unwrap());
         let mut other = past.waiter(id(2)).unwrap();
         past.note_ends(vec![end(1)]);
-        first.woken().await;
-        second.woken().await;
+        first.woken(Duration::MAX).await;
+        second.woken(Duration::MAX).await;
         assert!(other.woken.try_recv().is_err());
         let buried = Outcome {
             at: UnixMillis(1),
@@ -392,7 +462,7 @@ mod tests {
             next: Next::Buried,
         };
         past.note(Notes { outcomes: vec![buried], ends: Vec::new() });
-        other.woken().await;
+        other.woken(Duration::MAX).await;
         drop((first, second, other));
         assert_eq!(waiting_at(&past), (0, 0));
 
@@ -402,6 +472,6 @@ mod tests {
         assert_eq!(waiting_at(&past), (0, 0), "who leaves makes room");
         let mut last = past.waiter(id(3)).unwrap();
         closing.cancel();
-        last.woken().await;
+        last.woken(Duration::MAX).await;
     }
 }

@@ -144,6 +144,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "handoff",
             "http",
             "https",
+            "past",
             "outbox",
             "outbox::embedded",
             "shutdown",
@@ -161,7 +162,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         "cli::hand_off",
         &["cli", "clock", "config", "daemon", "handoff", "metrics", "outbox", "plural", "shutdown", "telemetry"],
     ),
-    ("cli::arguments", &["cli", "config", "event", "ingest", "visible"]),
+    ("cli::arguments", &["cli", "config", "event", "ingest", "past", "visible"]),
     ("cli::admin_client", &["cli", "admin", "config", "deadletter", "event", "visible"]),
     ("cli::dead_letters", &["cli", "admin", "clock", "config", "deadletter", "event", "outbox", "plural"]),
     // without a daemon it is one, as far as accepting goes

@@ -13,7 +13,7 @@ use http::header::{ALLOW, WWW_AUTHENTICATE};
 use http::{Method, StatusCode, Uri};
 use tokio::sync::watch;
 
-use super::actions::{Actions, Note};
+use super::actions::{Actions, END_BULK, Note};
 use super::api::Message;
 use super::operators::{Caller, Directory, Role, UNKNOWN, Unidentified};
 use crate::event::name::percent_decode;
@@ -34,7 +34,7 @@ enum Right {
 }
 
 /// Every route: method, path, right, and the action that the audit calls it.
-const ROUTES: [(&str, &str, Right, &str); 33] = [
+const ROUTES: [(&str, &str, Right, &str); 39] = [
     ("GET", "/", Right::Open, ""),
     ("GET", "/console/{*path}", Right::Open, ""),
     ("GET", "/livez", Right::Open, ""),
@@ -47,6 +47,11 @@ const ROUTES: [(&str, &str, Right, &str); 33] = [
     ("GET", "/v1/series", Right::Read, ""),
     ("GET", "/v1/recent", Right::Read, ""),
     ("GET", "/v1/config", Right::Read, ""),
+    ("GET", "/v1/keys", Right::Read, ""),
+    ("GET", "/v1/bulk", Right::Read, ""),
+    ("POST", "/v1/bulk", Right::Operate, "start-bulk"),
+    ("GET", "/v1/bulk/{id}", Right::Read, ""),
+    ("DELETE", "/v1/bulk/{id}", Right::Operate, "stop-bulk"),
     ("GET", "/v1/openapi.json", Right::Read, ""),
     ("GET", "/v1/log-level", Right::Read, ""),
     ("PUT", "/v1/log-level", Right::Operate, "set-log-level"),
@@ -65,6 +70,7 @@ const ROUTES: [(&str, &str, Right, &str); 33] = [
     ("POST", "/v1/dead-letters/redrive", Right::Operate, "redrive-dead-letters"),
     ("POST", "/v1/dead-letters/purge", Right::Operate, "purge-dead-letters"),
     ("GET", "/v1/dead-letters/queues", Right::Read, ""),
+    ("GET", "/v1/dead-letters/groups", Right::Read, ""),
     ("GET", "/v1/dead-letters/{id}", Right::ReadPayloads, "view-payload"),
     ("DELETE", "/v1/dead-letters/{id}", Right::Operate, "purge-dead-letters"),
     ("POST", "/v1/redrive", Right::Operate, "redrive-from-queue"),
@@ -72,7 +78,8 @@ const ROUTES: [(&str, &str, Right, &str); 33] = [
 
 /// The words of actions, for metrics.
 pub fn actions() -> Vec<&'static str> {
-    let mut words: Vec<_> = ROUTES.iter().map(|(.., action)| *action).filter(|action| !action.is_empty()).collect();
+    let of_routes = ROUTES.iter().map(|(.., action)| *action).filter(|action| !action.is_empty());
+    let mut words: Vec<_> = of_routes.chain([END_BULK]).collect();
     words.sort_unstable();
     words.dedup();
     words

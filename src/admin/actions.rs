@@ -16,7 +16,8 @@ use http::StatusCode;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::api::{Action, ActionPage};
+use super::api::{Action, ActionPage, BulkJob, BulkState};
+use super::bulk;
 use super::lookup::page_size;
 use super::operators::Caller;
 use crate::clock::Clock;
@@ -35,6 +36,9 @@ const TEXT_CHARS_MAX: usize = 512;
 
 /// Ids of a request about several events that are named.
 const IDS_MAX: usize = 8;
+
+/// What the audit calls the end of a bulk job.
+pub(super) const END_BULK: &str = "end-bulk";
 
 /// How an action ended, as metrics and the log have it.
 pub const RESULTS: [&str; 4] = ["done", "failed", "denied", "unfinished"];
@@ -157,6 +161,26 @@ impl Actions {
             kept.pop_front();
         }
         kept.push_back(action);
+    }
+
+    /// Notes the end of a bulk job, which nobody waits for.
+    pub(super) fn note_bulk(&self, job: &BulkJob) {
+        let result = match job.state {
+            BulkState::Done => "done",
+            BulkState::Refused | BulkState::Failed => "failed",
+            BulkState::Stopped | BulkState::Counting | BulkState::Running => "unfinished",
+        };
+        let others = job.results.values().sum::<u64>() - job.done;
+        self.end(Action {
+            at: self.clock.now().rfc3339(),
+            operator: job.by.clone(),
+            action: END_BULK.to_owned(),
+            object: short(&bulk::in_words(job)),
+            result: result.to_owned(),
+            events: Some(job.done),
+            refused: Some(others),
+            ..Action::default()
+        });
     }
 
     fn latest(&self, limit: usize) -> Vec<Action> {

@@ -17,12 +17,16 @@ use crate::dispatch::status;
 use crate::event::EventId;
 use crate::outbox::operator::Keys;
 use crate::outbox::{BuryReason, LastOutcome};
+use crate::past::EndView;
+
+mod bulk;
 
 mod console;
 
+pub use bulk::{BulkAction, BulkFilter, BulkJob, BulkPage, BulkRequest, BulkState};
 pub use console::{
-    ConfigEntry, ConfigView, FunctionsQuery, OutcomePage, OutcomeView, RecentQuery, SeriesQuery, SeriesView, Snapshot,
-    StoreLimits, Whoami,
+    ConfigEntry, ConfigView, FunctionsQuery, GroupPage, GroupView, KeyQuery, KeyView, OutcomePage, OutcomeView,
+    RecentQuery, SeriesQuery, SeriesView, Snapshot, StoreLimits, Whoami,
 };
 
 /// Why a request was not done.
@@ -212,13 +216,13 @@ pub struct ActionPage {
 pub struct EventView {
     pub id: EventId,
     pub function: String,
-    /// `ready`, `waiting`, `scheduled` or `buried`.
+    /// `ready`, `waiting`, `scheduled` or `buried`; `done` once it has left the store.
     pub state: String,
     /// Being attempted, or shipped, right now.
     pub in_flight: bool,
     pub accepted_at: String,
-    /// When the next attempt is due.
-    pub due: String,
+    /// When the next attempt is due; none once it has left the store.
+    pub due: Option<String>,
     /// Calls of Lambda.
     pub attempts: u32,
     /// Those of them that count towards `delivery.attempts_max`.
@@ -232,7 +236,7 @@ pub struct EventView {
     pub unreadable: Option<String>,
 }
 
-/// `GET /v1/events/{id}`.
+/// `GET /v1/events/{id}`: an event in the store, or one that has left it and is still remembered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventDetail {
     #[serde(flatten)]
@@ -240,10 +244,14 @@ pub struct EventDetail {
     pub deliver_at: Option<String>,
     pub expires_at: Option<String>,
     pub redrives: u32,
-    pub payload_bytes: usize,
+    /// None once it has left the store.
+    pub payload_bytes: Option<usize>,
     /// Only if it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub payload_base64: Option<String>,
+    /// What became of it, once it has left the store.
+    #[serde(default)]
+    pub end: Option<EndView>,
 }
 
 /// `GET /v1/events`.
@@ -517,6 +525,19 @@ pub struct LettersQuery {
 #[into_params(parameter_in = Query)]
 pub struct PayloadQuery {
     pub payload: bool,
+}
+
+/// How to show an event.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct EventQuery {
+    /// Also what the client sent.
+    pub payload: bool,
+    /// Answer once the event has left the store or is a dead letter, but after so long at the latest: like `30s`, at most a
+    /// minute.
+    #[param(pattern = "^([0-9]|[1-5][0-9]|60)s$")]
+    pub wait: Option<String>,
 }
 
 /// What to do with the keys of what is removed.

@@ -5,7 +5,8 @@
 
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
+use futures_util::future::join_all;
 use http::StatusCode;
 use prometheus::core::Collector;
 use serde_json::value::RawValue;
@@ -16,6 +17,8 @@ use super::api::{
     UnreadableLetter,
 };
 use super::lookup::{matching, page_size, pattern, time};
+use super::operators::Caller;
+use super::whoami::name_of;
 use super::{Admin, Problem};
 use crate::clock::Clock;
 use crate::deadletter::admit::{NotAdmitted, admit};
@@ -25,7 +28,8 @@ use crate::event::{Event, EventId, FunctionName, Pattern};
 use crate::metrics::Metrics;
 use crate::outbox::dead::{BuriedWant, Discarded, Filter, Imported, Revived};
 use crate::outbox::operator::Operator;
-use crate::outbox::{Appended, Full, History, Place};
+use crate::outbox::{Appended, Found, Full, History, Place};
+use crate::past::{End, How};
 use crate::plural::count;
 
 /// Letters of one page, and of one request.
@@ -178,10 +182,11 @@ pub(super) async fn show<O: Operator>(
 )]
 pub(super) async fn purge<O: Operator>(
     State(admin): State<Admin<O>>,
+    caller: Option<Extension<Caller>>,
     Path(id): Path<EventId>,
     Query(query): Query<KeysQuery>,
 ) -> Result<Noted<Json<Answer>>, Problem> {
-    match purged(&admin, vec![id], &query).await?.pop() {
+    match purged(&admin, vec![id], &query, name_of(caller)).await?.pop() {
         Some(answer @ Answer::Purged { .. }) => Ok(Noted(Json(answer), Note::of(1))),
         Some(Answer::Shipping { message } | Answer::Busy { message }) => Err(Problem::conflict(message)),
         Some(Answer::Refused { message }) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, message)),
@@ -204,17 +209,61 @@ pub(super) async fn purge<O: Operator>(
 )]
 pub(super) async fn purge_all<O: Operator>(
     State(admin): State<Admin<O>>,
+    caller: Option<Extension<Caller>>,
     Query(query): Query<KeysQuery>,
     Json(Ids { ids }): Json<Ids>,
 ) -> Result<Noted<Json<Answers>>, Problem> {
     at_most(ids.len())?;
-    let answers = purged(&admin, ids.clone(), &query).await?;
+    let answers = purged(&admin, ids.clone(), &query, name_of(caller)).await?;
     Ok(answered(answers, &ids))
 }
 
-async fn purged<O: Operator>(admin: &Admin<O>, ids: Vec<EventId>, query: &KeysQuery) -> Result<Vec<Answer>, Problem> {
-    let discarded = admin.store()?.discard(ids.clone(), query.keys()).await?;
-    Ok(discarded.into_iter().zip(ids).map(|(answer, id)| of_discarded(answer, id)).collect())
+async fn purged<O: Operator>(
+    admin: &Admin<O>,
+    ids: Vec<EventId>,
+    query: &KeysQuery,
+    by: String,
+) -> Result<Vec<Answer>, Problem> {
+    let store = admin.store()?;
+    let heads = heads(admin, &store, &ids).await;
+    let discarded = store.discard(ids.clone(), query.keys()).await?;
+    let answers: Vec<Answer> = discarded.into_iter().zip(ids).map(|(answer, id)| of_discarded(answer, id)).collect();
+    note_ends(admin, heads, &answers, |answer| match answer {
+        Answer::Purged { .. } => Some(How::Purged { by: by.clone() }),
+        Answer::Stored { .. }
+        | Answer::Duplicate { .. }
+        | Answer::Busy { .. }
+        | Answer::Ceiling { .. }
+        | Answer::Refused { .. }
+        | Answer::Shipping { .. }
+        | Answer::NotFound { .. } => None,
+    });
+    Ok(answers)
+}
+
+/// What is known of dead letters that are about to leave the store, for [`note_ends`].
+async fn heads<O: Operator>(admin: &Admin<O>, store: &O, ids: &[EventId]) -> Vec<Option<Found>> {
+    if !admin.past.is_kept() {
+        return Vec::new();
+    }
+    // All at once, so that one turn of the store reads them. Without its head an end is not noted.
+    let found = join_all(ids.iter().map(|id| store.find_head(*id))).await;
+    found.into_iter().map(|found| found.ok().flatten()).collect()
+}
+
+/// Notes what became of dead letters, where `how` says that they have left the store.
+fn note_ends<O: Operator>(
+    admin: &Admin<O>,
+    heads: Vec<Option<Found>>,
+    answers: &[Answer],
+    how: impl Fn(&Answer) -> Option<How>,
+) {
+    let now = admin.clock.now();
+    let ends = heads.into_iter().zip(answers).filter_map(|(head, answer)| {
+        let (Found { event, history, .. }, how) = (head?, how(answer)?);
+        Some(End::of(event.id, event.function.name, now, how, &history))
+    });
+    admin.past.note_ends(ends.collect());
 }
 
 /// Make dead letters of the store events again
@@ -232,14 +281,32 @@ async fn purged<O: Operator>(admin: &Admin<O>, ids: Vec<EventId>, query: &KeysQu
 )]
 pub(super) async fn revive<O: Operator>(
     State(admin): State<Admin<O>>,
+    caller: Option<Extension<Caller>>,
     Json(Ids { ids }): Json<Ids>,
 ) -> Result<Noted<Json<Answers>>, Problem> {
     let (store, redrives_max) = (admin.store()?, admin.settings()?.rules.redrives_max);
     at_most(ids.len())?;
+    let heads = heads(&admin, &store, &ids).await;
     let revived = store.revive(ids.clone(), redrives_max).await?;
     let answers =
         revived.iter().zip(&ids).map(|(answer, id)| counted(of_revived(answer, *id), &admin.metrics, "store"));
-    Ok(answered(answers.collect(), &ids))
+    let (answers, by): (Vec<_>, _) = (answers.collect(), name_of(caller));
+    note_ends(&admin, heads, &answers, |answer| redriven(answer, &by));
+    Ok(answered(answers, &ids))
+}
+
+/// What became of a dead letter, if it was redriven.
+pub(super) fn redriven(answer: &Answer, by: &str) -> Option<How> {
+    match answer {
+        Answer::Stored { id } => Some(How::Redriven { by: by.to_owned(), new_id: *id }),
+        Answer::Purged { .. }
+        | Answer::Duplicate { .. }
+        | Answer::Busy { .. }
+        | Answer::Ceiling { .. }
+        | Answer::Refused { .. }
+        | Answer::Shipping { .. }
+        | Answer::NotFound { .. } => None,
+    }
 }
 
 /// Accept letters that come back from a queue
@@ -312,7 +379,7 @@ fn of_appended(appended: &Appended, id: EventId) -> Answer {
 }
 
 /// What became of one letter of the store, which had the id `id`.
-fn of_revived(revived: &Revived, id: EventId) -> Answer {
+pub(super) fn of_revived(revived: &Revived, id: EventId) -> Answer {
     match revived {
         Revived::Stored { id } => Answer::Stored { id: *id },
         Revived::Ceiling { redrives } => {
@@ -333,7 +400,7 @@ fn of_imported(imported: &Imported, id: EventId) -> Answer {
     }
 }
 
-fn of_discarded(discarded: Discarded, id: EventId) -> Answer {
+pub(super) fn of_discarded(discarded: Discarded, id: EventId) -> Answer {
     match discarded {
         Discarded::Done => Answer::Purged { id },
         Discarded::NotFound => not_found(id),
@@ -354,7 +421,7 @@ fn shipping(id: EventId) -> Answer {
 }
 
 /// The answer, counted as one of a redrive.
-fn counted(answer: Answer, metrics: &Metrics, source: &str) -> Answer {
+pub(super) fn counted(answer: Answer, metrics: &Metrics, source: &str) -> Answer {
     if let Answer::Stored { .. } = answer {
         metrics.deadletter_redriven.with_label_values(&[source]).inc();
     } else {

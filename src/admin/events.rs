@@ -2,7 +2,7 @@
 
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::StatusCode;
@@ -10,14 +10,20 @@ use http::StatusCode;
 use super::actions::{Note, Noted};
 use super::api::{Cancelled, Due, EventDetail, EventPage, EventView};
 use super::lookup::{event_id, is_paused, matching, page_size, pattern, state, time};
+use super::operators::Caller;
+use super::whoami::name_of;
 use super::{Admin, Problem, api};
 use crate::clock::UnixMillis;
 use crate::event::{EventId, FunctionName};
 use crate::outbox::operator::{Cursor, ListFilter, ListWant, Listed, Operator, PAGE_MAX, Touched};
 use crate::outbox::{self, Found, History, Place};
+use crate::past::{self, End, EndView, How};
 
 /// The number of events in a page if the request does not set it.
 const PAGE: usize = 100;
+
+/// The state of an event that has left the store.
+const DONE: &str = "done";
 
 /// The routes below `/v1/events`.
 pub fn router<O: Operator>() -> Router<Admin<O>> {
@@ -86,7 +92,7 @@ fn view(id: EventId, function: &FunctionName, place: Place, leased: bool, histor
         state: place.as_str().to_owned(),
         in_flight: leased,
         accepted_at: id.accepted_at().rfc3339(),
-        due: history.due.rfc3339(),
+        due: Some(history.due.rfc3339()),
         attempts: history.calls,
         charged: history.attempts,
         last_error: history.last.as_ref().map(Into::into),
@@ -96,35 +102,89 @@ fn view(id: EventId, function: &FunctionName, place: Place, leased: bool, histor
 }
 
 /// Show an event
+///
+/// One that is stored, or what became of one that has left the store lately ([history] in the configuration).
 #[utoipa::path(
     get,
     path = "/v1/events/{id}",
     operation_id = "show_event",
-    params(("id" = EventId, Path), api::PayloadQuery),
+    params(("id" = EventId, Path), api::EventQuery),
     responses(
-        (status = 200, description = "It is stored", body = EventDetail),
-        (status = 404, description = "Not stored, or no more", body = api::Message),
+        (status = 200, description = "It is stored, or has left the store", body = EventDetail),
+        (status = 404, description = "Neither stored nor remembered", body = api::Message),
+        (status = 429, description = "Too many wait for the ends of events", body = api::Message),
         (status = 500, description = "It cannot be read", body = api::Message),
     )
 )]
 pub(super) async fn show<O: Operator>(
     State(admin): State<Admin<O>>,
     Path(id): Path<String>,
-    Query(query): Query<api::PayloadQuery>,
+    Query(query): Query<api::EventQuery>,
 ) -> Result<Noted<Json<EventDetail>>, Problem> {
     let id = event_id(&id)?;
+    let wait = query.wait.as_deref().map(past::read_wait).transpose().map_err(Problem::bad)?;
+    // Registered before the first look, so that no end is missed.
+    let waiter =
+        wait.map(|wait| admin.past.waiter(id).map(|waiter| (wait, waiter)).ok_or_else(too_many)).transpose()?;
+    let mut detail = look(&admin, id, query.payload).await?;
+    if let Some((wait, mut waiter)) = waiter
+        && detail.end.is_none()
+        && detail.event.reason.is_none()
+    {
+        waiter.woken(wait).await;
+        detail = look(&admin, id, query.payload).await?;
+    }
+    Ok(Noted(Json(detail), Note::of(1)))
+}
+
+/// An event in the store, or what became of it.
+async fn look<O: Operator>(admin: &Admin<O>, id: EventId, payload: bool) -> Result<EventDetail, Problem> {
     let store = admin.store()?;
-    let found = if query.payload { store.find(id).await? } else { store.find_head(id).await? };
-    let Found { event, payload_bytes, history, place, leased } = found.ok_or_else(|| gone(id))?;
-    let detail = EventDetail {
+    let found = if payload { store.find(id).await? } else { store.find_head(id).await? };
+    let Some(Found { event, payload_bytes, history, place, leased }) = found else {
+        return admin.past.end_of_gone(id, &admin.clock).await.map(ended).ok_or_else(|| gone(id));
+    };
+    Ok(EventDetail {
         event: view(id, &event.function.name, place, leased, &history),
         deliver_at: event.deliver_at.map(UnixMillis::rfc3339),
         expires_at: event.expires_at.map(UnixMillis::rfc3339),
         redrives: event.redrives,
-        payload_bytes,
-        payload_base64: query.payload.then(|| BASE64_STANDARD.encode(&event.payload)),
+        payload_bytes: Some(payload_bytes),
+        payload_base64: payload.then(|| BASE64_STANDARD.encode(&event.payload)),
+        end: None,
+    })
+}
+
+/// An event that has left the store.
+fn ended(end: End) -> EventDetail {
+    let shown = EndView::from(&end);
+    let event = EventView {
+        id: end.id,
+        function: end.function.as_str().to_owned(),
+        state: DONE.to_owned(),
+        in_flight: false,
+        accepted_at: end.id.accepted_at().rfc3339(),
+        due: None,
+        attempts: end.attempts,
+        charged: end.charged,
+        last_error: end.last_error.as_ref().map(Into::into),
+        reason: end.reason,
+        unreadable: None,
     };
-    Ok(Noted(Json(detail), Note::of(1)))
+    EventDetail {
+        event,
+        deliver_at: None,
+        expires_at: None,
+        redrives: 0,
+        payload_bytes: None,
+        payload_base64: None,
+        end: Some(shown),
+    }
+}
+
+fn too_many() -> Problem {
+    let why = "too many requests wait for the ends of events; ask without `wait`, or try again";
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, why)
 }
 
 /// Remove an event that waits
@@ -143,12 +203,15 @@ pub(super) async fn show<O: Operator>(
 )]
 pub(super) async fn cancel<O: Operator>(
     State(admin): State<Admin<O>>,
+    caller: Option<Extension<Caller>>,
     Path(id): Path<String>,
     Query(query): Query<api::KeysQuery>,
 ) -> Result<Noted<Json<Cancelled>>, Problem> {
     let (id, store) = (event_id(&id)?, admin.store()?);
-    let function = function_of(&store, id).await?;
+    let (function, history) = head_of(&store, id).await?;
     touched(store.cancel(id, query.keys()).await?, id)?;
+    let how = How::Cancelled { by: name_of(caller) };
+    admin.past.note_ends(vec![End::of(id, function.clone(), admin.clock.now(), how, &history)]);
     Ok(Noted(Json(Cancelled { id, function: function.as_str().to_owned(), cancelled: true }), Note::of(1)))
 }
 
@@ -170,18 +233,21 @@ pub(super) async fn attempt<O: Operator>(
     Path(id): Path<String>,
 ) -> Result<Noted<Json<Due>>, Problem> {
     let (id, store) = (event_id(&id)?, admin.store()?);
-    let function = function_of(&store, id).await?;
+    let (function, _) = head_of(&store, id).await?;
     touched(store.attempt_now(id).await?, id)?;
     let paused = is_paused(&store, &function).await?;
     let held = admin.probe(&function).await.as_ref().map(Into::into);
     Ok(Noted(Json(Due { id, function: function.as_str().to_owned(), paused, held }), Note::of(1)))
 }
 
-async fn function_of<O: Operator>(store: &O, id: EventId) -> Result<FunctionName, Problem> {
+async fn head_of<O: Operator>(store: &O, id: EventId) -> Result<(FunctionName, History), Problem> {
     match store.find_head(id).await {
-        Ok(found) => Ok(found.ok_or_else(|| gone(id))?.event.function.name),
+        Ok(found) => {
+            let Found { event, history, .. } = found.ok_or_else(|| gone(id))?;
+            Ok((event.function.name, history))
+        }
         // An unreadable event can still be removed.
-        Err(outbox::Error::Unreadable { .. }) => Ok(FunctionName::new("unknown")),
+        Err(outbox::Error::Unreadable { .. }) => Ok((FunctionName::new("unknown"), History::default())),
         Err(error) => Err(error.into()),
     }
 }
@@ -203,5 +269,6 @@ fn touched(touched: Touched, id: EventId) -> Result<(), Problem> {
 }
 
 fn gone(id: EventId) -> Problem {
-    Problem::not_found(format!("event {id} is not stored; it may have been delivered, shipped, cancelled or purged"))
+    let why = "it may have been delivered, shipped, cancelled or purged longer ago than [history] remembers";
+    Problem::not_found(format!("event {id} is not stored; {why}"))
 }

@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 
 use super::actions::{Note, Noted};
 use super::lookup::{known, known_or_new, pattern, state, time};
+use super::operators::Caller;
+use super::whoami::name_of;
 use super::{Admin, Look, Problem, api};
 use crate::dispatch::status::LaneStatus;
 use crate::event::FunctionName;
 use crate::outbox::operator::{LIVE, Operator, Purge};
 use crate::outbox::{LaneCensus, Place};
+use crate::past::{End, How};
 
 /// The routes below `/v1/functions`.
 pub fn router<O: Operator>() -> Router<Admin<O>> {
@@ -156,6 +159,7 @@ pub(super) async fn resume<O: Operator>(
 )]
 pub(super) async fn purge<O: Operator>(
     State(admin): State<Admin<O>>,
+    caller: Option<Extension<Caller>>,
     Path(name): Path<String>,
     Query(query): Query<api::PurgeQuery>,
 ) -> Result<Noted<Json<api::Purged>>, Problem> {
@@ -167,6 +171,9 @@ pub(super) async fn purge<O: Operator>(
     let keys = api::KeysQuery { keep_keys: query.keep_keys }.keys();
     let purge = Purge { function: function.clone(), place, accepted_before, dry_run, keys };
     let purged = admin.store()?.purge(purge).await?;
+    let (now, how) = (admin.clock.now(), How::Purged { by: name_of(caller) });
+    let ends = purged.ids.into_iter().map(|id| End::bare(id, function.clone(), now, how.clone()));
+    admin.past.note_ends(ends.collect());
     let function = function.as_str().to_owned();
     // A dry run changes nothing. Its filter says that it was one.
     let note = if dry_run { Note::of(0) } else { Note::of(purged.events).with_bytes(purged.bytes) };

@@ -8,7 +8,10 @@ use utoipa::openapi::{Content, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::{__path_livez, __path_metrics, __path_readyz};
-use super::{actions, dead_letters, events, functions, guard, recent, series, shown_config, snapshot, status, whoami};
+use super::{
+    actions, bulk, dead_letters, events, functions, groups, guard, keys, recent, series, shown_config, snapshot,
+    status, whoami,
+};
 
 /// The document, as JSON.
 pub fn document() -> &'static str {
@@ -58,6 +61,12 @@ pub fn document() -> &'static str {
         series::show,
         recent::list,
         shown_config::show,
+        keys::show,
+        groups::list,
+        bulk::start,
+        bulk::list,
+        bulk::show,
+        bulk::stop,
     ),
     modifiers(&Everywhere)
 )]
@@ -107,6 +116,7 @@ mod tests {
         let sources = [
             include_str!("../admin.rs"),
             include_str!("actions.rs"),
+            include_str!("bulk.rs"),
             include_str!("dead_letters.rs"),
             include_str!("events.rs"),
             include_str!("functions.rs"),

@@ -8,7 +8,7 @@ use axum::{Extension, Json, Router};
 
 use super::access::Access;
 use super::api::Whoami;
-use super::operators::{Caller, Operator, Role};
+use super::operators::{ANYONE, Caller, Operator, Role};
 
 /// What every caller is told.
 #[derive(Clone)]
@@ -22,6 +22,11 @@ pub struct About {
 
 pub fn router(about: About) -> Router {
     Router::new().route("/v1/whoami", get(show)).with_state(Arc::new(about))
+}
+
+/// The name of the operator who asks.
+pub(super) fn name_of(caller: Option<Extension<Caller>>) -> String {
+    caller.map_or_else(|| ANYONE.to_owned(), |Extension(caller)| caller.operator.name.clone())
 }
 
 /// Show who asks, and what they may do

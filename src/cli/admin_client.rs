@@ -151,6 +151,8 @@ pub struct AdminClient {
     unanswered: Option<String>,
     /// Proves who the operator is.
     token: Option<HeaderValue>,
+    /// How long to wait for an answer.
+    patience: Duration,
 }
 
 #[derive(Clone)]
@@ -164,13 +166,25 @@ impl AdminClient {
     /// A client of the daemon with this admin listener.
     pub(super) fn new(endpoint: &Uri, trust: &Trust) -> Result<Self, Failure> {
         let client = Client::builder(TokioExecutor::new()).build(connector(endpoint, trust)?);
-        Ok(Self { base: base(endpoint), way: Way::Http(Box::new(client)), unanswered: None, token: None })
+        Ok(Self {
+            base: base(endpoint),
+            way: Way::Http(Box::new(client)),
+            unanswered: None,
+            token: None,
+            patience: ANSWER_TIMEOUT,
+        })
     }
 
     /// A client of the daemon that listens on this socket.
     fn by_socket(path: &Path, connector: socket::Connector) -> Self {
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        Self { base: path.display().to_string(), way: Way::Socket(Box::new(client)), unanswered: None, token: None }
+        Self {
+            base: path.display().to_string(),
+            way: Way::Socket(Box::new(client)),
+            unanswered: None,
+            token: None,
+            patience: ANSWER_TIMEOUT,
+        }
     }
 
     /// A client of routes in this process.
@@ -180,6 +194,7 @@ impl AdminClient {
             way: Way::InProcess(TowerToHyperService::new(routes)),
             unanswered: None,
             token: None,
+            patience: ANSWER_TIMEOUT,
         }
     }
 
@@ -207,7 +222,10 @@ impl AdminClient {
         let trouble = |code: &str, message: String| Trouble { code: code.to_owned(), message, transient: false };
         let body = serde_json::to_vec(body).map_err(|error| trouble("request", error.to_string()))?;
         let body = (method == Method::POST).then(|| body.into());
-        let answered = self.ask(method, path, body).await?;
+        self.read(self.ask(method, path, body).await?)
+    }
+
+    fn read<T: DeserializeOwned>(&self, answered: Answered) -> Result<T, Trouble> {
         if !answered.status.is_success() {
             return Err(self.refusal(&answered));
         }
@@ -217,7 +235,7 @@ impl AdminClient {
                 "cannot understand the answer of {} ({error}); is it a sendoff of version {version}, as this one?",
                 self.place()
             );
-            trouble("answer", why)
+            Trouble { code: "answer".to_owned(), message: why, transient: false }
         })
     }
 
@@ -240,8 +258,23 @@ impl AdminClient {
         Trouble { code: status.as_u16().to_string(), message, transient }
     }
 
+    /// Like [`AdminClient::get`], with an idempotency key, which must not be in a URL.
+    pub async fn get_by_key<T: DeserializeOwned>(&self, path: &str, key: HeaderValue) -> Result<T, Trouble> {
+        self.read(self.ask_with(Method::GET, path, None, Some(key)).await?)
+    }
+
     /// Sends a request and returns the answer. A trouble means that there is no answer.
     pub async fn ask(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Answered, Trouble> {
+        self.ask_with(method, path, body, None).await
+    }
+
+    async fn ask_with(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+        key: Option<HeaderValue>,
+    ) -> Result<Answered, Trouble> {
         let body = body.unwrap_or_default();
         let base = match &self.way {
             Way::Http(_) => &self.base,
@@ -259,7 +292,10 @@ impl AdminClient {
         if let Some(token) = &self.token {
             request.headers_mut().insert(header::AUTHORIZATION, token.clone());
         }
-        let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
+        if let Some(key) = key {
+            request.headers_mut().insert("idempotency-key", key);
+        }
+        let answered = tokio::time::timeout(self.patience, async {
             match &self.way {
                 Way::Http(client) => self.whole(client.request(request).await).await,
                 Way::Socket(client) => self.whole(client.request(request).await).await,
@@ -271,7 +307,7 @@ impl AdminClient {
                 }
             }
         });
-        answered.await.unwrap_or_else(|_| Err(self.unreachable(&format!("no answer within {ANSWER_TIMEOUT:?}"))))
+        answered.await.unwrap_or_else(|_| Err(self.unreachable(&format!("no answer within {:?}", self.patience))))
     }
 
     /// Reads the rest of an answer.
@@ -341,7 +377,13 @@ pub(super) struct Asker {
 
 impl Asker {
     pub(super) fn new(daemon: &Daemon, environment: &Environment) -> Result<Self, Failure> {
+        Self::patient(daemon, environment, None)
+    }
+
+    /// Waits so much longer for answers.
+    pub(super) fn patient(daemon: &Daemon, environment: &Environment, more: Option<Duration>) -> Result<Self, Failure> {
         let client = daemon.client(environment)?;
+        let client = AdminClient { patience: client.patience + more.unwrap_or_default(), ..client };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         Ok(Self { client, runtime: runtime.map_err(|error| Failure::new(Exit::Internal, error))? })
     }
@@ -352,6 +394,10 @@ impl Asker {
 
     pub(super) fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         Ok(self.runtime.block_on(self.client.post(path, &()))?)
+    }
+
+    pub(super) fn get_by_key<T: DeserializeOwned>(&self, path: &str, key: HeaderValue) -> Result<T, Failure> {
+        Ok(self.runtime.block_on(self.client.get_by_key(path, key))?)
     }
 
     pub(super) fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {

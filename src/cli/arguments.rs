@@ -2,6 +2,7 @@
 //! exit code 2.
 
 use std::ffi::OsStr;
+use std::time::Duration;
 
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
@@ -11,6 +12,7 @@ use http::Uri;
 use crate::config::queue::{self, NoQueue};
 use crate::event::name::Home;
 use crate::ingest::pattern;
+use crate::past;
 use crate::visible::without_password;
 
 /// Parses a URL. clap's own parsers repeat what they refuse. This one leaves a password out.
@@ -28,6 +30,11 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Url<T> {
             clap::Error::raw(ErrorKind::ValueValidation, said).with_cmd(command)
         })
     }
+}
+
+/// How long to wait for the end of an event.
+pub(super) fn wait(text: &str) -> Result<Duration, String> {
+    past::read_wait(text).map_err(|_| "write it like 30s, at most 60s".to_owned())
 }
 
 /// The URL of a daemon's listener, in the form of `example`.

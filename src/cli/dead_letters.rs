@@ -13,7 +13,10 @@ use super::admin_client::{AdminClient, Daemon, Listing, One, page_size, with_que
 use super::purge::Removal;
 use super::table::{Rows, or_dash};
 use super::{Exit, Failure, out};
-use crate::admin::api::{Answer, Answers, Ids, Import, KeysQuery, LetterPage, LetterView, LettersQuery, PayloadQuery};
+use crate::admin::api::{
+    Answer, Answers, FunctionsQuery, GroupPage, Ids, Import, KeysQuery, LetterPage, LetterView, LettersQuery,
+    PayloadQuery,
+};
 use crate::clock::{Clock, UnixMillis};
 use crate::config::Environment;
 use crate::deadletter::export::Exported;
@@ -58,6 +61,17 @@ enum Command {
         listing: Listing,
         #[command(flatten)]
         filter: FilterOptions,
+    },
+    /// Count dead letters by function, reason and code of the last error
+    Groups {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// Only for this function. * matches any characters
+        #[arg(long)]
+        function: Option<Pattern>,
+        /// Print one JSON object per line
+        #[arg(long)]
+        json: bool,
     },
     /// Show one dead letter with its history
     Show {
@@ -181,6 +195,11 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         Command::List { listing, filter } => {
             runtime.block_on(list(&listing.daemon.client(environment)?, &filter, &listing))
         }
+        Command::Groups { daemon, function, json } => {
+            let function = function.map(|pattern| pattern.as_str().to_owned());
+            let path = with_query("/v1/dead-letters/groups", &FunctionsQuery { function });
+            groups(&runtime.block_on(daemon.client(environment)?.get(&path))?, json)
+        }
         Command::Show { event: One { daemon, id }, payload } => {
             runtime.block_on(show(&daemon.client(environment)?, id, payload))
         }
@@ -192,6 +211,30 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             let purge = Purge { client: daemon.client(environment)?, removal };
             runtime.block_on(purge.run(ids, &filter))
         }
+    }
+}
+
+fn groups(page: &GroupPage, json: bool) -> Result<(), Failure> {
+    if json {
+        return page.groups.iter().try_for_each(out::json);
+    }
+    let mut rows = Rows::headed(&["EVENTS", "FUNCTION", "REASON", "CODE", "UNSHIPPABLE", "NEWEST", "EXAMPLE"]);
+    for group in &page.groups {
+        rows.add([
+            group.events.to_string(),
+            group.function.clone(),
+            or_dash(group.reason.map(crate::outbox::BuryReason::as_str)),
+            or_dash(Some(&group.code).filter(|code| !code.is_empty())),
+            group.unshippable.to_string(),
+            or_dash(group.newest_buried_at.as_deref()),
+            or_dash(group.example),
+        ]);
+    }
+    out::print(&rows.lines())?;
+    let all = count(page.buried, "dead letter");
+    match page.complete {
+        true => out::line(format!("{all} in the store")),
+        false => out::line(format!("{} of {all} counted: the oldest of each function", page.counted)),
     }
 }
 

@@ -1,18 +1,29 @@
 //! `sendoff events`: the events in a daemon's store.
 
+use std::io::{BufRead as _, Read as _};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
+use http::HeaderValue;
 
-use super::admin_client::{Asker, Listing, One, page_size, with_query};
+use super::admin_client::{Asker, Daemon, Listing, One, page_size, with_query};
 use super::dead_letters::parse_moment;
 use super::pause::held_in_words;
 use super::table::{Rows, or_dash};
-use super::{Exit, Failure, out};
-use crate::admin::api::{Cancelled, Due, EventDetail, EventPage, EventView, EventsQuery, KeysQuery, PayloadQuery};
+use super::{Exit, Failure, arguments, out};
+use crate::admin::api::{
+    Cancelled, Due, EventDetail, EventPage, EventQuery, EventView, EventsQuery, KeyQuery, KeyView, KeysQuery,
+    OutcomePage, OutcomeView, RecentQuery,
+};
 use crate::config::Environment;
 use crate::event::{EventId, Pattern};
 use crate::plural::count;
+
+/// The most bytes read of a key: more than the longest has.
+const KEY_LINE_BYTES_MAX: u64 = 4 << 10;
 
 /// The most events of one page.
 const PAGE: usize = 500;
@@ -60,12 +71,45 @@ enum Command {
         in_flight: bool,
     },
     /// Show one event as JSON, without its payload
+    ///
+    /// Also tells what became of an event that has left the store lately ([history] in the configuration).
     Show {
         #[command(flatten)]
         event: One,
         /// Print its payload instead, byte for byte
         #[arg(long)]
         payload: bool,
+        /// Wait until it has left the store or is a dead letter, at most this long
+        #[arg(long, value_name = "DURATION", value_parser = arguments::wait, conflicts_with = "payload")]
+        wait: Option<Duration>,
+    },
+    /// List what happened to events lately: outcomes of attempts, and events that left the store
+    ///
+    /// The daemon keeps the latest 1000 since its start.
+    Recent {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// Only for this function. * matches any characters
+        #[arg(long)]
+        function: Option<Pattern>,
+        /// Show at most this many, the latest
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+        /// Print one JSON object per line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show which event an idempotency key belongs to, and until when it is remembered
+    Key {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// The function: name, name:qualifier or ARN
+        function: String,
+        /// The key, as the client sent it. Use - to read it from stdin
+        key: String,
+        /// For functions with tenant isolation
+        #[arg(long, value_name = "ID")]
+        tenant: Option<String>,
     },
     /// Remove an event that waits, without delivering it
     Cancel {
@@ -91,7 +135,25 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
                 EventsQuery { function, state, since, until, attempts_min, error, in_flight, after, limit: None };
             list(&asker, &listing, query)
         }
-        Command::Show { event: One { daemon, id }, payload } => show(&Asker::new(&daemon, environment)?, id, payload),
+        Command::Show { event: One { daemon, id }, payload, wait } => {
+            show(&Asker::patient(&daemon, environment, wait)?, id, payload, wait)
+        }
+        Command::Recent { daemon, function, limit, json } => {
+            let function = function.map(|pattern| pattern.as_str().to_owned());
+            let query = RecentQuery { function, limit: NonZeroU32::new(limit) };
+            let page: OutcomePage = Asker::new(&daemon, environment)?.get(&with_query("/v1/recent", &query))?;
+            if json {
+                page.outcomes.iter().try_for_each(out::json)
+            } else {
+                out::print(&recent(&page.outcomes).lines())
+            }
+        }
+        Command::Key { daemon, function, key, tenant } => {
+            let query = KeyQuery { function, tenant_id: tenant };
+            let found: KeyView =
+                Asker::new(&daemon, environment)?.get_by_key(&with_query("/v1/keys", &query), key_of(&key)?)?;
+            out::pretty(&found)
+        }
         Command::Cancel { event: One { daemon, id }, keep_keys } => {
             let path = with_query(&path(id), &KeysQuery { keep_keys });
             let cancelled: Cancelled = Asker::new(&daemon, environment)?.delete(&path)?;
@@ -102,6 +164,38 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             out::line(due_in_words(&due))
         }
     }
+}
+
+/// The key as a header. `-` stands for the first line of stdin, because arguments are visible to other users.
+fn key_of(text: &str) -> Result<HeaderValue, Failure> {
+    let mut line = String::new();
+    let key = if text == "-" {
+        let failed = |error| Failure::new(Exit::Failed, anyhow::Error::new(error).context("cannot read the key"));
+        std::io::stdin().lock().take(KEY_LINE_BYTES_MAX).read_line(&mut line).map_err(failed)?;
+        line.trim_end_matches(['\n', '\r'])
+    } else {
+        text
+    };
+    let unfit = |_| Failure::saying(Exit::Usage, "the key contains characters that a header cannot have");
+    HeaderValue::from_bytes(key.as_bytes()).map_err(unfit)
+}
+
+fn recent(outcomes: &[OutcomeView]) -> Rows {
+    let mut rows = Rows::headed(&["AT", "ID", "FUNCTION", "OUTCOME", "STATUS", "CODE", "ATTEMPTS", "NEXT"]);
+    for outcome in outcomes {
+        let due = outcome.due.as_ref().map(|due| format!(" at {due}")).unwrap_or_default();
+        rows.add([
+            outcome.at.clone(),
+            outcome.id.to_string(),
+            outcome.function.clone(),
+            outcome.outcome.clone(),
+            or_dash(Some(outcome.status).filter(|status| *status > 0)),
+            or_dash(Some(&outcome.code).filter(|code| !code.is_empty())),
+            outcome.attempts.to_string(),
+            format!("{}{due}", outcome.next),
+        ]);
+    }
+    rows
 }
 
 fn path(id: EventId) -> String {
@@ -117,13 +211,16 @@ fn due_in_words(due: &Due) -> String {
     }
 }
 
-fn show(asker: &Asker, id: EventId, payload: bool) -> Result<(), Failure> {
-    let event: EventDetail = asker.get(&with_query(&path(id), &PayloadQuery { payload }))?;
+fn show(asker: &Asker, id: EventId, payload: bool, wait: Option<Duration>) -> Result<(), Failure> {
+    let wait = wait.map(|wait| format!("{}ms", wait.as_millis()));
+    let event: EventDetail = asker.get(&with_query(&path(id), &EventQuery { payload, wait }))?;
     if !payload {
         return out::pretty(&event);
     }
     let bytes = event.payload_base64.and_then(|text| STANDARD.decode(text).ok());
-    out::payload(&bytes.ok_or_else(|| Failure::saying(Exit::Failed, "the answer has no payload"))?)
+    out::payload(
+        &bytes.ok_or_else(|| Failure::saying(Exit::Failed, "the event has left the store, and its payload with it"))?,
+    )
 }
 
 /// Lists events page by page, up to the limit.
@@ -169,7 +266,7 @@ fn listed(events: &[EventView]) -> Rows {
             event.function.clone(),
             if event.in_flight { "in flight".to_owned() } else { event.state.clone() },
             event.accepted_at.clone(),
-            event.due.clone(),
+            or_dash(event.due.as_deref()),
             event.attempts.to_string(),
             event.charged.to_string(),
             or_dash(event.last_error.as_ref().map(|error| error.code.as_str())),

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::arguments::{self, Url};
@@ -20,6 +20,8 @@ use super::{Exit, Failure, out};
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{self, Environment, Flags};
 use crate::event::PAYLOAD_BYTES_MAX;
+use crate::past::EndView;
+use crate::plural::count;
 use crate::visible::{visible, visible_json};
 
 /// How long to wait for the answer. An append takes milliseconds, on a loaded disk seconds.
@@ -32,6 +34,7 @@ const EXAMPLES: &str = "\
 Examples:
   sendoff send orders '{\"id\": 17}' --key order-17
   sendoff send orders @order.json --delay 10m --expires 2h
+  sendoff send orders @order.json --wait 30s
   sendoff send arn:aws:lambda:eu-central-1:123456789012:function:orders:prod - < order.json";
 
 /// Send one event to the daemon
@@ -76,7 +79,11 @@ pub struct Options {
     /// Configuration file of the daemon, to find its address
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Print a JSON object with id and duplicate
+    /// Wait for the event to be delivered, at most this long. Exits with 0 if it was, 1 if it is a dead letter or was
+    /// removed, 75 if it is still under way
+    #[arg(long, value_name = "DURATION", value_parser = arguments::wait)]
+    wait: Option<Duration>,
+    /// Print a JSON object with id and duplicate, and with --wait another one with the event
     #[arg(long)]
     json: bool,
 }
@@ -106,8 +113,80 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Internal, error))?;
-    let answer = runtime.block_on(exchange(&endpoint, connector, request))?;
-    out::print(&said(&answer, options.json)?)
+    let token = request.headers().get(header::AUTHORIZATION).cloned();
+    let answer = runtime.block_on(exchange(&endpoint, connector.clone(), request, ANSWER_TIMEOUT))?;
+    out::print(&said(&answer, options.json)?)?;
+    let Some(wait) = options.wait else { return Ok(()) };
+    let question = question(&endpoint, id_of(&answer), wait, token)?;
+    let answer = runtime.block_on(exchange(&endpoint, connector, question, ANSWER_TIMEOUT + wait))?;
+    out::print(&became(&answer, options.json)?)?;
+    exit_of(&answer)
+}
+
+/// Asks what became of an event, once it is known.
+fn question(
+    endpoint: &Uri,
+    id: &str,
+    wait: Duration,
+    token: Option<HeaderValue>,
+) -> Result<Request<Full<Bytes>>, Failure> {
+    let uri = format!("{}/v1/events/{}?wait={}ms", base(endpoint), percent(id), wait.as_millis());
+    let request = Request::builder().method(Method::GET).uri(uri).body(Full::new(Bytes::new()));
+    let mut request = request.map_err(|error| Failure::new(Exit::Failed, error))?;
+    if let Some(token) = token {
+        request.headers_mut().insert(header::AUTHORIZATION, token);
+    }
+    Ok(request)
+}
+
+/// What is read of the answer about an event.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Became {
+    state: String,
+    attempts: u64,
+    reason: Option<String>,
+    end: Option<EndView>,
+}
+
+impl Became {
+    fn of(answer: &Answer) -> Result<Self, Failure> {
+        if !answer.status.is_success() {
+            return Err(Failure::saying(Exit::Failed, refusal(answer)));
+        }
+        serde_json::from_slice(&answer.body).map_err(|error| Failure::new(Exit::Failed, error))
+    }
+}
+
+/// What to print about an event.
+fn became(answer: &Answer, json: bool) -> Result<String, Failure> {
+    let Became { state, attempts, reason, end } = Became::of(answer)?;
+    if json {
+        return Ok(format!("{}\n", visible_json(&String::from_utf8_lossy(&answer.body))));
+    }
+    let after = count(attempts, "attempt");
+    let said = match (end, reason) {
+        (Some(end), _) => format!("{} after {after}", end.outcome),
+        (None, Some(reason)) => format!("a dead letter after {after}: {reason}"),
+        (None, None) => format!("still {state} after {after}"),
+    };
+    Ok(format!("{}\n", visible(&said)))
+}
+
+/// The exit code that an event means.
+fn exit_of(answer: &Answer) -> Result<(), Failure> {
+    let Became { reason, end, .. } = Became::of(answer)?;
+    match (end, reason) {
+        (Some(end), None) if end.outcome == "delivered" => Ok(()),
+        (Some(_), _) | (None, Some(_)) => Err(Failure::saying(Exit::Failed, "the event was not delivered")),
+        (None, None) => Err(Failure::saying(Exit::UnderWay, "the event is still under way; sendoff delivers it")),
+    }
+}
+
+/// The id of the event that the daemon has accepted.
+fn id_of(answer: &Answer) -> &str {
+    let header = |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok());
+    header("x-sendoff-event-id").or_else(|| header("x-amzn-requestid")).unwrap_or_default()
 }
 
 fn parse_endpoint(text: &str) -> Result<Uri, String> {
@@ -243,9 +322,14 @@ struct Answer {
     body: Bytes,
 }
 
-async fn exchange(endpoint: &Uri, connector: Connector, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+async fn exchange(
+    endpoint: &Uri,
+    connector: Connector,
+    request: Request<Full<Bytes>>,
+    patience: Duration,
+) -> Result<Answer, Failure> {
     let client = Client::builder(TokioExecutor::new()).build(connector);
-    let answered = tokio::time::timeout(ANSWER_TIMEOUT, async {
+    let answered = tokio::time::timeout(patience, async {
         let response = client.request(request).await.map_err(|error| {
             if let Some(tls) = trouble(&error) {
                 let why = format!(
@@ -292,7 +376,7 @@ fn said(answer: &Answer, json: bool) -> Result<String, Failure> {
     if !answer.status.is_success() {
         return Err(Failure::saying(Exit::Failed, refusal(answer)));
     }
-    let id = header("x-sendoff-event-id").or_else(|| header("x-amzn-requestid")).unwrap_or_default();
+    let id = id_of(answer);
     let duplicate = header("x-sendoff-duplicate") == Some("true");
     Ok(match (json, duplicate) {
         (true, _) => {
@@ -375,8 +459,9 @@ mod tests {
         let options = options(line);
         let request = request(&endpoint, &options, payload(options.payload.as_deref()).unwrap()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let answer =
-            runtime.block_on(exchange(&endpoint, connector(&endpoint, &Trust::System).unwrap(), request)).unwrap();
+        let answer = runtime
+            .block_on(exchange(&endpoint, connector(&endpoint, &Trust::System).unwrap(), request, ANSWER_TIMEOUT))
+            .unwrap();
         (said(&answer, options.json), served.join().unwrap())
     }
 
@@ -486,5 +571,30 @@ mod tests {
         }
         assert!(parse_key("order-1").is_ok());
         assert!(parse_key("order\n1").is_err());
+    }
+    #[test]
+    fn what_became_of_an_event_is_said_and_told_by_the_exit_code() {
+        let of = |body: &str| {
+            let body = Bytes::from(body.to_owned());
+            let answer = Answer { status: StatusCode::OK, headers: HeaderMap::new(), body };
+            (became(&answer, false).unwrap(), exit_of(&answer).map_err(|failure| failure.exit))
+        };
+        let end = |outcome: &str| format!(r#""end":{{"outcome":"{outcome}","at":"x"}}"#);
+        for (body, said, exit) in [
+            (format!(r#"{{"state":"done","attempts":1,{}}}"#, end("delivered")), "delivered after 1 attempt\n", Ok(())),
+            (
+                format!(r#"{{"state":"done","attempts":12,"reason":"refused",{}}}"#, end("shipped")),
+                "shipped after 12 attempts\n",
+                Err(Exit::Failed),
+            ),
+            (
+                r#"{"state":"buried","attempts":2,"reason":"refused"}"#.to_owned(),
+                "a dead letter after 2 attempts: refused\n",
+                Err(Exit::Failed),
+            ),
+            (r#"{"state":"waiting","attempts":3}"#.to_owned(), "still waiting after 3 attempts\n", Err(Exit::UnderWay)),
+        ] {
+            assert_eq!(of(&body), (said.to_owned(), exit), "{body}");
+        }
     }
 }

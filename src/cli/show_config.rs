@@ -6,21 +6,30 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use super::{ConfigOptions, Exit, Failure, print};
+use super::admin_client::{Asker, Daemon};
+use super::table::Rows;
+use super::{Exit, Failure, out, print};
+use crate::admin::api::{ConfigEntry, ConfigView};
 use crate::config::{Config, Entry, Environment, Loaded, Origin, Value};
 
 /// Show every value in effect and where it comes from
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
-    config: ConfigOptions,
+    daemon: Daemon,
+    /// Show what is in effect in the running daemon, instead of what a start would read now
+    #[arg(long)]
+    running: bool,
     /// Print JSON: an array of objects with key, value and origin
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
-    let Loaded { config, mut entries } = options.config.load(environment)?;
+    if options.running {
+        return running(&Asker::new(&options.daemon, environment)?, options.json);
+    }
+    let Loaded { config, mut entries } = options.daemon.config.load(environment)?;
     entries.extend(outside(&config, environment));
     let entries: Vec<_> = entries.into_iter().map(Entry::without_secrets).collect();
     let said = match (options.json, std::io::stdout().is_terminal()) {
@@ -29,6 +38,22 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
         (false, false) => aligned(&entries),
     };
     print(&said)
+}
+
+/// Shows the configuration of the daemon.
+fn running(asker: &Asker, json: bool) -> Result<(), Failure> {
+    let ConfigView { entries } = asker.get("/v1/config")?;
+    if json {
+        return out::pretty(&entries);
+    }
+    let mut rows = Rows::headed(&["KEY", "VALUE", "ORIGIN"]);
+    for ConfigEntry { key, value, origin, needs_restart, .. } in entries {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let value = if value.is_empty() { "\"\"".to_owned() } else { value };
+        let origin = if needs_restart { format!("{origin} (changed since; restart to apply)") } else { origin };
+        rows.add([key, value, origin]);
+    }
+    out::print(&rows.lines())
 }
 
 /// The variables about connections to AWS that are set. They have no keys in sendoff's configuration, because every AWS

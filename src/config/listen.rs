@@ -20,6 +20,7 @@ pub fn read(r: &mut Reader, guarded: &Guarded) -> Option<Listen> {
     let health = r.optional_address("listen.health");
     let ingest_hosts = hosts(r, "listen.ingest_hosts");
     let admin_hosts = hosts(r, "listen.admin_hosts");
+    let admin_prefix = prefix(r, "listen.admin_prefix");
     let remote_allowed = r.boolean("listen.allow_unauthenticated_remote")?;
     let of_ingest = "everyone who reaches the port uses sendoff's rights: set tls.cert, tls.key and auth.ingest = \"required\", or, \
                      if you trust the network, listen.allow_unauthenticated_remote = true";
@@ -50,8 +51,8 @@ pub fn read(r: &mut Reader, guarded: &Guarded) -> Option<Listen> {
     {
         r.contradiction(admin.key, "is the same path as", unix.key, Some("give it another path"));
     }
-    let (ingest_hosts, admin_hosts) = (ingest_hosts?, admin_hosts?);
-    Some(Listen { ingest, admin, health, unix, admin_unix, ingest_hosts, admin_hosts })
+    let (ingest_hosts, admin_hosts, admin_prefix) = (ingest_hosts?, admin_hosts?, admin_prefix?);
+    Some(Listen { ingest, admin, health, unix, admin_unix, ingest_hosts, admin_hosts, admin_prefix })
 }
 
 /// Whether two listeners cannot both bind their addresses.
@@ -75,4 +76,40 @@ fn hosts(r: &mut Reader, key: &str) -> Option<Hosts> {
         let hint = "separate names by spaces and leave out ports, like \"sendoff.example.com *.sendoff.svc\"";
         r.refuse(key, "not a list of host names", Some(hint))
     })
+}
+
+/// The longest prefix, in bytes.
+const PREFIX_BYTES_MAX: usize = 256;
+
+fn prefix(r: &mut Reader, key: &str) -> Option<String> {
+    let text = r.text(key)?;
+    if is_prefix(&text) {
+        return Some(text);
+    }
+    let hint = "write it like \"/ops/sendoff\": a slash first, none at the end; letters, digits, - _ . ~";
+    r.refuse(key, "not a path to serve below", Some(hint))
+}
+
+/// Whether this is empty or a path to serve below. Only characters that no proxy and no browser writes in another way.
+fn is_prefix(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~');
+    let is_part = |part: &str| !part.is_empty() && part.chars().all(is_plain) && !part.chars().all(|c| c == '.');
+    let is_path = text.strip_prefix('/').is_some_and(|path| path.split('/').all(is_part));
+    text.is_empty() || is_path && text.len() <= PREFIX_BYTES_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_a_plain_path() {
+        for good in ["", "/ops", "/ops/sendoff-1.x_~"] {
+            assert!(is_prefix(good), "{good}");
+        }
+        for bad in ["/", "ops", "/ops/", "//ops", "/../x", "/./x", "/a b", "/%41", "/a?b", "/\u{e4}"] {
+            assert!(!is_prefix(bad), "{bad}");
+        }
+        assert!(!is_prefix(&format!("/{}", "x".repeat(PREFIX_BYTES_MAX))));
+    }
 }

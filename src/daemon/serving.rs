@@ -14,8 +14,10 @@ use crate::admin::Admin;
 use crate::admin::access::Access;
 use crate::admin::actions::Actions;
 use crate::admin::bodies::Bodies;
+use crate::admin::bulk::Bulk;
 use crate::admin::guard::{Guard, guarded};
 use crate::admin::operators::Directory;
+use crate::admin::prefix::Below;
 use crate::admin::snapshot::Snapshots;
 use crate::admin::status::Status;
 use crate::admin::whoami::{self, About};
@@ -55,9 +57,17 @@ pub(super) fn access(
 }
 
 /// Every route of the operator's API.
-pub(super) fn routes(operator: &Admin<Store>, status: &Status<Store>, access: &Access, clock: &Clock) -> axum::Router {
-    let about = About { access: access.clone(), started_at: clock.now().rfc3339(), prefix: String::new() };
-    let routes = operator.router().merge(status.router()).merge(access.actions.router());
+pub(super) fn routes(
+    operator: &Admin<Store>,
+    status: &Status<Store>,
+    access: &Access,
+    parts: &AdminParts,
+    (prefix, clock): (&str, &Clock),
+) -> axum::Router {
+    let prefix = prefix.to_owned();
+    let about = About { access: access.clone(), started_at: clock.now().rfc3339(), prefix };
+    let bulk = Bulk::new(operator.clone(), access.actions.clone(), parts.tasks.clone(), parts.stop.clone());
+    let routes = operator.router().merge(status.router()).merge(access.actions.router()).merge(bulk.router());
     routes.merge(Snapshots::new(status.clone()).router()).merge(whoami::router(about))
 }
 
@@ -92,7 +102,8 @@ impl Serving<'_> {
         let limits = limits(&config.ingest, ADMIN_CONNECTIONS_MAX);
         let server = Server::new(limits, None, (*clock).clone(), stop.clone(), tasks.clone());
         let server = server.cut_by(cut.clone()).giving_way(GivesWay::Any);
-        let service = TowerToHyperService::new(guarded(routes, guard, access.clone()));
+        let below = Below::new(guarded(routes, guard, access.clone()), &config.listen.admin_prefix);
+        let service = TowerToHyperService::new(below);
         vital.spawn_endless(tasks, stage, stop.clone(), server.serve(listener, service));
     }
 }

@@ -34,6 +34,7 @@ use crate::ingest::rules::Rules;
 use crate::ingest::{content, key};
 use crate::metrics::Metrics;
 use crate::outbox::{Appended, Error, Outbox};
+use crate::past::Past;
 use crate::trace;
 
 mod browser;
@@ -82,6 +83,8 @@ pub struct Door<O, P = Off> {
     shared: Arc<Shared>,
     /// Runs the appends whose clients have left.
     leftovers: TaskTracker,
+    /// Knows what became of events that have left the outbox.
+    past: Past,
 }
 
 struct Shared {
@@ -108,15 +111,20 @@ impl<O: Outbox> Door<O> {
         let (search, health) = (Mutex::default(), HealthLog::default());
         let shared = Arc::new(Shared { clock, metrics, settings, admission, search, health });
         let (rules, hosts, hop, leftovers) = (Arc::default(), Arc::default(), Hop::nameless(), TaskTracker::new());
-        let (known, reception) = Default::default();
-        Self { outbox, gate: None, rules, hosts, hop, known, reception, shared, leftovers }
+        let (known, reception, past) = Default::default();
+        Self { outbox, gate: None, rules, hosts, hop, known, reception, shared, leftovers, past }
     }
 
     /// Passes calls that are not Events to Lambda, within `limits`. Without limits, refuses them.
     pub fn passing<P: Passthrough>(self, passthrough: P, limits: Option<passthrough::Limits>) -> Door<O, P> {
         let gate = limits.map(|limits| Gate::new(passthrough, limits));
-        let Self { outbox, gate: _, rules, hosts, hop, known, reception, shared, leftovers } = self;
-        Door { outbox, gate, rules, hosts, hop, known, reception, shared, leftovers }
+        let Self { outbox, gate: _, rules, hosts, hop, known, reception, shared, leftovers, past } = self;
+        Door { outbox, gate, rules, hosts, hop, known, reception, shared, leftovers, past }
+    }
+
+    /// Tells what became of events that have left the outbox.
+    pub fn recalling(self, past: Past) -> Self {
+        Self { past, ..self }
     }
 
     /// Sets the rules for keys.
@@ -407,6 +415,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             | Refusal::NotAllowed(_)
             | Refusal::BatchTooLarge { .. }
             | Refusal::EventUnknown { .. }
+            | Refusal::TooManyWait { .. }
             | Refusal::Invalid(_)
             | Refusal::Encoded { .. }
             | Refusal::PayloadTooLarge { .. }

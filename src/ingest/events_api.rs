@@ -16,6 +16,7 @@ use crate::ingest::Settings;
 use crate::ingest::key::Offers;
 use crate::ingest::refusal::Refusal;
 use crate::outbox::{Found, LastOutcome};
+use crate::past::{End, EndView};
 use crate::trace;
 
 /// The most events in a batch.
@@ -304,7 +305,7 @@ pub struct EventState {
     pub id: EventId,
     /// The canonical name.
     pub function: String,
-    /// `ready`, `waiting` for its next attempt, `scheduled` for its first, or `buried`.
+    /// `ready`, `waiting` for its next attempt, `scheduled` for its first, or `buried`; `done` once it has left the store.
     pub state: &'static str,
     /// Whether the event is being attempted or shipped now.
     pub in_flight: bool,
@@ -326,6 +327,38 @@ pub struct EventState {
     pub reason: Option<&'static str>,
     #[schema(format = DateTime)]
     pub buried_at: Option<String>,
+    /// What became of it, once it has left the store.
+    pub end: Option<EndView>,
+}
+
+impl EventState {
+    /// Whether it will not change by itself: it has left the store, or is a dead letter.
+    pub fn is_final(&self) -> bool {
+        self.end.is_some() || self.reason.is_some()
+    }
+}
+
+/// An event that has left the store. Who removed it is none of its client's business.
+impl From<End> for EventState {
+    fn from(end: End) -> Self {
+        let shown = EndView { by: None, ..EndView::from(&end) };
+        Self {
+            id: end.id,
+            function: end.function.as_str().to_owned(),
+            state: "done",
+            in_flight: false,
+            attempts: end.attempts,
+            charged: end.charged,
+            accepted_at: end.id.accepted_at().rfc3339(),
+            deliver_at: None,
+            expires_at: None,
+            due: None,
+            last_error: end.last_error.map(Into::into),
+            reason: end.reason.map(|reason| reason.as_str()),
+            buried_at: None,
+            end: Some(shown),
+        }
+    }
 }
 
 /// The result of the last failed attempt.
@@ -341,16 +374,16 @@ pub struct Outcome {
     pub request_id: Option<String>,
 }
 
+impl From<LastOutcome> for Outcome {
+    fn from(last: LastOutcome) -> Self {
+        let LastOutcome { at, status, code, message, request_id } = last;
+        Self { at: at.rfc3339(), status, code, message, request_id }
+    }
+}
+
 impl From<Found> for EventState {
     fn from(found: Found) -> Self {
         let Found { event, history, place, leased, payload_bytes: _ } = found;
-        let outcome = |last: LastOutcome| Outcome {
-            at: last.at.rfc3339(),
-            status: last.status,
-            code: last.code,
-            message: last.message,
-            request_id: last.request_id,
-        };
         Self {
             id: event.id,
             function: event.function.name.as_str().to_owned(),
@@ -362,9 +395,10 @@ impl From<Found> for EventState {
             deliver_at: event.deliver_at.map(UnixMillis::rfc3339),
             expires_at: event.expires_at.map(UnixMillis::rfc3339),
             due: Some(history.due).filter(|due| due.0 > 0).map(UnixMillis::rfc3339),
-            last_error: history.last.map(outcome),
+            last_error: history.last.map(Into::into),
             reason: history.burial.as_ref().map(|burial| burial.reason.as_str()),
             buried_at: history.burial.map(|burial| burial.at.rfc3339()),
+            end: None,
         }
     }
 }

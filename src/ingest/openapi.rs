@@ -112,17 +112,23 @@ fn take_events() {}
 
 /// Where an event is
 ///
-/// An event that was delivered, or shipped as a dead letter, is stored no more.
+/// Or what became of one that has left the store lately.
 #[utoipa::path(
     get,
     path = "/v1/events/{id}",
-    params(("id" = String, Path, description = "The event's id", format = "uuid")),
+    params(
+        ("id" = String, Path, description = "The event's id", format = "uuid"),
+        ("wait" = Option<String>, Query, pattern = "^([0-9]|[1-5][0-9]|60)s$",
+         description = "Answer once it has left the store or is a dead letter, but after so long at the latest; at most 60s"),
+    ),
     responses(
-        (status = 200, description = "It is stored", body = EventState),
-        (status = 400, description = "Not the id of an event", body = ErrorBody, content_type = "application/json"),
+        (status = 200, description = "It is stored, or has left the store", body = EventState),
+        (status = 400, description = "Not the id of an event, or not a time to wait", body = ErrorBody, content_type = "application/json"),
         (status = 401, description = "Not a known client, where that is required", body = ErrorBody,
          content_type = "application/json"),
-        (status = 404, description = "Not stored, or no more", body = ErrorBody, content_type = "application/json"),
+        (status = 404, description = "Neither stored nor remembered", body = ErrorBody, content_type = "application/json"),
+        (status = 429, description = "Too many requests in memory, or too many wait", body = ErrorBody,
+         content_type = "application/json"),
         (status = 503, description = "The outbox cannot say", body = ErrorBody, content_type = "application/json"),
     )
 )]

@@ -65,6 +65,10 @@ pub enum Refusal {
     EventUnknown {
         id: EventId,
     },
+    /// Too many requests wait for the ends of events.
+    TooManyWait {
+        retry_after: Duration,
+    },
     /// The same for a call that is passed through.
     CallTooLarge {
         limit: u64,
@@ -157,7 +161,7 @@ impl Refusal {
     }
 
     /// All values of [`Refusal::reason`].
-    pub const REASONS: [&str; 29] = [
+    pub const REASONS: [&str; 30] = [
         "no-credentials",
         "unknown-credentials",
         "bad-signature",
@@ -168,6 +172,7 @@ impl Refusal {
         "host-unknown",
         "looped",
         "event-unknown",
+        "waiting",
         "batch-too-large",
         "method-not-allowed",
         "validation",
@@ -211,7 +216,7 @@ impl Refusal {
         if let Some(fault) = shape.fault {
             body["Type"] = fault.into();
         }
-        if matches!(self, Self::Crowded { .. } | Self::CallsInFlight { .. }) {
+        if matches!(self, Self::Crowded { .. } | Self::CallsInFlight { .. } | Self::TooManyWait { .. }) {
             body["Reason"] = "CallerRateLimitExceeded".into();
         }
         let mut response = Response::new(Full::from(body.to_string()));
@@ -243,6 +248,7 @@ impl Refusal {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Crowded { retry_after, .. }
+            | Self::TooManyWait { retry_after }
             | Self::CallsInFlight { retry_after, .. }
             | Self::NotPassed { retry_after, .. }
             | Self::Full { retry_after, .. }
@@ -277,6 +283,7 @@ impl Refusal {
 
     fn shape(&self) -> Shape {
         let user = |status, code, reason| Shape { status, code, fault: Some("User"), text_field: "message", reason };
+        let capital = |shape: Shape| Shape { text_field: "Message", ..shape };
         let service = |status, reason| Shape {
             status,
             code: "ServiceException",
@@ -286,19 +293,16 @@ impl Refusal {
         };
         match self {
             Self::UnknownOperation => user(StatusCode::NOT_FOUND, "UnknownOperationException", "unknown-operation"),
-            Self::FromBrowser => {
-                Shape { text_field: "Message", ..user(StatusCode::FORBIDDEN, "AccessDeniedException", "from-browser") }
-            }
+            Self::FromBrowser => capital(user(StatusCode::FORBIDDEN, "AccessDeniedException", "from-browser")),
             Self::HostUnknown { .. } => Shape {
                 text_field: "Message",
                 ..user(StatusCode::MISDIRECTED_REQUEST, "MisdirectedRequestException", "host-unknown")
             },
             // Neither a success, nor a throttle, nor a status that SDKs retry.
             Self::Looped { .. } => user(StatusCode::LOOP_DETECTED, "LoopDetectedException", "looped"),
-            Self::EventUnknown { .. } => Shape {
-                text_field: "Message",
-                ..user(StatusCode::NOT_FOUND, "ResourceNotFoundException", "event-unknown")
-            },
+            Self::EventUnknown { .. } => {
+                capital(user(StatusCode::NOT_FOUND, "ResourceNotFoundException", "event-unknown"))
+            }
             Self::BatchTooLarge { .. } => {
                 user(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLargeException", "batch-too-large")
             }
@@ -341,6 +345,7 @@ impl Refusal {
                 user(StatusCode::BAD_REQUEST, "ModeNotSupportedException", "mode-not-supported")
             }
             Self::Crowded { .. } => user(StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsException", "crowded"),
+            Self::TooManyWait { .. } => user(StatusCode::TOO_MANY_REQUESTS, "TooManyRequestsException", "waiting"),
             Self::BodyTimeout => user(StatusCode::REQUEST_TIMEOUT, "RequestTimeoutException", "body-timeout"),
             Self::BodyTorn => user(StatusCode::BAD_REQUEST, "RequestAbortedException", "body-torn"),
             // Lambda's answer if the key is the name of a durable execution. Lambda has no code for the other sources.
@@ -400,7 +405,11 @@ impl Refusal {
             ),
             Self::BatchTooLarge { limit } => format!("a batch is at most {limit}: send it in parts"),
             Self::EventUnknown { id } => {
-                format!("event {id} is not stored: it was never accepted, or it is delivered, shipped or purged")
+                let why = "it was never accepted, or it has left the store longer ago than [history] remembers";
+                format!("event {id} is not stored: {why}")
+            }
+            Self::TooManyWait { .. } => {
+                "Rate Exceeded. Too many requests wait for the ends of events; ask without wait, or again".to_owned()
             }
             Self::Invalid(invalid) => invalid.to_string(),
             Self::Encoded { header, coding } => format!(

@@ -126,5 +126,5 @@ fn schemathesis_finds_nothing_between_the_openapi_document_and_the_admin_listene
     let daemon = Setup::new(&state_dir).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
     daemon.accept("orders", &[], b"{}");
     let document = format!("http://{}/v1/openapi.json", daemon.admin);
-    schemathesis::finds_nothing(scratch.path(), "openapi_admin", &document, (29, 30));
+    schemathesis::finds_nothing(scratch.path(), "openapi_admin", &document, (35, 36));
 }

@@ -85,6 +85,14 @@ fn each_role_may_do_what_it_says_on_every_kind_of_route() {
         ("GET", "/metrics", [401, 401, 200, 200, 200]),
         ("GET", "/v1/status", [401, 401, 200, 200, 200]),
         ("GET", "/v1/actions", [401, 401, 200, 200, 200]),
+        ("GET", "/v1/whoami", [401, 401, 200, 200, 200]),
+        ("GET", "/v1/snapshot", [401, 401, 200, 200, 200]),
+        ("GET", "/v1/series", [401, 401, 200, 200, 200]),
+        ("GET", "/v1/recent", [401, 401, 200, 200, 200]),
+        ("GET", "/v1/config", [401, 401, 200, 200, 200]),
+        ("GET", "/v1/bulk", [401, 401, 200, 200, 200]),
+        ("GET", "/v1/dead-letters/groups", [401, 401, 200, 200, 200]),
+        ("DELETE", "/v1/bulk/1", [401, 401, 403, 403, 404]),
         ("GET", "/v1/dead-letters", [401, 401, 200, 200, 200]),
         ("GET", event.as_str(), [401, 401, 200, 200, 200]),
         ("HEAD", shown.as_str(), [401, 401, 403, 200, 403]),
@@ -158,7 +166,7 @@ fn the_audit_says_it(daemon: &Daemon) {
     for series in [
         "sendoff_admin_actions_total{action=\"pause-function\",result=\"done\"} 1",
         "sendoff_admin_actions_total{action=\"redrive-from-queue\",result=\"done\"} 0",
-        "sendoff_admin_denied_total{operator=\"board\",reason=\"operate\"} 7",
+        "sendoff_admin_denied_total{operator=\"board\",reason=\"operate\"} 8",
         "sendoff_admin_denied_total{operator=\"unknown\",reason=\"no-credentials\"}",
         "sendoff_admin_denied_total{operator=\"unknown\",reason=\"unknown-credentials\"}",
     ] {

@@ -11,6 +11,7 @@ import schemathesis
 
 TIME = re.compile(r"[0-9]{1,3}(ms|s|m|h|d)")
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+WAIT = re.compile(r"([0-9]|[1-5][0-9]|60)s")
 
 
 def is_base64(text):
@@ -31,12 +32,18 @@ def before_call(context, case, kwargs):
     for field in ["since", "until", "accepted_before"]:
         repair(query, field, TIME.fullmatch, "2h")
     repair(query, "function", NAME.fullmatch, "*")
+    # An event that stays would be waited for.
+    repair(query, "wait", lambda text: not WAIT.fullmatch(text), "0s")
     # A token is valid only if a page named it.
     query.pop("after", None)
     repair(path, "name", NAME.fullmatch, "orders")
     if not isinstance(body, dict):
         return
     repair(body, "level", lambda _: False, "info")
+    if isinstance(body.get("filter"), dict):
+        for field in ["since", "until"]:
+            repair(body["filter"], field, TIME.fullmatch, "2h")
+        repair(body["filter"], "function", NAME.fullmatch, "*")
     for letter in body["letters"] if isinstance(body.get("letters"), list) else []:
         if isinstance(letter, dict):
             if isinstance(letter.get("redrives"), float) and letter["redrives"].is_integer():

@@ -7,6 +7,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{FunctionView, Summary};
 use crate::event::EventId;
+use crate::outbox::BuryReason;
 use crate::past::{Next, Outcome};
 
 /// `GET /v1/whoami`: who asks, and what they may do.
@@ -205,4 +206,62 @@ pub struct ConfigEntry {
     /// The file or the environment say something else by now, which takes a restart.
     #[serde(default)]
     pub needs_restart: bool,
+}
+
+/// Which key to look for. The key itself is in the header `Idempotency-Key`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct KeyQuery {
+    /// The function's name, in any form that clients use.
+    #[param(min_length = 1, max_length = 512)]
+    pub function: String,
+    /// For functions with tenant isolation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_id: Option<String>,
+}
+
+/// `GET /v1/keys`: what is remembered of a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyView {
+    pub function: String,
+    /// The event that came with it first.
+    pub first: EventId,
+    /// When it is forgotten, unless the event is still stored then.
+    pub expires_at: String,
+    pub stored: bool,
+    /// Of the event, while it is stored: `ready`, `waiting`, `scheduled` or `buried`.
+    pub state: Option<String>,
+}
+
+/// `GET /v1/dead-letters/groups`: dead letters of the store, by what they have in common.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GroupPage {
+    /// The largest first; 500 at most.
+    pub groups: Vec<GroupView>,
+    /// How many dead letters are in groups.
+    pub counted: u64,
+    /// How many there are.
+    pub buried: u64,
+    /// All of them are counted. Else each function's oldest are.
+    pub complete: bool,
+}
+
+/// Dead letters of one function, reason and code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GroupView {
+    pub function: String,
+    #[schema(value_type = Option<String>)]
+    pub reason: Option<BuryReason>,
+    /// Of the last attempt that failed; empty without one.
+    pub code: String,
+    /// HTTP status; 0 without an answer.
+    pub status: u16,
+    pub events: u64,
+    /// Those of them that no queue can take.
+    pub unshippable: u64,
+    pub oldest_buried_at: Option<String>,
+    pub newest_buried_at: Option<String>,
+    /// The one that was buried last.
+    pub example: Option<EventId>,
 }

@@ -129,6 +129,7 @@ struct Bench {
     sqs: FakeSqs,
     settings: Settings,
     broken: Arc<Mutex<bool>>,
+    past: Past,
     tasks: JoinSet<()>,
 }
 
@@ -166,7 +167,8 @@ impl Bench {
         };
         let sqs = FakeSqs { clock: Some(clock.clone()), ..FakeSqs::default() };
         let leaving = Leaving::new(store.clone());
-        Self { store, leaving, clock, metrics, sqs, settings, broken, tasks }
+        let past = Past::new(100, tokio_util::sync::CancellationToken::new());
+        Self { store, leaving, clock, metrics, sqs, settings, broken, past, tasks }
     }
 
     async fn bury(&self, function: &str, payload: &str) -> EventId {
@@ -191,7 +193,7 @@ impl Bench {
         let (ship, settings) = (self.sqs.clone(), self.settings.clone());
         let letters = DeadLetters::new(self.leaving.clone(), ship, settings, self.clock.clone(), self.metrics.clone());
         let mut stage = JoinSet::new();
-        stage.spawn(letters.run(stop.clone()));
+        stage.spawn(letters.noting(self.past.clone()).run(stop.clone()));
         (stop, stage)
     }
 
@@ -246,10 +248,14 @@ async fn what_is_confirmed_is_gone_in_batches_of_ten() {
 async fn what_is_refused_stays_listed_for_a_while_and_keeps_no_other() {
     let bench = Bench::new();
     bench.sqs.script.lock().unwrap().insert(("q".into(), "1".into()), vec![refused()]);
+    let mut ids = Vec::new();
     for n in 0..3 {
-        bench.bury("orders", &n.to_string()).await;
+        ids.push(bench.bury("orders", &n.to_string()).await);
     }
     bench.run_for(600).await;
+    let ends: Vec<_> = ids.iter().map(|id| bench.past.end_of(*id).map(|end| end.how)).collect();
+    let shipped = Some(How::Shipped { message_id: "m".to_owned() });
+    assert_eq!(ends, [shipped.clone(), None, shipped], "an end is noted of what has left the store only");
     assert_eq!(bench.sqs.had("q"), ["0", "2"]);
     assert_eq!(bench.buried().await, [("1".to_owned(), Some("InvalidMessageContents: why".to_owned()))]);
     assert_eq!(bench.sqs.batches.lock().unwrap().len(), 1);

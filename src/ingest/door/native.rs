@@ -1,6 +1,7 @@
 //! The native door: accepts events as JSON, one or many, and tells where an event is.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
@@ -10,8 +11,9 @@ use http_body_util::{Either, Full};
 use hyper::body::Body;
 use serde::Serialize;
 
-use super::{Answer, Door, UNAVAILABLE_RETRY};
+use super::{Answer, CROWDED_RETRY, Door, UNAVAILABLE_RETRY};
 use crate::event::EventId;
+use crate::event::name::percent_decode;
 use crate::handoff::protocol::Greeting;
 use crate::ingest::admission::{BESIDE_BODY_BYTES, EVENT_BYTES, Permit, SLOT_BYTES};
 use crate::ingest::client::Caller;
@@ -22,6 +24,7 @@ use crate::ingest::passthrough::Passthrough;
 use crate::ingest::refusal::Refusal;
 use crate::ingest::{body, content, openapi};
 use crate::outbox::Outbox;
+use crate::past;
 
 /// The memory of the largest batch without its text, in bytes.
 pub(super) const BATCH_BESIDE_TEXT: u64 = BESIDE_BODY_BYTES + BATCH_EVENTS_MAX as u64 * EVENT_BYTES;
@@ -65,21 +68,46 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             Some(("events", id)) => {
                 of(&Method::GET, "GET")?;
                 caller.prove(b"").map_err(Refusal::Unidentified)?;
-                self.show_event(id, caller, admit()?).await
+                self.show_event(id, head.uri.query(), caller, admit()?).await
             }
             Some(_) | None => Err(Refusal::UnknownOperation),
         }
     }
 
-    async fn show_event(&self, id: &str, caller: &Caller, permit: Permit) -> Result<Answer, Refusal> {
+    async fn show_event(
+        &self,
+        id: &str,
+        query: Option<&str>,
+        caller: &Caller,
+        permit: Permit,
+    ) -> Result<Answer, Refusal> {
         let id: EventId = id.parse().map_err(|_| Refusal::content("not the id of an event".to_owned()))?;
+        let wait = query.map(wait_of).transpose()?.flatten();
+        let too_many = || Refusal::TooManyWait { retry_after: self.retry_after(CROWDED_RETRY) };
+        // Registered before the first look, so that no end is missed.
+        let waiter = wait.map(|wait| self.past.waiter(id).map(|waiter| (wait, waiter)).ok_or_else(too_many));
+        let waiter = waiter.transpose()?;
+        let mut state = self.state_of(id, caller).await?;
+        if let Some((wait, mut waiter)) = waiter.filter(|_| !state.is_final()) {
+            waiter.woken(wait).await;
+            state = self.state_of(id, caller).await?;
+        }
+        Ok(json(StatusCode::OK, written(&state), permit))
+    }
+
+    /// Where an event is, or what became of it. To callers that may not use its function it is as if there were none.
+    async fn state_of(&self, id: EventId, caller: &Caller) -> Result<EventState, Refusal> {
+        let unknown = || Refusal::EventUnknown { id };
         match self.outbox.find_head(id).await {
-            // To others it is as if there were none.
-            Ok(Some(found)) if self.may_use(caller, &found.event.function.name).is_err() => {
-                Err(Refusal::EventUnknown { id })
+            Ok(Some(found)) => {
+                self.may_use(caller, &found.event.function.name).map_err(|_| unknown())?;
+                Ok(found.into())
             }
-            Ok(Some(found)) => Ok(json(StatusCode::OK, written(&EventState::from(found)), permit)),
-            Ok(None) => Err(Refusal::EventUnknown { id }),
+            Ok(None) => {
+                let end = self.past.end_of_gone(id, &self.shared.clock).await.ok_or_else(unknown)?;
+                self.may_use(caller, &end.function).map_err(|_| unknown())?;
+                Ok(end.into())
+            }
             Err(error) => Err(self.unavailable(&error)),
         }
     }
@@ -170,6 +198,12 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         });
         Ok((answers.collect(), permit))
     }
+}
+
+/// How long the query wants to wait. Other parameters mean nothing here.
+fn wait_of(query: &str) -> Result<Option<Duration>, Refusal> {
+    let text = query.split('&').find_map(|pair| pair.strip_prefix("wait="));
+    text.map(|text| past::read_wait(&percent_decode(text))).transpose().map_err(Refusal::content)
 }
 
 /// A line for each event. The status is 202 if all were accepted, else 207, which means: read the lines.
