@@ -174,7 +174,7 @@ const VERBS = {
   attempt: { title: "Attempt", one: "event becomes due now", many: "events become due now", thing: "event" },
 };
 
-const ENDS = { redrive: "They get new ids, and their age counts from now.", purge: "Nothing brings them back.", cancel: "Nothing brings them back.", attempt: "What is paused or held still waits." };
+const ENDS = { redrive: "They get new ids, and their age counts from now.", purge: "Nothing brings them back.", cancel: "Nothing brings them back.", attempt: "What is paused or held still waits. Scheduled events are attempted only if the filter says so." };
 
 /** The rows that are chosen, one by one where the API has no call for several. */
 export function onChosen(action, ids) {
@@ -223,7 +223,7 @@ async function resultsOf(action, ids, keepKeys) {
 /** What a filter says, in words. */
 export function filterWords(filter) {
   const { function: name, ...rest } = filter;
-  const words = Object.entries(rest).map(([key, value]) => `${key.replaceAll("_", " ")} ${value === true ? "yes" : value === false ? "no" : value}`);
+  const words = Object.entries(rest).map(([key, value]) => `${key.replaceAll("_", " ")} ${value === true ? "yes" : value === false ? "no" : value === "" ? "none" : value}`);
   return [name ? `functions ${name}` : "all functions", ...words].map(visible).join(", ");
 }
 
@@ -267,7 +267,7 @@ async function counted(wanted) {
     await new Promise((resolve) => setTimeout(resolve, 500));
     job = await api.job(job.id);
   }
-  if (job.message) throw new Error(job.message);
+  if (job.state === "failed" || job.state === "refused") throw new Error(job.message ?? `The count is ${job.state}`);
   return job;
 }
 

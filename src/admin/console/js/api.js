@@ -4,9 +4,6 @@
 import { heardTime } from "./format.js";
 import { given } from "./router.js";
 
-/** What the operator's API does not have yet. */
-export const HAS = { bulk: false, groups: false, keys: false };
-
 const TOKEN = "sendoff.token";
 const PATIENCE_MS = 30_000;
 
@@ -91,8 +88,7 @@ export const key = (name, text, tenant) =>
 
 export const letters = (query, signal) => get("dead-letters", query, { signal });
 export const letter = (id, signal) => get(`dead-letters/${part(id)}`, {}, { signal });
-const NO_GROUPS = { groups: [], counted: 0, buried: 0, complete: true };
-export const groups = async (query, signal) => (HAS.groups ? get("dead-letters/groups", query, { signal }) : NO_GROUPS);
+export const groups = (query, signal) => get("dead-letters/groups", query, { signal });
 export const queues = (signal) => get("dead-letters/queues", {}, { signal });
 export const redrive = (ids) => call("POST", "dead-letters/redrive", { body: { ids } });
 export const purgeLetters = (ids, keepKeys) =>

@@ -28,7 +28,7 @@ const VIEWS = [
   { name: "bulk", label: "Bulk jobs", list: bulk },
   { name: "activity", label: "Activity", list: activity },
   { name: "configuration", label: "Configuration", list: configuration },
-].filter(({ name }) => name !== "bulk" || api.HAS.bulk);
+];
 
 const UNKNOWN = { title: () => "No such view", load: async () => ({}), render: () => html`<h1>No such view</h1><p>The console has no view of this name. <a href="#/">Go to the overview</a>.</p>` };
 

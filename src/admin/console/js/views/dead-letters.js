@@ -61,13 +61,14 @@ function groupTable({ groups, complete, counted, buried }) {
 }
 
 function group({ function: name, reason, code, events, unshippable, oldest_buried_at: oldest, newest_buried_at: newest, example }) {
-  const filter = { function: name, reason, code };
+  // Also a code that is empty tells this group from others.
+  const filter = { ...given({ function: name, reason }), code };
   const what = `${number(events)} of ${visible(name)}, ${visible(code || reason)}`;
   return html`<tr>
     <th scope="row" class="name"><a data-row href=${link("dead-letters", null, { function: name, reason, error: code })}>${functionName(name)}</a></th>
-    <td class="t">${said(reason)}</td><td>${code ? html`<b>${said(code)}</b>` : html`<span class="zero">–</span>`}</td>
-    ${cell(events)}${cell(unshippable, "bad")}<td class="t">${when(oldest)}</td><td class="t">${when(newest)}</td><td>${idLink(example, false)}</td>
-    ${may("operate") ? html`<td class="t"><button aria-label="Redrive ${what}" @click=${() => actions.onAll("redrive", given(filter))}>Redrive …</button> <button class="danger" aria-label="Purge ${what}" @click=${() => actions.onAll("purge", given(filter))}>Purge …</button></td>` : nothing}</tr>`;
+    <td class="t">${said(reason ?? "unknown")}</td><td>${code ? html`<b>${said(code)}</b>` : html`<span class="zero">–</span>`}</td>
+    ${cell(events)}${cell(unshippable, "bad")}<td class="t">${when(oldest)}</td><td class="t">${when(newest)}</td><td>${example ? idLink(example, false) : nothing}</td>
+    ${may("operate") ? html`<td class="t"><button aria-label="Redrive ${what}" @click=${() => actions.onAll("redrive", filter)}>Redrive …</button> <button class="danger" aria-label="Purge ${what}" @click=${() => actions.onAll("purge", filter)}>Purge …</button></td>` : nothing}</tr>`;
 }
 
 function list({ dead_letters: letters, unreadable, next, buried }, query) {
@@ -91,7 +92,7 @@ function bar(query, buried) {
       <button class="danger" @click=${() => actions.onChosen("purge", chosen)}>Purge …</button>
       <button class="plain" @click=${() => (page.chosen.clear(), repaint())}>Choose none</button></div>`;
   }
-  if (!buried || !api.HAS.bulk) return nothing;
+  if (!buried) return nothing;
   const { after, unshippable, ...rest } = wanted(query);
   const filter = given({ ...rest, unshippable: unshippable ? unshippable === "true" : "" });
   if (unshippable === "false") filter.unshippable = false;

@@ -51,8 +51,7 @@ function finder() {
     event.preventDefault();
     const text = new FormData(event.target).get("find").trim();
     if (ID.test(text)) location.hash = link("events", text);
-    else if (text && api.HAS.keys) await byKey(text);
-    else if (text) complain("This is no event's id.");
+    else if (text) await byKey(text);
   };
   return html`<form class="actions" role="search" @submit=${submit}>
     <input type="search" name="find" class="wide" aria-label="An event's id, or an idempotency key" placeholder="Id, or idempotency key" spellcheck="false" autocomplete="off">
@@ -84,7 +83,7 @@ function bar(query, total) {
       <button class="danger" @click=${() => actions.onChosen("cancel", chosen)}>Cancel …</button>
       <button class="plain" @click=${() => (page.chosen.clear(), repaint())}>Choose none</button></div>`;
   }
-  if (!total || word === "buried" || query.in_flight || !api.HAS.bulk) return nothing;
+  if (!total || word === "buried" || query.in_flight) return nothing;
   return html`<div class="foot"><span class="grow">All that match:</span>
     <button @click=${() => actions.onAll("attempt", filter)}>Attempt now …</button>
     <button class="danger" @click=${() => actions.onAll("cancel", filter)}>Cancel …</button></div>`;

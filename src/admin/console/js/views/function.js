@@ -55,7 +55,7 @@ function buttons(lane) {
   if (!may("operate")) return nothing;
   const { function: name } = lane;
   return html`<div class="actions">${pauseButton(lane)}
-    ${api.HAS.bulk ? html`<button ?disabled=${!lane.waiting && !lane.scheduled} @click=${() => actions.onAll("attempt", { function: name })}>Attempt all now</button>` : nothing}
+    <button ?disabled=${!lane.waiting} @click=${() => actions.onAll("attempt", { function: name, state: "waiting" })}>Attempt all that wait …</button>
     <button class="danger" ?disabled=${!lane.depth} @click=${() => actions.purgeFunction(name)}>Purge …</button></div>`;
 }
 
