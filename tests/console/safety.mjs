@@ -139,6 +139,15 @@ await behind.done();
 proxy.close();
 proxy.closeAllConnections();
 
+// A daemon that knows its prefix, for a proxy that hands the path on: also without the last slash.
+const below = await open({ base: rig.prefixed, path: PREFIX, expected: refused });
+await below.settle();
+assert.ok(below.page.url().startsWith(`${rig.prefixed}${PREFIX}/#/`), below.page.url());
+await below.go("#/configuration");
+await below.page.getByText(PREFIX, { exact: true }).first().waitFor();
+assert.equal(await below.page.locator(".strip").count(), 0);
+await below.done();
+
 // A daemon without any event, and with one.
 const empty = await open({ base: rig.empty, expected: refused });
 for (const view of [...VIEWS, "#/functions/nowhere"]) {

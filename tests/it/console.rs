@@ -102,6 +102,8 @@ fn every_view_is_sound_in_both_themes_and_on_a_phone() {
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();
     lambda.script("invoices", Script::always(refusal()));
+    let unknown = Trouble::error(400, "InvalidParameterValueException", "the value of template is not known");
+    lambda.script("emails", Script::always(unknown));
     lambda.script("orders", Script::default());
     lambda.default_script(Script::always(throttle()));
     let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
@@ -114,7 +116,9 @@ fn every_view_is_sound_in_both_themes_and_on_a_phone() {
     let waiting = send(&daemon, &waiting).remove(0);
     send(&daemon, &[later("reports"), later("reports")]);
     http::request(daemon.admin, "POST", "/v1/functions/reports/pause", &[], b"");
-    wait_for_dead_letters(&daemon, 3);
+    let emails: Vec<_> = (0..12).map(|n| event("emails", &format!("e{n}"))).collect();
+    send(&daemon, &emails);
+    wait_for_dead_letters(&daemon, 15);
     // `make screenshots` copies the pictures from there into docs.
     let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("console");
     let (admin, ingest) = (url(daemon.admin), url(daemon.ingest));
@@ -164,6 +168,7 @@ fn the_console_shows_and_does_only_what_its_user_may() {
     };
     let (open, _open) = started(&|_, setup| setup);
     let (empty, _empty) = started(&|_, setup| setup);
+    let (prefixed, _prefixed) = started(&|_, setup| setup.set("listen.admin_prefix", "/ops/sendoff"));
     let (still, _still) = started(&|_, setup| setup.set("auth.read_only", "true"));
     let (guarded, _guarded) = started(&|directory, setup| {
         let mut text = "[auth]\nadmin = 'required'\n".to_owned();
@@ -190,7 +195,7 @@ fn the_console_shows_and_does_only_what_its_user_may() {
         "safety.mjs",
         json!({
             "admin": url(open.admin), "guarded": url(guarded.admin), "readOnly": url(still.admin), "empty": url(empty.admin),
-            "emptyIngest": url(empty.ingest), "event": event, "secret": SECRET,
+            "prefixed": url(prefixed.admin), "emptyIngest": url(empty.ingest), "event": event, "secret": SECRET,
             "payload": payload.to_string(), "tokens": tokens,
         }),
     );

@@ -59,6 +59,7 @@ async function load() {
     if (mine.signal.aborted) return;
     Object.assign(page, { data, error: null, isBusy: false, heardAt: Date.now(), signedOut: false });
     failures = 0;
+    if (!page.snapshot) lookAround();
   } catch (error) {
     if (mine.signal.aborted) return;
     if (error.status === undefined) throw error;
@@ -80,15 +81,13 @@ function again(view) {
 
 /** The numbers beside the names of views, for those views that do not load them. */
 async function lookAround() {
-  if (!document.hidden && page.me && !page.signedOut && current() !== overview) {
-    try {
-      page.snapshot = await api.snapshot();
-      repaint();
-    } catch {
-      // The view itself tells that the daemon does not answer.
-    }
+  if (document.hidden || !page.me || page.signedOut || current() === overview) return;
+  try {
+    page.snapshot = await api.snapshot();
+    repaint();
+  } catch {
+    // The view itself tells that the daemon does not answer.
   }
-  setTimeout(lookAround, 10_000);
 }
 
 function arrive() {
@@ -170,7 +169,7 @@ function tools() {
     ${me ? html`<span class="wide" title="Who the daemon takes you for, and what you may do">${visible(me.name)}, ${rights}</span>` : nothing}
     <button class="plain" @click=${keys.toggleLive} aria-pressed=${page.live} title="Load again by itself (l)">${liveness()}</button>
     <button class="plain" @click=${keys.zone} title="Times in UTC or in your zone (z)">${isUtc() ? "UTC" : "local time"}</button>
-    <button class="plain narrow-off" @click=${keys.theme} title="Light, dark, or as the system">theme: ${keys.themeName()}</button>
+    <button class="plain narrow-off" @click=${keys.theme} title="Light, dark, or as the system"><span class="roomy">theme: </span>${keys.themeName()}</button>
     <button class="plain narrow-off" @click=${keys.help} title="Keys (?)" aria-label="Keys">?</button>
     ${api.hasToken() ? html`<button class="plain" @click=${leave}>Sign out</button>` : nothing}
   </div>`;
@@ -213,4 +212,4 @@ keys.applyTheme();
 document.getElementById("app").replaceChildren();
 paint();
 load();
-lookAround();
+setInterval(lookAround, 10_000);
