@@ -55,6 +55,8 @@ pub mod events;
 
 pub mod pause;
 
+pub mod postgres;
+
 pub mod purge;
 
 pub mod status;
@@ -117,6 +119,7 @@ enum Command {
     Bulk(bulk::Options),
     Actions(actions::Options),
     Whoami(whoami::Options),
+    Postgres(postgres::Options),
     CheckConfig(check_config::Options),
     ShowConfig(show_config::Options),
     Status(status::Options),
@@ -172,6 +175,7 @@ pub fn main() -> ExitCode {
         Command::Bulk(options) => bulk::run(options, &environment),
         Command::Actions(options) => actions::run(options, &environment),
         Command::Whoami(options) => whoami::run(options, &environment),
+        Command::Postgres(options) => postgres::run(options, &environment),
         Command::CheckConfig(options) => check_config::run(options, &environment),
         Command::ShowConfig(options) => show_config::run(options, &environment),
         Command::Status(options) => status::run(options, &environment),

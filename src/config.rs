@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::http::host::Hosts;
-use crate::outbox::embedded;
+use crate::outbox::{embedded as local, postgres as shared};
 use crate::{admin, aws, deadletter, dispatch, ingest, readable};
 
 pub mod problem;
@@ -50,6 +50,10 @@ pub mod tls;
 
 mod clients;
 
+mod embedded;
+
+mod postgres;
+
 mod unix;
 
 pub mod operators;
@@ -73,7 +77,9 @@ pub struct Config {
     /// The limits of calls that are passed through to Lambda. `None` means that such calls are refused.
     pub passthrough: Option<ingest::passthrough::Limits>,
     pub rules: ingest::rules::Rules,
-    pub outbox: embedded::Settings,
+    pub outbox: local::Settings,
+    /// The database that is the outbox. `None` means that the outbox is on the local disk.
+    pub postgres: Option<shared::Settings>,
     pub lambda: aws::Settings,
     pub transport: aws::direct::Transport,
     pub sqs: aws::Settings,
@@ -231,7 +237,7 @@ mod tests {
       write it like "500ms", "30s", "5m" or "6h"
   s.toml:9: outbox.bytes_max = "10 gigs": not a size
       write it like "64KiB", "512MiB" or "10GiB"
-  s.toml:10: outbox.store = "rocks": must be "sled"
+  s.toml:10: outbox.store = "rocks": must be "sled" or "postgres"
   s.toml:13: delivery.concurrency_max = 64 is above lambda.in_flight_max = 8
       concurrency_max limits one function, in_flight_max all of them together
   s.toml:14: lambda.endpoint_url = "http://localhost:9477/": sendoff's own address: it would deliver to itself

@@ -33,7 +33,7 @@ use crate::ingest::door::Door;
 use crate::ingest::refusal::Refusal;
 use crate::metrics::{Metrics, Words};
 use crate::notify;
-use crate::outbox::{self, BuryReason, Limits as OutboxLimits, OpenError, Opened, Outbox, embedded};
+use crate::outbox::{self, BuryReason, Limits as OutboxLimits, OpenError, Opened, Outbox, embedded, postgres};
 use crate::past::Past;
 use crate::reload::Reload;
 use crate::shutdown::{Signals, Stop};
@@ -54,6 +54,8 @@ mod ending;
 
 mod followed;
 
+mod store;
+
 mod users;
 
 pub mod handing;
@@ -63,13 +65,11 @@ use followed::Following;
 use handing::Handing;
 use listeners::Listeners;
 use serving::Serving;
+pub use store::Store;
 use vital::Vital;
 
 /// The most connections of each listener for operators and probes: admin, its Unix socket, health.
 const ADMIN_CONNECTIONS_MAX: usize = 64;
-
-/// The store of the configured engine. There is only one engine.
-pub type Store = embedded::writer::Handle;
 
 /// Why the daemon cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -343,10 +343,23 @@ pub fn admin_settings(config: &Config, shared: &aws::Shared) -> admin::Settings 
 
 /// Opens the store, which may take a while.
 pub async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<Opened<Store>, Error> {
-    tracing::info!(state_dir = %config.state_dir.display(), "opening the outbox");
     let began = clock.instant();
-    let settings = config.outbox.clone();
-    let opened = embedded::open(&config.state_dir, settings, clock.clone(), metrics.clone()).await?;
+    let opened = match config.postgres.clone() {
+        None => {
+            tracing::info!(state_dir = %config.state_dir.display(), "opening the outbox");
+            let settings = config.outbox.clone();
+            let opened = embedded::open(&config.state_dir, settings, clock.clone(), metrics.clone()).await?;
+            Opened { outbox: Store::Embedded(opened.outbox), upkeep: opened.upkeep, closing: opened.closing }
+        }
+        Some(mut settings) => {
+            if settings.member.is_empty() {
+                settings.member = postgres::member_name(&config.state_dir, clock);
+            }
+            tracing::info!(database = settings.server.shown(), member = settings.member, "opening the shared outbox");
+            let opened = postgres::open(settings, clock.clone(), metrics.clone()).await?;
+            Opened { outbox: Store::Postgres(opened.outbox), upkeep: opened.upkeep, closing: opened.closing }
+        }
+    };
     let census = opened.outbox.census().await.unwrap_or_default();
     // Creates the series of every known function before they count.
     for function in census.lanes.keys() {

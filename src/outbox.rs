@@ -49,6 +49,8 @@ pub mod patience;
 
 pub mod embedded;
 
+pub mod postgres;
+
 #[cfg(test)]
 pub mod testing;
 

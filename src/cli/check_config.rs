@@ -48,9 +48,10 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let mut problems = Vec::new();
     if !options.skip_state_dir {
         let outbox = &config.outbox;
-        let remarks = look(&config.state_dir, outbox.disk_reserve);
-        let room = room(&config.state_dir, outbox.limits.bytes_max, outbox.disk_reserve);
-        for Remark { is_fatal, what, remedy } in remarks.into_iter().chain(room) {
+        let is_local = config.postgres.is_none();
+        let remarks = is_local.then(|| look(&config.state_dir, outbox.disk_reserve)).into_iter().flatten();
+        let room = room(&config.state_dir, outbox.limits.bytes_max, outbox.disk_reserve).filter(|_| is_local);
+        for Remark { is_fatal, what, remedy } in remarks.chain(room) {
             if is_fatal {
                 problems.push(format!("state_dir: {}\n      {}", visible(&what), visible(&remedy)));
             } else {

@@ -32,6 +32,10 @@ pub struct Options {
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     let config = options.config.load(environment)?.config;
+    if config.postgres.is_some() {
+        let why = "the outbox is a database; `sendoff postgres check` looks at it";
+        return Err(Failure::saying(Exit::Usage, why));
+    }
     let examined = examine(&config.state_dir, &config.outbox, options.repair).map_err(|error| {
         let exit = match error {
             OpenError::Locked { .. } | OpenError::Io { .. } => Exit::Unavailable,

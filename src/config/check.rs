@@ -6,17 +6,19 @@ use std::path::PathBuf;
 use super::listen::Guarded;
 use super::problem::{Origin, Problem};
 use super::raw::Values;
-use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
+use super::read::{MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Log, LogFormat};
-use super::{clients, endpoint, handoff, level, listen, operators, outside, passthrough, patterns, queue, rules, tls};
+use super::{
+    clients, embedded, endpoint, handoff, level, listen, operators, outside, passthrough, patterns, postgres, queue,
+    rules, tls,
+};
 use crate::aws::direct::Transport;
 use crate::dispatch::{Mode, Policy};
 use crate::event::PAYLOAD_BYTES_MAX;
 use crate::event::name::{Home, is_account_id};
 use crate::ingest::admission::REQUEST_BYTES_MIN;
-use crate::outbox::embedded;
 use crate::past;
-use crate::{aws, deadletter, dispatch, hop, ingest, outbox};
+use crate::{aws, deadletter, dispatch, hop, ingest};
 
 /// The least limit for payloads. Below it, the largest payload that Lambda accepts could never be delivered.
 const ONE_PAYLOAD: u64 = PAYLOAD_BYTES_MAX as u64;
@@ -62,7 +64,8 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let operators = operators::read(r, operators_required, listen.as_ref(), tls.iter().flatten().next());
     let passthrough = passthrough::read(r);
     let rules = rules::read(r);
-    let outbox = outbox(r);
+    let outbox = embedded::read(r);
+    let postgres = postgres::read(r, outbox.as_ref().map(|outbox| outbox.limits));
     let dispatch = r.live(dispatch);
     let dead_letter = dead_letter(r, &own);
     let history_events = r.number("history.events", 0..=past::ENDS_MAX);
@@ -84,6 +87,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         passthrough: passthrough?,
         rules: rules?,
         outbox: outbox?,
+        postgres: postgres?,
         lambda,
         transport: transport?,
         sqs,
@@ -223,37 +227,6 @@ fn account_id(r: &mut Reader) -> Option<Option<String>> {
         return r.refuse("lambda.account_id", "not the 12 digits of an AWS account", Some(ACCOUNT_EXAMPLE));
     }
     Some(account_id)
-}
-
-fn outbox(r: &mut Reader) -> Option<embedded::Settings> {
-    /// Room for the pages that one commit touches.
-    const CACHE_MIN: u64 = 1 << 20;
-    /// Room for an empty index, a few segments, and some events.
-    const BYTES_MIN: u64 = 64 << 20;
-    const SEGMENT_MIN: u64 = 64 << 10;
-    /// Offsets in a segment have 32 bits, and its last commit may be as large as the writer allows.
-    const SEGMENT_MAX: u64 = 1 << 30;
-    r.word("outbox.store", &[("sled", ())]);
-    let bytes_max = r.size("outbox.bytes_max", BYTES_MIN..=DISK_MAX);
-    let events_max = r.number("outbox.events_max", 1..=u32::MAX);
-    let functions_max = r.number("outbox.functions_max", 1..=1_000_000);
-    let dedupe_window = r.duration("outbox.dedupe_window", Zero::Refused);
-    let sdk_window = r.duration("outbox.sdk_retry_window", Zero::Refused);
-    let disk_reserve = r.size("outbox.disk_reserve", 0..=DISK_MAX);
-    let segment_bytes = r.size("outbox.segment_bytes", SEGMENT_MIN..=SEGMENT_MAX);
-    let cache = r.size("outbox.cache", CACHE_MIN..=MEMORY_MAX);
-    Some(embedded::Settings {
-        limits: outbox::Limits {
-            bytes_max: bytes_max?,
-            events_max: events_max?.into(),
-            functions_max: functions_max?.into(),
-            dedupe_window: dedupe_window?,
-            sdk_window: sdk_window?,
-        },
-        disk_reserve: disk_reserve?,
-        segment_bytes: segment_bytes?,
-        cache: cache?,
-    })
 }
 
 /// The highest rate that makes sense, in attempts a second.

@@ -20,6 +20,7 @@ const MEANT: &[(&str, &[&str])] = &[
     ("health.port", &["listen.health"]),
     ("metrics.port", &["listen.health"]),
     ("dead_letter.retries", &["dead_letter.redrives_max"]),
+    ("dead_letter.url", &["dead_letter.queue_url"]),
     ("retries", &["delivery.attempts_max"]),
     ("retry", &["delivery.attempts_max", "delivery.backoff_base"]),
     ("max_retries", &["delivery.attempts_max"]),

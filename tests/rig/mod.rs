@@ -26,6 +26,8 @@ pub mod page;
 
 pub mod lossy;
 
+pub mod postgres;
+
 pub mod gate;
 
 pub mod sender;

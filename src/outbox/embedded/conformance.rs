@@ -15,16 +15,20 @@ use super::writer::{Handle, Writer};
 use crate::clock::Clock;
 use crate::event::Event;
 use crate::metrics::Metrics;
-use crate::outbox::conformance::{self, Bench, Subject, exercise, model};
+use crate::outbox::conformance::{self, Bench, Subject, exercise, exercise_handoff, model};
 use crate::outbox::{Limits, Opened, Outbox, Settlement, Which};
 
 mod planted;
 
 mod poison;
 
-exercise!(memory, Memory::default());
+exercise!(memory, Some(Memory::default()));
 
-exercise!(sled, OnDisk::default());
+exercise!(sled, Some(OnDisk::default()));
+
+exercise_handoff!(memory_handoff, Some(Memory::default()));
+
+exercise_handoff!(sled_handoff, Some(OnDisk::default()));
 
 /// A store in memory.
 #[derive(Default)]

@@ -1,0 +1,99 @@
+//! `sendoff postgres`: prepares and examines the database of a shared outbox.
+
+use clap::{Args, Subcommand};
+
+use super::{ConfigOptions, Exit, Failure, print};
+use crate::config::Environment;
+use crate::outbox::postgres::{Finding, Script, Settings, check, migrate, scripts};
+use crate::visible::visible;
+
+const EXAMPLES: &str = "\
+Examples:
+  sendoff postgres migrate --url postgres://admin@db.example.com/orders
+  sendoff postgres migrate --print > schema.sql
+  sendoff postgres check --config /etc/sendoff/sendoff.toml";
+
+/// Prepare or examine the database of a shared outbox
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Options {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Create the schema `sendoff`, or bring it up to date
+    ///
+    /// Needs a login that may create a schema and roles. Running it again changes nothing. Daemons may run meanwhile.
+    Migrate {
+        #[command(flatten)]
+        database: Database,
+        /// Print the SQL instead of running it
+        #[arg(long)]
+        print: bool,
+    },
+    /// Say whether a daemon can use the database, and how safe what it stores is
+    Check {
+        #[command(flatten)]
+        database: Database,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Database {
+    #[command(flatten)]
+    config: ConfigOptions,
+    /// The database. Overrides outbox.postgres.url
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+}
+
+impl Database {
+    fn settings(mut self, environment: &Environment) -> Result<Settings, Failure> {
+        self.config.set.push("outbox.store=postgres".to_owned());
+        self.config.set.extend(self.url.map(|url| format!("outbox.postgres.url={url}")));
+        let config = self.config.load(environment)?.config;
+        config.postgres.ok_or_else(|| Failure::saying(Exit::Usage, "no database is configured: use --url"))
+    }
+}
+
+pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
+    match options.what {
+        What::Migrate { print: true, .. } => {
+            let text = |Script { version, name, text }| format!("-- {version} {name}\nBEGIN;\n{text}\nCOMMIT;\n\n");
+            print(&scripts().map(text).collect::<String>())
+        }
+        What::Migrate { database, print: false } => {
+            let settings = database.settings(environment)?;
+            let ran = super::runtime()?.block_on(migrate(&settings.server));
+            let ran = ran.map_err(|why| Failure::saying(Exit::Failed, visible(&why)))?;
+            print(&if ran.is_empty() {
+                format!("{}: the schema is up to date\n", settings.server.shown())
+            } else {
+                format!("{}: ran {}\n", settings.server.shown(), ran.join(", "))
+            })
+        }
+        What::Check { database } => {
+            let settings = database.settings(environment)?;
+            let found = super::runtime()?.block_on(check(&settings.server));
+            let found = found.map_err(|why| Failure::saying(Exit::Unavailable, visible(&why)))?;
+            let (mut refused, mut said) = (Vec::new(), String::new());
+            for finding in found {
+                match finding {
+                    Finding::Fact(fact) => said += &format!("{fact}\n"),
+                    Finding::Remark(remark) => said += &format!("warning: {remark}\n"),
+                    Finding::Refused(why) => refused.push(why),
+                    Finding::Newer { found, supported } => {
+                        refused.push(format!("the schema is at version {found}, this build knows up to {supported}"));
+                    }
+                }
+            }
+            print(&said)?;
+            if refused.is_empty() {
+                return print(&format!("{}: a daemon can use it\n", settings.server.shown()));
+            }
+            Err(Failure::saying(Exit::Failed, visible(&refused.join("; "))))
+        }
+    }
+}
