@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::rig::python::{self, program};
-use crate::rig::tools::not_run;
+use crate::rig::tools::{not_run, tool};
 
 #[test]
 fn the_sql_of_the_shared_outbox_keeps_its_promises_on_the_system_s_postgresql() {
@@ -32,5 +32,8 @@ fn passes_on(binaries: &Path) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/postgres/run.py");
     let mut command = Command::new(program("python"));
     command.arg("-B").arg(script).arg(binaries);
+    if let Some(node) = tool("node", "nodejs") {
+        command.env("NODE", node);
+    }
     python::run(&mut command);
 }
