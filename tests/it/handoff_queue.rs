@@ -44,7 +44,8 @@ fn event(id: &str, change: impl FnOnce(&mut Event)) -> Event {
 
 /// Puts the event on the queue, as another sendoff does.
 fn hand_over(service: &Service, queue: &str, event: &Event, home: &Home) {
-    let (envelope, payload) = Envelope::seal(event.clone(), History::default());
+    let history = History { due: event.deliver_at.unwrap_or_default(), ..History::default() };
+    let (envelope, payload) = Envelope::seal(event.clone(), history);
     let message = message_of(&Parcel { envelope, payload }, home, MESSAGE_BYTES_MAX).unwrap();
     let attributes: Vec<(String, String)> =
         message.attributes.iter().map(|(name, attribute)| (name.clone(), attribute.value())).collect();
@@ -57,11 +58,12 @@ fn taken(daemon: &Daemon, result: &str) -> f64 {
     daemon.scrape().sum("sendoff_handoff_events_total", &[("direction", "in"), ("result", result)])
 }
 
-fn takes_from(service: &Service) {
+/// moto mixes up receives that overlap, so a test with it stays below the ten messages after which they do.
+fn takes_from(service: &Service, events: usize) {
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();
     let queue = service.create_queue("handoff", &json!({}));
-    let ids: Vec<String> = (0..25).map(|n| format!("handed-{n:05}")).collect();
+    let ids: Vec<String> = (0..events).map(|n| format!("handed-{n:05}")).collect();
     for id in &ids {
         hand_over(service, &queue, &event(id, |_| {}), &home());
     }
@@ -84,7 +86,7 @@ fn takes_from(service: &Service) {
     lambda.wait_for(&[ids, vec!["twice".to_owned(), "large".to_owned()]].concat());
     eventually("one is left for later", || (daemon.stored() == 1.0).then_some(()));
     assert!(lambda.taken().values().all(|&times| times == 1), "{:?}", lambda.taken());
-    assert_eq!((taken(&daemon, "adopted"), taken(&daemon, "repeat")), (28.0, 1.0));
+    assert_eq!((taken(&daemon, "adopted"), taken(&daemon, "repeat")), (events as f64 + 3.0, 1.0));
     let found = http::get(daemon.admin, &format!("/v1/events/{}", later.id)).json();
     let at = found["deliver_at"].as_str().unwrap().to_owned();
     assert_eq!((found["state"].as_str(), UnixMillis::read_rfc3339(&at)), (Some("scheduled"), Some(due)), "{found}");
@@ -98,16 +100,17 @@ fn takes_from(service: &Service) {
 
 #[test]
 fn events_are_taken_from_a_queue_of_moto() {
-    takes_from(&Service::moto());
+    takes_from(&Service::moto(), 3);
 }
 
 #[test]
 fn events_are_taken_from_a_queue_of_ministack() {
     let (scratch, _) = scratch();
-    takes_from(&Service::ministack(scratch.path()));
+    takes_from(&Service::ministack(scratch.path()), 25);
 }
 
-/// SQS gives a message again whose receiver was killed. That takes two minutes, so the test sends a copy instead.
+/// SQS gives a message again whose receiver was killed. That takes two minutes, so the test sends a copy instead, to a queue
+/// where no receive of the killed daemon still waits.
 #[test]
 fn a_daemon_that_is_killed_between_any_two_steps_loses_and_doubles_no_event() {
     let (scratch, state) = scratch();
@@ -120,9 +123,11 @@ fn a_daemon_that_is_killed_between_any_two_steps_loses_and_doubles_no_event() {
     for (n, (call, at)) in steps.into_iter().enumerate() {
         let id = format!("handed-{n:05}");
         let event = event(&id, |_| {});
+        let [queue, copies] = ["queue", "copies"].map(|name| service.create_queue(&format!("{name}-{n}"), &json!({})));
         hand_over(&service, &queue, &event, &home());
         let gate = Gate::start(address(&service.url()));
         gate.hold(&format!("AmazonSQS.{call}"), at);
+        let setup = setup.clone().set("handoff.receive_queue", &queue);
         let daemon = setup.clone().set("sqs.endpoint_url", &gate.url()).start();
         gate.wait_until_held();
         if call != "Receive" {
@@ -131,8 +136,9 @@ fn a_daemon_that_is_killed_between_any_two_steps_loses_and_doubles_no_event() {
         }
         daemon.kill9();
 
-        hand_over(&service, &queue, &event, &home());
-        let daemon = setup.clone().set("sqs.endpoint_url", &service.url()).start();
+        hand_over(&service, &copies, &event, &home());
+        let setup = setup.set("handoff.receive_queue", &copies);
+        let daemon = setup.set("sqs.endpoint_url", &service.url()).start();
         let known = if call == "Receive" { "adopted" } else { "repeat" };
         patiently(&format!("after {call} {at:?}, the copy is {known}"), || {
             (taken(&daemon, known) == 1.0).then_some(())
@@ -201,13 +207,13 @@ fn names(events: usize) -> Vec<String> {
     (0..events).map(|n| format!("moved-{n:05}")).collect()
 }
 
-fn out_and_in(service: &Service) {
+fn out_and_in(service: &Service, events: usize) {
     let ((_first, state), (_second, other)) = (scratch(), scratch());
     let lambda = Lambda::start();
     let queue = service.create_queue("handoff", &json!({}));
-    let ids = names(60);
+    let ids = names(events);
     let (code, accepted) = accept_and_stop(leaving(&state, &service.url(), &queue).start(), &ids);
-    assert_eq!((code, service.count(&queue)), (Some(0), 60));
+    assert_eq!((code, service.count(&queue)), (Some(0), events));
 
     let setup = Setup::new(&other).set("lambda.endpoint_url", &lambda.endpoint_url());
     let daemon = setup.set("sqs.endpoint_url", &service.url()).set("handoff.receive_queue", &queue).start();
@@ -225,13 +231,13 @@ fn out_and_in(service: &Service) {
 
 #[test]
 fn a_stopping_daemon_hands_over_to_a_queue_of_moto_and_another_takes_it_from_there() {
-    out_and_in(&Service::moto());
+    out_and_in(&Service::moto(), 9);
 }
 
 #[test]
 fn a_stopping_daemon_hands_over_to_a_queue_of_ministack_and_another_takes_it_from_there() {
     let (scratch, _) = scratch();
-    out_and_in(&Service::ministack(scratch.path()));
+    out_and_in(&Service::ministack(scratch.path()), 60);
 }
 
 #[test]

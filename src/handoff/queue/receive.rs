@@ -221,7 +221,7 @@ impl<O: Outbox, Q: Queue, G: Fn() -> bool + Send + Sync> Receive<O, Q, G> {
             tracing::warn!(
                 queue,
                 code,
-                message,
+                why = message,
                 "{events} could not be deleted from the hand-off queue and will be recognised as repeats"
             );
         }
@@ -245,7 +245,7 @@ pub async fn look<S: Ship>(ship: &S, queue: &str) {
         }
         Ok(_) => {}
         Err(Trouble { code, message, .. }) => {
-            tracing::warn!(queue, code, message, "the attributes of the hand-off queue could not be read");
+            tracing::warn!(queue, code, why = message, "the attributes of the hand-off queue could not be read");
         }
     }
 }
@@ -376,7 +376,7 @@ impl Diary {
         let Trouble { code, message, .. } = trouble;
         if self.trouble.as_ref() != Some(code) {
             let queue = &stage.settings.queue;
-            tracing::warn!(queue, code, message, "the hand-off queue cannot be read; sendoff asks again");
+            tracing::warn!(queue, code, why = message, "the hand-off queue cannot be read; sendoff asks again");
             self.trouble = Some(code.clone());
         }
     }
