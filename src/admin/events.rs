@@ -103,7 +103,7 @@ fn view(id: EventId, function: &FunctionName, place: Place, leased: bool, histor
 
 /// Show an event
 ///
-/// One that is stored, or what became of one that has left the store lately ([history] in the configuration).
+/// One that is stored, or what became of one that has left the store lately (`history.events` in the configuration).
 #[utoipa::path(
     get,
     path = "/v1/events/{id}",

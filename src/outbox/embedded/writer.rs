@@ -551,7 +551,7 @@ impl Handle {
         answered.await.unwrap_or_else(|_| Err(self.why_unanswered()))
     }
 
-    /// Does `work` in pieces of one commit each, as [`Operator`] says.
+    /// Does `work` in pieces of one commit each, as [`crate::outbox::operator::Operator`] says.
     async fn in_pieces<W, A>(
         &self,
         work: Vec<W>,
