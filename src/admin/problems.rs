@@ -138,13 +138,19 @@ fn of_functions(facts: &Facts, found: &mut Found) {
     for (function, lane) in facts.lanes.iter().filter(|(_, lane)| lane.held.is_none()) {
         if let Some(since) = lane.failing_since {
             let error = lane.last_error.as_ref().map_or("no error is known", |error| error.words.as_str());
-            let message = format!(
-                "{function} fails since {}: {} of {} in the last minute; the last said {error}",
-                since.rfc3339(),
-                lane.failed_per_minute,
-                count(lane.failed_per_minute.saturating_add(lane.delivered_per_minute).into(), "attempt"),
-            );
-            let remedy = "look at the function's own log; `sendoff functions --watch` shows whether it gets better";
+            let (failed, all) =
+                (lane.failed_per_minute, lane.failed_per_minute.saturating_add(lane.delivered_per_minute));
+            let rate = match all {
+                0 => "no attempt in the last minute".to_owned(),
+                _ => format!("{failed} of {} in the last minute", count(all.into(), "attempt")),
+            };
+            let message = format!("{function} fails since {}: {rate}; the last said {error}", since.rfc3339());
+            // Lambda's code for every kind of throttling.
+            let remedy = if error.contains("TooManyRequestsException") {
+                remedy_of(PauseKind::Throttled)
+            } else {
+                "look at the function's own log; `sendoff functions --watch` shows whether it gets better"
+            };
             found.of(std::slice::from_ref(function), Warning, "failing", message, remedy);
         }
     }
@@ -351,6 +357,21 @@ mod tests {
             "{found:?}"
         );
         assert!(found[0].message.ends_with("500 ServiceException: boom"), "{found:?}");
+        assert!(found[0].remedy.contains("the function's own log"), "{found:?}");
+    }
+
+    #[test]
+    fn a_function_that_is_throttled_is_told_to_get_more_concurrency() {
+        let words = "429 TooManyRequestsException: Rate Exceeded.".to_owned();
+        let throttled = LaneStatus {
+            last_error: Some(LastError { at: UnixMillis(1), words }),
+            failing_since: Some(UnixMillis(0)),
+            ..LaneStatus::default()
+        };
+        let lanes = [(FunctionName::new("orders"), throttled)].into();
+        let found = problems(&Facts { lanes, ..Facts::default() });
+        assert!(found[0].message.contains("no attempt in the last minute"), "{found:?}");
+        assert!(found[0].remedy.contains("concurrency"), "{found:?}");
     }
 
     #[test]

@@ -50,7 +50,7 @@ fn whoever_watches_is_told_what_is_stored_what_happened_and_what_is_configured()
         (&snapshot["functions_total"], &snapshot["functions"][0]["function"]),
         (&Value::from(1), &Value::from("orders"))
     );
-    assert_eq!(snapshot["limits"]["events_max"], 1_000_000, "{snapshot}");
+    assert_eq!(snapshot["limits"]["events_max"], 20_000_000, "{snapshot}");
     assert!(get(daemon.admin, "/v1/functions?function=mails")["functions"].as_array().unwrap().is_empty());
 
     let series = eventually("the beat has measured the event", || {
