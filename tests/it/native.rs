@@ -42,7 +42,11 @@ fn a_batch_is_delivered_and_shown_until_it_is() {
 
     lambda.take_all();
     lambda.wait_for(&["one".to_owned()]);
-    eventually("the delivered event is gone", || (state(&daemon, &lines[0]["id"]).status == 404).then_some(()));
+    let end = eventually("the delivered event has left the store", || {
+        let shown = state(&daemon, &lines[0]["id"]).json();
+        (shown["state"] == "done").then_some(shown)
+    });
+    assert_eq!(end["end"]["outcome"], "delivered", "{end}");
     assert_eq!(daemon.stored(), 1.0, "the late one waits");
     assert_eq!(lambda.taken().get("one"), Some(&1));
 }
