@@ -333,10 +333,19 @@ fn push<T>(kept: &mut VecDeque<T>, new: Vec<T>, max: usize) {
     kept.drain(..over);
 }
 
-/// How long a caller wants to wait, as it is written: like `30s`, at most a minute.
+/// How long a caller wants to wait, as it is written: like `30s` or `500ms`, at most a minute. The OpenAPI documents have
+/// this as a pattern, so nothing else is accepted.
 pub fn read_wait(text: &str) -> Result<Duration, String> {
-    let wait = humantime::parse_duration(text).ok().filter(|wait| *wait <= WAIT_MAX);
-    wait.ok_or_else(|| "wait: write it like 30s, at most 60s".to_owned())
+    const WHY: &str = "wait: write it like 30s or 500ms, at most 60s";
+    let (digits, unit, zeros_max) = match text.strip_suffix("ms") {
+        Some(digits) => (digits, 1, 4),
+        None => (text.strip_suffix('s').ok_or(WHY)?, 1_000, 1),
+    };
+    let is_number = (1..=5).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let is_padded = digits.starts_with('0') && digits.len() > zeros_max;
+    let number = digits.parse::<u64>().ok().filter(|_| is_number && !is_padded);
+    let wait = number.map(|number| Duration::from_millis(number * unit));
+    wait.filter(|wait| *wait <= WAIT_MAX).ok_or_else(|| WHY.to_owned())
 }
 
 /// A caller who waits for the end of an event. Dropping it ends the wait.
@@ -395,6 +404,19 @@ mod tests {
     fn waiting_at(past: &Past) -> (usize, usize) {
         let kept = past.kept();
         (kept.waiting, kept.waiters.len())
+    }
+
+    #[test]
+    fn a_wait_is_read_as_the_documents_say() {
+        let pattern = "^(([0-9]|[1-5][0-9]|60)s|([0-9]{1,4}|[1-5][0-9]{4}|60000)ms)$";
+        let pattern = regex_lite::Regex::new(pattern).unwrap();
+        for text in [
+            "0s", "9s", "30s", "60s", "61s", "05s", "0", "s", "ms", "", "1m", "+5s", "0ms", "0500ms", "59999ms",
+            "60000ms", "60001ms", "00500ms", "123456ms", "1.5s", " 5s", "5 s", "5S",
+        ] {
+            assert_eq!(read_wait(text).is_ok(), pattern.is_match(text), "{text:?}");
+        }
+        assert_eq!(read_wait("500ms"), Ok(Duration::from_millis(500)));
     }
 
     #[test]

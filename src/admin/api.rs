@@ -479,6 +479,7 @@ pub struct EventsQuery {
     /// Accepted before this.
     pub until: Option<String>,
     /// Attempted at least so often.
+    #[param(value_type = Option<u32>, minimum = 0, maximum = 4_294_967_295_u32)]
     pub attempts_min: Option<u32>,
     /// Part of what the last attempt said.
     pub error: Option<String>,
@@ -536,7 +537,7 @@ pub struct EventQuery {
     pub payload: bool,
     /// Answer once the event has left the store or is a dead letter, but after so long at the latest: like `30s`, at most a
     /// minute.
-    #[param(pattern = "^([0-9]|[1-5][0-9]|60)s$")]
+    #[param(pattern = "^(([0-9]|[1-5][0-9]|60)s|([0-9]{1,4}|[1-5][0-9]{4}|60000)ms)$")]
     pub wait: Option<String>,
 }
 

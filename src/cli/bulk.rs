@@ -1,6 +1,6 @@
 //! `sendoff bulk`: changes many events at once, by jobs of the daemon.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -99,7 +99,7 @@ struct Start {
     unshippable: bool,
     /// At most this many
     #[arg(long, value_name = "N")]
-    limit: Option<NonZeroU64>,
+    limit: Option<NonZeroU32>,
     /// Maximum rate, for example 50/s
     #[arg(long, value_name = "N/s")]
     rate: Option<String>,
@@ -201,7 +201,7 @@ async fn start(client: &AdminClient, options: &Start) -> Result<(), Failure> {
         if !out::agreed(&format!("{} {}?", request.action.as_str(), fitting(&counted)))? {
             return Err(Failure::saying(Exit::Failed, "nothing was done"));
         }
-        request.expect = Some(matched);
+        request.expect = Some(u32::try_from(matched).unwrap_or(u32::MAX));
     }
     let job: BulkJob = client.post("/v1/bulk", &request).await?;
     if options.detach && !job.state.is_over() {

@@ -118,7 +118,7 @@ fn take_events() {}
     path = "/v1/events/{id}",
     params(
         ("id" = String, Path, description = "The event's id", format = "uuid"),
-        ("wait" = Option<String>, Query, pattern = "^([0-9]|[1-5][0-9]|60)s$",
+        ("wait" = Option<String>, Query, pattern = "^(([0-9]|[1-5][0-9]|60)s|([0-9]{1,4}|[1-5][0-9]{4}|60000)ms)$",
          description = "Answer once it has left the store or is a dead letter, but after so long at the latest; at most 60s"),
     ),
     responses(

@@ -9,7 +9,7 @@ import re
 import schemathesis
 
 DAY = datetime.timedelta(days=1)
-WAIT = re.compile(r"([0-9]|[1-5][0-9]|60)s")
+WAIT = re.compile(r"[0-9]{1,2}s|[0-9]{1,5}ms")
 DELAY = re.compile(r"([0-9]+(\.[0-9]+)? *[a-zA-Z]+ *)+")
 
 

@@ -1,7 +1,7 @@
 //! Changes of many events at once: what is asked for, and how far a job is.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
+use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -72,6 +72,7 @@ pub struct BulkFilter {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
     /// Of events that wait: attempted at least so often.
+    #[schema(maximum = 4_294_967_295_u32)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts_min: Option<u32>,
     /// Of dead letters: only those that no queue can take; or, if false, only the others.
@@ -88,15 +89,16 @@ pub struct BulkRequest {
     pub filter: BulkFilter,
     /// At most so many events, the oldest of each function first.
     #[serde(default)]
-    #[schema(value_type = Option<u64>, minimum = 1)]
-    pub limit: Option<NonZeroU64>,
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 4_294_967_295_u32)]
+    pub limit: Option<NonZeroU32>,
     /// At most so many events a second, as in `50/s`.
     #[serde(default)]
     #[schema(pattern = "^[1-9][0-9]{0,5}/s$")]
     pub rate: Option<String>,
     /// How many a dry run has found. If over a tenth more fit now, nothing is done (409).
     #[serde(default)]
-    pub expect: Option<u64>,
+    #[schema(maximum = 4_294_967_295_u32)]
+    pub expect: Option<u32>,
     /// Only count.
     #[serde(default)]
     pub dry_run: bool,
@@ -149,7 +151,7 @@ pub struct BulkJob {
     pub action: BulkAction,
     pub filter: BulkFilter,
     pub dry_run: bool,
-    pub limit: Option<u64>,
+    pub limit: Option<u32>,
     pub rate: Option<String>,
     pub keep_keys: bool,
     /// The operator who began it.

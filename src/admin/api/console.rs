@@ -197,7 +197,7 @@ pub struct ConfigView {
 pub struct ConfigEntry {
     pub key: String,
     /// Text, a number, or true or false. It has no secret: those are in files, whose names are shown.
-    #[schema(value_type = Object)]
+    #[schema(value_type = serde_json::Value)]
     pub value: serde_json::Value,
     /// Where it comes from: `default`, a line of the file, a variable or a flag.
     pub origin: String,

@@ -168,7 +168,7 @@ async fn whoever_expects_fewer_is_refused_before_anything_is_done() {
     with(async |bench: Bench| {
         bench.append("orders", 100).await;
         bench.clock.sleep(Duration::from_secs(1)).await;
-        let expecting = |expect| BulkRequest { expect: Some(expect), ..request(BulkAction::Cancel, "orders") };
+        let expecting = |expect: u32| BulkRequest { expect: Some(expect), ..request(BulkAction::Cancel, "orders") };
         let refused = bench.run(expecting(90)).await;
         assert_eq!((refused.state, refused.done, bench.stored().await), (BulkState::Refused, 0, 100));
         assert!(refused.message.unwrap().contains("100 events fit now"));
