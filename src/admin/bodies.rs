@@ -20,6 +20,9 @@ pub(super) const BODY_BYTES_MAX: usize = 2 << 20;
 /// The memory for all bodies together. The formula in docs/operations.md includes it.
 pub const MEMORY_MAX: usize = 32 << 20;
 
+/// The part of it that only answers get, so that bodies which are half read leave room for metrics and status.
+const RESERVE: usize = 4 << 20;
+
 /// The memory of each byte of a body: the body itself, whose buffer may be twice as large, the JSON of each letter, and
 /// its payload.
 const COST: usize = 4;
@@ -44,17 +47,21 @@ pub(super) enum Unread {
 
 /// The memory. Cheap to clone. All clones share it.
 #[derive(Debug, Clone)]
-pub struct Bodies(Arc<Semaphore>);
+pub struct Bodies {
+    shared: Arc<Semaphore>,
+    reserve: Arc<Semaphore>,
+}
 
 impl Default for Bodies {
     fn default() -> Self {
-        Self::new(MEMORY_MAX)
+        Self::new(MEMORY_MAX - RESERVE, RESERVE)
     }
 }
 
 impl Bodies {
-    fn new(memory: usize) -> Self {
-        Self(Arc::new(Semaphore::new(memory / PIECE)))
+    fn new(shared: usize, reserve: usize) -> Self {
+        let pieces = |bytes: usize| Arc::new(Semaphore::new(bytes / PIECE));
+        Self { shared: pieces(shared), reserve: pieces(reserve) }
     }
 
     /// Reads the whole body. Returns it with its memory.
@@ -79,7 +86,7 @@ impl Bodies {
         if size <= SMALL {
             return Ok(answer);
         }
-        let memory = self.take(size * ANSWER_COST)?;
+        let memory = self.take(size * ANSWER_COST).or_else(|_| take(&self.reserve, size * ANSWER_COST))?;
         let (head, body) = answer.into_parts();
         let Ok(body) = body.collect().await else { return Err(Unread::Crowded) };
         // HTTP/2 queues a body's data after it has let go of the body, so the data itself must hold the memory.
@@ -88,9 +95,13 @@ impl Bodies {
     }
 
     fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Unread> {
-        let pieces = u32::try_from(bytes.div_ceil(PIECE)).unwrap_or(u32::MAX);
-        Arc::clone(&self.0).try_acquire_many_owned(pieces).map_err(|_| Unread::Crowded)
+        take(&self.shared, bytes)
     }
+}
+
+fn take(from: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Unread> {
+    let pieces = u32::try_from(bytes.div_ceil(PIECE)).unwrap_or(u32::MAX);
+    Arc::clone(from).try_acquire_many_owned(pieces).map_err(|_| Unread::Crowded)
 }
 
 /// The bytes of an answer, and their memory.
@@ -111,7 +122,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_that_are_not_taken_hold_their_memory_and_further_ones_are_refused() {
-        let bodies = Bodies::new(32 << 10);
+        let bodies = Bodies::new(32 << 10, 0);
         let answer = |bytes: usize| Response::new(Body::from(vec![b' '; bytes]));
         let first = bodies.hold(answer(10 << 10)).await.unwrap();
         assert!(matches!(bodies.hold(answer(10 << 10)).await, Err(Unread::Crowded)));
@@ -124,8 +135,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn bodies_that_are_half_read_leave_room_for_answers() {
+        let bodies = Bodies::new(16 << 10, 16 << 10);
+        let body = || Body::from(vec![b' '; 3 << 10]);
+        let (_, _held) = bodies.read(body()).await.unwrap();
+        assert_eq!(bodies.read(body()).await.unwrap_err(), Unread::Crowded);
+        let answer = || Response::new(Body::from(vec![b' '; 5 << 10]));
+        let _first = bodies.hold(answer()).await.unwrap();
+        assert!(matches!(bodies.hold(answer()).await, Err(Unread::Crowded)), "the reserve has an end, too");
+    }
+
+    #[tokio::test]
     async fn bodies_take_memory_until_their_requests_are_answered_and_no_more_than_there_is() {
-        let bodies = Bodies::new(16 << 10);
+        let bodies = Bodies::new(16 << 10, 0);
         let body = || Body::from(vec![b' '; 1_024]);
         let (read, first) = bodies.read(body()).await.unwrap();
         assert_eq!(read.len(), 1_024);
@@ -137,6 +159,6 @@ mod tests {
         drop((second, third));
         let large = Body::from(vec![b' '; BODY_BYTES_MAX + 1]);
         assert_eq!(Bodies::default().read(large).await.unwrap_err(), Unread::TooLarge);
-        assert_eq!(bodies.0.available_permits(), 16, "a refusal gives everything back");
+        assert_eq!(bodies.shared.available_permits(), 16, "a refusal gives everything back");
     }
 }

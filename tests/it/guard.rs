@@ -222,6 +222,9 @@ fn bodies_for_the_operators_api_take_no_more_memory_than_there_is_for_them() {
         .collect();
     eventually("a body is refused for want of memory", || (crowded() >= 1.0).then_some(()));
     assert_eq!(http::get(daemon.admin, "/readyz").status, 200);
+    for told in ["/metrics", "/v1/status", "/v1/snapshot"] {
+        assert_eq!(http::get(daemon.admin, told).status, 200, "{told} is answered whoever sends bodies");
+    }
     drop(held);
     eventually("their memory is free again", || {
         let answer = http::request(daemon.admin, "POST", "/v1/dead-letters/redrive", &json, b"{\"ids\":[]}");

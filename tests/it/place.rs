@@ -200,7 +200,7 @@ fn a_start_that_fails_says_once_what_failed_why_and_what_to_do() {
         (Setup::new(&state), 69, locked),
         (Setup::new(&path("file")), 69, "file is not a directory; set state_dir to a directory".to_owned()),
         (Setup::new(&path("file/below")), 69, "file is not a directory; set state_dir to a directory".to_owned()),
-        (Setup::new(Path::new("/proc/sendoff")), 69, "cannot make the state directory /proc/sendoff".to_owned()),
+        (Setup::new(Path::new("/proc/sendoff")), 69, "cannot use the state directory /proc/sendoff".to_owned()),
         (
             Setup::new(&other).set("listen.ingest", "192.0.2.1:0").set("listen.allow_unauthenticated_remote", "true"),
             69,
