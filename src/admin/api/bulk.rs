@@ -80,12 +80,19 @@ pub struct BulkFilter {
     pub unshippable: Option<bool>,
 }
 
+/// Reads the filter from a JSON object only. serde would also take a list of its fields in order, and `[null, null]` would
+/// mean everything.
+fn from_object<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BulkFilter, D::Error> {
+    let fields = serde_json::Map::deserialize(from)?;
+    BulkFilter::deserialize(serde_json::Value::Object(fields)).map_err(serde::de::Error::custom)
+}
+
 /// `POST /v1/bulk`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BulkRequest {
     pub action: BulkAction,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "from_object")]
     pub filter: BulkFilter,
     /// At most so many events, the oldest of each function first.
     #[serde(default)]

@@ -12,7 +12,7 @@ BEGIN
     EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', f.name);
     CONTINUE WHEN f.proname LIKE '\_%' AND f.proname <> '_insert_outbox' OR f.proname IN ('lane_id', 'lane_tag');
     FOREACH v_setting IN ARRAY ARRAY['search_path = pg_catalog, pg_temp', 'standard_conforming_strings = on', 'plan_cache_mode = force_generic_plan',
-      'enable_seqscan = off', 'enable_bitmapscan = off', 'enable_hashjoin = off', 'enable_mergejoin = off', 'enable_sort = off', 'enable_material = off', 'jit = off',
+      'enable_seqscan = off', 'enable_bitmapscan = off', 'enable_hashjoin = off', 'enable_mergejoin = off', 'enable_sort = off', 'enable_incremental_sort = off', 'enable_material = off', 'jit = off',
       'max_parallel_workers_per_gather = 0'] LOOP
       EXECUTE format('ALTER FUNCTION %s SET %s', f.name, v_setting);
     END LOOP;
