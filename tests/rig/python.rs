@@ -36,7 +36,9 @@ pub fn aws(endpoint_url: &str) -> Command {
 /// Runs a command to its end. Fails the test unless it succeeds.
 pub fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|why| panic!("cannot start {command:?}: {why}"));
-    assert!(output.status.success(), "{command:?} failed: {output:?}");
+    // As lines: a report of CI shows the first ones and the last ones of a failure, and folds long ones.
+    let said = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success(), "{command:?} failed ({}):\n{}\n{}", output.status, said[0], said[1]);
     output
 }
 
