@@ -43,6 +43,8 @@ pub mod dead;
 
 pub mod handoff;
 
+pub mod idle;
+
 pub mod operator;
 
 pub mod patience;
@@ -351,6 +353,28 @@ pub struct History {
     pub last: Option<LastOutcome>,
     /// Set once the event is buried.
     pub burial: Option<Burial>,
+}
+
+/// Limits in bytes for texts from outside in a stored history: error messages (the same limit as Lambda's own dead letters),
+/// the reason why no queue accepts a letter, codes and request ids. They bound what every retry writes again.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+const UNSHIPPABLE_BYTES_MAX: usize = 512;
+const WORD_BYTES_MAX: usize = 128;
+
+impl History {
+    /// As engines store it: texts from outside are cut to their limits.
+    pub fn bounded(mut self) -> Self {
+        let cut = |text: &mut String, bytes_max: usize| text.truncate(text.floor_char_boundary(bytes_max));
+        if let Some(last) = &mut self.last {
+            cut(&mut last.code, WORD_BYTES_MAX);
+            cut(&mut last.message, MESSAGE_BYTES_MAX);
+            last.request_id.iter_mut().for_each(|id| cut(id, WORD_BYTES_MAX));
+        }
+        if let Some(why) = self.burial.as_mut().and_then(|burial| burial.unshippable.as_mut()) {
+            cut(why, UNSHIPPABLE_BYTES_MAX);
+        }
+        self
+    }
 }
 
 /// The result of the last attempt, for people and for the dead letter.

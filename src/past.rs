@@ -55,6 +55,23 @@ pub struct Outcome {
     pub next: Next,
 }
 
+impl Outcome {
+    /// What an end looks like among the outcomes, if no attempt caused it.
+    pub fn of_end(end: &End) -> Self {
+        Self {
+            at: end.at,
+            id: end.id,
+            function: end.function.clone(),
+            word: end.how.as_str(),
+            status: 0,
+            code: String::new(),
+            request_id: None,
+            attempts: end.attempts,
+            next: Next::Done,
+        }
+    }
+}
+
 /// What follows for the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
@@ -260,19 +277,8 @@ impl Past {
 
     /// Keeps ends that operators caused, each also as an outcome.
     pub fn note_ends(&self, ends: Vec<End>) {
-        let outcome = |end: &End| Outcome {
-            at: end.at,
-            id: end.id,
-            function: end.function.clone(),
-            word: end.how.as_str(),
-            status: 0,
-            code: String::new(),
-            request_id: None,
-            attempts: end.attempts,
-            next: Next::Done,
-        };
         let from = ends.len().saturating_sub(self.0.outcomes_max);
-        self.note(Notes { outcomes: ends[from..].iter().map(outcome).collect(), ends });
+        self.note(Notes { outcomes: ends[from..].iter().map(Outcome::of_end).collect(), ends });
     }
 
     /// What became of an event, if it is still known. Looks at every end that is kept, from the latest on.

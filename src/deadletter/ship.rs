@@ -18,7 +18,7 @@ use crate::outbox::{
     Burial, Changes, Error, History, LaneId, LaneView, LaneWant, Lease, LeaseWant, Leased, Outbox, Settlement, Which,
     patience,
 };
-use crate::past::{self, End, How, Next, Notes, Past};
+use crate::past::{self, End, How, Notes, Past};
 use crate::shutdown::Stop;
 
 /// The most messages of one batch (SQS, `SendMessageBatch`).
@@ -393,18 +393,8 @@ fn shipped(
     message_id: &str,
     now: UnixMillis,
 ) {
-    let end = End::of(lease.id, function.clone(), now, How::Shipped { message_id: past::cut(message_id) }, history);
-    notes.outcomes.push(past::Outcome {
-        at: now,
-        id: lease.id,
-        function,
-        word: end.how.as_str(),
-        status: 0,
-        code: String::new(),
-        request_id: None,
-        attempts: end.attempts,
-        next: Next::Done,
-    });
+    let end = End::of(lease.id, function, now, How::Shipped { message_id: past::cut(message_id) }, history);
+    notes.outcomes.push(past::Outcome::of_end(&end));
     notes.ends.push(end);
 }
 

@@ -14,6 +14,7 @@ use crate::clock::{Clock, UnixMillis};
 use crate::deadletter::redrive::{MESSAGES_MAX, Queue};
 use crate::deadletter::{QueueFacts, Ship, Trouble};
 use crate::event::name::Home;
+use crate::handoff::target::Taken;
 use crate::metrics::Metrics;
 use crate::outbox::handoff::{Adopted, Handed};
 use crate::outbox::{Error, Limits, Outbox, bytes_for_events};
@@ -253,9 +254,9 @@ pub async fn look<S: Ship>(ship: &S, queue: &str) {
 /// The word for an event that is stored here, or why it is not.
 fn word_of(answer: Adopted) -> Result<&'static str, String> {
     match answer {
-        Adopted::Stored => Ok("adopted"),
-        Adopted::Repeat => Ok("repeat"),
-        Adopted::KnownKey { first: _ } => Ok("known-key"),
+        Adopted::Stored => Ok(Taken::Adopted.as_str()),
+        Adopted::Repeat => Ok(Taken::Repeat.as_str()),
+        Adopted::KnownKey { first: _ } => Ok(Taken::KnownKey.as_str()),
         Adopted::Full(full) => Err(full.to_string()),
     }
 }

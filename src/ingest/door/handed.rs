@@ -9,17 +9,16 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::request::Parts as Head;
 use hyper::body::Body;
 
-use super::native::{BATCH_BESIDE_TEXT, json, written};
+use super::native::{events_in, json, written};
 use super::{Answer, Door, FULL_RETRY};
 use crate::handoff::protocol::{HandedEvent, LearnedKeys, Party, read_key, read_parcel, write_line};
 use crate::handoff::target::Taken;
 use crate::http::handover::ToItsEnd;
 use crate::ingest::admission::{EVENT_BYTES, Permit};
 use crate::ingest::client::Caller;
-use crate::ingest::events_api::{BATCH_BYTES_MAX, BATCH_EVENTS_MAX, lines};
+use crate::ingest::events_api::{BATCH_EVENTS_MAX, lines};
 use crate::ingest::passthrough::Passthrough;
 use crate::ingest::refusal::{NotAllowed, Refusal};
-use crate::ingest::{body, content};
 use crate::outbox::Outbox;
 use crate::outbox::handoff::{Adopted, Handed};
 
@@ -67,10 +66,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     ) -> Result<Answer, Refusal> {
         let (bytes, mut permit) = self.handed_body(party, head, caller, body, permit).await?;
         let text = std::str::from_utf8(&bytes).map_err(|error| Refusal::content(error.to_string()))?;
-        let events = lines(text).take(BATCH_EVENTS_MAX + 1).count();
-        if events > BATCH_EVENTS_MAX {
-            return Err(Refusal::BatchTooLarge { limit: format!("{BATCH_EVENTS_MAX} events") });
-        }
+        let events = events_in(text)?;
         permit.grow(events as u64 * EVENT_BYTES).map_err(|crowded| self.crowded(crowded))?;
         let home = &self.shared.settings.home;
         let (mut handed, mut refused) = (Vec::new(), Vec::new());
@@ -139,14 +135,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             let why = "it is draining itself and takes no hand-offs".to_owned();
             return Err(Refusal::HandOffElsewhere { why, retry_after: Some(self.retry_after(FULL_RETRY)) });
         }
-        content::is_plain(&head.headers)?;
-        let settings = &self.shared.settings;
-        let room = usize::try_from(settings.request_bytes_max.saturating_sub(BATCH_BESIDE_TEXT) / 2);
-        let limit = BATCH_BYTES_MAX.min(room.unwrap_or(usize::MAX));
-        let bytes = body::read(body, limit, settings.body_timeout, &mut permit)
-            .await
-            .map_err(|unread| self.unread(unread, |_| Refusal::BatchTooLarge { limit: format!("{limit} bytes") }))?;
-        caller.prove(&bytes).map_err(Refusal::Unidentified)?;
+        let bytes = self.batch(head, caller, body, &mut permit).await?;
         // The payloads are decoded.
         permit.grow(bytes.len() as u64).map_err(|crowded| self.crowded(crowded))?;
         Ok((bytes, permit))

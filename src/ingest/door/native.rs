@@ -27,7 +27,7 @@ use crate::outbox::Outbox;
 use crate::past;
 
 /// The memory of the largest batch without its text, in bytes.
-pub(super) const BATCH_BESIDE_TEXT: u64 = BESIDE_BODY_BYTES + BATCH_EVENTS_MAX as u64 * EVENT_BYTES;
+const BATCH_BESIDE_TEXT: u64 = BESIDE_BODY_BYTES + BATCH_EVENTS_MAX as u64 * EVENT_BYTES;
 
 impl<O: Outbox, P: Passthrough> Door<O, P> {
     /// Answers a request below `/v1/`.
@@ -112,6 +112,26 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         }
     }
 
+    /// Reads the body of a batch, and who sent it.
+    pub(super) async fn batch<B: Body>(
+        &self,
+        head: &Head,
+        caller: &Caller,
+        body: Pin<&mut B>,
+        permit: &mut Permit,
+    ) -> Result<Bytes, Refusal> {
+        content::is_plain(&head.headers)?;
+        let settings = &self.shared.settings;
+        // At most what fits at all, or such a batch would be told to retry for ever.
+        let room = usize::try_from(settings.request_bytes_max.saturating_sub(BATCH_BESIDE_TEXT) / 2);
+        let limit = BATCH_BYTES_MAX.min(room.unwrap_or(usize::MAX));
+        let bytes = body::read(body, limit, settings.body_timeout, permit)
+            .await
+            .map_err(|unread| self.unread(unread, |_| Refusal::BatchTooLarge { limit: format!("{limit} bytes") }))?;
+        caller.prove(&bytes).map_err(Refusal::Unidentified)?;
+        Ok(bytes)
+    }
+
     async fn take_events<B: Body>(
         &self,
         head: &Head,
@@ -119,15 +139,8 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         body: Pin<&mut B>,
         mut permit: Permit,
     ) -> Result<Answer, Refusal> {
-        content::is_plain(&head.headers)?;
         let settings = &self.shared.settings;
-        // At most what fits at all, or such a batch would be told to retry for ever.
-        let room = usize::try_from(settings.request_bytes_max.saturating_sub(BATCH_BESIDE_TEXT) / 2);
-        let limit = BATCH_BYTES_MAX.min(room.unwrap_or(usize::MAX));
-        let bytes = body::read(body, limit, settings.body_timeout, &mut permit)
-            .await
-            .map_err(|unread| self.unread(unread, |_| Refusal::BatchTooLarge { limit: format!("{limit} bytes") }))?;
-        caller.prove(&bytes).map_err(Refusal::Unidentified)?;
+        let bytes = self.batch(head, caller, body, &mut permit).await?;
         let text = std::str::from_utf8(&bytes).map_err(|error| Refusal::content(error.to_string()))?;
         let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         // The parsed fields take at most as much as the text, besides the fixed memory of each event.
@@ -138,10 +151,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
             let (accepted, permit) = self.append(draft, permit).await?;
             return Ok(accepted.native_response(permit));
         }
-        let events = lines(text).take(BATCH_EVENTS_MAX + 1).count();
-        if events > BATCH_EVENTS_MAX {
-            return Err(Refusal::BatchTooLarge { limit: format!("{BATCH_EVENTS_MAX} events") });
-        }
+        let events = events_in(text)?;
         if events == 0 {
             return Err(Refusal::content("there is no event in the batch".to_owned()));
         }
@@ -198,6 +208,15 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         });
         Ok((answers.collect(), permit))
     }
+}
+
+/// The number of lines of a batch. Fails if there are too many.
+pub(super) fn events_in(text: &str) -> Result<usize, Refusal> {
+    let events = lines(text).take(BATCH_EVENTS_MAX + 1).count();
+    if events > BATCH_EVENTS_MAX {
+        return Err(Refusal::BatchTooLarge { limit: format!("{BATCH_EVENTS_MAX} events") });
+    }
+    Ok(events)
 }
 
 /// How long the query wants to wait. Other parameters mean nothing here.

@@ -14,6 +14,7 @@ use super::record::{KeyRecord, LaneRecord, Record, Unreadable, chunks, encode_bo
 use crate::clock::{Clock, Steps, UnixMillis};
 use crate::event::{Event, EventId, FunctionName};
 use crate::outbox::embedded::Settings;
+use crate::outbox::idle::{Crowd, Key};
 use crate::outbox::{
     Appended, Census, Count, Full, History, LaneCensus, LaneId, LaneNews, LaneView, Limits, OpenError, Place, Spent,
     bytes_for_events,
@@ -81,11 +82,11 @@ pub struct Engine<K> {
     /// Recently retired lanes, by the version of their retirement.
     retired: BTreeMap<u64, LaneId>,
     /// The empty lanes, in the order in which they give way.
-    idle: BTreeSet<idle::Key>,
+    idle: BTreeSet<Key>,
     /// The number of proven lanes.
     proven: u64,
     /// The number of functions is near its limit.
-    crowded: bool,
+    crowd: Crowd,
     version: u64,
     /// The version of the last change of Buried events.
     buried_version: u64,
@@ -151,7 +152,7 @@ impl<K: Kv> Engine<K> {
             retired: BTreeMap::new(),
             idle: BTreeSet::new(),
             proven: 0,
-            crowded: false,
+            crowd: Crowd::default(),
             version: 0,
             buried_version: 0,
             clock_stored: UnixMillis(clock_stored),
@@ -434,7 +435,7 @@ impl<K: Kv> Engine<K> {
             }
         }
         let retired = self.retired.range(since + 1..).map(|(_, &id)| id).collect();
-        Ok(LaneNews { version: self.version, lanes, crowded: self.crowded, retired })
+        Ok(LaneNews { version: self.version, lanes, crowded: self.crowd.is_near(), retired })
     }
 
     /// The lane of one function.

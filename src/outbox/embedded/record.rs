@@ -23,12 +23,6 @@ pub const VALUE_BYTES_MAX: usize = 65_536;
 /// Bodies up to this many bytes are in the record, and every retry rewrites them with the history.
 pub const INLINE_BYTES_MAX: usize = 1536;
 
-/// Limits in bytes for texts from outside in a history: error messages (the same limit as Lambda's own dead letters), the
-/// reason why no queue accepts a letter, codes and request ids. They bound a record, which every retry rewrites.
-const MESSAGE_BYTES_MAX: usize = 1_024;
-const UNSHIPPABLE_BYTES_MAX: usize = 512;
-const WORD_BYTES_MAX: usize = 128;
-
 /// The usual size of a head. This many bytes are read first.
 const HEAD_BYTES: usize = 128;
 
@@ -64,7 +58,7 @@ impl Record {
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        let state = StateV1 { history: bounded(self.history.clone()), body_bytes: self.body_bytes };
+        let state = StateV1 { history: self.history.clone().bounded(), body_bytes: self.body_bytes };
         let head = versioned(&state);
         let mut bytes = Vec::with_capacity(head.len() + self.inline.len());
         bytes.extend_from_slice(&head);
@@ -81,19 +75,6 @@ impl Record {
         }
         Ok(Self { history: state.history, body_bytes: state.body_bytes, inline })
     }
-}
-
-fn bounded(mut history: History) -> History {
-    let cut = |text: &mut String, bytes_max: usize| text.truncate(text.floor_char_boundary(bytes_max));
-    if let Some(last) = &mut history.last {
-        cut(&mut last.code, WORD_BYTES_MAX);
-        cut(&mut last.message, MESSAGE_BYTES_MAX);
-        last.request_id.iter_mut().for_each(|id| cut(id, WORD_BYTES_MAX));
-    }
-    if let Some(why) = history.burial.as_mut().and_then(|burial| burial.unshippable.as_mut()) {
-        cut(why, UNSHIPPABLE_BYTES_MAX);
-    }
-    history
 }
 
 /// The number of chunks of a body with this many bytes. 0 if it is in the record.

@@ -4,24 +4,9 @@ use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::outbox::History;
 
-/// Limits in bytes for texts from outside in a history. The message has the limit of Lambda's own dead letters.
-const MESSAGE_BYTES_MAX: usize = 1_024;
-const UNSHIPPABLE_BYTES_MAX: usize = 512;
-const WORD_BYTES_MAX: usize = 128;
-
 pub(super) fn encode(history: &History) -> Vec<u8> {
-    let mut history = history.clone();
-    let cut = |text: &mut String, bytes_max: usize| text.truncate(text.floor_char_boundary(bytes_max));
-    if let Some(last) = &mut history.last {
-        cut(&mut last.code, WORD_BYTES_MAX);
-        cut(&mut last.message, MESSAGE_BYTES_MAX);
-        last.request_id.iter_mut().for_each(|id| cut(id, WORD_BYTES_MAX));
-    }
-    if let Some(why) = history.burial.as_mut().and_then(|burial| burial.unshippable.as_mut()) {
-        cut(why, UNSHIPPABLE_BYTES_MAX);
-    }
     // Plain data: encoding it cannot fail. Empty bytes would be refused when read.
-    serde_json::to_vec(&history).unwrap_or_default()
+    serde_json::to_vec(&history.clone().bounded()).unwrap_or_default()
 }
 
 /// The history of an event. Without bytes it was never attempted. `due` is the time in the row, which is the one that counts.

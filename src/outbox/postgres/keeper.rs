@@ -38,12 +38,17 @@ const AHEAD_MAX: Duration = Duration::from_secs(5);
 /// Becomes a member, and takes over what nobody has.
 pub(super) async fn join(shared: &Arc<Shared>) -> Result<(), Trouble> {
     enter(shared).await?;
-    let limits = &shared.settings.limits;
-    let millis = |window: Duration| u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
-    if !shared.beat.set_windows(millis(limits.dedupe_window), millis(limits.sdk_window)).await? {
+    if !set_windows(shared).await? {
         tracing::warn!("the windows of keys are not set yet: an open transaction holds a key; tried again");
     }
     shared.claim_all().await
+}
+
+/// Sets the windows of keys. Returns false if an open transaction holds a key: to be tried again.
+async fn set_windows(shared: &Shared) -> Result<bool, Trouble> {
+    let limits = &shared.settings.limits;
+    let millis = |window: Duration| u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
+    shared.beat.set_windows(millis(limits.dedupe_window), millis(limits.sdk_window)).await
 }
 
 /// Joins under the daemon's name, and beats once.
@@ -226,16 +231,14 @@ async fn tidy_once(shared: &Shared, also_seldom: bool) -> Result<(), Trouble> {
     if !also_seldom {
         return Ok(());
     }
-    let limits = &shared.settings.limits;
-    let millis = |window: Duration| u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
-    shared.beat.set_windows(millis(limits.dedupe_window), millis(limits.sdk_window)).await?;
+    set_windows(shared).await?;
     while shared.beat.tend_keys().await? {}
     shared.beat.tend_members().await?;
     if !shared.is_owner() {
         return Ok(());
     }
     shared.retire_idle(shared.now()).await?;
-    let totals = shared.state().lanes.totals();
+    let (limits, totals) = (&shared.settings.limits, shared.state().lanes.totals());
     let full = totals.events >= limits.events_max || totals.bytes >= crate::outbox::bytes_for_events(limits.bytes_max);
     shared.beat.set_full(full.then_some("the outbox is full: outbox.events_max or outbox.bytes_max is reached")).await
 }

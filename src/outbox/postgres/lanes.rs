@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::base::{Arrival, LaneRow, Peek, Position, Remembered, Unknown};
 use crate::clock::UnixMillis;
 use crate::event::{EventId, FunctionName};
+use crate::outbox::idle::{Crowd, Key};
 use crate::outbox::{Count, LaneCensus, LaneId, LaneView, Lease, Place, Spent};
 
 mod idle;
@@ -91,7 +92,7 @@ pub(super) struct Lane {
     /// Since when it has been empty.
     empty_since: Option<UnixMillis>,
     /// Its key among the idle lanes.
-    idle: Option<idle::Key>,
+    idle: Option<Key>,
     /// What the reading of its counts has seen.
     seen: Position,
     version: u64,
@@ -144,9 +145,9 @@ pub(super) struct Lanes {
     buried_version: u64,
     changes: BTreeMap<u64, LaneId>,
     retired: BTreeMap<u64, LaneId>,
-    idle: BTreeSet<idle::Key>,
+    idle: BTreeSet<Key>,
     proven: u64,
-    crowded: bool,
+    crowd: Crowd,
     functions_max: u64,
     /// Rises with every change of what a lane holds.
     change: u64,
@@ -170,7 +171,7 @@ impl Lanes {
     }
 
     pub(super) fn crowded(&self) -> bool {
-        self.crowded
+        self.crowd.is_near()
     }
 
     pub(super) fn change(&self) -> u64 {

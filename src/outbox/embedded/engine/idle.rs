@@ -1,29 +1,11 @@
-//! Empty lanes, and when they give way to others.
-//!
-//! Clients name functions and can invent any number of names. A lane is *proven* once Lambda has accepted an event for its
-//! function.
-//! Holds: an unproven lane gives way to a new function as soon as it is empty. No invented name replaces a proven function
-//! while at most half of `functions_max` are proven.
-
-use std::time::Duration;
+//! Empty lanes, and when they give way to others ([`crate::outbox::idle`]).
 
 use super::Engine;
 use crate::clock::UnixMillis;
 use crate::outbox::LaneId;
 use crate::outbox::embedded::keys;
 use crate::outbox::embedded::kv::Kv;
-
-/// A lane that has been empty for this long is retired by the next sweep. The function's next event gets a new lane.
-const RETIRE_AFTER: Duration = Duration::from_secs(600);
-
-/// The same for a proven lane, if there is room.
-const RETIRE_PROVEN_AFTER: Duration = Duration::from_secs(7 * 86_400);
-
-/// The most idle lanes that a search for one that may give way visits.
-const LOOK_AT_MAX: usize = 64;
-
-/// The order of idle lanes: proven or not, since when empty, number.
-pub(super) type Key = (bool, UnixMillis, LaneId);
+use crate::outbox::idle::{self, Key, LOOK_AT_MAX};
 
 impl<K: Kv> Engine<K> {
     /// Updates the position of a lane among the idle ones, after any change.
@@ -54,19 +36,17 @@ impl<K: Kv> Engine<K> {
     /// Retires lanes that have been empty for long.
     pub(super) fn retire_idle_lanes(&mut self) {
         let now = self.clock.now();
-        let idle: Vec<_> = self.idle.iter().copied().collect();
-        for (proven, since, id) in idle {
+        let lanes: Vec<_> = self.idle.iter().copied().collect();
+        for (proven, since, id) in lanes {
             // Computed for each lane: the fewer proven lanes are left, the longer they may stay.
-            let wait = if self.may_go(proven) { RETIRE_AFTER } else { RETIRE_PROVEN_AFTER };
-            if now.since(since) >= wait && !self.has_spent(id, now) {
+            if now.since(since) >= idle::retire_after(self.may_go(proven)) && !self.has_spent(id, now) {
                 self.retire(id);
             }
         }
     }
 
-    /// Whether lanes of this kind give way. Proven ones do only if there are too many of them.
     fn may_go(&self, proven: bool) -> bool {
-        !proven || self.proven > self.settings.limits.functions_max / 2
+        idle::may_go(proven, self.proven, self.settings.limits.functions_max)
     }
 
     fn has_spent(&self, id: LaneId, now: UnixMillis) -> bool {
@@ -95,19 +75,6 @@ impl<K: Kv> Engine<K> {
 
     /// Updates whether the number of functions is near `functions_max`.
     pub(super) fn note_crowd(&mut self) {
-        let (lanes, limit) = (self.lanes.len() as u64, self.settings.limits.functions_max);
-        if !self.crowded && lanes * 8 >= limit * 7 {
-            self.crowded = true;
-            tracing::warn!(
-                functions = lanes,
-                functions_max = limit,
-                "nearly as many functions are known as outbox.functions_max allows: until there are fewer, events of functions that \
-                never took one and are held become dead letters after 10 minutes. docs/operations.md, \"Invented function names\", \
-                says what to do"
-            );
-        } else if self.crowded && lanes * 4 < limit * 3 {
-            self.crowded = false;
-            tracing::info!(functions = lanes, functions_max = limit, "there is room for more functions again");
-        }
+        self.crowd.note(self.lanes.len(), self.settings.limits.functions_max);
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct Lane {
     /// Its events could not be read for want of descriptors: nothing of it is shown or leased until all lanes are read again.
     pub(super) starved: bool,
     /// Its key among the idle lanes, if it is idle.
-    pub(super) idle: Option<super::idle::Key>,
+    pub(super) idle: Option<crate::outbox::idle::Key>,
 }
 
 /// What is needed to settle a leased event.

@@ -1,6 +1,7 @@
 //! Storing, telling, leasing and settling.
 
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::rows::{self, count, digest, get, id, ms, number, signed, small, time, uuid};
@@ -74,6 +75,29 @@ impl<'a> Columns<'a> {
         self.durable.push(event.carried.durable_execution_name.as_deref());
         self.payload.push(&event.payload);
     }
+
+    /// The columns, in the order in which the SQL functions take them.
+    pub(super) fn params(&self) -> [&(dyn ToSql + Sync); 17] {
+        [
+            &self.functions,
+            &self.lanes,
+            &self.function,
+            &self.id,
+            &self.deliver_at,
+            &self.expires_at,
+            &self.redrives,
+            &self.key_source,
+            &self.key_value,
+            &self.address,
+            &self.qualifier,
+            &self.region,
+            &self.trace,
+            &self.context,
+            &self.tenant,
+            &self.durable,
+            &self.payload,
+        ]
+    }
 }
 
 pub(super) fn pairs(of: &[(i64, EventId)]) -> (Vec<i64>, Vec<Uuid>) {
@@ -114,37 +138,14 @@ impl Link {
         let prints: Vec<Uuid> = events.iter().map(|new| digest(new.print)).collect();
         let (room_events, room_bytes) = (signed(room.events), signed(room.bytes));
         let functions_max = i32::try_from(room.functions).unwrap_or(i32::MAX);
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&member, &careful, &room_events, &room_bytes, &functions_max];
+        params.extend(c.params());
+        params.extend([&family as &(dyn ToSql + Sync), &digests, &prints]);
         self.query_on(
             session,
             "SELECT ord, verdict, first FROM sendoff.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
              $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)",
-            &[
-                &member,
-                &careful,
-                &room_events,
-                &room_bytes,
-                &functions_max,
-                &c.functions,
-                &c.lanes,
-                &c.function,
-                &c.id,
-                &c.deliver_at,
-                &c.expires_at,
-                &c.redrives,
-                &c.key_source,
-                &c.key_value,
-                &c.address,
-                &c.qualifier,
-                &c.region,
-                &c.trace,
-                &c.context,
-                &c.tenant,
-                &c.durable,
-                &c.payload,
-                &family,
-                &digests,
-                &prints,
-            ],
+            &params,
         )
         .await
     }

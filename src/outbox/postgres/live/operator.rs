@@ -1,6 +1,7 @@
 //! Operators' calls.
 
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::Link;
@@ -175,37 +176,15 @@ impl Link {
         let functions_max = i32::try_from(room.functions).unwrap_or(i32::MAX);
         let (at, reason) = burial(history);
         let (due, encoded) = (vec![ms(history.due)], vec![history::encode(history)]);
+        let (at, reason) = (vec![at], vec![reason]);
+        let mut params: Vec<&(dyn ToSql + Sync)> = vec![&member, &room_events, &room_bytes, &functions_max];
+        params.extend(c.params());
+        params.extend([&due as &(dyn ToSql + Sync), &at, &reason, &encoded]);
         let rows = self
             .query(
                 "SELECT ord, verdict FROM sendoff.import($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, \
                  $17, $18, $19, $20, $21, $22, $23, $24, $25)",
-                &[
-                    &member,
-                    &room_events,
-                    &room_bytes,
-                    &functions_max,
-                    &c.functions,
-                    &c.lanes,
-                    &c.function,
-                    &c.id,
-                    &c.deliver_at,
-                    &c.expires_at,
-                    &c.redrives,
-                    &c.key_source,
-                    &c.key_value,
-                    &c.address,
-                    &c.qualifier,
-                    &c.region,
-                    &c.trace,
-                    &c.context,
-                    &c.tenant,
-                    &c.durable,
-                    &c.payload,
-                    &due,
-                    &vec![at],
-                    &vec![reason],
-                    &encoded,
-                ],
+                &params,
             )
             .await?;
         let Some(row) = rows.first() else { return Ok(None) };
