@@ -312,6 +312,7 @@ impl Shared {
 
     /// Asks who has arrived. Returns whether anybody has.
     pub(super) async fn hear(&self) -> Result<bool, Trouble> {
+        self.recount().await?;
         let mut position = self.news.lock().await;
         self.hear_at(&mut position).await
     }
@@ -375,7 +376,26 @@ impl Shared {
         self.read.claim(member).await?;
         self.read.retire(member, lanes, false).await?;
         let _reading = self.reading.write().await;
-        let rows = self.read.lane_views(member, Some(lanes), None, lanes.len()).await?;
+        self.read_some(lanes).await
+    }
+
+    /// Reads lanes anew whose counts are in doubt.
+    pub(super) async fn recount(&self) -> Result<(), Trouble> {
+        if self.state().lanes.doubted().is_empty() {
+            return Ok(());
+        }
+        // Nothing is settled from here on, so no further doubt arises before they are read.
+        let _reading = self.reading.write().await;
+        let lanes: Vec<i64> = self.state().lanes.doubted().iter().copied().take(LANES_PIECE).collect();
+        self.read_some(&lanes).await?;
+        self.state().lanes.counted(&lanes);
+        self.tell();
+        Ok(())
+    }
+
+    /// Reads these lanes. The caller holds `reading` for writing.
+    async fn read_some(&self, lanes: &[i64]) -> Result<(), Trouble> {
+        let rows = self.read.lane_views(self.member(), Some(lanes), None, lanes.len()).await?;
         let now = self.now();
         let mut state = self.state();
         rows.into_iter().for_each(|row| state.lanes.read(row, now));

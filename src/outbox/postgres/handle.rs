@@ -299,7 +299,8 @@ async fn lease_once(
                 };
                 let (place, due, bytes, expires_at) = (stored.place, stored.due, stored.bytes, stored.expires_at);
                 let event = stored.into_event(&function);
-                let held = Held { place, due, bytes, expires_at, key: keys::remembered(&event), settling: false };
+                let key = keys::remembered(&event);
+                let held = Held { place, due, bytes, expires_at, key, settling: false, doubtful: false };
                 if !state.lanes.take(id, event.id, held) {
                     continue;
                 }

@@ -27,6 +27,8 @@ pub(super) struct Held {
     pub key: Option<Remembered>,
     /// Its settlement is on the way.
     pub settling: bool,
+    /// A settlement of it was not answered. The database may have carried it out, and a reading may have counted that.
+    pub doubtful: bool,
 }
 
 /// A time of a lane's view, if it is known.
@@ -151,6 +153,8 @@ pub(super) struct Lanes {
     functions_max: u64,
     /// Rises with every change of what a lane holds.
     change: u64,
+    /// Lanes whose counts may differ from the database: they must be read anew.
+    doubted: BTreeSet<i64>,
 }
 
 impl Lanes {
@@ -354,11 +358,26 @@ impl Lanes {
         Some((lane.id, *held))
     }
 
-    /// The settlement was not written.
+    /// The settlement was not answered. It may have been written.
     pub(super) fn not_settled(&mut self, lease: Lease) {
         if let Some(held) = self.lanes.get_mut(&lease.lane).and_then(|lane| lane.leased.get_mut(&lease.id)) {
             held.settling = false;
+            held.doubtful = true;
         }
+    }
+
+    /// A change of a lane was not answered, and nobody repeats it.
+    pub(super) fn doubt(&mut self, number: i64) {
+        self.doubted.insert(number);
+    }
+
+    pub(super) fn doubted(&self) -> &BTreeSet<i64> {
+        &self.doubted
+    }
+
+    /// These lanes were read anew.
+    pub(super) fn counted(&mut self, numbers: &[i64]) {
+        self.doubted.retain(|number| !numbers.contains(number));
     }
 
     fn give_back(&mut self, lease: Lease) -> Option<Held> {
@@ -366,6 +385,10 @@ impl Lanes {
         let held = lane.leased.remove(&lease.id)?;
         lane.leased_by_place[held.place as usize] -= 1;
         self.change += 1;
+        // If a reading has counted the settlement already, it counts twice from here on.
+        if held.doubtful {
+            self.doubted.insert(lane.id);
+        }
         Some(held)
     }
 
@@ -467,6 +490,7 @@ impl Lanes {
         lane.counts.iter().for_each(|count| subtract(&mut self.totals, *count));
         self.by_name.remove(&lane.function);
         self.by_number.remove(&lane.id);
+        self.doubted.remove(&lane.id);
         self.changes.remove(&lane.version);
         self.version += 1;
         self.retired.insert(self.version, id);
@@ -581,3 +605,6 @@ fn subtract(count: &mut Count, less: Count) {
     count.events = count.events.saturating_sub(less.events);
     count.bytes = count.bytes.saturating_sub(less.bytes);
 }
+
+#[cfg(test)]
+mod tests;

@@ -190,6 +190,7 @@ fn take_stored(shared: &Shared, function: FunctionName, stored: Stored) -> Resul
         bytes: stored.bytes,
         key: None,
         settling: true,
+        doubtful: false,
     };
     if !state.lanes.take(lane, stored.id, held) {
         return Err((Not::Free, place));
@@ -219,7 +220,10 @@ async fn remove(shared: &Shared, taken: &[Taken], keys: Keys, now: UnixMillis) -
     let removed = match removed {
         Ok(removed) => removed,
         Err(trouble) => {
-            taken.iter().for_each(|one| state.lanes.release(one.lease));
+            for one in taken {
+                state.lanes.release(one.lease);
+                state.lanes.doubt(one.stored.lane);
+            }
             return Err(trouble);
         }
     };
@@ -285,7 +289,11 @@ async fn attempt_now(shared: &Shared, id: EventId, now: UnixMillis) -> Result<To
         let mut state = shared.state();
         match done {
             Ok(true) => state.lanes.waits(lease, place, now),
-            Ok(false) | Err(_) => state.lanes.release(lease),
+            Ok(false) => state.lanes.release(lease),
+            Err(_) => {
+                state.lanes.release(lease);
+                state.lanes.doubt(taken.stored.lane);
+            }
         }
     }
     shared.tell();
@@ -481,6 +489,9 @@ async fn revive(shared: &Shared, id: EventId, redrives_max: u32, now: UnixMillis
         } else {
             state.lanes.release(lease);
         }
+        if revived.is_err() {
+            state.lanes.doubt(lane);
+        }
     }
     drop(reading);
     shared.tell();
@@ -510,7 +521,8 @@ async fn import_one(shared: &Shared, event: &Event, history: &History, now: Unix
             functions: limits.functions_max,
         };
         let reading = shared.reading.read().await;
-        let verdict = shared.read.import(shared.member(), event, history, room).await?;
+        let verdict = shared.read.import(shared.member(), event, history, room).await;
+        let verdict = verdict.inspect_err(|_| shared.state().lanes.doubt(keys::lane(&event.function.name)))?;
         match verdict {
             None => {
                 if let Some(lane) = known {
