@@ -69,7 +69,7 @@ pub mod prefix;
 
 mod shown_config;
 
-/// Whether the daemon can keep its promises, and if not, why. Cheap to clone; all clones are one.
+/// Whether the daemon can keep its promises, and if not, why. Cheap to clone. All clones are one.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     why_not: Arc<Mutex<Option<&'static str>>>,

@@ -242,7 +242,7 @@ impl Clock {
         UNIX_EPOCH + Duration::from_millis(self.now().0)
     }
 
-    /// The same as milliseconds; 0 before 1970.
+    /// The same as milliseconds. 0 before 1970.
     pub fn wall_millis(&self) -> UnixMillis {
         UnixMillis(0).plus(self.wall().duration_since(UNIX_EPOCH).unwrap_or_default())
     }

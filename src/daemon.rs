@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::api::{FunctionQueue, Queues};
 use crate::admin::bodies::Bodies;
 use crate::admin::problems;
-use crate::admin::status::Status;
+use crate::admin::status::StatusRoutes;
 use crate::admin::{self, Admin, Readiness, access, actions};
 use crate::aws;
 use crate::aws::Own;
@@ -196,7 +196,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let following =
         Following { config: &config, clock: &clock, metrics: &metrics, reload: &reload, parts: &parts, vital: &vital };
     let (tls, clients, operators) = (following.secured()?, following.clients()?, following.operators()?);
-    let status = Status::new(operator.clone(), reload.level().clone());
+    let status = StatusRoutes::new(operator.clone(), reload.level().clone());
     let access = serving::access(&config, &clock, &metrics, operators);
     let routes = serving::routes(&operator, &status, &access, &parts, (&config.listen.admin_prefix, &clock));
     let bodies = Bodies::default();

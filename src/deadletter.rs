@@ -1,7 +1,7 @@
 //! Stage 4: sends dead letters to SQS, and brings them back.
 //!
 //! In: buried events leased from the outbox; messages of a queue. Out: messages through [`Ship`], settlements to the
-//! outbox; letters to the door of a redrive.
+//! outbox; letters to the destination of a redrive.
 //! Holds: an event leaves the store only after SQS confirmed its message. A message leaves its queue only after the
 //! store has its event (G2).
 //! Limits: ten messages and 1 MiB in a batch (SQS `SendMessageBatch`), or less if the queue's own limit is lower.
@@ -58,7 +58,7 @@ impl Default for QueueFacts {
     }
 }
 
-/// Why a queue, or the door of a redrive, did not do what was asked.
+/// Why a queue, or the destination of a redrive, did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Trouble {

@@ -7,7 +7,7 @@ use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::api::Summary;
-use crate::admin::status::Status;
+use crate::admin::status::StatusRoutes;
 use crate::clock::{Clock, UnixMillis};
 use crate::outbox::operator::Operator;
 use crate::plural::count;
@@ -59,7 +59,7 @@ fn tell(states: &[NotifyState<'_>]) {
 
 /// Beats until `stop` is cancelled. Feeds the watchdog only while the outbox answers. Killing a daemon that can no
 /// longer store or settle loses nothing, and a restart may mend it.
-pub async fn pulse<O: Operator>(status: Status<O>, clock: Clock, stop: CancellationToken) {
+pub async fn pulse<O: Operator>(status: StatusRoutes<O>, clock: Clock, stop: CancellationToken) {
     let feed_every = sd_notify::watchdog_enabled().map(|patience| patience / 3);
     let (mut next_feed, mut next_status) = (UnixMillis(0), UnixMillis(0));
     loop {

@@ -220,7 +220,7 @@ impl Notes {
     }
 }
 
-/// The latest outcomes and ends. Cheap to clone; all clones are one. The default keeps nothing.
+/// The latest outcomes and ends. Cheap to clone. All clones are one. The default keeps nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Past(Arc<Inner>);
 

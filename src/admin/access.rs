@@ -105,7 +105,7 @@ struct Need {
     right: Right,
     /// The payloads of events, too.
     payloads: bool,
-    /// What the audit calls it; empty if it is not audited.
+    /// What the audit calls it. Empty if it is not audited.
     action: &'static str,
 }
 

@@ -43,7 +43,7 @@ pub(super) const END_BULK: &str = "end-bulk";
 /// How an action ended, as metrics and the log have it.
 pub const RESULTS: [&str; 4] = ["done", "failed", "denied", "unfinished"];
 
-/// The latest actions. Cheap to clone; all clones are one.
+/// The latest actions. Cheap to clone. All clones are one.
 #[derive(Clone)]
 pub struct Actions {
     kept: Arc<Mutex<VecDeque<Action>>>,
@@ -236,7 +236,7 @@ pub(super) struct ActionsQuery {
 
 /// List the latest changes and views of payloads by operators
 ///
-/// They are kept in memory since the start, 1000 of them; the log has all, with the target sendoff::audit.
+/// They are kept in memory since the start, 1000 of them. The log has all, with the target sendoff::audit.
 #[utoipa::path(
     get,
     path = "/v1/actions",

@@ -39,7 +39,7 @@ pub struct Message {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LastError {
     pub at: String,
-    /// HTTP status; 0 without an answer.
+    /// HTTP status. 0 without an answer.
     pub status: u16,
     pub code: String,
     pub message: String,
@@ -190,7 +190,7 @@ pub struct Action {
     pub peer: String,
     /// One word, such as `pause-function`.
     pub action: String,
-    /// The function or the events that it was done to; empty if it is about the daemon, or about what `filter` says.
+    /// The function or the events that it was done to. Empty if it is about the daemon, or about what `filter` says.
     pub object: String,
     /// The query of the request, decoded.
     pub filter: String,
@@ -205,7 +205,7 @@ pub struct Action {
     pub refused: Option<u64>,
 }
 
-/// `GET /v1/actions`: the latest, the last one at the end. They are kept in memory only; the log has all.
+/// `GET /v1/actions`: the latest, the last one at the end. They are kept in memory only. The log has all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ActionPage {
     pub actions: Vec<Action>,
@@ -221,7 +221,7 @@ pub struct EventView {
     /// Being attempted, or shipped, right now.
     pub in_flight: bool,
     pub accepted_at: String,
-    /// When the next attempt is due; none once it has left the store.
+    /// When the next attempt is due. None once it has left the store.
     pub due: Option<String>,
     /// Calls of Lambda.
     pub attempts: u32,
@@ -258,7 +258,7 @@ pub struct EventDetail {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EventPage {
     pub events: Vec<EventView>,
-    /// Where to go on; none at the end. A page may be empty and yet have a next one.
+    /// Where to go on. None at the end. A page may be empty and yet have a next one.
     pub next: Option<String>,
     /// How many events fit function and state, on all pages, whatever the other filters.
     pub total: u64,
@@ -319,7 +319,7 @@ pub struct FunctionView {
     /// Age of the oldest event that is ready or waiting.
     pub oldest_age_seconds: Option<f64>,
     pub in_flight: u32,
-    /// Attempts that may be in flight; none while dispatch does not know the function.
+    /// Attempts that may be in flight. None while dispatch does not know the function.
     pub limit: Option<u32>,
     pub account_limit: Option<u32>,
     pub paused: bool,
@@ -331,7 +331,7 @@ pub struct FunctionView {
     pub last_error: Option<LaneError>,
     /// Since when more attempts fail than succeed, if they do.
     pub failing_since: Option<String>,
-    /// Over about the last ten seconds; none while they are not known.
+    /// Over about the last ten seconds. None while they are not known.
     #[serde(default)]
     pub rates: Option<LaneRates>,
 }
@@ -421,7 +421,7 @@ pub struct LetterPage {
     /// Those of this page that cannot be read. They can be purged by their ids.
     #[serde(default)]
     pub unreadable: Vec<UnreadableLetter>,
-    /// Where to go on; none at the end. A page may be empty and yet have a next one.
+    /// Where to go on. None at the end. A page may be empty and yet have a next one.
     pub next: Option<String>,
     /// Dead letters in the store of the functions asked for, whatever the other filters.
     pub buried: u64,
@@ -468,7 +468,7 @@ pub struct Import<L> {
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct EventsQuery {
-    /// Only those for functions whose name fits; `*` stands for any characters.
+    /// Only those for functions whose name fits. `*` stands for any characters.
     #[param(min_length = 1, max_length = 512)]
     pub function: Option<String>,
     /// `ready`, `waiting`, `scheduled` or `buried`.
@@ -483,7 +483,7 @@ pub struct EventsQuery {
     pub attempts_min: Option<u32>,
     /// Part of what the last attempt said.
     pub error: Option<String>,
-    /// Only those that are being attempted or shipped; or, if false, only the others.
+    /// Only those that are being attempted or shipped. If false, only the others.
     pub in_flight: Option<bool>,
     /// `next` of the page before.
     pub after: Option<String>,
@@ -497,7 +497,7 @@ pub struct EventsQuery {
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct LettersQuery {
-    /// Only those for functions whose name fits; `*` stands for any characters.
+    /// Only those for functions whose name fits. `*` stands for any characters.
     #[param(min_length = 1, max_length = 512)]
     pub function: Option<String>,
     /// `retries-exhausted`, `event-age-exceeded` or `refused`.
@@ -509,7 +509,7 @@ pub struct LettersQuery {
     pub since: Option<String>,
     /// Buried before this.
     pub until: Option<String>,
-    /// Only those that no queue can take; or, if false, only the others.
+    /// Only those that no queue can take. If false, only the others.
     pub unshippable: Option<bool>,
     /// `next` of the page before.
     pub after: Option<String>,
@@ -591,13 +591,13 @@ pub struct Ids {
 /// Answers of a request about several letters, in the order of the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Answers {
-    pub answers: Vec<Answer>,
+    pub answers: Vec<LetterResult>,
 }
 
 /// What became of one letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "result", rename_all = "kebab-case")]
-pub enum Answer {
+pub enum LetterResult {
     /// It is on stable storage, under this id.
     Stored {
         id: EventId,
@@ -631,7 +631,7 @@ pub enum Answer {
     },
 }
 
-impl Answer {
+impl LetterResult {
     /// The word of `result`, as metrics have it.
     pub fn result(&self) -> &'static str {
         match self {
@@ -664,18 +664,18 @@ mod tests {
     fn the_word_of_an_answer_is_that_of_its_json() {
         let (id, message) = (EventId::from_bytes([7; 16]), String::new());
         for answer in [
-            Answer::Stored { id },
-            Answer::Duplicate { id },
-            Answer::Busy { message: message.clone() },
-            Answer::Ceiling { message: message.clone() },
-            Answer::Refused { message: message.clone() },
-            Answer::Shipping { message: message.clone() },
-            Answer::NotFound { message },
-            Answer::Purged { id },
+            LetterResult::Stored { id },
+            LetterResult::Duplicate { id },
+            LetterResult::Busy { message: message.clone() },
+            LetterResult::Ceiling { message: message.clone() },
+            LetterResult::Refused { message: message.clone() },
+            LetterResult::Shipping { message: message.clone() },
+            LetterResult::NotFound { message },
+            LetterResult::Purged { id },
         ] {
             let json = serde_json::to_value(&answer).unwrap();
             assert_eq!(json["result"], answer.result());
-            assert_eq!(serde_json::from_value::<Answer>(json).unwrap(), answer);
+            assert_eq!(serde_json::from_value::<LetterResult>(json).unwrap(), answer);
         }
     }
 

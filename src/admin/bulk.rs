@@ -39,7 +39,7 @@ const RUNNING_MAX: usize = 8;
 /// How long a caller waits for the count, or for the end of a job that it stops.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// All jobs. Cheap to clone; all clones are one.
+/// All jobs. Cheap to clone. All clones are one.
 #[derive(Clone)]
 pub struct Bulk<O> {
     admin: Admin<O>,

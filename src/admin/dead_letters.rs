@@ -1,6 +1,6 @@
 //! The operator's API for dead letters: list, show, import, redrive, purge.
 //!
-//! `POST /v1/redrive` is the door of a redrive from a queue: its answer says `stored` or `duplicate` only once the event is on
+//! `POST /v1/redrive` is the destination of a redrive from a queue: its answer says `stored` or `duplicate` only once the event is on
 //! stable storage (G1), so that the message may be deleted then.
 
 use axum::extract::{Path, Query, State};
@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::actions::{Note, Noted};
 use super::api::{
-    self, Answer, Answers, Ids, Import, KeysQuery, LetterPage, LetterView, Letters, LettersQuery, Queues,
+    self, Answers, Ids, Import, KeysQuery, LetterPage, LetterResult, LetterView, Letters, LettersQuery, Queues,
     UnreadableLetter,
 };
 use super::lookup::{matching, page_size, pattern, time};
@@ -174,7 +174,7 @@ pub(super) async fn show<O: Operator>(
     operation_id = "purge_dead_letter",
     params(("id" = EventId, Path), KeysQuery),
     responses(
-        (status = 200, description = "Removed, on stable storage", body = Answer),
+        (status = 200, description = "Removed, on stable storage", body = LetterResult),
         (status = 404, description = "Not in the store", body = api::Message),
         (status = 409, description = "It is on its way to a queue", body = api::Message),
         (status = 500, description = "It cannot be read", body = api::Message),
@@ -185,12 +185,17 @@ pub(super) async fn purge<O: Operator>(
     caller: Option<Extension<Caller>>,
     Path(id): Path<EventId>,
     Query(query): Query<KeysQuery>,
-) -> Result<Noted<Json<Answer>>, Problem> {
+) -> Result<Noted<Json<LetterResult>>, Problem> {
     match purged(&admin, vec![id], &query, name_of(caller)).await?.pop() {
-        Some(answer @ Answer::Purged { .. }) => Ok(Noted(Json(answer), Note::of(1))),
-        Some(Answer::Shipping { message } | Answer::Busy { message }) => Err(Problem::conflict(message)),
-        Some(Answer::Refused { message }) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, message)),
-        Some(Answer::NotFound { .. } | Answer::Stored { .. } | Answer::Duplicate { .. } | Answer::Ceiling { .. })
+        Some(answer @ LetterResult::Purged { .. }) => Ok(Noted(Json(answer), Note::of(1))),
+        Some(LetterResult::Shipping { message } | LetterResult::Busy { message }) => Err(Problem::conflict(message)),
+        Some(LetterResult::Refused { message }) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, message)),
+        Some(
+            LetterResult::NotFound { .. }
+            | LetterResult::Stored { .. }
+            | LetterResult::Duplicate { .. }
+            | LetterResult::Ceiling { .. },
+        )
         | None => Err(Problem::not_found(format!("no dead letter {id} in the store"))),
     }
 }
@@ -223,20 +228,21 @@ async fn purged<O: Operator>(
     ids: Vec<EventId>,
     query: &KeysQuery,
     by: String,
-) -> Result<Vec<Answer>, Problem> {
+) -> Result<Vec<LetterResult>, Problem> {
     let store = admin.store()?;
     let heads = heads(admin, &store, &ids).await;
     let discarded = store.discard(ids.clone(), query.keys()).await?;
-    let answers: Vec<Answer> = discarded.into_iter().zip(ids).map(|(answer, id)| of_discarded(answer, id)).collect();
+    let answers: Vec<LetterResult> =
+        discarded.into_iter().zip(ids).map(|(answer, id)| of_discarded(answer, id)).collect();
     note_ends(admin, heads, &answers, |answer| match answer {
-        Answer::Purged { .. } => Some(How::Purged { by: by.clone() }),
-        Answer::Stored { .. }
-        | Answer::Duplicate { .. }
-        | Answer::Busy { .. }
-        | Answer::Ceiling { .. }
-        | Answer::Refused { .. }
-        | Answer::Shipping { .. }
-        | Answer::NotFound { .. } => None,
+        LetterResult::Purged { .. } => Some(How::Purged { by: by.clone() }),
+        LetterResult::Stored { .. }
+        | LetterResult::Duplicate { .. }
+        | LetterResult::Busy { .. }
+        | LetterResult::Ceiling { .. }
+        | LetterResult::Refused { .. }
+        | LetterResult::Shipping { .. }
+        | LetterResult::NotFound { .. } => None,
     });
     Ok(answers)
 }
@@ -255,8 +261,8 @@ async fn heads<O: Operator>(admin: &Admin<O>, store: &O, ids: &[EventId]) -> Vec
 fn note_ends<O: Operator>(
     admin: &Admin<O>,
     heads: Vec<Option<Found>>,
-    answers: &[Answer],
-    how: impl Fn(&Answer) -> Option<How>,
+    answers: &[LetterResult],
+    how: impl Fn(&LetterResult) -> Option<How>,
 ) {
     let now = admin.clock.now();
     let ends = heads.into_iter().zip(answers).filter_map(|(head, answer)| {
@@ -296,16 +302,16 @@ pub(super) async fn revive<O: Operator>(
 }
 
 /// What became of a dead letter, if it was redriven.
-pub(super) fn redriven(answer: &Answer, by: &str) -> Option<How> {
+pub(super) fn redriven(answer: &LetterResult, by: &str) -> Option<How> {
     match answer {
-        Answer::Stored { id } => Some(How::Redriven { by: by.to_owned(), new_id: *id }),
-        Answer::Purged { .. }
-        | Answer::Duplicate { .. }
-        | Answer::Busy { .. }
-        | Answer::Ceiling { .. }
-        | Answer::Refused { .. }
-        | Answer::Shipping { .. }
-        | Answer::NotFound { .. } => None,
+        LetterResult::Stored { id } => Some(How::Redriven { by: by.to_owned(), new_id: *id }),
+        LetterResult::Purged { .. }
+        | LetterResult::Duplicate { .. }
+        | LetterResult::Busy { .. }
+        | LetterResult::Ceiling { .. }
+        | LetterResult::Refused { .. }
+        | LetterResult::Shipping { .. }
+        | LetterResult::NotFound { .. } => None,
     }
 }
 
@@ -329,7 +335,7 @@ pub(super) async fn redrive<O: Operator>(
     let (store, rules) = (admin.store()?, admin.settings()?.rules);
     at_most(letters.len())?;
     // The refused keep their place among the answers.
-    let mut answers: Vec<Option<Answer>> = Vec::with_capacity(letters.len());
+    let mut answers: Vec<Option<LetterResult>> = Vec::with_capacity(letters.len());
     let (mut redriven, mut ids) = (Vec::new(), Vec::new());
     for letter in letters {
         match admit(letter, &rules, &admin.clock) {
@@ -338,8 +344,8 @@ pub(super) async fn redrive<O: Operator>(
                 redriven.push(letter);
                 answers.push(None);
             }
-            Err(NotAdmitted::Ceiling(message)) => answers.push(Some(Answer::Ceiling { message })),
-            Err(NotAdmitted::Invalid(message)) => answers.push(Some(Answer::Refused { message })),
+            Err(NotAdmitted::Ceiling(message)) => answers.push(Some(LetterResult::Ceiling { message })),
+            Err(NotAdmitted::Invalid(message)) => answers.push(Some(LetterResult::Refused { message })),
         }
     }
     let appended = store.redrive(redriven).await?;
@@ -349,14 +355,14 @@ pub(super) async fn redrive<O: Operator>(
 }
 
 /// The answers about several letters, with what the audit says of them. `ids` are those that were asked about.
-fn answered(answers: Vec<Answer>, ids: &[EventId]) -> Noted<Json<Answers>> {
-    let is_done = |answer: &&Answer| match answer {
-        Answer::Stored { .. } | Answer::Duplicate { .. } | Answer::Purged { .. } => true,
-        Answer::Busy { .. }
-        | Answer::Ceiling { .. }
-        | Answer::Refused { .. }
-        | Answer::Shipping { .. }
-        | Answer::NotFound { .. } => false,
+fn answered(answers: Vec<LetterResult>, ids: &[EventId]) -> Noted<Json<Answers>> {
+    let is_done = |answer: &&LetterResult| match answer {
+        LetterResult::Stored { .. } | LetterResult::Duplicate { .. } | LetterResult::Purged { .. } => true,
+        LetterResult::Busy { .. }
+        | LetterResult::Ceiling { .. }
+        | LetterResult::Refused { .. }
+        | LetterResult::Shipping { .. }
+        | LetterResult::NotFound { .. } => false,
     };
     let note = Note::some(ids, answers.iter().filter(is_done).count());
     Noted(Json(Answers { answers }), note)
@@ -367,62 +373,62 @@ fn at_most(count: usize) -> Result<(), Problem> {
 }
 
 /// What became of one letter of a redrive from a queue, which was to have the id `id`.
-fn of_appended(appended: &Appended, id: EventId) -> Answer {
+fn of_appended(appended: &Appended, id: EventId) -> LetterResult {
     match appended {
-        Appended::Stored => Answer::Stored { id },
-        Appended::Repeat { first } => Answer::Duplicate { id: *first },
+        Appended::Stored => LetterResult::Stored { id },
+        Appended::Repeat { first } => LetterResult::Duplicate { id: *first },
         Appended::Conflict { first } => {
-            Answer::Refused { message: format!("{first} came back under the same name with another payload") }
+            LetterResult::Refused { message: format!("{first} came back under the same name with another payload") }
         }
         Appended::Full(full) => busy(full),
     }
 }
 
 /// What became of one letter of the store, which had the id `id`.
-pub(super) fn of_revived(revived: &Revived, id: EventId) -> Answer {
+pub(super) fn of_revived(revived: &Revived, id: EventId) -> LetterResult {
     match revived {
-        Revived::Stored { id } => Answer::Stored { id: *id },
+        Revived::Stored { id } => LetterResult::Stored { id: *id },
         Revived::Ceiling { redrives } => {
-            Answer::Ceiling { message: format!("came back {}", count((*redrives).into(), "time")) }
+            LetterResult::Ceiling { message: format!("came back {}", count((*redrives).into(), "time")) }
         }
         Revived::Full(full) => busy(full),
         Revived::NotFound => not_found(id),
         Revived::Leased => shipping(id),
-        Revived::Unreadable { why } => Answer::Refused { message: why.clone() },
+        Revived::Unreadable { why } => LetterResult::Refused { message: why.clone() },
     }
 }
 
-fn of_imported(imported: &Imported, id: EventId) -> Answer {
+fn of_imported(imported: &Imported, id: EventId) -> LetterResult {
     match imported {
-        Imported::Stored => Answer::Stored { id },
-        Imported::Repeat => Answer::Duplicate { id },
+        Imported::Stored => LetterResult::Stored { id },
+        Imported::Repeat => LetterResult::Duplicate { id },
         Imported::Full(full) => busy(full),
     }
 }
 
-pub(super) fn of_discarded(discarded: Discarded, id: EventId) -> Answer {
+pub(super) fn of_discarded(discarded: Discarded, id: EventId) -> LetterResult {
     match discarded {
-        Discarded::Done => Answer::Purged { id },
+        Discarded::Done => LetterResult::Purged { id },
         Discarded::NotFound => not_found(id),
         Discarded::Leased => shipping(id),
     }
 }
 
-fn busy(full: &Full) -> Answer {
-    Answer::Busy { message: full.to_string() }
+fn busy(full: &Full) -> LetterResult {
+    LetterResult::Busy { message: full.to_string() }
 }
 
-fn not_found(id: EventId) -> Answer {
-    Answer::NotFound { message: format!("no dead letter {id} in the store") }
+fn not_found(id: EventId) -> LetterResult {
+    LetterResult::NotFound { message: format!("no dead letter {id} in the store") }
 }
 
-fn shipping(id: EventId) -> Answer {
-    Answer::Shipping { message: format!("{id} is being shipped just now; try again") }
+fn shipping(id: EventId) -> LetterResult {
+    LetterResult::Shipping { message: format!("{id} is being shipped just now; try again") }
 }
 
 /// The answer, counted as one of a redrive.
-pub(super) fn counted(answer: Answer, metrics: &Metrics, source: &str) -> Answer {
-    if let Answer::Stored { .. } = answer {
+pub(super) fn counted(answer: LetterResult, metrics: &Metrics, source: &str) -> LetterResult {
+    if let LetterResult::Stored { .. } = answer {
         metrics.deadletter_redriven.with_label_values(&[source]).inc();
     } else {
         metrics.deadletter_redrive_refused.with_label_values(&[answer.result()]).inc();

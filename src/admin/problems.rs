@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::api::{self, Severity};
 use crate::clock::UnixMillis;
 use crate::dispatch::status::Lanes;
-use crate::dispatch::verdict::PauseKind;
+use crate::dispatch::verdict::HoldKind;
 use crate::event::FunctionName;
 use crate::outbox::{Census, Place, bytes_for_events};
 use crate::plural::{agree, count};
@@ -147,7 +147,7 @@ fn of_functions(facts: &Facts, found: &mut Found) {
             let message = format!("{function} fails since {}: {rate}; the last said {error}", since.rfc3339());
             // Lambda's code for every kind of throttling.
             let remedy = if error.contains("TooManyRequestsException") {
-                remedy_of(PauseKind::Throttled)
+                remedy_of(HoldKind::Throttled)
             } else {
                 "look at the function's own log; `sendoff functions --watch` shows whether it gets better"
             };
@@ -208,8 +208,8 @@ fn of_dead_letters(facts: &Facts, found: &mut Found) {
 }
 
 /// The lanes that are held, by why. One reason often holds many.
-fn held(lanes: &Lanes) -> BTreeMap<(PauseKind, String), Vec<FunctionName>> {
-    let mut held: BTreeMap<(PauseKind, String), Vec<FunctionName>> = BTreeMap::new();
+fn held(lanes: &Lanes) -> BTreeMap<(HoldKind, String), Vec<FunctionName>> {
+    let mut held: BTreeMap<(HoldKind, String), Vec<FunctionName>> = BTreeMap::new();
     for (function, lane) in lanes {
         if let Some(why) = &lane.held {
             held.entry((why.kind, why.reason.clone())).or_default().push(function.clone());
@@ -218,34 +218,36 @@ fn held(lanes: &Lanes) -> BTreeMap<(PauseKind, String), Vec<FunctionName>> {
     held
 }
 
-fn words_of(kind: PauseKind) -> &'static str {
+fn words_of(kind: HoldKind) -> &'static str {
     match kind {
-        PauseKind::Throttled => "throttled by Lambda",
-        PauseKind::Unreachable => "not reached",
-        PauseKind::Outage => "in an outage",
-        PauseKind::Unready => "not ready",
-        PauseKind::Held => "held",
-        PauseKind::Spent => "at the ceiling of invocations an hour",
+        HoldKind::Throttled => "throttled by Lambda",
+        HoldKind::Unreachable => "not reached",
+        HoldKind::Outage => "in an outage",
+        HoldKind::Unready => "not ready",
+        HoldKind::Operator => "held",
+        HoldKind::Spent => "at the ceiling of invocations an hour",
     }
 }
 
-fn severity_of(kind: PauseKind) -> Severity {
+fn severity_of(kind: HoldKind) -> Severity {
     match kind {
-        PauseKind::Unreachable | PauseKind::Outage | PauseKind::Held => Warning,
-        PauseKind::Throttled | PauseKind::Unready | PauseKind::Spent => Info,
+        HoldKind::Unreachable | HoldKind::Outage | HoldKind::Operator => Warning,
+        HoldKind::Throttled | HoldKind::Unready | HoldKind::Spent => Info,
     }
 }
 
-fn remedy_of(kind: PauseKind) -> &'static str {
+fn remedy_of(kind: HoldKind) -> &'static str {
     match kind {
-        PauseKind::Throttled => "raise the concurrency of the function or account; nothing is charged meanwhile",
-        PauseKind::Unreachable => "check the network, the proxy and lambda.endpoint_url; sendoff retries by itself",
-        PauseKind::Outage => {
+        HoldKind::Throttled => "raise the concurrency of the function or account; nothing is charged meanwhile",
+        HoldKind::Unreachable => "check the network, the proxy and lambda.endpoint_url; sendoff retries by itself",
+        HoldKind::Outage => {
             "see to Lambda (health.aws.amazon.com), the proxy or the function; nothing is charged, and it is probed by itself"
         }
-        PauseKind::Unready => "wait until the function's update or its network is done; sendoff retries by itself",
-        PauseKind::Held => "repair what it says (`sendoff check-config --online` tries it); sendoff retries by itself",
-        PauseKind::Spent => "wait for the next hour, or raise invocations_per_hour_max",
+        HoldKind::Unready => "wait until the function's update or its network is done; sendoff retries by itself",
+        HoldKind::Operator => {
+            "repair what it says (`sendoff check-config --online` tries it); sendoff retries by itself"
+        }
+        HoldKind::Spent => "wait for the next hour, or raise invocations_per_hour_max",
     }
 }
 
@@ -312,7 +314,7 @@ mod tests {
     use crate::dispatch::status::{Held, LaneStatus, LastError};
     use crate::dispatch::verdict::Scope;
 
-    fn lane(kind: PauseKind, reason: &str) -> LaneStatus {
+    fn lane(kind: HoldKind, reason: &str) -> LaneStatus {
         let held = Held { scope: Scope::Lane, kind, reason: reason.to_owned(), until: UnixMillis(1) };
         LaneStatus { held: Some(held), ..LaneStatus::default() }
     }
@@ -328,9 +330,9 @@ mod tests {
 
     #[test]
     fn one_reason_that_holds_many_lanes_is_one_problem_with_a_remedy() {
-        let lanes = (0..5).map(|n| (FunctionName::new(&format!("f{n}")), lane(PauseKind::Held, "AccessDenied")));
+        let lanes = (0..5).map(|n| (FunctionName::new(&format!("f{n}")), lane(HoldKind::Operator, "AccessDenied")));
         let mut facts = Facts { lanes: lanes.collect(), ..Facts::default() };
-        facts.lanes.insert(FunctionName::new("g"), lane(PauseKind::Unreachable, "connection refused"));
+        facts.lanes.insert(FunctionName::new("g"), lane(HoldKind::Unreachable, "connection refused"));
         let found = problems(&facts);
         assert_eq!(found.len(), 2, "{found:?}");
         let said: Vec<&str> = found.iter().map(|problem| problem.message.as_str()).collect();
@@ -424,9 +426,9 @@ mod tests {
 
     #[test]
     fn the_worst_comes_first_and_each_lists_its_functions() {
-        let lanes = (0..30).map(|n| (FunctionName::new(&format!("f{n:02}")), lane(PauseKind::Throttled, "slow")));
+        let lanes = (0..30).map(|n| (FunctionName::new(&format!("f{n:02}")), lane(HoldKind::Throttled, "slow")));
         let mut facts = Facts { lanes: lanes.collect(), missing: vec!["no region".to_owned()], ..Facts::default() };
-        facts.lanes.insert(FunctionName::new("z"), lane(PauseKind::Held, "AccessDenied"));
+        facts.lanes.insert(FunctionName::new("z"), lane(HoldKind::Operator, "AccessDenied"));
         let found = problems(&facts);
         let severities: Vec<_> = found.iter().map(|problem| problem.severity).collect();
         assert_eq!(severities, [Critical, Warning, Info]);

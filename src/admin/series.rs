@@ -185,7 +185,7 @@ pub fn commits(metrics: &Metrics) -> Vec<(f64, u64)> {
     buckets.chain([(f64::INFINITY, histogram.get_sample_count())]).collect()
 }
 
-/// The rings. Cheap to clone; all clones are one.
+/// The rings. Cheap to clone. All clones are one.
 #[derive(Clone)]
 pub struct Series {
     rings: Arc<Mutex<Rings>>,

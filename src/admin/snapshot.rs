@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::api::{self, FunctionView, Snapshot, StoreLimits};
-use super::status::Status;
+use super::status::StatusRoutes;
 use super::{Problem, functions};
 use crate::outbox::operator::Operator;
 
@@ -28,16 +28,16 @@ const FRESH: Duration = Duration::from_secs(1);
 /// The most functions in an answer.
 const FUNCTIONS_MAX: usize = 500;
 
-/// The handler's state. Cheap to clone; all clones are one.
+/// The handler's state. Cheap to clone. All clones are one.
 #[derive(Clone)]
 pub struct Snapshots<O> {
-    status: Status<O>,
+    status: StatusRoutes<O>,
     /// The last answer. Held while another is read, so that whoever asks meanwhile gets that.
     last: Arc<Mutex<Option<(Instant, Bytes)>>>,
 }
 
 impl<O: Operator> Snapshots<O> {
-    pub fn new(status: Status<O>) -> Self {
+    pub fn new(status: StatusRoutes<O>) -> Self {
         Self { status, last: Arc::default() }
     }
 

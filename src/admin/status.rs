@@ -33,15 +33,15 @@ const DRAIN: &str = "draining on request";
 /// What readiness says before the outbox is open.
 const STARTING: &str = "starting";
 
-/// What these handlers know. Cheap to clone; all clones are one.
+/// What these handlers know. Cheap to clone. All clones are one.
 #[derive(Clone)]
-pub struct Status<O> {
+pub struct StatusRoutes<O> {
     admin: Admin<O>,
     level: LogLevel,
     samples: Arc<Mutex<VecDeque<(UnixMillis, Totals)>>>,
 }
 
-impl<O: Operator> Status<O> {
+impl<O: Operator> StatusRoutes<O> {
     pub fn new(admin: Admin<O>, level: LogLevel) -> Self {
         Self { admin, level, samples: Arc::default() }
     }
@@ -91,7 +91,7 @@ impl<O: Operator> Status<O> {
         tokio::time::timeout(patience, question).await.is_ok_and(|answer| answer.is_ok())
     }
 
-    /// All of it; none while there is no outbox that answers.
+    /// All of it. None while there is no outbox that answers.
     pub async fn summary(&self) -> Option<Summary> {
         let census = self.admin.outbox()?.census().await.ok()?;
         Some(self.counted(&census))
@@ -264,7 +264,7 @@ fn counts(census: &Census, now: UnixMillis) -> OutboxCounts {
         (status = 200, description = "The daemon in one answer", body = Summary),
     )
 )]
-pub(super) async fn status<O: Operator>(State(status): State<Status<O>>) -> Result<Json<Summary>, Problem> {
+pub(super) async fn status<O: Operator>(State(status): State<StatusRoutes<O>>) -> Result<Json<Summary>, Problem> {
     let look = status.admin.look().await?;
     Ok(Json(status.whole(&look)))
 }
@@ -278,7 +278,7 @@ pub(super) async fn status<O: Operator>(State(status): State<Status<O>>) -> Resu
         (status = 200, description = "The level in effect", body = api::LogLevel),
     )
 )]
-pub(super) async fn log_level<O: Operator>(State(status): State<Status<O>>) -> Json<api::LogLevel> {
+pub(super) async fn log_level<O: Operator>(State(status): State<StatusRoutes<O>>) -> Json<api::LogLevel> {
     Json(api::LogLevel { level: status.level.get() })
 }
 
@@ -296,7 +296,7 @@ pub(super) async fn log_level<O: Operator>(State(status): State<Status<O>>) -> J
     )
 )]
 pub(super) async fn set_log_level<O: Operator>(
-    State(status): State<Status<O>>,
+    State(status): State<StatusRoutes<O>>,
     Json(asked): Json<api::LogLevel>,
 ) -> Result<Noted<Json<api::LogLevel>>, Problem> {
     let before = status.level.get();
@@ -320,7 +320,7 @@ pub(super) async fn set_log_level<O: Operator>(
     )
 )]
 pub(super) async fn drain<O: Operator>(
-    State(status): State<Status<O>>,
+    State(status): State<StatusRoutes<O>>,
     Query(query): Query<DrainQuery>,
 ) -> Result<StatusCode, Problem> {
     if query.hand_off && !status.admin.ask_for_hand_off(true) {
@@ -346,7 +346,7 @@ pub(super) async fn drain<O: Operator>(
         (status = 409, description = "Not ready for another reason", body = api::Message),
     )
 )]
-pub(super) async fn end_drain<O: Operator>(State(status): State<Status<O>>) -> Result<StatusCode, Problem> {
+pub(super) async fn end_drain<O: Operator>(State(status): State<StatusRoutes<O>>) -> Result<StatusCode, Problem> {
     status.admin.ask_for_hand_off(false);
     match status.admin.readiness.why_not() {
         Some(DRAIN) => {

@@ -21,7 +21,7 @@ use super::{Error, Place, Settings, Shared, is_region, words_of};
 use crate::clock::Clock;
 use crate::event::Function;
 use crate::hop;
-use crate::ingest::passthrough::{AnswerBody, Call, Failed, Operation, Other, Passthrough};
+use crate::ingest::passthrough::{AnswerBody, Failed, Operation, Other, Passthrough, PassthroughCall};
 
 /// The `User-Agent` header.
 const PRODUCT: &str = concat!("sendoff/", env!("CARGO_PKG_VERSION"));
@@ -65,7 +65,7 @@ impl LambdaPassthrough {
 }
 
 impl Passthrough for LambdaPassthrough {
-    async fn call(&self, call: Call) -> Result<Response<AnswerBody>, Failed> {
+    async fn call(&self, call: PassthroughCall) -> Result<Response<AnswerBody>, Failed> {
         let request = self.shared.request(call).await.map_err(Failed::NotSent)?;
         self.shared.send(request).await
     }
@@ -79,7 +79,7 @@ impl Passthrough for LambdaPassthrough {
 }
 
 impl Passthrough for Configured<LambdaPassthrough> {
-    async fn call(&self, call: Call) -> Result<Response<AnswerBody>, Failed> {
+    async fn call(&self, call: PassthroughCall) -> Result<Response<AnswerBody>, Failed> {
         match self {
             Self::Ready(passthrough) => passthrough.call(call).await,
             Self::Incomplete(error) => Err(Failed::NotSent(error.to_string())),
@@ -96,7 +96,7 @@ impl Passthrough for Configured<LambdaPassthrough> {
 
 impl Inner {
     /// The signed request, or why there can be none.
-    async fn request(&self, call: Call) -> Result<Request<Bytes>, String> {
+    async fn request(&self, call: PassthroughCall) -> Result<Request<Bytes>, String> {
         let region = call.function.region.as_deref().unwrap_or(&self.region);
         if !is_region(region) {
             return Err("the function's region cannot be a region's name".to_owned());

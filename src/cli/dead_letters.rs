@@ -14,7 +14,7 @@ use super::purge::Removal;
 use super::table::{Rows, or_dash};
 use super::{Exit, Failure, out};
 use crate::admin::api::{
-    Answer, Answers, FunctionsQuery, GroupPage, Ids, Import, KeysQuery, LetterPage, LetterView, LettersQuery,
+    Answers, FunctionsQuery, GroupPage, Ids, Import, KeysQuery, LetterPage, LetterResult, LetterView, LettersQuery,
     PayloadQuery,
 };
 use crate::clock::{Clock, UnixMillis};
@@ -450,17 +450,17 @@ async fn import(client: &AdminClient, file: &Path) -> Result<(), Failure> {
         }
         for (number, answer) in take_in(client, batch).await? {
             match answer {
-                Answer::Stored { .. } => stored += 1,
-                Answer::Duplicate { .. } => duplicates += 1,
-                Answer::Busy { message }
-                | Answer::Refused { message }
-                | Answer::Ceiling { message }
-                | Answer::Shipping { message }
-                | Answer::NotFound { message } => {
+                LetterResult::Stored { .. } => stored += 1,
+                LetterResult::Duplicate { .. } => duplicates += 1,
+                LetterResult::Busy { message }
+                | LetterResult::Refused { message }
+                | LetterResult::Ceiling { message }
+                | LetterResult::Shipping { message }
+                | LetterResult::NotFound { message } => {
                     let why = format!("the daemon refused line {number}: {message}");
                     return Err(Failure::saying(Exit::Failed, why));
                 }
-                Answer::Purged { id } => {
+                LetterResult::Purged { id } => {
                     let why = format!("unexpected answer of the daemon: {id} was purged");
                     return Err(Failure::saying(Exit::Internal, why));
                 }
@@ -476,7 +476,7 @@ async fn import(client: &AdminClient, file: &Path) -> Result<(), Failure> {
 
 /// Sends one request. If the daemon finds it too large, sends half of the lines at a time. Returns each answer with its
 /// line number.
-async fn take_in(client: &AdminClient, batch: Vec<(u64, Box<RawValue>)>) -> Result<Vec<(u64, Answer)>, Failure> {
+async fn take_in(client: &AdminClient, batch: Vec<(u64, Box<RawValue>)>) -> Result<Vec<(u64, LetterResult)>, Failure> {
     let mut answers = Vec::new();
     let mut parts = vec![batch];
     while let Some(mut batch) = parts.pop() {
@@ -531,13 +531,15 @@ impl Purge {
             let Answers { answers } = self.client.post(&path, &Ids { ids: ids.to_vec() }).await?;
             for answer in answers {
                 match answer {
-                    Answer::Purged { .. } => purged += 1,
-                    Answer::Busy { message }
-                    | Answer::Refused { message }
-                    | Answer::Ceiling { message }
-                    | Answer::Shipping { message }
-                    | Answer::NotFound { message } => stay.push(message),
-                    Answer::Stored { id } | Answer::Duplicate { id } => stay.push(format!("{id} was not purged")),
+                    LetterResult::Purged { .. } => purged += 1,
+                    LetterResult::Busy { message }
+                    | LetterResult::Refused { message }
+                    | LetterResult::Ceiling { message }
+                    | LetterResult::Shipping { message }
+                    | LetterResult::NotFound { message } => stay.push(message),
+                    LetterResult::Stored { id } | LetterResult::Duplicate { id } => {
+                        stay.push(format!("{id} was not purged"))
+                    }
                 }
             }
         }

@@ -16,7 +16,7 @@ use crate::clock::{Clock, UnixMillis};
 use crate::config::{Config, Environment};
 use crate::deadletter::Trouble;
 use crate::deadletter::letter::{Letter, Wanted};
-use crate::deadletter::redrive::{Answer, Door, Ended, Plan, Redrive, Tally};
+use crate::deadletter::redrive::{Acceptance, Destination, Ended, Plan, Redrive, Tally};
 use crate::event::FunctionName;
 use crate::plural::count;
 use crate::shutdown;
@@ -232,8 +232,8 @@ async fn work(
     };
     let source = Source::find(queue, options, config, shared, clock).await?;
     if options.direct {
-        let door = Direct::new(config, shared, clock).await?;
-        source.redrive_to(&door, options, clock, stop, "Lambda has them. No outbox contains them.").await
+        let destination = Direct::new(config, shared, clock).await?;
+        source.redrive_to(&destination, options, clock, stop, "Lambda has them. No outbox contains them.").await
     } else if options.standalone {
         let said =
             format!("They are in the outbox in {}. The next daemon there delivers them.", config.state_dir.display());
@@ -307,14 +307,14 @@ impl Source {
 
     async fn redrive_to(
         self,
-        door: &impl Door,
+        destination: &impl Destination,
         options: &Options,
         clock: &Clock,
         stop: &CancellationToken,
         whereabouts: &str,
     ) -> Result<(), Failure> {
         let mut progress = Progress::start(options.progress, self.expected, clock);
-        let run = Redrive::new(&self.queue, door, self.plan, clock.clone());
+        let run = Redrive::new(&self.queue, destination, self.plan, clock.clone());
         let (ended, tally) = run.run(stop, |tally| progress.at(tally.seen())).await;
         progress.finish();
         let whereabouts = if options.dry_run || tally.accepted == 0 { "" } else { whereabouts };
@@ -400,9 +400,9 @@ fn conclude(ended: Ended, tally: &Tally) -> Result<(), Failure> {
     }
 }
 
-/// The daemon as the door of a redrive.
-impl Door for AdminClient {
-    async fn accept(&self, letters: &[Letter]) -> Result<Vec<Answer>, Trouble> {
+/// The daemon as the destination of a redrive.
+impl Destination for AdminClient {
+    async fn accept(&self, letters: &[Letter]) -> Result<Vec<Acceptance>, Trouble> {
         let Answers { answers } = self.post("/v1/redrive", &Letters { letters: letters.to_vec() }).await?;
         if answers.len() == letters.len() {
             return Ok(answers.into_iter().map(answer_of).collect());
@@ -413,16 +413,18 @@ impl Door for AdminClient {
     }
 }
 
-fn answer_of(answer: api::Answer) -> Answer {
+fn answer_of(answer: api::LetterResult) -> Acceptance {
     match answer {
-        api::Answer::Stored { .. } => Answer::Accepted,
-        api::Answer::Duplicate { .. } => Answer::Repeat,
-        api::Answer::Busy { message } | api::Answer::Shipping { message } => {
-            Answer::Busy { why: message, retry_after: None }
+        api::LetterResult::Stored { .. } => Acceptance::Accepted,
+        api::LetterResult::Duplicate { .. } => Acceptance::Repeat,
+        api::LetterResult::Busy { message } | api::LetterResult::Shipping { message } => {
+            Acceptance::Busy { why: message, retry_after: None }
         }
-        api::Answer::Ceiling { message } => Answer::Ceiling(message),
-        api::Answer::Refused { message } | api::Answer::NotFound { message } => Answer::Refused(message),
-        api::Answer::Purged { id } => Answer::Refused(format!("{id} was purged meanwhile")),
+        api::LetterResult::Ceiling { message } => Acceptance::Ceiling(message),
+        api::LetterResult::Refused { message } | api::LetterResult::NotFound { message } => {
+            Acceptance::Refused(message)
+        }
+        api::LetterResult::Purged { id } => Acceptance::Refused(format!("{id} was purged meanwhile")),
     }
 }
 
@@ -459,10 +461,10 @@ mod tests {
     #[test]
     fn answers_of_the_daemon_are_told_apart() {
         let id = crate::event::EventId::from_bytes([3; 16]);
-        assert_eq!(answer_of(api::Answer::Stored { id }), Answer::Accepted);
-        assert_eq!(answer_of(api::Answer::Duplicate { id }), Answer::Repeat);
-        let busy = Answer::Busy { why: "full".into(), retry_after: None };
-        assert_eq!(answer_of(api::Answer::Busy { message: "full".into() }), busy);
-        assert_eq!(answer_of(api::Answer::Shipping { message: "full".into() }), busy);
+        assert_eq!(answer_of(api::LetterResult::Stored { id }), Acceptance::Accepted);
+        assert_eq!(answer_of(api::LetterResult::Duplicate { id }), Acceptance::Repeat);
+        let busy = Acceptance::Busy { why: "full".into(), retry_after: None };
+        assert_eq!(answer_of(api::LetterResult::Busy { message: "full".into() }), busy);
+        assert_eq!(answer_of(api::LetterResult::Shipping { message: "full".into() }), busy);
     }
 }

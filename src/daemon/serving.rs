@@ -19,7 +19,7 @@ use crate::admin::guard::{Guard, guarded};
 use crate::admin::operators::Directory;
 use crate::admin::prefix::Below;
 use crate::admin::snapshot::Snapshots;
-use crate::admin::status::Status;
+use crate::admin::status::StatusRoutes;
 use crate::admin::whoami::{self, About};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -59,7 +59,7 @@ pub(super) fn access(
 /// Every route of the operator's API.
 pub(super) fn routes(
     operator: &Admin<Store>,
-    status: &Status<Store>,
+    status: &StatusRoutes<Store>,
     access: &Access,
     parts: &AdminParts,
     (prefix, clock): (&str, &Clock),

@@ -31,7 +31,7 @@ pub struct Received {
     pub sent_at: Option<UnixMillis>,
 }
 
-/// An event on its way back, as the door of a redrive accepts it.
+/// An event on its way back, as the destination of a redrive accepts it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Letter {

@@ -1,11 +1,11 @@
 //! Redrives dead letters from a queue: receive, have them accepted durably, delete.
 //!
-//! Holds: a message is deleted only after the door said that its event is stored, now or earlier (G2). A crash between
-//! any two steps costs at most a duplicate, which the door recognises.
-//! Limits: several concurrent receives and deletes of ten messages, and one call of the door. At most [`IN_HAND_MAX`]
+//! Holds: a message is deleted only after the destination said that its event is stored, now or earlier (G2). A crash between
+//! any two steps costs at most a duplicate, which the destination recognises.
+//! Limits: several concurrent receives and deletes of ten messages, and one call of the destination. At most [`IN_HAND_MAX`]
 //! letters, and about [`IN_HAND_BYTES_MAX`], are in memory. At most [`LEFT_MAX`] messages that stay on the queue are
 //! remembered, so that they are not looked at again and again.
-//! Fails: foreign, broken and refused messages stay on the queue, are counted and named. A door or queue that is down
+//! Fails: foreign, broken and refused messages stay on the queue, are counted and named. A destination or queue that is down
 //! for [`PATIENCE`] ends the redrive. It can be started again at any time.
 
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ const NAMED_MAX: usize = 10;
 /// The number of receives in a row without anything new after which the redrive is done.
 const IDLE_RECEIVES: u32 = 3;
 
-/// How long to retry a queue or door that is down, throttled or full.
+/// How long to retry a queue or destination that is down, throttled or full.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const BACKOFF_BASE: Duration = Duration::from_millis(200);
@@ -48,10 +48,10 @@ const IN_HAND_MAX: usize = 400;
 /// [`Plan::calls`] times ten messages of 1 MiB.
 const IN_HAND_BYTES_MAX: usize = 32 << 20;
 
-/// The most letters in one call of the door. They share one commit.
+/// The most letters in one call of the destination. They share one commit.
 const LETTERS_MAX: usize = 100;
 
-/// The most payload bytes in one call of the door. A larger letter goes alone.
+/// The most payload bytes in one call of the destination. A larger letter goes alone.
 const BATCH_BYTES_MAX: usize = 512 << 10;
 
 /// With a rate, only this time's worth of letters is in hand, so that no message is hidden for long.
@@ -71,23 +71,23 @@ pub trait Queue: Send + Sync {
 }
 
 /// Accepts letters: the daemon, a store, or Lambda itself.
-pub trait Door: Send + Sync {
+pub trait Destination: Send + Sync {
     /// The most letters in one call. A crash during the call causes at most this many duplicates.
     fn letters_max(&self) -> usize {
         LETTERS_MAX
     }
 
     /// Returns when every letter that it calls accepted is on stable storage. One answer for each letter, in order.
-    fn accept(&self, letters: &[Letter]) -> impl Future<Output = Result<Vec<Answer>, Trouble>> + Send;
+    fn accept(&self, letters: &[Letter]) -> impl Future<Output = Result<Vec<Acceptance>, Trouble>> + Send;
 }
 
-/// The door's answer for one letter.
+/// The destination's answer for one letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum Acceptance {
     Accepted,
     /// The letter was accepted before.
     Repeat,
-    /// No room now. Retry later, after `retry_after` if the door gives it.
+    /// No room now. Retry later, after `retry_after` if the destination gives it.
     Busy {
         why: String,
         retry_after: Option<Duration>,
@@ -160,7 +160,7 @@ pub enum Ended {
     Failed(Trouble),
 }
 
-/// How many letters, by their sizes in bytes, go to the door together. Limited by bytes, and with a rate by a tenth of
+/// How many letters, by their sizes in bytes, go to the destination together. Limited by bytes, and with a rate by a tenth of
 /// a second of it.
 fn fitting(sizes: impl Iterator<Item = usize>, letters_max: usize, rate: Option<f64>) -> usize {
     let at_once = rate.map_or(letters_max, |rate| ((rate / 10.0) as usize).clamp(1, letters_max));

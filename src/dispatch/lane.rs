@@ -14,13 +14,13 @@ use tokio::time::Instant;
 use super::limiter::Limiter;
 use super::rate::{Rate, SpendGuard};
 use super::status::{Held, LaneStatus};
-use super::verdict::{Blame, Outcome, Pause, PauseKind, Scope};
+use super::verdict::{Blame, Hold, HoldKind, Outcome, Scope};
 use super::{Policy, Settings};
 use crate::clock::{Steps, UnixMillis};
 use crate::event::{EventId, FunctionName};
 use crate::outbox::{LaneId, LaneNews, LaneWant, Which};
 use health::Doubt;
-use hold::{Ended, Hold};
+use hold::{ActiveHold, Ended};
 use one::Lane;
 use shared::{Account, Caller, account, region};
 
@@ -89,7 +89,7 @@ pub struct Lanes {
     /// Whether the outbox knows nearly as many functions as it may.
     crowded: bool,
     /// Changes that came with a new or removed lane and were not announced yet.
-    noticed: Vec<(FunctionName, Change)>,
+    noticed: Vec<(FunctionName, Notice)>,
 }
 
 /// The right to one attempt. Names the holds that the attempt probes. [`Lanes::finished`] or [`Lanes::answered`] takes
@@ -111,7 +111,7 @@ pub struct Finished<'a> {
     pub outcome: &'a Outcome,
     /// The answer of [`Lanes::weigh`]. Ignored unless the outcome is doubtful.
     pub blame: Blame,
-    pub pause: Option<Pause>,
+    pub hold: Option<Hold>,
     /// The event was buried, so its failures no longer count against its lane.
     pub buried: bool,
     /// Code and message, for people.
@@ -128,17 +128,17 @@ pub struct Settled<'a> {
     pub function: &'a FunctionName,
     pub event: EventId,
     pub ticket: Ticket,
-    pub pause: Option<Pause>,
+    pub hold: Option<Hold>,
     /// The event was buried, so its failures no longer count against its lane.
     pub buried: bool,
 }
 
-/// A change that dispatch announces in the log and in metrics.
+/// What dispatch announces in the log and in metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum Notice {
     Held {
         scope: Scope,
-        kind: PauseKind,
+        kind: HoldKind,
         reason: String,
     },
     Recovered {
@@ -194,7 +194,7 @@ impl Lanes {
                     caller.or_insert_with(|| Caller::new(in_flight_max)).shared.lanes += 1;
                     let lane = Lane::new(view, &self.settings, now);
                     if lane.spent {
-                        self.noticed.push((lane.view.function.clone(), lane.spent_change()));
+                        self.noticed.push((lane.view.function.clone(), lane.spent_notice()));
                     }
                     self.lanes.insert(id, lane);
                 }
@@ -207,8 +207,8 @@ impl Lanes {
         }
     }
 
-    /// Returns the changes of new and removed lanes that were not announced yet.
-    pub fn noticed(&mut self) -> Vec<(FunctionName, Change)> {
+    /// Returns the notices of new and removed lanes that were not announced yet.
+    pub fn noticed(&mut self) -> Vec<(FunctionName, Notice)> {
         std::mem::take(&mut self.noticed)
     }
 
@@ -351,7 +351,7 @@ impl Lanes {
     }
 
     /// An attempt of a leased event begins.
-    pub fn started(&mut self, id: LaneId, payload_bytes: u64, now: UnixMillis) -> (Ticket, Vec<Change>) {
+    pub fn started(&mut self, id: LaneId, payload_bytes: u64, now: UnixMillis) -> (Ticket, Vec<Notice>) {
         self.in_flight += 1;
         self.bytes_in_flight += payload_bytes;
         if let Some(rate) = &mut self.rate {
@@ -367,7 +367,7 @@ impl Lanes {
         }
         let function = &lane.view.function;
         let ticket = Ticket {
-            lane_hold: lane.hold.as_mut().map(Hold::probe),
+            lane_hold: lane.hold.as_mut().map(ActiveHold::probe),
             account_hold: self.accounts.get_mut(account(function)).and_then(|account| account.shared.started()),
             caller_hold: self.callers.get_mut(region(function)).and_then(|caller| caller.shared.started()),
         };
@@ -420,17 +420,17 @@ impl Lanes {
         blame
     }
 
-    /// An attempt ended. Returns the changes to announce.
-    pub fn finished(&mut self, finished: Finished<'_>, now: UnixMillis) -> Vec<Change> {
+    /// An attempt ended. Returns the notices to announce.
+    pub fn finished(&mut self, finished: Finished<'_>, now: UnixMillis) -> Vec<Notice> {
         let Finished { lane: id, function, event, ticket, outcome, blame, began, ended, .. } = finished;
         self.in_flight = self.in_flight.saturating_sub(1);
         self.bytes_in_flight = self.bytes_in_flight.saturating_sub(finished.payload_bytes);
-        let (mut changes, mut is_suspect) = (Vec::new(), false);
+        let (mut notices, mut is_suspect) = (Vec::new(), false);
         if let Some(lane) = self.lanes.get_mut(&id) {
             lane.bytes = lane.bytes.saturating_sub(finished.payload_bytes);
             lane.learn(outcome, began, ended);
             is_suspect = lane.note(event, outcome, began, ended);
-            changes.extend(lane.tell(outcome, finished.said, now, ended));
+            notices.extend(lane.tell(outcome, finished.said, now, ended));
         }
         if let Some(account) = self.accounts.get_mut(account(function)) {
             account.learn(outcome, began, ended);
@@ -439,40 +439,40 @@ impl Lanes {
             caller.learn(id, outcome, is_suspect, began, ended);
         }
         if blame != Blame::Ask {
-            let Finished { pause, buried, .. } = finished;
-            changes.extend(self.settled(Settled { lane: id, function, event, ticket, pause, buried }, now));
+            let Finished { hold, buried, .. } = finished;
+            notices.extend(self.settled(Settled { lane: id, function, event, ticket, hold, buried }, now));
         }
         for id in std::mem::take(&mut self.parked) {
             self.reschedule(id, now);
         }
         self.reschedule(id, now);
-        changes
+        notices
     }
 
     /// Lambda has answered a dry run. Only now does the attempt end as a probe.
-    pub fn answered(&mut self, settled: Settled<'_>, now: UnixMillis) -> Vec<Change> {
+    pub fn answered(&mut self, settled: Settled<'_>, now: UnixMillis) -> Vec<Notice> {
         let id = settled.lane;
         if let Some(lane) = self.lanes.get_mut(&id) {
             lane.health.asking = false;
         }
-        let changes = self.settled(settled, now);
+        let notices = self.settled(settled, now);
         self.reschedule(id, now);
-        changes
+        notices
     }
 
     /// Applies the end of an attempt to the holds that it probed or causes.
-    fn settled(&mut self, settled: Settled<'_>, now: UnixMillis) -> Vec<Change> {
-        let Settled { lane: id, function, event, ticket, pause, buried } = settled;
+    fn settled(&mut self, settled: Settled<'_>, now: UnixMillis) -> Vec<Notice> {
+        let Settled { lane: id, function, event, ticket, hold, buried } = settled;
         self.holds += 1;
         let ended = Ended { base: self.settings.policy(function).backoff_base, now, number: self.holds };
-        let mut changes = Vec::new();
-        let mut judge = |hold: &mut Option<Hold>, limiter: &mut Limiter, probe, scope| {
-            let of_scope = pause.clone().filter(|pause| pause.scope == scope);
-            let change = Hold::judge(hold, probe, of_scope, scope, ended);
-            if let Some(Change::Recovered { .. }) = change {
+        let mut notices = Vec::new();
+        let mut judge = |active: &mut Option<ActiveHold>, limiter: &mut Limiter, probe, scope| {
+            let of_scope = hold.clone().filter(|hold| hold.scope == scope);
+            let notice = ActiveHold::judge(active, probe, of_scope, scope, ended);
+            if let Some(Notice::Recovered { .. }) = notice {
                 limiter.restart();
             }
-            changes.extend(change);
+            notices.extend(notice);
         };
         if let Some(lane) = self.lanes.get_mut(&id) {
             judge(&mut lane.hold, &mut lane.limiter, ticket.lane_hold, Scope::Lane);
@@ -489,18 +489,18 @@ impl Lanes {
                 witnesses.forget(id);
             }
         }
-        changes
+        notices
     }
 
-    /// An operator asks whether a function works again. Ends the pause of every hold that stops it, so that one probe
+    /// An operator asks whether a function works again. Ends the wait of every hold that stops it, so that one probe
     /// may go at once. Returns what holds the function until that probe returns.
     pub fn probe_now(&mut self, function: &FunctionName, now: UnixMillis) -> Option<Held> {
         let id = self.lanes.iter().find(|(_, lane)| lane.view.function == *function).map(|(&id, _)| id)?;
         let accounts = self.accounts.get_mut(account(function)).and_then(|account| account.shared.hold.as_mut());
         let callers = self.callers.get_mut(region(function)).and_then(|caller| caller.shared.hold.as_mut());
-        accounts.into_iter().chain(callers).for_each(|hold| hold.end_pause(now));
+        accounts.into_iter().chain(callers).for_each(|hold| hold.end_wait(now));
         if let Some(lane) = self.lanes.get_mut(&id) {
-            lane.hold.iter_mut().for_each(|hold| hold.end_pause(now));
+            lane.hold.iter_mut().for_each(|hold| hold.end_wait(now));
             lane.idle_until = UnixMillis(0);
         }
         self.reschedule(id, now);
@@ -575,15 +575,15 @@ impl Lanes {
     fn held(&self, id: LaneId, now: UnixMillis) -> Option<Held> {
         let lane = self.lanes.get(&id)?;
         let (account, caller) = self.shared_of(lane);
-        let held = |scope, hold: &Hold| Held {
+        let held = |scope, hold: &ActiveHold| Held {
             scope,
-            kind: hold.pause.kind,
-            reason: hold.pause.reason.clone(),
-            until: hold.pause.until,
+            kind: hold.hold.kind,
+            reason: hold.hold.reason.clone(),
+            until: hold.hold.until,
         };
         let spent = lane.spend.as_ref().filter(|spend| spend.free(now) == 0).map(|spend| Held {
             scope: Scope::Lane,
-            kind: PauseKind::Spent,
+            kind: HoldKind::Spent,
             reason: lane.spent_reason(),
             until: spend.next(now),
         });
@@ -604,7 +604,7 @@ impl Lanes {
         self.off_agenda(id);
         let Some(lane) = self.lanes.remove(&id) else { return };
         if lane.hold.is_some() || lane.spent {
-            self.noticed.push((lane.view.function.clone(), Change::Recovered { scope: Scope::Lane }));
+            self.noticed.push((lane.view.function.clone(), Notice::Recovered { scope: Scope::Lane }));
         }
         if let Some(time) = lane.expires {
             self.expiry.remove(&(time, id));

@@ -201,7 +201,7 @@ impl Limiter {
         self.limit as u32
     }
 
-    /// Searches again from a low limit. Called after a pause, so that waiting events do not all come back at once.
+    /// Searches again from a low limit. Called after a hold, so that waiting events do not all come back at once.
     pub fn restart(&mut self) {
         self.limit = self.limit.min(START);
         self.step = self.limit;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::lane::{Change, EXPIRED_BYTES_MAX, FULL_READING_EVERY, Finished, Lanes, Settled, Ticket};
+use super::lane::{EXPIRED_BYTES_MAX, FULL_READING_EVERY, Finished, Lanes, Notice, Settled, Ticket};
 use super::status::{Question, Questions, Status};
 use super::verdict::{Blame, Outcome, Scope, blame_after_dry_run, bury, deadline, decide, outcome_for, outcome_of};
 use super::{Call, Failure, FailureKind, Invoke, Mode, Reply, Settings};
@@ -230,8 +230,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     }
 
     fn announce_noticed(&mut self) {
-        for (function, change) in self.lanes.noticed() {
-            self.announce(&function, change);
+        for (function, notice) in self.lanes.noticed() {
+            self.announce(&function, notice);
         }
     }
 
@@ -341,8 +341,8 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
     fn begin(&mut self, leased: Leased) {
         let event = &leased.event;
         let name = &event.function.name;
-        let (ticket, changes) = self.lanes.started(leased.lease.lane, event.payload.len() as u64, self.now());
-        changes.into_iter().for_each(|change| self.announce(name, change));
+        let (ticket, notices) = self.lanes.started(leased.lease.lane, event.payload.len() as u64, self.now());
+        notices.into_iter().for_each(|notice| self.announce(name, notice));
         self.show(name, leased.lease.lane);
         let call = Call {
             function: event.function.clone(),
@@ -415,15 +415,15 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             ticket,
             outcome: &outcome,
             blame,
-            pause: verdict.pause,
+            hold: verdict.hold,
             buried: matches!(verdict.settlement, Settlement::Bury(_)),
             said: reply.in_words(),
             payload_bytes: event.payload.len() as u64,
             began,
             ended,
         };
-        for change in self.lanes.finished(finished, now) {
-            self.announce(name, change);
+        for notice in self.lanes.finished(finished, now) {
+            self.announce(name, notice);
         }
         self.show(name, lease.lane);
         if blame == Blame::Ask {
@@ -484,11 +484,11 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
             function: name,
             event: event.id,
             ticket,
-            pause: verdict.pause,
+            hold: verdict.hold,
             buried: matches!(verdict.settlement, Settlement::Bury(_)),
         };
-        for change in self.lanes.answered(settled, now) {
-            self.announce(name, change);
+        for notice in self.lanes.answered(settled, now) {
+            self.announce(name, notice);
         }
         self.log(&event.id, function, &outcome, &verdict.settlement, &reply);
         self.note(&leased, mode, &outcome, &reply, &verdict.settlement, now);
@@ -535,18 +535,18 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
         }
     }
 
-    fn announce(&self, name: &FunctionName, change: Change) {
+    fn announce(&self, name: &FunctionName, notice: Notice) {
         let function = self.metrics.function_label(name);
-        match change {
-            Change::Held { scope, kind, reason } => {
+        match notice {
+            Notice::Held { scope, kind, reason } => {
                 self.show_held(name, scope);
                 tracing::warn!(function, scope = scope.as_str(), kind = kind.as_str(), reason, "lane is held");
             }
-            Change::Recovered { scope } => {
+            Notice::Recovered { scope } => {
                 self.show_held(name, scope);
                 tracing::info!(function, scope = scope.as_str(), "lane is no longer held");
             }
-            Change::Failing { delivered, failed, last } => {
+            Notice::Failing { delivered, failed, last } => {
                 tracing::warn!(
                     function,
                     delivered,
@@ -555,7 +555,7 @@ impl<O: Outbox, I: Invoke> Dispatch<O, I> {
                     "function fails: more of the last minute's attempts failed than succeeded"
                 );
             }
-            Change::Well => tracing::info!(function, "function no longer fails"),
+            Notice::Well => tracing::info!(function, "function no longer fails"),
         }
     }
 

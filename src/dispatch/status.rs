@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::verdict::{PauseKind, Scope};
+use super::verdict::{HoldKind, Scope};
 use crate::clock::UnixMillis;
 use crate::event::FunctionName;
 
@@ -45,7 +45,7 @@ pub struct LastError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
     pub scope: Scope,
-    pub kind: PauseKind,
+    pub kind: HoldKind,
     pub reason: String,
     /// When the next probe may go, or when attempts continue.
     pub until: UnixMillis,
@@ -56,7 +56,7 @@ pub struct Held {
 pub enum Question {
     /// The state of all lanes.
     Lanes(oneshot::Sender<Lanes>),
-    /// End the pause of every hold that stops this function, and probe it once. The answer is what holds it.
+    /// End the wait of every hold that stops this function, and probe it once. The answer is what holds it.
     Probe(FunctionName, oneshot::Sender<Option<Held>>),
 }
 

@@ -26,11 +26,11 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
 /// The longest hold between two probes that find out whether an operator has repaired something.
 pub const HOLD_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// The longest pause of a lane whose endpoint cannot be reached.
-pub const UNREACHABLE_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// The longest wait of a held lane whose endpoint cannot be reached.
+pub const UNREACHABLE_HOLD_MAX: Duration = Duration::from_secs(5);
 
-/// The longest pause between two probes of a lane in an outage. The end of the outage is noticed within it.
-pub const OUTAGE_PAUSE_MAX: Duration = Duration::from_secs(20);
+/// The longest wait between two probes of a lane in an outage. The end of the outage is noticed within it.
+pub const OUTAGE_HOLD_MAX: Duration = Duration::from_secs(20);
 
 /// Lambda's status for an event that it has queued.
 const ACCEPTED: u16 = 202;
@@ -44,7 +44,7 @@ const WELL: u16 = 204;
 /// The most bytes kept of an error message: as many as Lambda's own dead letters have.
 pub const MESSAGE_BYTES_MAX: usize = 1_024;
 
-/// The most bytes of a pause's reason.
+/// The most bytes of a hold's reason.
 const REASON_BYTES_MAX: usize = 256;
 
 /// The result of an attempt.
@@ -187,26 +187,26 @@ pub fn blame_after_dry_run(reply: &Reply) -> Blame {
     if well { Blame::Event } else { Blame::Outage { scope: Scope::Lane } }
 }
 
-/// What to write, and who must pause.
+/// What to write, and what is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     pub settlement: Settlement,
-    pub pause: Option<Pause>,
+    pub hold: Option<Hold>,
 }
 
 /// No new attempts in the scope before `until`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pause {
+pub struct Hold {
     pub scope: Scope,
-    pub kind: PauseKind,
+    pub kind: HoldKind,
     pub until: UnixMillis,
     /// Code and message, for people.
     pub reason: String,
 }
 
-/// Why a scope pauses.
+/// Why a scope is held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum PauseKind {
+pub enum HoldKind {
     Throttled,
     Unreachable,
     /// Everything fails, and the events are not at fault.
@@ -214,12 +214,12 @@ pub enum PauseKind {
     /// The function is being created, updated or connected.
     Unready,
     /// An operator must repair something.
-    Held,
+    Operator,
     /// The ceiling of the spend guard is reached.
     Spent,
 }
 
-impl PauseKind {
+impl HoldKind {
     /// The word used in logs and the operator's API.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -227,19 +227,19 @@ impl PauseKind {
             Self::Unreachable => "unreachable",
             Self::Outage => "outage",
             Self::Unready => "unready",
-            Self::Held => "held",
+            Self::Operator => "held",
             Self::Spent => "spent",
         }
     }
 
-    /// The longest pause of this kind. `None` means that the pauses do not grow: Lambda or the spend guard sets their
+    /// The longest wait between two probes. `None` means that the waits do not grow: Lambda or the spend guard sets their
     /// length.
-    pub fn pause_max(self) -> Option<Duration> {
+    pub fn wait_max(self) -> Option<Duration> {
         match self {
             Self::Throttled | Self::Spent => None,
-            Self::Unreachable => Some(UNREACHABLE_PAUSE_MAX),
-            Self::Outage | Self::Unready => Some(OUTAGE_PAUSE_MAX),
-            Self::Held => Some(HOLD_MAX),
+            Self::Unreachable => Some(UNREACHABLE_HOLD_MAX),
+            Self::Outage | Self::Unready => Some(OUTAGE_HOLD_MAX),
+            Self::Operator => Some(HOLD_MAX),
         }
     }
 }
@@ -325,15 +325,15 @@ pub fn decide(
         History { calls: history.calls.saturating_add(1), last: Some(last_outcome(reply, now)), ..history.clone() };
     let attempt = Attempt { reply, event, policy, now, clock };
     match outcome {
-        Outcome::Delivered => Verdict { settlement: Settlement::Delivered, pause: None },
-        Outcome::Refused => Verdict { settlement: bury(charged(history), BuryReason::Refused, now), pause: None },
+        Outcome::Delivered => Verdict { settlement: Settlement::Delivered, hold: None },
+        Outcome::Refused => Verdict { settlement: bury(charged(history), BuryReason::Refused, now), hold: None },
         Outcome::Transient | Outcome::Foreign | Outcome::Lost | Outcome::FunctionFailed | Outcome::Rejected => {
             attempt.doubt(history, blame)
         }
         Outcome::Throttled { scope, retry_after } => attempt.throttle(history, *scope, *retry_after),
-        Outcome::NotSent => attempt.set_back(history, Scope::Lane, PauseKind::Unreachable),
-        Outcome::Unready => attempt.set_back(history, Scope::Lane, PauseKind::Unready),
-        Outcome::Operator { scope } => attempt.set_back(history, *scope, PauseKind::Held),
+        Outcome::NotSent => attempt.set_back(history, Scope::Lane, HoldKind::Unreachable),
+        Outcome::Unready => attempt.set_back(history, Scope::Lane, HoldKind::Unready),
+        Outcome::Operator { scope } => attempt.set_back(history, *scope, HoldKind::Operator),
     }
 }
 
@@ -387,11 +387,11 @@ impl Attempt<'_> {
     fn throttle(&self, history: History, scope: Scope, retry_after: Option<Duration>) -> Verdict {
         let floor = retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
         let wait = self.wait(history.throttles, self.policy.backoff_cap, floor);
-        // If Lambda gives no time, nothing pauses: the limiter finds how fast the lane or account may go.
-        let pause = retry_after.map(|_| floor);
+        // If Lambda gives no time, nothing is held: the limiter finds how fast the lane or account may go.
+        let length = retry_after.map(|_| floor);
         let history = History { throttles: history.throttles.saturating_add(1), setbacks: 0, ..history };
         Verdict {
-            pause: pause.map(|pause| self.pause(&history, scope, PauseKind::Throttled, pause)),
+            hold: length.map(|length| self.hold(&history, scope, HoldKind::Throttled, length)),
             settlement: self.retry(history, wait),
         }
     }
@@ -399,24 +399,22 @@ impl Attempt<'_> {
     /// Decides about a failure that may be the event's own fault.
     fn doubt(&self, history: History, blame: Blame) -> Verdict {
         match blame {
-            Blame::Event => Verdict { settlement: self.charge(charged(history)), pause: None },
-            Blame::Outage { scope: Scope::Lane } => self.set_back(history, Scope::Lane, PauseKind::Outage),
-            Blame::Outage { scope } => self.set_back(history, scope, PauseKind::Held),
-            Blame::Ask | Blame::Wait => {
-                Verdict { pause: None, ..self.set_back(history, Scope::Lane, PauseKind::Outage) }
-            }
+            Blame::Event => Verdict { settlement: self.charge(charged(history)), hold: None },
+            Blame::Outage { scope: Scope::Lane } => self.set_back(history, Scope::Lane, HoldKind::Outage),
+            Blame::Outage { scope } => self.set_back(history, scope, HoldKind::Operator),
+            Blame::Ask | Blame::Wait => Verdict { hold: None, ..self.set_back(history, Scope::Lane, HoldKind::Outage) },
         }
     }
 
-    /// Retries without a charge. The event waits at least as long as its scope pauses, but not much longer: the outage
+    /// Retries without a charge. The event waits at least as long as its scope is held, but not much longer: the outage
     /// may be over by then, and the event nearly too old.
-    fn set_back(&self, history: History, scope: Scope, kind: PauseKind) -> Verdict {
-        let cap = kind.pause_max().unwrap_or(self.policy.backoff_cap);
-        let pause = backoff::ceiling(history.setbacks, self.policy.backoff_base, cap);
-        let pause = pause.max(self.retry_after().unwrap_or_default());
-        let wait = self.wait(history.setbacks, cap, pause);
+    fn set_back(&self, history: History, scope: Scope, kind: HoldKind) -> Verdict {
+        let cap = kind.wait_max().unwrap_or(self.policy.backoff_cap);
+        let length = backoff::ceiling(history.setbacks, self.policy.backoff_base, cap);
+        let length = length.max(self.retry_after().unwrap_or_default());
+        let wait = self.wait(history.setbacks, cap, length);
         let history = History { setbacks: history.setbacks.saturating_add(1), ..history };
-        Verdict { pause: Some(self.pause(&history, scope, kind, pause)), settlement: self.retry(history, wait) }
+        Verdict { hold: Some(self.hold(&history, scope, kind, length)), settlement: self.retry(history, wait) }
     }
 
     fn wait(&self, n: u32, cap: Duration, floor: Duration) -> Duration {
@@ -432,10 +430,10 @@ impl Attempt<'_> {
         Settlement::RetryAt(History { due: self.now.plus(wait).min(deadline), ..history })
     }
 
-    fn pause(&self, history: &History, scope: Scope, kind: PauseKind, pause: Duration) -> Pause {
+    fn hold(&self, history: &History, scope: Scope, kind: HoldKind, length: Duration) -> Hold {
         let reason = history.last.as_ref().map(|last| format!("{}: {}", last.code, last.message)).unwrap_or_default();
         let reason = cut(&reason, REASON_BYTES_MAX).to_owned();
-        Pause { scope, kind, until: self.now.plus(pause), reason }
+        Hold { scope, kind, until: self.now.plus(length), reason }
     }
 
     /// The wait that the answer asks for. A proxy's 503 may have one, as well as Lambda's 429.

@@ -55,7 +55,7 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 /// Calls Lambda for a caller that waits.
 pub trait Passthrough: Clone + Send + Sync + 'static {
     /// Makes one call, without retries. Dropping the future or the answer's body cancels the call.
-    fn call(&self, call: Call) -> impl Future<Output = Result<Response<AnswerBody>, Failed>> + Send;
+    fn call(&self, call: PassthroughCall) -> impl Future<Output = Result<Response<AnswerBody>, Failed>> + Send;
 
     /// The same for an operation of Lambda's API that does not invoke.
     fn other(&self, other: Other) -> impl Future<Output = Result<Response<AnswerBody>, Failed>> + Send;
@@ -69,7 +69,7 @@ pub type AnswerBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sy
 pub enum Off {}
 
 impl Passthrough for Off {
-    async fn call(&self, _call: Call) -> Result<Response<AnswerBody>, Failed> {
+    async fn call(&self, _call: PassthroughCall) -> Result<Response<AnswerBody>, Failed> {
         match *self {}
     }
 
@@ -80,7 +80,7 @@ impl Passthrough for Off {
 
 /// A call to make.
 #[derive(Debug, Clone)]
-pub struct Call {
+pub struct PassthroughCall {
     pub operation: Operation,
     pub function: Function,
     /// Only headers for Lambda, each with one value of printable text.

@@ -77,7 +77,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Reads the signature of a request; none if it has none of this kind. Nothing is said yet about whether it holds.
+    /// Reads the signature of a request. None if it has none of this kind. Nothing is said yet about whether it holds.
     pub fn read(head: &Head, now: UnixMillis, skew: Duration) -> Result<Option<Self>, Flaw> {
         let mut written = head.headers.get_all(AUTHORIZATION).iter();
         let (Some(first), more) = (written.next(), written.next()) else { return Ok(None) };
@@ -145,7 +145,7 @@ pub fn is_signature(authorization: &[u8]) -> bool {
     authorization.starts_with(b"AWS4-")
 }
 
-/// The key that a request says it is signed with; none if that cannot be told.
+/// The key that a request says it is signed with. None if that cannot be told.
 pub fn key_id(head: &Head) -> Option<&str> {
     let text = text_of(head, &AUTHORIZATION)?;
     let (_, rest) = text.split_once("Credential=")?;
@@ -254,7 +254,7 @@ fn covers(head: &Head, names: &[&str]) -> Result<bool, Flaw> {
     Ok(has("host") && told.into_iter().all(|name| has(name.as_str())))
 }
 
-/// The canonical request up to the payload's hash; none if a header that is signed is not there.
+/// The canonical request up to the payload's hash. None if a header that is signed is not there.
 fn canonical(head: &Head, names: &[&str], signed_headers: &str) -> Option<Vec<Vec<u8>>> {
     let mut after_path = vec![b'\n'];
     after_path.extend_from_slice(&canonical_query(head.uri.query().unwrap_or_default()));

@@ -46,7 +46,7 @@ impl BulkAction {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BulkFilter {
-    /// Only those for functions whose name fits; `*` stands for any characters.
+    /// Only those for functions whose name fits. `*` stands for any characters.
     #[schema(min_length = 1, max_length = 512)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub function: Option<String>,
@@ -75,7 +75,7 @@ pub struct BulkFilter {
     #[schema(maximum = 4_294_967_295_u32)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts_min: Option<u32>,
-    /// Of dead letters: only those that no queue can take; or, if false, only the others.
+    /// Of dead letters: only those that no queue can take. If false, only the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unshippable: Option<bool>,
 }
@@ -166,7 +166,7 @@ pub struct BulkJob {
     pub state: BulkState,
     pub started_at: String,
     pub ended_at: Option<String>,
-    /// How many events fitted at its beginning; none while it counts.
+    /// How many events fitted at its beginning. None while it counts.
     pub matched: Option<u64>,
     /// When the oldest of them was accepted.
     pub oldest_at: Option<String>,

@@ -64,7 +64,7 @@ pub struct StoreLimits {
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct FunctionsQuery {
-    /// Only those whose name fits; `*` stands for any characters.
+    /// Only those whose name fits. `*` stands for any characters.
     #[param(min_length = 1, max_length = 512)]
     pub function: Option<String>,
 }
@@ -77,7 +77,7 @@ pub struct SeriesQuery {
     /// `5m`, a second apart, or `1h`, ten seconds apart; `5m` unless given.
     #[param(pattern = "^(5m|1h)$")]
     pub window: Option<String>,
-    /// One of `functions`; without it, the totals.
+    /// One of `functions`. Without it, the totals.
     #[param(min_length = 1, max_length = 512)]
     pub function: Option<String>,
     /// Only what was measured after this, in seconds since 1970.
@@ -127,7 +127,7 @@ pub struct SeriesView {
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub struct RecentQuery {
-    /// Only those of functions whose name fits; `*` stands for any characters.
+    /// Only those of functions whose name fits. `*` stands for any characters.
     #[param(min_length = 1, max_length = 512)]
     pub function: Option<String>,
     /// How many, the latest; 100 unless given, at most 1,000.
@@ -150,9 +150,9 @@ pub struct OutcomeView {
     /// Of an attempt: `delivered`, `function-failed`, `throttled`, `transient`, `rejected`, `unready`, `foreign`, `lost`,
     /// `not-sent`, `held` or `refused`. Else `expired`, `shipped`, `purged`, `cancelled` or `redriven`.
     pub outcome: String,
-    /// HTTP status; 0 without an answer.
+    /// HTTP status. 0 without an answer.
     pub status: u16,
-    /// The error's code; empty after a success.
+    /// The error's code. Empty after a success.
     pub code: String,
     /// Lambda's request id, to find the call in CloudWatch.
     pub request_id: Option<String>,
@@ -253,9 +253,9 @@ pub struct GroupView {
     pub function: String,
     #[schema(value_type = Option<String>)]
     pub reason: Option<BuryReason>,
-    /// Of the last attempt that failed; empty without one.
+    /// Of the last attempt that failed. Empty without one.
     pub code: String,
-    /// HTTP status; 0 without an answer.
+    /// HTTP status. 0 without an answer.
     pub status: u16,
     pub events: u64,
     /// Those of them that no queue can take.

@@ -13,7 +13,7 @@ use crate::event::FunctionName;
 /// 2026-11-23T07:27:41Z.
 const NOW: UnixMillis = UnixMillis(1_795_418_861_000);
 
-fn call(operation: Operation, address: &str, qualifier: Option<&str>) -> Call {
+fn call(operation: Operation, address: &str, qualifier: Option<&str>) -> PassthroughCall {
     let function = Function {
         name: FunctionName::new("orders"),
         address: address.to_owned(),
@@ -24,7 +24,7 @@ fn call(operation: Operation, address: &str, qualifier: Option<&str>) -> Call {
     headers.insert("x-amz-invocation-type", HeaderValue::from_static("RequestResponse"));
     headers.insert("x-amz-tenant-id", HeaderValue::from_static("blue  team"));
     headers.insert("x-amzn-trace-id", HeaderValue::from_static("Root=1-5759e988-bd862e3fe1be46a994272793"));
-    Call { operation, function, headers, payload: Bytes::from_static(b"{\"k\":1}") }
+    PassthroughCall { operation, function, headers, payload: Bytes::from_static(b"{\"k\":1}") }
 }
 
 async fn passthrough(url: &str) -> LambdaPassthrough {

@@ -1,4 +1,4 @@
-//! The door that invokes Lambda directly. Without an outbox it remembers nothing: a message that is received twice is
+//! The destination that invokes Lambda directly. Without an outbox it remembers nothing: a message that is received twice is
 //! invoked twice, with the same key.
 
 use futures_util::future::join_all;
@@ -10,14 +10,14 @@ use crate::config::Config;
 use crate::deadletter::Trouble;
 use crate::deadletter::admit::{NotAdmitted, Rules, admit};
 use crate::deadletter::letter::Letter;
-use crate::deadletter::redrive::{Answer, Door};
+use crate::deadletter::redrive::{Acceptance, Destination};
 use crate::dispatch::verdict::{Outcome, Scope, outcome_of};
 use crate::dispatch::{Call, Invoke, Mode};
 
 /// The most concurrent calls, and so the most duplicates after a crash. Fewer if the configuration allows fewer.
 const CALLS_MAX: usize = 16;
 
-/// Lambda as a door.
+/// Lambda as a destination.
 pub(super) struct Direct<I> {
     lambda: I,
     rules: Rules,
@@ -40,13 +40,13 @@ impl Direct<aws::direct::Client> {
 }
 
 impl<I: Invoke> Direct<I> {
-    async fn invoke(&self, letter: &Letter) -> Result<Answer, Trouble> {
+    async fn invoke(&self, letter: &Letter) -> Result<Acceptance, Trouble> {
         // A minted key would differ each time the message is received.
         let key = letter.key.clone().unwrap_or_else(|| letter.origin.clone());
         let event = match admit(Letter { key: Some(key), ..letter.clone() }, &self.rules, &self.clock) {
             Ok(redriven) => redriven.event,
-            Err(NotAdmitted::Ceiling(why)) => return Ok(Answer::Ceiling(why)),
-            Err(NotAdmitted::Invalid(why)) => return Ok(Answer::Refused(why)),
+            Err(NotAdmitted::Ceiling(why)) => return Ok(Acceptance::Ceiling(why)),
+            Err(NotAdmitted::Invalid(why)) => return Ok(Acceptance::Refused(why)),
         };
         let call = Call {
             function: event.function,
@@ -58,8 +58,8 @@ impl<I: Invoke> Direct<I> {
         let reply = self.lambda.invoke(call).await;
         let why = reply.in_words();
         Ok(match outcome_of(&reply, Mode::Event) {
-            Outcome::Delivered => Answer::Accepted,
-            Outcome::Throttled { retry_after, .. } => Answer::Busy { why, retry_after },
+            Outcome::Delivered => Acceptance::Accepted,
+            Outcome::Throttled { retry_after, .. } => Acceptance::Busy { why, retry_after },
             // Without an answer, Lambda may have accepted the event. The next try is then a duplicate with the same
             // key.
             Outcome::Transient
@@ -67,8 +67,8 @@ impl<I: Invoke> Direct<I> {
             | Outcome::Lost
             | Outcome::NotSent
             | Outcome::Unready
-            | Outcome::FunctionFailed => Answer::Busy { why, retry_after: None },
-            Outcome::Refused | Outcome::Operator { scope: Scope::Lane } => Answer::Refused(why),
+            | Outcome::FunctionFailed => Acceptance::Busy { why, retry_after: None },
+            Outcome::Refused | Outcome::Operator { scope: Scope::Lane } => Acceptance::Refused(why),
             Outcome::Rejected | Outcome::Operator { scope: Scope::Account | Scope::Caller } => {
                 return Err(Trouble { code: "lambda".to_owned(), message: why, transient: false });
             }
@@ -76,18 +76,18 @@ impl<I: Invoke> Direct<I> {
     }
 }
 
-impl<I: Invoke> Door for Direct<I> {
+impl<I: Invoke> Destination for Direct<I> {
     fn letters_max(&self) -> usize {
         self.calls_max
     }
 
-    async fn accept(&self, letters: &[Letter]) -> Result<Vec<Answer>, Trouble> {
+    async fn accept(&self, letters: &[Letter]) -> Result<Vec<Acceptance>, Trouble> {
         let answers = join_all(letters.iter().map(|letter| self.invoke(letter))).await;
         if answers.iter().all(Result::is_err) {
             return answers.into_iter().collect();
         }
         // Letters that were accepted beside a trouble must still be deleted.
-        let waiting = |trouble: Trouble| Answer::Busy { why: trouble.message, retry_after: None };
+        let waiting = |trouble: Trouble| Acceptance::Busy { why: trouble.message, retry_after: None };
         Ok(answers.into_iter().map(|answer| answer.unwrap_or_else(waiting)).collect())
     }
 }

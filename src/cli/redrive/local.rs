@@ -11,7 +11,7 @@ use crate::cli::admin_client::{AdminClient, page_size, with_query};
 use crate::cli::dead_letters::{FilterOptions, pages};
 use crate::cli::{Exit, Failure, out};
 use crate::clock::Clock;
-use crate::deadletter::redrive::Answer;
+use crate::deadletter::redrive::Acceptance;
 use crate::plural::{agree, count};
 
 /// The most ids in one request to the store.
@@ -46,8 +46,8 @@ impl Local<'_> {
                 let Answers { answers } = client.post("/v1/dead-letters/redrive", &ids).await?;
                 for (id, answer) in ids.ids.iter().zip(answers) {
                     match answer_of(answer) {
-                        Answer::Accepted | Answer::Repeat => revived += 1,
-                        Answer::Busy { why, .. } | Answer::Ceiling(why) | Answer::Refused(why) => {
+                        Acceptance::Accepted | Acceptance::Repeat => revived += 1,
+                        Acceptance::Busy { why, .. } | Acceptance::Ceiling(why) | Acceptance::Refused(why) => {
                             stayed.push(format!("{id}: {why}"));
                         }
                     }

@@ -10,8 +10,8 @@ use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Answer, Door, Ended, IDLE_RECEIVES, IN_HAND_BYTES_MAX, LEFT_MAX, MESSAGES_MAX, Plan, Queue, Tally, Tries, fitting,
-    in_hand_max,
+    Acceptance, Destination, Ended, IDLE_RECEIVES, IN_HAND_BYTES_MAX, LEFT_MAX, MESSAGES_MAX, Plan, Queue, Tally,
+    Tries, fitting, in_hand_max,
 };
 use crate::clock::{Clock, UnixMillis};
 use crate::deadletter::Trouble;
@@ -20,7 +20,7 @@ use crate::deadletter::letter::{Letter, Reading, Received, read};
 /// A redrive in progress.
 pub struct Redrive<'a, Q, D> {
     queue: &'a Q,
-    door: &'a D,
+    destination: &'a D,
     plan: Plan,
     clock: Clock,
     began: UnixMillis,
@@ -28,14 +28,14 @@ pub struct Redrive<'a, Q, D> {
     /// Receipts of the messages that stay, by message id. They stay hidden until the end, so that receives bring
     /// others.
     left: BTreeMap<String, String>,
-    /// Letters for the door, in the order of their receipt.
+    /// Letters for the destination, in the order of their receipt.
     ready: VecDeque<InHand>,
     /// Receipts of accepted letters whose deletion has not begun.
     accepted: Vec<String>,
     under_way: UnderWay,
-    /// When the rate and the door allow the next letter.
+    /// When the rate and the destination allow the next letter.
     next: UnixMillis,
-    /// Set while the door has no room.
+    /// Set while the destination has no room.
     busy: Option<Tries>,
     /// Whether the last receive brought nothing new. Then only one receive runs at a time, and only with nothing in
     /// hand: a FIFO queue gives no more messages of a group until those in hand are deleted.
@@ -58,9 +58,9 @@ struct UnderWay {
     receives: usize,
     /// The messages that these receives may bring.
     asked: usize,
-    /// Letters at the door, all in one call, and their payload bytes.
-    at_door: usize,
-    at_door_bytes: usize,
+    /// Letters at the destination, all in one call, and their payload bytes.
+    at_destination: usize,
+    at_destination_bytes: usize,
     deletes: usize,
     /// The letters in these deletes.
     deleting: usize,
@@ -76,16 +76,16 @@ enum Step {
 /// A finished call and its result.
 enum Done {
     Received { asked: usize, with_nothing_in_hand: bool, received: Result<Vec<Received>, Trouble> },
-    Answered { batch: Vec<InHand>, answers: Result<Vec<Answer>, Trouble> },
+    Answered { batch: Vec<InHand>, answers: Result<Vec<Acceptance>, Trouble> },
     Deleted { letters: usize, undeleted: usize },
 }
 
-impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
-    pub fn new(queue: &'a Q, door: &'a D, plan: Plan, clock: Clock) -> Self {
+impl<'a, Q: Queue, D: Destination> Redrive<'a, Q, D> {
+    pub fn new(queue: &'a Q, destination: &'a D, plan: Plan, clock: Clock) -> Self {
         let began = clock.now();
         Self {
             queue,
-            door,
+            destination,
             plan,
             clock,
             began,
@@ -138,7 +138,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
         }
     }
 
-    /// From now on only deletes begin. Letters that are not at the door stay on the queue. The first reason to end
+    /// From now on only deletes begin. Letters that are not at the destination stay on the queue. The first reason to end
     /// wins.
     fn end(&mut self, ended: Ended) {
         if self.ended.is_none() {
@@ -156,26 +156,26 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
         if self.ended.is_some() {
             return None;
         }
-        if self.wants_the_door() && self.next <= self.clock.now() {
+        if self.wants_the_destination() && self.next <= self.clock.now() {
             return Some(Step::HandOver(self.batch()));
         }
         self.may_receive().map(Step::Receive)
     }
 
-    /// Whether letters are ready, the door is free, and the limit allows another letter.
-    fn wants_the_door(&self) -> bool {
-        self.ended.is_none() && self.under_way.at_door == 0 && !self.ready.is_empty()
+    /// Whether letters are ready, the destination is free, and the limit allows another letter.
+    fn wants_the_destination(&self) -> bool {
+        self.ended.is_none() && self.under_way.at_destination == 0 && !self.ready.is_empty()
     }
 
-    /// When the rate or a busy door allows the letters that are ready.
+    /// When the rate or a busy destination allows the letters that are ready.
     fn wake(&self) -> Option<UnixMillis> {
-        self.wants_the_door().then_some(self.next)
+        self.wants_the_destination().then_some(self.next)
     }
 
-    /// Takes the letters of the next call of the door, and reserves their time in the rate.
+    /// Takes the letters of the next call of the destination, and reserves their time in the rate.
     fn batch(&mut self) -> Vec<InHand> {
         let sizes = self.ready.iter().map(|in_hand| in_hand.letter.payload.len());
-        let fit = fitting(sizes, self.door.letters_max(), self.plan.rate);
+        let fit = fitting(sizes, self.destination.letters_max(), self.plan.rate);
         let within = self.plan.limit.map_or(u64::MAX, |limit| limit.saturating_sub(self.tally.accepted));
         let count = fit.min(usize::try_from(within).unwrap_or(usize::MAX)).min(self.ready.len());
         if let Some(rate) = self.plan.rate {
@@ -186,7 +186,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
 
     /// How many messages a receive may ask for now. `None` means that it must wait.
     fn may_receive(&self) -> Option<usize> {
-        let UnderWay { receives, asked, at_door, at_door_bytes, .. } = self.under_way;
+        let UnderWay { receives, asked, at_destination, at_destination_bytes, .. } = self.under_way;
         let in_hand = self.in_hand();
         let calls_max = if self.dry { 1 } else { self.plan.calls };
         if receives >= calls_max || self.dry && in_hand > 0 || self.idle >= IDLE_RECEIVES {
@@ -194,8 +194,8 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
         }
         let bytes: usize = self.ready.iter().map(|in_hand| in_hand.letter.payload.len()).sum();
         // Messages that filters leave out do not count, so that a small limit does not cause small receives.
-        let promised = self.tally.accepted + (self.ready.len() + at_door + asked) as u64;
-        if bytes + at_door_bytes >= IN_HAND_BYTES_MAX || self.plan.limit.is_some_and(|limit| promised >= limit) {
+        let promised = self.tally.accepted + (self.ready.len() + at_destination + asked) as u64;
+        if bytes + at_destination_bytes >= IN_HAND_BYTES_MAX || self.plan.limit.is_some_and(|limit| promised >= limit) {
             return None;
         }
         let room = in_hand_max(self.plan.rate).saturating_sub(in_hand + asked);
@@ -204,7 +204,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
 
     /// Letters that were received and not yet deleted.
     fn in_hand(&self) -> usize {
-        self.ready.len() + self.under_way.at_door + self.accepted.len() + self.under_way.deleting
+        self.ready.len() + self.under_way.at_destination + self.accepted.len() + self.under_way.deleting
     }
 
     fn begin(&mut self, step: Step, stop: &CancellationToken) -> BoxFuture<'a, Done> {
@@ -218,9 +218,9 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
                 received.map(move |received| Done::Received { asked, with_nothing_in_hand, received }).boxed()
             }
             Step::HandOver(batch) => {
-                self.under_way.at_door = batch.len();
-                self.under_way.at_door_bytes = batch.iter().map(|in_hand| in_hand.letter.payload.len()).sum();
-                hand_over(self.door, batch, clock, stop).boxed()
+                self.under_way.at_destination = batch.len();
+                self.under_way.at_destination_bytes = batch.iter().map(|in_hand| in_hand.letter.payload.len()).sum();
+                hand_over(self.destination, batch, clock, stop).boxed()
             }
             Step::Delete(receipts) => {
                 self.under_way.deletes += 1;
@@ -241,8 +241,8 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
                 }
             }
             Done::Answered { batch, answers } => {
-                self.under_way.at_door = 0;
-                self.under_way.at_door_bytes = 0;
+                self.under_way.at_destination = 0;
+                self.under_way.at_destination_bytes = 0;
                 match answers {
                     Ok(answers) => self.answered(batch, answers),
                     Err(trouble) => {
@@ -305,27 +305,27 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
         }
     }
 
-    fn answered(&mut self, batch: Vec<InHand>, answers: Vec<Answer>) {
+    fn answered(&mut self, batch: Vec<InHand>, answers: Vec<Acceptance>) {
         let (mut waiting, mut why_busy, mut floor, mut taken) = (Vec::new(), None, None, false);
         for (in_hand, answer) in batch.into_iter().zip(answers) {
             match answer {
-                Answer::Accepted => {
+                Acceptance::Accepted => {
                     taken = true;
                     self.tally.accepted += 1;
                     self.accepted.push(in_hand.receipt);
                 }
-                Answer::Repeat => {
+                Acceptance::Repeat => {
                     taken = true;
                     self.tally.repeats += 1;
                     self.accepted.push(in_hand.receipt);
                 }
-                Answer::Busy { why, retry_after } => {
+                Acceptance::Busy { why, retry_after } => {
                     why_busy = Some(why);
                     floor = floor.max(retry_after);
                     waiting.push(in_hand);
                 }
-                Answer::Ceiling(why) => self.leave("ceiling", in_hand.message_id, in_hand.receipt, why),
-                Answer::Refused(why) => self.leave("refused", in_hand.message_id, in_hand.receipt, why),
+                Acceptance::Ceiling(why) => self.leave("ceiling", in_hand.message_id, in_hand.receipt, why),
+                Acceptance::Refused(why) => self.leave("refused", in_hand.message_id, in_hand.receipt, why),
             }
         }
         let Some(message) = why_busy else {
@@ -336,7 +336,7 @@ impl<'a, Q: Queue, D: Door> Redrive<'a, Q, D> {
             return self.give_back(waiting);
         }
         let now = self.clock.now();
-        // The door accepted some of them, so the patience starts again.
+        // The destination accepted some of them, so the patience starts again.
         let fresh = Tries::new(now);
         let mut tries = if taken { fresh } else { self.busy.unwrap_or(fresh) };
         let wait = tries.wait(floor, &self.clock);
@@ -386,11 +386,11 @@ async fn receive<Q: Queue>(
     }
 }
 
-async fn hand_over<D: Door>(door: &D, batch: Vec<InHand>, clock: Clock, stop: CancellationToken) -> Done {
+async fn hand_over<D: Destination>(destination: &D, batch: Vec<InHand>, clock: Clock, stop: CancellationToken) -> Done {
     let letters: Vec<Letter> = batch.iter().map(|in_hand| in_hand.letter.clone()).collect();
     let mut tries = Tries::new(clock.now());
     let answers = loop {
-        match door.accept(&letters).await {
+        match destination.accept(&letters).await {
             Ok(answers) => break Ok(answers),
             Err(trouble) => {
                 if let Err(trouble) = tries.again(trouble, &clock, &stop).await {

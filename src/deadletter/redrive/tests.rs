@@ -99,20 +99,20 @@ impl Queue for FakeQueue {
     }
 }
 
-/// A door that remembers origins, as the store does.
+/// A destination that remembers origins, as the store does.
 #[derive(Default)]
-struct FakeDoor {
+struct FakeDestination {
     accepted: Mutex<BTreeMap<String, Letter>>,
     /// Answers to give instead, by origin. A busy answer is given once.
-    instead: Mutex<BTreeMap<String, Answer>>,
+    instead: Mutex<BTreeMap<String, Acceptance>>,
     troubles: Mutex<Vec<Trouble>>,
     batches: Mutex<Vec<usize>>,
     /// Origins, in the order of their acceptance.
     order: Mutex<Vec<String>>,
 }
 
-impl Door for FakeDoor {
-    async fn accept(&self, letters: &[Letter]) -> Result<Vec<Answer>, Trouble> {
+impl Destination for FakeDestination {
+    async fn accept(&self, letters: &[Letter]) -> Result<Vec<Acceptance>, Trouble> {
         if let Some(trouble) = self.troubles.lock().unwrap().pop() {
             return Err(trouble);
         }
@@ -120,7 +120,7 @@ impl Door for FakeDoor {
         let mut instead = self.instead.lock().unwrap();
         let mut accepted = self.accepted.lock().unwrap();
         let answer = |letter: &Letter| match instead.get(&letter.origin).cloned() {
-            Some(busy @ Answer::Busy { .. }) => {
+            Some(busy @ Acceptance::Busy { .. }) => {
                 instead.remove(&letter.origin);
                 busy
             }
@@ -128,17 +128,17 @@ impl Door for FakeDoor {
             None => match accepted.insert(letter.origin.clone(), letter.clone()) {
                 None => {
                     self.order.lock().unwrap().push(letter.origin.clone());
-                    Answer::Accepted
+                    Acceptance::Accepted
                 }
-                Some(_) => Answer::Repeat,
+                Some(_) => Acceptance::Repeat,
             },
         };
         Ok(letters.iter().map(answer).collect())
     }
 }
 
-fn busy(retry_after: Option<Duration>) -> Answer {
-    Answer::Busy { why: "full".into(), retry_after }
+fn busy(retry_after: Option<Duration>) -> Acceptance {
+    Acceptance::Busy { why: "full".into(), retry_after }
 }
 
 fn trouble(code: &str, transient: bool) -> Trouble {
@@ -154,28 +154,28 @@ fn plan() -> Plan {
     Plan { wanted: Wanted { function: Some("orders".into()), ..Wanted::default() }, ..unnamed() }
 }
 
-async fn redrive(queue: &FakeQueue, door: &FakeDoor, plan: Plan) -> (Ended, Tally) {
+async fn redrive(queue: &FakeQueue, destination: &FakeDestination, plan: Plan) -> (Ended, Tally) {
     let clock = Clock::seeded(UnixMillis(1_790_000_000_000), 1);
-    Redrive::new(queue, door, plan, clock).run(&CancellationToken::new(), |_| {}).await
+    Redrive::new(queue, destination, plan, clock).run(&CancellationToken::new(), |_| {}).await
 }
 
 #[tokio::test(start_paused = true)]
 async fn all_letters_are_accepted_once_and_then_deleted() {
-    let (queue, door) = (FakeQueue::of(105), FakeDoor::default());
-    let (ended, tally) = redrive(&queue, &door, plan()).await;
+    let (queue, destination) = (FakeQueue::of(105), FakeDestination::default());
+    let (ended, tally) = redrive(&queue, &destination, plan()).await;
     assert_eq!((ended, tally.accepted, queue.len()), (Ended::Done, 105, 0));
-    let accepted = door.accepted.lock().unwrap();
+    let accepted = destination.accepted.lock().unwrap();
     assert_eq!(accepted.len(), 105);
     assert_eq!(accepted["lambda/r-7"].payload, "{\"id\":7}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn foreign_refused_and_unselected_messages_stay_counted_named_and_visible() {
-    let (queue, door) = (FakeQueue::of(12), FakeDoor::default());
+    let (queue, destination) = (FakeQueue::of(12), FakeDestination::default());
     queue.put("x-foreign", Received { body: "hello".into(), ..Received::default() });
-    door.instead.lock().unwrap().insert("lambda/r-3".into(), Answer::Ceiling("3 times".into()));
-    door.instead.lock().unwrap().insert("lambda/r-4".into(), Answer::Refused("no such name".into()));
-    let (ended, tally) = redrive(&queue, &door, plan()).await;
+    destination.instead.lock().unwrap().insert("lambda/r-3".into(), Acceptance::Ceiling("3 times".into()));
+    destination.instead.lock().unwrap().insert("lambda/r-4".into(), Acceptance::Refused("no such name".into()));
+    let (ended, tally) = redrive(&queue, &destination, plan()).await;
     assert_eq!((ended, tally.accepted, tally.seen(), queue.len(), queue.hidden()), (Ended::Done, 10, 13, 3, 0));
     let left: Vec<_> = tally.left.iter().map(|(kind, left)| (*kind, left.count, left.named[0].0.as_str())).collect();
     assert_eq!(left, [("ceiling", 1, "00003"), ("foreign", 1, "x-foreign"), ("refused", 1, "00004")]);
@@ -183,10 +183,10 @@ async fn foreign_refused_and_unselected_messages_stay_counted_named_and_visible(
 
 #[tokio::test(start_paused = true)]
 async fn messages_that_show_up_again_while_they_stay_are_counted_once_and_do_not_keep_it_going() {
-    let (queue, door) = (FakeQueue::default(), FakeDoor::default());
+    let (queue, destination) = (FakeQueue::default(), FakeDestination::default());
     queue.put("x", Received { body: "hello".into(), ..Received::default() });
     let clock = Clock::seeded(UnixMillis(0), 1);
-    let run = Redrive::new(&queue, &door, plan(), clock);
+    let run = Redrive::new(&queue, &destination, plan(), clock);
     // Makes all messages visible after every step, as if the visibility timeout were over.
     let (ended, tally) = run.run(&CancellationToken::new(), |_| queue.show_all()).await;
     assert_eq!((ended, tally.left["foreign"].count), (Ended::Done, 1));
@@ -194,17 +194,17 @@ async fn messages_that_show_up_again_while_they_stay_are_counted_once_and_do_not
 
 #[tokio::test(start_paused = true)]
 async fn a_dry_run_and_a_limit_leave_the_rest_where_it_is() {
-    let (queue, door) = (FakeQueue::of(25), FakeDoor::default());
-    let (ended, tally) = redrive(&queue, &door, Plan { dry_run: true, ..plan() }).await;
+    let (queue, destination) = (FakeQueue::of(25), FakeDestination::default());
+    let (ended, tally) = redrive(&queue, &destination, Plan { dry_run: true, ..plan() }).await;
     assert_eq!((ended, tally.accepted, queue.len(), queue.hidden()), (Ended::Done, 25, 25, 0));
-    assert!(door.accepted.lock().unwrap().is_empty());
-    let (ended, tally) = redrive(&queue, &door, Plan { limit: Some(13), ..plan() }).await;
+    assert!(destination.accepted.lock().unwrap().is_empty());
+    let (ended, tally) = redrive(&queue, &destination, Plan { limit: Some(13), ..plan() }).await;
     assert_eq!((ended, tally.accepted, queue.len(), queue.hidden()), (Ended::Limit, 13, 12, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_died_again_during_the_redrive_is_left_for_the_next() {
-    let (queue, door) = (FakeQueue::of(1), FakeDoor::default());
+    let (queue, destination) = (FakeQueue::of(1), FakeDestination::default());
     let envelope = |accepted_at: u64| {
         format!(
             r#"{{"id":"01900000-0000-7000-8000-00000000abcd","function":"f","address":"f","key":"k","key_source":"field","accepted_at":{accepted_at},"redrives":1}}"#
@@ -217,63 +217,63 @@ async fn what_died_again_during_the_redrive_is_left_for_the_next() {
     };
     queue.put("early", ours(1_789_999_999_999));
     queue.put("late", ours(1_790_000_000_001));
-    let (_, tally) = redrive(&queue, &door, unnamed()).await;
+    let (_, tally) = redrive(&queue, &destination, unnamed()).await;
     assert_eq!((tally.accepted, tally.left["died-again"].named[0].0.as_str()), (1, "late"));
     assert_eq!((queue.len(), queue.hidden()), (2, 0), "the other is foreign without a function");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_rate_is_kept() {
-    let (queue, door) = (FakeQueue::of(100), FakeDoor::default());
+    let (queue, destination) = (FakeQueue::of(100), FakeDestination::default());
     let clock = Clock::seeded(UnixMillis(0), 1);
-    let run = Redrive::new(&queue, &door, Plan { rate: Some(50.0), ..plan() }, clock.clone());
+    let run = Redrive::new(&queue, &destination, Plan { rate: Some(50.0), ..plan() }, clock.clone());
     run.run(&CancellationToken::new(), |_| {}).await;
     let took = clock.now().0;
     assert!((1_800..2_200).contains(&took), "{took} ms for 100 letters at 50/s");
-    assert!(door.batches.lock().unwrap().iter().all(|&letters| letters <= 5));
+    assert!(destination.batches.lock().unwrap().iter().all(|&letters| letters <= 5));
 }
 
 #[tokio::test(start_paused = true)]
 async fn troubles_that_pass_are_waited_out_and_others_end_it_with_everything_visible() {
-    let (queue, door) = (FakeQueue::of(10), FakeDoor::default());
+    let (queue, destination) = (FakeQueue::of(10), FakeDestination::default());
     queue.receive_troubles.lock().unwrap().push(trouble("RequestThrottled", true));
     queue.delete_troubles.lock().unwrap().push(trouble("ServiceUnavailable", true));
-    door.troubles.lock().unwrap().push(trouble("unreachable", true));
-    door.instead.lock().unwrap().insert("lambda/r-5".into(), busy(None));
-    let (ended, tally) = redrive(&queue, &door, plan()).await;
+    destination.troubles.lock().unwrap().push(trouble("unreachable", true));
+    destination.instead.lock().unwrap().insert("lambda/r-5".into(), busy(None));
+    let (ended, tally) = redrive(&queue, &destination, plan()).await;
     assert_eq!((ended, tally.accepted, tally.repeats, tally.undeleted, queue.len()), (Ended::Done, 10, 0, 0, 0));
 
     let queue = FakeQueue::of(10);
-    door.troubles.lock().unwrap().push(trouble("forbidden", false));
-    let (ended, _) = redrive(&queue, &door, plan()).await;
+    destination.troubles.lock().unwrap().push(trouble("forbidden", false));
+    let (ended, _) = redrive(&queue, &destination, plan()).await;
     assert_eq!((ended, queue.len(), queue.hidden()), (Ended::Failed(trouble("forbidden", false)), 10, 0));
 
     queue.receive_troubles.lock().unwrap().push(trouble("QueueDoesNotExist", false));
-    let (ended, _) = redrive(&queue, &door, plan()).await;
+    let (ended, _) = redrive(&queue, &destination, plan()).await;
     assert_eq!(ended, Ended::Failed(trouble("QueueDoesNotExist", false)));
 
     // Down for longer than the patience.
     queue.receive_troubles.lock().unwrap().extend(vec![trouble("unreachable", true); 1_000]);
-    let (ended, _) = redrive(&queue, &door, plan()).await;
+    let (ended, _) = redrive(&queue, &destination, plan()).await;
     assert_eq!(ended, Ended::Failed(trouble("unreachable", true)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_could_not_be_deleted_is_a_repeat_the_next_time() {
-    let (queue, door) = (FakeQueue::of(10), FakeDoor::default());
+    let (queue, destination) = (FakeQueue::of(10), FakeDestination::default());
     queue.delete_troubles.lock().unwrap().push(trouble("ReceiptHandleIsInvalid", false));
-    let (_, tally) = redrive(&queue, &door, plan()).await;
+    let (_, tally) = redrive(&queue, &destination, plan()).await;
     assert_eq!((tally.accepted, tally.undeleted, queue.len()), (10, 10, 10));
     queue.show_all();
-    let (_, tally) = redrive(&queue, &door, plan()).await;
+    let (_, tally) = redrive(&queue, &destination, plan()).await;
     assert_eq!((tally.accepted, tally.repeats, queue.len()), (0, 10, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn told_to_stop_it_finishes_the_batch_in_hand_and_shows_the_rest() {
-    let (queue, door) = (FakeQueue::of(35), FakeDoor::default());
+    let (queue, destination) = (FakeQueue::of(35), FakeDestination::default());
     let stop = CancellationToken::new();
-    let run = Redrive::new(&queue, &door, plan(), Clock::seeded(UnixMillis(0), 1));
+    let run = Redrive::new(&queue, &destination, plan(), Clock::seeded(UnixMillis(0), 1));
     let stop_at_first = |tally: &Tally| {
         if tally.accepted > 0 {
             stop.cancel()
@@ -285,7 +285,7 @@ async fn told_to_stop_it_finishes_the_batch_in_hand_and_shows_the_rest() {
 }
 
 /// Drops the run at its `n`th step, as a crash would. Returns true if the run ended before.
-async fn crashing_at(n: u32, queue: &FakeQueue, door: &FakeDoor) -> bool {
+async fn crashing_at(n: u32, queue: &FakeQueue, destination: &FakeDestination) -> bool {
     struct Crashing<'a, T>(&'a T, &'a Mutex<u32>, Clock);
     impl<T> Crashing<'_, T> {
         /// Stops the run before or after a step. The calls in progress overlap differently each time.
@@ -318,8 +318,8 @@ async fn crashing_at(n: u32, queue: &FakeQueue, door: &FakeDoor) -> bool {
             self.0.release(receipts).await;
         }
     }
-    impl Door for Crashing<'_, FakeDoor> {
-        async fn accept(&self, letters: &[Letter]) -> Result<Vec<Answer>, Trouble> {
+    impl Destination for Crashing<'_, FakeDestination> {
+        async fn accept(&self, letters: &[Letter]) -> Result<Vec<Acceptance>, Trouble> {
             self.step().await;
             let answers = self.0.accept(letters).await;
             self.step().await;
@@ -328,8 +328,8 @@ async fn crashing_at(n: u32, queue: &FakeQueue, door: &FakeDoor) -> bool {
     }
     let left = Mutex::new(n);
     let clock = Clock::seeded(UnixMillis(0), u64::from(n));
-    let (queue, door) = (Crashing(queue, &left, clock.clone()), Crashing(door, &left, clock.clone()));
-    let run = Redrive::new(&queue, &door, plan(), clock);
+    let (queue, destination) = (Crashing(queue, &left, clock.clone()), Crashing(destination, &left, clock.clone()));
+    let run = Redrive::new(&queue, &destination, plan(), clock);
     let ended = tokio::time::timeout(Duration::from_secs(3_600), run.run(&CancellationToken::new(), |_| {})).await;
     ended.is_ok()
 }
@@ -337,10 +337,10 @@ async fn crashing_at(n: u32, queue: &FakeQueue, door: &FakeDoor) -> bool {
 #[tokio::test(start_paused = true)]
 async fn a_crash_between_any_two_steps_loses_nothing_and_accepts_nothing_twice() {
     for n in 1.. {
-        let (queue, door) = (FakeQueue::of(95), FakeDoor::default());
-        let whole = crashing_at(n, &queue, &door).await;
+        let (queue, destination) = (FakeQueue::of(95), FakeDestination::default());
+        let whole = crashing_at(n, &queue, &destination).await;
         {
-            let accepted = door.accepted.lock().unwrap();
+            let accepted = destination.accepted.lock().unwrap();
             let messages = queue.messages.lock().unwrap();
             for letter in 0..95 {
                 let is_safe = accepted.contains_key(&format!("lambda/r-{letter}"))
@@ -349,8 +349,8 @@ async fn a_crash_between_any_two_steps_loses_nothing_and_accepts_nothing_twice()
             }
         }
         queue.show_all();
-        let before = door.accepted.lock().unwrap().len() as u64;
-        let (ended, tally) = redrive(&queue, &door, plan()).await;
+        let before = destination.accepted.lock().unwrap().len() as u64;
+        let (ended, tally) = redrive(&queue, &destination, plan()).await;
         assert_eq!((ended, before + tally.accepted, queue.len()), (Ended::Done, 95, 0), "crash at step {n}");
         if whole {
             assert!(n > 40, "ten receives, ten deletions and some batches have more steps than {n}");
@@ -362,14 +362,14 @@ async fn a_crash_between_any_two_steps_loses_nothing_and_accepts_nothing_twice()
 #[tokio::test(start_paused = true)]
 async fn receives_batches_and_deletions_overlap() {
     let queue = FakeQueue { latency: Duration::from_millis(100), ..FakeQueue::of(1_000) };
-    let door = FakeDoor::default();
+    let destination = FakeDestination::default();
     let clock = Clock::seeded(UnixMillis(0), 1);
-    let run = Redrive::new(&queue, &door, plan(), clock.clone());
+    let run = Redrive::new(&queue, &destination, plan(), clock.clone());
     let (ended, tally) = run.run(&CancellationToken::new(), |_| {}).await;
     assert_eq!((ended, tally.accepted, queue.len()), (Ended::Done, 1_000, 0));
     let took = clock.now().0;
     assert!(took < 4_000, "{took} ms; one call after another takes 20,000");
-    let batches = door.batches.lock().unwrap();
+    let batches = destination.batches.lock().unwrap();
     assert!(batches.len() < 40, "{} commits for 1,000 letters", batches.len());
     assert!(batches.iter().all(|&letters| letters <= LETTERS_MAX));
 }
@@ -377,23 +377,23 @@ async fn receives_batches_and_deletions_overlap() {
 #[tokio::test(start_paused = true)]
 async fn a_group_of_a_fifo_queue_comes_back_whole_and_in_order() {
     let queue = FakeQueue { latency: Duration::from_millis(10), fifo: true, ..FakeQueue::of(55) };
-    let door = FakeDoor::default();
-    let (ended, tally) = redrive(&queue, &door, plan()).await;
+    let destination = FakeDestination::default();
+    let (ended, tally) = redrive(&queue, &destination, plan()).await;
     assert_eq!((ended, tally.accepted, queue.len()), (Ended::Done, 55, 0));
     let expected: Vec<String> = (0..55).map(|n| format!("lambda/r-{n}")).collect();
-    assert_eq!(*door.order.lock().unwrap(), expected);
+    assert_eq!(*destination.order.lock().unwrap(), expected);
 }
 
 #[tokio::test(start_paused = true)]
 async fn limit_and_rate_hold_exactly_and_repeats_do_not_count() {
     let queue = FakeQueue { latency: Duration::from_millis(30), ..FakeQueue::of(300) };
-    let door = FakeDoor::default();
+    let destination = FakeDestination::default();
     for n in 0..20 {
-        door.accepted.lock().unwrap().insert(format!("lambda/r-{n}"), letter(n));
+        destination.accepted.lock().unwrap().insert(format!("lambda/r-{n}"), letter(n));
     }
     let clock = Clock::seeded(UnixMillis(0), 1);
     let plan = Plan { limit: Some(123), rate: Some(100.0), ..plan() };
-    let run = Redrive::new(&queue, &door, plan, clock.clone());
+    let run = Redrive::new(&queue, &destination, plan, clock.clone());
     let (ended, tally) = run
         .run(&CancellationToken::new(), |tally| {
             let allowed = 10.0 + clock.now().0 as f64 / 10.0;
@@ -414,27 +414,27 @@ fn letter(n: usize) -> Letter {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_door_that_names_a_time_is_left_alone_until_then_and_not_for_ever() {
-    let (queue, door) = (FakeQueue::of(5), FakeDoor::default());
-    door.instead.lock().unwrap().insert("lambda/r-2".into(), busy(Some(Duration::from_secs(20))));
+async fn a_destination_that_names_a_time_is_left_alone_until_then_and_not_for_ever() {
+    let (queue, destination) = (FakeQueue::of(5), FakeDestination::default());
+    destination.instead.lock().unwrap().insert("lambda/r-2".into(), busy(Some(Duration::from_secs(20))));
     let clock = Clock::seeded(UnixMillis(0), 1);
-    let run = Redrive::new(&queue, &door, plan(), clock.clone());
+    let run = Redrive::new(&queue, &destination, plan(), clock.clone());
     let (ended, tally) = run.run(&CancellationToken::new(), |_| {}).await;
     assert_eq!((ended, tally.accepted, queue.len()), (Ended::Done, 5, 0));
     assert!((20_000..25_000).contains(&clock.now().0), "{:?}", clock.now());
 
-    let (queue, door) = (FakeQueue::of(5), FakeDoor::default());
-    door.instead.lock().unwrap().insert("lambda/r-2".into(), busy(Some(PATIENCE * 2)));
-    let (ended, tally) = redrive(&queue, &door, plan()).await;
+    let (queue, destination) = (FakeQueue::of(5), FakeDestination::default());
+    destination.instead.lock().unwrap().insert("lambda/r-2".into(), busy(Some(PATIENCE * 2)));
+    let (ended, tally) = redrive(&queue, &destination, plan()).await;
     assert!(matches!(&ended, Ended::Failed(trouble) if trouble.code == "busy"), "{ended:?}");
     assert_eq!((tally.accepted, queue.len(), queue.hidden()), (4, 1, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn at_a_low_rate_few_messages_are_hidden() {
-    let (queue, door) = (FakeQueue::of(100), FakeDoor::default());
+    let (queue, destination) = (FakeQueue::of(100), FakeDestination::default());
     let clock = Clock::seeded(UnixMillis(0), 1);
-    let run = Redrive::new(&queue, &door, Plan { rate: Some(0.3), limit: Some(10), ..plan() }, clock);
+    let run = Redrive::new(&queue, &destination, Plan { rate: Some(0.3), limit: Some(10), ..plan() }, clock);
     let (_, tally) = run.run(&CancellationToken::new(), |_| assert!(queue.hidden() <= 3, "{}", queue.hidden())).await;
     assert_eq!(tally.accepted, 10);
 }

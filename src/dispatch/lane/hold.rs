@@ -1,18 +1,18 @@
-//! A pause of a lane, an account or a caller, and the probes that end it. Pure.
+//! A hold of a lane, an account or a caller, and the probes that end it. Pure.
 
 use std::time::Duration;
 
-use super::Change;
+use super::Notice;
 use crate::backoff;
 use crate::clock::UnixMillis;
-use crate::dispatch::verdict::{Pause, Scope};
+use crate::dispatch::verdict::{Hold, Scope};
 
-/// A pause. After it, one attempt goes alone as a probe, and its outcome ends or prolongs the hold.
-pub(super) struct Hold {
-    pub pause: Pause,
+/// A hold that is in force. When its time is over, one attempt goes alone as a probe, and its outcome ends or prolongs the hold.
+pub(super) struct ActiveHold {
+    pub hold: Hold,
     /// Distinguishes this hold from all others.
     number: u64,
-    /// Failed probes in a row. The pauses grow with them.
+    /// Failed probes in a row. The waits grow with them.
     strikes: u32,
     /// Probes in flight.
     probes: u32,
@@ -23,17 +23,17 @@ pub(super) struct Hold {
 /// The end of an attempt, as a hold needs it.
 #[derive(Clone, Copy)]
 pub(super) struct Ended {
-    /// The shortest pause of this lane. Pauses grow from it.
+    /// The shortest wait of this lane. Waits grow from it.
     pub base: Duration,
     pub now: UnixMillis,
     /// The number of the hold that this attempt may cause.
     pub number: u64,
 }
 
-impl Hold {
+impl ActiveHold {
     /// When the next attempt may go. [`UnixMillis::MAX`] while a probe is in flight.
     pub fn ends(&self) -> UnixMillis {
-        if self.probes > 0 { UnixMillis::MAX } else { self.pause.until }
+        if self.probes > 0 { UnixMillis::MAX } else { self.hold.until }
     }
 
     /// An attempt begins under this hold, as a probe. Returns the hold's number.
@@ -43,9 +43,9 @@ impl Hold {
         self.number
     }
 
-    /// The clock was set forward by this many milliseconds. A pause keeps its length.
+    /// The clock was set forward by this many milliseconds. A hold keeps its length.
     pub fn stepped(&mut self, by: i64) {
-        self.pause.until = self.pause.until.shifted(by);
+        self.hold.until = self.hold.until.shifted(by);
     }
 
     pub fn wants_fresh(&self) -> bool {
@@ -54,8 +54,8 @@ impl Hold {
 
     /// An operator asks whether the function works again. The next probe may go at once, and takes an event that is
     /// due.
-    pub fn end_pause(&mut self, now: UnixMillis) {
-        self.pause.until = self.pause.until.min(now);
+    pub fn end_wait(&mut self, now: UnixMillis) {
+        self.hold.until = self.hold.until.min(now);
         self.fresh = false;
     }
 
@@ -64,35 +64,34 @@ impl Hold {
     pub fn judge(
         hold: &mut Option<Self>,
         probe: Option<u64>,
-        pause: Option<Pause>,
+        new: Option<Hold>,
         scope: Scope,
         ended: Ended,
-    ) -> Option<Change> {
+    ) -> Option<Notice> {
         let Ended { base, now, number } = ended;
         let probed = hold.as_ref().is_some_and(|hold| Some(hold.number) == probe);
         if let Some(hold) = hold.as_mut().filter(|_| probed) {
             hold.probes = hold.probes.saturating_sub(1);
         }
-        match (hold.as_mut(), pause) {
+        match (hold.as_mut(), new) {
             (None, None) => None,
-            (None, Some(pause)) => {
-                let (kind, reason) = (pause.kind, pause.reason.clone());
-                *hold = Some(Self { pause, number, strikes: 0, probes: 0, fresh: true });
-                Some(Change::Held { scope, kind, reason })
+            (None, Some(new)) => {
+                let (kind, reason) = (new.kind, new.reason.clone());
+                *hold = Some(Self { hold: new, number, strikes: 0, probes: 0, fresh: true });
+                Some(Notice::Held { scope, kind, reason })
             }
             (Some(_), None) if probed => {
                 *hold = None;
-                Some(Change::Recovered { scope })
+                Some(Notice::Recovered { scope })
             }
             (Some(_), None) => None,
-            (Some(hold), Some(pause)) => {
+            (Some(hold), Some(new)) => {
                 if probed {
                     hold.strikes += 1;
                 }
-                let grown =
-                    pause.kind.pause_max().map_or(Duration::ZERO, |max| backoff::ceiling(hold.strikes, base, max));
-                let until = pause.until.max(now.plus(grown)).max(hold.pause.until);
-                hold.pause = Pause { until, ..pause };
+                let grown = new.kind.wait_max().map_or(Duration::ZERO, |max| backoff::ceiling(hold.strikes, base, max));
+                let until = new.until.max(now.plus(grown)).max(hold.hold.until);
+                hold.hold = Hold { until, ..new };
                 None
             }
         }

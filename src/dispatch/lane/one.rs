@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Change;
+use super::Notice;
 use super::health::Health;
-use super::hold::Hold;
+use super::hold::ActiveHold;
 use super::pulse::{Counts, Pulse, Turn};
 use crate::clock::{Steps, UnixMillis};
 use crate::dispatch::limiter::Limiter;
 use crate::dispatch::rate::{Rate, SpendGuard};
 use crate::dispatch::status::LastError;
-use crate::dispatch::verdict::{Outcome, PauseKind, Scope};
+use crate::dispatch::verdict::{HoldKind, Outcome, Scope};
 use crate::dispatch::{Mode, Policy, Settings};
 use crate::event::EventId;
 use crate::outbox::{LaneView, Which};
@@ -29,7 +29,7 @@ pub(super) struct Lane {
     pub in_flight: u32,
     /// Whether the limit was reached when the last attempt began.
     pub bound: bool,
-    pub hold: Option<Hold>,
+    pub hold: Option<ActiveHold>,
     pub health: Health<EventId>,
     pub pulse: Pulse,
     /// Payload bytes in flight.
@@ -99,7 +99,7 @@ impl Lane {
             return UnixMillis::MAX;
         }
         let ready = if self.view.ready > 0 { now } else { self.view.next_due.unwrap_or(UnixMillis::MAX) };
-        let hold = self.hold.as_ref().map_or(now, Hold::ends);
+        let hold = self.hold.as_ref().map_or(now, ActiveHold::ends);
         let rate = self.rate.as_ref().map_or(now, |rate| rate.next(now));
         let spend = self.spend.as_ref().map_or(now, |spend| spend.next(now));
         ready.max(hold).max(rate).max(spend).max(self.idle_until)
@@ -109,13 +109,13 @@ impl Lane {
     /// failed tells nothing new, and must not block those that would get through. Probes alternate between both kinds,
     /// so that neither is forgotten.
     pub fn which(&self) -> Which {
-        let fresh = self.hold.as_ref().map_or_else(|| self.health.is_doubtful(), Hold::wants_fresh);
+        let fresh = self.hold.as_ref().map_or_else(|| self.health.is_doubtful(), ActiveHold::wants_fresh);
         if fresh { Which::Fresh } else { Which::Due }
     }
 
     /// The age at which its events are buried now.
     pub fn age_max(&self, crowded: bool) -> Duration {
-        let is_held = self.hold.as_ref().is_some_and(|hold| hold.pause.kind == PauseKind::Held);
+        let is_held = self.hold.as_ref().is_some_and(|hold| hold.hold.kind == HoldKind::Operator);
         let makes_way = crowded && is_held && !self.view.proven && !self.view.paused;
         if makes_way { self.policy.age_max.min(CROWDED_AGE_MAX) } else { self.policy.age_max }
     }
@@ -146,9 +146,9 @@ impl Lane {
         }
     }
 
-    /// Counts an attempt. Returns a change to announce. A hold was announced already, so a held lane is not announced
+    /// Counts an attempt. Returns a notice to announce. A hold was announced already, so a held lane is not announced
     /// as failing.
-    pub fn tell(&mut self, outcome: &Outcome, said: String, now: UnixMillis, ended: Instant) -> Option<Change> {
+    pub fn tell(&mut self, outcome: &Outcome, said: String, now: UnixMillis, ended: Instant) -> Option<Notice> {
         let turn = match outcome {
             Outcome::Delivered => self.pulse.succeeded(ended),
             Outcome::FunctionFailed
@@ -167,29 +167,29 @@ impl Lane {
             Turn::Failing => {
                 let Counts { delivered, failed } = self.pulse.counts(ended);
                 let last = self.pulse.last_error.as_ref().map(|error| error.words.clone()).unwrap_or_default();
-                Some(Change::Failing { delivered, failed, last })
+                Some(Notice::Failing { delivered, failed, last })
             }
-            Turn::Well => Some(Change::Well),
+            Turn::Well => Some(Notice::Well),
         }
     }
 
     /// Counts one attempt in this hour.
-    pub fn spend(&mut self, now: UnixMillis) -> Vec<Change> {
-        let mut changes = Vec::new();
-        let Some(spend) = &mut self.spend else { return changes };
+    pub fn spend(&mut self, now: UnixMillis) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        let Some(spend) = &mut self.spend else { return notices };
         let last = spend.take(now);
         if std::mem::take(&mut self.spent) {
-            changes.push(Change::Recovered { scope: Scope::Lane });
+            notices.push(Notice::Recovered { scope: Scope::Lane });
         }
         if last {
             self.spent = true;
-            changes.push(self.spent_change());
+            notices.push(self.spent_notice());
         }
-        changes
+        notices
     }
 
-    pub fn spent_change(&self) -> Change {
-        Change::Held { scope: Scope::Lane, kind: PauseKind::Spent, reason: self.spent_reason() }
+    pub fn spent_notice(&self) -> Notice {
+        Notice::Held { scope: Scope::Lane, kind: HoldKind::Spent, reason: self.spent_reason() }
     }
 
     pub fn spent_reason(&self) -> String {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::health::Witnesses;
-use super::hold::Hold;
+use super::hold::ActiveHold;
 use crate::clock::UnixMillis;
 use crate::dispatch::limiter::Limiter;
 use crate::dispatch::verdict::{Outcome, Scope};
@@ -29,7 +29,7 @@ pub(super) struct Shared {
     pub bound: bool,
     /// Slots that the current plan has given away.
     pub planned: u32,
-    pub hold: Option<Hold>,
+    pub hold: Option<ActiveHold>,
     pub lanes: u32,
 }
 
@@ -88,7 +88,7 @@ impl Shared {
     pub fn started(&mut self) -> Option<u64> {
         self.in_flight += 1;
         self.bound = self.in_flight >= self.limiter.limit();
-        self.hold.as_mut().map(Hold::probe)
+        self.hold.as_mut().map(ActiveHold::probe)
     }
 
     fn learn(&mut self, outcome: &Outcome, own: Scope, began: Instant, ended: Instant) {

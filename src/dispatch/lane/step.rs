@@ -1,7 +1,7 @@
-//! What a step of the wall clock means for lanes. Holds, rates and pauses are spans of time and keep their length.
+//! What a step of the wall clock means for lanes. Holds and rates are spans of time and keep their length.
 
 use super::Lanes;
-use super::hold::Hold;
+use super::hold::ActiveHold;
 use crate::clock::{Steps, UnixMillis};
 use crate::dispatch::rate::Rate;
 
@@ -13,12 +13,12 @@ impl Lanes {
         let accounts = self.accounts.values_mut().map(|account| &mut account.shared);
         let callers = self.callers.values_mut().map(|caller| &mut caller.shared);
         for shared in accounts.chain(callers) {
-            shared.hold.iter_mut().for_each(|hold| Hold::stepped(hold, by));
+            shared.hold.iter_mut().for_each(|hold| ActiveHold::stepped(hold, by));
         }
         let ids: Vec<_> = self.lanes.keys().copied().collect();
         for id in ids {
             if let Some(lane) = self.lanes.get_mut(&id) {
-                lane.hold.iter_mut().for_each(|hold| Hold::stepped(hold, by));
+                lane.hold.iter_mut().for_each(|hold| ActiveHold::stepped(hold, by));
                 lane.rate.iter_mut().for_each(|rate| Rate::stepped(rate, by));
                 lane.next_expiry = lane.next_expiry.shifted(by);
                 lane.idle_until = lane.idle_until.shifted(by);

@@ -110,7 +110,7 @@ impl World {
     }
 
     /// Ends the attempt at `index`.
-    fn end(&mut self, index: usize, outcome: &Outcome, pause: Option<Pause>) -> Vec<Change> {
+    fn end(&mut self, index: usize, outcome: &Outcome, hold: Option<Hold>) -> Vec<Notice> {
         let (lane, ticket, began) = self.under_way.remove(index);
         let (began, ended) = (self.instant(began), self.instant(self.now));
         self.version += 1;
@@ -122,7 +122,7 @@ impl World {
             ticket,
             outcome,
             blame: Blame::Event,
-            pause,
+            hold,
             buried: false,
             said: "why".into(),
             payload_bytes: 10,
@@ -130,7 +130,7 @@ impl World {
             ended,
         };
         let changes = self.lanes.finished(finished, self.now);
-        changes.into_iter().filter(|change| !matches!(change, Change::Failing { .. } | Change::Well)).collect()
+        changes.into_iter().filter(|change| !matches!(change, Notice::Failing { .. } | Notice::Well)).collect()
     }
 
     fn in_flight(&self, lane: LaneId) -> usize {
@@ -138,8 +138,8 @@ impl World {
     }
 }
 
-fn pause(scope: Scope, kind: PauseKind, until: UnixMillis) -> Option<Pause> {
-    Some(Pause { scope, kind, until, reason: "why".into() })
+fn hold(scope: Scope, kind: HoldKind, until: UnixMillis) -> Option<Hold> {
+    Some(Hold { scope, kind, until, reason: "why".into() })
 }
 
 const A: LaneId = LaneId(1);
@@ -211,12 +211,12 @@ fn a_hold_probes_one_at_a_time_with_growing_pauses_and_recovers() {
     world.set_ready(A, 1_000);
     world.go();
     let until = world.now.plus(Duration::from_millis(500));
-    let changes = world.end(0, &Outcome::Operator { scope: Scope::Lane }, pause(Scope::Lane, PauseKind::Held, until));
-    assert!(matches!(changes[..], [Change::Held { scope: Scope::Lane, kind: PauseKind::Held, .. }]));
+    let changes = world.end(0, &Outcome::Operator { scope: Scope::Lane }, hold(Scope::Lane, HoldKind::Operator, until));
+    assert!(matches!(changes[..], [Notice::Held { scope: Scope::Lane, kind: HoldKind::Operator, .. }]));
     // The other attempts in flight fail too. They prolong the hold, but do not make it grow.
     while !world.under_way.is_empty() {
         assert_eq!(
-            world.end(0, &Outcome::Operator { scope: Scope::Lane }, pause(Scope::Lane, PauseKind::Held, until)),
+            world.end(0, &Outcome::Operator { scope: Scope::Lane }, hold(Scope::Lane, HoldKind::Operator, until)),
             []
         );
     }
@@ -229,13 +229,13 @@ fn a_hold_probes_one_at_a_time_with_growing_pauses_and_recovers() {
         assert_eq!(world.go(), [(A, 1)], "one probe");
         assert_eq!(world.go(), [], "and no other while it is under way");
         let until = world.now.plus(Duration::from_millis(500));
-        world.end(0, &Outcome::Operator { scope: Scope::Lane }, pause(Scope::Lane, PauseKind::Held, until));
+        world.end(0, &Outcome::Operator { scope: Scope::Lane }, hold(Scope::Lane, HoldKind::Operator, until));
     }
     assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]), "{pauses:?}");
     assert_eq!(*pauses.last().unwrap(), 300_000, "five minutes at most");
     world.now = world.lanes.next_time(world.now);
     assert_eq!(world.go(), [(A, 1)]);
-    assert_eq!(world.end(0, &Outcome::Delivered, None), [Change::Recovered { scope: Scope::Lane }]);
+    assert_eq!(world.end(0, &Outcome::Delivered, None), [Notice::Recovered { scope: Scope::Lane }]);
     let back: usize = world.go().iter().map(|(_, events)| events).sum();
     assert!((2..=8).contains(&back), "not a herd: {back}");
 }
@@ -246,7 +246,7 @@ fn an_attempt_that_began_before_a_hold_does_not_end_it() {
     world.set_ready(A, 1_000);
     world.go();
     let until = world.now.plus(Duration::from_secs(1));
-    world.end(0, &Outcome::NotSent, pause(Scope::Lane, PauseKind::Unreachable, until));
+    world.end(0, &Outcome::NotSent, hold(Scope::Lane, HoldKind::Unreachable, until));
     assert_eq!(world.end(0, &Outcome::Delivered, None), []);
     assert_eq!(world.go(), []);
 }
@@ -265,14 +265,14 @@ fn a_hold_of_the_account_stops_all_its_lanes_and_its_end_wakes_them() {
     let until = world.now.plus(Duration::from_secs(1));
     let outcome = Outcome::Operator { scope: Scope::Account };
     while !world.under_way.is_empty() {
-        world.end(0, &outcome, pause(Scope::Account, PauseKind::Held, until));
+        world.end(0, &outcome, hold(Scope::Account, HoldKind::Operator, until));
     }
     assert_eq!(world.go(), []);
     world.now = world.lanes.next_time(world.now);
     assert_eq!(world.now, until);
     assert_eq!(world.go().len(), 1, "one probe for the whole account");
     assert_eq!(world.go(), []);
-    assert_eq!(world.end(0, &Outcome::Delivered, None), [Change::Recovered { scope: Scope::Account }]);
+    assert_eq!(world.end(0, &Outcome::Delivered, None), [Notice::Recovered { scope: Scope::Account }]);
     let woken: BTreeSet<_> = world.go().into_iter().map(|(lane, _)| lane).collect();
     assert_eq!(woken, BTreeSet::from([A, B, C]));
 }
@@ -285,7 +285,7 @@ fn a_region_that_is_held_does_not_hold_another() {
     world.go();
     let at = world.under_way.iter().position(|(lane, ..)| *lane == A).unwrap();
     let until = world.now.plus(Duration::from_secs(1));
-    world.end(at, &Outcome::Operator { scope: Scope::Account }, pause(Scope::Account, PauseKind::Held, until));
+    world.end(at, &Outcome::Operator { scope: Scope::Account }, hold(Scope::Account, HoldKind::Operator, until));
     world.set_ready(A, 5);
     world.set_ready(B, 5);
     assert!(world.go().iter().all(|(lane, _)| *lane == B));
@@ -397,7 +397,7 @@ fn the_spend_guard_holds_the_lane_until_the_next_hour_and_says_so() {
         world.end(0, &Outcome::Delivered, None);
     }
     let held = world.lanes.status(world.now, world.instant(world.now))[&World::name(A)].held.clone().unwrap();
-    assert_eq!(held.kind, PauseKind::Spent);
+    assert_eq!(held.kind, HoldKind::Spent);
     let next_hour = UnixMillis((NOW.0 / 3_600_000 + 1) * 3_600_000);
     assert_eq!((held.until, world.lanes.next_time(world.now)), (next_hour, next_hour.min(NOW.plus(policy_age()))));
     world.now = next_hour;
@@ -427,7 +427,7 @@ fn what_was_spent_before_a_restart_is_spent() {
     let mut world = World::new(Settings { policy, ..settings(64) });
     let hour = crate::outbox::Spent::hour_of(NOW);
     world.change(B, |view| (view.ready, view.spent) = (9, crate::outbox::Spent { hour, attempts: 100 }));
-    assert!(matches!(&world.lanes.noticed()[..], [(_, Change::Held { kind: PauseKind::Spent, .. })]));
+    assert!(matches!(&world.lanes.noticed()[..], [(_, Notice::Held { kind: HoldKind::Spent, .. })]));
     world.change(A, |view| (view.ready, view.spent) = (9, crate::outbox::Spent { hour, attempts: 96 }));
     let wants = world.lanes.plan(world.now);
     assert!(wants.iter().all(|want| want.lane == A && want.events_max == 4), "{wants:?}");
@@ -464,17 +464,17 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn outcome_of(number: u8, now: UnixMillis) -> (Outcome, Option<Pause>) {
+fn outcome_of(number: u8, now: UnixMillis) -> (Outcome, Option<Hold>) {
     let until = now.plus(Duration::from_millis(300));
     match number {
         0 => (Outcome::Throttled { scope: Scope::Lane, retry_after: None }, None),
         1 => (Outcome::Throttled { scope: Scope::Account, retry_after: None }, None),
         2 => (
             Outcome::Throttled { scope: Scope::Lane, retry_after: None },
-            pause(Scope::Lane, PauseKind::Throttled, until),
+            hold(Scope::Lane, HoldKind::Throttled, until),
         ),
-        3 => (Outcome::NotSent, pause(Scope::Lane, PauseKind::Unreachable, until)),
-        4 => (Outcome::Operator { scope: Scope::Account }, pause(Scope::Account, PauseKind::Held, until)),
+        3 => (Outcome::NotSent, hold(Scope::Lane, HoldKind::Unreachable, until)),
+        4 => (Outcome::Operator { scope: Scope::Account }, hold(Scope::Account, HoldKind::Operator, until)),
         5 => (Outcome::Lost, None),
         6 => (Outcome::Transient, None),
         _ => (Outcome::Delivered, None),
@@ -500,8 +500,8 @@ proptest! {
                 Step::Wait(millis) => world.wait(millis),
                 Step::End(index, number) => {
                     if !world.under_way.is_empty() {
-                        let (outcome, pause) = outcome_of(number, world.now);
-                        world.end(index % world.under_way.len(), &outcome, pause);
+                        let (outcome, hold) = outcome_of(number, world.now);
+                        world.end(index % world.under_way.len(), &outcome, hold);
                     }
                 }
                 Step::Retire(lane) => {

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use super::*;
-use crate::dispatch::verdict::PauseKind;
+use crate::dispatch::verdict::HoldKind;
 use crate::dispatch::{Answer, Mode, Policy};
 use crate::event::testing::event;
 use crate::event::{Event, EventId, Function};
@@ -215,7 +215,7 @@ async fn credentials_that_expire_for_ten_minutes_cost_no_event() {
     }
     bench.clock.sleep(Duration::from_secs(300)).await;
     let status = bench.status.lanes().await;
-    assert!(status.values().all(|lane| lane.held.as_ref().is_some_and(|held| held.kind == PauseKind::Held)));
+    assert!(status.values().all(|lane| lane.held.as_ref().is_some_and(|held| held.kind == HoldKind::Operator)));
     let held = |bench: &Bench| {
         (0..5).map(|lane| bench.metrics.dispatch_held.with_label_values(&[&format!("f{lane}")]).get()).sum::<i64>()
     };

@@ -260,8 +260,8 @@ proptest! {
             }
             Settlement::Release | Settlement::Shipped | Settlement::HandedOver => prop_assert!(false, "not a verdict"),
         }
-        if let Some(pause) = &verdict.pause {
-            prop_assert!(pause.until > NOW && pause.until <= NOW.plus(RETRY_AFTER_MAX));
+        if let Some(hold) = &verdict.hold {
+            prop_assert!(hold.until > NOW && hold.until <= NOW.plus(RETRY_AFTER_MAX));
         }
     }
 }
@@ -304,7 +304,7 @@ fn any_reply() -> impl Strategy<Value = Reply> {
 fn a_delivered_event_is_settled_whatever_its_age() {
     let late = UnixMillis(NOW.0 + 10_000_000);
     let verdict = judge_at(late, &answer(202, None), &event(), &History::default());
-    assert_eq!(verdict, Verdict { settlement: Settlement::Delivered, pause: None });
+    assert_eq!(verdict, Verdict { settlement: Settlement::Delivered, hold: None });
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn a_charged_failure_is_retried_until_the_attempts_are_used_up() {
             history = retried(&verdict).clone();
             assert_eq!((history.attempts, history.calls, history.setbacks), (attempt, attempt, 0));
             assert!(history.due <= NOW.plus(Duration::from_millis(500 << (attempt - 1))));
-            assert_eq!(verdict.pause, None, "one event's failure delays no other");
+            assert_eq!(verdict.hold, None, "one event's failure delays no other");
         }
         let verdict = judge(&reply, &history);
         let (history, reason) = buried(&verdict);
@@ -345,14 +345,14 @@ fn a_failure_in_an_outage_costs_nothing_and_holds_the_lane_for_seconds() {
         let held = judge(Blame::Outage { scope: Scope::Lane });
         let history = retried(&held);
         assert_eq!((history.attempts, history.setbacks, history.calls), (2, 31, 1));
-        let pause = held.pause.as_ref().unwrap();
-        assert_eq!((pause.scope, pause.kind), (Scope::Lane, PauseKind::Outage));
-        assert_eq!(pause.until, NOW.plus(OUTAGE_PAUSE_MAX));
-        assert!(history.due <= NOW.plus(OUTAGE_PAUSE_MAX * 9 / 8), "its end is noticed soon by a lone event, too");
+        let hold = held.hold.as_ref().unwrap();
+        assert_eq!((hold.scope, hold.kind), (Scope::Lane, HoldKind::Outage));
+        assert_eq!(hold.until, NOW.plus(OUTAGE_HOLD_MAX));
+        assert!(history.due <= NOW.plus(OUTAGE_HOLD_MAX * 9 / 8), "its end is noticed soon by a lone event, too");
         let waits = judge(Blame::Wait);
-        assert_eq!((retried(&waits).attempts, &waits.pause), (2, &None));
+        assert_eq!((retried(&waits).attempts, &waits.hold), (2, &None));
         let guilty = judge(Blame::Event);
-        assert_eq!((buried(&guilty).1, &guilty.pause), (BuryReason::RetriesExhausted, &None));
+        assert_eq!((buried(&guilty).1, &guilty.hold), (BuryReason::RetriesExhausted, &None));
     }
 }
 
@@ -381,8 +381,8 @@ fn a_function_that_is_being_updated_costs_nothing_and_pauses_its_lane_for_second
     let history = History { attempts: 2, setbacks: 30, ..History::default() };
     let verdict = judge(&answer(409, Some("ResourceConflictException")), &history);
     assert_eq!(retried(&verdict).attempts, 2);
-    let pause = verdict.pause.unwrap();
-    assert_eq!((pause.scope, pause.kind, pause.until), (Scope::Lane, PauseKind::Unready, NOW.plus(OUTAGE_PAUSE_MAX)));
+    let hold = verdict.hold.unwrap();
+    assert_eq!((hold.scope, hold.kind, hold.until), (Scope::Lane, HoldKind::Unready, NOW.plus(OUTAGE_HOLD_MAX)));
 }
 
 #[test]
@@ -395,22 +395,22 @@ fn a_throttle_is_free_and_its_retry_after_is_obeyed_by_event_and_scope() {
     let history = retried(&verdict);
     assert_eq!((history.attempts, history.throttles, history.calls), (2, 2, 1));
     assert!(history.due >= NOW.plus(asked) && history.due <= NOW.plus(asked * 9 / 8));
-    let pause = verdict.pause.unwrap();
-    assert_eq!((pause.scope, pause.kind, pause.until), (Scope::Caller, PauseKind::Throttled, NOW.plus(asked)));
-    assert_eq!(pause.reason, "TooManyRequestsException: Rate Exceeded.");
+    let hold = verdict.hold.unwrap();
+    assert_eq!((hold.scope, hold.kind, hold.until), (Scope::Caller, HoldKind::Throttled, NOW.plus(asked)));
+    assert_eq!(hold.reason, "TooManyRequestsException: Rate Exceeded.");
 }
 
 #[test]
 fn an_absurd_retry_after_is_cut() {
     let verdict = judge(&throttle(None, Some(Duration::MAX)), &History::default());
-    assert_eq!(verdict.pause.unwrap().until, NOW.plus(RETRY_AFTER_MAX));
+    assert_eq!(verdict.hold.unwrap().until, NOW.plus(RETRY_AFTER_MAX));
 }
 
 #[test]
 fn a_throttle_without_a_time_is_left_to_the_limiter_of_its_scope() {
     let history = History { throttles: 30, ..History::default() };
-    assert_eq!(judge(&throttle(None, None), &history).pause, None);
-    assert_eq!(judge(&throttle(Some("CallerRateLimitExceeded"), None), &history).pause, None);
+    assert_eq!(judge(&throttle(None, None), &history).hold, None);
+    assert_eq!(judge(&throttle(Some("CallerRateLimitExceeded"), None), &history).hold, None);
 }
 
 #[test]
@@ -458,9 +458,9 @@ fn an_unreachable_endpoint_costs_nothing_and_pauses_its_lane_for_seconds() {
     let verdict = judge(&not_sent(FailureKind::Connect), &History { attempts: 2, setbacks: 20, ..History::default() });
     let history = retried(&verdict);
     assert_eq!((history.attempts, history.setbacks), (2, 21));
-    let pause = verdict.pause.as_ref().unwrap();
-    let until = NOW.plus(UNREACHABLE_PAUSE_MAX);
-    assert_eq!((pause.scope, pause.kind, pause.until), (Scope::Lane, PauseKind::Unreachable, until));
+    let hold = verdict.hold.as_ref().unwrap();
+    let until = NOW.plus(UNREACHABLE_HOLD_MAX);
+    assert_eq!((hold.scope, hold.kind, hold.until), (Scope::Lane, HoldKind::Unreachable, until));
     assert!(history.due >= until);
 }
 
@@ -470,9 +470,9 @@ fn a_hold_costs_nothing_and_grows_to_five_minutes() {
     let pause_after = |setbacks| {
         let verdict = judge(&reply, &History { attempts: 2, setbacks, ..History::default() });
         assert_eq!((retried(&verdict).attempts, retried(&verdict).setbacks), (2, setbacks + 1));
-        let pause = verdict.pause.unwrap();
-        assert_eq!((pause.scope, pause.kind), (Scope::Lane, PauseKind::Held));
-        pause.until.since(NOW)
+        let hold = verdict.hold.unwrap();
+        assert_eq!((hold.scope, hold.kind), (Scope::Lane, HoldKind::Operator));
+        hold.until.since(NOW)
     };
     assert_eq!([0, 1, 4, 60].map(pause_after), [500, 1_000, 8_000, 300_000].map(Duration::from_millis));
 }

@@ -14,8 +14,8 @@ use crate::ingest::body;
 use crate::ingest::client::Caller;
 use crate::ingest::lambda_api::Invoke;
 use crate::ingest::passthrough::{
-    AnswerBody, CALL_BYTES_MAX, CALL_TIME_MAX, Call, Failed, Gate, Operation, Other, Passed, Passthrough, forwarded,
-    without_hop_by_hop,
+    AnswerBody, CALL_BYTES_MAX, CALL_TIME_MAX, Failed, Gate, Operation, Other, Passed, Passthrough, PassthroughCall,
+    forwarded, without_hop_by_hop,
 };
 use crate::ingest::refusal::Refusal;
 use crate::outbox::Outbox;
@@ -32,7 +32,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let Some(gate) = &self.gate else { return Err(Refusal::ModeNotSupported { mode: invoke.mode() }) };
         let Invoke { operation, function, payload_max, .. } = invoke;
         let headers = forwarded(&head.headers);
-        let call = |payload| gate.passthrough.call(Call { operation, function, headers, payload });
+        let call = |payload| gate.passthrough.call(PassthroughCall { operation, function, headers, payload });
         self.through(gate, (head, caller), body, payload_max, call).await
     }
 

@@ -54,7 +54,7 @@ fn letter(function: &str, key: Option<&str>) -> Letter {
 async fn an_event_is_invoked_whole_with_a_key_that_is_the_same_each_time() {
     let door = door(&[]);
     let letters = [letter("orders", Some("order-17")), letter("invoices", None), letter("invoices", None)];
-    assert_eq!(door.accept(&letters).await, Ok(vec![Answer::Accepted; 3]));
+    assert_eq!(door.accept(&letters).await, Ok(vec![Acceptance::Accepted; 3]));
     let calls = door.lambda.calls.lock().unwrap();
     let keys: Vec<&str> = calls.iter().map(|call| call.key.value.as_str()).collect();
     assert_eq!(keys, ["order-17", "lambda/invoices", "lambda/invoices"]);
@@ -82,13 +82,13 @@ async fn what_lambda_says_decides_whether_a_message_goes_waits_or_stays() {
     ]);
     let names = ["throttled", "broken", "lost", "missing", "large", "sound"];
     let answers = door.accept(&names.map(|name| letter(name, None))).await.unwrap();
-    assert!(matches!(&answers[0], Answer::Busy { retry_after: Some(time), .. } if *time == Duration::from_secs(3)));
+    assert!(matches!(&answers[0], Acceptance::Busy { retry_after: Some(time), .. } if *time == Duration::from_secs(3)));
     for waits in &answers[1..3] {
-        assert!(matches!(waits, Answer::Busy { retry_after: None, .. }), "{waits:?}");
+        assert!(matches!(waits, Acceptance::Busy { retry_after: None, .. }), "{waits:?}");
     }
-    assert!(matches!(&answers[3], Answer::Refused(why) if why.contains("ResourceNotFound")), "{answers:?}");
-    assert!(matches!(&answers[4], Answer::Refused(why) if why.contains("RequestTooLarge")), "{answers:?}");
-    assert_eq!(answers[5], Answer::Accepted);
+    assert!(matches!(&answers[3], Acceptance::Refused(why) if why.contains("ResourceNotFound")), "{answers:?}");
+    assert!(matches!(&answers[4], Acceptance::Refused(why) if why.contains("RequestTooLarge")), "{answers:?}");
+    assert_eq!(answers[5], Acceptance::Accepted);
 }
 
 #[tokio::test]
@@ -96,8 +96,8 @@ async fn the_rules_are_the_daemons() {
     let door = door(&[]);
     let ceiling = Letter { redrives: 3, ..letter("orders", None) };
     let answers = door.accept(&[ceiling, letter("no such:name:at:all", None)]).await.unwrap();
-    assert!(matches!(&answers[0], Answer::Ceiling(why) if why.contains("redrives_max is 3")), "{answers:?}");
-    assert!(matches!(&answers[1], Answer::Refused(why) if why.contains("not a function's name")), "{answers:?}");
+    assert!(matches!(&answers[0], Acceptance::Ceiling(why) if why.contains("redrives_max is 3")), "{answers:?}");
+    assert!(matches!(&answers[1], Acceptance::Refused(why) if why.contains("not a function's name")), "{answers:?}");
     assert_eq!(door.lambda.calls.lock().unwrap().len(), 0);
 }
 
@@ -106,8 +106,11 @@ async fn credentials_that_do_not_serve_end_it_once_nothing_else_is_taken() {
     let denied = said(403, Some("UnrecognizedClientException"));
     let door = door(&[("orders", denied)]);
     let answers = door.accept(&[letter("orders", None), letter("invoices", None)]).await.unwrap();
-    assert!(matches!(answers[0], Answer::Busy { .. }), "what was taken beside it must still be deleted: {answers:?}");
-    assert_eq!(answers[1], Answer::Accepted);
+    assert!(
+        matches!(answers[0], Acceptance::Busy { .. }),
+        "what was taken beside it must still be deleted: {answers:?}"
+    );
+    assert_eq!(answers[1], Acceptance::Accepted);
     let trouble = door.accept(&[letter("orders", None)]).await.unwrap_err();
     assert_eq!((trouble.code.as_str(), trouble.transient), ("lambda", false));
 }

@@ -1,7 +1,7 @@
 //! Tests outages of Lambda, of a proxy and of a function, while some events fail by themselves (docs/adr/0012).
 
 use super::*;
-use crate::dispatch::verdict::OUTAGE_PAUSE_MAX;
+use crate::dispatch::verdict::OUTAGE_HOLD_MAX;
 
 /// Six hours minus a minute. Lambda keeps an event for six hours, and so does the default `age_max`.
 const LONG: Duration = Duration::from_secs(6 * 3_600 - 60);
@@ -166,7 +166,7 @@ async fn a_lane_of_nothing_but_poison_ends_by_age_and_lets_a_healthy_event_pass(
     bench.append((0..20).map(|_| poison(&bench, "f")).collect()).await;
     bench.clock.sleep(Duration::from_secs(3_600)).await;
     bench.append(vec![bench.event("f")]).await;
-    bench.clock.sleep(OUTAGE_PAUSE_MAX * 3).await;
+    bench.clock.sleep(OUTAGE_HOLD_MAX * 3).await;
     assert_eq!(bench.delivered("f"), 1, "it is not behind those that fail");
     let calls = bench.fake.calls.lock().unwrap().len();
     assert!(calls < 700, "{calls}: they are not tried again and again");
@@ -221,7 +221,7 @@ async fn an_operators_word_ends_a_pause_with_one_probe() {
     let calls = |bench: &Bench| bench.fake.calls.lock().unwrap().len();
     let before = calls(&bench);
     let held = bench.status.probe(f.clone()).await.unwrap();
-    assert_eq!(held.kind, PauseKind::Held);
+    assert_eq!(held.kind, HoldKind::Operator);
     bench.clock.sleep(Duration::from_secs(2)).await;
     assert_eq!(calls(&bench), before + 1, "one probe, and it failed");
     assert!(bench.status.lanes().await[&f].held.is_some());

@@ -8,14 +8,14 @@ type Answered = Result<Response<passthrough::AnswerBody>, passthrough::Failed>;
 /// Answers every call as told, and notes what it was asked and whether a call was given up.
 #[derive(Clone, Default)]
 struct Fake {
-    calls: Arc<Mutex<Vec<passthrough::Call>>>,
+    calls: Arc<Mutex<Vec<passthrough::PassthroughCall>>>,
     others: Arc<Mutex<Vec<String>>>,
     answer: Arc<Mutex<Option<Answered>>>,
     given_up: CancellationToken,
 }
 
 impl Passthrough for Fake {
-    async fn call(&self, call: passthrough::Call) -> Answered {
+    async fn call(&self, call: passthrough::PassthroughCall) -> Answered {
         self.calls.lock().unwrap().push(call);
         let answer = self.answer.lock().unwrap().take();
         match answer {
