@@ -1,7 +1,6 @@
-//! Which right each route of the operator's API takes, and the layer that asks for it.
+//! Which right each route of the operator's API requires, and the layer that checks it.
 //!
-//! Holds: a method of a path that is not in [`ROUTES`] is answered to nobody, so a new route without an entry fails at its
-//! first use. Changes and views of payloads are audited, also those that are denied to a known caller.
+//! Holds: a route that is not in [`ROUTES`] is refused to everybody, so a new route without an entry fails at its first use. Changes and views of payloads are audited, also those that are denied to a known caller.
 
 use std::sync::Arc;
 
@@ -91,7 +90,7 @@ pub struct Access {
     /// The latest operators.
     pub operators: watch::Receiver<Arc<Directory>>,
     pub read_only: bool,
-    /// Metrics take the right to read.
+    /// Metrics require the right to read.
     pub metrics_guarded: bool,
     /// The daemon's own user.
     pub own_uid: u32,

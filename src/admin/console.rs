@@ -24,7 +24,7 @@ use sha2::{Digest as _, Sha256};
 const PAGE: &str = "index.html";
 
 /// What the page may do: load its own files, and ask its own listener. No inline script or style, no `eval`, no frame and
-/// no form. lit-html makes its templates through a Trusted Types policy of its own name; nothing else makes HTML of text.
+/// no form. Only lit-html makes HTML of text, through a Trusted Types policy of its own.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
                       require-trusted-types-for 'script'; trusted-types lit-html";
@@ -79,7 +79,7 @@ struct Asset {
     kind: &'static str,
     plain: &'static [u8],
     gzip: Vec<u8>,
-    /// Of the content, in quotes.
+    /// A digest of the content, in quotes.
     etag: String,
 }
 
@@ -137,7 +137,7 @@ fn answer(path: &str, headers: &HeaderMap) -> Response {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(asset.kind));
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    // A browser keeps the files and asks each time whether they still hold, so an upgrade shows at once.
+    // A browser keeps the files and asks each time whether they have changed, so an upgrade shows at once.
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(VARY, HeaderValue::from_static("accept-encoding"));
     if let Ok(etag) = HeaderValue::from_str(&asset.etag) {
@@ -146,7 +146,7 @@ fn answer(path: &str, headers: &HeaderMap) -> Response {
     response
 }
 
-/// Whether one of the elements of a list fits.
+/// Whether any element of a list matches.
 fn has(headers: &HeaderMap, name: &HeaderName, fits: impl Fn(&str) -> bool) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|element| fits(element.trim()))

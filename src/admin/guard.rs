@@ -29,11 +29,11 @@ use crate::http::handover::ToItsEnd;
 use crate::http::host::{Authority, Host, Hosts, Unclear};
 use crate::metrics::Metrics;
 
-/// What is answered to everybody: asking for it changes nothing.
+/// The paths that everybody may read. They change nothing.
 const OPEN: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
-/// What can be answered to any request, by the guard or because the outbox cannot, for the OpenAPI document: the status, why, and
-/// whether it takes a body.
+/// The refusals that any request may get, for the OpenAPI document: status, reason, and whether only a request with a body
+/// gets it.
 pub(super) const ANSWERS: [(StatusCode, &str, bool); 8] = [
     (
         StatusCode::BAD_REQUEST,
@@ -53,12 +53,13 @@ pub(super) const ANSWERS: [(StatusCode, &str, bool); 8] = [
     ),
 ];
 
-/// Set by browsers alone, and not by pages: where a request comes from, and what for (W3C, Fetch Metadata).
+/// Headers that a browser sets and a page cannot: where a request comes from, and what for (W3C, Fetch Metadata).
 const SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 const DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 
-/// On every answer: a browser that shows one anyway must not let another page have it, frame it, guess its type or keep it.
+/// Headers of every answer. With them a browser lets no other page read or frame it, does not guess its type, and does not
+/// keep it.
 const HEADERS: [(HeaderName, &str); 6] = [
     (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (X_FRAME_OPTIONS, "DENY"),
@@ -68,37 +69,37 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (CACHE_CONTROL, "no-store"),
 ];
 
-/// Why a request is turned away before any handler sees it.
+/// Why a request is refused before any handler sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Refused {
     HostUnclear(Unclear),
     HostUnknown(Host),
     /// A page of another site.
     OtherSite,
-    /// A page of another site opens what holds payloads.
+    /// A page of another site opens a view of payloads.
     PayloadsForOtherSite,
     NotJson,
-    /// Longer than a body may be, or torn.
+    /// Its body is too long or incomplete.
     BodyTooLarge,
-    /// The bodies of other requests and answers take the memory.
+    /// Other bodies use the memory.
     Crowded,
     BodyLate,
 }
 
-/// What the guard knows.
+/// The state of the guard.
 #[derive(Clone)]
 pub struct Guard {
     /// The names that the listener has beside addresses and localhost.
     pub hosts: Hosts,
-    /// From the end of the headers to the end of the body.
+    /// The longest time from the end of the headers to the end of the body.
     pub body_timeout: Duration,
     pub metrics: Arc<Metrics>,
     pub bodies: Bodies,
-    /// Where a request whose client has gone goes on.
+    /// Runs requests whose client has left to their end.
     pub leftovers: TaskTracker,
 }
 
-/// The same routes behind the guard and the rights of operators. A body is read last, so that a refusal costs no memory.
+/// Puts routes behind the guard and the rights of operators. A body is read last, so that a refusal costs no memory.
 pub fn guarded(routes: Router, guard: Guard, access: Access) -> Router {
     routes
         .layer(from_fn_with_state(guard.clone(), read_body))
@@ -112,7 +113,7 @@ async fn stand_guard(State(guard): State<Guard>, request: Request, next: Next) -
     let is_change = !is_read(request.method());
     let mut response = match check(request.method(), request.uri(), request.headers(), has_body, &guard.hosts) {
         Ok(()) if is_probe => guard.hold(next.run(request).await).await,
-        // A change is finished, and audited with its result, also if its client has gone.
+        // A change is finished and audited with its result, even if its client has left.
         Ok(()) if is_change => {
             let answering = async move { refusal::in_json(next.run(request).await).await };
             ToItsEnd::new(answering, &guard.leftovers).await
@@ -127,8 +128,8 @@ async fn stand_guard(State(guard): State<Guard>, request: Request, next: Next) -
     response
 }
 
-/// Hands on the request with its whole body, so that no handler waits for a client that sends none. The memory that the
-/// body takes is kept until the answer.
+/// Reads the whole body before a handler runs, so that no handler waits for a slow client. The body keeps its memory until
+/// the answer.
 async fn read_body(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
@@ -143,7 +144,7 @@ async fn read_body(State(guard): State<Guard>, request: Request, next: Next) -> 
 }
 
 impl Guard {
-    /// The answer with its memory. Only for requests that change nothing, as what was done must be told.
+    /// The answer with its memory. Only for requests that change nothing: the result of a change must always be answered.
     async fn hold(&self, answer: Response) -> Response {
         match self.bodies.hold(answer).await {
             Ok(answer) => answer,
@@ -188,14 +189,14 @@ fn check(method: &Method, uri: &Uri, headers: &HeaderMap, has_body: bool, hosts:
     Ok(())
 }
 
-/// Sent by a page of ours, by the user's own hand, or by no browser at all. Another port of the same machine is "same-site"
-/// to a browser, and no page of ours.
+/// Whether a request comes from a page of this listener, from the address bar, or from no browser. To a browser another port
+/// of the same machine is "same-site", and that is not enough.
 fn is_of_this_site(headers: &HeaderMap) -> bool {
     headers.get_all(SITE).iter().all(|site| matches!(site.as_bytes(), b"same-origin" | b"none"))
 }
 
-/// Whether a link was followed: the user leaves the other page and reads the answer, that page does not. A frame or an
-/// object within the page is none.
+/// Whether the user followed a link. Then the user leaves the other page, which cannot read the answer. A frame or an object
+/// within a page is no such case.
 fn opens_a_page(headers: &HeaderMap) -> bool {
     let all_are = |name: HeaderName, value: &[u8]| {
         let mut values = headers.get_all(name).iter().peekable();
@@ -204,7 +205,7 @@ fn opens_a_page(headers: &HeaderMap) -> bool {
     all_are(MODE, b"navigate") && all_are(DEST, b"document")
 }
 
-/// Whether the query, decoded, speaks of payloads.
+/// Whether the decoded query asks for payloads.
 fn asks_for_payloads(uri: &Uri) -> bool {
     percent_decode(uri.query().unwrap_or_default()).contains("payload")
 }
@@ -225,7 +226,7 @@ impl Refused {
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyLate => StatusCode::REQUEST_TIMEOUT,
-            // Passes by itself, and is no client's fault alone: `sendoff redrive` waits and goes on.
+            // It passes by itself: `sendoff redrive` waits and continues.
             Self::Crowded => StatusCode::SERVICE_UNAVAILABLE,
         }
     }

@@ -22,7 +22,7 @@ pub const UNKNOWN: &str = "unknown";
 pub const ROOT: &str = "root";
 pub const DAEMON: &str = "sendoff";
 
-/// What an operator may do beside probing.
+/// What an operator may do, besides reading the probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Look at everything but payloads.
@@ -56,7 +56,7 @@ impl Operator {
     }
 }
 
-/// By what an operator is known.
+/// The proofs that identify an operator.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ways {
     pub token_file: Option<PathBuf>,
@@ -73,13 +73,13 @@ pub struct Operators {
     pub required: bool,
     /// Refuses every change by every caller.
     pub read_only: bool,
-    /// Metrics take the right to read.
+    /// Metrics require the right to read.
     pub metrics: bool,
     pub operators: Vec<(Operator, Ways)>,
 }
 
 impl Operators {
-    /// Reads every file; with the result comes what tells its content from another.
+    /// Reads every file. Also returns a digest of the contents, which shows a change.
     pub fn load(&self) -> Result<([u8; 32], Directory), Bad> {
         let mut directory = Directory { required: self.required, ..Directory::default() };
         // The tables may change, too. They hold no secrets.
@@ -142,7 +142,7 @@ pub struct Caller {
 /// Why a caller may not use the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unidentified {
-    /// It shows nothing.
+    /// It shows no proof.
     Missing,
     /// No operator has the proof that it shows.
     Unknown,
@@ -154,7 +154,7 @@ impl Directory {
         self.required
     }
 
-    /// Who sends these headers over a connection of this peer. `own` is the daemon's own user.
+    /// Identifies the caller who sends these headers over a connection of this peer. `own` is the daemon's own user.
     pub fn identify(&self, headers: &HeaderMap, peer: &Identity, own: u32) -> Result<Caller, Unidentified> {
         let known = |operator: &Arc<Operator>, proof| Caller { operator: Arc::clone(operator), proof };
         let is_asked = self.required || !self.tokens.is_empty();
@@ -179,7 +179,7 @@ impl Directory {
     }
 }
 
-/// The bearer token of a request. The inner `None` means that there are several, so that none counts.
+/// The bearer token of a request. The inner `None` means that there are several, and then none counts.
 fn bearer(headers: &HeaderMap) -> Option<Option<&[u8]>> {
     const SCHEME: &[u8] = b"bearer ";
     let of = |value: &'_ http::HeaderValue| -> bool {

@@ -1,9 +1,9 @@
 //! Charts without Prometheus: what was measured in the last five minutes and in the last hour, in rings of fixed size.
 //!
-//! The daemon's beat adds a [`Reading`] each second. Counters are read each time. What costs a question to the store is
-//! read each second only while somebody asks for the series, and else every [`COARSE`]; in between there are gaps.
-//! Limits: [`FINE_MAX`] readings a second apart, [`COARSE_MAX`] readings ten seconds apart, [`LANES_MAX`] functions of
-//! which more than totals are kept. That is under 1 MiB.
+//! The daemon's beat adds a [`Reading`] each second. Counters are read each time. Values that only the store knows are read
+//! each second while somebody asks for the series. Otherwise they are read every [`COARSE`], with gaps in between.
+//! Limits: [`FINE_MAX`] readings a second apart, [`COARSE_MAX`] readings ten seconds apart, [`LANES_MAX`] functions with
+//! series of their own. That is under 1 MiB.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,13 +33,13 @@ const COARSE: Duration = Duration::from_secs(10);
 /// The most functions with a series of their own: the busiest.
 const LANES_MAX: usize = 50;
 
-/// How long after a question somebody is taken to look.
+/// How long after a request somebody is assumed to be looking.
 const LOOKING: Duration = Duration::from_secs(15);
 
 /// How much busier another function must be to take the place of one that has a series.
 const STICKY: f64 = 2.0;
 
-/// What is measured of the whole daemon, in the order of its columns.
+/// The series of the whole daemon, in the order of the columns.
 const ACCEPTED: usize = 0;
 const REFUSED: usize = 1;
 const ATTEMPTS: usize = 2;
@@ -59,7 +59,7 @@ const COMMIT_P50: usize = 15;
 const COMMIT_P99: usize = 16;
 const COLUMNS: usize = 17;
 
-/// And of one function.
+/// The series of one function, in the order of the columns.
 const LANE_ACCEPTED: usize = 0;
 const LANE_ATTEMPTS: usize = 1;
 const LANE_DELIVERED: usize = 2;
@@ -69,17 +69,17 @@ const LANE_LIMIT: usize = 5;
 const LANE_BACKLOG: usize = 6;
 const LANE_COLUMNS: usize = 7;
 
-/// Nothing was measured.
+/// The value of a gap.
 const GAP: f32 = f32::NAN;
 
-/// What the beat has read.
+/// One reading of the beat.
 #[derive(Debug, Clone, Default)]
 pub struct Reading {
     pub at: UnixMillis,
     pub totals: Totals,
     /// How many commits took at most so many seconds, since the start.
     pub commits: Vec<(f64, u64)>,
-    /// What costs more to read.
+    /// The values that only the store knows.
     pub full: Option<Full>,
 }
 
@@ -103,7 +103,7 @@ pub struct LaneCounts {
     pub backlog: Option<u64>,
 }
 
-/// What the store says.
+/// The values that only the store knows.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Stored {
     pub by_place: [u64; 4],
@@ -231,7 +231,7 @@ impl Series {
         self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Somebody looks.
+    /// Notes that somebody looks.
     pub fn is_asked(&self) {
         let now = self.clock.instant();
         self.rings().asked = Some(now);
@@ -263,7 +263,7 @@ impl Rings {
     }
 
     fn push(&mut self, reading: Reading) {
-        // The first reading is what the next one is compared with.
+        // Rates need two readings.
         if self.last.at == UnixMillis(0) || reading.at < self.last.at {
             self.last_coarse = reading.clone();
             self.last = reading;
@@ -364,7 +364,7 @@ fn row(before: &Reading, now: &Reading, seconds: f64) -> [f32; COLUMNS] {
         row[OLDEST] = stored.oldest_age as f32;
         row[IN_FLIGHT] = stored.in_flight as f32;
         row[DISK] = stored.disk_bytes as f32;
-        // Some file systems do not say it.
+        // Some file systems report no limit.
         row[DISK_FREE] = if stored.disk_free_bytes == u64::MAX { GAP } else { stored.disk_free_bytes as f32 };
     }
     row[COMMIT_P50] = quantile(&before.commits, &now.commits, 0.5);
@@ -408,7 +408,7 @@ fn quantile(before: &[(f64, u64)], now: &[(f64, u64)], quantile: f64) -> f32 {
     for (nth, (upper, _)) in now.iter().enumerate() {
         let here = count(nth);
         if here >= rank {
-            // Beyond the last bound nothing is known but the bound.
+            // Beyond the last bound only the bound is known.
             let part = if here > below { (rank - below) / (here - below) } else { 1.0 };
             return if upper.is_finite() { (lower + (upper - lower) * part) as f32 } else { lower as f32 };
         }
@@ -417,7 +417,7 @@ fn quantile(before: &[(f64, u64)], now: &[(f64, u64)], quantile: f64) -> f32 {
     GAP
 }
 
-/// The column of these rows; a gap is none.
+/// The column of these rows. A gap is `None`.
 fn column<const N: usize>(rows: &VecDeque<[f32; N]>, from: usize, column: usize) -> Vec<Option<f32>> {
     rows.iter().skip(from).map(|row| Some(row[column]).filter(|value| value.is_finite())).collect()
 }

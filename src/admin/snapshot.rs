@@ -1,7 +1,7 @@
 //! `GET /v1/snapshot`: status, functions and problems in one answer, for whoever asks again and again.
 //!
-//! Holds: it is read at most once in [`FRESH`], however many ask, because each reading is a question to the thread that
-//! owns the store.
+//! Holds: the store is read at most once in [`FRESH`], however many clients ask, because each reading takes time of the thread
+//! that owns the store.
 //! Limits: [`FUNCTIONS_MAX`] functions.
 
 use std::sync::Arc;
@@ -32,7 +32,7 @@ const FUNCTIONS_MAX: usize = 500;
 #[derive(Clone)]
 pub struct Snapshots<O> {
     status: StatusRoutes<O>,
-    /// The last answer. Held while another is read, so that whoever asks meanwhile gets that.
+    /// The last answer. The lock is held while a new one is read, so that all who ask meanwhile get the new one.
     last: Arc<Mutex<Option<(Instant, Bytes)>>>,
 }
 
@@ -70,7 +70,7 @@ impl<O: Operator> Snapshots<O> {
     }
 }
 
-/// What to look at first sorts last.
+/// The order of functions. The most urgent one sorts last.
 fn urgency(view: &FunctionView) -> (bool, bool, bool, u64, u64) {
     (view.held.is_some(), view.failing_since.is_some(), view.paused, view.depth, view.buried)
 }

@@ -3,10 +3,10 @@
 //! Five ways prove who a client is, and the first that is present decides: a secret in the path of the endpoint, a name in
 //! its TLS certificate, its user on the Unix socket, a bearer token, an AWS signature by a key pair that was issued for
 //! sendoff.
-//! Holds: nothing of a request is read beyond its head before its client is known, but for a signature that covers the body
-//! without naming its hash: then the body is read within the limits of all requests, and nothing is done with it before the
-//! signature has been verified.
-//! Limits: as many secrets as clients have lines in their files; a request costs one comparison with each.
+//! Holds: the client is known before anything beyond the head of a request is read. The one exception is a signature that
+//! covers the body without naming its hash. Then the body is read within the usual limits, and used only once the signature
+//! has been verified.
+//! Limits: a request is compared once with every secret of every client.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,7 +27,7 @@ use crate::follow::Bad;
 use crate::http::peer::Peer;
 use crate::ingest::sigv4::{self, Claim, Flaw};
 
-/// What a path begins with that has a secret in it: `/c/SECRET/2015-03-31/functions/...`.
+/// The prefix of a path with a secret in it: `/c/SECRET/2015-03-31/functions/...`.
 const PATH: &str = "/c/";
 
 /// A client, and what it may do.
@@ -43,13 +43,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// Whether it has to do with this function at all.
+    /// Whether any of its patterns covers this function or one of its qualifiers.
     pub fn may_use(&self, function: &FunctionName) -> bool {
         self.functions.iter().any(|pattern| function.fits(pattern))
     }
 
-    /// Whether a call of another operation of Lambda's API may pass. One that names a function in its path is about that function;
-    /// any other is about all of them.
+    /// Whether it may make another operation of Lambda's API. An operation without a function in its path concerns all
+    /// functions.
     pub fn may_pass(&self, uri: &Uri, home: &Home) -> bool {
         let is_of_all = self.functions.iter().any(|pattern| pattern == "*");
         let may_use_each = |functions: Vec<FunctionName>| functions.iter().all(|function| self.may_use(function));
@@ -66,7 +66,7 @@ fn functions_of(uri: &Uri, home: &Home) -> Option<Vec<FunctionName>> {
     if version.contains('/') {
         return None;
     }
-    // What somebody between might fold into another function.
+    // A proxy might resolve such a segment into the path of another function.
     if rest.split('/').any(|part| matches!(percent_decode(part).as_str(), "." | "..")) {
         return None;
     }
@@ -85,7 +85,7 @@ fn functions_of(uri: &Uri, home: &Home) -> Option<Vec<FunctionName>> {
     own.iter().chain(&qualifiers).map(of).collect()
 }
 
-/// By what a client is known.
+/// The proofs that identify a client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ways {
     pub path_token_file: Option<PathBuf>,
@@ -102,18 +102,18 @@ pub struct Ways {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Clients {
     pub required: bool,
-    /// By how much a signature may be older or younger than now.
+    /// The most that the time of a signature may differ from now.
     pub skew: Duration,
     pub clients: Vec<(Client, Ways)>,
 }
 
 impl Clients {
-    /// Whether anybody is to be told from others.
+    /// Whether there are any clients to recognise.
     pub fn matter(&self) -> bool {
         self.required || !self.clients.is_empty()
     }
 
-    /// Reads every file; with the result comes what tells its content from another.
+    /// Reads every file. Also returns a digest of the contents, which shows a change.
     pub fn load(&self) -> Result<([u8; 32], Directory), Bad> {
         let matters = self.matter();
         let mut directory = Directory { required: self.required, skew: self.skew, matters, ..Directory::default() };
@@ -187,7 +187,7 @@ struct Key {
 /// Why a caller is not a known client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unidentified {
-    /// There is nothing to know it by.
+    /// It shows no proof.
     Missing,
     /// No client has the proof that the caller shows.
     Unknown,
@@ -198,11 +198,11 @@ pub enum Unidentified {
 /// Who makes a request.
 #[derive(Clone, Default)]
 pub enum Caller {
-    /// Nobody in particular, where that is allowed.
+    /// An unknown caller, where that is allowed.
     #[default]
     Anyone,
     Known(Arc<Client>),
-    /// Known once the body shows that the signature holds.
+    /// A client whose signature can be verified only with the body.
     Signing(Box<Signing>),
 }
 
@@ -229,13 +229,13 @@ impl Caller {
         }
     }
 
-    /// Whether it is who it claims to be, now that the body is there. To be asked before anything is done for it.
+    /// Verifies the signature over the body. Call it before anything is done for the client.
     pub fn prove(&self, body: &[u8]) -> Result<(), Unidentified> {
         match self {
             Self::Anyone | Self::Known(_) => Ok(()),
             Self::Signing(signing) => {
                 let hash = sigv4::sha256(body);
-                // Where the request names the hash, the signature over that has been verified.
+                // The signature covers the hash that the request names, and was verified with the head.
                 let holds = match signing.claim.payload {
                     Some(named) => named == hash,
                     None => signing.key.signed(&signing.claim, &hash),
@@ -253,13 +253,13 @@ impl Key {
 }
 
 impl Directory {
-    /// Whether anybody is to be told from others.
+    /// Whether there are any clients to recognise.
     pub fn matters(&self) -> bool {
         self.matters
     }
 
-    /// Who makes a request, by its head. A secret is taken out of the path, so that nothing after this sees it. `behind` is
-    /// the daemon's own user if the request comes by a Unix socket.
+    /// Identifies the caller by the head of a request. Removes a secret from the path, so that nothing later sees it. `behind`
+    /// is the daemon's own user if the request comes by a Unix socket.
     pub fn identify(&self, head: &mut Head, now: UnixMillis, behind: Option<u32>) -> Result<Caller, Unidentified> {
         if let Some(client) = self.by_path(head)? {
             return Ok(Caller::Known(client));
@@ -288,13 +288,13 @@ impl Directory {
         }
     }
 
-    /// Whether a user of the socket needs no other proof. The permissions of its file say who may connect. If clients are
-    /// told apart by their users, that is no proof any more, but for those who can read the store in any case.
+    /// Whether a user of the socket needs no other proof, because the permissions of its file say who may connect. Once a
+    /// client has a `uid`, only root and the daemon's own user need none: they can read the store in any case.
     fn is_let_in(&self, uid: Option<u32>, own: u32) -> bool {
         self.uids.is_empty() || uid.is_some_and(|uid| uid == 0 || uid == own)
     }
 
-    /// The client whose secret begins the path, which it is then removed from.
+    /// The client whose secret the path begins with. Removes the secret from the path.
     fn by_path(&self, head: &mut Head) -> Result<Option<Arc<Client>>, Unidentified> {
         let path = head.uri.path();
         let Some(rest) = path.strip_prefix(PATH).filter(|_| !self.paths.is_empty()) else { return Ok(None) };
@@ -304,20 +304,20 @@ impl Directory {
         let path = rest[token.len()..].trim_start_matches('/');
         let target = head.uri.query().map_or_else(|| format!("/{path}"), |query| format!("/{path}?{query}"));
         let mut parts = head.uri.clone().into_parts();
-        // A part of a path that was valid is valid.
+        // Cannot fail: the rest of a valid path is valid.
         parts.path_and_query = PathAndQuery::try_from(target).ok();
         head.uri = Uri::from_parts(parts).map_err(|_| Unidentified::Unknown)?;
         Ok(Some(client))
     }
 
-    /// The client whose key has signed the request. Where nobody is asked who he is, a signature by a key that is not ours is what
-    /// every SDK sends, and says nothing.
+    /// The client whose key has signed the request. If proofs are not required, a signature by an unknown key is ignored,
+    /// because every SDK signs with the credentials that it has.
     fn by_signature(&self, head: &Head, now: UnixMillis, required: bool) -> Result<Caller, Unidentified> {
         let key = sigv4::key_id(head).map(|id| self.keys.get(id));
         let key = match key {
             Some(Some(key)) => key.clone(),
             Some(None) if required => return Err(Unidentified::Unknown),
-            // It says what is wrong.
+            // This error says what is wrong.
             None if required && !self.keys.is_empty() => {
                 return match Claim::read(head, now, self.skew) {
                     Err(flaw) => Err(Unidentified::Flawed(flaw)),

@@ -1,8 +1,8 @@
-//! AWS Signature Version 4 of a request to Lambda, verified. Pure: a head, a time, a secret and the payload's hash in, a verdict out.
+//! Verifies AWS Signature Version 4 of a request to Lambda. Pure: takes a head, a time, a secret and the payload's hash.
 //!
 //! The rules are those of "AWS Signature Version 4 for API requests", as Lambda's clients apply them: AWS CLI 1 and 2, boto3, the
 //! SDKs for JavaScript, Go and Rust, and curl, whose recorded requests the tests verify.
-//! Holds: what a signature must cover is covered (host, time, every `x-amz-*`), so that nobody between can add any of it.
+//! Holds: an accepted signature covers the host, the time and every `x-amz-*`, so nobody on the way can add or change one.
 
 use std::time::Duration;
 
@@ -18,16 +18,16 @@ const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 const DATE: HeaderName = HeaderName::from_static("x-amz-date");
 const CONTENT_SHA256: HeaderName = HeaderName::from_static("x-amz-content-sha256");
 
-/// Present where the credentials are temporary ones, which only AWS issues.
+/// The header of temporary credentials, which only AWS issues.
 pub const SECURITY_TOKEN: HeaderName = HeaderName::from_static("x-amz-security-token");
 
-/// Headers that a signature may cover; clients sign about ten.
+/// The most headers that a signature may cover. Clients sign about ten.
 const SIGNED_HEADERS_MAX: usize = 64;
 
-/// What is wrong with a signature before its key is looked at, or with the key.
+/// What is wrong with a signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Flaw {
-    /// It cannot be read. The text has nothing of the signature in it.
+    /// It cannot be read. The text contains nothing of the signature.
     Malformed(String),
     /// It is not the signature of this request by this secret.
     Mismatch,
@@ -72,12 +72,12 @@ pub struct Claim {
     /// The canonical request up to the payload's hash, in each form that is allowed.
     canonical: Vec<Vec<u8>>,
     signature: [u8; 32],
-    /// The payload's hash, where the request names it.
+    /// The payload's hash, if the request names it.
     pub payload: Option<[u8; 32]>,
 }
 
 impl Claim {
-    /// Reads the signature of a request. None if it has none of this kind. Nothing is said yet about whether it holds.
+    /// Reads the signature of a request, without verifying it. `None` if the request has no signature of this kind.
     pub fn read(head: &Head, now: UnixMillis, skew: Duration) -> Result<Option<Self>, Flaw> {
         let mut written = head.headers.get_all(AUTHORIZATION).iter();
         let (Some(first), more) = (written.next(), written.next()) else { return Ok(None) };
@@ -125,7 +125,7 @@ impl Claim {
         }))
     }
 
-    /// Whether it is the signature with this secret over a payload with this SHA-256. Compares in constant time.
+    /// Whether this secret made the signature, over a payload with this SHA-256. Compares in constant time.
     pub fn holds(&self, secret: &[u8], payload: &[u8; 32]) -> bool {
         let scope = format!("{}/{}/lambda/aws4_request", self.day, self.region);
         let key = hmac(&[b"AWS4", secret].concat(), self.day.as_bytes());
@@ -199,7 +199,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Whether a signature that was made `at` is to be verified at all.
+/// Whether the time of a signature is near enough to now.
 fn is_timely(at: &str, now: UnixMillis, skew: Duration) -> Result<(), Flaw> {
     let made = time(at).ok_or_else(|| {
         Flaw::Malformed("Date in X-Amz-Date must be in ISO-8601 'basic format', like 20261130T093619Z.".to_owned())
@@ -229,7 +229,7 @@ fn time(text: &str) -> Option<UnixMillis> {
         .and_then(|text| UnixMillis::read_rfc3339(&text))
 }
 
-/// The same way back.
+/// The reverse of [`time`].
 fn basic(time: UnixMillis) -> String {
     let text = time.rfc3339();
     let whole = text.split('.').next().unwrap_or_default();
@@ -244,7 +244,7 @@ fn text_of<'a>(head: &'a Head, name: &HeaderName) -> Option<&'a str> {
     head.headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Whether everything is signed that must be: the host, the time and whatever else tells Lambda what to do.
+/// Whether the signature covers everything that it must: the host, the time, and every header that tells Lambda what to do.
 fn covers(head: &Head, names: &[&str]) -> Result<bool, Flaw> {
     if names.len() > SIGNED_HEADERS_MAX {
         return Err(malformed("signs too many headers"));
@@ -270,8 +270,8 @@ fn canonical(head: &Head, names: &[&str], signed_headers: &str) -> Option<Vec<Ve
     after_path.push(b'\n');
     let of = |path: &[u8]| [head.method.as_str().as_bytes(), b"\n", path, &after_path].concat();
     let path = if head.uri.path().is_empty() { "/" } else { head.uri.path() };
-    // Lambda is a service whose paths are encoded once more for the signature. curl does not do that, which shows only where
-    // a character stands in the path that needs encoding.
+    // Clients of Lambda encode the path once more for the signature. curl does not. The two differ only if the path contains
+    // a character that needs encoding.
     let mut forms = vec![of(&encoded(path.as_bytes(), b"/"))];
     if path.bytes().any(|byte| byte != b'%' && !is_plain(byte, b"/")) {
         forms.push(of(path.as_bytes()));
@@ -283,7 +283,7 @@ fn canonical(head: &Head, names: &[&str], signed_headers: &str) -> Option<Vec<Ve
 fn canonical_header(head: &Head, name: &str, to: &mut Vec<u8>) -> Option<()> {
     let mut values = head.headers.get_all(name).iter().map(|value| value.as_bytes()).peekable();
     if values.peek().is_none() {
-        // HTTP/2 has it in a place of its own.
+        // HTTP/2 has no header `host`, but `:authority`.
         let authority = head.uri.authority().filter(|_| name == HOST.as_str())?;
         to.extend_from_slice(authority.as_str().as_bytes());
         return Some(());
@@ -333,7 +333,7 @@ fn encoded(text: &[u8], plain: &[u8]) -> Vec<u8> {
     encoded
 }
 
-/// Undoes percent-encoding; what is no valid escape stays as it is.
+/// Undoes percent-encoding. An invalid escape stays as it is.
 fn decoded(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
     let (mut decoded, mut at) = (Vec::with_capacity(bytes.len()), 0);

@@ -26,21 +26,21 @@ use crate::outbox::handoff::{Adopted, Handed};
 #[derive(Clone)]
 pub struct Reception {
     pub party: Party,
-    /// Whether callers that are no known clients may hand over.
+    /// Whether unknown callers may hand over.
     pub is_open: bool,
-    /// Whether the daemon stays. One that is draining would only have to hand the events on.
+    /// Whether the daemon is staying. A draining one would have to hand the events on.
     pub stays: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl<O, P> Door<O, P> {
-    /// The same door, which takes hand-offs.
+    /// The same door, open for hand-offs.
     pub fn receiving(self, reception: Reception) -> Self {
         Self { reception: Some(Arc::new(reception)), ..self }
     }
 }
 
 impl<O: Outbox, P: Passthrough> Door<O, P> {
-    /// Who receives, if this caller may hand over.
+    /// The receiver, if this caller may hand over.
     pub(super) fn receiver(&self, caller: &Caller) -> Result<&Party, Refusal> {
         let reception = self.reception.as_deref().ok_or(Refusal::UnknownOperation)?;
         match caller.client() {
@@ -76,7 +76,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
                 let may_use = self.may_use(caller, &handed.event.function.name);
                 may_use.map(|()| handed).map_err(|refusal| refusal.message())
             });
-            // The answer for a refused event, in its place.
+            // A refused event keeps its place among the answers.
             refused.push(match read {
                 Ok(event) => {
                     handed.push(event);

@@ -19,17 +19,17 @@ const INVOKE: &str = "lambda:InvokeFunction";
 /// The label in metrics for callers that are not known clients.
 const UNKNOWN: &str = "unknown";
 
-/// What the door knows of clients.
+/// The clients that the door recognises.
 #[derive(Clone, Default)]
 pub(super) struct Known {
-    /// None: nobody is told from others.
+    /// `None` if no clients are configured.
     directory: Option<watch::Receiver<Arc<Directory>>>,
     /// The daemon's own user, behind a Unix socket.
     behind: Option<u32>,
 }
 
 impl Known {
-    /// The latest clients. None: nobody is told from others.
+    /// The latest clients. `None` if no clients are configured.
     fn directory(&self) -> Option<Arc<Directory>> {
         let directory = Arc::clone(&self.directory.as_ref()?.borrow());
         directory.matters().then_some(directory)
@@ -37,17 +37,17 @@ impl Known {
 }
 
 impl<O, P> Door<O, P> {
-    /// The same door, which tells clients apart.
+    /// The same door, with clients to recognise.
     pub fn knowing(self, directory: Option<watch::Receiver<Arc<Directory>>>) -> Self {
         Self { known: Known { directory, ..self.known }, ..self }
     }
 
-    /// The same door behind a Unix socket, of whose callers the kernel tells the user. `own` is the daemon's own user.
+    /// The same door behind a Unix socket. The kernel names the user of each connection. `own` is the daemon's own user.
     pub fn behind_a_file(self, own: u32) -> Self {
         Self { known: Known { behind: Some(own), ..self.known }, ..self }
     }
 
-    /// Who makes a request. Takes a secret out of its path.
+    /// Identifies the caller of a request. Removes a secret from its path.
     pub(super) fn caller(&self, head: &mut Head) -> Result<Caller, Refusal> {
         let Some(directory) = self.known.directory() else { return Ok(Caller::Anyone) };
         let now = self.shared.clock.wall_millis();
@@ -59,7 +59,7 @@ impl<O, P> Door<O, P> {
         Ok(caller)
     }
 
-    /// Counts a refusal, where clients are told apart.
+    /// Counts a refusal if clients are configured.
     pub(super) fn note_refused(&self, caller: &Caller, refusal: &Refusal) {
         if self.known.directory().is_some() {
             let client = caller.client().map_or(UNKNOWN, |client| &client.name);

@@ -95,7 +95,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         Ok(json(StatusCode::OK, written(&state), permit))
     }
 
-    /// Where an event is, or what became of it. To callers that may not use its function it is as if there were none.
+    /// Where an event is, or what became of it. Callers that may not use its function get 404.
     async fn state_of(&self, id: EventId, caller: &Caller) -> Result<EventState, Refusal> {
         let unknown = || Refusal::EventUnknown { id };
         match self.outbox.find_head(id).await {
@@ -122,7 +122,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
     ) -> Result<Bytes, Refusal> {
         content::is_plain(&head.headers)?;
         let settings = &self.shared.settings;
-        // At most what fits at all, or such a batch would be told to retry for ever.
+        // No more than fits at all: otherwise such a batch would be told to retry for ever.
         let room = usize::try_from(settings.request_bytes_max.saturating_sub(BATCH_BESIDE_TEXT) / 2);
         let limit = BATCH_BYTES_MAX.min(room.unwrap_or(usize::MAX));
         let bytes = body::read(body, limit, settings.body_timeout, permit)
