@@ -19,6 +19,9 @@ use crate::outbox::operator::Keys;
 use crate::outbox::{BuryReason, LastOutcome};
 use crate::past::EndView;
 
+/// Why a span of time is refused.
+pub const EMPTY_SPAN: &str = "since is not before until, so nothing lies between them: swap them";
+
 mod bulk;
 
 mod console;

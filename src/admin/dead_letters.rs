@@ -16,7 +16,7 @@ use super::api::{
     self, Answers, Ids, Import, KeysQuery, LetterPage, LetterResult, LetterView, Letters, LettersQuery, Queues,
     UnreadableLetter,
 };
-use super::lookup::{matching, page_size, pattern, time};
+use super::lookup::{matching, page_size, pattern, span};
 use super::operators::Caller;
 use super::whoami::name_of;
 use super::{Admin, Problem};
@@ -50,15 +50,15 @@ pub fn router<O: Operator>() -> Router<Admin<O>> {
 }
 
 fn want(query: LettersQuery, clock: &Clock) -> Result<BuriedWant, Problem> {
-    let time = |name, text: Option<String>| text.map(|text| time(name, &text, clock)).transpose();
+    let (since, until) = span(query.since.as_deref(), query.until.as_deref(), clock)?;
     let reason = query.reason.map(|word| {
         letter::reason_of(&word).ok_or_else(|| Problem::bad(format!("{word:?} is not a reason to bury an event")))
     });
     let filter = Filter {
         function: pattern(query.function)?,
         reason: reason.transpose()?,
-        since: time("since", query.since)?,
-        until: time("until", query.until)?,
+        since,
+        until,
         error: query.error,
         unshippable: query.unshippable,
     };

@@ -9,7 +9,7 @@ use http::StatusCode;
 
 use super::actions::{Note, Noted};
 use super::api::{Cancelled, Due, EventDetail, EventPage, EventView};
-use super::lookup::{event_id, is_paused, matching, page_size, pattern, state, time};
+use super::lookup::{event_id, is_paused, matching, page_size, pattern, span, state};
 use super::operators::Caller;
 use super::whoami::name_of;
 use super::{Admin, Problem, api};
@@ -52,14 +52,9 @@ pub(super) async fn list<O: Operator>(
 ) -> Result<Json<EventPage>, Problem> {
     let cursor = |text: String| text.parse::<Cursor>().map_err(|why| Problem::bad(format!("after: {why}")));
     let place = query.state.as_deref().map(|word| state(word, &Place::ALL)).transpose()?;
-    let time = |name, text: Option<String>| text.map(|text| time(name, &text, &admin.clock)).transpose();
-    let filter = ListFilter {
-        since: time("since", query.since)?,
-        until: time("until", query.until)?,
-        attempts_min: query.attempts_min,
-        error: query.error,
-        in_flight: query.in_flight,
-    };
+    let (since, until) = span(query.since.as_deref(), query.until.as_deref(), &admin.clock)?;
+    let filter =
+        ListFilter { since, until, attempts_min: query.attempts_min, error: query.error, in_flight: query.in_flight };
     let store = admin.store()?;
     let pattern = pattern(query.function)?;
     let lanes = matching(&store, pattern.as_ref()).await?;

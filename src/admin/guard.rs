@@ -79,6 +79,7 @@ enum Refused {
     /// A page of another site opens a view of payloads.
     PayloadsForOtherSite,
     NotJson,
+    NotAnObject,
     /// Its body is too long or incomplete.
     BodyTooLarge,
     /// Other bodies use the memory.
@@ -136,6 +137,8 @@ async fn read_body(State(guard): State<Guard>, request: Request, next: Next) -> 
     }
     let (head, body) = request.into_parts();
     match tokio::time::timeout(guard.body_timeout, guard.bodies.read(body)).await {
+        // serde also reads a struct from a list of its fields, in the order of the source.
+        Ok(Ok((body, _memory))) if body.trim_ascii_start().starts_with(b"[") => guard.refuse(Refused::NotAnObject),
         Ok(Ok((body, _memory))) => next.run(Request::from_parts(head, Body::from(body))).await,
         Ok(Err(Unread::TooLarge)) => guard.refuse(Refused::BodyTooLarge),
         Ok(Err(Unread::Crowded)) => guard.refuse(Refused::Crowded),
@@ -220,7 +223,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 impl Refused {
     fn status(&self) -> StatusCode {
         match self {
-            Self::HostUnclear(_) => StatusCode::BAD_REQUEST,
+            Self::HostUnclear(_) | Self::NotAnObject => StatusCode::BAD_REQUEST,
             Self::HostUnknown(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::OtherSite | Self::PayloadsForOtherSite => StatusCode::FORBIDDEN,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -238,6 +241,7 @@ impl Refused {
             Self::HostUnknown(_) => "host-unknown",
             Self::OtherSite | Self::PayloadsForOtherSite => "other-site",
             Self::NotJson => "not-json",
+            Self::NotAnObject => "not-an-object",
             Self::BodyTooLarge => "body-too-large",
             Self::BodyLate => "body-late",
             Self::Crowded => "crowded",
@@ -272,6 +276,7 @@ impl Refused {
                     .to_owned()
             }
             Self::NotJson => "a request with a body must have the header Content-Type: application/json".to_owned(),
+            Self::NotAnObject => "the body is a JSON list: send an object".to_owned(),
             Self::BodyTooLarge => {
                 format!("the body is longer than {BODY_BYTES_MAX} bytes, or ended early: send less at once")
             }

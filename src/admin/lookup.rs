@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 
+use super::api::EMPTY_SPAN;
 use super::{Admin, Problem};
 use crate::clock::{Clock, UnixMillis};
 use crate::event::name::canonical;
@@ -15,6 +16,20 @@ pub(super) fn time(name: &str, text: &str, clock: &Clock) -> Result<UnixMillis, 
     let why =
         || format!("{name}: {text:?} is not a time; write it like 2026-11-23T14:00:00Z, or how long ago, like 2h");
     UnixMillis::read(text, clock.now()).ok_or_else(|| Problem::bad(why()))
+}
+
+/// What lies between `since` and `until`, each as [`time`] reads it.
+pub(super) fn span(
+    since: Option<&str>,
+    until: Option<&str>,
+    clock: &Clock,
+) -> Result<(Option<UnixMillis>, Option<UnixMillis>), Problem> {
+    let read = |name, text: Option<&str>| text.map(|text| time(name, text, clock)).transpose();
+    let (from, to) = (read("since", since)?, read("until", until)?);
+    match (from, to) {
+        (Some(from), Some(to)) if from >= to => Err(Problem::bad(EMPTY_SPAN.to_owned())),
+        _ => Ok((from, to)),
+    }
 }
 
 /// One of the states that may be named here.

@@ -10,7 +10,7 @@ use super::admin_client::{AdminClient, Daemon, UNREACHABLE};
 use super::arguments::{self, Url};
 use super::dead_letters::FilterOptions;
 use super::{Exit, Failure, out};
-use crate::admin::api::{self, Answers, Letters, Queues};
+use crate::admin::api::{self, Answers, EMPTY_SPAN, Letters, Queues};
 use crate::aws;
 use crate::clock::{Clock, UnixMillis};
 use crate::config::{Config, Environment};
@@ -296,6 +296,9 @@ impl Source {
     ) -> Result<Self, Failure> {
         let sqs = aws::sqs::Sqs::new(shared, &config.sqs).map_err(|error| Failure::new(Exit::Configuration, error))?;
         let mut wanted = wanted_of(&options.filter, clock.now());
+        if wanted.since.zip(wanted.until).is_some_and(|(since, until)| since >= until) {
+            return Err(Failure::saying(Exit::Usage, EMPTY_SPAN));
+        }
         let messages = reach(&sqs, queue, config, clock).await?;
         let source = sqs.queue(queue, options.visibility);
         wanted.queue_function = source.tagged_function().await;

@@ -157,6 +157,12 @@ pub fn read_event(
     settings: &Settings,
 ) -> Result<Draft, Refusal> {
     let invalid = Refusal::content;
+    // serde also reads a struct from a list of its fields, in the order of the source.
+    if text.trim_start().starts_with('[') {
+        return Err(invalid(
+            "not an event: a list. Send an object, or one object a line as application/x-ndjson".to_owned(),
+        ));
+    }
     let event: NewEvent<'_> =
         serde_json::from_str(text).map_err(|error| invalid(format!("not an event: {}", echo_of(&error))))?;
     let payload = event.payload.map_or_else(Bytes::new, |raw| body.slice_ref(raw.get().as_bytes()));
@@ -484,6 +490,9 @@ mod tests {
         ] {
             let said = read(&format!("{{{fields}}}")).unwrap_err();
             assert!(said.contains(why), "{fields:.80}: {said}");
+        }
+        for list in ["[]", " [\"f\",{}]", "[{\"function\":\"f\"}]"] {
+            assert!(read(list).unwrap_err().contains("Send an object"), "{list}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::admin::Problem;
 use crate::admin::api::{BulkAction, BulkFilter, BulkRequest};
-use crate::admin::lookup::{pattern, state, time};
+use crate::admin::lookup::{pattern, span, state};
 use crate::clock::{Clock, UnixMillis};
 use crate::deadletter::letter;
 use crate::event::Pattern;
@@ -43,8 +43,7 @@ impl Wanted {
         let function = pattern(filter.function.clone())?;
         let is_of_letters = action.is_of_letters();
         refuse_others(filter, *action)?;
-        let at = |name, text: &Option<String>| text.as_deref().map(|text| time(name, text, clock)).transpose();
-        let (since, until) = (at("since", &filter.since)?, at("until", &filter.until)?);
+        let (since, until) = span(filter.since.as_deref(), filter.until.as_deref(), clock)?;
         let until = Some(until.unwrap_or(UnixMillis::MAX).min(clock.now()));
         let which = if is_of_letters {
             let reason = filter.reason.as_deref().map(|word| {
