@@ -11,9 +11,13 @@ use crate::admin::api::{OutboxCounts, Summary};
 use crate::clock::Clock;
 use crate::config::Environment;
 use crate::plural::agree;
+use crate::shutdown::Signals;
 
 /// The pause between two checks of what is left.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What holds after a drain that did not end.
+const STAYS: &str = "the daemon stays not ready, and `sendoff drain --undo` makes it ready again";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,8 +56,14 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             client.tell(Method::DELETE, "/v1/drain").await?;
             return out::line("ready again");
         }
+        // Before the daemon is told, so that whoever interrupts the drain learns what holds.
+        let mut signals = Signals::catch().map_err(|error| Failure::new(Exit::Internal, error))?;
         client.tell(Method::PUT, if options.hand_off { "/v1/drain?hand_off=true" } else { "/v1/drain" }).await?;
-        until_empty(&client, options.timeout, options.hand_off).await
+        tokio::select! {
+            biased;
+            done = until_empty(&client, options.timeout, options.hand_off) => done,
+            signal = signals.next() => Err(Failure::saying(Exit::Failed, format!("{signal}: no longer waiting; {STAYS}"))),
+        }
     })
 }
 
@@ -73,10 +83,10 @@ async fn until_empty(client: &AdminClient, timeout: Duration, hand_off: bool) ->
         if clock.now() >= until {
             let why = if hand_off {
                 let left = agree(left, "event is", "events are");
-                format!("{left} still in the store; the hand-off goes on until the daemon stops")
+                format!("{left} still in the store; the hand-off goes on until the daemon stops; {STAYS}")
             } else {
                 let left = agree(left, "event still waits", "events still wait");
-                format!("{left} for delivery; what is left stays on disk for the next start")
+                format!("{left} for delivery; what is left stays on disk for the next start; {STAYS}")
             };
             return Err(Failure::saying(Exit::Failed, why));
         }

@@ -1,11 +1,15 @@
 //! Tests an orderly stop.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use sendoff::standin::Script;
 
+use crate::operator::sendoff;
 use crate::rig::daemon::{Daemon, Setup, scratch};
 use crate::rig::lambda::{Lambda, payload};
+use crate::rig::process::Process;
 use crate::rig::{PATIENCE, eventually, http};
 
 #[test]
@@ -85,6 +89,25 @@ fn a_second_signal_ends_it_at_once_and_costs_no_event() {
     let daemon = setup.start();
     lambda.wait_for(&["impatient".to_owned()]);
     daemon.wait_until_empty();
+}
+
+#[test]
+fn an_interrupted_drain_says_that_the_daemon_stays_not_ready_and_how_to_undo_it() {
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    lambda.default_script(answers_after(PATIENCE));
+    let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
+    daemon.accept("orders", &[], &payload("waits"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sendoff"));
+    command.args(["drain", "--timeout", "60s", "--admin", &format!("http://{}", daemon.admin)]);
+    let mut drain = Process::spawn("drain", &mut command);
+    wait_until_not_ready(&daemon);
+    drain.signal(Signal::INT);
+    assert_eq!(drain.wait(PATIENCE).code(), Some(1));
+    drain.line(PATIENCE, |line| line.contains("sendoff drain --undo").then_some(())).expect("it says how to go on");
+    assert_eq!(http::get(daemon.admin, "/readyz").status, 503);
+    assert_eq!(sendoff(daemon.admin, &["drain", "--undo"]).0, 0);
+    assert_eq!(http::get(daemon.admin, "/readyz").status, 200);
 }
 
 fn answers_after(latency: Duration) -> Script {
