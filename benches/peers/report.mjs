@@ -9,6 +9,7 @@ const COLUMNS = [
   ["road/s", "road_per_second", 0],
   ["CPU s per 1,000 (road)", "road_cpu_seconds_per_1000", 3],
   ["syncs per 1,000 (road)", "road_syncs_per_1000", 0],
+  ["WAL bytes an event (road)", "road_wal_bytes", 0],
   ["peak PSS MiB (road)", "road_peak_pss_mib", 0],
   ["of it worker", "road_worker_pss_mib", 0],
   ["client's cores (accept)", "accept_client_cores", 2],

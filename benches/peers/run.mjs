@@ -9,7 +9,7 @@ import { load_average, table, write } from "./report.mjs";
 import { end_all, find, Scene } from "./scene.mjs";
 
 // In the order in which they are measured in a round.
-const PEERS = ["door", "sdk", "sendoff", "sendoff-bare", "sendoff-no-key", "bullmq", "rabbitmq", "restate", "beanstalkd", "pgboss"];
+const PEERS = ["door", "sdk", "sendoff", "sendoff-bare", "sendoff-no-key", "bullmq", "rabbitmq", "restate", "beanstalkd", "pgboss", "graphile", "sendoff-postgres"];
 
 const { values: given } = parseArgs({
   options: {
@@ -128,6 +128,7 @@ async function road(peer, traced) {
     await through(0, warm);
 
     const pids = scene.system_pids();
+    const wal = await peer.wal_bytes?.(where);
     const [cpu, memory, of_worker] = [cpu_seconds(pids), watch_memory(pids), watch_memory(worker ? [worker.pid] : [])];
     const others = others_since();
     const { sent, last } = await through(warm, events);
@@ -136,10 +137,12 @@ async function road(peer, traced) {
     const [peak, worker_peak] = [memory.stop(), of_worker.stop()];
     const seconds = (last.at - sent.began) / 1e3;
     if (traced) return { road_syncs_per_1000: (scene.syncs(sent.wall, last.wall) * 1_000) / events, others_cores };
+    const written = peer.wal_bytes && (await peer.wal_bytes(where)) - wal;
     return {
       road_per_second: events / seconds,
       road_cpu_seconds_per_1000: (used * 1_000) / events,
       road_peak_pss_mib: peak,
+      road_wal_bytes: written && written / events,
       road_worker_pss_mib: worker ? worker_peak : undefined,
       road_repeated: last.repeated,
       others_cores,

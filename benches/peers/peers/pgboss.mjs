@@ -1,16 +1,13 @@
-// pg-boss on PostgreSQL, which by default syncs before it answers a commit.
+// pg-boss on PostgreSQL.
 
-import { mkdirSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import PgBoss from "pg-boss";
-import { find, free_port } from "../scene.mjs";
+import * as postgres from "../postgres.mjs";
 
 export const name = "pg-boss, PostgreSQL";
-export const needs = { initdb: "postgresql", postgres: "postgresql" };
+export const { needs, wal_bytes } = postgres;
 export const takes = "object";
 
-// PostgreSQL refuses to be root.
-const USER = "postgres";
 const QUEUE = "events";
 
 // Connections of the callers: commits of several share a sync, and each is a process of PostgreSQL.
@@ -20,28 +17,15 @@ const FETCHERS = 4;
 const BATCH = 64;
 const IDLE_MS = 20;
 
-export async function start(scene) {
-  const port = await free_port();
-  const data = scene.path("postgres");
-  mkdirSync(data, { mode: 0o700 });
-  scene.give(data, USER);
-  const env = { PATH: process.env.PATH, LANG: "C.UTF-8" };
-  const user = USER;
-  await scene.run(find("initdb"), ["--pgdata", data, "--username", USER, "--auth", "trust", "--no-sync"], { user, env });
-  const settings = { listen_addresses: "127.0.0.1", port, unix_socket_directories: data };
-  const args = Object.entries(settings).flatMap(([key, value]) => ["-c", `${key}=${value}`]);
-  // SIGINT: it stops without waiting for its clients.
-  const server = scene.system(find("postgres"), ["-D", data, ...args], { user, env, stop: "SIGINT" });
-  await scene.until(async () => {
-    const boss = await open({ port }, 1);
+export const start = (scene) =>
+  postgres.start(scene, async (where) => {
+    const boss = await open(where, 1);
     await boss.createQueue(QUEUE);
     await boss.stop({ graceful: false });
-  }, server);
-  return { port };
-}
+  });
 
 async function open({ port }, max) {
-  const boss = new PgBoss({ host: "127.0.0.1", port, user: USER, database: "postgres", max });
+  const boss = new PgBoss({ host: "127.0.0.1", port, user: postgres.USER, database: "postgres", max });
   // Without a listener an error would end the process; what fails is told to the caller anyway.
   boss.on("error", () => {});
   await boss.start();

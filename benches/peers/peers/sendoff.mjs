@@ -26,7 +26,9 @@ export const headers = () => ({
     "Signature=0000000000000000000000000000000000000000000000000000000000000000",
 });
 
-export async function start(scene, { lambda_url, sendoff }) {
+export const start = (scene, programs) => serve(scene, programs, []);
+
+export async function serve(scene, { lambda_url, sendoff }, more) {
   const paused = !lambda_url;
   lambda_url ??= `http://127.0.0.1:${await free_port()}`;
   const settings = [
@@ -35,6 +37,7 @@ export async function start(scene, { lambda_url, sendoff }) {
     "lambda.region=eu-central-1",
     `lambda.endpoint_url=${lambda_url}`,
     "log.format=json",
+    ...more,
   ];
   const args = ["serve", "--state-dir", scene.path("state"), ...settings.flatMap((setting) => ["--set", setting])];
   const env = { AWS_ACCESS_KEY_ID: "bench", AWS_SECRET_ACCESS_KEY: "bench", AWS_EC2_METADATA_DISABLED: "true" };
