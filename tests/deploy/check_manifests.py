@@ -57,13 +57,14 @@ assert 'admin_unix = "/run/sendoff/admin.sock"' in one("ConfigMap")["data"]["sen
 for probe, where in (("startupProbe", "/readyz"), ("livenessProbe", "/livez")):
     get = sendoff[probe]["httpGet"]
     assert get["path"] == where and get["port"] in ports, (probe, get)
-assert pod["terminationGracePeriodSeconds"] > 20 + 25
+hook = sendoff.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", ["--timeout", "20s"])
+assert pod["terminationGracePeriodSeconds"] > int(hook[-1].removesuffix("s")) + 25
 
 # what other pods reach is health and, of a StatefulSet, ingest: the operator's API stays on loopback
 config = tomllib.loads(one("ConfigMap")["data"]["sendoff.toml"])
 settings = config["listen"]
 assert "admin" not in settings and "allow_unauthenticated_remote" not in settings
-assert config["auth"]["admin"] == "required" and ("ingest" in config["auth"]) == (name == "statefulset")
+assert config["auth"]["admin"] == "required" and ("ingest" in config["auth"]) == (name in ("statefulset", "postgres"))
 numbers = {port["containerPort"] for port in sendoff["ports"]}
 listening = {int(settings[key].rsplit(":", 1)[1]) for key in ("ingest", "health") if key in settings}
 assert numbers == listening and 9478 not in numbers and settings["health"].startswith("[::]:"), (numbers, settings)
@@ -97,6 +98,15 @@ else:
     assert config["auth"]["ingest"] == "required" and config["clients"] and config["tls"]["listeners"] == "ingest"
     named = [config["tls"]["cert"], config["tls"]["key"]]
     named += [client["path_token_file"] for client in config["clients"].values()]
+    if name == "postgres":
+        named += [config["outbox"]["postgres"][key] for key in ("password_file", "tls_ca")]
+        # no store to keep, so none to wait for: the autoscaler alone says how many pods there are
+        assert config["outbox"]["store"] == "postgres" and "emptyDir" in volumes[mounts["/var/lib/sendoff"]["name"]]
+        scaler = one("HorizontalPodAutoscaler")["spec"]
+        assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": workload["metadata"]["name"]}
+        assert "replicas" not in workload["spec"] and scaler["minReplicas"] >= 2
+        open_ports = {port["port"] for rule in one("NetworkPolicy")["spec"]["egress"] for port in rule["ports"]}
+        assert int(config["outbox"]["postgres"]["url"].rsplit(":", 1)[1].split("/")[0]) in open_ports
     for file in named:
         secret = volumes[mounts[file.rsplit("/", 1)[0]]["name"]]["secret"]
         assert secret["defaultMode"] == 0o440 and pod["securityContext"]["fsGroup"] == 65532, secret
@@ -109,7 +119,7 @@ else:
     assert sendoff["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "health"}
     assert sendoff["lifecycle"]["preStop"]["exec"]["command"][:2] == ["/sendoff", "drain"]
     services = {service["metadata"]["name"]: service for service in kind("Service")}
-    assert workload["spec"]["serviceName"] in services
+    assert name == "postgres" or workload["spec"]["serviceName"] in services
     # clusters of IPv4, of IPv6 and of both: listeners, services and Pod Identity's two addresses
     toml = one("ConfigMap")["data"]["sendoff.toml"]
     assert 'ingest = "[::]:9477"' in toml and 'health = "[::]:9479"' in toml and "0.0.0.0" not in toml

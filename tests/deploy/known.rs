@@ -8,6 +8,7 @@ use sendoff::standin::Script;
 
 use crate::rig::daemon::{Daemon, Setup};
 use crate::rig::lambda::Lambda;
+use crate::rig::postgres::Postgres;
 use crate::rig::{http, python};
 use crate::tools::{clean, root, said, sendoff, succeed, tool};
 
@@ -39,11 +40,14 @@ impl Pod {
     fn make_secrets(&self) -> String {
         let page = std::fs::read_to_string(root().join("docs/kubernetes.md")).unwrap();
         let openssl = page.lines().map(str::trim).find(|line| line.starts_with("openssl req")).unwrap();
-        let [tls, clients] = ["secrets/sendoff-tls", "secrets/sendoff-clients"].map(|name| self.path(name));
-        for directory in [&tls, &clients] {
+        let names = ["secrets/sendoff-tls", "secrets/sendoff-clients", "secrets/sendoff-database"];
+        let [tls, clients, database] = names.map(|name| self.path(name));
+        for directory in [&tls, &clients, &database] {
             std::fs::create_dir(directory).unwrap();
         }
         succeed(Command::new("bash").args(["-c", openssl]).current_dir(&tls));
+        std::fs::copy(tls.join("tls.crt"), database.join("ca.crt")).unwrap();
+        std::fs::write(database.join("password"), "not asked for").unwrap();
         let minted = String::from_utf8(sendoff().args(["auth", "mint"]).output().unwrap().stdout).unwrap();
         std::fs::write(clients.join("orders"), &minted).unwrap();
         minted.trim().to_owned()
@@ -139,6 +143,19 @@ fn a_daemon_with_the_configuration_of_the_statefulset_lets_in_known_clients_only
     assert_knows_its_clients(
         &std::fs::read_to_string(root().join("deploy/kubernetes/statefulset/sendoff.toml")).unwrap(),
     );
+}
+
+#[test]
+fn a_daemon_with_the_configuration_of_the_deployment_on_postgresql_lets_in_known_clients_only() {
+    if tool("openssl", "openssl").is_none() {
+        return;
+    }
+    let Some(server) = Postgres::start() else { return };
+    server.migrate();
+    let toml = std::fs::read_to_string(root().join("deploy/kubernetes/postgres/sendoff.toml")).unwrap();
+    let database = "postgres://sendoff@db.example.com:5432/sendoff";
+    assert!(toml.contains(database));
+    assert_knows_its_clients(&toml.replace(database, &server.url()));
 }
 
 #[test]

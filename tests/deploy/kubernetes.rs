@@ -14,7 +14,7 @@ pub const VERSIONS: [&str; 2] = ["1.29", "1.37"];
 fn rendered_manifests_fit_the_schemas_of_kubernetes_and_each_other() {
     let Some(kubectl) = tool("kubectl", "kubernetes-client") else { return };
     let scratch = tempfile::tempdir().unwrap();
-    for name in ["statefulset", "example", "example-handoff"] {
+    for name in ["statefulset", "example", "example-handoff", "postgres"] {
         let dir = root().join("deploy/kubernetes").join(name);
         let rendered = Command::new(&kubectl).arg("kustomize").arg(&dir).output().unwrap();
         assert!(rendered.status.success(), "{}", crate::tools::said(&rendered));
@@ -27,6 +27,10 @@ fn rendered_manifests_fit_the_schemas_of_kubernetes_and_each_other() {
         let certificate = root().join("deploy/kubernetes/statefulset/certificate.yaml");
         succeed(validator("python").arg(check).arg(name).arg(&file).arg(certificate));
     }
+    let migrate = root().join("deploy/kubernetes/postgres/migrate.yaml");
+    for version in VERSIONS {
+        succeed(validator("kubernetes-validate").args(["--strict", "--version", version]).arg(&migrate));
+    }
 }
 
 #[test]
@@ -37,7 +41,7 @@ fn manifests_are_yaml_as_people_write_it() {
 
 #[test]
 fn the_configurations_in_the_manifests_have_no_problems() {
-    for name in ["statefulset", "sidecar"] {
+    for name in ["statefulset", "sidecar", "postgres"] {
         let file = root().join("deploy/kubernetes").join(name).join("sendoff.toml");
         // This machine has not the directories of the pod.
         let text =
@@ -50,7 +54,9 @@ fn the_configurations_in_the_manifests_have_no_problems() {
 #[test]
 fn the_memory_limits_exceed_what_clients_can_make_the_daemon_use() {
     const KIB: u64 = 1024;
-    for (name, manifest) in [("statefulset", "statefulset.yaml"), ("sidecar", "patch.yaml")] {
+    for (name, manifest) in
+        [("statefulset", "statefulset.yaml"), ("sidecar", "patch.yaml"), ("postgres", "deployment.yaml")]
+    {
         let dir = root().join("deploy/kubernetes").join(name);
         let flags = Flags { file: Some(dir.join("sendoff.toml")), ..Flags::default() };
         let config = load(&flags, &Environment::default()).unwrap().config;

@@ -108,7 +108,7 @@ impl Postgres {
     /// Prepares the database by sendoff's own command.
     pub fn migrate(&self) -> String {
         let mut migrate = Command::new(env!("CARGO_BIN_EXE_sendoff"));
-        migrate.args(["postgres", "migrate", "--state-dir", "/nonexistent", "--url", &self.url()]).env_clear();
+        migrate.args(["postgres", "migrate", "--url", &self.url()]).env_clear();
         run(&mut migrate)
     }
 }

@@ -10,7 +10,7 @@ export { takes, work } from "./sendoff.mjs";
 
 export async function start(scene, programs) {
   const where = await postgres.start(scene, (where) => postgres.wal_bytes(where));
-  const env = { PATH: process.env.PATH, STATE_DIRECTORY: scene.path("state") };
+  const env = { PATH: process.env.PATH };
   await scene.run(programs.sendoff, ["postgres", "migrate", "--url", postgres.url(where)], { env });
   const settings = ["outbox.store=postgres", `outbox.postgres.url=${postgres.url(where)}`];
   return { ...where, ...(await serve(scene, programs, settings)) };
