@@ -341,19 +341,40 @@ pub fn admin_settings(config: &Config, shared: &aws::Shared) -> admin::Settings 
     admin::Settings { rules, limits, functions_max, queues }
 }
 
+/// The settings of the shared outbox, with the region where the SDK finds it if no setting names it.
+pub async fn shared_settings(config: &Config, clock: &Clock) -> Result<postgres::Settings, Error> {
+    let no_database = || Error::System { doing: "finding the database", source: io::ErrorKind::NotFound.into() };
+    let mut settings = config.postgres.clone().ok_or_else(no_database)?;
+    if settings.realm.region.is_none() {
+        let shared = aws::Shared::load(None, &config.outside, Own::nobody(), clock.clone()).await?;
+        settings.realm.region = shared.region().map(str::to_owned);
+    }
+    Ok(settings)
+}
+
 /// Opens the store, which may take a while.
 pub async fn open(config: &Config, clock: &Clock, metrics: &Arc<Metrics>) -> Result<Opened<Store>, Error> {
     let began = clock.instant();
-    let opened = match config.postgres.clone() {
+    let opened = match &config.postgres {
         None => {
             tracing::info!(state_dir = %config.state_dir.display(), "opening the outbox");
             let settings = config.outbox.clone();
             let opened = embedded::open(&config.state_dir, settings, clock.clone(), metrics.clone()).await?;
             Opened { outbox: Store::Embedded(opened.outbox), upkeep: opened.upkeep, closing: opened.closing }
         }
-        Some(mut settings) => {
+        Some(_) => {
+            let mut settings = shared_settings(config, clock).await?;
             if settings.member.is_empty() {
                 settings.member = postgres::member_name(&config.state_dir, clock);
+            }
+            if embedded::store::is_in(&config.state_dir)
+                && matches!(embedded::store::imported(&config.state_dir), Ok(None))
+            {
+                tracing::warn!(
+                    state_dir = %config.state_dir.display(),
+                    "the state directory has a local outbox, whose events nobody delivers. If there may be some, import them by \
+                     `sendoff postgres import`"
+                );
             }
             tracing::info!(database = settings.server.shown(), member = settings.member, "opening the shared outbox");
             let opened = postgres::open(settings, clock.clone(), metrics.clone()).await?;

@@ -2,7 +2,8 @@
 //!
 //! A daemon in a scratch directory delivers to a stand-in Lambda that throttles and fails at random. Half way, the
 //! daemon is killed with SIGKILL and started again. At the end three ledgers must agree: the events for which the
-//! client got 202, those that the stand-in got, and those in the store.
+//! client got 202, those that the stand-in got, and those in the store. With --postgres, two daemons share an outbox
+//! (`shared`), and one of them stays dead.
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -20,6 +21,10 @@ use crate::standin::{Keep, Reason, Script, Settings, Standin, Trouble};
 mod child;
 
 mod screen;
+
+mod server;
+
+mod shared;
 
 mod sender;
 
@@ -54,6 +59,14 @@ pub struct DemoArgs {
     /// Keep the scratch directory with the store
     #[arg(long)]
     pub keep: bool,
+    /// Two daemons that share an outbox on PostgreSQL: one of them is killed for good, and transactions are rolled back. Starts
+    /// a server of its own in a scratch directory
+    #[arg(long)]
+    pub postgres: bool,
+    /// With --postgres, use this server, by a login without a password that may create a database. The demo's database is
+    /// removed at the end
+    #[arg(long, value_name = "URL", requires = "postgres")]
+    pub url: Option<String>,
 }
 
 /// Runs the demo. Returns true only if every event that got 202 is with its function or a dead letter in the store, and
@@ -67,7 +80,7 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<bool> {
         biased;
         signal = shutdown::requested() => Err(anyhow!("stopped by {}", signal?)),
         () = clock.sleep(LIMIT) => Err(anyhow!("not finished after {}", humantime::format_duration(LIMIT))),
-        played = play(&args, &clock, &scratch.path, &screen) => played,
+        played = choose(&args, &clock, &scratch.path, &screen) => played,
     };
     screen.finish();
     let summary = played?;
@@ -82,6 +95,14 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<bool> {
     Ok(problems.is_empty())
 }
 
+async fn choose(args: &DemoArgs, clock: &Clock, scratch: &Path, screen: &Screen) -> anyhow::Result<Summary> {
+    if args.postgres {
+        shared::play(args, clock, scratch, screen).await
+    } else {
+        play(args, clock, scratch, screen).await
+    }
+}
+
 async fn play(args: &DemoArgs, clock: &Clock, scratch: &Path, screen: &Screen) -> anyhow::Result<Summary> {
     let settings = Settings { keep: Keep::Counts, id_field: Some(sender::ID_FIELD.to_owned()) };
     let standin = Standin::start_with(clock.clone(), settings).context("starting the stand-in Lambda")?;
@@ -90,12 +111,13 @@ async fn play(args: &DemoArgs, clock: &Clock, scratch: &Path, screen: &Screen) -
         program: std::env::current_exe().context("finding this binary")?,
         state_dir: scratch.to_owned(),
         lambda_url: standin.endpoint_url(),
+        settings: Vec::new(),
     };
 
     let began = clock.instant();
     let mut daemon = Daemon::start(&launch, clock).await?;
     screen.say(&format!("daemon ready on {}, delivering to a stand-in Lambda that misbehaves", daemon.ports.ingest));
-    let (door, door_now) = watch::channel(daemon.ports.ingest);
+    let (door, door_now) = watch::channel(vec![daemon.ports.ingest]);
     let orders = sender::orders(args.events, &functions, clock);
     let sender = Arc::new(Sender::new(orders, door_now, clock.clone()));
     let demo = Demo { sender: Arc::clone(&sender), standin, clock, screen };
@@ -115,7 +137,7 @@ async fn play(args: &DemoArgs, clock: &Clock, scratch: &Path, screen: &Screen) -
     screen.say(&format!("killed the daemon with SIGKILL after {} accepted events", sender.accepted_now()));
     let killed = clock.instant();
     let mut daemon = Daemon::start(&launch, clock).await.context("after the kill")?;
-    door.send_replace(daemon.ports.ingest);
+    door.send_replace(vec![daemon.ports.ingest]);
     screen.say(&format!("ready again after {} ms; the client goes on", killed.elapsed().as_millis()));
 
     if !sending.is_empty() {
@@ -239,6 +261,7 @@ impl Demo<'_> {
             standin: self.standin.ledger().read(|book| book.total().clone()),
             accepting,
             whole,
+            shared: None,
         }
     }
 }

@@ -1,19 +1,22 @@
-//! `sendoff postgres`: prepares and examines the database of a shared outbox.
+//! `sendoff postgres`: prepares and examines the database of a shared outbox, and moves a local outbox into it.
 
 use clap::{Args, Subcommand};
 
 use super::{ConfigOptions, Exit, Failure, print};
-use crate::config::Environment;
+use crate::config::{Config, Environment};
 use crate::outbox::postgres::{Finding, Script, Settings, check, migrate, scripts};
 use crate::visible::visible;
+
+mod import;
 
 const EXAMPLES: &str = "\
 Examples:
   sendoff postgres migrate --url postgres://admin@db.example.com/orders
   sendoff postgres migrate --print > schema.sql
-  sendoff postgres check --config /etc/sendoff/sendoff.toml";
+  sendoff postgres check --config /etc/sendoff/sendoff.toml
+  sendoff postgres import --state-dir /var/lib/sendoff --url postgres://sendoff@db.example.com/orders";
 
-/// Prepare or examine the database of a shared outbox
+/// Prepare or examine the database of a shared outbox, or import a local outbox into it
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Options {
@@ -38,6 +41,15 @@ enum What {
         #[command(flatten)]
         database: Database,
     },
+    /// Import the events of a local outbox that no daemon uses, with their histories and keys
+    ///
+    /// Region, account and endpoint of Lambda must be those of the daemon that used it. Daemons may run on the database
+    /// meanwhile. The local outbox is only read. Afterwards daemons refuse it, because they would deliver its events a second
+    /// time. After an interruption, run the command again: it brings nothing twice.
+    Import {
+        #[command(flatten)]
+        database: Database,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -50,13 +62,18 @@ struct Database {
 }
 
 impl Database {
-    fn settings(mut self, environment: &Environment) -> Result<Settings, Failure> {
+    fn config(mut self, environment: &Environment) -> Result<Config, Failure> {
         self.config.set.push("outbox.store=postgres".to_owned());
         // These commands keep nothing there, and a Job in a cluster may have no directory at all.
         self.config.set.push("state_dir=/".to_owned());
         self.config.set.extend(self.url.map(|url| format!("outbox.postgres.url={url}")));
-        let config = self.config.load(environment)?.config;
-        config.postgres.ok_or_else(|| Failure::saying(Exit::Usage, "no database is configured: use --url"))
+        Ok(self.config.load(environment)?.config)
+    }
+
+    fn settings(self, environment: &Environment) -> Result<Settings, Failure> {
+        self.config(environment)?
+            .postgres
+            .ok_or_else(|| Failure::saying(Exit::Usage, "no database is configured: use --url"))
     }
 }
 
@@ -75,6 +92,10 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
             } else {
                 format!("{}: ran {}\n", settings.server.shown(), ran.join(", "))
             })
+        }
+        What::Import { database } => {
+            let config = database.config(environment)?;
+            super::runtime()?.block_on(import::run(config))
         }
         What::Check { database } => {
             let settings = database.settings(environment)?;

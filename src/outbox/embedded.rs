@@ -53,6 +53,20 @@ pub struct Settings {
     pub cache: u64,
 }
 
+/// Refuses a store whose events are in another one by now.
+fn refuse_imported(state_dir: &Path, shown: &str) -> Result<(), OpenError> {
+    let unusable = |why: String| OpenError::Io { doing: "using", path: shown.to_owned(), why };
+    match store::imported(state_dir)
+        .map_err(|error| unusable(format!("its file `imported` cannot be read: {error}")))?
+    {
+        None => Ok(()),
+        Some(into) => Err(unusable(format!(
+            "its events were imported into {into}, and a daemon would deliver them a second time. Set outbox.store = \"postgres\", \
+             or use another state directory. If the import does not count, remove the file `imported`"
+        ))),
+    }
+}
+
 /// Opens the store in a state directory, which may take long, and starts its thread.
 pub async fn open(
     state_dir: &Path,
@@ -65,6 +79,8 @@ pub async fn open(
     let (its_clock, shown) = (clock.clone(), path.clone());
     let opened = tokio::task::spawn_blocking(move || -> Result<_, OpenError> {
         let store::Opened { store, salvaged } = store::open(&dir, &settings)?;
+        // With the lock held: an import may have been under way until now.
+        refuse_imported(&dir, &shown)?;
         let lost = salvaged.map_or(0, |salvaged| salvaged.report.unreadable_events);
         metrics.outbox_unreadable_events.set(i64::try_from(lost).unwrap_or(i64::MAX));
         metrics.outbox_damaged_stores.set(i64::try_from(store::kept(&dir).len()).unwrap_or(i64::MAX));

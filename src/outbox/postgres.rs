@@ -19,7 +19,11 @@ use engine::Shared;
 use live::Shown;
 
 pub use handle::Handle;
+pub use import::Importer;
 pub use migrate::{Finding, Script, check, migrate, scripts};
+pub use statements::Sql;
+
+mod adopting;
 
 mod appending;
 
@@ -30,6 +34,8 @@ mod engine;
 mod handle;
 
 mod history;
+
+mod import;
 
 mod keeper;
 
@@ -44,6 +50,8 @@ mod migrate;
 mod operate;
 
 mod settling;
+
+mod statements;
 
 mod watch;
 
@@ -153,6 +161,25 @@ pub fn member_name(state_dir: &Path, clock: &Clock) -> String {
     format!("{host}-{random}")
 }
 
+/// Whether this build can use the database. Logs what an operator should know of it.
+async fn examine_for_use(server: &Server) -> Result<(), OpenError> {
+    let path = server.shown();
+    let findings = migrate::examine(server).await.map_err(|trouble| OpenError::Io {
+        doing: "examining the database",
+        path: path.clone(),
+        why: trouble.to_string(),
+    })?;
+    for finding in findings {
+        match finding {
+            Finding::Newer { found, supported } => return Err(OpenError::Newer { path, found, supported }),
+            Finding::Refused(why) => return Err(OpenError::Io { doing: "using the database", path, why }),
+            Finding::Remark(remark) => tracing::warn!(database = path, "{remark}"),
+            Finding::Fact(fact) => tracing::info!(database = path, "{fact}"),
+        }
+    }
+    Ok(())
+}
+
 /// Joins the daemons of an outbox, and takes over the lanes that nobody has.
 pub async fn open(settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Result<Opened<Handle>, OpenError> {
     let path = settings.server.shown();
@@ -163,20 +190,7 @@ pub async fn open(settings: Settings, clock: Clock, metrics: Arc<Metrics>) -> Re
         }
         OpenError::Io { doing, path, why: trouble.to_string() }
     };
-    let findings =
-        migrate::examine(&settings.server).await.map_err(|why| failed("examining the database", &path, why))?;
-    for finding in &findings {
-        match finding {
-            Finding::Newer { found, supported } => {
-                return Err(OpenError::Newer { path, found: *found, supported: *supported });
-            }
-            Finding::Refused(why) => {
-                return Err(OpenError::Io { doing: "using the database", path, why: why.clone() });
-            }
-            Finding::Remark(remark) => tracing::warn!(database = path, "{remark}"),
-            Finding::Fact(fact) => tracing::info!(database = path, "{fact}"),
-        }
-    }
+    examine_for_use(&settings.server).await?;
     let (shared, queues) = Shared::new(settings, clock, metrics);
     keeper::join(&shared).await.map_err(|why| failed("joining the daemons of", &path, why))?;
     let handle = Handle::new(shared.clone());

@@ -32,6 +32,8 @@ pub(super) struct Launch {
     pub(super) state_dir: PathBuf,
     /// The stand-in's URL.
     pub(super) lambda_url: String,
+    /// More settings, `key=value`.
+    pub(super) settings: Vec<String>,
 }
 
 impl Launch {
@@ -52,7 +54,7 @@ impl Launch {
         .map(str::to_owned);
         let mut command = Command::new(&self.program);
         command.arg("serve").arg("--state-dir").arg(&self.state_dir);
-        for setting in settings {
+        for setting in settings.iter().chain(&self.settings) {
             command.arg("--set").arg(setting);
         }
         // An empty environment, without the caller's proxy, profile, endpoint and SENDOFF_ variables.

@@ -81,10 +81,12 @@ pub(super) struct Counts {
 pub(super) struct Sender {
     client: Client<HttpConnector, Full<Bytes>>,
     orders: Vec<Order>,
-    /// The current address of the daemon's ingest listener.
-    door: watch::Receiver<SocketAddr>,
+    /// The current addresses of the daemons' ingest listeners.
+    doors: watch::Receiver<Vec<SocketAddr>>,
     clock: Clock,
     next: AtomicUsize,
+    /// The number of requests, which take turns with the doors.
+    turn: AtomicUsize,
     receipts: Mutex<Receipts>,
     accepted: watch::Sender<u64>,
 }
@@ -96,13 +98,14 @@ struct Receipt {
 }
 
 impl Sender {
-    pub(super) fn new(orders: Vec<Order>, door: watch::Receiver<SocketAddr>, clock: Clock) -> Self {
+    pub(super) fn new(orders: Vec<Order>, doors: watch::Receiver<Vec<SocketAddr>>, clock: Clock) -> Self {
         Self {
             client: Client::builder(TokioExecutor::new()).pool_max_idle_per_host(WORKERS).build_http(),
             orders,
-            door,
+            doors,
             clock,
             next: AtomicUsize::new(0),
+            turn: AtomicUsize::new(0),
             receipts: Mutex::default(),
             accepted: watch::Sender::new(0),
         }
@@ -159,9 +162,18 @@ impl Sender {
     }
 
     fn file(&self, order: &Order, receipt: Receipt) {
+        self.note(order, u64::from(receipt.duplicate));
+    }
+
+    /// Notes an event that was accepted in another way than by this client.
+    pub(super) fn note_accepted(&self, order: &Order) {
+        self.note(order, 0);
+    }
+
+    fn note(&self, order: &Order, retries_recognised: u64) {
         let mut receipts = self.lock();
         receipts.accepted.insert(order.id.clone(), order.function.clone());
-        receipts.counts.retries_recognised += u64::from(receipt.duplicate);
+        receipts.counts.retries_recognised += retries_recognised;
         let accepted = receipts.accepted.len() as u64;
         // Sent under the lock, so that the number never decreases.
         self.accepted.send_replace(accepted);
@@ -204,7 +216,11 @@ impl Sender {
     }
 
     fn request(&self, order: &Order) -> anyhow::Result<Request<Full<Bytes>>> {
-        let door = *self.door.borrow();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let door = {
+            let doors = self.doors.borrow();
+            *doors.get(turn % doors.len().max(1)).context("no daemon is there")?
+        };
         let payload = json!({ ID_FIELD: order.id, "function": order.function, "sent_by": "sendoff demo" });
         let request = Request::post(format!("http://{door}/2015-03-31/functions/{}/invocations", order.function))
             .header("x-amz-invocation-type", "Event")
@@ -240,8 +256,8 @@ mod tests {
         (Standin::start_with(clock.clone(), settings).unwrap(), clock)
     }
 
-    fn sender(standin: &Standin, clock: &Clock, events: u32) -> (Arc<Sender>, watch::Sender<SocketAddr>) {
-        let (door, door_now) = watch::channel(standin.address());
+    fn sender(standin: &Standin, clock: &Clock, events: u32) -> (Arc<Sender>, watch::Sender<Vec<SocketAddr>>) {
+        let (door, door_now) = watch::channel(vec![standin.address()]);
         let orders = orders(events, &["demo-01".to_owned(), "demo-02".to_owned()], clock);
         (Arc::new(Sender::new(orders, door_now, clock.clone())), door)
     }
@@ -279,7 +295,7 @@ mod tests {
         let mut sending = JoinSet::new();
         sending.spawn(Arc::clone(&sender).send_all());
         let (second, _) = door();
-        door_address.send_replace(second.address());
+        door_address.send_replace(vec![second.address()]);
         sending.join_next().await.unwrap().unwrap().unwrap();
         let keys = second.ledger().read(|book| {
             book.taken().map(|entry| entry.headers["idempotency-key"].to_str().unwrap().to_owned()).collect::<Vec<_>>()

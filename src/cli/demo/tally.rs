@@ -104,6 +104,20 @@ pub(super) struct Summary {
     pub(super) accepting: Duration,
     /// From the daemon's start to the last delivery.
     pub(super) whole: Duration,
+    /// Of a demo with a shared outbox.
+    pub(super) shared: Option<SharedTold>,
+}
+
+/// What a demo with a shared outbox has seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SharedTold {
+    /// Events that were enqueued in transactions that committed. They count as accepted.
+    pub(super) committed: u64,
+    pub(super) rolled_back: u64,
+    /// Events of transactions that were rolled back, and that were delivered nevertheless.
+    pub(super) leaked: u64,
+    /// From the kill of one daemon until the other had all functions.
+    pub(super) takeover: Duration,
 }
 
 impl Summary {
@@ -119,7 +133,15 @@ impl Summary {
         let mut row = |what: &str, value: String| {
             table.add_row([what.to_owned(), value]);
         };
-        row("accepted (answered with 202)", balance.accepted.to_string());
+        match &self.shared {
+            None => row("accepted (answered with 202)", balance.accepted.to_string()),
+            Some(shared) => {
+                row("accepted (answered with 202, or committed by SQL)", balance.accepted.to_string());
+                row("  committed by SQL, in transactions of an application", shared.committed.to_string());
+                row("rolled back by SQL", shared.rolled_back.to_string());
+                row("rolled back and delivered nevertheless", shared.leaked.to_string());
+            }
+        }
         row("delivered", balance.delivered.to_string());
         row("buried (refused for good; kept in the store)", balance.buried.to_string());
         if balance.waiting > 0 {
@@ -133,6 +155,12 @@ impl Summary {
         row("LOST", balance.lost.to_string());
         row("accepting, with the restart", rate(balance.accepted, self.accepting));
         row("delivering, with all retries", rate(balance.delivered, self.whole));
+        if let Some(shared) = &self.shared {
+            row(
+                "one daemon killed; the other had all functions after",
+                format!("{:.1} s", shared.takeover.as_secs_f64()),
+            );
+        }
         row("time", format!("{:.1} s", self.whole.as_secs_f64()));
         if let Some(values) = table.column_mut(1) {
             values.set_cell_alignment(CellAlignment::Right);
@@ -155,6 +183,11 @@ impl Summary {
                 "accepted events were not delivered in time; they are in the store",
             ),
             (missed, "duplicate was not recognised", "duplicates were not recognised"),
+            (
+                self.shared.map_or(0, |shared| shared.leaked),
+                "event of a transaction that was rolled back was delivered",
+                "events of transactions that were rolled back were delivered",
+            ),
         ]
         .into_iter()
         .filter(|(events, ..)| *events > 0)
@@ -236,6 +269,7 @@ sendoff_ready 1
             standin: Counts { throttled: 2_100, refused: 400, ..Counts::default() },
             accepting: Duration::from_secs(2),
             whole: Duration::from_secs(10),
+            shared: None,
         }
     }
 
@@ -255,6 +289,20 @@ sendoff_ready 1
             assert!(line.contains(&format!(" {value} ")), "{line}");
         }
         assert!(!table.contains("still waiting"));
+    }
+
+    #[test]
+    fn a_shared_outbox_tells_of_its_transactions_and_one_that_leaks_is_a_problem() {
+        let told = SharedTold { committed: 20, rolled_back: 10, leaked: 0, takeover: Duration::from_secs(7) };
+        let sound = Summary { shared: Some(told), ..summary(0, 500) };
+        assert!(sound.problems().is_empty());
+        let table = sound.table();
+        for (what, value) in [("rolled back by SQL", "10"), ("had all functions after", "7.0 s"), ("LOST", "0")] {
+            let line = table.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}:\n{table}"));
+            assert!(line.contains(&format!(" {value} ")), "{line}");
+        }
+        let leaks = Summary { shared: Some(SharedTold { leaked: 1, ..told }), ..sound };
+        assert_eq!(leaks.problems().len(), 1);
     }
 
     #[test]

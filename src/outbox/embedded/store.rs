@@ -4,6 +4,7 @@
 //! lock               held while the store is open
 //! witness            the last durable commit
 //! suspect            damage was found: what the next start must examine
+//! imported           the events were imported into another store: no daemon may use this one
 //! outbox/journal/    every commit (journal.rs)
 //! outbox/index/      where in the journal the current value of every key is (sled.rs)
 //! *.damaged-<time>   replaced stores and indexes, for further recovery by hand
@@ -33,12 +34,15 @@ use witness::Witness;
 
 pub mod place;
 
+mod imported;
+
 mod salvage;
 
 mod suspicion;
 
 mod witness;
 
+pub use imported::{imported, note_import};
 pub use salvage::{Salvage, kept};
 
 /// The store's directory below the state directory.
@@ -94,6 +98,11 @@ pub fn open(state_dir: &Path, settings: &Settings) -> Result<Opened, OpenError> 
     let salvaged = Some(home.salvage(settings, &damage)?);
     let (store, _) = home.open_sound(settings)?;
     Ok(Opened { store, salvaged })
+}
+
+/// Whether there is a store in a state directory.
+pub fn is_in(state_dir: &Path) -> bool {
+    state_dir.join(STORE).exists()
 }
 
 /// The result of an offline check of a store.

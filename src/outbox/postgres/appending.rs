@@ -254,7 +254,7 @@ async fn send(shared: &Shared, link: &Link, events: &[New]) -> Result<(Room, Vec
 }
 
 /// How much may still be stored. Near a limit, whoever stores is alone, and has heard of all before.
-async fn room(shared: &Shared) -> Result<(Room, Option<tokio::sync::MutexGuard<'_, ()>>), Trouble> {
+pub(super) async fn room(shared: &Shared) -> Result<(Room, Option<tokio::sync::MutexGuard<'_, ()>>), Trouble> {
     let limits = &shared.settings.limits;
     let bytes_max = bytes_for_events(limits.bytes_max);
     let left = || {

@@ -65,6 +65,14 @@ pub(super) enum Verdict {
     Busy,
 }
 
+/// Why an event of another store was not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotAdopted {
+    Repeat,
+    KnownKey { first: EventId },
+    NoRoom(Verdict),
+}
+
 /// How much may still be stored.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {

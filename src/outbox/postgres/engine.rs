@@ -292,6 +292,11 @@ impl Shared {
         self.state().safe_until.is_some_and(|until| self.clock.instant() < until)
     }
 
+    /// Whether no beat has succeeded for so long that attempts must not begin.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.state().safe_until.is_some_and(|until| self.clock.instant() >= until)
+    }
+
     pub(super) fn beaten(&self, sent: Instant) {
         self.state().safe_until = Some(sent + self.settings.lease.saturating_sub(SAFETY));
     }

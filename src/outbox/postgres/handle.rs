@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 use super::base::{Taken, Trouble, Want};
 use super::engine::{Shared, away};
 use super::lanes::Held;
-use super::{appending, keys, settling};
+use super::{adopting, appending, keys, settling};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId};
-use crate::outbox::handoff::{Adopted, Handed};
+use crate::outbox::handoff::{Adopted, Handed, RememberedKey};
 use crate::outbox::{
     Appended, Census, Changes, Error, Found, Health, LaneId, LaneNews, LaneWant, Lease, LeaseWant, Leased, Leases,
     Outbox, Settlement, Unsettled, Which,
@@ -127,12 +127,20 @@ impl Outbox for Handle {
         answered.await.unwrap_or_else(|_| Err(Unsettled { why: Error::Closed, done: Vec::new() }))
     }
 
-    /// In this release a shared outbox adopts nothing. The sender keeps its events.
-    async fn adopt(&self, _events: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
-        self.shared.is_usable()?;
-        Err(away(
-            "an outbox on PostgreSQL adopts no events: hand them over to a daemon with an outbox of its own".to_owned(),
-        ))
+    async fn adopt(&self, events: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
+        self.now();
+        self.run(move |shared| async move {
+            adopting::adopt(&shared, &events).await.map_err(|trouble| shared.error(trouble))
+        })
+        .await
+    }
+
+    async fn learn(&self, keys: Vec<RememberedKey>) -> Result<u64, Error> {
+        self.now();
+        self.run(move |shared| async move {
+            adopting::learn(&shared.append[0], &keys).await.map_err(|trouble| shared.error(trouble))
+        })
+        .await
     }
 
     async fn lanes(&self, since: u64) -> Result<LaneNews, Error> {
@@ -168,6 +176,8 @@ impl Outbox for Handle {
         match (self.shared.poisoned(), self.shared.reach.away()) {
             (Some(why), _) => Health::Poisoned { why },
             (None, Some(why)) => Health::Away { why },
+            // A network that is cut without a word shows nowhere else until a call gives up.
+            (None, None) if self.shared.is_overdue() => Health::Away { why: "the database does not answer".to_owned() },
             (None, None) => Health::Well,
         }
     }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Settings;
 use super::base::{Joined, Trouble};
 use super::engine::{BEAT_EVERY, Shared, member_id};
 use super::live::Realm;
@@ -53,7 +54,7 @@ async fn set_windows(shared: &Shared) -> Result<bool, Trouble> {
 
 /// Joins under the daemon's name, and beats once.
 async fn enter(shared: &Shared) -> Result<(), Trouble> {
-    let (name, realm) = (shared.settings.member.as_str(), realm(shared));
+    let (name, realm) = (shared.settings.member.as_str(), realm(&shared.settings));
     let member = shared.member();
     if let Joined::Taken { by, beat } = shared.beat.join(member, name, &realm, None).await? {
         tracing::info!(name, "another daemon has this name: waiting for a sign of its life");
@@ -65,8 +66,8 @@ async fn enter(shared: &Shared) -> Result<(), Trouble> {
     beat_once(shared).await.map(drop)
 }
 
-fn realm(shared: &Shared) -> Realm {
-    let super::Realm { region, account, endpoint } = &shared.settings.realm;
+pub(super) fn realm(settings: &Settings) -> Realm {
+    let super::Realm { region, account, endpoint } = &settings.realm;
     let or = |part: &Option<String>| part.clone().unwrap_or_else(|| "-".to_owned());
     Realm {
         name: format!("region {}, account {}, endpoint {}", or(region), or(account), or(endpoint)),

@@ -3,7 +3,8 @@
 use sha2::{Digest, Sha256};
 
 use super::base::{New, Remembered};
-use crate::event::{Event, FunctionName, KeySource};
+use crate::event::{Event, EventId, FunctionName, KeySource};
+use crate::outbox::handoff::RememberedKey;
 
 /// The kinds of keys. Their windows differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,6 +15,8 @@ pub(super) enum Family {
     Sdk,
     /// An event that returned from a queue.
     Redriven,
+    /// The id of an event that came from another store.
+    Adopted,
 }
 
 impl Family {
@@ -22,6 +25,7 @@ impl Family {
             Self::Given => 0,
             Self::Sdk => 1,
             Self::Redriven => 2,
+            Self::Adopted => 3,
         }
     }
 }
@@ -56,6 +60,25 @@ pub(super) fn given(family: Family, function: &FunctionName, tenant: Option<&str
 pub(super) fn redriven(function: &FunctionName, origin: &str, redrives: u32) -> Remembered {
     let parts = [function.as_str().as_bytes(), &[0], &redrives.to_be_bytes(), origin.as_bytes()];
     Remembered { family: Family::Redriven, digest: digest(&parts) }
+}
+
+/// The id of an event that came from another store. No function's name begins with a zero byte.
+pub(super) fn adopted(id: EventId) -> Remembered {
+    Remembered { family: Family::Adopted, digest: digest(&[b"\0adopted\0", id.as_bytes()]) }
+}
+
+/// A key as another store remembers it (`outbox/handoff.rs`): a letter for its kind, and the same digest as here, or an id.
+pub(super) fn learned(key: [u8; RememberedKey::BYTES]) -> Option<Remembered> {
+    let (kind, rest) = key.split_first()?;
+    let digest: [u8; 16] = rest.try_into().ok()?;
+    let family = match kind {
+        b'h' => return Some(adopted(EventId::from_bytes(digest))),
+        b'i' => Family::Redriven,
+        b'j' => Family::Sdk,
+        b'k' => Family::Given,
+        _ => return None,
+    };
+    Some(Remembered { family, digest })
 }
 
 /// The first 16 bytes of the payload's SHA-256.
@@ -116,8 +139,29 @@ mod tests {
             keyed("a", KeySource::Header, Some("t")),
             keyed("a", KeySource::SdkInvocationId, None),
             Some(redriven(&FunctionName::new("a"), "k", 1)),
+            Some(adopted(EventId::from_bytes([7; 16]))),
         ];
         let different: std::collections::BTreeSet<_> = all.iter().flatten().collect();
         assert_eq!(different.len(), all.len());
+    }
+
+    #[test]
+    fn keys_of_the_embedded_engine_are_the_same_here() {
+        use crate::outbox::embedded::keys as embedded;
+        let clock = Clock::seeded(UnixMillis(1), 1);
+        for (source, tenant) in
+            [(KeySource::Header, None), (KeySource::Field, Some("t")), (KeySource::SdkInvocationId, None)]
+        {
+            let carried = Carried { tenant_id: tenant.map(str::to_owned), ..Carried::default() };
+            let event = Event { key: IdempotencyKey { value: "k".into(), source }, carried, ..event(&clock, "orders") };
+            assert_eq!(learned(embedded::remembered_of(&event).unwrap()), remembered(&event));
+        }
+        let name = FunctionName::new("orders");
+        let of = |key: Vec<u8>| learned(key.try_into().unwrap());
+        assert_eq!(of(embedded::redriven(&name, "message", 3)), Some(redriven(&name, "message", 3)));
+        let id = EventId::from_bytes([9; 16]);
+        assert_eq!(of(embedded::adopted(id)), Some(adopted(id)));
+        assert_eq!(print(b"{}"), embedded::fingerprint(b"{}"));
+        assert_eq!(learned([b'x'; 17]), None);
     }
 }

@@ -258,6 +258,11 @@ impl Lanes {
         if lane.seen.sees(arrival.xid) {
             return true;
         }
+        if arrival.ready.events + arrival.scheduled.events == 0 {
+            // Events of another store that wait, or are dead letters.
+            self.doubted.insert(arrival.lane);
+            return true;
+        }
         add(&mut lane.counts[Place::Ready as usize], arrival.ready);
         add(&mut lane.counts[Place::Scheduled as usize], arrival.scheduled);
         add(&mut self.totals, arrival.ready);

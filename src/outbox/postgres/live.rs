@@ -1,7 +1,7 @@
 //! The connections to the server. Only this folder names the client.
 //!
-//! Holds: every call is one statement outside of any transaction block, so calls may share a connection and a pooler. A call
-//! whose connection broke has an unknown result.
+//! Holds: every call is one statement outside of any transaction block, so calls may share a connection. Through a pooler it is
+//! one transaction, see `pooler`. A call whose connection broke has an unknown result.
 //! Limits: [`STATEMENT_MAX`] or [`READING_MAX`] for a call, [`CONNECT_MAX`] for a connection. A link that cannot connect answers at once until it
 //! tries again.
 
@@ -17,18 +17,22 @@ use tokio::time::Instant;
 use tokio_postgres::config::{Config, Host, SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::{NoTls, TlsStream};
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Connection, Row, Socket, Statement};
 
 use super::base::Trouble;
 use super::{Server, Tls};
 use crate::clock::Clock;
 
+mod adopt;
+
 mod calls;
 
 mod members;
 
 mod operator;
+
+mod pooler;
 
 mod rows;
 
@@ -58,7 +62,8 @@ const RETRY_LAST: Duration = Duration::from_secs(2);
 /// How often a statement is repeated that the server rolled back because of others.
 const TRIES: u32 = 5;
 
-/// Settings of each session. A role, a database or a pooler may have other defaults.
+/// Settings of each session. A role or a database may have other defaults. A pooler loses them: `pooler` sets what matters
+/// with each call.
 /// `client_min_messages`: the warning about a cancelled wait for a standby must arrive, or a 202 would be a lie.
 /// `tcp_*`: the server notices a dead client within some 20 s, and frees its locks.
 const SESSION: &str = "\
@@ -66,8 +71,20 @@ const SESSION: &str = "\
     SET client_min_messages = 'warning'; \
     SET idle_in_transaction_session_timeout = '5s'; \
     SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
-    SET tcp_user_timeout = 15000; \
-    SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)";
+    SET tcp_user_timeout = 15000";
+
+/// Makes commits durable, on a synchronous standby too if there is one. For the session, or only for the transaction.
+fn durable_commits(is_local: bool) -> String {
+    format!(
+        "SELECT set_config('synchronous_commit', \
+         CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, {is_local})"
+    )
+}
+
+/// How the client says that a server is read-only, and what that means.
+const NO_WRITES: &str = "database does not allow writes";
+const NO_WRITES_HINT: &str = "it is a standby, or default_transaction_read_only is on. Name the primary in outbox.postgres.url, \
+    or all servers, separated by commas";
 
 type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 
@@ -222,6 +239,9 @@ pub(super) struct Session {
     client: Client,
     /// Prepared on this connection.
     statements: Mutex<BTreeMap<&'static str, Statement>>,
+    /// Through a pooler: whose turn it is, and the types of the parameters of statements.
+    pooled: Option<tokio::sync::Mutex<()>>,
+    types: Mutex<BTreeMap<&'static str, Vec<Type>>>,
     /// Warnings that the server has sent.
     warnings: Arc<AtomicU64>,
     broken: AtomicBool,
@@ -252,7 +272,13 @@ impl Session {
             Tls::VerifyFull { ca } => Self::over(config.connect(tls::Maker::new(ca.as_deref())?).await, server)?,
         };
         session.statement_max = statement_max;
-        let settings = format!("SET statement_timeout = {}; {SESSION}", statement_max.as_millis());
+        if session.is_pooled().await? {
+            // The settings of a session would become those of other programs.
+            session.pooled = Some(tokio::sync::Mutex::default());
+            return Ok(session);
+        }
+        let settings =
+            format!("SET statement_timeout = {}; {SESSION}; {}", statement_max.as_millis(), durable_commits(false));
         session.client.batch_execute(&settings).await.map_err(|error| session.trouble(&error))?;
         Ok(session)
     }
@@ -266,7 +292,12 @@ impl Session {
     {
         let (client, mut connection) = opened.map_err(|error| {
             let trouble = class(&error);
-            if let Trouble::Away(why) = trouble { Trouble::Away(format!("{}: {why}", server.shown())) } else { trouble }
+            if let Trouble::Away(why) = trouble {
+                let why = if why.ends_with(NO_WRITES) { format!("{why}: {NO_WRITES_HINT}") } else { why };
+                Trouble::Away(format!("{}: {why}", server.shown()))
+            } else {
+                trouble
+            }
         })?;
         let warnings = Arc::new(AtomicU64::new(0));
         let (counted, mut driver) = (warnings.clone(), JoinSet::new());
@@ -284,6 +315,8 @@ impl Session {
         Ok(Self {
             client,
             statements: Mutex::default(),
+            pooled: None,
+            types: Mutex::default(),
             warnings,
             broken: AtomicBool::new(false),
             statement_max: STATEMENT_MAX,
@@ -302,7 +335,11 @@ impl Session {
     }
 
     async fn query(&self, sql: &'static str, parameters: Parameters<'_>) -> Result<Vec<Row>, Failed> {
+        let types = if self.pooled.is_some() { self.types(sql, parameters)? } else { Vec::new() };
         let answered = async {
+            if let Some(turn) = &self.pooled {
+                return self.query_pooled(turn, sql, &types, parameters).await;
+            }
             let statement = self.statement(sql).await?;
             self.client.query(&statement, parameters).await
         };
@@ -330,7 +367,7 @@ impl Session {
         let code = error.code();
         let again =
             [SqlState::T_R_SERIALIZATION_FAILURE, SqlState::T_R_DEADLOCK_DETECTED].iter().any(|c| code == Some(c));
-        // A migration has changed what the statement returns, or a pooler has another connection for us.
+        // A migration has changed what the statement returns, or somebody has discarded the session's statements.
         let stale =
             [SqlState::FEATURE_NOT_SUPPORTED, SqlState::INVALID_SQL_STATEMENT_NAME].iter().any(|c| code == Some(c));
         if stale {

@@ -21,6 +21,7 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("operate", include_str!("sql/008_operate.sql")),
     ("enqueue", include_str!("sql/009_enqueue.sql")),
     ("rights", include_str!("sql/010_rights.sql")),
+    ("adopt", include_str!("sql/011_adopt.sql")),
 ];
 
 /// The oldest server that has what the schema needs.
@@ -64,11 +65,13 @@ pub async fn migrate(server: &Server) -> Result<Vec<&'static str>, String> {
     if let Some(why) = unfit(&connection).await.map_err(said)? {
         return Err(why);
     }
-    connection.run("SET statement_timeout = 0; SET lock_timeout = '30s'").await.map_err(said)?;
+    let begin = format!(
+        "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '30s'; SELECT pg_advisory_xact_lock({LOCK})"
+    );
     let mut ran = Vec::new();
     for script in scripts() {
         // Asked for each, under the lock: another one may be migrating.
-        connection.run(&format!("BEGIN; SELECT pg_advisory_xact_lock({LOCK})")).await.map_err(said)?;
+        connection.run(&begin).await.map_err(said)?;
         let done = step(&connection, script).await;
         let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ended = connection.run(end).await.map_err(said);
@@ -162,9 +165,10 @@ async fn unfit(connection: &Scripts) -> Result<Option<String>, Trouble> {
     if encoding != "UTF8" {
         return Ok(Some(format!("the database has the encoding {encoding}; create one with ENCODING 'UTF8'")));
     }
-    // A pooler that loses settings would also lose the warning that a standby has not confirmed.
+    // Whoever loses settings would also lose the warning that a standby has not confirmed. Through a pooler that is known, each
+    // call sets them.
     let level = one(connection, "SHOW client_min_messages").await?;
-    if level != "warning" {
+    if level != "warning" && !connection.is_pooled() {
         return Ok(Some(format!(
             "settings of a session do not hold (client_min_messages is {level}): is there a pooler?"
         )));
@@ -195,6 +199,20 @@ async fn durability(connection: &Scripts) -> Result<Vec<Finding>, Trouble> {
     } else {
         format!("synchronous standbys: {standbys}")
     }));
+    // Sessions of daemons set it. This is what the login has without that.
+    let default = "SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'";
+    if one(connection, default).await? == "off" {
+        findings.push(Finding::Remark(
+            "synchronous_commit is off for this login: daemons switch it on for their own commits. An application that calls \
+             sendoff.enqueue with it off may lose the event in a crash of the server, together with its own transaction"
+                .to_owned(),
+        ));
+    }
+    if connection.is_pooled() {
+        findings.push(Finding::Fact(
+            "a pooler stands between: each call is a transaction of its own, with its settings".to_owned(),
+        ));
+    }
     Ok(findings)
 }
 

@@ -209,7 +209,8 @@ async fn remove(shared: &Shared, taken: &[Taken], keys: Keys, now: UnixMillis) -
     let events: Vec<_> = taken.iter().map(|one| (one.stored.lane, one.stored.id, one.stored.place)).collect();
     let _reading = shared.reading.read().await;
     let removed = shared.read.remove(shared.member(), &events).await;
-    let forgotten: Vec<_> = taken.iter().filter_map(|one| Some((key_of(one)?, one.stored.id))).collect();
+    let known = |one: &Taken| [key_of(one), Some(keys::adopted(one.stored.id))].into_iter().flatten();
+    let forgotten: Vec<_> = taken.iter().flat_map(|one| known(one).map(|key| (key, one.stored.id))).collect();
     let removed = match removed {
         Ok(removed) if keys == Keys::Forget && !forgotten.is_empty() => {
             shared.read.forget(&forgotten).await.map(|()| removed)

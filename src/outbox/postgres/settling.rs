@@ -138,7 +138,7 @@ fn add(
                 let limits = &shared.settings.limits;
                 let window = match key.family {
                     Family::Sdk => limits.sdk_window,
-                    Family::Given | Family::Redriven => limits.dedupe_window,
+                    Family::Given | Family::Redriven | Family::Adopted => limits.dedupe_window,
                 };
                 if now.since(lease.id.accepted_at()) >= window / SOON_PART {
                     settling.outlive.push((key, lease.id));

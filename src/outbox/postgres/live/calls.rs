@@ -114,24 +114,27 @@ impl Link {
         room: Room,
         careful: bool,
     ) -> Result<Vec<(usize, Verdict)>, Trouble> {
+        let rows = self.append_rows(member, events, room, careful).await?;
+        rows.iter().map(verdict).collect()
+    }
+
+    /// A call whose answer says that something is stored.
+    pub(super) async fn query_durable(
+        &self,
+        sql: &'static str,
+        parameters: super::Parameters<'_>,
+    ) -> Result<Vec<Row>, Trouble> {
         let session = self.session().await?;
         let before = session.warnings();
-        let rows = self.append_on(&session, member, events, room, careful).await?;
+        let rows = self.query_on(&session, sql, parameters).await?;
         if session.warnings() != before {
             // Somebody cancelled the wait for a standby: the events are stored, but not where they were to be stored.
             return Err(Trouble::Away("the database warned while it stored events".to_owned()));
         }
-        rows.iter().map(verdict).collect()
+        Ok(rows)
     }
 
-    async fn append_on(
-        &self,
-        session: &Session,
-        member: i64,
-        events: &[New],
-        room: Room,
-        careful: bool,
-    ) -> Result<Vec<Row>, Trouble> {
+    async fn append_rows(&self, member: i64, events: &[New], room: Room, careful: bool) -> Result<Vec<Row>, Trouble> {
         let c = Columns::of(events.iter().map(|new| &new.event));
         let family: Vec<Option<i16>> = events.iter().map(|new| new.key.map(|key| key.family.number())).collect();
         let digests: Vec<Option<Uuid>> = events.iter().map(|new| new.key.map(|key| digest(key.digest))).collect();
@@ -141,8 +144,7 @@ impl Link {
         let mut params: Vec<&(dyn ToSql + Sync)> = vec![&member, &careful, &room_events, &room_bytes, &functions_max];
         params.extend(c.params());
         params.extend([&family as &(dyn ToSql + Sync), &digests, &prints]);
-        self.query_on(
-            session,
+        self.query_durable(
             "SELECT ord, verdict, first FROM sendoff.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
              $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)",
             &params,

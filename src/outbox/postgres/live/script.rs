@@ -18,6 +18,11 @@ impl Scripts {
         Ok(Self { session })
     }
 
+    /// Whether a pooler stands between.
+    pub(in crate::outbox::postgres) fn is_pooled(&self) -> bool {
+        self.session.pooled.is_some()
+    }
+
     /// Runs a script. Its statements share a transaction, unless the script says otherwise.
     pub(in crate::outbox::postgres) async fn run(&self, script: &str) -> Result<(), Trouble> {
         self.session.client.batch_execute(script).await.map_err(|error| self.session.trouble(&error))
