@@ -8,6 +8,14 @@ use crate::rig::postgres::Postgres;
 use crate::rig::sender::Sender;
 use crate::rig::{eventually, http};
 
+mod failover;
+
+mod imported;
+
+mod network;
+
+mod refusals;
+
 fn setup(server: &Postgres, lambda: &Lambda, name: &str, state_dir: &std::path::Path) -> Setup {
     Setup::new(&state_dir.join(name))
         .set("lambda.endpoint_url", &lambda.endpoint_url())
@@ -19,6 +27,11 @@ fn setup(server: &Postgres, lambda: &Lambda, name: &str, state_dir: &std::path::
 /// Which daemon has the lanes.
 fn owner(server: &Postgres) -> String {
     server.sql("orders", "SELECT DISTINCT daemon FROM sendoff.functions WHERE owned")
+}
+
+/// Which daemon has the lane of a function.
+fn owner_of(server: &Postgres, function: &str) -> String {
+    server.sql("orders", &format!("SELECT daemon FROM sendoff.functions WHERE function = '{function}'"))
 }
 
 fn jobs(prefix: &str, count: usize) -> Vec<(String, String)> {

@@ -71,7 +71,8 @@ pub struct Load {
 }
 
 struct Shared {
-    to: SocketAddr,
+    /// The doors. A client that gets no answer at one goes on at another.
+    to: Vec<SocketAddr>,
     stop: AtomicBool,
     next: AtomicU64,
     acks: Mutex<Vec<Ack>>,
@@ -96,6 +97,17 @@ impl Load {
     pub fn start_from(
         first: u64,
         to: SocketAddr,
+        clients: usize,
+        pause: Duration,
+        on_ack: impl Fn(&Ack) + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_at(first, vec![to], clients, pause, on_ack)
+    }
+
+    /// The same, at several doors of one outbox.
+    pub fn start_at(
+        first: u64,
+        to: Vec<SocketAddr>,
         clients: usize,
         pause: Duration,
         on_ack: impl Fn(&Ack) + Send + Sync + 'static,
@@ -179,9 +191,14 @@ impl Shared {
 
     fn until_accepted(&self, connection: &mut Option<TcpStream>, n: u64) -> Option<EventId> {
         while !self.stopped() {
-            match call(self.to, connection, n) {
+            let to = if connection.is_some() { None } else { fastrand::choice(&self.to).copied() };
+            match call(to.unwrap_or(self.to[0]), connection, n) {
                 Some((202, Some(id))) => return Some(id),
-                Some((429 | 500 | 503, _)) => std::thread::sleep(Duration::from_millis(5)),
+                Some((429 | 500 | 503, _)) => {
+                    // Perhaps at another door.
+                    *connection = None;
+                    std::thread::sleep(Duration::from_millis(5));
+                }
                 Some((status, _)) => {
                     self.violation(format!("{} was answered with {status}", key(n)));
                     return None;

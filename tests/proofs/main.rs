@@ -16,6 +16,8 @@ mod handoff;
 
 mod kill;
 
+mod shared;
+
 mod recording;
 
 mod disk_model;

@@ -28,6 +28,8 @@ pub mod lossy;
 
 pub mod postgres;
 
+pub mod wire;
+
 pub mod gate;
 
 pub mod sender;

@@ -1,0 +1,111 @@
+//! A failover to a synchronous standby, and a pooler between the daemons and the database.
+
+use std::process::Stdio;
+use std::time::Instant;
+
+use super::{jobs, owner_of, setup, status};
+use crate::rig::daemon::scratch;
+use crate::rig::lambda::Lambda;
+use crate::rig::postgres::{Postgres, unprivileged};
+use crate::rig::process::Process;
+use crate::rig::sender::Sender;
+use crate::rig::tools::tool;
+use crate::rig::{eventually, lasting_port};
+
+#[test]
+fn a_failover_to_a_synchronous_standby_loses_nothing_and_forgets_no_key() {
+    let Some(mut primary) = Postgres::start() else { return };
+    primary.migrate();
+    let standby = primary.start_synchronous_standby();
+    let (lambda, (_guard, dir)) = (Lambda::start(), scratch());
+    let both = format!("postgres://admin@127.0.0.1:{},127.0.0.1:{}/orders", primary.port(), standby.port());
+    let daemons =
+        ["first", "second"].map(|name| setup(&primary, &lambda, name, &dir).set("outbox.postgres.url", &both).start());
+    daemons[0].accept("orders-0", &[("idempotency-key", "warm")], br#"{"id":"warm"}"#);
+
+    lambda.throttle_all();
+    let senders = [0, 1].map(|nth| {
+        let place = dir.join(format!("sender-{nth}"));
+        std::fs::create_dir(&place).unwrap();
+        Sender::start(&daemons[nth].endpoint_url(), 4, &place, &jobs(&format!("s{nth}"), 120))
+    });
+    senders.iter().for_each(|sender| sender.wait_for_accepted(40));
+    primary.crash();
+    let crashed = Instant::now();
+    standby.promote();
+    for daemon in &daemons {
+        eventually("it is ready", || (status(daemon, "/readyz") == 200).then_some(()));
+    }
+    eprintln!("ready {:?} after the primary was gone", crashed.elapsed());
+    lambda.take_all();
+    let accepted: Vec<_> = senders.into_iter().flat_map(Sender::finish).collect();
+    lambda.wait_for(&accepted.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>());
+    eventually("nothing is left", || {
+        (standby.sql("orders", "SELECT count(*) FROM sendoff.event") == "0").then_some(())
+    });
+    // The keys came along.
+    let again = daemons[1].invoke("orders-0", &[("idempotency-key", "warm")], br#"{"id":"warm"}"#);
+    assert_eq!((again.status, again.header("x-sendoff-duplicate")), (202, Some("true")), "{again:?}");
+    assert_eq!(standby.sql("orders", "SELECT count(*) FROM sendoff.daemons WHERE alive"), "2");
+}
+
+/// PgBouncer in transaction mode, with fewer connections to the server than the daemons have to it.
+fn pooler(server: &Postgres) -> Option<(Process, u16, tempfile::TempDir)> {
+    let program = tool("pgbouncer", "pgbouncer")?;
+    let (scratch, port) = (tempfile::tempdir().unwrap(), lasting_port());
+    let settings = format!(
+        "[databases]\norders = host=127.0.0.1 port={} dbname=orders user=admin\n\
+         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
+         pool_mode = transaction\ndefault_pool_size = 4\nmax_client_conn = 100\n",
+        server.port()
+    );
+    std::fs::write(scratch.path().join("pgbouncer.ini"), settings).unwrap();
+    std::os::unix::fs::chown(scratch.path(), Some(65_534), Some(65_534)).ok();
+    std::fs::set_permissions(scratch.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = unprivileged(&program);
+    command.arg(scratch.path().join("pgbouncer.ini")).stdin(Stdio::null());
+    let process = Process::spawn("pgbouncer", &mut command);
+    eventually("the pooler listens", || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+    Some((process, port, scratch))
+}
+
+#[test]
+fn daemons_work_through_a_pooler_in_transaction_mode_and_replace_each_other_there() {
+    let Some(server) = Postgres::start() else { return };
+    let Some((_pooler, port, _scratch)) = pooler(&server) else { return };
+    server.migrate_by(&server.url_by(port));
+    // What a pooler would leak from one session to another, or keep from it.
+    server.sql("orders", "ALTER ROLE admin SET default_transaction_isolation = 'repeatable read'");
+    server.sql("orders", "ALTER ROLE admin SET synchronous_commit = off");
+    let said = server.check_by(&server.url_by(port), &[]);
+    assert!(said.1.contains("a pooler stands between") && said.1.contains("synchronous_commit is off"), "{said:?}");
+
+    let (lambda, (_guard, dir)) = (Lambda::start(), scratch());
+    let setup = |name: &str| setup(&server, &lambda, name, &dir).set("outbox.postgres.url", &server.url_by(port));
+    let setup = |name: &str| setup(name).set("outbox.postgres.lease", "6s").start();
+    let (first, second) = (setup("first"), setup("second"));
+    first.accept("orders-0", &[("idempotency-key", "warm")], br#"{"id":"warm"}"#);
+    lambda.throttle_all();
+    let [to_first, to_second] = [(&first, "a"), (&second, "b")].map(|(daemon, name)| {
+        let place = dir.join(name);
+        std::fs::create_dir(&place).unwrap();
+        Sender::start(&daemon.endpoint_url(), 4, &place, &jobs(name, 100))
+    });
+    to_first.wait_for_accepted(40);
+    let of_first = to_first.accepted();
+    first.kill9();
+    lambda.take_all();
+    let mut ids: Vec<String> = to_second.finish().into_keys().collect();
+    ids.extend(of_first.into_keys());
+    lambda.wait_for(&ids);
+    second.wait_until_empty();
+    assert_eq!(owner_of(&server, "orders-0"), "second");
+    let again = second.invoke("orders-0", &[("idempotency-key", "warm")], br#"{"id":"warm"}"#);
+    assert_eq!((again.status, again.header("x-sendoff-duplicate")), (202, Some("true")), "{again:?}");
+    // Nothing of a session was left behind for other programs: neither statements nor settings.
+    let prepared = "SELECT count(*) FROM pg_prepared_statements";
+    assert_eq!(server.sql_by(port, "orders", prepared), "0");
+    assert_eq!(server.sql_by(port, "orders", "SHOW synchronous_commit"), "off");
+    second.terminate();
+    assert!(second.wait().success());
+}
