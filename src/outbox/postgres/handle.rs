@@ -221,6 +221,7 @@ async fn lease(
 ) -> Result<(), Trouble> {
     // One at a time, or two of them would find the same events.
     let _one = shared.leasing.lock().await;
+    let member = shared.member();
     shared.catch_up().await?;
     // What is in the database stays there when a daemon goes: nothing is handed over.
     let stays = |want: &&LaneWant| matches!(want.which, Which::AtRest { .. });
@@ -236,12 +237,14 @@ async fn lease(
         }
         bytes_left = lease_once(shared, &mut wants, bytes_left, now, leased).await?;
     }
-    if !shared.may_begin() && leased.leases.as_ref().is_some_and(|leases| !leases.events.is_empty()) {
-        return Err(Trouble::Away("the lease of the lanes ended while events were read".to_owned()));
-    }
     shared.tell();
     if let (Some(since), Some(leases)) = (since, leased.leases.as_mut()) {
         leases.news = Some(shared.news_since(since).await?);
+    }
+    // Last: each call above may have hung for longer than the lease of the lanes, and another daemon may have them by now.
+    let is_lost = !shared.may_begin() || shared.member() != member;
+    if is_lost && leased.leases.as_ref().is_some_and(|leases| !leases.events.is_empty()) {
+        return Err(Trouble::Away("the lease of the lanes ended while events were read".to_owned()));
     }
     Ok(())
 }

@@ -72,11 +72,11 @@ fn pooler(server: &Postgres) -> Option<(Process, u16, tempfile::TempDir)> {
 #[test]
 fn daemons_work_through_a_pooler_in_transaction_mode_and_replace_each_other_there() {
     let Some(server) = Postgres::start() else { return };
-    let Some((_pooler, port, _scratch)) = pooler(&server) else { return };
-    server.migrate_by(&server.url_by(port));
-    // What a pooler would leak from one session to another, or keep from it.
+    // What a daemon sets for its sessions elsewhere.
     server.sql("orders", "ALTER ROLE admin SET default_transaction_isolation = 'repeatable read'");
     server.sql("orders", "ALTER ROLE admin SET synchronous_commit = off");
+    let Some((_pooler, port, _scratch)) = pooler(&server) else { return };
+    server.migrate_by(&server.url_by(port));
     let said = server.check_by(&server.url_by(port), &[]);
     assert!(said.1.contains("a pooler stands between") && said.1.contains("synchronous_commit is off"), "{said:?}");
 

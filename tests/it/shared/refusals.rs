@@ -81,9 +81,10 @@ fn a_server_that_takes_no_writes_or_serves_another_region_is_refused_and_an_unsa
     assert!(code == Some(69) && output.contains("it is a standby"), "{output}");
     let (code, output) = server.check_by(&server.url(), &[]);
     assert!(code == Some(0) && output.contains("synchronous standbys: standby"), "{output}");
-    drop(standby);
-
+    // Before it goes, or commits would wait for it.
     server.sql("postgres", "ALTER SYSTEM RESET synchronous_standby_names");
+    server.sql("postgres", "SELECT pg_reload_conf()");
+    drop(standby);
     server.sql("postgres", "ALTER SYSTEM SET fsync = off");
     server.sql("postgres", "ALTER ROLE admin SET synchronous_commit = off");
     server.crash();
