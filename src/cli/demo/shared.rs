@@ -174,7 +174,7 @@ impl Application {
         for (n, function) in (0..transactions).zip(self.functions.iter().cycle()) {
             let is_rolled_back = n % ROLLED_BACK == ROLLED_BACK - 1;
             let id = format!("transaction-{n:06}");
-            let payload = json!({ ID_FIELD: id, "sent_by": "an application's transaction" });
+            let payload = json!({ ID_FIELD: id, "sent_by": "a transaction" });
             let end = if is_rolled_back { "ROLLBACK" } else { "COMMIT" };
             let statements = format!(
                 "BEGIN; INSERT INTO demo_order VALUES ('{id}'); \
