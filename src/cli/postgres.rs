@@ -64,13 +64,13 @@ struct Database {
 impl Database {
     fn config(mut self, environment: &Environment) -> Result<Config, Failure> {
         self.config.set.push("outbox.store=postgres".to_owned());
-        // These commands keep nothing there, and a Job in a cluster may have no directory at all.
-        self.config.set.push("state_dir=/".to_owned());
         self.config.set.extend(self.url.map(|url| format!("outbox.postgres.url={url}")));
         Ok(self.config.load(environment)?.config)
     }
 
-    fn settings(self, environment: &Environment) -> Result<Settings, Failure> {
+    fn settings(mut self, environment: &Environment) -> Result<Settings, Failure> {
+        // These commands keep nothing there, and a Job in a cluster may have no directory at all.
+        self.config.set.push("state_dir=/".to_owned());
         self.config(environment)?
             .postgres
             .ok_or_else(|| Failure::saying(Exit::Usage, "no database is configured: use --url"))

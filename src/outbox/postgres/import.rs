@@ -1,7 +1,7 @@
 //! Brings the events and keys of a store that nobody uses into the shared outbox, for `sendoff postgres import`.
 //!
-//! Holds: an import may be repeated after any interruption. The database remembers the ids that came in, so no event comes
-//! twice, not even if it has been delivered meanwhile.
+//! Holds: an import may be repeated after any interruption. The database remembers the ids that came in, as long as it stores
+//! the events and for a window of keys, so no event comes twice, not even if it has been delivered meanwhile.
 
 use std::sync::Arc;
 
