@@ -236,7 +236,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let taking = (&outbox, &sqs, &party, &readiness);
     handing::take_from_queue(&config, taking, (&clock, &metrics), (&vital, &stages, &stop))?;
     let wanted = handing::wanted(&config, &operator);
-    let handing = Handing::new(&config, (&party, &sqs), &outbox, &clock, &metrics, wanted)?;
+    let handing = Handing::new(&config, (&party, &sqs), (&outbox, &past), &clock, &metrics, wanted)?;
     let on_request = handing::on_request(handing.as_ref(), stop.leasing.clone());
     vital.spawn(&stages, "hand-off", leasing(), on_request);
     let connections_max = descriptors::connections(open_files, &config, 3 * ADMIN_CONNECTIONS_MAX);

@@ -63,6 +63,11 @@ impl EventId {
         UnixMillis(u64::from_be_bytes(millis))
     }
 
+    /// Whether [`EventId::mint`] makes such ids: UUIDs of version 7 (RFC 9562).
+    pub fn is_minted(&self) -> bool {
+        self.0.get_version() == Some(uuid::Version::SortRand) && self.0.get_variant() == uuid::Variant::RFC4122
+    }
+
     /// The tag of the function for which the id was made.
     pub fn function_tag(&self) -> u16 {
         let bytes = self.as_bytes();

@@ -182,6 +182,10 @@ metrics! {
         "Messages that this daemon left on the hand-off queue, each counted once.";
     handoff_queue_failures: IntCounter() = "sendoff_handoff_queue_failures_total",
         "Receives from the hand-off queue that failed.";
+    handoff_queue_last_receive_timestamp_seconds: Gauge() = "sendoff_handoff_queue_last_receive_timestamp_seconds",
+        "When the hand-off queue last answered a receive, or when the daemon began to ask. 0 without a queue.";
+    handoff_queue_oldest_age_seconds: Gauge() = "sendoff_handoff_queue_oldest_age_seconds",
+        "How long the oldest event of the latest receive had been on the hand-off queue. 0 once the queue is empty.";
     log_dropped: IntCounter() = "sendoff_log_dropped_total",
         "Log lines that could not be written to stderr.";
     admin_refused: IntCounterVec("reason") = "sendoff_admin_refused_total",

@@ -113,11 +113,13 @@ pub enum How {
     Cancelled { by: String },
     /// An operator sent the dead letter again, under a new id.
     Redriven { by: String, new_id: EventId },
+    /// Another sendoff, or a hand-off queue, has it.
+    HandedOver { to: String },
 }
 
 impl How {
     /// Every word of [`How::as_str`].
-    pub const WORDS: [&str; 5] = ["delivered", "shipped", "purged", "cancelled", "redriven"];
+    pub const WORDS: [&str; 6] = ["delivered", "shipped", "purged", "cancelled", "redriven", "handed-over"];
 
     /// The word in the API and in lists.
     pub fn as_str(&self) -> &'static str {
@@ -127,6 +129,7 @@ impl How {
             Self::Purged { .. } => "purged",
             Self::Cancelled { .. } => "cancelled",
             Self::Redriven { .. } => "redriven",
+            Self::HandedOver { .. } => "handed-over",
         }
     }
 }
@@ -162,8 +165,8 @@ impl End {
 /// What became of an event, as both listeners tell it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct EndView {
-    /// `delivered`, `shipped` (its dead-letter queue has it), `purged`, `cancelled` or `redriven` (an operator sent the dead
-    /// letter again).
+    /// `delivered`, `shipped` (its dead-letter queue has it), `purged`, `cancelled`, `redriven` (an operator sent the dead
+    /// letter again) or `handed-over` (another sendoff, or a hand-off queue, has it under the same id).
     pub outcome: String,
     #[schema(format = DateTime)]
     pub at: String,
@@ -180,6 +183,8 @@ pub struct EndView {
     /// Of a redriven event: its new id.
     #[schema(value_type = Option<String>, format = "uuid")]
     pub new_id: Option<EventId>,
+    /// Of an event that was handed over: the address of the other sendoff, or the queue.
+    pub to: Option<String>,
 }
 
 impl From<&End> for EndView {
@@ -192,6 +197,7 @@ impl From<&End> for EndView {
             How::Shipped { message_id } => Self { message_id: Some(message_id.clone()), ..view },
             How::Purged { by } | How::Cancelled { by } => Self { by: Some(by.clone()), ..view },
             How::Redriven { by, new_id } => Self { by: Some(by.clone()), new_id: Some(*new_id), ..view },
+            How::HandedOver { to } => Self { to: Some(to.clone()), ..view },
         }
     }
 }

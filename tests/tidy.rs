@@ -31,7 +31,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("dispatch", &["event", "clock", "metrics", "trace", "past", "outbox", "shutdown", "backoff"]),
-    ("handoff", &["event", "clock", "metrics", "outbox", "plural"]),
+    ("handoff", &["event", "clock", "metrics", "outbox", "past", "plural"]),
     // a queue's messages, and its calls, are those of dead letters
     ("handoff::queue", &["event", "clock", "metrics", "outbox", "plural", "backoff", "shutdown", "deadletter"]),
     ("handoff::peer", &["event", "clock", "metrics", "outbox", "plural", "https"]),

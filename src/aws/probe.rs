@@ -4,15 +4,20 @@
 //! Holds: functions are asked with `DryRun`. Queues are sent a batch that SQS refuses for its form.
 //! Limits: the time-outs of the settings. Makes one call after the other.
 
+use std::time::Duration;
+
 use aws_credential_types::provider::ProvideCredentials;
 use aws_sdk_sts::config::Region;
 use aws_sdk_sts::config::retry::RetryConfig;
 
 use super::lambda::Lambda;
-use super::sqs::Sqs;
+use super::sqs::{QueueSettings, Sqs};
 use super::{CREDENTIALS_TIMEOUT, Error, Settings, Shared, timeouts, words_of};
 use crate::deadletter::Trouble;
 use crate::dispatch::{Answer, FailureKind, Reply};
+
+/// The shortest retention of a hand-off queue. Nobody may run a sendoff for a weekend.
+const RETENTION_MIN: Duration = Duration::from_secs(4 * 24 * 3_600);
 
 mod place;
 
@@ -189,6 +194,43 @@ impl Probe {
         }
         found
     }
+}
+
+impl Probe {
+    /// Whether a hand-off queue keeps what it is given until a sendoff takes it. Says nothing if it may not be looked at.
+    pub async fn keeps(&self, queue: &str) -> Vec<Finding> {
+        let Ok(settings) = self.sqs.settings_of(queue).await else { return Vec::new() };
+        let finding =
+            |(what, verdict): (&str, Verdict)| Finding::new(format!("hand-off queue {queue}: {what}"), verdict);
+        judge_keeping(&settings).into_iter().map(finding).collect()
+    }
+}
+
+/// Interprets the settings of a hand-off queue.
+fn judge_keeping(settings: &QueueSettings) -> [(&'static str, Verdict); 3] {
+    let QueueSettings { retention, redrive_policy, key, is_encrypted_by_sqs } = settings;
+    let retention = match retention {
+        None => Verdict::Unknown("SQS does not say how long it keeps messages".to_owned()),
+        Some(time) if *time < RETENTION_MIN => Verdict::Missing {
+            said: format!("it deletes events after {}, taken or not", humantime::format_duration(*time)),
+            remedy: "raise its MessageRetentionPeriod to 1209600, which is 14 days".to_owned(),
+        },
+        Some(time) => Verdict::Proven(format!("it keeps events for {}", humantime::format_duration(*time))),
+    };
+    let redrive_policy = match redrive_policy {
+        None => Verdict::Proven("none, so every event stays until a sendoff takes it".to_owned()),
+        Some(policy) => Verdict::Unknown(format!(
+            "SQS moves events away that full receivers give back too often: remove it, or raise maxReceiveCount ({policy})"
+        )),
+    };
+    let encryption = match (key, is_encrypted_by_sqs) {
+        (Some(key), _) => Verdict::Unknown(format!(
+            "by {key}. Whether that key may be used shows only with a message: deploy/iam/dead-letter-kms.json"
+        )),
+        (None, true) => Verdict::Proven("by SQS's own key".to_owned()),
+        (None, false) => Verdict::Unknown("payloads rest there unencrypted: set SqsManagedSseEnabled".to_owned()),
+    };
+    [("retention", retention), ("redrive policy", redrive_policy), ("encryption", encryption)]
 }
 
 /// Interprets the reply to a dry run.

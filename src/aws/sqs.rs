@@ -79,6 +79,19 @@ const LASTING: &[&str] = &[
     "KmsInvalidKeyUsage",
 ];
 
+/// What matters of a queue that events are handed over to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct QueueSettings {
+    /// `None` if SQS does not say.
+    pub retention: Option<Duration>,
+    /// As SQS has it, in JSON.
+    pub redrive_policy: Option<String>,
+    /// The KMS key that encrypts messages.
+    pub key: Option<String>,
+    /// Whether SQS encrypts messages by a key of its own.
+    pub is_encrypted_by_sqs: bool,
+}
+
 /// SQS, in the region of each queue's URL or ARN if it names one, else in the configured region. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Sqs {
@@ -125,6 +138,21 @@ impl Sqs {
                 .unwrap_or(widest.message_bytes_max),
             retention: number(QueueAttributeName::MessageRetentionPeriod).map_or(widest.retention, Duration::from_secs),
             messages: number(QueueAttributeName::ApproximateNumberOfMessages).unwrap_or_default(),
+        })
+    }
+
+    /// What matters of a queue that events are handed over to.
+    pub(super) async fn settings_of(&self, queue: &str) -> Result<QueueSettings, Trouble> {
+        let (client, url) = self.reach(queue);
+        let call = client.get_queue_attributes().queue_url(url).attribute_names(QueueAttributeName::All);
+        let output = call.send().await.map_err(|error| Failed::of(&error).trouble())?;
+        let text = |name: QueueAttributeName| output.attributes().and_then(|all| all.get(&name)).map(String::as_str);
+        let seconds = text(QueueAttributeName::MessageRetentionPeriod).and_then(|seconds| seconds.parse().ok());
+        Ok(QueueSettings {
+            retention: seconds.map(Duration::from_secs),
+            redrive_policy: text(QueueAttributeName::RedrivePolicy).filter(|text| !text.is_empty()).map(str::to_owned),
+            key: text(QueueAttributeName::KmsMasterKeyId).filter(|text| !text.is_empty()).map(str::to_owned),
+            is_encrypted_by_sqs: text(QueueAttributeName::SqsManagedSseEnabled) == Some("true"),
         })
     }
 

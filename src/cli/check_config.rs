@@ -1,5 +1,5 @@
 //! `sendoff check-config`: reads and checks the configuration as `serve` does, checks the state directory, and warns
-//! about probable mistakes. With `--online` it also asks AWS.
+//! about probable mistakes. With `--online` it also asks AWS, and the sendoffs that would take hand-offs.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -18,12 +18,14 @@ use crate::outbox::embedded::store::place::{Remark, look, room};
 use crate::plural::agree;
 use crate::visible::visible;
 
+mod peers;
+
 /// Check the configuration and report all of its problems
 #[derive(Debug, Args)]
 pub struct Options {
     #[command(flatten)]
     pub(super) config: ConfigOptions,
-    /// Ask AWS, too: credentials, functions and queues. Invokes nothing and sends nothing
+    /// Ask AWS, too: credentials, functions and queues; and the targets of hand-offs. Invokes nothing and sends nothing
     ///
     /// Checks functions that have a table of their own, and each --function, by DryRun. Exits with 1 if something is
     /// missing, and says which permission or setting is needed.
@@ -154,6 +156,8 @@ async fn ask(config: &Config, more: &[String]) -> Result<usize, Failure> {
         missing += usize::from(finding.is_missing());
         print(&line(finding))
     };
+    let home = config.ingest.home.clone().or_region(shared.region());
+    peers::findings(config, home).await.iter().try_for_each(&mut tell)?;
     let found = probe.credentials().await;
     found.iter().try_for_each(&mut tell)?;
     // Without credentials all other answers would report the same.
@@ -168,6 +172,10 @@ async fn ask(config: &Config, more: &[String]) -> Result<usize, Failure> {
         let queues = queues(config);
         for (queue, role) in &queues {
             probe.queue(queue, *role).await.iter().try_for_each(&mut tell)?;
+        }
+        let handed = queues.iter().filter(|(_, role)| *role != Role::DeadLetters).map(|(queue, _)| queue);
+        for queue in handed.collect::<BTreeSet<_>>() {
+            probe.keeps(queue).await.iter().try_for_each(&mut tell)?;
         }
         if queues.iter().all(|(_, role)| *role != Role::DeadLetters) {
             print("?       queues: no dead-letter queue is configured; dead letters stay in the outbox\n")?;

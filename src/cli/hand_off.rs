@@ -113,7 +113,7 @@ async fn stopped(clock: &Clock, timeout: Duration, over: &CancellationToken) {
 }
 
 fn said(summary: &Summary) -> Result<(), Failure> {
-    let Summary { events, keys, left, refused, why } = summary;
+    let Summary { events, keys, left, refused, functions, why } = summary;
     let done = format!("{} and {} handed over", count(*events, "event"), count(*keys, "key"));
     if *left == 0 {
         return out::line(format!("{done}, no event is left"));
@@ -122,7 +122,7 @@ fn said(summary: &Summary) -> Result<(), Failure> {
     let left = agree(*left, "event is", "events are");
     let refused = if *refused == 0 { String::new() } else { format!(", {refused} of them refused") };
     let why = why.as_deref().unwrap_or("the time was over");
-    Err(Failure::saying(Exit::Failed, format!("{left} left in the state directory{refused}: {why}")))
+    Err(Failure::saying(Exit::Failed, format!("{left} left in the state directory{refused} ({functions}): {why}")))
 }
 
 #[cfg(test)]
@@ -133,8 +133,16 @@ mod tests {
     fn what_is_left_is_a_failure_and_says_why() {
         assert!(said(&Summary { events: 3, ..Summary::default() }).is_ok());
         let why = Some("the outbox is full".to_owned());
-        let failure = said(&Summary { events: 3, left: 2, refused: 1, why, ..Summary::default() }).unwrap_err();
-        let expected = "2 events are left in the state directory, 1 of them refused: the outbox is full";
+        let failure = said(&Summary {
+            events: 3,
+            left: 2,
+            refused: 1,
+            functions: "orders 2".to_owned(),
+            why,
+            ..Summary::default()
+        })
+        .unwrap_err();
+        let expected = "2 events are left in the state directory, 1 of them refused (orders 2): the outbox is full";
         assert_eq!((failure.exit, failure.to_string().as_str()), (Exit::Failed, expected));
     }
 }

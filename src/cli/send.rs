@@ -166,6 +166,7 @@ fn became(answer: &Answer, json: bool) -> Result<String, Failure> {
     }
     let after = count(attempts, "attempt");
     let said = match (end, reason) {
+        (Some(EndView { outcome, to: Some(to), .. }), _) => format!("{outcome} to {to} after {after}"),
         (Some(end), _) => format!("{} after {after}", end.outcome),
         (None, Some(reason)) => format!("a dead letter after {after}: {reason}"),
         (None, None) => format!("still {state} after {after}"),
@@ -178,6 +179,10 @@ fn exit_of(answer: &Answer) -> Result<(), Failure> {
     let Became { reason, end, .. } = Became::of(answer)?;
     match (end, reason) {
         (Some(end), None) if end.outcome == "delivered" => Ok(()),
+        (Some(EndView { outcome, to: Some(to), .. }), _) if outcome == "handed-over" => {
+            let why = format!("the event is still under way: {to} has it now");
+            Err(Failure::saying(Exit::UnderWay, visible(&why).into_owned()))
+        }
         (Some(_), _) | (None, Some(_)) => Err(Failure::saying(Exit::Failed, "the event was not delivered")),
         (None, None) => Err(Failure::saying(Exit::UnderWay, "the event is still under way; sendoff delivers it")),
     }

@@ -29,8 +29,8 @@ pub fn read(r: &mut Reader, limits: Option<Limits>) -> Option<Option<Settings>> 
         return Some(None);
     }
     let says = |key: &str, nothing: &str| r.values().find(key).is_some_and(|entry| entry.value.to_string() != nothing);
-    let handing =
-        [("handoff.to", ""), ("handoff.receive", "false")].into_iter().find(|(key, nothing)| says(key, nothing));
+    let all = [("handoff.to", ""), ("handoff.receive", "false"), ("handoff.receive_queue", "")];
+    let handing = all.into_iter().find(|(key, nothing)| says(key, nothing));
     if let Some((key, _)) = handing {
         let hint = "the events of a shared outbox stay in the database, where other daemons deliver them";
         r.contradiction(key, "has no meaning with", "outbox.store", Some(hint));
@@ -103,6 +103,17 @@ mod tests {
         assert!(refused("mysql://db/orders").contains("not the URL of a PostgreSQL database"));
         let secret = refused("postgres://me:hunter2@db/orders");
         assert!(secret.contains("password_file") && !secret.contains("hunter2"), "{secret}");
+    }
+
+    #[test]
+    fn a_shared_outbox_takes_no_part_in_hand_offs() {
+        let queue = "https://sqs.eu-central-1.amazonaws.com/123456789012/handoff";
+        for set in ["handoff.to=http://a.test:9477", "handoff.receive=true", &format!("handoff.receive_queue={queue}")]
+        {
+            let all = ["outbox.store=postgres", "outbox.postgres.url=postgres://me@127.0.0.1/orders", set];
+            let why = loaded(&all).unwrap_err();
+            assert!(why.contains("has no meaning with") && why.contains("where other daemons deliver"), "{set}: {why}");
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::ingest::door::Reception;
 use crate::metrics::Metrics;
 use crate::notify;
 use crate::outbox::{self, Outbox};
+use crate::past::Past;
 use crate::shutdown::Stop;
 
 /// How often a stop looks at the progress of its hand-off.
@@ -113,7 +114,7 @@ impl Handing {
     pub(super) fn new(
         config: &Config,
         (party, sqs): (&Party, &Configured<Sqs>),
-        outbox: &Store,
+        (outbox, past): (&Store, &Past),
         clock: &Clock,
         metrics: &Arc<Metrics>,
         wanted: watch::Receiver<bool>,
@@ -124,6 +125,7 @@ impl Handing {
             return Ok(None);
         }
         let sender = Sender::new(outbox.clone(), targets, settings.keys, clock.clone(), Arc::clone(metrics));
+        let sender = sender.noting(past.clone());
         let (on_stop, within) = (settings.on_stop, settings.within);
         Ok(Some(Self { sender, on_stop, within, wanted, clock: clock.clone() }))
     }
@@ -228,11 +230,19 @@ pub(super) fn grace(grace: Duration, within: Duration) -> Duration {
 
 /// Logs how a hand-off ended. Nobody scrapes a daemon that has stopped, so the log has the numbers.
 pub(super) fn say(summary: &Summary) {
-    let Summary { events, keys, left, refused, why } = summary;
+    let Summary { events, keys, left, refused, functions, why } = summary;
     if *left == 0 {
         tracing::info!(events, keys, left, "handed over");
     } else {
         let why = why.as_deref().unwrap_or("the time was over");
-        tracing::error!(events, keys, left, refused, why, "handed over, but some events are left on this disk");
+        tracing::error!(
+            events,
+            keys,
+            left,
+            refused,
+            functions,
+            why,
+            "handed over, but some events are left on this disk"
+        );
     }
 }

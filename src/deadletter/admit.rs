@@ -5,7 +5,7 @@
 
 use super::letter::Letter;
 use crate::clock::Clock;
-use crate::event::check::{Fields, check_carried, check_json};
+use crate::event::check::{Fields, check_carried, check_json, is_key};
 use crate::event::name::{Home, Parts};
 use crate::event::{Carried, Event, EventId, Function, IdempotencyKey, KEY_CHARS_MAX, KeySource, PAYLOAD_BYTES_MAX};
 use crate::outbox::dead::Redriven;
@@ -66,12 +66,7 @@ pub(super) fn checked(letter: &Letter, home: &Home) -> Result<(Function, Carried
     if letter.payload.len() > PAYLOAD_BYTES_MAX {
         return Err(format!("the payload has more than {PAYLOAD_BYTES_MAX} bytes"));
     }
-    let key_fits = |key: &String| {
-        // An expression may find a key of several lines in a payload; a key that somebody sent has one.
-        let lines = matches!(letter.key_source, Some(KeySource::Expression | KeySource::CloudEvent));
-        (1..=KEY_CHARS_MAX).contains(&key.chars().count()) && (lines || !key.chars().any(char::is_control))
-    };
-    if letter.key.as_ref().is_some_and(|key| !key_fits(key)) {
+    if letter.key.as_ref().is_some_and(|key| !is_key(key, letter.key_source)) {
         return Err(format!(
             "the idempotency key has not 1 to {KEY_CHARS_MAX} characters, none of them a control character"
         ));

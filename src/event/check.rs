@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::name::{Home, NAME_CHARS_MAX, NAME_PATTERN, Parts, QUALIFIER_CHARS_MAX, QUALIFIER_PATTERN, is_qualifier};
-use super::{Carried, Function};
+use super::{Carried, Function, KEY_CHARS_MAX, KeySource};
 use crate::plural::count;
 
 /// The longest client context, in bytes of base64 (Lambda's API model).
@@ -153,6 +153,13 @@ pub fn check_carried(carried: &Carried) -> Result<(), Invalid> {
         return Err(Invalid::Content("trace_header must be printable ASCII".to_owned()));
     }
     client_context.as_deref().filter(|text| !text.is_empty()).map(read_client_context).transpose().map(drop)
+}
+
+/// Whether a key could have come through a door from this source. Without a source, as if somebody had sent it.
+pub fn is_key(key: &str, source: Option<KeySource>) -> bool {
+    // An expression may find a key of several lines in a payload; a key that somebody sent has one.
+    let lines = matches!(source, Some(KeySource::Expression | KeySource::CloudEvent));
+    (1..=KEY_CHARS_MAX).contains(&key.chars().count()) && (lines || !key.chars().any(char::is_control))
 }
 
 /// Checks a payload as Lambda does before it answers, also for Events. The refusal begins with Lambda's own words, which repeat

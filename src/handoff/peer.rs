@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 
-use super::protocol::{KEYS_PATH, PATH, Party, read_answers, write_key, write_parcel};
+use super::protocol::{Greeting, KEYS_PATH, PATH, Party, read_answers, write_key, write_parcel};
 use super::target::{Answer, Parcel, Sizes, Target, Trouble};
 use crate::clock::Clock;
 use crate::https::{self, Connector, Trust, Unusable};
@@ -60,11 +60,23 @@ impl Peer {
         Ok(Self { base, party, token_file, client, clock })
     }
 
+    /// Who would receive here. Hands nothing over.
+    pub async fn greet(&self) -> Result<Greeting, Trouble> {
+        let (status, answer) = self.ask(Method::GET, PATH, Vec::new()).await?;
+        accepted(status, &answer)?;
+        let unread = |_| Trouble::Unanswered { why: "something that is not a sendoff answers there".to_owned() };
+        serde_json::from_slice(&answer).map_err(unread)
+    }
+
     /// Sends a body. Returns the whole answer.
     async fn post(&self, path: &str, body: Vec<u8>) -> Result<(StatusCode, Bytes), Trouble> {
+        self.ask(Method::POST, path, body).await
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Bytes), Trouble> {
         let unanswered = |why: String| Trouble::Unanswered { why };
         let mut request = Request::new(Full::from(body));
-        *request.method_mut() = Method::POST;
+        *request.method_mut() = method;
         let never = |why: String| Trouble::Never { why };
         *request.uri_mut() = format!("{}{path}", self.base).parse().map_err(|_| never("not a URL".to_owned()))?;
         let host = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());

@@ -135,6 +135,10 @@ pub fn write_parcel(body: &mut Vec<u8>, parcel: &Parcel) {
 /// Reads an event. The error says why it is none.
 pub fn read_parcel(line: &str) -> Result<Parcel, String> {
     let LineIn { envelope, payload_base64 } = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    let bytes = line.len().saturating_sub(payload_base64.len());
+    if bytes > ENVELOPE_BYTES_MAX {
+        return Err(format!("its envelope has {bytes} bytes of at most {ENVELOPE_BYTES_MAX}"));
+    }
     let payload = BASE64_STANDARD.decode(payload_base64.as_bytes()).map_err(|error| format!("payload: {error}"))?;
     Ok(Parcel { envelope, payload: payload.into() })
 }

@@ -21,8 +21,14 @@ use crate::event::EventId;
 use crate::metrics::Metrics;
 use crate::outbox::handoff::{REMEMBERED_MAX, place_of};
 use crate::outbox::{
-    Error, LaneId, LaneView, LaneWant, Lease, LeaseWant, Leased, Outbox, Place, Settlement, Which, patience,
+    Census, Error, LaneCensus, LaneId, LaneView, LaneWant, Lease, LeaseWant, Leased, Outbox, Place, Settlement, Which,
+    patience,
 };
+use crate::past::{self, End, How, Notes, Past};
+use crate::plural;
+
+/// The most memory of a run, in bytes: the batches in flight, as events and as they travel.
+pub const MEMORY_MAX: u64 = 32 << 20;
 
 /// How long a batch without an answer is offered to the same target. Two receivers share no memory of ids, so offering it
 /// to another one may deliver it twice.
@@ -46,6 +52,9 @@ const BATCH_LANES_MAX: usize = 32;
 
 /// The most events that are counted as refused. Further ones are only released.
 const REFUSED_MAX: usize = 100_000;
+
+/// The most functions that a summary names.
+const NAMED_MAX: usize = 10;
 
 /// The order of the states.
 const ORDER: [&[Place]; 3] = [&[Place::Ready, Place::Waiting], &[Place::Scheduled], &[Place::Buried]];
@@ -91,6 +100,8 @@ pub struct Summary {
     pub left: u64,
     /// Events that every target refused, of those that are left.
     pub refused: u64,
+    /// The functions with the most events that are left, for people: `orders 12, invoices 3`.
+    pub functions: String,
     /// Why the latest offer failed.
     pub why: Option<String>,
 }
@@ -103,6 +114,8 @@ pub struct Sender<O> {
     targets: Arc<[Arc<dyn Target>]>,
     /// Whether remembered keys follow the events.
     keys: bool,
+    /// Remembers where events went.
+    past: Past,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -134,7 +147,12 @@ type Position = (LaneId, Place, Option<EventId>);
 
 impl<O: Outbox> Sender<O> {
     pub fn new(outbox: O, targets: Vec<Arc<dyn Target>>, keys: bool, clock: Clock, metrics: Arc<Metrics>) -> Self {
-        Self { outbox, targets: targets.into(), keys, clock, metrics }
+        Self { outbox, targets: targets.into(), keys, past: Past::default(), clock, metrics }
+    }
+
+    /// The same sender, which notes there where each event went.
+    pub fn noting(self, past: Past) -> Self {
+        Self { past, ..self }
     }
 
     /// The names of the targets, for people.
@@ -164,11 +182,12 @@ impl<O: Outbox> Sender<O> {
         if self.keys && !run.until.over.is_cancelled() && run.until.last.is_cancelled() {
             keys = run.hand_over_keys().await?;
         }
-        let left = self.outbox.census().await?.events;
+        let census = self.outbox.census().await?;
+        let (left, functions) = (census.events, most(&census));
         let refused = run.refused.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
         let why = run.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let events = run.progress.events() - begun;
-        Ok(Summary { events, keys, left, refused: refused.min(left), why: why.filter(|_| left > 0) })
+        Ok(Summary { events, keys, left, refused: refused.min(left), functions, why: why.filter(|_| left > 0) })
     }
 }
 
@@ -179,6 +198,8 @@ impl<O: Outbox> Run<O> {
         for places in ORDER {
             let mut tasks = JoinSet::new();
             let lanes = self.sender.outbox.lanes(0).await?.lanes;
+            let paused = lanes.iter().filter(|lane| lane.paused).map(|lane| lane.lane);
+            let paused: Arc<BTreeSet<LaneId>> = Arc::new(paused.collect());
             let holding = |place| lanes.iter().filter(move |lane| may_hold(lane, place)).map(|lane| lane.lane);
             let positions = places.iter().flat_map(|&place| holding(place).map(move |lane| (lane, place, None)));
             let mut left: VecDeque<Position> = positions.collect();
@@ -193,8 +214,8 @@ impl<O: Outbox> Run<O> {
                 }
                 let batch = self.lease(&mut left, sizes).await?;
                 if !batch.is_empty() {
-                    let run = Arc::clone(self);
-                    tasks.spawn(async move { run.hand_over(batch).await });
+                    let (run, paused) = (Arc::clone(self), Arc::clone(&paused));
+                    tasks.spawn(async move { run.hand_over(batch, &paused).await });
                 }
             }
             while let Some(ended) = tasks.join_next().await {
@@ -241,11 +262,12 @@ impl<O: Outbox> Run<O> {
     }
 
     /// Offers a batch to the targets in turn, and settles it. Returns whether a target may take some of it later.
-    async fn hand_over(&self, batch: Vec<Leased>) -> Result<bool, Error> {
+    async fn hand_over(&self, batch: Vec<Leased>, paused: &BTreeSet<LaneId>) -> Result<bool, Error> {
         let Sender { targets, .. } = &self.sender;
         let mut open: Vec<(Lease, Parcel)> = Vec::with_capacity(batch.len());
         for Leased { lease, event, history } in batch {
             let (envelope, payload) = Envelope::seal(event, history);
+            let envelope = Envelope { paused: paused.contains(&lease.lane), ..envelope };
             open.push((lease, Parcel { envelope, payload }));
         }
         let mut busy = false;
@@ -286,10 +308,16 @@ impl<O: Outbox> Run<O> {
         let Sender { metrics, targets, .. } = &self.sender;
         let count = |result: &str| metrics.handoff_events.with_label_values(&["out", result]).inc();
         let (mut taken, mut rest, mut busy) = (Vec::new(), Vec::new(), false);
+        let (mut notes, now) = (Notes::default(), self.sender.clock.now());
+        let to = targets.get(nth).map(|target| past::cut(target.name())).unwrap_or_default();
         for ((lease, parcel), answer) in leases.into_iter().zip(parcels).zip(answers) {
             match answer {
                 Answer::Taken(why) => {
                     count(why.as_str());
+                    let Envelope { id, function, history, .. } = parcel.envelope;
+                    let end = End::of(id, function, now, How::HandedOver { to: to.clone() }, &history);
+                    notes.outcomes.push(past::Outcome::of_end(&end));
+                    notes.ends.push(end);
                     taken.push((lease, Settlement::HandedOver));
                 }
                 Answer::Busy(why) => {
@@ -300,7 +328,6 @@ impl<O: Outbox> Run<O> {
                 }
                 Answer::Refused(why) => {
                     count("refused");
-                    let to = targets.get(nth).map(|target| target.name());
                     tracing::warn!(event_id = %lease.id, to, why, "the target of the hand-off refuses this event");
                     self.note_why(&why);
                     let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -317,7 +344,10 @@ impl<O: Outbox> Run<O> {
                 let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
                 refused.retain(|id| taken.iter().all(|(lease, _)| lease.id != *id));
             }
-            self.settle(taken).await?;
+            // Without an answer of the store, the event may still be in it.
+            if let Some(lost) = self.settle(taken).await? {
+                self.sender.past.note(notes.without(&lost));
+            }
             self.progress.0.events.fetch_add(events, Ordering::Relaxed);
             self.with_state(nth, |state| {
                 state.has_taken = true;
@@ -397,12 +427,12 @@ impl<O: Outbox> Run<O> {
         }
     }
 
-    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<(), Error> {
+    /// Returns the leases that were no longer held, or `None` if the settlements are not written.
+    async fn settle(&self, done: Vec<(Lease, Settlement)>) -> Result<Option<Vec<Lease>>, Error> {
         if done.is_empty() {
-            return Ok(());
+            return Ok(Some(Vec::new()));
         }
-        let settling = patience::settle(&self.sender.outbox, done, &self.sender.clock, &self.until.over);
-        settling.await.map(drop)
+        patience::settle(&self.sender.outbox, done, &self.sender.clock, &self.until.over).await
     }
 
     // --- the targets ---
@@ -460,6 +490,18 @@ impl<O: Outbox> Run<O> {
             () = self.sender.clock.sleep(time) => {}
         }
     }
+}
+
+/// The functions with the most events, and how many each has.
+fn most(census: &Census) -> String {
+    let count = |lane: &LaneCensus| lane.by_place.values().map(|count| count.events).sum::<u64>();
+    let mut all: Vec<_> = census.lanes.iter().map(|(name, lane)| (count(lane), name)).collect();
+    all.retain(|(events, _)| *events > 0);
+    all.sort_by_key(|(events, _)| std::cmp::Reverse(*events));
+    let more = all.len().saturating_sub(NAMED_MAX);
+    let mut named: Vec<_> = all.iter().take(NAMED_MAX).map(|(events, name)| format!("{name} {events}")).collect();
+    named.extend((more > 0).then(|| format!("{} more", plural::count(more as u64, "function"))));
+    named.join(", ")
 }
 
 /// Whether a lane may have events of this state that are not leased.

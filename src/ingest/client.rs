@@ -48,12 +48,16 @@ impl Client {
         self.functions.iter().any(|pattern| function.fits(pattern))
     }
 
+    /// Whether no function is kept from it.
+    pub fn may_use_all(&self) -> bool {
+        self.functions.iter().any(|pattern| pattern == "*")
+    }
+
     /// Whether it may make another operation of Lambda's API. An operation without a function in its path concerns all
     /// functions.
     pub fn may_pass(&self, uri: &Uri, home: &Home) -> bool {
-        let is_of_all = self.functions.iter().any(|pattern| pattern == "*");
         let may_use_each = |functions: Vec<FunctionName>| functions.iter().all(|function| self.may_use(function));
-        self.calls && (is_of_all || functions_of(uri, home).is_some_and(may_use_each))
+        self.calls && (self.may_use_all() || functions_of(uri, home).is_some_and(may_use_each))
     }
 }
 

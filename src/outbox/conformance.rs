@@ -121,6 +121,7 @@ macro_rules! exercise_handoff {
                 a_key_whose_event_has_left_drops_no_other_event
                 the_window_of_an_adopted_key_counts_from_its_acceptance
                 what_there_is_no_room_for_is_not_adopted
+                an_event_of_a_paused_function_pauses_it_before_it_can_be_attempted
                 events_at_rest_are_leased_by_their_state_from_a_position;
         }
     };

@@ -9,6 +9,8 @@
 //! - It forgets the id when it hands the event on ([`Settlement::HandedOver`](super::Settlement)), or when an operator
 //!   removes the event with [`Keys::Forget`](super::operator::Keys). Otherwise an event that comes back would be answered
 //!   as a repeat, and removed by its sender, while nobody has it.
+//! - An event of a function that is paused where it comes from pauses the function here, in the same commit, so that it is
+//!   never attempted before an operator resumes the function. A dead letter does not: a pause concerns attempts only.
 //! - An event's key is claimed only if no other event has it. A known key never costs an event that differs, that was
 //!   redriven, or that is a dead letter. Nor does a key whose event is no longer stored here: that event may have been
 //!   handed on and left to this one, so that nobody would have either.
@@ -23,6 +25,8 @@ use crate::event::{Event, EventId};
 pub struct Handed {
     pub event: Event,
     pub history: History,
+    /// Whether the function is paused where the event comes from.
+    pub paused: bool,
 }
 
 /// The result of an adoption for one event. Only [`Adopted::Full`] leaves the event with its sender.
@@ -73,7 +77,7 @@ pub fn place_of(event: &Event, history: &History) -> Place {
         Place::Buried
     } else if event.deliver_at.is_some_and(|at| at > event.accepted_at) {
         Place::Scheduled
-    } else if attempts + calls + throttles + setbacks > 0 || last.is_some() {
+    } else if [attempts, calls, throttles, setbacks].into_iter().any(|count| *count > 0) || last.is_some() {
         Place::Waiting
     } else {
         Place::Ready

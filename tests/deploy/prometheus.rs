@@ -22,7 +22,9 @@ fn every_query_of_the_dashboard_has_an_answer_from_a_real_run() {
     lambda.script("slow", Script::always(throttle()));
     lambda.script("refused", Script::always(Trouble::error(413, "RequestTooLargeException", "too large")));
     lambda.script("denied", Script::always(Trouble::error(403, "AccessDeniedException", "not authorized")));
+    sqs.create_queue("handoff");
     let daemon = Setup::new(&state)
+        .set("handoff.receive_queue", &format!("{}/123456789012/handoff", sqs.endpoint_url()))
         .set("dead_letter.queue_url", &format!("{}/123456789012/dead", sqs.endpoint_url()))
         .set("dead_letter.backoff_base", "100ms")
         .set("dead_letter.backoff_cap", "500ms")

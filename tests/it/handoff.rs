@@ -208,7 +208,9 @@ fn only_a_client_with_the_right_may_hand_over_where_clients_are_required() {
     let table = |name: &str, path: &std::path::Path, more: &str| {
         format!("[clients.{name}]\nfunctions = \"*\"\ntoken_file = {path:?}\n{more}\n")
     };
-    let text = table("peer", &right, "handoff = true") + &table("app", &other, "");
+    let narrow = token("n");
+    let few = table("few", &narrow, "handoff = true").replace("\"*\"", "\"orders\"");
+    let text = table("peer", &right, "handoff = true") + &table("app", &other, "") + &few;
     std::fs::write(&config, format!("[auth]\ningest = \"required\"\n{text}")).unwrap();
     let to = Setup::new(&state).config(&config).start();
     let greeting = |bearer: &str| {
@@ -219,12 +221,144 @@ fn only_a_client_with_the_right_may_hand_over_where_clients_are_required() {
     assert_eq!(greeting(&"r".repeat(40)).json()["format"], 1);
     assert_eq!(greeting(&"o".repeat(40)).status, 403);
     assert_eq!(greeting(&"x".repeat(40)).status, 401);
+    // Keys are digests, so nobody can tell whether they belong to functions that a client may use.
+    let keys = |bearer: &str| {
+        let authorization = format!("Bearer {bearer}");
+        let headers = [("Authorization", authorization.as_str()), ("Content-Type", "application/x-ndjson")];
+        http::request(to.ingest, "POST", "/v1/handoff/keys", &headers, b"\n")
+    };
+    let refused = keys(&"n".repeat(40));
+    assert!(refused.status == 403 && refused.text().contains("remembered keys"), "{refused:?}");
+    assert_ne!(keys(&"r".repeat(40)).status, 403);
 
     let (_kept, from_state) = crate::rig::daemon::scratch();
     let from = sender(&from_state, &to.endpoint_url()).set("handoff.token_file", right.to_str().unwrap()).start();
     from.accept("orders", &[], &payload("authenticated"));
     assert_eq!(stop(from), Some(0));
     assert_eq!(to.stored(), 1.0);
+}
+
+#[test]
+fn a_check_of_the_configuration_asks_the_receivers() {
+    let (scratches, lambda) = ([scratch(), scratch(), scratch(), scratch()], Lambda::start());
+    let good = receiver(&scratches[0].1, &lambda).start();
+    let elsewhere = receiver(&scratches[1].1, &lambda).set("lambda.region", "us-west-2").start();
+    let closed = Setup::new(&scratches[2].1).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
+    let own = receiver(&scratches[3].1, &lambda).start();
+    // Its own address by another name.
+    let itself = Gate::start(own.ingest);
+    let said = |to: &str| {
+        let to = format!("handoff.to={to}");
+        let listen = format!("listen.ingest={}", own.ingest);
+        let state = scratches[3].1.to_str().unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sendoff"));
+        command.args(["check-config", "--online", "--skip-state-dir", "--state-dir", state]).env_clear();
+        command.args(["--set", &to, "--set", &listen]);
+        crate::rig::python::aws_environment(&mut command);
+        command.env("AWS_ENDPOINT_URL", "http://127.0.0.1:1").env("AWS_EC2_METADATA_DISABLED", "true");
+        String::from_utf8(command.output().unwrap().stdout).unwrap()
+    };
+    for (to, expected) in [
+        (good.endpoint_url(), "takes hand-offs of this one"),
+        (elsewhere.endpoint_url(), "its lambda.region is us-west-2"),
+        (closed.endpoint_url(), "handoff.receive = true there"),
+        (itself.url(), "it is this daemon itself"),
+        ("http://127.0.0.1:1".to_owned(), "it cannot be reached"),
+        (lambda.endpoint_url(), "hand-off to http"),
+    ] {
+        let text = said(&to);
+        let at = text.find("hand-off to ").map(|at| &text[at..]).unwrap_or_default();
+        let lines: Vec<&str> = at.lines().take(2).collect();
+        let is_good = text.contains("ok      hand-off to");
+        assert!(lines.concat().contains(expected), "{to}: {expected} in\n{text}");
+        assert_eq!(is_good, to == good.endpoint_url(), "{to}:\n{text}");
+    }
+    assert_eq!(good.stored(), 0.0, "nothing was handed over");
+}
+
+#[test]
+fn a_pause_goes_with_its_events_and_what_became_of_them_can_be_asked() {
+    let (scratches, lambda) = ([scratch(), scratch()], Lambda::start());
+    let to = receiver(&scratches[1].1, &lambda).start();
+    let from = sender(&scratches[0].1, &to.endpoint_url()).set("handoff.on_stop", "never").start();
+    assert_eq!(http::request(from.admin, "POST", "/v1/functions/orders/pause", &[], b"").status, 200);
+    let paused = from.accept("orders", &[], &payload("paused"));
+    let other = put(&from, &serde_json::json!({"function": "invoices", "payload": {"id": "other"}, "delay": "1h"}));
+    assert_eq!(http::request(from.admin, "PUT", "/v1/drain?hand_off=true", &[], b"").status, 204);
+    eventually("both have moved", || (from.stored() == 0.0 && to.stored() == 2.0).then_some(()));
+    for id in [&paused, &other] {
+        let state = state_of(&from, id).unwrap();
+        let end = &state["end"];
+        assert_eq!((state["state"].as_str(), end["outcome"].as_str()), (Some("done"), Some("handed-over")), "{state}");
+        assert_eq!(end["to"].as_str().map(|to| to.trim_end_matches('/')), Some(to.endpoint_url().as_str()), "{state}");
+    }
+    let all = http::get(to.admin, "/v1/functions").json();
+    let is_paused = |name: &str| {
+        let found = all["functions"].as_array().unwrap().iter().find(|function| function["function"] == name);
+        found.and_then(|function| function["paused"].as_bool())
+    };
+    assert_eq!((is_paused("orders"), is_paused("invoices")), (Some(true), Some(false)), "{all}");
+    to.wait_for_log(|fields| {
+        fields["function"] == "orders" && fields["message"].to_string().contains("paused here, too")
+    });
+    to.accept("mails", &[], &payload("elsewhere"));
+    lambda.wait_for(&["elsewhere".to_owned()]);
+    assert!(!lambda.taken().contains_key("paused"), "an operator has paused it");
+    assert_eq!(http::request(to.admin, "POST", "/v1/functions/orders/resume", &[], b"").status, 200);
+    lambda.wait_for(&["paused".to_owned()]);
+}
+
+#[test]
+fn a_hand_off_that_was_changed_on_its_way_is_refused_line_by_line_and_nothing_goes_early() {
+    let ((_scratch, state), lambda) = (scratch(), Lambda::start());
+    let to = receiver(&state, &lambda).start();
+    let clock = sendoff::clock::Clock::system();
+    let (name, now) = (sendoff::event::FunctionName::new("orders"), clock.now());
+    let at = now.plus(Duration::from_secs(3_600));
+    let line = |change: &dyn Fn(&mut Value)| {
+        let id = sendoff::event::EventId::mint(now, clock.random_bits(), &name);
+        let mut line = serde_json::json!({"envelope": {
+            "id": id, "function": "orders", "key": id.to_string(), "key_source": "minted",
+            "history": {"attempts": 0, "calls": 0, "throttles": 0, "setbacks": 0, "due": 0, "last": null, "burial": null},
+        }, "payload_base64": "e30="});
+        change(&mut line["envelope"]);
+        format!("{line}\n")
+    };
+    let far = now.plus(Duration::from_secs(400 * 86_400)).0;
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut Value));
+    let changes: [Change<'_>; 8] = [
+        ("adopted", &|envelope| envelope["deliver_at"] = at.0.into()),
+        ("above 1000000000", &|envelope| envelope["history"]["attempts"] = u32::MAX.into()),
+        ("is to be attempted", &|envelope| envelope["history"]["due"] = far.into()),
+        ("control character", &|envelope| envelope["key"] = "a\r\nx: y".into()),
+        ("its region", &|envelope| envelope["region"] = "evil.example.com/".into()),
+        ("UUID of version 7", &|envelope| envelope["id"] = "00000000-0000-4000-8000-000000000000".into()),
+        ("of at most 65536", &|envelope| envelope["carried"] = serde_json::json!({"trace_header": "x".repeat(70_000)})),
+        ("invalid type", &|envelope| envelope["history"] = 7.into()),
+    ];
+    let body: String = changes.iter().map(|(_, change)| line(change)).collect();
+    let region = crate::rig::python::REGION;
+    let headers = [
+        ("Content-Type", "application/x-ndjson"),
+        ("X-Sendoff-Handoff", "1"),
+        ("X-Sendoff-Instance", "00000000-0000-4000-8000-000000000001"),
+        ("X-Sendoff-Region", region),
+    ];
+    let answer = http::request(to.ingest, "POST", "/v1/handoff", &headers, body.as_bytes());
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let text = String::from_utf8(answer.body.clone()).unwrap();
+    let answers: Vec<&str> = text.lines().collect();
+    for ((words, _), answer) in changes.iter().zip(&answers) {
+        let word = if *words == "adopted" { "adopted" } else { "refused" };
+        assert!(answer.contains(&format!("\"result\":\"{word}\"")) && answer.contains(words), "{words}: {answer}");
+    }
+    assert_eq!((answers.len(), to.stored()), (8, 1.0), "only the first one is kept");
+    let all = http::get(to.admin, "/v1/events?function=orders").json();
+    let kept = &all["events"][0];
+    assert_eq!(kept["state"], "scheduled", "{all}");
+    let due = kept["due"].as_str().and_then(sendoff::clock::UnixMillis::read_rfc3339);
+    assert_eq!(due, Some(at), "it waits for its time, whatever its history says");
+    assert!(lambda.taken().is_empty());
 }
 
 /// Runs a command of the real binary. Returns its exit code.

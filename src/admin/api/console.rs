@@ -148,7 +148,8 @@ pub struct OutcomeView {
     pub id: EventId,
     pub function: String,
     /// Of an attempt: `delivered`, `function-failed`, `throttled`, `transient`, `rejected`, `unready`, `foreign`, `lost`,
-    /// `not-sent`, `held` or `refused`. Else `expired`, `shipped`, `purged`, `cancelled` or `redriven`.
+    /// `not-sent`, `held` or `refused`. Else `expired`, `shipped`, `purged`, `cancelled`,
+    /// `redriven` or `handed-over`.
     pub outcome: String,
     /// HTTP status. 0 without an answer.
     pub status: u16,

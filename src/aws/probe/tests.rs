@@ -54,6 +54,24 @@ fn a_queue_s_refusal_names_the_action_and_the_policy_that_grants_it() {
 }
 
 #[test]
+fn a_hand_off_queue_must_keep_its_events() {
+    let settings =
+        |days: u64| QueueSettings { retention: Some(Duration::from_secs(days * 86_400)), ..Default::default() };
+    let judged = |settings: &QueueSettings| judge_keeping(settings).map(|(_, verdict)| verdict);
+    let [retention, policy, encryption] = judged(&settings(3));
+    assert!(remedy(retention).contains("1209600"));
+    assert!(matches!(policy, Verdict::Proven(_)), "{policy:?}");
+    assert!(matches!(encryption, Verdict::Unknown(ref why) if why.contains("SqsManagedSseEnabled")), "{encryption:?}");
+    let good = QueueSettings { is_encrypted_by_sqs: true, ..settings(4) };
+    assert!(judged(&good).iter().all(|verdict| matches!(verdict, Verdict::Proven(_))));
+    let policy = Some("{\"maxReceiveCount\":3}".to_owned());
+    let moves = QueueSettings { redrive_policy: policy, key: Some("alias/orders".to_owned()), ..good };
+    let [_, policy, encryption] = judged(&moves);
+    assert!(matches!(policy, Verdict::Unknown(ref why) if why.contains("maxReceiveCount")), "{policy:?}");
+    assert!(matches!(encryption, Verdict::Unknown(ref why) if why.contains("alias/orders")), "{encryption:?}");
+}
+
+#[test]
 fn names_of_functions_in_all_their_forms_lead_to_an_arn() {
     for (text, region, address, arn) in [
         ("orders", None, "orders", "arn:aws:lambda:own:1:function:orders"),

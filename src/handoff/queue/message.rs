@@ -9,11 +9,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::clock::UnixMillis;
 use crate::deadletter::letter::{HANDED, Received};
 use crate::deadletter::message::{Attribute, ENVELOPE, Message, carriable_json, is_carriable};
 use crate::deadletter::pack;
 use crate::event::name::Home;
-use crate::handoff::envelope::{Envelope, FORMAT};
+use crate::handoff::envelope::{ENVELOPE_BYTES_MAX, Envelope, FORMAT};
 use crate::handoff::target::Parcel;
 use crate::outbox::handoff::Handed;
 
@@ -112,8 +113,8 @@ impl Kind {
     }
 }
 
-/// Reads a message. `home` is the receiver's.
-pub fn read(received: &Received, home: &Home) -> Result<Handed, Left> {
+/// Reads a message. `home` and `now` are the receiver's.
+pub fn read(received: &Received, home: &Home, now: UnixMillis) -> Result<Handed, Left> {
     let left = |kind, why: String| Left { kind, why };
     let Some(head) = received.attributes.get(HANDED) else {
         let why = if received.attributes.contains_key(ENVELOPE) {
@@ -124,6 +125,9 @@ pub fn read(received: &Received, home: &Home) -> Result<Handed, Left> {
         return Err(left(Kind::Foreign, why.to_owned()));
     };
     let broken = |why: String| left(Kind::Broken, why);
+    if head.len() > ENVELOPE_BYTES_MAX {
+        return Err(broken(format!("the attribute {HANDED} has {} bytes of at most {ENVELOPE_BYTES_MAX}", head.len())));
+    }
     let unread = |error: serde_json::Error| broken(format!("the attribute {HANDED} is broken: {error}"));
     let Format { format } = serde_json::from_str(head).map_err(unread)?;
     if format > FORMAT {
@@ -150,7 +154,7 @@ pub fn read(received: &Received, home: &Home) -> Result<Handed, Left> {
     if checksum(&payload) != sha256_16 {
         return Err(broken("its payload is not the one that was sent".to_owned()));
     }
-    envelope.open(payload, home).map_err(broken)
+    envelope.open(payload, home, now).map_err(broken)
 }
 
 fn checksum(payload: &[u8]) -> String {

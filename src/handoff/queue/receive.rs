@@ -21,8 +21,11 @@ use crate::outbox::{Error, Limits, Outbox, bytes_for_events};
 use crate::plural::count;
 use crate::shutdown::Stop;
 
-/// The most receives at once. Each may bring ten messages of 1 MiB, so this bounds the memory to 80 MiB.
+/// The most receives at once. Each may bring ten messages of 1 MiB, so this bounds the memory: see [`MEMORY_MAX`].
 pub const RECEIVES_MAX: usize = 8;
+
+/// The most memory of this stage, in bytes: all receives at once, and one whose text is being read.
+pub const MEMORY_MAX: u64 = 96 << 20;
 
 /// The most deletions at once.
 const DELETES_MAX: usize = 16;
@@ -100,6 +103,7 @@ impl<O: Outbox, Q: Queue, G: Fn() -> bool + Send + Sync> Receive<O, Q, G> {
         let (mut receives, mut deletes) = (FuturesUnordered::new(), FuturesUnordered::new());
         let (mut pace, mut diary) = (Pace::default(), Diary::default());
         let mut fill = Fill::default();
+        self.answered();
         while !stop.leasing.is_cancelled() {
             let now = self.clock.now();
             if receives.is_empty() && pace.not_before <= now && !self.may_take(&mut fill).await? {
@@ -170,19 +174,26 @@ impl<O: Outbox, Q: Queue, G: Fn() -> bool + Send + Sync> Receive<O, Q, G> {
             Ok(received) => received,
             Err(trouble) => return Ok(Err(trouble)),
         };
+        self.answered();
         let mut took = Took { messages: received.len(), ..Took::default() };
+        let (mut oldest, now) = (None, self.clock.now());
         let (mut ready, mut back) = (Vec::with_capacity(received.len()), Vec::new());
         if !received.is_empty() && !(self.open)() {
             took.closed = Some("the daemon drains".to_owned());
             back.extend(received.into_iter().map(|message| message.receipt));
         } else {
             for message in received {
-                match read(&message, &self.settings.home) {
-                    Ok(handed) => ready.push((handed, message.receipt)),
+                match read(&message, &self.settings.home, now) {
+                    Ok(handed) => {
+                        oldest = oldest.into_iter().chain(message.sent_at).min();
+                        ready.push((handed, message.receipt));
+                    }
                     Err(left) => took.left.push((message.message_id, left)),
                 }
             }
         }
+        let age = oldest.map_or(0.0, |sent_at| now.since(sent_at).as_secs_f64());
+        self.metrics.handoff_queue_oldest_age_seconds.set(age);
         for (events, receipts) in commits(ready) {
             match self.outbox.adopt(events).await {
                 Ok(answers) => {
@@ -226,6 +237,12 @@ impl<O: Outbox, Q: Queue, G: Fn() -> bool + Send + Sync> Receive<O, Q, G> {
                 "{events} could not be deleted from the hand-off queue and will be recognised as repeats"
             );
         }
+    }
+
+    /// The queue has answered, so this stage is not stuck.
+    fn answered(&self) {
+        let now = self.clock.now().0 as f64 / 1_000.0;
+        self.metrics.handoff_queue_last_receive_timestamp_seconds.set(now);
     }
 
     fn count(&self, result: &str) {

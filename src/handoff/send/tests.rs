@@ -76,6 +76,7 @@ fn never(_: usize, _: usize) -> Result<Vec<Answer>, Trouble> {
 
 struct Bench {
     outbox: Handle,
+    past: Past,
     clock: Clock,
     metrics: Arc<Metrics>,
 }
@@ -96,7 +97,7 @@ impl Bench {
         let (writer, outbox) = Writer::new(engine, clock.clone(), metrics.clone());
         // On this runtime: its paused clock would not wait for another thread.
         TaskTracker::new().spawn(writer.run_async(|| Duration::ZERO));
-        Self { outbox, clock, metrics }
+        Self { outbox, past: Past::new(100, CancellationToken::new()), clock, metrics }
     }
 
     fn target(
@@ -121,13 +122,14 @@ impl Bench {
     async fn put(&self, event: Event, history: History) -> EventId {
         let id = event.id;
         self.clock.sleep(Duration::from_millis(1)).await;
-        self.outbox.adopt(vec![Handed { event, history }]).await.unwrap();
+        self.outbox.adopt(vec![Handed { event, history, paused: false }]).await.unwrap();
         id
     }
 
     fn sender(&self, targets: &[&Arc<Fake>]) -> Sender<Handle> {
         let targets = targets.iter().map(|&target| Arc::clone(target) as Arc<dyn Target>).collect();
-        Sender::new(self.outbox.clone(), targets, true, self.clock.clone(), self.metrics.clone())
+        let sender = Sender::new(self.outbox.clone(), targets, true, self.clock.clone(), self.metrics.clone());
+        sender.noting(self.past.clone())
     }
 
     /// A run that ends once nothing more can be done, or after a minute.
@@ -180,8 +182,12 @@ async fn everything_at_rest_goes_with_its_history_the_ready_first_and_dead_lette
     assert_eq!(parcels[&letter].envelope.history, buried);
     assert_eq!(parcels[&scheduled].envelope.deliver_at, Some(late));
     assert!(target.got.lock().unwrap().iter().all(|batch| batch.len() <= 3), "a batch has its size");
+    let is_paused = |parcel: &Parcel| parcel.envelope.function.as_str() == "orders";
+    assert!(parcels.values().all(|parcel| parcel.envelope.paused == is_paused(parcel)), "a pause goes with its events");
     let counted = bench.metrics.handoff_events.with_label_values(&["out", "adopted"]).get();
     assert_eq!(counted, 8);
+    let end = bench.past.end_of(waiting).unwrap();
+    assert_eq!((end.how, end.attempts), (How::HandedOver { to: "peer".to_owned() }, tried.calls));
 }
 
 #[tokio::test(start_paused = true)]
@@ -259,7 +265,7 @@ async fn what_every_target_refuses_is_counted_and_does_not_hold_up_the_end() {
     };
     let summary = bench.run(&[&bench.target("picky", picky)]).await;
     assert_eq!((summary.events, summary.left, summary.refused), (2, 1, 1));
-    assert_eq!(summary.why.as_deref(), Some("too large"));
+    assert_eq!((summary.why.as_deref(), summary.functions.as_str()), (Some("too large"), "orders 1"));
 
     let began = bench.clock.now();
     let summary = bench.run(&[&bench.target("elsewhere", never)]).await;

@@ -68,10 +68,10 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let text = std::str::from_utf8(&bytes).map_err(|error| Refusal::content(error.to_string()))?;
         let events = events_in(text)?;
         permit.grow(events as u64 * EVENT_BYTES).map_err(|crowded| self.crowded(crowded))?;
-        let home = &self.shared.settings.home;
+        let (home, now) = (&self.shared.settings.home, self.shared.clock.now());
         let (mut handed, mut refused) = (Vec::new(), Vec::new());
         for line in lines(text) {
-            let read = read_parcel(line).and_then(|parcel| parcel.envelope.open(parcel.payload, home));
+            let read = read_parcel(line).and_then(|parcel| parcel.envelope.open(parcel.payload, home, now));
             let read = read.and_then(|handed: Handed| {
                 let may_use = self.may_use(caller, &handed.event.function.name);
                 may_use.map(|()| handed).map_err(|refusal| refusal.message())
@@ -110,6 +110,15 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         body: Pin<&mut B>,
         permit: Permit,
     ) -> Result<Answer, Refusal> {
+        // A digest does not tell whose key it is, and a false one would make a later event a repeat of nothing.
+        if let Some(client) = caller.client().filter(|client| !client.may_use_all()) {
+            return Err(Refusal::NotAllowed(NotAllowed {
+                client: client.name.clone(),
+                action: "handing remembered keys over",
+                resource: "this daemon".to_owned(),
+                key: "functions",
+            }));
+        }
         let (bytes, permit) = self.handed_body(party, head, caller, body, permit).await?;
         let text = std::str::from_utf8(&bytes).map_err(|error| Refusal::content(error.to_string()))?;
         let keys: Option<Vec<_>> = lines(text).take(BATCH_EVENTS_MAX).map(read_key).collect();

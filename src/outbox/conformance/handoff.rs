@@ -8,7 +8,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 impl<S: Subject> Bench<S> {
     async fn adopt(&self, event: &Event, history: History) -> Adopted {
-        self.store().adopt(vec![Handed { event: event.clone(), history }]).await.unwrap().remove(0)
+        self.store().adopt(vec![Handed { event: event.clone(), history, paused: false }]).await.unwrap().remove(0)
     }
 
     /// Hands over all events in this state.
@@ -45,7 +45,11 @@ pub async fn an_adopted_event_is_as_it_was_also_after_reopening(mut bench: Bench
         (scheduled, fresh(later), Place::Scheduled),
         (bench.event("orders", "4"), burial(later), Place::Buried),
     ];
-    let all = handed.iter().map(|(event, history, _)| Handed { event: event.clone(), history: history.clone() });
+    let all = handed.iter().map(|(event, history, _)| Handed {
+        event: event.clone(),
+        history: history.clone(),
+        paused: false,
+    });
     assert_eq!(bench.store().adopt(all.collect()).await.unwrap(), vec![Adopted::Stored; 4]);
     bench.reopen().await;
     for (event, history, place) in &handed {
@@ -66,7 +70,7 @@ pub async fn an_adopted_event_is_as_it_was_also_after_reopening(mut bench: Bench
 
 pub async fn an_event_is_adopted_once_however_often_it_is_handed_over(mut bench: Bench<impl Subject>) {
     let event = bench.event("orders", "{}");
-    let handed = Handed { event: event.clone(), history: fresh(bench.clock.now()) };
+    let handed = Handed { event: event.clone(), history: fresh(bench.clock.now()), paused: false };
     let adopted = bench.store().adopt(vec![handed.clone(), handed.clone()]).await.unwrap();
     assert_eq!(adopted, [Adopted::Stored, Adopted::Repeat], "within one batch");
     bench.reopen().await;
@@ -173,6 +177,7 @@ pub async fn what_there_is_no_room_for_is_not_adopted(mut bench: Bench<impl Subj
     let handed = (0..3).map(|n| Handed {
         event: bench.keyed("orders", "{}", &n.to_string(), KeySource::Header),
         history: History::default(),
+        paused: false,
     });
     let handed: Vec<_> = handed.collect();
     let adopted = bench.store().adopt(handed.clone()).await.unwrap();
@@ -184,6 +189,25 @@ pub async fn what_there_is_no_room_for_is_not_adopted(mut bench: Bench<impl Subj
     assert_eq!(leased.len(), 2);
     bench.settle(&leased[0], Settlement::Delivered).await;
     assert_eq!(bench.adopt(&handed[2].event, History::default()).await, Adopted::Stored, "neither id nor key is known");
+}
+
+pub async fn an_event_of_a_paused_function_pauses_it_before_it_can_be_attempted(mut bench: Bench<impl Subject>) {
+    let now = bench.clock.now();
+    bench.append(bench.event("orders", "{}")).await;
+    let paused = |event: &Event, history| Handed { event: event.clone(), history, paused: true };
+    let (letter, first, again) = (bench.event("orders", "1"), bench.event("orders", "2"), bench.event("orders", "3"));
+    bench.store().adopt(vec![paused(&letter, burial(now))]).await.unwrap();
+    assert!(!bench.view("orders").await.paused, "a dead letter is not attempted");
+    bench.store().adopt(vec![paused(&first, fresh(now))]).await.unwrap();
+    assert!(bench.view("orders").await.paused);
+    assert!(bench.lease("orders", Which::Due, 9).await.is_empty());
+    bench.reopen().await;
+    assert!(bench.view("orders").await.paused, "it is on stable storage with the event");
+    bench.store().pause(&first.function.name, false).await.unwrap();
+    assert_eq!(bench.store().adopt(vec![paused(&first, fresh(now))]).await.unwrap(), [Adopted::Repeat]);
+    assert!(!bench.view("orders").await.paused, "a repeat changes nothing");
+    bench.adopt(&again, fresh(now)).await;
+    assert_eq!(bench.lease("orders", Which::Due, 9).await.len(), 3);
 }
 
 pub async fn events_at_rest_are_leased_by_their_state_from_a_position(bench: Bench<impl Subject>) {

@@ -139,6 +139,7 @@ impl<S: Subject> Bench<S> {
         Handed {
             event: Event { id, accepted_at, deliver_at, redrives: u32::from(payload) * REDRIVES_MAX, ..event },
             history,
+            paused: false,
         }
     }
 }
@@ -189,7 +190,7 @@ impl Model {
         Appended::Stored
     }
 
-    fn adopt(&mut self, Handed { event, history }: &Handed, now: UnixMillis, limits: &Limits) -> Adopted {
+    fn adopt(&mut self, Handed { event, history, paused: _ }: &Handed, now: UnixMillis, limits: &Limits) -> Adopted {
         let id = event.id;
         if self.events.contains_key(&id) || self.adopted.get(&id).is_some_and(|until| *until > now) {
             return Adopted::Repeat;

@@ -123,10 +123,8 @@ impl<O: Operator> Outbox for Buggy<O> {
 
     async fn adopt(&self, events: Vec<Handed>) -> Result<Vec<Adopted>, Error> {
         if self.bug == Bug::LoseHistories {
-            let anew = |handed: Handed| Handed {
-                history: History { attempts: 0, calls: 0, ..handed.history },
-                event: handed.event,
-            };
+            let anew =
+                |handed: Handed| Handed { history: History { attempts: 0, calls: 0, ..handed.history }, ..handed };
             return self.inner.adopt(events.into_iter().map(anew).collect()).await;
         }
         let adopted = self.inner.adopt(events.clone()).await?;
@@ -183,7 +181,7 @@ impl<O: Operator> Buggy<O> {
             for id in [mine, first] {
                 self.inner.cancel(id, Keys::Forget).await?;
             }
-            self.inner.adopt(vec![handed, Handed { event, history }]).await?;
+            self.inner.adopt(vec![handed, Handed { event, history, paused: false }]).await?;
         }
         Ok(())
     }

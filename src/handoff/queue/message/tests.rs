@@ -8,19 +8,21 @@ use crate::event::testing::event;
 use crate::event::{Event, PAYLOAD_BYTES_MAX};
 use crate::outbox::{Burial, BuryReason, History, LastOutcome};
 
+const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+
 fn home() -> Home {
     Home { region: Some("eu-central-1".to_owned()), account_id: Some("123456789012".to_owned()) }
 }
 
 fn handed(payload: impl Into<Bytes>) -> Handed {
-    let clock = Clock::seeded(UnixMillis(1_790_000_000_000), 1);
+    let clock = Clock::seeded(NOW, 1);
     let event = Event { payload: payload.into(), ..event(&clock, "orders") };
-    Handed { event, history: History::default() }
+    Handed { event, history: History::default(), paused: false }
 }
 
-fn parcel(Handed { event, history }: Handed) -> Parcel {
+fn parcel(Handed { event, history, paused }: Handed) -> Parcel {
     let (envelope, payload) = Envelope::seal(event, history);
-    Parcel { envelope, payload }
+    Parcel { envelope: Envelope { paused, ..envelope }, payload }
 }
 
 /// As SQS would return it.
@@ -34,7 +36,7 @@ fn travel(handed: Handed) -> (Message, Handed) {
     let all: Vec<&str> = [message.body.as_str()].into_iter().collect();
     assert!(all.iter().all(|text| text.chars().all(is_carriable)));
     assert!(message.attributes.values().all(|attribute| attribute.value().chars().all(is_carriable)));
-    let back = read(&received(&message), &home()).unwrap();
+    let back = read(&received(&message), &home(), NOW).unwrap();
     (message, back)
 }
 
@@ -105,7 +107,7 @@ fn a_message_of_another_place_a_later_format_or_no_sendoff_stays_and_the_reason_
         (Received { attributes: BTreeMap::new(), ..good.clone() }, home(), Kind::Foreign, "handed over"),
         (dead, home(), Kind::Foreign, "sendoff redrive"),
     ] {
-        let left = read(&received, &home).unwrap_err();
+        let left = read(&received, &home, NOW).unwrap_err();
         assert!(left.kind == kind && left.why.contains(words), "{words}: {left:?}");
     }
 }
@@ -129,6 +131,6 @@ proptest! {
     #[test]
     fn a_message_that_anybody_wrote_is_read_without_a_panic(head in any::<String>(), body in any::<String>()) {
         let received = Received { body, attributes: BTreeMap::from([(HANDED.to_owned(), head)]), ..Received::default() };
-        prop_assert!(read(&received, &home()).is_err());
+        prop_assert!(read(&received, &home(), NOW).is_err());
     }
 }

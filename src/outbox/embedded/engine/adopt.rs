@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::lane::Lane;
 use super::remember::Known;
 use super::{Engine, account};
-use crate::event::{Event, EventId};
+use crate::event::{Event, EventId, FunctionName};
 use crate::outbox::embedded::keys;
 use crate::outbox::embedded::kv::{Disk, Failed, Kv};
 use crate::outbox::embedded::record::{KeyRecord, Record, encode_body};
@@ -17,7 +18,7 @@ impl<K: Kv> Engine<K> {
         events.iter().map(|handed| self.adopt_one(handed, disk)).collect()
     }
 
-    fn adopt_one(&mut self, Handed { event, history }: &Handed, disk: Disk) -> Result<Adopted, Failed> {
+    fn adopt_one(&mut self, Handed { event, history, paused }: &Handed, disk: Disk) -> Result<Adopted, Failed> {
         let (name, now) = (&event.function.name, self.clock.now());
         let adoption = keys::adopted(event.id);
         let known = self.known(name, &adoption, now)?;
@@ -44,6 +45,9 @@ impl<K: Kv> Engine<K> {
         if let Some(expires_at) = event.expires_at.filter(|_| place != Place::Buried) {
             self.batch.put_new(keys::due(keys::Due::Expiry, lane, expires_at, event.id), Vec::new());
         }
+        if *paused && place != Place::Buried {
+            self.pause_too(lane, name);
+        }
         self.remember(adoption, &known, event.id, fingerprint);
         if let Some((key, known)) = claim {
             // As if this store had accepted it: the window counts from its acceptance.
@@ -52,6 +56,18 @@ impl<K: Kv> Engine<K> {
             self.remember_until(key, &known, KeyRecord { first: event.id, fingerprint, expires_at });
         }
         Ok(Adopted::Stored)
+    }
+
+    /// Pauses a function because an event of it comes from a store where it is paused.
+    fn pause_too(&mut self, lane: LaneId, function: &FunctionName) {
+        if self.lanes.get(&lane).is_none_or(Lane::is_paused) {
+            return;
+        }
+        self.pause(function, true);
+        tracing::warn!(
+            function = function.as_str(),
+            "an event of a paused function was handed over: the function is paused here, too, until `sendoff resume`"
+        );
     }
 
     /// What an event that is about to be adopted may do with its key.

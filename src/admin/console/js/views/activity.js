@@ -29,7 +29,7 @@ const outcomeCard = (list) => html`<section class="card"><header class="filters"
   ${outcomes(list, true)}
   <div class="foot"><span>The last ${number(list.length)}, newest first. The daemon keeps 1,000 in memory; docs/metrics.md has the counters of all.</span></div></section>`;
 
-const TONES = { delivered: "done", shipped: "done", redriven: "done", expired: "buried", purged: "stopped", cancelled: "stopped", throttled: "held", held: "held", unready: "held" };
+const TONES = { delivered: "done", shipped: "done", redriven: "done", "handed-over": "done", expired: "buried", purged: "stopped", cancelled: "stopped", throttled: "held", held: "held", unready: "held" };
 const NEXT = { done: "gone from the store", retry: "retried", buried: "buried" };
 
 /** A table of outcomes, newest first. */

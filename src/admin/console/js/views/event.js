@@ -45,6 +45,7 @@ function buttons(event, letter) {
 const ENDS = {
   delivered: ["ok", "Delivered"], shipped: ["bad", "Shipped to its dead-letter queue"], purged: ["bad", "Purged"],
   cancelled: ["bad", "Cancelled"], redriven: ["ok", "Redriven"],
+  "handed-over": ["ok", "Handed over"],
 };
 
 function way(event, letter) {
@@ -67,6 +68,7 @@ const endWords = (end) => (end.outcome === "delivered" && end.confirmed ? "Execu
 const endMore = (end) => html`${moment(end.at)}
   ${end.by ? html` by ${said(end.by)}` : nothing}
   ${end.outcome === "delivered" && !end.confirmed ? html`: Lambda's own queue has it` : nothing}
+  ${end.to ? html` to <code>${visible(end.to)}</code>, under the same id` : nothing}
   ${end.message_id ? html`, message <code>${visible(end.message_id)}</code>` : nothing}
   ${end.new_id ? html`, as <a class="mono" href=${link("events", end.new_id)}>${visible(end.new_id)}</a>` : nothing}`;
 
