@@ -56,7 +56,7 @@ const MATRIX: [(&str, &str); 12] = [
 ];
 
 /// Values that the schema refuses.
-const WRONG: [(&str, &str); 16] = [
+const WRONG: [(&str, &str); 28] = [
     ("replica: 3\n", "replica"),
     ("replicas: \"3\"\n", "replicas"),
     ("image: {tag: latest}\n", "tag"),
@@ -73,6 +73,18 @@ const WRONG: [(&str, &str); 16] = [
     ("tls: {enabled: false}\n", "config.listen.allow_unauthenticated_remote"),
     ("config: {auth: {ingest: none}}\n", "config.listen.allow_unauthenticated_remote"),
     ("config: {auth: null}\n", "config.listen.allow_unauthenticated_remote"),
+    ("config: {\"a b\": {c: 1}}\n", "a b"),
+    ("config: {delivery: {\"a.b\": 1}}\n", "a.b"),
+    ("config: {listen: {ingest: \"[::]:0\"}}\n", "config.listen.ingest: the ports"),
+    ("config: {listen: {health: \"[::]:99999\"}}\n", "config.listen.health: the ports"),
+    ("config: {listen: {ingest: \"[::]:9479\"}}\n", "must differ"),
+    ("clients: [{name: a, functions: \"*\"}, {name: a, functions: b}]\n", "clients: \"a\" is there twice"),
+    ("functions: [{pattern: a, age_max: 1h}, {pattern: a, age_max: 2h}]\n", "functions: \"a\" is there twice"),
+    ("fullnameOverride: 1abc\n", "fullnameOverride"),
+    ("env: [{name: A, value: 5}]\n", "value"),
+    ("clientsSecret: My Secret\n", "clientsSecret"),
+    ("tls: {secretName: a_b}\n", "secretName"),
+    ("commonLabels: {team: 7}\n", "team"),
 ];
 
 fn chart() -> PathBuf {
@@ -171,6 +183,26 @@ fn values_that_are_wrong_are_refused_by_name() {
     for (values, named) in WRONG {
         let why = render(values, &scratch.path().join("wrong.yaml")).expect_err(values);
         assert!(why.contains(named), "{values}: {why}");
+    }
+}
+
+/// Helm allows names of releases that are no names of Services.
+#[test]
+fn a_release_whose_name_no_service_can_have_is_refused_and_says_what_to_set() {
+    for (release, set, good) in [
+        ("1st", "", false),
+        ("a.b", "", false),
+        ("1st", "fullnameOverride=first", true),
+        ("orders", "nameOverride=1st", true),
+        (&"a".repeat(53), "", true),
+        ("a", "image.tag=1.10", true),
+    ] {
+        let mut helm = validator("helm");
+        helm.args(["template", release]).arg(chart()).args(["--namespace", "sendoff", "--set-string", set]);
+        let output = helm.output().unwrap();
+        let text = said(&output);
+        assert_eq!(output.status.success(), good, "{release} {set}: {text}");
+        assert!(good || text.contains("fullnameOverride"), "{release} {set}: {text}");
     }
 }
 

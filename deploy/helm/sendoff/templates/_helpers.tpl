@@ -85,6 +85,28 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- fail (printf "config.%s: use the list `%s` beside config" . .) -}}
 {{- end -}}
 {{- end -}}
+{{- $name := include "sendoff.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
+{{- fail (printf "fullnameOverride: %q cannot be the name of a Service: set this to letters, digits and hyphens that begin with a letter" $name) -}}
+{{- end -}}
+{{- $ports := dict -}}
+{{- range tuple "ingest" "health" -}}
+{{- $port := include "sendoff.port" (get $.Values.config.listen .) -}}
+{{- if or (lt (int $port) 1) (gt (int $port) 65535) (hasKey $ports $port) -}}
+{{- fail (printf "config.listen.%s: the ports of ingest and health must differ and be from 1 to 65535" .) -}}
+{{- end -}}
+{{- $_ := set $ports $port true -}}
+{{- end -}}
+{{- range $list, $key := dict "clients" "name" "operators" "name" "functions" "pattern" -}}
+{{- $seen := dict -}}
+{{- range default list (get $.Values $list) -}}
+{{- $one := get . $key -}}
+{{- if hasKey $seen $one -}}
+{{- fail (printf "%s: %q is there twice; put all its settings into one entry" $list $one) -}}
+{{- end -}}
+{{- $_ := set $seen $one true -}}
+{{- end -}}
+{{- end -}}
 {{- if and (include "sendoff.isOpen" .) (not .Values.config.listen.allow_unauthenticated_remote) -}}
 {{- fail "config.listen.allow_unauthenticated_remote: the ingest listener would be open without TLS or to everybody; set tls.enabled: true and config.auth.ingest: required, or, if you trust everybody who reaches it, set this to true" -}}
 {{- end -}}
