@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sendoff::config::{Config, Environment, Flags, Loaded, load};
+use sendoff::handoff::queue::receive;
+use sendoff::handoff::send;
 use serde_json::{Value, json};
 
 use crate::rig::python::program;
@@ -53,7 +55,9 @@ fn most_memory(config: &Config) -> u64 {
     let passed = config.passthrough.as_ref().map_or(0, |limits| limits.bytes_max);
     let requests = config.ingest.request_bytes_max + config.dispatch.in_flight_bytes_max + passed;
     let store = config.outbox.cache + 3 * config.outbox.segment_bytes;
-    96 * MIB + store + requests + 128 * 1024 * config.ingest.connections_max as u64
+    let receiving = config.handoff.receive_queue.as_ref().map_or(0, |_| receive::MEMORY_MAX);
+    let handing = if config.handoff.to.is_empty() { 0 } else { send::MEMORY_MAX };
+    96 * MIB + store + requests + receiving + handing + 128 * 1024 * config.ingest.connections_max as u64
 }
 
 /// What no schema says. Each problem in words.
