@@ -1,6 +1,6 @@
-//! Two or three daemons that hand events over to each other: each with a fake disk and a power of its own, which may go at
-//! any step, and with answers that get lost. A disk goes away with its daemon whenever a hand-off has said that nothing is
-//! left on it.
+//! Two or three daemons that hand events over to each other, or to a queue (`fleet_queue.rs`): each with a fake disk and a
+//! power of its own, which may go at any step, and with answers that get lost. A disk goes away with its daemon whenever a
+//! hand-off has said that nothing is left on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,12 +23,14 @@ use sendoff::outbox::embedded::engine::Engine;
 use sendoff::outbox::embedded::writer::Writer;
 use sendoff::outbox::handoff::RememberedKey;
 use sendoff::outbox::{Burial, BuryReason, History, LaneWant, LeaseWant, Leased, Outbox, Settlement, Which};
+use sendoff::shutdown::Stop;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::audit::fits_together;
 use crate::disk::{self, NotOpened, Plug};
+use crate::fleet_queue::{FleetQueue, take, to_queue};
 use crate::ledger::serial_of;
 use crate::life::{ingest_settings, outbox_settings};
 use crate::sabotage::{Bug, Sabotaged};
@@ -39,13 +41,20 @@ use crate::world::{START, Trail, World};
 /// One of this many answers of a receiver is lost.
 const LOST_PERCENT: u8 = 10;
 
+/// In a last life without faults, the queue is emptied within this time.
+const EMPTIED_WITHIN: Duration = Duration::from_secs(300);
+
 /// The daemons of a world, and what their clients were told.
-struct Fleet {
-    scenario: Scenario,
+pub struct Fleet {
+    pub scenario: Scenario,
     sites: Vec<Mutex<Site>>,
+    /// Two of three fleets have a queue, ...
+    pub queue: Option<FleetQueue>,
+    /// ... and two of three hand over to each other.
+    peers: bool,
     book: Mutex<Book>,
     rng: Mutex<fastrand::Rng>,
-    clock: Clock,
+    pub clock: Clock,
 }
 
 /// A place where a daemon runs, one after the other.
@@ -78,6 +87,8 @@ struct Book {
     handed: u64,
     gone: u64,
     crashes: u64,
+    /// Events that came from the queue.
+    taken: u64,
 }
 
 /// What a seed came to.
@@ -89,6 +100,9 @@ pub struct Outcome {
     /// Disks that went away.
     pub gone: u64,
     pub crashes: u64,
+    /// Messages that the queue got, and events that daemons took from it.
+    pub queued: u64,
+    pub taken: u64,
 }
 
 pub fn run(seed: u64, bug: Option<Bug>) -> Outcome {
@@ -99,7 +113,8 @@ pub fn run(seed: u64, bug: Option<Bug>) -> Outcome {
         let book = fleet.book.lock().unwrap();
         let violations = book.violations.clone();
         let (accepted, handed) = (book.accepted.len(), book.handed);
-        Outcome { violations, accepted, handed, gone: book.gone, crashes: book.crashes }
+        let queued = fleet.queue.as_ref().map_or(0, FleetQueue::sent);
+        Outcome { violations, accepted, handed, gone: book.gone, crashes: book.crashes, queued, taken: book.taken }
     })
 }
 
@@ -124,6 +139,42 @@ async fn story(fleet: &Arc<Fleet>) {
     sites.wait().await;
     clients.wait().await;
     fleet.audit();
+    if fleet.queue.is_some() {
+        empty_the_queue(fleet, lives + 1).await;
+        fleet.audit();
+    }
+}
+
+/// A last life without faults: whatever sendoffs have put into the queue must be taken from it.
+async fn empty_the_queue(fleet: &Arc<Fleet>, life: u32) {
+    let Some(queue) = &fleet.queue else { return };
+    queue.calm_down();
+    let world = fleet.sites[0].lock().unwrap().world.clone();
+    world.calm_down();
+    world.switch_on(life, None);
+    let Some(parts) = start(fleet, 0, life) else {
+        fleet.violated("G2: a store does not open".to_owned());
+        return;
+    };
+    let until = fleet.clock.now().plus(EMPTIED_WITHIN);
+    while queue.left() > 0 && fleet.clock.now() < until {
+        fleet.pass(1_000).await;
+    }
+    if queue.left() > 0 {
+        fleet.violated(format!("liveness: {} events are left on the queue", queue.left()));
+    }
+    let Parts { tap, stop, doors, stages, writers, .. } = parts;
+    fleet.sites[0].lock().unwrap().front = None;
+    stop.accepting.cancel();
+    stop.leasing.cancel();
+    for all in [doors, stages] {
+        all.close();
+        all.wait().await;
+    }
+    tap.inner.handle.close().await;
+    writers.close();
+    writers.wait().await;
+    world.end_process();
 }
 
 impl Fleet {
@@ -140,14 +191,16 @@ impl Fleet {
         let site = |_| Mutex::new(Site { world: World::new(scenario.clone(), Trail::None), disk: 0, front: None });
         let sites = (0..rng.usize(2..4)).map(site).collect();
         let clock = Clock::seeded(START, seed);
-        Self { sites, scenario, book: Mutex::default(), rng: Mutex::new(rng), clock }
+        let queue = (!seed.is_multiple_of(3)).then(|| FleetQueue::new(&clock, &mut rng));
+        let peers = seed % 3 < 2;
+        Self { sites, scenario, queue, peers, book: Mutex::default(), rng: Mutex::new(rng), clock }
     }
 
-    fn draw<T>(&self, draw: impl FnOnce(&mut fastrand::Rng) -> T) -> T {
+    pub fn draw<T>(&self, draw: impl FnOnce(&mut fastrand::Rng) -> T) -> T {
         draw(&mut self.rng.lock().unwrap())
     }
 
-    async fn pass(&self, millis_max: u64) {
+    pub async fn pass(&self, millis_max: u64) {
         let millis = self.draw(|rng| rng.u64(0..=millis_max));
         tokio::time::sleep(Duration::from_millis(millis)).await;
     }
@@ -156,13 +209,24 @@ impl Fleet {
         self.sites[at].lock().unwrap().front.clone()
     }
 
-    fn violated(&self, what: String) {
+    pub fn violated(&self, what: String) {
         self.book.lock().unwrap().violations.push(what);
     }
 
-    /// Every accepted event was delivered, or is on the disk of some site, or a repeat of it is.
+    /// An event that a sendoff accepted whose disk is gone already.
+    pub fn accepted_elsewhere(&self, id: EventId, serial: u64, not_before: UnixMillis) {
+        let mut book = self.book.lock().unwrap();
+        book.accepted.insert(id, serial);
+        book.not_before.insert(serial, not_before);
+    }
+
+    pub fn took_from_the_queue(&self) {
+        self.book.lock().unwrap().taken += 1;
+    }
+
+    /// Every accepted event was delivered, or is on the disk of some site or on the queue, or a repeat of it is.
     fn audit(&self) {
-        let mut there: BTreeSet<u64> = BTreeSet::new();
+        let mut there: BTreeSet<u64> = self.queue.iter().flat_map(FleetQueue::serials).collect();
         for site in &self.sites {
             let world = site.lock().unwrap().world.clone();
             match world.disk.synced(disk::settings(&self.scenario)).and_then(|pairs| fits_together(&pairs)) {
@@ -208,7 +272,7 @@ struct Parts {
     party: Party,
     /// Whether its door takes hand-offs.
     stays: Arc<AtomicBool>,
-    stop: CancellationToken,
+    stop: Stop,
     doors: TaskTracker,
     stages: TaskTracker,
     writers: TaskTracker,
@@ -230,7 +294,7 @@ fn start(fleet: &Arc<Fleet>, at: usize, life: u32) -> Option<Parts> {
     let metrics = Arc::new(Metrics::new().unwrap());
     let (writer, handle) = Writer::new(engine, clock.clone(), metrics.clone());
     let (doors, stages, writers) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
-    let stop = CancellationToken::new();
+    let stop = Stop::default();
     let latency = {
         let fleet = Arc::clone(fleet);
         move || Duration::from_millis(fleet.draw(|rng| rng.u64(1..=8)))
@@ -247,8 +311,11 @@ fn start(fleet: &Arc<Fleet>, at: usize, life: u32) -> Option<Parts> {
     let door = Door::new(tap.clone(), clock, metrics, ingest_settings()).receiving(reception);
     let front = Front { door, world: world.clone(), life, disk, tasks: doors.clone() };
     fleet.sites[at].lock().unwrap().front = Some(front);
-    let delivering = deliver(Arc::clone(fleet), tap.clone(), stop.clone());
+    let delivering = deliver(Arc::clone(fleet), tap.clone(), stop.leasing.clone());
     world.powers(stages.spawn(delivering).abort_handle());
+    if let Some(taking) = take(fleet, &tap, &stays, &stop) {
+        world.powers(stages.spawn(taking).abort_handle());
+    }
     Some(Parts { tap, party, stays, stop, doors, stages, writers })
 }
 
@@ -278,7 +345,7 @@ async fn live(fleet: &Arc<Fleet>, at: usize, life: u32) {
         world.power_went.notified().await;
     } else if goes_on {
         stays.store(false, Ordering::Relaxed);
-        stop.cancel();
+        stop.leasing.cancel();
         stages.close();
         tokio::select! {
             biased;
@@ -320,7 +387,9 @@ async fn hand_over(
         Arc::new(Neighbour { fleet: Arc::clone(fleet), tap: tap.clone(), party: party.clone(), at: to })
     };
     let metrics = Arc::new(Metrics::new().unwrap());
-    let sender = Sender::new(tap.clone(), others.map(target).collect(), true, tap.clock.clone(), metrics);
+    let mut targets: Vec<_> = others.filter(|_| fleet.peers).map(target).collect();
+    targets.extend(to_queue(fleet, tap));
+    let sender = Sender::new(tap.clone(), targets, true, tap.clock.clone(), metrics);
     let until = Until::default();
     let (last, over, progress) = (until.last.clone(), until.over.clone(), Progress::default());
     let ending = async {
@@ -460,6 +529,10 @@ async fn client(fleet: Arc<Fleet>, number: u64) {
     let mut sent: Vec<(u64, Option<String>, Bytes)> = Vec::new();
     for n in 0..25 {
         fleet.pass(400).await;
+        if let Some(queue) = fleet.queue.as_ref().filter(|_| fleet.draw(|rng| rng.u8(0..12)) == 0) {
+            queue.put_for_later(&fleet, number + 500 + n);
+            continue;
+        }
         let again = fleet.draw(|rng| (rng.u8(0..3) == 0 && !sent.is_empty()).then(|| rng.usize(0..sent.len())));
         let (serial, key, body) = match again {
             Some(nth) => sent[nth].clone(),

@@ -26,6 +26,7 @@ mod clients;
 mod dead_letters;
 mod disk;
 mod fleet;
+mod fleet_queue;
 mod lambda;
 mod ledger;
 mod life;
@@ -181,6 +182,8 @@ fn run_fleets(seeds: u64, bug: Option<Bug>, enough: &str) -> (BTreeMap<u64, flee
                     sums.handed += outcome.handed;
                     sums.gone += outcome.gone;
                     sums.crashes += outcome.crashes;
+                    sums.queued += outcome.queued;
+                    sums.taken += outcome.taken;
                     if !outcome.violations.is_empty() {
                         broken.lock().unwrap().insert(seed, outcome);
                     }
@@ -196,7 +199,7 @@ fn the_promises_hold_in_a_fleet_that_hands_over() {
     let seeds = number_of("SEEDS").unwrap_or(SEEDS / 5);
     let (broken, sums) = run_fleets(seeds, None, "");
     println!("{seeds} fleets: {sums:?}");
-    let each = [sums.handed, sums.gone, sums.crashes];
+    let each = [sums.handed, sums.gone, sums.crashes, sums.queued, sums.taken];
     assert!(each.iter().all(|&times| times > seeds / 5), "what hardly happens is not tested: {sums:?}");
     let shown: Vec<_> =
         broken.iter().take(5).map(|(seed, outcome)| format!("{seed}: {}", outcome.violations[0])).collect();
@@ -229,6 +232,26 @@ fn remembering_an_event_that_was_handed_on_is_caught() {
 #[test]
 fn claiming_the_key_of_another_event_is_caught() {
     must_be_caught_in_a_fleet(Bug::ClaimKeys, "G3");
+}
+
+#[test]
+fn deleting_a_message_before_its_event_is_stored_is_caught() {
+    must_be_caught_in_a_fleet(Bug::DeleteBeforeAdoption, "G2");
+}
+
+#[test]
+fn taking_a_lost_answer_of_the_queue_for_a_confirmation_is_caught() {
+    must_be_caught_in_a_fleet(Bug::BelieveLostSends, "G2");
+}
+
+#[test]
+fn deleting_foreign_messages_is_caught() {
+    must_be_caught_in_a_fleet(Bug::DeleteForeign, "queue");
+}
+
+#[test]
+fn leaving_messages_on_the_queue_is_caught() {
+    must_be_caught_in_a_fleet(Bug::LeaveMessages, "liveness");
 }
 
 #[test]

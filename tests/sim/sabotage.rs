@@ -63,6 +63,14 @@ pub enum Bug {
     BelieveForeigners,
     /// G2: an event is settled before the receiver of a hand-off has answered (in `fleet.rs`).
     SettleBeforeAnswer,
+    /// G2: a message leaves the hand-off queue when it is received (in `fleet_queue.rs`).
+    DeleteBeforeAdoption,
+    /// G2: a send to the hand-off queue without an answer counts as confirmed (in `fleet_queue.rs`).
+    BelieveLostSends,
+    /// queue: whatever is received from the hand-off queue is deleted (in `fleet_queue.rs`).
+    DeleteForeign,
+    /// liveness: events that were taken from the hand-off queue are never deleted there (in `fleet_queue.rs`).
+    LeaveMessages,
     /// G2: an event that was handed on is still remembered as adopted.
     KeepAdoptions,
     /// G3: an adopted event takes its key from another event.
@@ -122,7 +130,7 @@ impl Sabotaged {
             for id in [event.id, first] {
                 self.handle.cancel(id, Keys::Forget).await?;
             }
-            self.handle.adopt(vec![handed, Handed { event: other, history }]).await?;
+            self.handle.adopt(vec![handed, Handed { event: other, history, paused: false }]).await?;
         }
         Ok(())
     }
