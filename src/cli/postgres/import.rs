@@ -152,7 +152,7 @@ async fn bring_all(engine: &mut Engine<Store>, importer: &Importer) -> Result<Su
                 Some(Err(_)) => summary.unreadable.push(listed.id),
                 Some(Ok(found)) => {
                     bytes += found.event.cost();
-                    waiting.push((found.place, Handed { event: found.event, history: found.history }));
+                    waiting.push((found.place, Handed { event: found.event, history: found.history, paused: false }));
                 }
             }
             if waiting.len() >= EVENTS_MAX || bytes >= BYTES_MAX {

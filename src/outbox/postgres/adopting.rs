@@ -115,6 +115,7 @@ mod tests {
         let handed = |bytes: usize| Handed {
             event: Event { payload: vec![b'x'; bytes].into(), ..event(&clock, "orders") },
             history: History::default(),
+            paused: false,
         };
         let sizes = |events: &[Handed]| pieces(events).iter().map(|piece| piece.len()).collect::<Vec<_>>();
         let small: Vec<_> = (0..600).map(|_| handed(2)).collect();

@@ -29,7 +29,8 @@ exercise! { @each adopting, Shared::new().await,
         an_event_is_adopted_once_however_often_it_is_handed_over
         an_adopted_key_is_known_unless_another_event_has_it
         the_window_of_an_adopted_key_counts_from_its_acceptance
-        what_there_is_no_room_for_is_not_adopted;
+        what_there_is_no_room_for_is_not_adopted
+        an_event_of_a_paused_function_pauses_it_before_it_can_be_attempted;
 }
 
 /// A database of its own on the server of this process.

@@ -31,17 +31,18 @@ impl Link {
         let dues: Vec<i64> = events.iter().map(|one| ms(one.history.due)).collect();
         let (buried_at, reasons): (Vec<i64>, Vec<i16>) = events.iter().map(|one| burial(&one.history)).unzip();
         let histories: Vec<Vec<u8>> = events.iter().map(|one| history::encode(&one.history)).collect();
+        let paused: Vec<bool> = events.iter().map(|one| one.paused).collect();
         let (room_events, room_bytes) = (signed(room.events), signed(room.bytes));
         let functions_max = i32::try_from(room.functions).unwrap_or(i32::MAX);
         let mut params: Vec<&(dyn ToSql + Sync)> = vec![&room_events, &room_bytes, &functions_max];
         params.extend(c.params());
-        let more: [&(dyn ToSql + Sync); 9] =
-            [&families, &digests, &prints, &adopted, &places, &dues, &buried_at, &reasons, &histories];
+        let more: [&(dyn ToSql + Sync); 10] =
+            [&families, &digests, &prints, &adopted, &places, &dues, &buried_at, &reasons, &histories, &paused];
         params.extend(more);
         let rows = self
             .query_durable(
                 "SELECT ord, verdict, first FROM sendoff.adopt($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
-                 $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29)",
+                 $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30)",
                 &params,
             )
             .await?;

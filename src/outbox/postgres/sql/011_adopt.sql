@@ -35,7 +35,7 @@ CREATE FUNCTION sendoff.adopt(p_room_events bigint, p_room_bytes bigint, p_funct
   p_functions text[], p_lanes bigint[], p_fn int[], p_id uuid[], p_deliver_at bigint[], p_expires_at bigint[], p_redrives int[],
   p_key_source smallint[], p_key_value text[], p_address text[], p_qualifier text[], p_region text[], p_trace text[], p_context text[],
   p_tenant text[], p_durable text[], p_payload bytea[], p_family smallint[], p_digest uuid[], p_print uuid[], p_adopted uuid[],
-  p_place smallint[], p_due bigint[], p_buried_at bigint[], p_reason smallint[], p_history bytea[])
+  p_place smallint[], p_due bigint[], p_buried_at bigint[], p_reason smallint[], p_history bytea[], p_paused boolean[])
 RETURNS TABLE (ord int, verdict smallint, first uuid) LANGUAGE plpgsql SET lock_timeout = '250ms' AS $$
 #variable_conflict use_column
 DECLARE
@@ -58,9 +58,10 @@ BEGIN
   -- Which functions are too many, as if each event were the only one.
   v_room_for := sendoff._refuse(9223372036854775807, 9223372036854775807, p_functions_max, p_lanes, p_fn, array_fill(0, ARRAY[cardinality(p_id)]), v_verdicts);
   FOR r IN SELECT o.* FROM unnest(p_fn, p_id, p_deliver_at, p_expires_at, p_redrives, p_key_source, p_key_value, p_address, p_qualifier, p_region, p_trace,
-      p_context, p_tenant, p_durable, p_payload, p_family, p_digest, p_print, p_adopted, p_place, p_due, p_buried_at, p_reason, p_history) WITH ORDINALITY
+      p_context, p_tenant, p_durable, p_payload, p_family, p_digest, p_print, p_adopted, p_place, p_due, p_buried_at, p_reason, p_history, p_paused)
+      WITH ORDINALITY
       o (fn, id, deliver_at, expires_at, redrives, source, value, address, qualifier, region, trace, context, tenant, durable, payload, family, digest, print,
-        adopted, place, due, buried_at, reason, history, ord) LOOP
+        adopted, place, due, buried_at, reason, history, paused, ord) LOOP
     ord := r.ord; first := NULL;
     v_lane := p_lanes[r.fn];
     v_known := sendoff._known(c, false, r.adopted);
@@ -87,6 +88,10 @@ BEGIN
     v_room := v_room - v_bytes;
     PERFORM sendoff._make_lanes(ARRAY[p_functions[r.fn]], ARRAY[v_lane], false);
     UPDATE sendoff.lane l SET retired = false WHERE l.id = v_lane AND l.retired;
+    -- Paused where it comes from: it must not be attempted here before an operator resumes its function.
+    IF r.paused AND r.place <> 3 THEN
+      UPDATE sendoff.lane l SET paused = true WHERE l.id = v_lane AND NOT l.paused;
+    END IF;
     IF r.place = 3 THEN
       INSERT INTO sendoff.dead (lane, deliver_at, expires_at, id, due, buried_at, bytes, redrives, key_source, reason, key_value, address, qualifier, region,
           trace, context, tenant, durable, history, payload)
