@@ -142,7 +142,7 @@ pub struct Admin<O> {
 }
 
 /// Tells the configuration in effect.
-pub type ShowConfig = dyn Fn() -> Vec<api::ConfigEntry> + Send + Sync;
+pub type ShowConfig = dyn Fn(Option<&str>) -> Vec<api::ConfigEntry> + Send + Sync;
 
 /// What several answers are made of: one look at the store and at dispatch.
 struct Look {

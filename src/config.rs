@@ -58,6 +58,7 @@ mod unix;
 
 pub mod operators;
 
+pub use patterns::of_function;
 pub use problem::{Origin, Problem, Problems};
 pub use raw::{Entry, TOKEN_FILE, Value};
 
@@ -91,8 +92,8 @@ pub struct Config {
     pub own_variables: Vec<String>,
     pub dispatch: dispatch::Settings,
     pub dead_letter: deadletter::Settings,
-    /// How many events that have left the store are remembered with what became of them.
-    pub history_events: usize,
+    /// What is remembered of events that have left the store.
+    pub history: crate::past::Settings,
     pub handoff: crate::handoff::Settings,
     /// How long a stop waits for requests and attempts in flight.
     pub grace: Duration,

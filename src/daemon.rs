@@ -60,6 +60,8 @@ mod users;
 
 pub mod handing;
 
+pub mod history;
+
 use ending::{AdminParts, OpenStore, Running};
 use followed::Following;
 use handing::Handing;
@@ -188,18 +190,17 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let Listeners { ingest, admin, health, unix, admin_unix } = listeners;
     let (stop, door, stages, vital) = (Stop::default(), TaskTracker::new(), TaskTracker::new(), Vital::new());
     let readiness = Readiness::new(&metrics);
-    let past = Past::new(config.history_events, stop.accepting.clone());
+    let past = Past::new(config.history.events, stop.accepting.clone());
     let operator = Admin::<Store>::new(readiness.clone(), metrics.clone(), clock.clone()).noting(past.clone());
     let operator = operator.showing(showing::config(reload.in_effect()));
     let (admin_address, health_address) = (address(&admin)?, health.as_ref().map(address).transpose()?);
-    let parts = AdminParts::default();
+    let (parts, bodies) = (AdminParts::default(), Bodies::default());
     let following =
         Following { config: &config, clock: &clock, metrics: &metrics, reload: &reload, parts: &parts, vital: &vital };
     let (tls, clients, operators) = (following.secured()?, following.clients()?, following.operators()?);
     let status = StatusRoutes::new(operator.clone(), reload.level().clone());
     let access = serving::access(&config, &clock, &metrics, operators);
     let routes = serving::routes(&operator, &status, &access, &parts, (&config.listen.admin_prefix, &clock));
-    let bodies = Bodies::default();
     let serving =
         Serving { config: &config, clock: &clock, metrics: &metrics, parts: &parts, vital: &vital, access, bodies };
     serving.port("admin", admin, tls.admin, routes.clone());
@@ -217,6 +218,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let outbox = store.outbox.clone();
     // Only now: holding the store's lock proves that no other daemon uses the socket file that is replaced here.
     let (mut unix, admin_unix) = (unix.open()?, serving.socket(admin_unix, &routes)?);
+    history::keep(&config, (&outbox, &past), (&clock, &metrics), &vital).await;
     operator.set_outbox(Some(outbox.clone()));
     let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock, own, &operator).await?;
 
@@ -241,7 +243,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     vital.spawn(&stages, "hand-off", leasing(), on_request);
     let connections_max = descriptors::connections(open_files, &config, 3 * ADMIN_CONNECTIONS_MAX);
     let server = ingest_server(limits(&settings, connections_max), &clock, &metrics, &stop, &door);
-    let closed = Door::new(outbox, clock, metrics, settings).leaving(door.clone()).recalling(past);
+    let closed = Door::new(outbox, clock, metrics, settings).leaving(door.clone()).recalling(past.clone());
     let closed = closed.marked(shared.hop()).ruled(config.rules.clone()).called(config.listen.ingest_hosts.clone());
     let closed = closed.receiving(handing::reception(&config, &party, &readiness));
     let opened = closed.passing(passthrough, config.passthrough.clone()).knowing(Some(clients));
@@ -257,7 +259,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
 
     announce(&config, &readiness, [ingest_addresses, admin_address, health_address.unwrap_or_default()]);
     let (unix, grace) = ([unix, admin_unix], config.grace);
-    Ok(Running { store, operator, readiness, stop, vital, door, stages, admin: parts, unix, grace, handing })
+    Ok(Running { store, operator, readiness, stop, vital, door, stages, admin: parts, unix, grace, handing, past })
 }
 
 /// The region of this machine's configuration, as a daemon finds it, and its client of SQS.

@@ -186,6 +186,8 @@ metrics! {
         "When the hand-off queue last answered a receive, or when the daemon began to ask. 0 without a queue.";
     handoff_queue_oldest_age_seconds: Gauge() = "sendoff_handoff_queue_oldest_age_seconds",
         "How long the oldest event of the latest receive had been on the hand-off queue. 0 once the queue is empty.";
+    history_lost: IntCounter() = "sendoff_history_lost_total",
+        "Ends of events that could not be kept on disk; the events are not affected.";
     log_dropped: IntCounter() = "sendoff_log_dropped_total",
         "Log lines that could not be written to stderr.";
     admin_refused: IntCounterVec("reason") = "sendoff_admin_refused_total",

@@ -1,11 +1,12 @@
-//! What happened lately: the outcomes of attempts, and what became of the events that left the store. In memory only.
+//! What happened lately: the outcomes of attempts, and what became of the events that left the store. The latest are in
+//! memory, and ends are also kept ([`Archive`]).
 //!
 //! Holds: an end is noted only once the store has it on stable storage, so nothing contradicts it later. Nothing here is
 //! a payload, a key or a text of a function.
 //! Limits: [`OUTCOMES_MAX`] outcomes, as many ends as `history.events` says, [`WAITERS_MAX`] callers that wait for one.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,25 @@ use utoipa::ToSchema;
 use crate::clock::{Clock, UnixMillis};
 use crate::event::{EventId, FunctionName};
 use crate::outbox::{BuryReason, History, LastOutcome, Lease};
+pub use files::Bounds;
+pub use keeping::{Archive, Keep, in_directory};
+
+mod files;
+
+mod keeping;
+
+mod record;
+
+/// The settings of the history.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// The most ends in memory.
+    pub events: usize,
+    /// How long ends are kept on disk. Zero: they are not.
+    pub keep: Duration,
+    /// The most bytes of their files.
+    pub bytes_max: u64,
+}
 
 /// The most outcomes that are kept.
 pub const OUTCOMES_MAX: usize = 1_000;
@@ -29,6 +49,9 @@ pub const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// How long after the store an end may be noted here. Whoever finds an event nowhere looks again after that.
 pub const NOTED_WITHIN: Duration = Duration::from_millis(25);
+
+/// How often whoever waits looks again, if other daemons also deliver.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// The most callers that may wait for the ends of events.
 const WAITERS_MAX: usize = 256;
@@ -202,6 +225,16 @@ impl From<&End> for EndView {
     }
 }
 
+/// Records one by one, as [`Keep::append`] gets them.
+pub fn split(records: &[u8]) -> impl Iterator<Item = (EventId, &[u8])> {
+    record::records(records).map(|(at, record)| (record.id, &records[at..at + record.len()]))
+}
+
+/// The end in a record. `None` if it is damaged, or a later build wrote it.
+pub fn read_end(record: &[u8]) -> Option<End> {
+    record::first(record)?.end()
+}
+
 /// At most [`TEXT_BYTES_MAX`] bytes of a text, cut at a character.
 pub fn cut(text: &str) -> String {
     text[..text.floor_char_boundary(TEXT_BYTES_MAX)].to_owned()
@@ -239,6 +272,8 @@ struct Inner {
     outcomes_max: usize,
     /// Cancelled when nobody should wait any longer.
     closing: CancellationToken,
+    /// Where ends are kept on disk.
+    archive: OnceLock<Archive>,
 }
 
 #[derive(Debug, Default)]
@@ -255,7 +290,25 @@ struct Kept {
 impl Past {
     /// Keeps `ends_max` ends. Once `closing` is cancelled, nobody waits any longer.
     pub fn new(ends_max: usize, closing: CancellationToken) -> Self {
-        Self(Arc::new(Inner { kept: Mutex::default(), ends_max, outcomes_max: OUTCOMES_MAX, closing }))
+        Self(Arc::new(Inner {
+            kept: Mutex::default(),
+            ends_max,
+            outcomes_max: OUTCOMES_MAX,
+            closing,
+            archive: OnceLock::new(),
+        }))
+    }
+
+    /// From now on ends are also kept there. The first call counts.
+    pub fn keep_in(&self, archive: Archive) {
+        self.0.archive.get_or_init(|| archive);
+    }
+
+    /// Writes the ends that are noted, and makes them durable.
+    pub async fn written(&self) {
+        if let Some(archive) = self.0.archive.get() {
+            archive.close().await;
+        }
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -272,6 +325,10 @@ impl Past {
         if outcomes.is_empty() && ends.is_empty() {
             return;
         }
+        // First, so that whoever is woken finds it.
+        if let Some(archive) = self.0.archive.get().filter(|_| !ends.is_empty()) {
+            archive.take(&ends);
+        }
         let mut kept = self.kept();
         if kept.waiting > 0 {
             ends.iter().for_each(|end| kept.wake(end.id));
@@ -287,21 +344,29 @@ impl Past {
         self.note(Notes { outcomes: ends[from..].iter().map(Outcome::of_end).collect(), ends });
     }
 
-    /// What became of an event, if it is still known. Looks at every end that is kept, from the latest on.
+    /// What became of an event, if that is still in memory. Looks at every end there, from the latest on.
     pub fn end_of(&self, id: EventId) -> Option<End> {
         self.kept().ends.iter().rev().find(|end| end.id == id).cloned()
     }
 
-    /// Like [`Past::end_of`], for an event that the store has no longer. Its end is noted a moment after the store's commit.
+    /// What became of an event that the store has no longer, from memory or from disk. Its end is noted a moment after the
+    /// store's commit.
     pub async fn end_of_gone(&self, id: EventId, clock: &Clock) -> Option<End> {
-        if let Some(end) = self.end_of(id) {
+        if let Some(end) = self.known(id).await {
             return Some(end);
         }
-        if self.0.ends_max == 0 {
+        if self.0.ends_max == 0 && self.0.archive.get().is_none() {
             return None;
         }
         clock.sleep(NOTED_WITHIN).await;
-        self.end_of(id)
+        self.known(id).await
+    }
+
+    async fn known(&self, id: EventId) -> Option<End> {
+        if let Some(end) = self.end_of(id) {
+            return Some(end);
+        }
+        self.0.archive.get()?.find(id).await
     }
 
     /// The latest outcomes that fit, the last one at the end.
@@ -371,8 +436,10 @@ pub struct Waiter {
 
 impl Waiter {
     /// Returns once the event has ended or was buried, once the time is over, or when the daemon stops. Carries no data: look
-    /// again.
-    pub async fn woken(&mut self, within: Duration) {
+    /// again. Returns how much longer to wait if nothing was found: another daemon, which wakes nobody here, may end the event.
+    pub async fn woken(&mut self, within: Duration) -> Duration {
+        let is_shared = self.past.0.archive.get().is_some_and(Archive::is_shared);
+        let piece = if is_shared { within.min(LOOK_EVERY) } else { within };
         let closing = self.past.0.closing.clone();
         let woken = async {
             tokio::select! {
@@ -381,8 +448,10 @@ impl Waiter {
                 () = closing.cancelled() => {}
             }
         };
-        // A time that is over is no error: the caller looks again.
-        drop(timeout(within, woken).await);
+        match timeout(piece, woken).await {
+            Ok(()) => Duration::ZERO,
+            Err(_) => within - piece,
+        }
     }
 }
 

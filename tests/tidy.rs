@@ -20,7 +20,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("metrics", &["event"]),
     ("trace", &["event"]),
     // what happened to events, as the stages note it; of the outbox only its contract
-    ("past", &["clock", "event", "outbox"]),
+    ("past", &["clock", "event", "metrics", "outbox"]),
     // the stages: never each other, they meet in the outbox
     ("outbox", &["event", "clock", "metrics", "plural"]),
     (

@@ -28,8 +28,8 @@ mod console;
 
 pub use bulk::{BulkAction, BulkFilter, BulkJob, BulkPage, BulkRequest, BulkState};
 pub use console::{
-    ConfigEntry, ConfigView, FunctionsQuery, GroupPage, GroupView, KeyQuery, KeyView, OutcomePage, OutcomeView,
-    RecentQuery, SeriesQuery, SeriesView, Snapshot, StoreLimits, Whoami,
+    ConfigEntry, ConfigQuery, ConfigView, FunctionsQuery, GroupPage, GroupView, KeyQuery, KeyView, OutcomePage,
+    OutcomeView, RecentQuery, SeriesQuery, SeriesView, Snapshot, StoreLimits, Whoami,
 };
 
 /// Why a request was not done.

@@ -98,7 +98,7 @@ fn view(id: EventId, function: &FunctionName, place: Place, leased: bool, histor
 
 /// Show an event
 ///
-/// One that is stored, or what became of one that has left the store lately (`history.events` in the configuration).
+/// One that is stored, or what became of one that has left the store (`[history]` in the configuration says for how long).
 #[utoipa::path(
     get,
     path = "/v1/events/{id}",
@@ -122,12 +122,11 @@ pub(super) async fn show<O: Operator>(
     let waiter =
         wait.map(|wait| admin.past.waiter(id).map(|waiter| (wait, waiter)).ok_or_else(too_many)).transpose()?;
     let mut detail = look(&admin, id, query.payload).await?;
-    if let Some((wait, mut waiter)) = waiter
-        && detail.end.is_none()
-        && detail.event.reason.is_none()
-    {
-        waiter.woken(wait).await;
-        detail = look(&admin, id, query.payload).await?;
+    if let Some((mut wait, mut waiter)) = waiter {
+        while !wait.is_zero() && detail.end.is_none() && detail.event.reason.is_none() {
+            wait = waiter.woken(wait).await;
+            detail = look(&admin, id, query.payload).await?;
+        }
     }
     Ok(Noted(Json(detail), Note::of(1)))
 }
@@ -264,6 +263,6 @@ fn touched(touched: Touched, id: EventId) -> Result<(), Problem> {
 }
 
 fn gone(id: EventId) -> Problem {
-    let why = "it may have been delivered, shipped, cancelled or purged longer ago than [history] remembers";
+    let why = "it was never accepted here, or it has left the store longer ago than [history] remembers";
     Problem::not_found(format!("event {id} is not stored; {why}"))
 }

@@ -1,24 +1,29 @@
 //! `GET /v1/config`: the configuration in effect, and where each value comes from.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use http::StatusCode;
 
 use super::api::ConfigView;
-use super::{Admin, Problem};
+use super::{Admin, Problem, api};
 use crate::outbox::operator::Operator;
 
 /// Show the configuration in effect
 ///
-/// Every value, where it comes from, and whether a reload applies it. Secrets are in files, and only their names are shown.
+/// Every value, where it comes from, and whether a reload applies it; or only those that apply to a function. Secrets are in
+/// files, and only their names are shown.
 #[utoipa::path(
     get,
     path = "/v1/config",
     operation_id = "show_config",
+    params(api::ConfigQuery),
     responses((status = 200, description = "As `sendoff show-config` prints it", body = ConfigView))
 )]
-pub(super) async fn show<O: Operator>(State(admin): State<Admin<O>>) -> Result<Json<ConfigView>, Problem> {
+pub(super) async fn show<O: Operator>(
+    State(admin): State<Admin<O>>,
+    Query(query): Query<api::ConfigQuery>,
+) -> Result<Json<ConfigView>, Problem> {
     let unknown = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "this process has no configuration to show");
     let config = admin.config.as_ref().ok_or_else(unknown)?;
-    Ok(Json(ConfigView { entries: config() }))
+    Ok(Json(ConfigView { entries: config(query.function.as_deref()) }))
 }

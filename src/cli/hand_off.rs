@@ -81,7 +81,8 @@ async fn hand_over(config: crate::config::Config, timeout: Duration) -> Result<(
     let Opened { outbox, upkeep, closing } = daemon::open(&config, &clock, &metrics).await.map_err(failed)?;
     let mut keeping = tokio::task::JoinSet::new();
     keeping.spawn(upkeep);
-    let sender = Sender::new(outbox, targets, config.handoff.keys, clock.clone(), metrics);
+    let past = daemon::history::alone(&config, &outbox, (&clock, &metrics), &mut keeping).await;
+    let sender = Sender::new(outbox, targets, config.handoff.keys, clock.clone(), metrics).noting(past.clone());
     out::line(format!("handing over to {}", sender.names()))?;
     let until = Until::default();
     until.last.cancel();
@@ -96,7 +97,7 @@ async fn hand_over(config: crate::config::Config, timeout: Duration) -> Result<(
         }
     };
     drop(sender);
-    let closed = closing.await;
+    let (closed, ()) = tokio::join!(closing, past.written());
     drop(keeping);
     closed.map_err(|error| Failure::new(Exit::Internal, error))?;
     said(&summary.map_err(|error| Failure::new(Exit::Internal, error))?)

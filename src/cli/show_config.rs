@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use super::admin_client::{Asker, Daemon};
 use super::table::Rows;
-use super::{Exit, Failure, out, print};
+use super::url::percent;
+use super::{Exit, Failure, arguments, out, print};
 use crate::admin::api::{ConfigEntry, ConfigView};
-use crate::config::{Config, Entry, Environment, Loaded, Origin, Value};
+use crate::config::{Config, Entry, Environment, Loaded, Origin, Value, of_function};
 
 /// Show every value in effect and where it comes from
 #[derive(Debug, Args)]
@@ -20,6 +21,9 @@ pub struct Options {
     /// Show what is in effect in the running daemon, instead of what a start would read now
     #[arg(long)]
     running: bool,
+    /// Show only what applies to this function
+    #[arg(long, value_name = "NAME", value_parser = arguments::function)]
+    function: Option<String>,
     /// Print JSON: an array of objects with key, value and origin
     #[arg(long)]
     json: bool,
@@ -27,10 +31,13 @@ pub struct Options {
 
 pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
     if options.running {
-        return running(&Asker::new(&options.daemon, environment)?, options.json);
+        return running(&Asker::new(&options.daemon, environment)?, options.function.as_deref(), options.json);
     }
     let Loaded { config, mut entries } = options.daemon.config.load(environment)?;
     entries.extend(outside(&config, environment));
+    if let Some(function) = &options.function {
+        entries = of_function(entries, |entry| entry, function);
+    }
     let entries: Vec<_> = entries.into_iter().map(Entry::without_secrets).collect();
     let said = match (options.json, std::io::stdout().is_terminal()) {
         (true, _) => json(&entries)?,
@@ -41,8 +48,9 @@ pub fn run(options: Options, environment: &Environment) -> Result<(), Failure> {
 }
 
 /// Shows the configuration of the daemon.
-fn running(asker: &Asker, json: bool) -> Result<(), Failure> {
-    let ConfigView { entries } = asker.get("/v1/config")?;
+fn running(asker: &Asker, function: Option<&str>, json: bool) -> Result<(), Failure> {
+    let query = function.map(|function| format!("?function={}", percent(function))).unwrap_or_default();
+    let ConfigView { entries } = asker.get(&format!("/v1/config{query}"))?;
     if json {
         return out::pretty(&entries);
     }

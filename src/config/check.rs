@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::listen::Guarded;
 use super::problem::{Origin, Problem};
 use super::raw::Values;
-use super::read::{MEMORY_MAX, Reader, Zero};
+use super::read::{DISK_MAX, MEMORY_MAX, Reader, Zero};
 use super::{Config, Environment, Log, LogFormat};
 use super::{
     clients, embedded, endpoint, handoff, level, listen, operators, outside, passthrough, patterns, postgres, queue,
@@ -68,7 +68,7 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
     let postgres = postgres::read(r, outbox.as_ref().map(|outbox| outbox.limits));
     let dispatch = r.live(dispatch);
     let dead_letter = dead_letter(r, &own);
-    let history_events = r.number("history.events", 0..=past::ENDS_MAX);
+    let history = history(r);
     let handoff = handoff::read(r, &own);
     let grace = r.duration("shutdown.grace", Zero::Allowed);
     let log = log(r, environment);
@@ -96,11 +96,20 @@ fn config(r: &mut Reader, environment: &Environment) -> Option<Config> {
         own_variables: endpoint::own_variables(environment, &own),
         dispatch: dispatch?,
         dead_letter: dead_letter?,
-        history_events: history_events? as usize,
+        history: history?,
         handoff: handoff?,
         grace: grace?,
         log: log?,
     })
+}
+
+fn history(r: &mut Reader) -> Option<past::Settings> {
+    /// Room for sixteen files of a thousand ends.
+    const BYTES_MIN: u64 = 1 << 20;
+    let events = r.number("history.events", 0..=past::ENDS_MAX);
+    let keep = r.duration("history.keep", Zero::Allowed);
+    let bytes_max = r.size("history.bytes_max", BYTES_MIN..=DISK_MAX);
+    Some(past::Settings { events: events? as usize, keep: keep?, bytes_max: bytes_max? })
 }
 
 /// Without a path for the socket of the operator's API, it is in the directory that systemd makes for it.

@@ -249,6 +249,13 @@ pub fn overridable(name: &str) -> String {
     }
 }
 
+/// The parts of a key of `[functions]`: `functions`, the pattern as written, and the name.
+pub(super) fn function_key(key: &str) -> Option<[String; 3]> {
+    let path = key.strip_prefix(FUNCTIONS)?.strip_prefix('.').map(|_| format!("{key} = 0"))?;
+    let (leaves, _) = leaves(Document { name: "", text: &path });
+    leaves.into_iter().next()?.path.try_into().ok()
+}
+
 /// A value as a layer gives it.
 #[derive(Debug, Clone)]
 enum Written {

@@ -14,6 +14,7 @@ use super::{Ended, Error, Store};
 use crate::admin::{Admin, Readiness};
 use crate::notify;
 use crate::outbox::{self, Health, Outbox};
+use crate::past::Past;
 use crate::shutdown::{Signals, Stop};
 
 /// How long callers may still get a 503 after the outbox is poisoned or a stage has ended.
@@ -63,6 +64,7 @@ pub(super) struct Running {
     pub(super) unix: [UnixSockets; 2],
     pub(super) grace: Duration,
     pub(super) handing: Option<Handing>,
+    pub(super) past: Past,
 }
 
 /// The tasks that serve the operator and the probes.
@@ -150,7 +152,7 @@ impl Running {
                 Ended::CutOff
             }
         };
-        let Self { store, operator, admin, unix, .. } = self;
+        let Self { store, operator, admin, unix, past, .. } = self;
         operator.set_outbox(None);
         admin.stop.cancel();
         admin.tasks.close();
@@ -160,8 +162,9 @@ impl Running {
         }
         unix.iter().for_each(UnixSockets::remove);
         store.closed.cancel();
-        match tokio::time::timeout(CLOSE_PATIENCE, store.closing).await {
-            Ok(closed) => closed.map_err(Error::Closing)?,
+        let closing = async { tokio::join!(store.closing, past.written()) };
+        match tokio::time::timeout(CLOSE_PATIENCE, closing).await {
+            Ok((closed, ())) => closed.map_err(Error::Closing)?,
             Err(_) => {
                 tracing::warn!("closing the outbox takes too long: ending without waiting, the next start recovers it")
             }

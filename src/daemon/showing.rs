@@ -4,11 +4,18 @@ use std::sync::Arc;
 
 use crate::admin::ShowConfig;
 use crate::admin::api::ConfigEntry;
-use crate::config::{Entry, Value};
+use crate::config::{Entry, Value, of_function};
 
-/// The entries as the operator's API shows them.
+/// The entries as the operator's API shows them: all, or those that apply to a function.
 pub(super) fn config(in_effect: impl Fn() -> Vec<(Entry, bool)> + Send + Sync + 'static) -> Arc<ShowConfig> {
-    Arc::new(move || in_effect().into_iter().map(|(entry, needs_restart)| shown(entry, needs_restart)).collect())
+    Arc::new(move |function| {
+        let all = in_effect();
+        let entries = match function {
+            Some(function) => of_function(all, |(entry, _)| entry, function),
+            None => all,
+        };
+        entries.into_iter().map(|(entry, needs_restart)| shown(entry, needs_restart)).collect()
+    })
 }
 
 fn shown(entry: Entry, needs_restart: bool) -> ConfigEntry {

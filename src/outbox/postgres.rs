@@ -29,6 +29,8 @@ mod appending;
 
 mod base;
 
+mod ended;
+
 mod engine;
 
 mod handle;

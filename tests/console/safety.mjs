@@ -18,7 +18,7 @@ const reader = await open({ base: rig.guarded, expected: refused });
 await reader.page.getByRole("heading", { name: "Sign in to sendoff" }).waitFor();
 await reader.axe("signing in");
 await signIn(reader, "a-token-of-nobody-0123456789012345");
-await reader.page.getByRole("alert").getByText("these credentials are no operator's").waitFor();
+await reader.page.getByRole("alert").getByText("The daemon does not know this token").waitFor();
 await signIn(reader, rig.tokens.reader);
 await reader.page.getByRole("navigation").waitFor();
 assert.equal(await reader.page.evaluate(() => JSON.stringify(localStorage)).then((kept) => kept.includes("token")), false);

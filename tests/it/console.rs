@@ -144,6 +144,27 @@ fn every_action_of_the_console_does_what_it_says() {
 }
 
 #[test]
+fn the_console_works_with_a_hundred_thousand_events() {
+    const EVENTS: usize = 100_000;
+    const BATCH: usize = 1_000;
+    let (_scratch, state) = scratch();
+    let lambda = Lambda::start();
+    lambda.script("refusing", Script::always(refusal()));
+    let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
+    for batch in 0..EVENTS / BATCH {
+        // 250 functions, so that a list of them has more than one piece.
+        let events: Vec<_> = (0..BATCH).map(|n| later(&format!("bulk-{}", (batch * BATCH + n) % 250))).collect();
+        send(&daemon, &events);
+    }
+    let refused: Vec<_> = (0..3).map(|n| event("refusing", &format!("refused-{n}"))).collect();
+    send(&daemon, &refused);
+    let hostile = format!("\u{0} and \u{202e}{}", "x".repeat(900_000));
+    let large = send(&daemon, &[json!({"function": "large", "payload": {"text": hostile}, "delay": "1h"})]).remove(0);
+    wait_for_dead_letters(&daemon, 3);
+    browse("many.mjs", json!({"admin": url(daemon.admin), "events": EVENTS, "large": large}));
+}
+
+#[test]
 fn the_console_needs_no_mouse() {
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();

@@ -71,6 +71,8 @@ mod hostile;
 
 mod console_api;
 
+mod history;
+
 mod ending;
 
 mod check_config;

@@ -193,6 +193,16 @@ pub struct ConfigView {
     pub entries: Vec<ConfigEntry>,
 }
 
+/// Which values to show.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub struct ConfigQuery {
+    /// Only those that apply to this function: its own, and the general ones that it does not replace.
+    #[param(min_length = 1, max_length = 512)]
+    pub function: Option<String>,
+}
+
 /// A key of the configuration, or a variable of the environment that the daemon follows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ConfigEntry {

@@ -88,9 +88,11 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
         let waiter = wait.map(|wait| self.past.waiter(id).map(|waiter| (wait, waiter)).ok_or_else(too_many));
         let waiter = waiter.transpose()?;
         let mut state = self.state_of(id, caller).await?;
-        if let Some((wait, mut waiter)) = waiter.filter(|_| !state.is_final()) {
-            waiter.woken(wait).await;
-            state = self.state_of(id, caller).await?;
+        if let Some((mut wait, mut waiter)) = waiter {
+            while !wait.is_zero() && !state.is_final() {
+                wait = waiter.woken(wait).await;
+                state = self.state_of(id, caller).await?;
+            }
         }
         Ok(json(StatusCode::OK, written(&state), permit))
     }

@@ -28,6 +28,8 @@ mod adopt;
 
 mod calls;
 
+mod ended;
+
 mod members;
 
 mod operator;

@@ -22,6 +22,7 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("enqueue", include_str!("sql/009_enqueue.sql")),
     ("rights", include_str!("sql/010_rights.sql")),
     ("adopt", include_str!("sql/011_adopt.sql")),
+    ("ended", include_str!("sql/012_ended.sql")),
 ];
 
 /// The oldest server that has what the schema needs.

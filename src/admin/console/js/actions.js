@@ -59,16 +59,24 @@ export const redrive = (id) =>
 export const setLogLevel = (level) =>
   atOnce(() => api.setLogLevel(level), (answer) => tell(html`The log's level is ${said(answer.level)} until the next restart.`));
 
-export function drain() {
+/** `target`: where events may be handed over to, empty if nowhere. */
+export function drain(target) {
+  const handOver = (values, set) => html`<label class="check">
+    <input type="checkbox" .checked=${values.hand_off} @change=${(event) => set({ hand_off: event.target.checked })}>
+    <span>Also hand the events over, to ${said(target)}</span></label>`;
   ask({
     title: "Drain this daemon?",
     button: "Drain",
-    check: async () => ({
-      text: "The daemon says that it is not ready, so load balancers send clients elsewhere.",
-      more: html`<p>Requests that still arrive are served, and events are delivered. “End the drain” takes it back.</p>`,
+    values: { hand_off: false },
+    fields: target ? handOver : undefined,
+    check: async ({ hand_off: handsOff }) => ({
+      text: handsOff
+        ? "The daemon says that it is not ready, and hands its events over, scheduled ones and dead letters too."
+        : "The daemon says that it is not ready, so load balancers send clients elsewhere.",
+      more: html`<p>Requests that still arrive are served, and events are delivered. “End the drain” takes it back.${handsOff ? " Events that were handed over stay where they are." : nothing}</p>`,
     }),
-    run: async () => {
-      await api.drain();
+    run: async ({ hand_off: handsOff }) => {
+      await api.drain(handsOff);
       tell("The daemon drains.", { undo: endDrain });
       reload();
     },
@@ -182,7 +190,7 @@ export function onChosen(action, ids) {
   const isRemoval = action === "purge" || action === "cancel";
   ask({
     title: `${title} ${count(ids.length, thing)}?`,
-    button: `${title} ${number(ids.length)}`,
+    button: `${title} ${count(ids.length, thing)}`,
     danger: isRemoval,
     values: { keep_keys: false },
     fields: isRemoval ? keepKeys : undefined,
@@ -240,7 +248,8 @@ export function onAll(action, filter, more = {}) {
   });
   ask({
     title: html`${title} all that match?`,
-    button: title,
+    // "Cancel" alone could be taken for the way out of the dialog.
+    button: `${title} the ${thing}s`,
     danger: isRemoval,
     values: { rate: "", limit: "", keep_keys: false, ...more },
     fields: (values, set) => html`
@@ -310,4 +319,52 @@ export async function copy(text, what) {
   } catch {
     complain("The browser does not let this page copy. Mark the text and copy it yourself.");
   }
+}
+
+/** The most bytes of an export that this page gathers in memory. */
+const EXPORT_MAX = 64 << 20;
+
+/** Writes dead letters, with all that clients sent, into a file of this machine. */
+export function exportLetters(filter) {
+  ask({
+    title: "Export all that match?",
+    button: "Export",
+    check: async () => ({
+      text: "A file on your machine gets the dead letters with their payloads, keys and client contexts.",
+      more: html`<p class="muted">${filterWords(filter)}</p><p>The daemon writes into its audit that you took them. They stay in the store. <code>sendoff dead-letters import</code> reads the file.</p>`,
+    }),
+    run: async () => {
+      const lines = [];
+      // In an address, false is a word.
+      const query = filter.unshippable === undefined ? filter : { ...filter, unshippable: String(filter.unshippable) };
+      let [after, size] = ["", 0];
+      do {
+        const found = await api.exported({ ...query, after });
+        for (const { export: letter } of found.dead_letters) {
+          const line = `${exactly(letter)}\n`;
+          size += line.length;
+          lines.push(line);
+        }
+        if (size > EXPORT_MAX) throw new Error(`That is more than ${bytes(EXPORT_MAX)}: use \`sendoff dead-letters export FILE\` instead`);
+        after = found.next ?? "";
+      } while (after);
+      if (!lines.length) throw new Error("No dead letter matches");
+      save(lines, "dead-letters.ndjson");
+      tell(`${count(lines.length, "dead letter")} exported.`);
+    },
+  });
+}
+
+/** A value as JSON, unless a number in it has lost digits here. */
+function exactly(value) {
+  return JSON.stringify(value, (_, part) => {
+    if (typeof part === "number" && !Number.isSafeInteger(part)) throw new Error("A browser cannot write this number exactly: use `sendoff dead-letters export FILE` instead");
+    return part;
+  });
+}
+
+function save(lines, name) {
+  const url = URL.createObjectURL(new Blob(lines, { type: "application/x-ndjson" }));
+  Object.assign(document.createElement("a"), { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }

@@ -70,7 +70,8 @@ export const snapshot = (signal) => get("snapshot", {}, { signal });
 export const series = (query, signal) => get("series", query, { signal });
 export const recent = (query, signal) => get("recent", query, { signal });
 export const actions = (limit, signal) => get("actions", { limit }, { signal });
-export const config = (signal) => get("config", {}, { signal });
+/** All values, or those that apply to a function. */
+export const config = (name, signal) => get("config", { function: name }, { signal });
 
 export const functions = (query, signal) => get("functions", query, { signal });
 export const pause = (name) => call("POST", `functions/${part(name)}/pause`);
@@ -88,6 +89,8 @@ export const key = (name, text, tenant) =>
 
 export const letters = (query, signal) => get("dead-letters", query, { signal });
 export const letter = (id, signal) => get(`dead-letters/${part(id)}`, {}, { signal });
+/** A page with all that clients sent. */
+export const exported = (query, signal) => get("dead-letters", { ...query, payloads: true, limit: 200 }, { signal });
 export const groups = (query, signal) => get("dead-letters/groups", query, { signal });
 export const queues = (signal) => get("dead-letters/queues", {}, { signal });
 export const redrive = (ids) => call("POST", "dead-letters/redrive", { body: { ids } });
@@ -101,5 +104,5 @@ export const stop = (id) => call("DELETE", `bulk/${part(id)}`);
 
 export const logLevel = (signal) => get("log-level", {}, { signal });
 export const setLogLevel = (level) => call("PUT", "log-level", { body: { level } });
-export const drain = () => call("PUT", "drain");
+export const drain = (handOff) => call("PUT", "drain", { query: { hand_off: handOff } });
 export const endDrain = () => call("DELETE", "drain");

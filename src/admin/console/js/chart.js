@@ -186,13 +186,15 @@ export const chart = (model) => html`<x-chart class="card" .model=${model}></x-c
 
 /** A line without axes, beside a number that says what it shows. */
 export function spark(values, tone = 1) {
-  const there = values.map((value) => value ?? 0);
-  const high = Math.max(...there, 0);
-  const x = (i) => (there.length > 1 ? (i * 100) / (there.length - 1) : 0).toFixed(1);
+  // What is unknown is no zero: the line goes straight to the next number that is known.
+  const there = values.map((value, i) => [i, value]).filter(([, value]) => value !== null && value !== undefined);
+  const high = Math.max(...there.map(([, value]) => value), 0);
+  const x = (i) => (values.length > 1 ? (i * 100) / (values.length - 1) : 0).toFixed(1);
   const y = (value) => (high > 0 ? 25 - (value * 23) / high : 25).toFixed(1);
-  const points = there.map((value, i) => `${x(i)},${y(value)}`).join(" ");
+  const points = there.map(([i, value]) => `${x(i)},${y(value)}`).join(" ");
+  const [first, last] = [there[0]?.[0] ?? 0, there.at(-1)?.[0] ?? 0];
   return html`<svg class="spark s${tone}" viewBox="0 0 100 26" preserveAspectRatio="none" aria-hidden="true">
-    ${there.length > 1 ? svg`<polygon points="0,25 ${points} 100,25"></polygon><polyline points=${points}></polyline>` : svg`<line x1="0" y1="25" x2="100" y2="25"></line>`}
+    ${there.length > 1 ? svg`<polygon points="${x(first)},25 ${points} ${x(last)},25"></polygon><polyline points=${points}></polyline>` : svg`<line x1="0" y1="25" x2="100" y2="25"></line>`}
   </svg>`;
 }
 

@@ -111,6 +111,13 @@ export function message(text) {
 /** A number in a table, grey if it is zero. */
 export const cell = (n, extra = "") => html`<td class="n ${n ? extra : "zero"}">${number(n)}</td>`;
 
+/** A value of the configuration. */
+export function settingValue(of) {
+  if (of === null || of === "") return html`<span class="zero">–</span>`;
+  const one = (part) => (typeof part === "object" ? JSON.stringify(part) : part);
+  return Array.isArray(of) ? of.map((part) => html`<div>${visible(one(part))}</div>`) : said(one(of));
+}
+
 const WORDS = { "in-flight": "in flight" };
 /** A state: a shape and a word. */
 export const state = (word, more = "") =>

@@ -187,7 +187,7 @@ function content() {
   if (data !== null) return html`${old}${view.render(data, page.route)}`;
   const heading = html`<h1 class="hidden-text">${visible(view.title(page.route))}</h1>`;
   if (!error) return html`${heading}<p class="note">Loading …</p>`;
-  return view.failed?.(error, page.route) ?? html`${heading}<p class="strip" role="alert">${visible(error.message)}.${error.status ? nothing : " The page keeps trying."}</p>`;
+  return view.failed?.(error, page.route) ?? html`${heading}<p class="strip" role="alert">${visible(error.message)}.${error.status ? nothing : html` The page keeps trying. On the daemon's machine, <code>sendoff status</code> says whether it runs.`}</p>`;
 }
 
 function start(token) {

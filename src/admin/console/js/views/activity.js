@@ -8,12 +8,13 @@ import { link } from "../router.js";
 import { field, idLink } from "../table.js";
 
 const OUTCOMES = 100;
+const ALL_OUTCOMES = 1_000;
 const ACTIONS = 300;
 
 const isAudit = (query) => query.tab === "operators";
 
 async function load({ query }, signal) {
-  return isAudit(query) ? { actions: (await api.actions(ACTIONS, signal)).actions } : { outcomes: (await api.recent({ function: query.function, limit: OUTCOMES }, signal)).outcomes };
+  return isAudit(query) ? { actions: (await api.actions(ACTIONS, signal)).actions } : { outcomes: (await api.recent({ function: query.function, limit: query.all ? ALL_OUTCOMES : OUTCOMES }, signal)).outcomes };
 }
 
 function render(data, { query }) {
@@ -27,10 +28,11 @@ function render(data, { query }) {
 
 const outcomeCard = (list) => html`<section class="card"><header class="filters">${field("function", "Function", "orders-*", "wide")}</header>
   ${outcomes(list, true)}
-  <div class="foot"><span>The last ${number(list.length)}, newest first. The daemon keeps 1,000 in memory; docs/metrics.md has the counters of all.</span></div></section>`;
+  <div class="foot"><span class="grow">${list.length ? `The last ${number(list.length)}, newest first. ` : nothing}The daemon keeps ${number(ALL_OUTCOMES)} in memory; docs/metrics.md has the counters of all.</span>
+    ${list.length === OUTCOMES ? html`<a class="button" href=${link("activity", null, { ...page.route.query, all: "true" })}>Show all that it keeps</a>` : nothing}</div></section>`;
 
-const TONES = { delivered: "done", shipped: "done", redriven: "done", "handed-over": "done", expired: "buried", purged: "stopped", cancelled: "stopped", throttled: "held", held: "held", unready: "held" };
-const NEXT = { done: "gone from the store", retry: "retried", buried: "buried" };
+const TONES = { delivered: "done", "handed-over": "done", shipped: "done", redriven: "done", expired: "buried", purged: "stopped", cancelled: "stopped", throttled: "held", held: "held", unready: "held" };
+const NEXT = { done: "gone from the store", retry: "retry due", buried: "buried" };
 
 /** A table of outcomes, newest first. */
 export function outcomes(list, hasFunction) {
@@ -57,4 +59,4 @@ function auditCard(list) {
     <div class="foot"><span>In memory. The daemon's log has all of it, as <code>sendoff::audit</code>.</span></div></section>`;
 }
 
-export default { title: () => "Activity", every: () => (isAudit(page.route.query) ? 5_000 : 2_000), load, render };
+export default { title: () => "Activity", every: () => (isAudit(page.route.query) || page.route.query.all ? 5_000 : 2_000), load, render };

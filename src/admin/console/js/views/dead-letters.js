@@ -84,7 +84,7 @@ function list({ dead_letters: letters, unreadable, next, buried }, query) {
 }
 
 function bar(query, buried) {
-  if (!may("operate")) return nothing;
+  if (!may("operate") && !may("payloads")) return nothing;
   const chosen = [...page.chosen];
   if (chosen.length) {
     return html`<div class="foot chosen"><span class="grow">${number(chosen.length)} chosen</span>
@@ -97,8 +97,9 @@ function bar(query, buried) {
   const filter = given({ ...rest, unshippable: unshippable ? unshippable === "true" : "" });
   if (unshippable === "false") filter.unshippable = false;
   return html`<div class="foot"><span class="grow">All that match:</span>
-    <button @click=${() => actions.onAll("redrive", filter)}>Redrive …</button>
-    <button class="danger" @click=${() => actions.onAll("purge", filter)}>Purge …</button></div>`;
+    ${may("operate") ? html`<button @click=${() => actions.onAll("redrive", filter)}>Redrive …</button>
+      <button class="danger" @click=${() => actions.onAll("purge", filter)}>Purge …</button>` : nothing}
+    ${may("payloads") ? html`<button @click=${() => actions.exportLetters(filter)}>Export …</button>` : nothing}</div>`;
 }
 
 function table(letters, unreadable) {

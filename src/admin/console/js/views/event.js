@@ -3,7 +3,7 @@
 import { html, nothing } from "../../vendor/lit-html/lit-html.js";
 import * as actions from "../actions.js";
 import * as api from "../api.js";
-import { bytes, clockTime, count, functionName, lastError, moment, number, said, state, visible, when } from "../format.js";
+import { bytes, clockTime, count, functionName, lastError, moment, now, number, said, state, visible, when } from "../format.js";
 import { may, page, repaint } from "../page.js";
 import { shown as payloadShown } from "../payload.js";
 import { link } from "../router.js";
@@ -58,10 +58,12 @@ function way(event, letter) {
     ${event.in_flight ? step("next", word === "buried" ? "On its way to its queue right now" : "Being attempted right now") : nothing}
     ${word === "buried" ? step("bad", html`Buried: ${said(event.reason ?? "given up")}`, letter ? html`${moment(letter.buried_at)}${letter.unshippable ? html`. No queue can take it: ${said(letter.unshippable)}` : nothing}` : nothing) : nothing}
     ${end ? step(ENDS[end.outcome]?.[0] ?? "", endWords(end), endMore(end)) : nothing}
-    ${word !== "buried" && word !== "done" && !event.in_flight ? step("next", word === "ready" ? "Due now" : "Next attempt", word === "ready" ? "it waits for its turn, or for what its function waits for" : moment(event.due)) : nothing}
+    ${word !== "buried" && word !== "done" && !event.in_flight ? step("next", isDue(event) ? "Due now" : "Next attempt", isDue(event) ? "it waits for its turn, or for what its function waits for" : moment(event.due)) : nothing}
     ${event.expires_at && word !== "done" && word !== "buried" ? step("next", "Expires", moment(event.expires_at)) : nothing}
   </ol>`;
 }
+
+const isDue = ({ state: word, due }) => word === "ready" || Date.parse(due) <= now();
 
 const endWords = (end) => (end.outcome === "delivered" && end.confirmed ? "Executed without an error" : ENDS[end.outcome]?.[1] ?? visible(end.outcome));
 
@@ -118,7 +120,7 @@ function failed(error, { id }) {
   if (error.status !== 404) return undefined;
   return html`<div class="head"><a href="#/events">Events</a><h1 class="mono">${visible(id)}</h1></div>
     <section class="card"><div class="pad"><p><b>The daemon does not have this event.</b></p>
-      <p>It was delivered, shipped, cancelled or purged some time ago, or it was never accepted by this daemon. The daemon remembers the ends of its latest events only.</p>
+      <p>It left the store longer ago than the daemon remembers (<code>history.keep</code>, <code>history.bytes_max</code>), or this daemon never accepted it.</p>
       <p class="muted">The time in the id: ${clockTime(Number.parseInt(id.replaceAll("-", "").slice(0, 12), 16))}. Look for the id in the logs of the daemon and of the function.</p></div></section>`;
 }
 

@@ -4,13 +4,15 @@ import { html, nothing } from "../../vendor/lit-html/lit-html.js";
 import * as actions from "../actions.js";
 import * as api from "../api.js";
 import { chart, extended } from "../chart.js";
-import { duration, functionName, message, moment, number, percent, rate, said, short, visible } from "../format.js";
+import { duration, functionName, message, moment, number, percent, rate, said, settingValue, short, visible } from "../format.js";
 import { may, page, refine } from "../page.js";
 import { link } from "../router.js";
 import { laneState, pauseButton } from "../table.js";
 import { outcomes } from "./activity.js";
 
 const RECENT = 50;
+/** Settings change with a reload of the daemon only. */
+const SETTINGS_MS = 30_000;
 
 async function load({ id, query }, signal) {
   const window = query.window === "1h" ? "1h" : "5m";
@@ -20,18 +22,27 @@ async function load({ id, query }, signal) {
     if (error.status === 404) return null;
     throw error;
   };
-  const [list, answer, recent] = await Promise.all([
+  const [list, answer, recent, settings] = await Promise.all([
     api.functions({ function: id }, signal).catch(none),
     api.series({ window, since, function: id }, signal).catch(none),
     api.recent({ function: id, limit: RECENT }, signal),
+    settingsOf(id, signal),
   ]);
   const series = answer && extended(kept, answer, window === "1h" ? 360 : 300);
   Object.assign(page.memory, { window, series });
-  return { lane: list?.functions.find((lane) => lane.function === id) ?? null, series, recent, window };
+  return { lane: list?.functions.find((lane) => lane.function === id) ?? null, series, recent, window, settings };
 }
 
-function render({ lane, series, recent, window }, { id }) {
-  if (!lane) return unknown(id, recent);
+async function settingsOf(id, signal) {
+  const { settings, settingsAt = 0 } = page.memory;
+  if (settings && Date.now() - settingsAt < SETTINGS_MS) return settings;
+  const { entries } = await api.config(id, signal);
+  Object.assign(page.memory, { settings: entries, settingsAt: Date.now() });
+  return entries;
+}
+
+function render({ lane, series, recent, window, settings }, { id }) {
+  if (!lane) return html`${unknown(id, recent)}${inEffect(settings)}`;
   return html`
     <div class="head"><a href="#/functions">Functions</a><h1>${functionName(id)}</h1>${laneState(lane)}
       <span class="grow"></span>${buttons(lane)}</div>
@@ -46,7 +57,21 @@ function render({ lane, series, recent, window }, { id }) {
     </div>
     ${charts(series, window)}
     <section class="card" aria-labelledby="latest"><header><h2 id="latest" class="grow">Latest outcomes</h2><a href=${link("activity", null, { function: id })}>All of them</a></header>
-      ${outcomes(recent.outcomes, false)}</section>`;
+      ${outcomes(recent.outcomes, false)}</section>
+    ${inEffect(settings)}`;
+}
+
+/** What the configuration says of this function, and where. */
+function inEffect(all) {
+  const isOwn = (entry) => entry.key.startsWith("functions.");
+  const entries = [...all.filter(isOwn), ...all.filter((entry) => !isOwn(entry))];
+  return html`<section class="card" aria-labelledby="settings"><header><h2 id="settings" class="grow">Settings in effect</h2><a href="#/configuration">All of them</a></header>
+    <div class="scroll"><table><thead><tr><th scope="col">Setting</th><th scope="col">Value</th><th scope="col">Of</th><th scope="col">From</th></tr></thead>
+      <tbody>${entries.map((entry) => {
+        const at = entry.key.lastIndexOf(".");
+        const [table, name] = [entry.key.slice(0, at), entry.key.slice(at + 1)];
+        return html`<tr><th scope="row" class="mono t">${visible(name)}</th><td class="mono name">${settingValue(entry.value)}</td><td class="mono name ${isOwn(entry) ? "" : "muted"}">[${visible(table)}]</td><td class="name ${entry.origin === "default" ? "muted" : ""}">${visible(entry.origin)}</td></tr>`;
+      })}</tbody></table></div></section>`;
 }
 
 const tile = (label, value, sub, to) => html`<a class="tile" href=${to}><span class="label">${label}</span><span class="value">${value}</span><span class="sub">${sub}</span></a>`;
