@@ -1,37 +1,65 @@
 //! Tests the manifests: rendered by kubectl, checked against Kubernetes' own schemas and against each other.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use sendoff::admin::bodies::MEMORY_MAX;
 use sendoff::config::{Environment, Flags, load};
 use sendoff::handoff::send;
 
-use crate::tools::{root, sendoff, succeed, tool, validator};
+use crate::tools::{root, said, sendoff, succeed, tool, validator};
 
 /// The versions of the schemas: the oldest with native sidecars by default, and the newest that the validator has.
-pub const VERSIONS: [&str; 2] = ["1.29", "1.37"];
+const VERSIONS: [&str; 2] = ["1.29", "1.37"];
+
+/// What Kubernetes' own schemas have against manifests. `None` if nothing. One call for all files, because it takes seconds.
+pub fn misfit(files: &[PathBuf]) -> Option<String> {
+    VERSIONS.into_iter().find_map(|version| {
+        let mut validate = validator("kubernetes-validate");
+        let output = validate.args(["--strict", "--kubernetes-version", version]).args(files).output().unwrap();
+        let text = said(&output);
+        // It says so of each object. Without that, it has looked at none.
+        let has_looked = files.iter().all(|file| text.contains(&format!("INFO {} passed for", file.display())));
+        (!output.status.success() || !has_looked).then_some(text)
+    })
+}
+
+#[test]
+fn the_validator_notices_a_field_that_is_misspelt_missing_or_of_another_type() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("pod.yaml");
+    let pod = |spec: &str| format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\nspec: {{{spec}}}\n");
+    for (spec, is_good) in [
+        ("containers: [{name: a, image: b}]", true),
+        ("containers: [{name: a, imgae: b}]", false),
+        ("containers: [{image: b}]", false),
+        ("containers: [{name: a, env: [{name: A, value: 5}]}]", false),
+    ] {
+        std::fs::write(&file, pod(spec)).unwrap();
+        let misfit = misfit(std::slice::from_ref(&file));
+        assert_eq!(misfit.is_none(), is_good, "{spec}: {misfit:?}");
+    }
+}
 
 #[test]
 fn rendered_manifests_fit_the_schemas_of_kubernetes_and_each_other() {
     let Some(kubectl) = tool("kubectl", "kubernetes-client") else { return };
     let scratch = tempfile::tempdir().unwrap();
+    let mut files = Vec::new();
     for name in ["statefulset", "example", "example-handoff", "postgres"] {
         let dir = root().join("deploy/kubernetes").join(name);
         let rendered = Command::new(&kubectl).arg("kustomize").arg(&dir).output().unwrap();
         assert!(rendered.status.success(), "{}", crate::tools::said(&rendered));
         let file = scratch.path().join(format!("{name}.yaml"));
         std::fs::write(&file, &rendered.stdout).unwrap();
-        for version in VERSIONS {
-            succeed(validator("kubernetes-validate").args(["--strict", "--version", version]).arg(&file));
-        }
+        files.push(file.clone());
         let check = root().join("tests/deploy/check_manifests.py");
         let certificate = root().join("deploy/kubernetes/statefulset/certificate.yaml");
         succeed(validator("python").arg(check).arg(name).arg(&file).arg(certificate));
     }
     let migrate = root().join("deploy/kubernetes/postgres/migrate.yaml");
-    for version in VERSIONS {
-        succeed(validator("kubernetes-validate").args(["--strict", "--version", version]).arg(&migrate));
-    }
+    files.push(migrate);
+    assert_eq!(misfit(&files), None);
 }
 
 #[test]
