@@ -73,5 +73,29 @@ seen private "$(stat -c %a /var/lib/private/sendoff) $(find /var/lib/private/sen
 # SIGTERM drains and ends well.
 systemctl stop sendoff.socket sendoff.service
 seen stopped "$(show Result)" "$(show ExecMainStatus)"
+
+# A stop with a hand-off takes longer than TimeoutStopSec: the daemon asks for more time. Its receiver comes four seconds late.
+mkdir -p /run/systemd/system/sendoff.service.d
+printf '[Service]\nTimeoutStopSec=2\n' >/run/systemd/system/sendoff.service.d/stop.conf
+printf '[handoff]\nto = "http://127.0.0.1:9999"\non_stop = "always"\nwithin = "20s"\n' >>/etc/sendoff/sendoff.toml
+systemctl daemon-reload
+systemctl start sendoff.socket sendoff.service
+until_ready
+stored() { sed -n 's/.*"events":\([0-9]*\).*/\1/p'; }
+left=$("$sendoff" status --json | stored)
+seen stop-timeout "$(show TimeoutStopUSec)"
+systemctl stop sendoff.socket sendoff.service &
+stopping=$!
+sleep 4
+(
+  set -a
+  . /etc/sendoff/environment
+  exec "$sendoff" serve --state-dir /tmp/receiver --set listen.ingest=127.0.0.1:9999 --set listen.admin=127.0.0.1:9998 \
+    --set handoff.receive=true --set lambda.region=eu-central-1 --set lambda.endpoint_url=http://127.0.0.1:9 2>>/out/receiver
+) &
+wait "$stopping"
+seen handed-over "$(show Result)" "$(show ExecMainStatus)"
+received=$("$sendoff" status --json --admin http://127.0.0.1:9998 | stored)
+seen received-all "$([ "$left" -gt 0 ] && [ "$left" = "$received" ] && echo yes || echo "$received of $left")"
 seen done yes
 systemctl --force --force poweroff

@@ -46,7 +46,7 @@ pub const CHECK: &str = "[Service]\nType=oneshot\nExecStart=/bin/bash /opt/in_co
     StandardOutput=append:/out/log\nStandardError=append:/out/log\n";
 
 #[test]
-fn a_real_systemd_starts_reloads_restarts_and_watches_it() {
+fn a_real_systemd_starts_reloads_restarts_and_watches_it_and_gives_a_hand_off_its_time() {
     let Some(nspawn) = tool("systemd-nspawn", "systemd-container") else { return };
     if !is_root() {
         return crate::rig::tools::not_allowed("booting a container needs root");
@@ -78,7 +78,7 @@ fn a_real_systemd_starts_reloads_restarts_and_watches_it() {
     std::fs::set_permissions(etc.join("orders.token"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     write(etc.join("environment"), "AWS_ACCESS_KEY_ID=x\nAWS_SECRET_ACCESS_KEY=y\nAWS_EC2_METADATA_DISABLED=true\n");
     let bind = |from: &Path, to: &str| format!("--bind-ro={}:{to}", from.display());
-    let mut boot = boot(&nspawn, "unit", 90);
+    let mut boot = boot(&nspawn, "unit", 120);
     boot.args(["-D", "/", "--volatile=yes", "--bind-ro=/etc/ssl"]);
     boot.arg(bind(&dir.join("sendoff.service"), "/etc/systemd/system/sendoff.service"));
     boot.arg(bind(&root().join("deploy/systemd/sendoff.socket"), "/etc/systemd/system/sendoff.socket"));
@@ -89,7 +89,7 @@ fn a_real_systemd_starts_reloads_restarts_and_watches_it() {
     let booted = boot.arg("systemd.unit=check.service").stdin(std::process::Stdio::null()).output().unwrap();
 
     let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap_or_default();
-    let all = format!("{}\n{}\n{}\n{}", read("seen"), read("log"), read("daemon"), said(&booted));
+    let all = ["seen", "log", "daemon", "receiver"].map(read).join("\n") + &said(&booted);
     let text = read("seen");
     let seen: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once(' ')).collect();
     let saw = |name: &str| seen.get(name).copied().unwrap_or_default();
@@ -112,6 +112,9 @@ fn a_real_systemd_starts_reloads_restarts_and_watches_it() {
         ("started-again", "yes"),
         ("private", "700 0"),
         ("stopped", "success 0"),
+        ("stop-timeout", "2s"),
+        ("handed-over", "success 0"),
+        ("received-all", "yes"),
         ("done", "yes"),
     ] {
         assert_eq!(saw(name), expected, "{name} in\n{all}");
