@@ -46,7 +46,7 @@ kill: ## kill the daemon KILLS times (1000) under load and look for every accept
 
 .PHONY: shared
 shared: ## kill daemons on a shared outbox SHARED_KILLS times (1000), its server SERVER_KILLS (100), freeze or cut off owners SHARED_FREEZES (30)
-	SHARED_KILLS=$${SHARED_KILLS:-1000} SERVER_KILLS=$${SERVER_KILLS:-100} SHARED_FREEZES=$${SHARED_FREEZES:-30} $(CARGO) test --locked --test proofs -- --nocapture shared::
+	SHARED_KILLS=$${SHARED_KILLS:-1000} SERVER_KILLS=$${SERVER_KILLS:-100} SHARED_FREEZES=$${SHARED_FREEZES:-30} SHARED_KEYS=$${SHARED_KEYS:-1000000} $(CARGO) test --locked --test proofs -- --nocapture shared::
 
 .PHONY: handoff
 handoff: ## kill the sender or the receiver of a hand-off HANDOFF_KILLS times (200)

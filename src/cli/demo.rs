@@ -75,7 +75,8 @@ pub async fn run(args: DemoArgs) -> anyhow::Result<bool> {
     let system = Clock::system();
     let clock = args.seed.map_or_else(|| system.clone(), |seed| Clock::seeded(system.now(), seed));
     let scratch = Scratch::create(&system, args.keep)?;
-    let screen = Screen::new(u64::from(args.events), clock.clone());
+    let by_sql = if args.postgres { shared::committed(args.events) } else { 0 };
+    let screen = Screen::new(u64::from(args.events) + by_sql, clock.clone());
     let played = tokio::select! {
         biased;
         signal = shutdown::requested() => Err(anyhow!("stopped by {}", signal?)),

@@ -54,8 +54,8 @@ async fn play_on(
     let standin = Standin::start_with(clock.clone(), settings).context("starting the stand-in Lambda")?;
     let functions = cast(&standin, args.functions);
     let began = clock.instant();
-    let mut first = start(database, &standin, "first", scratch, clock).await?;
-    let mut second = start(database, &standin, "second", scratch, clock).await?;
+    let first = start(database, &standin, "first", scratch, clock).await?;
+    let second = start(database, &standin, "second", scratch, clock).await?;
     screen.say(&format!(
         "two daemons share it, ready on {} and {}; they deliver to a stand-in Lambda that misbehaves",
         first.ports.ingest, second.ports.ingest
@@ -67,44 +67,49 @@ async fn play_on(
     let demo = Demo { sender: Arc::clone(&sender), standin, clock, screen };
     let (mut sending, mut enqueuing) = (JoinSet::new(), JoinSet::new());
     sending.spawn(Arc::clone(&sender).send_all());
-    enqueuing.spawn(application.enqueue((args.events / EVENTS_FOR_ONE).max(3 * ROLLED_BACK)));
+    enqueuing.spawn(application.enqueue(transactions(args.events)));
 
+    // Whoever has the functions is killed, so that the other one must take over.
+    let owner = owner(database, clock).await?;
+    let doors_of = [first.ports.ingest, second.ports.ingest];
+    let (mut killed, mut left, door) =
+        if owner == "first" { (first, second, doors_of[1]) } else { (second, first, doors_of[0]) };
     let half = u64::from(args.events) / 2;
     let reached = async {
         tokio::select! {
             biased;
             () = sender.accepted(half) => Ok(()),
             sent = joined(&mut sending) => sent,
-            ended = second.ended() => Err(ended),
+            ended = left.ended() => Err(ended),
         }
     };
-    demo.watch_over(&mut first, reached).await?;
-    first.kill().await?;
-    doors.send_replace(vec![second.ports.ingest]);
-    let killed = clock.instant();
+    demo.watch_over(&mut killed, reached).await?;
+    killed.kill().await?;
+    doors.send_replace(vec![door]);
+    let at = clock.instant();
     screen.say(&format!(
-        "killed the first daemon with SIGKILL after {} accepted events; the client goes on with the second",
+        "killed the {owner} daemon, which delivered, with SIGKILL after {} accepted events; the client goes on with the other",
         sender.accepted_now()
     ));
-    demo.watch_over(&mut second, taken_over(database, clock)).await?;
-    let takeover = killed.elapsed();
-    screen.say(&format!("the second daemon has all functions after {:.1} s", takeover.as_secs_f64()));
+    demo.watch_over(&mut left, taken_over(database, &owner, clock)).await?;
+    let takeover = at.elapsed();
+    screen.say(&format!("the other daemon has all functions after {:.1} s", takeover.as_secs_f64()));
     if !sending.is_empty() {
-        demo.watch_over(&mut second, joined(&mut sending)).await?;
+        demo.watch_over(&mut left, joined(&mut sending)).await?;
     }
     let enqueued =
         async { enqueuing.join_next().await.context("no transactions")?.context("the application panicked")? };
-    let told = demo.watch_over(&mut second, enqueued).await?;
+    let told = demo.watch_over(&mut left, enqueued).await?;
     let accepting = began.elapsed();
     screen.say("all events accepted; waiting for the rest to be delivered");
-    let admin = second.ports.admin;
-    let stored = demo.watch_over(&mut second, demo.settled(admin)).await?;
+    let admin = left.ports.admin;
+    let stored = demo.watch_over(&mut left, demo.settled(admin)).await?;
     let summary = demo.summary(&stored, accepting, began.elapsed());
     let leaked = demo
         .standin
         .ledger()
         .read(|book| told.rolled_back.iter().filter(|id| book.taken_ids().contains_key(id.as_str())).count() as u64);
-    second.stop(clock).await?;
+    left.stop(clock).await?;
     let shared = SharedTold { committed: told.committed, rolled_back: told.rolled_back.len() as u64, leaked, takeover };
     Ok(Summary { shared: Some(shared), ..summary })
 }
@@ -131,19 +136,47 @@ async fn start(
     Daemon::start(&launch, clock).await.with_context(|| format!("the {name} daemon"))
 }
 
-/// Waits until every function belongs to the second daemon.
-async fn taken_over(database: &Database, clock: &Clock) -> anyhow::Result<()> {
+/// The name of the daemon that has the functions, once there is one.
+async fn owner(database: &Database, clock: &Clock) -> anyhow::Result<String> {
+    let asked = "SELECT daemon FROM sendoff.functions WHERE owned GROUP BY 1 ORDER BY count(*) DESC LIMIT 1";
+    asked_until(database, clock, asked, |answer| answer.is_some()).await?.context("a daemon has no name")
+}
+
+/// Waits until no function belongs to the daemon that was killed.
+async fn taken_over(database: &Database, killed: &str, clock: &Clock) -> anyhow::Result<()> {
+    let asked = format!("SELECT count(*) FROM sendoff.functions WHERE daemon IS NULL OR daemon = '{killed}'");
+    asked_until(database, clock, &asked, |answer| answer.as_deref() == Some("0")).await.map(drop)
+}
+
+/// Asks until the answer is the right one.
+async fn asked_until(
+    database: &Database,
+    clock: &Clock,
+    asked: &str,
+    is_right: impl Fn(&Option<String>) -> bool,
+) -> anyhow::Result<Option<String>> {
     let sql = Sql::open(&database.server).await.map_err(|why| anyhow!("{why}"))?;
-    let asked = "SELECT count(*) FROM sendoff.functions WHERE daemon IS DISTINCT FROM 'second'";
     let began = clock.instant();
     loop {
         let rows = sql.ask(asked).await.map_err(|why| anyhow!("{why}"))?;
-        if rows.into_iter().flatten().flatten().next().as_deref() == Some("0") {
-            return Ok(());
+        let answer = rows.into_iter().flatten().flatten().next();
+        if is_right(&answer) {
+            return Ok(answer);
         }
-        anyhow::ensure!(began.elapsed() < TAKEOVER_LIMIT, "the second daemon does not take over");
+        anyhow::ensure!(began.elapsed() < TAKEOVER_LIMIT, "no daemon takes the functions over");
         clock.sleep(TICK).await;
     }
+}
+
+/// The transactions of an application, for so many events of the client.
+fn transactions(events: u32) -> u32 {
+    (events / EVENTS_FOR_ONE).max(3 * ROLLED_BACK)
+}
+
+/// Those of them that commit.
+pub(super) fn committed(events: u32) -> u64 {
+    let transactions = transactions(events);
+    u64::from(transactions - transactions / ROLLED_BACK)
 }
 
 /// An application with a database of its own, which is this one.

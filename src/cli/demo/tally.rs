@@ -153,7 +153,8 @@ impl Summary {
         row("errors and lost replies absorbed", failures.to_string());
         row("duplicates delivered (lost replies, the kill)", balance.duplicates.to_string());
         row("LOST", balance.lost.to_string());
-        row("accepting, with the restart", rate(balance.accepted, self.accepting));
+        let during = if self.shared.is_some() { "accepting, with the takeover" } else { "accepting, with the restart" };
+        row(during, rate(balance.accepted, self.accepting));
         row("delivering, with all retries", rate(balance.delivered, self.whole));
         if let Some(shared) = &self.shared {
             row(

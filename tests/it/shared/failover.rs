@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{jobs, owner_of, setup, status};
 use crate::rig::daemon::scratch;
 use crate::rig::lambda::Lambda;
-use crate::rig::postgres::{Postgres, unprivileged};
+use crate::rig::postgres::{Postgres, sendoff, unprivileged};
 use crate::rig::process::Process;
 use crate::rig::sender::Sender;
 use crate::rig::tools::tool;
@@ -108,4 +108,19 @@ fn daemons_work_through_a_pooler_in_transaction_mode_and_replace_each_other_ther
     assert_eq!(server.sql_by(port, "orders", "SHOW synchronous_commit"), "off");
     second.terminate();
     assert!(second.wait().success());
+}
+
+#[test]
+fn the_demo_on_a_named_server_loses_nothing_and_leaves_nothing_behind() {
+    let Some(server) = Postgres::start() else { return };
+    let named = server.url().replace("/orders", "/postgres");
+    let (code, said) =
+        sendoff(&["demo", "--postgres", "--events", "300", "--functions", "4", "--url", &named, "--seed", "7"]);
+    assert_eq!(code, Some(0), "{said}");
+    for (what, number) in [("LOST", "0"), ("rolled back and delivered nevertheless", "0"), ("rolled back by SQL", "5")]
+    {
+        let line = said.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {said}"));
+        assert!(line.contains(&format!(" {number} ")), "{line}");
+    }
+    assert_eq!(server.sql("postgres", "SELECT count(*) FROM pg_database WHERE datname LIKE 'sendoff_demo%'"), "0");
 }
