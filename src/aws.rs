@@ -47,6 +47,8 @@ pub mod configured;
 
 mod regional;
 
+pub mod rds;
+
 pub mod probe;
 
 mod wire;

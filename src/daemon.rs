@@ -52,6 +52,8 @@ mod descriptors;
 
 mod ending;
 
+mod passwords;
+
 mod followed;
 
 mod store;
@@ -347,9 +349,14 @@ pub fn admin_settings(config: &Config, shared: &aws::Shared) -> admin::Settings 
 pub async fn shared_settings(config: &Config, clock: &Clock) -> Result<postgres::Settings, Error> {
     let no_database = || Error::System { doing: "finding the database", source: io::ErrorKind::NotFound.into() };
     let mut settings = config.postgres.clone().ok_or_else(no_database)?;
-    if settings.realm.region.is_none() {
-        let shared = aws::Shared::load(None, &config.outside, Own::nobody(), clock.clone()).await?;
-        settings.realm.region = shared.region().map(str::to_owned);
+    if settings.realm.region.is_none() || settings.server.iam {
+        let region = settings.realm.region.as_deref();
+        let shared = aws::Shared::load(region, &config.outside, Own::nobody(), clock.clone()).await?;
+        if settings.server.iam {
+            let tokens = aws::rds::Tokens::new(&shared, region, clock.clone())?;
+            settings.server.passwords = Some(Arc::new(tokens));
+        }
+        settings.realm.region = settings.realm.region.or_else(|| shared.region().map(str::to_owned));
     }
     Ok(settings)
 }

@@ -3,7 +3,9 @@
 use clap::{Args, Subcommand};
 
 use super::{ConfigOptions, Exit, Failure, print};
+use crate::clock::Clock;
 use crate::config::{Config, Environment};
+use crate::daemon;
 use crate::outbox::postgres::{Finding, Script, Settings, check, migrate, scripts};
 use crate::visible::visible;
 
@@ -71,9 +73,15 @@ impl Database {
     fn settings(mut self, environment: &Environment) -> Result<Settings, Failure> {
         // These commands keep nothing there, and a Job in a cluster may have no directory at all.
         self.config.set.push("state_dir=/".to_owned());
-        self.config(environment)?
-            .postgres
-            .ok_or_else(|| Failure::saying(Exit::Usage, "no database is configured: use --url"))
+        let config = self.config(environment)?;
+        let no_database = || Failure::saying(Exit::Usage, "no database is configured: use --url");
+        let settings = config.postgres.clone().ok_or_else(no_database)?;
+        if !settings.server.iam {
+            return Ok(settings);
+        }
+        // With the passwords that AWS makes.
+        let settings = super::runtime()?.block_on(daemon::shared_settings(&config, &Clock::system()));
+        settings.map_err(|error| Failure::new(super::serve::exit_of(&error), error))
     }
 }
 

@@ -9,6 +9,8 @@ use crate::outbox::postgres::{Realm, Server, Settings, Tls, examine};
 
 const URL: &str = "outbox.postgres.url";
 
+const IAM: &str = "outbox.postgres.iam";
+
 const URL_EXAMPLE: &str = "write it like \"postgres://sendoff@db.example.com:5432/orders\"";
 
 /// Daemons that miss each other's beats for less would end each other whenever the database is slow for a moment.
@@ -21,6 +23,7 @@ pub fn read(r: &mut Reader, limits: Option<Limits>) -> Option<Option<Settings>> 
     let password_file = r.optional("outbox.postgres.password_file");
     let tls = r.optional("outbox.postgres.tls");
     let ca = r.optional("outbox.postgres.tls_ca");
+    let iam = r.boolean(IAM);
     let member = r.optional("outbox.postgres.member");
     let lease = lease(r);
     let poll_max = r.duration("outbox.postgres.poll_max", Zero::Refused);
@@ -29,9 +32,9 @@ pub fn read(r: &mut Reader, limits: Option<Limits>) -> Option<Option<Settings>> 
         return Some(None);
     }
     let says = |key: &str, nothing: &str| r.values().find(key).is_some_and(|entry| entry.value.to_string() != nothing);
-    let all = [("handoff.to", ""), ("handoff.receive", "false"), ("handoff.receive_queue", "")];
-    let handing = all.into_iter().find(|(key, nothing)| says(key, nothing));
-    if let Some((key, _)) = handing {
+    // It may take the events of daemons with an outbox of their own.
+    if says("handoff.to", "") {
+        let key = "handoff.to";
         let hint = "the events of a shared outbox stay in the database, where other daemons deliver them";
         r.contradiction(key, "has no meaning with", "outbox.store", Some(hint));
     }
@@ -55,9 +58,22 @@ pub fn read(r: &mut Reader, limits: Option<Limits>) -> Option<Option<Settings>> 
         None => Tls::VerifyFull { ca },
         Some(_) => return r.refuse("outbox.postgres.tls", "must be \"off\", \"verify-full\" or empty", None),
     };
+    let (iam, password_file) = (iam?, password_file?);
+    if iam && password_file.is_some() {
+        let hint = "AWS makes the passwords: remove one of both";
+        r.contradiction(IAM, "has no meaning with", "outbox.postgres.password_file", Some(hint));
+    }
+    if iam && tls == Tls::Off {
+        return r.refuse(
+            IAM,
+            "needs TLS: a token is as good as a password",
+            Some("set outbox.postgres.tls = \"verify-full\""),
+        );
+    }
+    let server = Server { iam, ..Server::new(url, password_file.map(PathBuf::from), tls) };
     Some(Some(Settings {
         limits: limits?,
-        server: Server::new(url, password_file?.map(PathBuf::from), tls),
+        server,
         member: member?.unwrap_or_default(),
         lease: lease?,
         poll_max: poll_max?,
@@ -106,14 +122,29 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_outbox_takes_no_part_in_hand_offs() {
-        let queue = "https://sqs.eu-central-1.amazonaws.com/123456789012/handoff";
-        for set in ["handoff.to=http://a.test:9477", "handoff.receive=true", &format!("handoff.receive_queue={queue}")]
-        {
-            let all = ["outbox.store=postgres", "outbox.postgres.url=postgres://me@127.0.0.1/orders", set];
-            let why = loaded(&all).unwrap_err();
-            assert!(why.contains("has no meaning with") && why.contains("where other daemons deliver"), "{set}: {why}");
+    fn a_shared_outbox_hands_nothing_over_and_takes_what_others_do() {
+        let queue = "handoff.receive_queue=https://sqs.eu-central-1.amazonaws.com/123456789012/handoff";
+        let with =
+            |set: &str| loaded(&["outbox.store=postgres", "outbox.postgres.url=postgres://me@127.0.0.1/orders", set]);
+        let why = with("handoff.to=http://a.test:9477").unwrap_err();
+        assert!(why.contains("has no meaning with") && why.contains("where other daemons deliver"), "{why}");
+        for set in ["handoff.receive=true", queue] {
+            assert!(with(set).is_ok(), "{set}");
         }
+    }
+
+    #[test]
+    fn tokens_of_iam_need_tls_and_exclude_a_password() {
+        let with = |url: &str, more: &[&str]| {
+            let url = format!("outbox.postgres.url={url}");
+            let all: Vec<&str> =
+                ["outbox.store=postgres", "outbox.postgres.iam=true", &url].iter().chain(more).copied().collect();
+            loaded(&all).map(|config| config.postgres.unwrap().server.iam)
+        };
+        assert_eq!(with("postgres://me@db/orders", &[]), Ok(true));
+        assert!(with("postgres://me@127.0.0.1/orders", &[]).unwrap_err().contains("needs TLS"));
+        let both = with("postgres://me@db/orders", &["outbox.postgres.password_file=/p"]).unwrap_err();
+        assert!(both.contains("outbox.postgres.password_file"), "{both}");
     }
 
     #[test]

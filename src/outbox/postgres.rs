@@ -7,9 +7,12 @@
 //! `engine` is the state that all tasks share. `handle` answers the stages, `appending` and `settling` write, `keeper` beats,
 //! takes over and tidies. `live` speaks to the server. docs/adr/0026 has the reasons.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use futures_util::future::BoxFuture;
 
 use crate::clock::Clock;
 use crate::metrics::Metrics;
@@ -91,11 +94,20 @@ pub struct Server {
     pub url: String,
     pub password_file: Option<PathBuf>,
     pub tls: Tls,
+    /// AWS makes the passwords. Whoever knows its credentials sets `passwords`.
+    pub iam: bool,
+    pub passwords: Option<Arc<dyn Passwords>>,
     /// The time that a test makes the server believe, in ms, and how far it is ahead of the daemon's. 0: its own.
     #[cfg(test)]
     pub(crate) pretended: Arc<std::sync::atomic::AtomicU64>,
     #[cfg(test)]
     pub(crate) ahead: Arc<std::sync::atomic::AtomicU64>,
+}
+
+/// Makes the password for one login.
+pub trait Passwords: fmt::Debug + Send + Sync {
+    /// The error says why there is none.
+    fn password<'a>(&'a self, host: &'a str, port: u16, user: &'a str) -> BoxFuture<'a, Result<String, String>>;
 }
 
 /// Whether connections are encrypted.
@@ -115,6 +127,8 @@ impl Server {
             url,
             password_file,
             tls,
+            iam: false,
+            passwords: None,
             #[cfg(test)]
             pretended: Arc::default(),
             #[cfg(test)]

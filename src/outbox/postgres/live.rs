@@ -21,7 +21,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Connection, Row, Socket, Statement};
 
 use super::base::Trouble;
-use super::{Server, Tls};
+use super::{Passwords, Server, Tls};
 use crate::clock::Clock;
 
 mod adopt;
@@ -53,6 +53,9 @@ pub(super) const READING_MAX: Duration = Duration::from_secs(120);
 
 /// How much longer the client waits for an answer.
 const ANSWER_MORE: Duration = Duration::from_secs(5);
+
+/// The port of a URL without one.
+const PORT: u16 = 5_432;
 
 /// The longest wait for a connection, including the settings of the session.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -268,10 +271,9 @@ impl From<Trouble> for Failed {
 
 impl Session {
     async fn open(server: &Server, statement_max: Duration) -> Result<Self, Trouble> {
-        let config = config(server)?;
-        let mut session = match &server.tls {
-            Tls::Off => Self::over(config.connect(NoTls).await, server)?,
-            Tls::VerifyFull { ca } => Self::over(config.connect(tls::Maker::new(ca.as_deref())?).await, server)?,
+        let mut session = match &server.passwords {
+            None => Self::connect(&config(server)?, server).await?,
+            Some(passwords) => Self::connect_to_each(server, passwords.as_ref()).await?,
         };
         session.statement_max = statement_max;
         if session.is_pooled().await? {
@@ -283,6 +285,30 @@ impl Session {
             format!("SET statement_timeout = {}; {SESSION}; {}", statement_max.as_millis(), durable_commits(false));
         session.client.batch_execute(&settings).await.map_err(|error| session.trouble(&error))?;
         Ok(session)
+    }
+
+    async fn connect(config: &Config, server: &Server) -> Result<Self, Trouble> {
+        match &server.tls {
+            Tls::Off => Self::over(config.connect(NoTls).await, server),
+            Tls::VerifyFull { ca } => Self::over(config.connect(tls::Maker::new(ca.as_deref())?).await, server),
+        }
+    }
+
+    /// Tries one host after the other, each with a password of its own.
+    async fn connect_to_each(server: &Server, passwords: &dyn Passwords) -> Result<Self, Trouble> {
+        let whole = config(server)?;
+        let mut failed = Trouble::Poisoned("tokens of IAM need the URL of a server".to_owned());
+        for nth in 0..whole.get_hosts().len() {
+            let Some((mut one, host, port)) = of_host(&whole, server, nth) else { continue };
+            let user = whole.get_user().unwrap_or_default();
+            let no_token = |why: String| Trouble::Away(format!("there is no token of IAM for {host}: {why}"));
+            one.password(passwords.password(&host, port, user).await.map_err(no_token)?);
+            match Self::connect(&one, server).await {
+                Ok(session) => return Ok(session),
+                Err(trouble) => failed = trouble,
+            }
+        }
+        Err(failed)
     }
 
     fn over<S>(
@@ -429,6 +455,37 @@ fn class(error: &tokio_postgres::Error) -> Trouble {
 
 fn config(server: &Server) -> Result<Config, Trouble> {
     let mut config = parse(&server.url).map_err(Trouble::Poisoned)?;
+    tune(&mut config, server);
+    if let Some(path) = &server.password_file {
+        let unreadable = |error: std::io::Error| {
+            Trouble::Away(format!("the password file {} cannot be read: {error}", path.display()))
+        };
+        let password = std::fs::read_to_string(path).map_err(unreadable)?;
+        config.password(password.trim_end_matches(['\r', '\n']));
+    }
+    Ok(config)
+}
+
+/// The same for one of its hosts. `None` for a socket.
+fn of_host(whole: &Config, server: &Server, nth: usize) -> Option<(Config, String, u16)> {
+    let Host::Tcp(host) = whole.get_hosts().get(nth)? else { return None };
+    let port = match whole.get_ports() {
+        [one] => *one,
+        ports => ports.get(nth).copied().unwrap_or(PORT),
+    };
+    let mut one = Config::new();
+    one.host(host).port(port).user(whole.get_user()?);
+    if let Some(database) = whole.get_dbname() {
+        one.dbname(database);
+    }
+    if let Some(options) = whole.get_options() {
+        one.options(options);
+    }
+    tune(&mut one, server);
+    Some((one, host.clone(), port))
+}
+
+fn tune(config: &mut Config, server: &Server) {
     config.application_name("sendoff");
     config.connect_timeout(CONNECT_MAX / 2);
     config.keepalives_idle(Duration::from_secs(5));
@@ -441,14 +498,6 @@ fn config(server: &Server) -> Result<Config, Trouble> {
         Tls::Off => SslMode::Disable,
         Tls::VerifyFull { .. } => SslMode::Require,
     });
-    if let Some(path) = &server.password_file {
-        let unreadable = |error: std::io::Error| {
-            Trouble::Away(format!("the password file {} cannot be read: {error}", path.display()))
-        };
-        let password = std::fs::read_to_string(path).map_err(unreadable)?;
-        config.password(password.trim_end_matches(['\r', '\n']));
-    }
-    Ok(config)
 }
 
 fn parse(url: &str) -> Result<Config, String> {

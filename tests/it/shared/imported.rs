@@ -172,3 +172,31 @@ fn an_import_that_was_cut_off_goes_on_and_brings_nothing_twice_though_daemons_de
     assert!(taken.len() == EVENTS && taken.values().all(|times| *times == 1), "{taken:?}");
     assert_eq!(status(&shared, "/readyz"), 200);
 }
+
+#[test]
+fn a_daemon_hands_its_events_over_to_a_daemon_on_a_shared_outbox() {
+    let Some(server) = Postgres::start() else { return };
+    server.migrate();
+    let (lambda, (_guard, dir)) = (Lambda::start(), scratch());
+    lambda.throttle_all();
+    let to = setup(&server, &lambda, "shared", &dir).set("lambda.region", "eu-central-1");
+    let to = to.set("handoff.receive", "true").start();
+    let from = local(&dir.join("local"), &lambda)
+        .set("handoff.to", &to.endpoint_url())
+        .set("handoff.on_stop", "always")
+        .set("handoff.within", "30s")
+        .start();
+    let keyed = [("idempotency-key", "k")];
+    let first = from.accept("orders", &keyed, &payload("keyed"));
+    let scheduled = put(&from, &json!({"function": "orders", "payload": {"id": "later"}, "delay": "1h"}));
+    let before = state_of(&from, &scheduled);
+    from.terminate();
+    assert!(from.wait().success());
+    assert_eq!(state_of(&to, &scheduled), before);
+    let again = to.invoke("orders", &keyed, &payload("keyed"));
+    assert_eq!((again.status, again.header("x-amzn-requestid")), (202, Some(first.as_str())), "{again:?}");
+    lambda.take_all();
+    lambda.wait_for(&["keyed".to_owned()]);
+    eventually("the scheduled one is left", || (to.stored() == 1.0).then_some(()));
+    assert_eq!(lambda.taken(), [("keyed".to_owned(), 1)].into());
+}

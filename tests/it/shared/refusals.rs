@@ -1,5 +1,13 @@
 //! What a start and `sendoff postgres check` say of a database that cannot be used, or not safely. And TLS.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
 use super::setup;
 use crate::rig::daemon::{Setup, scratch};
 use crate::rig::lambda::Lambda;
@@ -170,4 +178,65 @@ fn a_database_is_used_over_tls_only_if_its_certificate_is_of_its_name_and_of_a_k
     let unencrypted =
         "SELECT count(*) FROM pg_stat_ssl s JOIN pg_stat_activity USING (pid) WHERE usename = 'sendoff' AND NOT s.ssl";
     assert_eq!(server.sql("orders", unencrypted), "0");
+}
+
+/// A server that only asks for the password of a login, over TLS, and refuses it. Returns what it was told.
+fn password_told_to_a_server(right: &Authority, connect: impl FnOnce(u16) + Send) -> String {
+    let pair = right.issue(&["localhost"], 2100);
+    let certificates = CertificateDer::pem_slice_iter(pair.cert.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(pair.key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = Arc::new(config.with_no_client_auth().with_single_cert(certificates, key).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::scope(|threads| {
+        let serving = threads.spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            // A request for TLS, which has 8 bytes.
+            stream.read_exact(&mut [0; 8]).unwrap();
+            stream.write_all(b"S").unwrap();
+            let mut stream = StreamOwned::new(ServerConnection::new(config).unwrap(), stream);
+            let mut message = |has_kind: bool| {
+                let mut head = [0; 5];
+                stream.read_exact(&mut head[usize::from(!has_kind)..]).unwrap();
+                let length = u32::from_be_bytes(head[1..].try_into().unwrap()) as usize - 4;
+                let mut body = vec![0; length];
+                stream.read_exact(&mut body).unwrap();
+                // It wants a password in clear text, as RDS does for tokens.
+                stream.write_all(&[b'R', 0, 0, 0, 8, 0, 0, 0, 3]).unwrap();
+                stream.flush().unwrap();
+                body
+            };
+            message(false);
+            let password = message(true);
+            String::from_utf8(password[..password.len() - 1].to_vec()).unwrap()
+        });
+        connect(port);
+        serving.join().unwrap()
+    })
+}
+
+#[test]
+fn a_login_with_iam_sends_a_signed_url_as_its_password_over_tls_only() {
+    let (right, (_guard, dir)) = (Authority::new("right"), scratch());
+    let ca = format!("outbox.postgres.tls_ca={}", right.write(&dir).display());
+    let check = |port: u16, settings: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sendoff"));
+        let url = format!("postgres://my_daemon@localhost:{port}/orders");
+        command.args(["postgres", "check", "--url", &url, "--set", "outbox.postgres.iam=true"]).env_clear();
+        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+        crate::rig::python::aws_environment(&mut command);
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let token = password_told_to_a_server(&right, |port| {
+        let (code, said) = check(port, &["outbox.postgres.tls=verify-full", &ca]);
+        assert!(code == Some(69) && !said.contains("X-Amz"), "{said}");
+    });
+    for part in ["localhost:", "/?Action=connect&DBUser=my_daemon&", "%2Frds-db%2Faws4_request", "X-Amz-Expires=900"] {
+        assert!(token.contains(part), "{part}: {token}");
+    }
+    let (code, said) = check(1, &[]);
+    assert!(code == Some(78) && said.contains("needs TLS"), "{said}");
 }
