@@ -221,7 +221,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ),
     (
         "SystemTime",
-        &["clock.rs", "aws/sign.rs", "aws/direct/skew.rs", "aws/answer/retry_after.rs"],
+        &["clock.rs", "aws/sign.rs", "aws/rds.rs", "aws/direct/skew.rs", "aws/answer/retry_after.rs"],
         "only the clock knows the time, or the simulation is none",
     ),
     ("fastrand::", &["clock.rs"], "only the clock draws random numbers, or a seed does not repeat a run"),
