@@ -1,8 +1,11 @@
 //! Reads who may call the ingest listener: `[auth]`, and the tables of `[clients]`.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use http::Uri;
 
 use super::raw::CLIENTS;
 use super::read::{Reader, Zero};
@@ -74,15 +77,37 @@ pub fn read(r: &mut Reader, region: Option<&str>, required: Option<bool>, asks: 
 
 /// The names in a `san` key, each once. DNS names in lower case: their case does not matter (RFC 4343), that of a URI
 /// does.
-pub(super) fn names_of_certificates(san: &str) -> Vec<String> {
+pub(super) fn names_of_certificates(r: &mut Reader, table: &str, san: &str) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for name in san.split_whitespace() {
+        if !can_be_in_a_certificate(name) {
+            let why = format!("{name:?} is neither a DNS name nor a URI, so no certificate matches it");
+            r.refuse::<()>(
+                &format!("{table}.san"),
+                &why,
+                Some("write names like \"orders.shop.svc\" or \"spiffe://shop/orders\""),
+            );
+        }
         let name = if name.contains("://") { name.to_owned() } else { name.to_ascii_lowercase() };
         if !names.contains(&name) {
             names.push(name);
         }
     }
     names
+}
+
+/// Whether a certificate can have this DNS name (RFC 1123, in ASCII) or this URI.
+fn can_be_in_a_certificate(name: &str) -> bool {
+    if name.contains("://") {
+        return name.is_ascii() && name.parse::<Uri>().is_ok();
+    }
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    name.parse::<IpAddr>().is_err() && name.len() <= 253 && name.split('.').all(is_label)
 }
 
 /// The users in a `uid` key.
@@ -107,7 +132,8 @@ pub(super) fn users(r: &mut Reader, table: &str, written: &str) -> Option<Vec<u3
 fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Client, Ways)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.chars().count() > NAME_CHARS_MAX || !name.chars().all(is_name) || name == "unknown" {
-        r.refuse_table(table, "not a name for a client", "use letters, digits and -_. , at most 64 of them");
+        let hint = "use letters, digits and -_. , at most 64 of them; \"unknown\" stands for all others in metrics";
+        r.refuse_table(table, "not a name for a client", hint);
         return None;
     }
     let functions = functions(r, table, home);
@@ -128,7 +154,7 @@ fn client(r: &mut Reader, name: &str, table: &str, home: &Home) -> Option<(Clien
         token_file: token_file?.map(PathBuf::from),
         access_key_id: access_key_id?,
         secret_file: secret_file?.map(PathBuf::from),
-        names: names_of_certificates(&san?.unwrap_or_default()),
+        names: names_of_certificates(r, table, &san?.unwrap_or_default()),
         uids: uids?,
     };
     if ways == Ways::default() {
@@ -253,6 +279,11 @@ mod tests {
             ("functions = '*'\nuid = '7'\n[clients.b]\nfunctions = '*'\nuid = '7'", "\"uid 7\" stands for another"),
             ("", "s.toml:1: [clients.a]: functions is missing"),
             ("functions = '*'\ntoken = 'x'", "clients.a.token: unknown key"),
+            ("functions = '*'\nsan = '127.0.0.1'", "neither a DNS name nor a URI"),
+            ("functions = '*'\nsan = 'orders.shop.svc.'", "neither a DNS name nor a URI"),
+            ("functions = '*'\nsan = 'a..b'", "neither a DNS name nor a URI"),
+            ("functions = '*'\nsan = 'a@b.c'", "neither a DNS name nor a URI"),
+            ("functions = '*'\nsan = '\u{fc}n\u{ef}.de'", "neither a DNS name nor a URI"),
             ("function = '*'", "did you mean `clients.a.functions`?"),
             ("functions = '*'\ncalls = 'yes'\ntoken_file = '/t'", "clients.a.calls = \"yes\": neither true nor false"),
         ] {

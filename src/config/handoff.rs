@@ -10,6 +10,7 @@ use super::read::{Reader, Zero};
 use super::{endpoint, queue};
 use crate::handoff::{Address, RESERVE, Settings};
 use crate::hop;
+use crate::ingest::client;
 
 const TO: &str = "handoff.to";
 const URL_HINT: &str = "write it like \"http://sendoff.sendoff.svc:9477\": another sendoff's ingest listener, without a path; or name an SQS queue by its URL or ARN";
@@ -89,6 +90,11 @@ fn means_a_queue(text: &str) -> bool {
 
 /// The target that a text names. The error does not repeat the text, which may contain a password.
 pub fn target(text: &str) -> Result<Address, &'static str> {
+    if text.parse::<Uri>().is_ok_and(|uri| uri.path().starts_with(client::PATH)) {
+        return Err(
+            "a URL with a secret in its path: leave the path out, and name a file with the secret as handoff.token_file",
+        );
+    }
     if means_a_queue(text) {
         queue::check(text).map_err(|no| no.why)?;
         return if is_fifo(text) { Err(FIFO) } else { Ok(Address::Queue(text.to_owned())) };
@@ -154,6 +160,7 @@ mod tests {
             ("on_stop = 'always'", "there is no target"),
             ("to = 'http://127.0.0.1:9477'", "sendoff's own address"),
             ("to = 'http://a.test:1/v1'", "a URL with a path"),
+            ("to = 'https://a.test:1/c/0123456789abcdef0123456789abcdef'", "handoff.token_file"),
             ("to = 'a.test:9477'", "not an http:// or https:// URL"),
             ("to = 'http://a.test:1 http://a.test:1'", "names a target twice"),
             ("within = '5s'", "not longer than 5s"),

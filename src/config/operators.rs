@@ -79,7 +79,7 @@ fn operator(r: &mut Reader, name: &str, table: &str) -> Option<(Operator, Ways)>
     };
     let [token_file, san, uid] = ["token_file", "san", "uid"].map(&mut text);
     let uids = super::clients::users(r, table, &uid?.unwrap_or_default())?;
-    let names = super::clients::names_of_certificates(&san?.unwrap_or_default());
+    let names = super::clients::names_of_certificates(r, table, &san?.unwrap_or_default());
     let ways = Ways { token_file: token_file?.map(PathBuf::from), names, uids };
     if ways == Ways::default() {
         r.refuse_table(table, "there is nothing to know this operator by", "give it token_file, san or uid");

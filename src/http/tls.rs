@@ -126,7 +126,8 @@ async fn handshake(stream: TcpStream, tls: &Tls) -> io::Result<(Wire, Vec<String
 /// The DNS names and URIs of a client's certificate (RFC 5280, subjectAltName). rustls has already verified it.
 fn names(chain: &[rustls::pki_types::CertificateDer<'_>]) -> Vec<String> {
     let Some(Ok(certificate)) = chain.first().map(webpki::EndEntityCert::try_from) else { return Vec::new() };
-    let uris = certificate.valid_uri_names().map(str::to_owned);
+    // A URI has a scheme, so none is taken for a DNS name.
+    let uris = certificate.valid_uri_names().filter(|uri| uri.contains("://")).map(str::to_owned);
     // The case of a DNS name does not matter (RFC 4343), so all are compared in lower case.
     let hosts = certificate.valid_dns_names().map(str::to_ascii_lowercase);
     let mut names: Vec<_> = uris.chain(hosts).take(NAMES_MAX + 1).collect();

@@ -27,9 +27,8 @@ const SCARCE_BYTES_MIN: usize = 4 * 1024;
 /// that is still writing when the connection closes would see a reset instead of the answer, and retry in vain.
 const DISCARD_BYTES_MAX: u64 = 6_291_456;
 
-/// The same for a caller without rights: more than most bodies have, and for how long.
-const STRANGER_BYTES_MAX: u64 = 64 << 10;
-const STRANGER_TIME_MAX: Duration = Duration::from_secs(1);
+/// The longest that the body of a caller without rights is read and discarded.
+const STRANGER_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// Why a body was not read to its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,10 +134,10 @@ pub async fn discard<B: Body>(body: Pin<&mut B>, time_max: Duration, permit: &Pe
     timeout(time_max, discard_to(body, DISCARD_BYTES_MAX)).await.unwrap_or_default();
 }
 
-/// Like [`discard`] for a caller without rights: so little that it needs no permit.
-pub async fn discard_little<B: Body>(body: Pin<&mut B>) {
-    if body.size_hint().lower() <= STRANGER_BYTES_MAX {
-        timeout(STRANGER_TIME_MAX, discard_to(body, STRANGER_BYTES_MAX)).await.unwrap_or_default();
+/// Like [`discard`] for a caller without rights: for a short time, and without a permit, because nothing of it is kept.
+pub async fn discard_briefly<B: Body>(body: Pin<&mut B>) {
+    if !body.is_end_stream() && body.size_hint().lower() <= DISCARD_BYTES_MAX {
+        timeout(STRANGER_TIME_MAX, discard_to(body, DISCARD_BYTES_MAX)).await.unwrap_or_default();
     }
 }
 

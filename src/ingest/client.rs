@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Method;
 use http::header::AUTHORIZATION;
 use http::request::Parts as Head;
 use http::uri::{PathAndQuery, Uri};
@@ -28,7 +29,7 @@ use crate::http::peer::Peer;
 use crate::ingest::sigv4::{self, Claim, Flaw};
 
 /// The prefix of a path with a secret in it: `/c/SECRET/2015-03-31/functions/...`.
-const PATH: &str = "/c/";
+pub const PATH: &str = "/c/";
 
 /// A client, and what it may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,15 +56,29 @@ impl Client {
 
     /// Whether it may make another operation of Lambda's API. An operation without a function in its path concerns all
     /// functions.
-    pub fn may_pass(&self, uri: &Uri, home: &Home) -> bool {
+    pub fn may_pass(&self, method: &Method, uri: &Uri, home: &Home) -> bool {
         let may_use_each = |functions: Vec<FunctionName>| functions.iter().all(|function| self.may_use(function));
-        self.calls && (self.may_use_all() || functions_of(uri, home).is_some_and(may_use_each))
+        self.calls && (self.may_use_all() || functions_of(method, uri, home).is_some_and(may_use_each))
     }
 }
 
+/// What follows the function's name in the path of the operations that read one version or alias: GetFunction,
+/// GetFunctionConfiguration, GetPolicy, GetFunctionEventInvokeConfig, GetProvisionedConcurrencyConfig, GetFunctionUrlConfig,
+/// GetRuntimeManagementConfig (the API reference of Lambda, parameter `Qualifier`).
+const QUALIFIED: [&str; 7] = [
+    "",
+    "configuration",
+    "policy",
+    "event-invoke-config",
+    "provisioned-concurrency",
+    "url",
+    "runtime-management-config",
+];
+
 /// The functions that an operation may be about: `/2015-03-31/functions/NAME/...`, each with a qualifier that the path or
-/// the query names. Only Lambda knows which of several it would take.
-fn functions_of(uri: &Uri, home: &Home) -> Option<Vec<FunctionName>> {
+/// the query names. Only Lambda knows which of several it would take. Most operations take no qualifier and are about the whole
+/// function, whatever the query says: then that is among them.
+fn functions_of(method: &Method, uri: &Uri, home: &Home) -> Option<Vec<FunctionName>> {
     let path = uri.path();
     let (version, rest) = path.strip_prefix('/')?.split_once("/functions/")?;
     // Deeper in a path, `functions/NAME` would be a part of something else.
@@ -79,14 +94,18 @@ fn functions_of(uri: &Uri, home: &Home) -> Option<Vec<FunctionName>> {
     let qualifiers = pairs.filter(|(name, _)| percent_decode(name).eq_ignore_ascii_case("qualifier"));
     let qualifiers: Vec<String> = qualifiers.map(|(_, qualifier)| percent_decode(qualifier)).collect();
     let plain = Parts::parse(&label)?;
-    if qualifiers.is_empty() {
-        return Some(vec![plain.canonical(None, home)]);
-    }
     let own = plain.qualifier.map(str::to_owned);
+    let whole = Parts { qualifier: None, ..plain }.canonical(None, home);
+    if own.is_none() && qualifiers.is_empty() {
+        return Some(vec![whole]);
+    }
+    let beyond = rest.split_once('/').map_or("", |(_, beyond)| beyond.trim_end_matches('/'));
+    let is_of_one = *method == Method::GET && QUALIFIED.contains(&beyond);
+    let whole = (!is_of_one).then_some(whole);
     let of = |qualifier: &String| {
         Parts::parse(&label).map(|parts| Parts { qualifier: None, ..parts }.canonical(Some(qualifier), home))
     };
-    own.iter().chain(&qualifiers).map(of).collect()
+    own.iter().chain(&qualifiers).map(of).chain(whole.map(Some)).collect()
 }
 
 /// The proofs that identify a client.
@@ -138,19 +157,24 @@ impl Clients {
                 Err(Bad { key: format!("clients.{}.{key}", client.name), path: path.clone(), why: why.to_owned() })
             };
             const TWICE: &str = "has a secret that stands for a client already; each client needs its own";
+            let is_of_another = |of: &Tokens<Arc<Client>>, secret: &Secret| {
+                of.find(secret.expose()).is_some_and(|other| other.name != client.name)
+            };
             if let Some(path) = &ways.path_token_file {
                 for secret in read("path_token_file", path)? {
                     if !secret.fits_a_path() {
                         return taken("path_token_file", path, "has characters other than letters, digits and -._~");
                     }
-                    if !directory.paths.add(&secret, Arc::clone(&client)) {
+                    if is_of_another(&directory.bearers, &secret) || !directory.paths.add(&secret, Arc::clone(&client))
+                    {
                         return taken("path_token_file", path, TWICE);
                     }
                 }
             }
             if let Some(path) = &ways.token_file {
                 for secret in read("token_file", path)? {
-                    if !directory.bearers.add(&secret, Arc::clone(&client)) {
+                    if is_of_another(&directory.paths, &secret) || !directory.bearers.add(&secret, Arc::clone(&client))
+                    {
                         return taken("token_file", path, TWICE);
                     }
                 }
@@ -279,7 +303,16 @@ impl Directory {
         }
         let required = self.required && !behind.is_some_and(|own| self.is_let_in(uid, own));
         let authorization = head.headers.get(AUTHORIZATION).map(|value| value.as_bytes());
+        let several = head.headers.get_all(AUTHORIZATION).iter().nth(1).is_some();
         match authorization {
+            // Which one counts would be a guess. A signature says so in its own words.
+            Some(text) if several && !sigv4::is_signature(text) => {
+                if required {
+                    Err(Unidentified::Unknown)
+                } else {
+                    Ok(Caller::Anyone)
+                }
+            }
             Some(text) if sigv4::is_signature(text) => self.by_signature(head, now, required),
             Some(text) if !self.bearers.is_empty() && is_bearer(text) => {
                 let token = text["Bearer ".len()..].trim_ascii();

@@ -203,7 +203,7 @@ impl<O: Outbox, P: Passthrough> Door<O, P> {
                 // A client that waits for "100 Continue" has not begun to send. Reading would ask it to.
                 let waits = head.headers.contains_key(EXPECT);
                 if refusal.is_of_a_stranger() && !waits {
-                    body::discard_little(body).await;
+                    body::discard_briefly(body).await;
                 } else if refusal.leaves_body() && !waits {
                     // Only while this takes no memory from others.
                     if let Ok(permit) = self.shared.admission.admit(&head) {

@@ -36,6 +36,37 @@ fn metric(client: &Client, daemon: &Daemon, name: &str) -> f64 {
     line.unwrap_or_else(|| panic!("{name} is missing")).parse().unwrap()
 }
 
+/// A client that writes a body of a megabyte reads the refusal only if the connection stays open for it.
+#[test]
+fn whoever_is_refused_over_tls_sees_why_however_large_the_body_is() {
+    let (scratch, state) = scratch();
+    let files = scratch.path();
+    let authority = Authority::new("test authority");
+    let ca = authority.write(files);
+    let secret = "0123456789abcdef0123456789abcdef";
+    std::fs::write(files.join("orders"), secret).unwrap();
+    let daemon = setup(&state, files, &authority.for_loopback(2100))
+        .set("auth.ingest", "required")
+        .set("clients.orders.functions", "orders")
+        .set("clients.orders.path_token_file", files.join("orders").to_str().unwrap())
+        .start();
+    let cases: Vec<_> = (1..=6)
+        .map(|n| {
+            let args = json!({ "FunctionName": "mails", "InvocationType": "Event", "Payload": n * 170_000 });
+            (n.to_string(), "invoke", args)
+        })
+        .collect();
+    for (path, code) in
+        [(format!("/c/{secret}"), "AccessDeniedException"), (String::new(), "UnrecognizedClientException")]
+    {
+        let mut boto3 = python::script("invoke.py");
+        boto3.arg(https(&daemon) + &path).env("AWS_CA_BUNDLE", &ca);
+        for case in crate::clients::shown(boto3, &cases) {
+            assert_eq!(case["shown"]["Error"]["Code"], code, "{case}");
+        }
+    }
+}
+
 #[test]
 fn real_clients_hand_over_events_by_https_with_a_private_authority() {
     let (scratch, state) = scratch();

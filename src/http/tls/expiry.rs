@@ -1,4 +1,4 @@
-//! Reads when a certificate expires. rustls and webpki check this field but do not expose it.
+//! Reads from when until when a certificate is valid. rustls and webpki check these fields but do not expose them.
 
 use crate::clock::UnixMillis;
 
@@ -8,9 +8,9 @@ const INTEGER: u8 = 0x02;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// `notAfter` of a certificate in DER (RFC 5280, sections 4.1 and 4.1.2.5). `None` means that it cannot be read. The
-/// format ends with the year 9999, so the time fits in 64 bits.
-pub(super) fn not_after(certificate: &[u8]) -> Option<UnixMillis> {
+/// `notBefore` and `notAfter` of a certificate in DER (RFC 5280, sections 4.1 and 4.1.2.5). `None` means that they cannot be
+/// read. The format ends with the year 9999, so the times fit in 64 bits.
+pub(super) fn validity(certificate: &[u8]) -> Option<(UnixMillis, UnixMillis)> {
     let mut certificate = Der(Der(certificate).take(SEQUENCE)?);
     let mut signed = Der(certificate.take(SEQUENCE)?);
     if signed.0.first() == Some(&VERSION) {
@@ -19,8 +19,7 @@ pub(super) fn not_after(certificate: &[u8]) -> Option<UnixMillis> {
     signed.take(INTEGER)?;
     let (_algorithm, _issuer) = (signed.take(SEQUENCE)?, signed.take(SEQUENCE)?);
     let mut validity = Der(signed.take(SEQUENCE)?);
-    let _not_before = validity.time()?;
-    validity.time()
+    Some((validity.time()?, validity.time()?))
 }
 
 /// The rest of a sequence of values.
@@ -90,13 +89,13 @@ mod tests {
     fn both_forms_of_time_are_read_and_torn_certificates_have_none() {
         for (year, written) in [(2027, "2027-02-03"), (2049, "2049-02-03"), (2050, "2050-02-03"), (4096, "4096-02-03")]
         {
-            let found = not_after(&certificate(year)).unwrap();
-            assert_eq!(found.rfc3339().split_once('T').unwrap().0, written);
+            let (from, until) = validity(&certificate(year)).unwrap();
+            assert_eq!(from.rfc3339().split_once('T').unwrap().0, "1975-01-01");
+            assert_eq!(until.rfc3339().split_once('T').unwrap().0, written);
         }
         let whole = certificate(2027);
-        let validity = 200.min(whole.len());
-        for length in 0..validity {
-            assert!(not_after(&whole[..length]).is_none(), "{length}");
+        for length in 0..200.min(whole.len()) {
+            assert!(validity(&whole[..length]).is_none(), "{length}");
         }
     }
 
@@ -106,8 +105,8 @@ mod tests {
             let mut changed = certificate(2027);
             let at = at % changed.len();
             changed[at] = byte;
-            let _ = not_after(&changed);
-            let _ = not_after(&noise);
+            let _ = validity(&changed);
+            let _ = validity(&noise);
         }
     }
 }

@@ -9,7 +9,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest as _, Sha256};
 
-use super::expiry::not_after;
+use super::expiry::validity;
 use super::pem::{certificates, private_key};
 use crate::clock::UnixMillis;
 use crate::follow::Bad;
@@ -42,12 +42,14 @@ pub struct Pair {
     pub optional: Arc<ServerConfig>,
     /// For listeners where a client must present one. The same as `optional` if there is no `client_ca`.
     pub required: Arc<ServerConfig>,
+    /// From when on all certificates of the chain are valid.
+    pub begins: UnixMillis,
     /// When the first certificate of the chain expires.
     pub expires: UnixMillis,
 }
 
 impl Files {
-    /// Reads and checks the files, except whether the certificate has expired. Also returns a digest of the contents.
+    /// Reads and checks the files, except whether the certificate is valid now. Also returns a digest of the contents.
     /// Blocks on the disk.
     pub fn load(&self) -> Result<([u8; 32], Pair), Bad> {
         let contents = self.read()?;
@@ -59,14 +61,20 @@ impl Files {
         Ok((digest.finalize().into(), pair))
     }
 
-    /// As [`Files::load`], but refuses an expired certificate, so that it does not replace one in service.
+    /// As [`Files::load`], but refuses a certificate that is not valid now, so that it does not replace one in service.
     pub fn load_valid(&self, now: UnixMillis) -> Result<([u8; 32], Pair), Bad> {
         let (digest, pair) = self.load()?;
-        if pair.expires <= now {
-            let why = format!("expired on {}; renew it: clients refuse it", pair.expires.rfc3339());
-            return Err(Bad { key: "tls.cert".to_owned(), path: self.cert.clone(), why });
-        }
-        Ok((digest, pair))
+        let why = if pair.expires <= now {
+            format!("expired on {}; renew it: clients refuse it", pair.expires.rfc3339())
+        } else if pair.begins > now {
+            format!(
+                "not valid before {}: clients refuse it until then; check the clock of this machine",
+                pair.begins.rfc3339()
+            )
+        } else {
+            return Ok((digest, pair));
+        };
+        Err(Bad { key: "tls.cert".to_owned(), path: self.cert.clone(), why })
     }
 
     fn read(&self) -> Result<Contents, Bad> {
@@ -83,9 +91,12 @@ impl Files {
         let bad_cert = |why: String| Bad { key: "tls.cert".to_owned(), path: self.cert.clone(), why };
         let bad_key = |why: String| Bad { key: "tls.key".to_owned(), path: self.key.clone(), why };
         let chain = certificates(&contents.cert).map_err(bad_cert)?;
-        let expiries = chain.iter().map(|certificate| not_after(certificate));
-        let expires = expiries.collect::<Option<Vec<_>>>().and_then(|all| all.into_iter().min());
-        let expires = expires.ok_or_else(|| bad_cert("not an X.509 certificate".to_owned()))?;
+        let times = chain.iter().map(|certificate| validity(certificate)).collect::<Option<Vec<_>>>();
+        let all = |(begins, expires): (UnixMillis, UnixMillis), next: (UnixMillis, UnixMillis)| {
+            (begins.max(next.0), expires.min(next.1))
+        };
+        let times = times.and_then(|times| times.into_iter().reduce(all));
+        let (begins, expires) = times.ok_or_else(|| bad_cert("not an X.509 certificate".to_owned()))?;
         let key = private_key(&contents.key).map_err(bad_key)?;
         let authorities = match (&self.client_ca, &contents.client_ca) {
             (Some(path), Some(text)) => Some(authorities(text).map_err(|why| Bad {
@@ -98,7 +109,7 @@ impl Files {
         let config = |required| config(&chain, &key, authorities.as_ref(), required).map_err(bad_key);
         let optional = config(false)?;
         let required = if authorities.is_some() { config(true)? } else { Arc::clone(&optional) };
-        Ok(Pair { optional, required, expires })
+        Ok(Pair { optional, required, begins, expires })
     }
 }
 

@@ -186,6 +186,18 @@ fn what_has_expired_is_served_only_where_nothing_better_is() {
     assert!(bad.to_string().starts_with("tls.cert = ") && bad.why.starts_with("expired on 2001-01-01"), "{bad}");
 }
 
+#[test]
+fn what_is_not_valid_yet_does_not_replace_what_is() {
+    let directory = tempfile::tempdir().unwrap();
+    write(directory.path(), &Authority::new().issue(&[dns("sendoff.test")], 2100));
+    let files = files(directory.path());
+    let at = |seconds: u64| files.load_valid(UnixMillis(seconds * 1_000)).map(drop);
+    // rcgen's certificates begin in 1975.
+    assert!(at(1_790_000_000).is_ok());
+    let bad = at(86_400).unwrap_err();
+    assert!(bad.why.starts_with("not valid before 1975-01-01"), "{bad}");
+}
+
 #[tokio::test]
 async fn files_that_cannot_be_served_are_named_with_their_key_and_the_reason() {
     let directory = tempfile::tempdir().unwrap();

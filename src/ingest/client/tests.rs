@@ -1,4 +1,4 @@
-use http::{HeaderValue, Request};
+use http::{HeaderValue, Method, Request};
 
 use super::*;
 use crate::http::peer::Identity;
@@ -148,7 +148,7 @@ fn a_client_uses_what_its_patterns_name_and_passes_what_concerns_them() {
     ] {
         assert_eq!(one.may_use(&FunctionName::new(function)), may, "{function}");
     }
-    let may = |client: &Client, target: &str| client.may_pass(&target.parse().unwrap(), &settings().home);
+    let may = |client: &Client, target: &str| client.may_pass(&Method::GET, &target.parse().unwrap(), &settings().home);
     assert!(may(&one, "/2015-03-31/functions/invoices"));
     assert!(may(&one, "/2015-03-31/functions/orders-eu/configuration"));
     assert!(may(&one, "/2015-03-31/functions/arn%3Aaws%3Alambda%3Aeu-central-1%3A123456789012%3Afunction%3Ainvoices"));
@@ -173,6 +173,34 @@ fn a_client_uses_what_its_patterns_name_and_passes_what_concerns_them() {
         assert!(!may(&one, path), "{path}");
         assert!(may(&client("invoices *", true), path), "{path}");
         assert!(!may(&client("*", false), path), "{path}");
+    }
+}
+
+#[test]
+fn a_qualifier_narrows_nothing_where_lambda_takes_none() {
+    let client = |functions: &str, calls| {
+        let functions = functions.split(' ').map(str::to_owned).collect();
+        Client { name: "c".to_owned(), functions, calls, hands_over: false }
+    };
+    let one = client("invoices:prod", true);
+    let may = |method: Method, target: &str| one.may_pass(&method, &target.parse().unwrap(), &settings().home);
+    for target in ["invoices?Qualifier=prod", "invoices:prod/configuration", "invoices/policy/?Qualifier=prod"] {
+        assert!(may(Method::GET, &format!("/2015-03-31/functions/{target}")), "{target}");
+    }
+    for (method, target) in [
+        (Method::PUT, "invoices/code?Qualifier=prod"),
+        (Method::PUT, "invoices:prod/code"),
+        (Method::PUT, "invoices/concurrency?Qualifier=prod"),
+        (Method::POST, "invoices/versions?Qualifier=prod"),
+        (Method::DELETE, "invoices/aliases/dev?Qualifier=prod"),
+        (Method::DELETE, "invoices?Qualifier=prod"),
+        (Method::GET, "invoices/aliases/dev?Qualifier=prod"),
+        (Method::GET, "invoices:prod/versions"),
+    ] {
+        assert!(!may(method.clone(), &format!("/2015-03-31/functions/{target}")), "{method} {target}");
+        let whole = client("invoices invoices:*", true);
+        let path = format!("/2015-03-31/functions/{target}");
+        assert!(whole.may_pass(&method, &path.parse().unwrap(), &settings().home), "{method} {target}");
     }
 }
 

@@ -89,7 +89,7 @@ impl<O, P> Door<O, P> {
     /// Whether the caller may have another operation of Lambda's API passed through.
     pub(super) fn may_pass(&self, caller: &Caller, head: &Head) -> Result<(), Refusal> {
         match caller.client() {
-            Some(client) if !client.may_pass(&head.uri, &self.shared.settings.home) => {
+            Some(client) if !client.may_pass(&head.method, &head.uri, &self.shared.settings.home) => {
                 let key = if client.calls { "functions" } else { "calls" };
                 let denied = denied(client, head.uri.path(), key);
                 Err(Refusal::NotAllowed(NotAllowed { action: "this operation", ..denied }))
