@@ -55,8 +55,9 @@ impl Seat {
         Self { setup, wire, daemon: None }
     }
 
+    /// As systemd would, again if the database does not answer yet.
     fn start(&mut self) {
-        self.daemon = Some(self.setup.start());
+        self.daemon = Some(eventually("the daemon starts", || self.setup.start_if_it_can().ok()));
     }
 
     fn suffer(&mut self, blow: Blow, rng: &mut fastrand::Rng) {

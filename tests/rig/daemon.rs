@@ -75,11 +75,16 @@ impl Setup {
 
     /// Starts the daemon and waits until it is ready.
     pub fn start(&self) -> Daemon {
+        self.start_if_it_can().unwrap_or_else(|lines| panic!("sendoff ended before it was ready: {lines:?}"))
+    }
+
+    /// The same. If it ends before it is ready, returns what it said.
+    pub fn start_if_it_can(&self) -> Result<Daemon, Vec<String>> {
         let process = self.spawn();
-        let Some((ingest, admin)) = process.line(PATIENCE, ready) else {
-            panic!("sendoff ended before it was ready: {:?}", process.lines())
-        };
-        Daemon { process, ingest, admin }
+        match process.line(PATIENCE, ready) {
+            Some((ingest, admin)) => Ok(Daemon { process, ingest, admin }),
+            None => Err(process.lines()),
+        }
     }
 
     /// Starts the daemon with a log that cannot be read, on ports that are chosen before, and waits until it is ready.

@@ -76,18 +76,24 @@ impl Postgres {
     /// A second server that follows this one, with its own database of the same content. It takes no writes until it is
     /// promoted. This one waits with each commit until the second one has it.
     pub fn start_synchronous_standby(&self) -> Self {
-        let mut standby =
-            Self { programs: self.programs.clone(), scratch: scratch(), port: lasting_port(), guard: None };
-        let mut copying = unprivileged(&self.programs.join("pg_basebackup"));
-        let primary = format!("host=127.0.0.1 port={} user=admin application_name=standby", self.port);
-        copying.args(["-d", &primary, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"]).arg(standby.data());
-        run(&mut copying);
-        standby.begin();
+        let standby = self.start_standby(self.port);
         self.sql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'standby'");
         self.sql("postgres", "SELECT pg_reload_conf()");
         eventually("the standby is synchronous", || {
             (self.sql("postgres", "SELECT sync_state FROM pg_stat_replication") == "sync").then_some(())
         });
+        standby
+    }
+
+    /// The same, but this one waits for nothing. It is followed by way of this port.
+    pub fn start_standby(&self, port: u16) -> Self {
+        let mut standby =
+            Self { programs: self.programs.clone(), scratch: scratch(), port: lasting_port(), guard: None };
+        let mut copying = unprivileged(&self.programs.join("pg_basebackup"));
+        let primary = format!("host=127.0.0.1 port={port} user=admin application_name=standby");
+        copying.args(["-d", &primary, "-R", "-X", "stream", "-c", "fast", "--no-sync", "-D"]).arg(standby.data());
+        run(&mut copying);
+        standby.begin();
         standby
     }
 

@@ -1,15 +1,17 @@
 //! A failover to a synchronous standby, and a pooler between the daemons and the database.
 
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Instant;
 
 use super::{jobs, owner_of, setup, status};
 use crate::rig::daemon::scratch;
-use crate::rig::lambda::Lambda;
+use crate::rig::lambda::{Lambda, payload};
 use crate::rig::postgres::{Postgres, sendoff, unprivileged};
 use crate::rig::process::Process;
 use crate::rig::sender::Sender;
 use crate::rig::tools::tool;
+use crate::rig::wire::Wire;
 use crate::rig::{eventually, lasting_port};
 
 #[test]
@@ -47,6 +49,59 @@ fn a_failover_to_a_synchronous_standby_loses_nothing_and_forgets_no_key() {
     let again = daemons[1].invoke("orders-0", &[("idempotency-key", "warm")], br#"{"id":"warm"}"#);
     assert_eq!((again.status, again.header("x-sendoff-duplicate")), (202, Some("true")), "{again:?}");
     assert_eq!(standby.sql("orders", "SELECT count(*) FROM sendoff.daemons WHERE alive"), "2");
+}
+
+#[test]
+fn a_failover_that_loses_commits_loses_only_those_and_the_daemons_go_on() {
+    let Some(mut primary) = Postgres::start() else { return };
+    primary.migrate();
+    let wire = Wire::start(SocketAddr::from(([127, 0, 0, 1], primary.port())));
+    let standby = primary.start_standby(wire.port());
+    let (lambda, (_guard, dir)) = (Lambda::start(), scratch());
+    let both = format!("postgres://admin@127.0.0.1:{},127.0.0.1:{}/orders", primary.port(), standby.port());
+    let daemons =
+        ["first", "second"].map(|name| setup(&primary, &lambda, name, &dir).set("outbox.postgres.url", &both).start());
+    lambda.throttle_all();
+    let send = |nth: usize, function: &str, id: &str| {
+        let headers = [("idempotency-key", id)];
+        eventually("the event is accepted", || {
+            Some(daemons[nth % 2].invoke(function, &headers, &payload(id))).filter(|answer| answer.status == 202)
+        })
+    };
+    let events = |prefix: &str| (0..6).map(|n| format!("{prefix}-{n}")).collect::<Vec<_>>();
+    let (before, lost, after) = (events("before"), events("lost"), events("after"));
+    before.iter().enumerate().for_each(|(n, id)| drop(send(n, "orders", id)));
+    eventually("the standby has them", || {
+        (standby.sql("orders", "SELECT count(*) FROM sendoff.event") == "6").then_some(())
+    });
+    // From here on the standby hears nothing. A function that only the primary knows gets its number again later.
+    wire.cut();
+    lost.iter().enumerate().for_each(|(n, id)| drop(send(n, "payments", id)));
+    primary.crash();
+    standby.promote();
+    lambda.take_all();
+    for (n, id) in after.iter().enumerate() {
+        let answer = send(n, if n % 2 == 0 { "mails" } else { "payments" }, id);
+        assert_eq!(answer.header("x-sendoff-duplicate"), None, "{answer:?}");
+    }
+    // A client that sends a lost event again is not told that it is there.
+    assert_eq!(send(0, "payments", &lost[0]).header("x-sendoff-duplicate"), None);
+    let expected: Vec<String> = before.iter().chain(&after).chain(&lost[..1]).cloned().collect();
+    lambda.wait_for(&expected);
+    eventually("nothing is left", || {
+        (standby.sql("orders", "SELECT count(*) FROM sendoff.event") == "0").then_some(())
+    });
+    let entries = lambda.taken_entries();
+    assert_eq!(lambda.taken().len(), expected.len(), "the other lost ones are lost");
+    for entry in entries {
+        let id = entry.id.clone().unwrap();
+        let is_right = match entry.function.as_str() {
+            "orders" => id.starts_with("before"),
+            "mails" => id.starts_with("after"),
+            _ => id.starts_with("after") || id == lost[0],
+        };
+        assert!(is_right, "{id} went to {}", entry.function);
+    }
 }
 
 /// PgBouncer in transaction mode, with fewer connections to the server than the daemons have to it.
