@@ -156,4 +156,18 @@ assert.equal((await lane("orders")).paused, false);
 assert.ok(tab.faults.every((fault) => fault.includes("503")));
 tab.faults.length = 0;
 await tab.done();
+
+// A drain that hands the events over, and what became of one of them.
+const leaving = await open({ base: rig.leaving, hash: "#/configuration" });
+await button(leaving.page, "Drain …").click();
+await leaving.page.locator("dialog[open]").getByLabel("Also hand the events over").check();
+assert.match(await confirm(leaving.page, "Drain"), /hands its events over/);
+const moved = (id) => api(`events/${id}`, { base: rig.leaving });
+await eventually("it is handed over", async () => hasEnded(await moved(rig.moved), "handed-over"));
+assert.equal((await event(rig.moved)).state, "scheduled");
+await leaving.go(`#/events/${rig.moved}`);
+await leaving.page.locator(".timeline").getByText("Handed over").waitFor();
+await leaving.go("#/configuration");
+await button(leaving.page, "End the drain").click();
+await leaving.done();
 await browser.close();

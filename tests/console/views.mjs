@@ -129,6 +129,9 @@ await many.page.route("**/v1/snapshot", async (route) => {
   const answer = await route.fetch();
   const json = await answer.json();
   Object.assign(json.status.outbox, { events: 1_000_000, ready: 1_000_000 });
+  const member = { version: "0.1.0", since: new Date().toISOString(), this: false, beat_age_seconds: 1.2, draining: false, answers: true, functions: 700, events: 300_000, bytes: 1 << 30 };
+  const name = `a-daemon-with-a-long-name-${"x".repeat(40)}`;
+  json.status.fleet = { unowned: 3, members: [{ ...member, name, this: true }, { ...member, name: "b", answers: false, beat_age_seconds: 9 }, { ...member, name: "c<b>\u202e", draining: true }] };
   json.functions = million(json.functions).slice(0, 500);
   json.functions_total = 2_000;
   await route.fulfill({ response: answer, json });
@@ -141,6 +144,14 @@ await many.page.route("**/v1/functions*", async (route) => {
 await many.go("#/");
 await many.page.getByText("1M", { exact: true }).first().waitFor();
 await many.page.getByText("All 2,000").waitFor();
+await many.page.getByRole("heading", { name: "Daemons that share this outbox" }).waitFor();
+await many.page.getByText("3 functions of nobody just now").waitFor();
+assert.match(await many.page.getByRole("row", { name: "does not answer" }).innerText(), /^b\b/);
+assert.match(await many.page.getByRole("row", { name: "draining" }).innerText(), /^c<b>\\u202e/);
+await many.axe("an overview of a fleet");
+await many.page.setViewportSize({ width: 390, height: 800 });
+await fits(many.page, "a fleet on a phone");
+await many.page.setViewportSize({ width: 1280, height: 800 });
 await many.go("#/functions");
 await many.page.getByText("2,000 functions, 200 of them shown").waitFor();
 await button(many.page, "Show 200 more").click();

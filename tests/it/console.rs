@@ -27,13 +27,18 @@ fn packages() -> Option<PathBuf> {
     Some(packages)
 }
 
-/// Runs a script of tests/console, which fails if anything is not as it must be.
+/// Runs a script of tests/console in a browser.
 fn browse(script: &str, mut rig: Value) {
     if packages().is_none() {
         return;
     }
     let Some(chromium) = tools::tool("chromium", "chromium") else { return };
     rig["chromium"] = json!(chromium);
+    run(script, &rig);
+}
+
+/// Runs a script of tests/console, which fails if anything is not as it must be.
+fn run(script: &str, rig: &Value) {
     let mut command = Command::new("node");
     command.arg(here("tests/console").join(script)).env("CONSOLE", rig.to_string());
     let output = command.output().unwrap();
@@ -98,6 +103,13 @@ fn the_console_vendors_published_packages_byte_for_byte() {
 }
 
 #[test]
+fn the_scripts_of_the_console_keep_to_the_types_that_they_say() {
+    let Some(packages) = packages() else { return };
+    assert!(packages.join("typescript").is_dir(), "run `make test`, which installs TypeScript");
+    run("types.mjs", &json!({}));
+}
+
+#[test]
 fn every_view_is_sound_in_both_themes_and_on_a_phone() {
     let (_scratch, state) = scratch();
     let lambda = Lambda::start();
@@ -132,7 +144,12 @@ fn every_action_of_the_console_does_what_it_says() {
     let lambda = Lambda::start();
     lambda.script("refusing", Script::always(refusal()));
     lambda.script("mended", Script::default().times(3, refusal()));
-    let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url()).start();
+    let daemon = Setup::new(&state).set("lambda.endpoint_url", &lambda.endpoint_url());
+    let daemon = daemon.set("handoff.receive", "true").start();
+    let (_other, other) = scratch();
+    let leaving = Setup::new(&other).set("lambda.endpoint_url", &lambda.endpoint_url());
+    let leaving = leaving.set("handoff.to", &daemon.endpoint_url()).start();
+    let moved = send(&leaving, &[later("moved")]).remove(0);
     send(&daemon, &[event("orders", "one")]);
     let refused: Vec<_> = (0..4).map(|n| event("refusing", &format!("r{n}"))).collect();
     let refused = send(&daemon, &refused);
@@ -140,7 +157,12 @@ fn every_action_of_the_console_does_what_it_says() {
     let mended = send(&daemon, &mended);
     wait_for_dead_letters(&daemon, 7);
     let (admin, ingest) = (url(daemon.admin), url(daemon.ingest));
-    browse("actions.mjs", json!({"admin": admin, "ingest": ingest, "refused": refused, "mended": mended}));
+    browse(
+        "actions.mjs",
+        json!({
+            "admin": admin, "ingest": ingest, "refused": refused, "mended": mended, "leaving": url(leaving.admin), "moved": moved,
+        }),
+    );
 }
 
 #[test]

@@ -239,6 +239,7 @@ export function filterWords(filter) {
 export function onAll(action, filter, more = {}) {
   const { title, one, many, thing } = VERBS[action];
   const isRemoval = action === "purge" || action === "cancel";
+  /** @param {Record<string, any>} values */
   const wanted = ({ rate, limit, keep_keys }) => ({
     action,
     filter,

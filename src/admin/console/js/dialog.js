@@ -6,7 +6,7 @@ import { visible } from "./format.js";
 
 /**
  * @typedef {object} Question
- * @property {string} title
+ * @property {any} title
  * @property {string} button what the button says
  * @property {boolean} [danger]
  * @property {(values: Record<string, any>) => Promise<Plan>} check asks the daemon what would happen
@@ -18,6 +18,7 @@ import { visible } from "./format.js";
  * @property {any} text what will happen
  * @property {any} [more]
  * @property {string} [word] what must be typed first
+ * @property {number} [matched] how many a dry run has found
  * @property {boolean} [nothing] there is nothing to do
  */
 

@@ -36,7 +36,7 @@ export const percent = (part, all) => (all > 0 ? `${tenths.format((100 * part) /
 export const count = (n, one, many = `${one}s`) => `${number(n)} ${n === 1 ? one : many}`;
 
 export function bytes(n) {
-  for (const [unit, size] of [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]]) {
+  for (const [unit, size] of /** @type {[string, number][]} */ ([["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]])) {
     if (n >= size) return `${tenths.format(n / size)} ${unit}`;
   }
   return `${whole.format(n)} B`;
@@ -119,7 +119,11 @@ export function settingValue(of) {
 }
 
 const WORDS = { "in-flight": "in flight" };
-/** A state: a shape and a word. */
+/**
+ * A state: a shape and a word.
+ * @param {string} word
+ * @param {any} [more]
+ */
 export const state = (word, more = "") =>
   html`<span class="state ${word}">${WORDS[word] ?? word}${more ? html` <span class="muted">${more}</span>` : nothing}</span>`;
 

@@ -24,8 +24,9 @@ export const connect = (given) => (calls = given);
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const isTyping = event.target.closest?.("input:not([type=checkbox]), select, textarea");
-  if (event.key === "Escape" && isTyping) event.target.blur();
+  const target = /** @type {HTMLElement} */ (event.target);
+  const isTyping = target.closest?.("input:not([type=checkbox]), select, textarea");
+  if (event.key === "Escape" && isTyping) target.blur();
   if (isTyping || dialog.isOpen() || page.signedOut) return;
   const act = ACTS[event.key] ?? (/^[1-7]$/.test(event.key) ? () => views()[Number(event.key) - 1]?.click() : null);
   if (!act) return;
@@ -33,25 +34,30 @@ document.addEventListener("keydown", (event) => {
   act();
 });
 
+/** @returns {HTMLElement|null} */
+const one = (selector, within = /** @type {ParentNode} */ (document)) => within.querySelector(selector);
+
 const ACTS = {
-  "/": () => document.querySelector("main input:not([type=checkbox])")?.focus(),
+  "/": () => one("main input:not([type=checkbox])")?.focus(),
   j: () => step(1),
   k: () => step(-1),
-  x: () => row()?.querySelector("input[type=checkbox]")?.click(),
-  p: () => (row() ?? document).querySelector("[data-pause]")?.click(),
+  x: () => one("input[type=checkbox]", row() ?? document.createElement("tr"))?.click(),
+  p: () => one("[data-pause]", row() ?? document)?.click(),
   r: () => calls.load(),
   l: () => toggleLive(),
   z: () => zone(),
   "?": () => help(),
 };
 
-const views = () => document.querySelectorAll("nav a");
-const rows = () => [...document.querySelectorAll("main [data-row]")];
+/** @returns {HTMLElement[]} */
+const every = (selector) => [...document.querySelectorAll(selector)];
+const views = () => every("nav a");
+const rows = () => every("main [data-row]");
 const row = () => document.activeElement?.closest?.("tr");
 
 function step(by) {
   const all = rows();
-  const at = all.findIndex((one) => row()?.contains(one));
+  const at = all.findIndex((stop) => row()?.contains(stop));
   const next = at < 0 ? (by > 0 ? 0 : all.length - 1) : Math.min(Math.max(at + by, 0), all.length - 1);
   all[next]?.focus();
   all[next]?.scrollIntoView({ block: "nearest" });

@@ -39,6 +39,16 @@ let timer = 0;
 let asking = null;
 let failures = 0;
 
+/**
+ * @typedef {object} View
+ * @property {(route: router.Route) => string} title
+ * @property {(route: router.Route, signal: AbortSignal) => Promise<any>} load asks the API
+ * @property {(data: any, route: router.Route) => any} render
+ * @property {(data: any) => number} [every] after how many ms to load again; 0: not by itself
+ * @property {(error: api.Refused, route: router.Route) => any} [failed] what to show instead of an error
+ */
+
+/** @returns {View} */
 function current() {
   const { view, id } = page.route;
   const found = VIEWS.find((other) => other.name === view);

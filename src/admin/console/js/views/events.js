@@ -17,7 +17,10 @@ const ID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i;
 const wanted = ({ function: name, state: word, since, until, attempts_min, error, in_flight, after }) =>
   ({ function: name, state: word, since, until, attempts_min, error, in_flight, after });
 
-/** Filters that make the daemon look at more records than it shows. */
+/**
+ * Filters that make the daemon look at more records than it shows.
+ * @param {Record<string, string>} query
+ */
 const isNarrow = ({ since, until, attempts_min, error, in_flight }) => Boolean(since || until || attempts_min || error || in_flight);
 
 async function load({ query }, signal) {
@@ -49,7 +52,7 @@ function render({ events, next, total }, { query }) {
 function finder() {
   const submit = async (event) => {
     event.preventDefault();
-    const text = new FormData(event.target).get("find").trim();
+    const text = String(new FormData(event.target).get("find")).trim();
     if (ID.test(text)) location.hash = link("events", text);
     else if (text) await byKey(text);
   };

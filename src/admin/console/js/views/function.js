@@ -100,6 +100,7 @@ function charts(series, window) {
   if (!series) return html`<p class="muted">The daemon keeps charts of its 50 busiest functions, and this is none of them just now.</p>`;
   const perSecond = (value) => `${rate(value)}/s`;
   const line = (label, name, tone, more) => ({ label, values: series[name] ?? [], tone, ...more });
+  /** @type {Omit<import("../chart.js").Model, "times">[]} */
   const shown = [
     { title: "Events a second", say: perSecond, lines: [line("accepted", "accepted", 1), line("delivered", "delivered", 2), line("throttled", "throttled", 3)] },
     { title: "In flight and limit", say: short, unit: "events", lines: [line("in flight", "in_flight", 1), line("limit", "limit", 5, { dashed: true })] },

@@ -4,7 +4,7 @@ import { html, nothing } from "../../vendor/lit-html/lit-html.js";
 import { repeat } from "../../vendor/lit-html/directives/repeat.js";
 import * as api from "../api.js";
 import { chart, extended, meter, spark } from "../chart.js";
-import { bytes, cell, count, duration, message, number, percent, rate, said, short, visible } from "../format.js";
+import { bytes, cell, count, duration, message, number, percent, rate, said, short, visible, when } from "../format.js";
 import { page, refine } from "../page.js";
 import { link } from "../router.js";
 import { functionCell, laneState, pauseButton } from "../table.js";
@@ -41,7 +41,23 @@ function render({ snapshot, series }, route) {
     ${tiles(snapshot, series)}
     ${charts(series, route)}
     ${deepest(functions, snapshot.functions_total)}
+    ${status.fleet ? fleet(status.fleet) : nothing}
     ${store(snapshot)}`;
+}
+
+/** The daemons that share the outbox. */
+function fleet({ members, unowned }) {
+  const tell = (tone, text) => html`<span class="state ${tone}">${text}</span>`;
+  const beat = (member) => (member.draining ? tell("stopped", "draining") : member.answers ? tell("open", "answers") : tell("failing", "does not answer"));
+  return html`<section class="card" aria-labelledby="fleet">
+    <header><h2 id="fleet" class="grow">Daemons that share this outbox</h2>${unowned ? html`<span class="warn">${count(unowned, "function")} of nobody just now</span>` : nothing}</header>
+    <div class="scroll"><table>
+      <thead><tr><th scope="col">Daemon</th><th scope="col">State</th><th scope="col" class="n">Functions</th><th scope="col" class="n">Events</th><th scope="col" class="n">Bytes</th><th scope="col" class="n">Last beat</th><th scope="col">Since</th><th scope="col">Version</th></tr></thead>
+      <tbody>${repeat(members, (member) => member.name, (member) => html`<tr>
+        <th scope="row" class="name">${said(member.name)}${member.this ? html` <span class="muted">this one</span>` : nothing}</th>
+        <td class="t">${beat(member)}</td>${cell(member.functions)}${cell(member.events)}<td class="n">${bytes(member.bytes)}</td>
+        <td class="n ${member.beat_age_seconds > 6 ? "warn" : ""}">${duration(member.beat_age_seconds)} ago</td><td class="t">${when(member.since)}</td><td>${said(member.version)}</td></tr>`)}</tbody>
+    </table></div></section>`;
 }
 
 function attention(status) {
@@ -102,6 +118,7 @@ function charts(series, route) {
   const milliseconds = (value) => `${rate(value * 1_000)} ms`;
   const line = (label, name, tone, more) => ({ label, values: series[name] ?? [], tone, ...more });
   const window = windowOf(route);
+  /** @type {Omit<import("../chart.js").Model, "times">[]} */
   const shown = [
     { title: "Events a second", say: perSecond, lines: [line("accepted", "accepted", 1), line("delivered", "delivered", 2), line("throttled", "throttled", 3), line("buried", "buried", 4)] },
     { title: "Backlog", say: short, unit: "events", stacked: true, lines: [line("scheduled", "scheduled", 5), line("waiting", "waiting", 3), line("ready", "ready", 1)] },

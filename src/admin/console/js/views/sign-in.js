@@ -8,7 +8,7 @@ import { page } from "../page.js";
 export default (start) => {
   const submit = (event) => {
     event.preventDefault();
-    start(new FormData(event.target).get("token").trim());
+    start(String(new FormData(event.target).get("token")).trim());
   };
   const wrong = api.hasToken() && page.error;
   return html`<main id="main" class="signin"><div class="card">
