@@ -26,11 +26,18 @@ def repair(values, field, is_valid, valid):
         values[field] = valid
 
 
+def repair_times(values, *fields):
+    for field in fields:
+        repair(values, field, TIME.fullmatch, "2h")
+    # Nothing lies between two times that are swapped, so that is refused.
+    if all(TIME.fullmatch(str(values.get(field))) for field in ["since", "until"]):
+        values.update(since="4h", until="2h")
+
+
 @schemathesis.hook
 def before_call(context, case, kwargs):
     query, path, body = case.query or {}, case.path_parameters or {}, case.body
-    for field in ["since", "until", "accepted_before"]:
-        repair(query, field, TIME.fullmatch, "2h")
+    repair_times(query, "since", "until", "accepted_before")
     repair(query, "function", NAME.fullmatch, "*")
     # An event that stays would be waited for.
     repair(query, "wait", lambda text: not WAIT.fullmatch(text), "0s")
@@ -41,8 +48,7 @@ def before_call(context, case, kwargs):
         return
     repair(body, "level", lambda _: False, "info")
     if isinstance(body.get("filter"), dict):
-        for field in ["since", "until"]:
-            repair(body["filter"], field, TIME.fullmatch, "2h")
+        repair_times(body["filter"], "since", "until")
         repair(body["filter"], "function", NAME.fullmatch, "*")
     for letter in body["letters"] if isinstance(body.get("letters"), list) else []:
         if isinstance(letter, dict):
