@@ -220,7 +220,7 @@ async fn start(config: Config, reload: Reload) -> Result<Running, Error> {
     let outbox = store.outbox.clone();
     // Only now: holding the store's lock proves that no other daemon uses the socket file that is replaced here.
     let (mut unix, admin_unix) = (unix.open()?, serving.socket(admin_unix, &routes)?);
-    history::keep(&config, (&outbox, &past), (&clock, &metrics), &vital).await;
+    history::keep(&config, (&outbox, &past), (&clock, &metrics), &TaskTracker::new()).await;
     operator.set_outbox(Some(outbox.clone()));
     let Clients { shared, lambda, passthrough, sqs } = Clients::load(&config, &clock, own, &operator).await?;
 

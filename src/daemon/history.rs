@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Store;
-use super::vital::Vital;
 use crate::clock::{Clock, UnixMillis};
 use crate::config::Config;
 use crate::event::EventId;
@@ -22,16 +21,16 @@ use crate::past::{self, Archive, Bounds, End, Keep, Past};
 /// The most records in one statement.
 const PIECE: usize = 1_000;
 
-/// Keeps what becomes of events from now on. Without it the daemon works all the same.
+/// Keeps what becomes of events from now on. Its task is not vital: without it the daemon works all the same.
 pub(super) async fn keep(
     config: &Config,
     (store, past): (&Store, &Past),
     (clock, metrics): (&Clock, &Arc<Metrics>),
-    vital: &Vital,
+    tasks: &TaskTracker,
 ) {
     if let Some(archive) = archive(config, store, clock, metrics).await {
         past.keep_in(archive.clone());
-        vital.spawn_endless(&TaskTracker::new(), "history", CancellationToken::new(), archive.run());
+        tasks.spawn(archive.run());
     }
 }
 
