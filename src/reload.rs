@@ -25,6 +25,8 @@ pub struct Reload {
     load: Box<Load>,
     /// The entries of the last reading, so that a key that needs a restart is named once for each change.
     entries: Mutex<Vec<Entry>>,
+    /// The entries of the start. A key that has its value of then again needs no restart.
+    started: Vec<Entry>,
     level: LogLevel,
     dispatch: watch::Sender<dispatch::Settings>,
     clients: watch::Sender<Clients>,
@@ -62,8 +64,8 @@ impl Reload {
         let (failed, _) = watch::channel(None);
         let (shown, _) = watch::channel(loaded.entries.clone());
         let (entries, outside, home) = (Mutex::new(loaded.entries.clone()), Vec::new(), ingest.home);
-        let load = Box::new(load);
-        Self { load, entries, level, dispatch, clients, operators, home, signals, failed, shown, outside }
+        let (started, load) = (loaded.entries.clone(), Box::new(load));
+        Self { load, entries, started, level, dispatch, clients, operators, home, signals, failed, shown, outside }
     }
 
     /// Also shows these variables, which a reload does not read.
@@ -185,6 +187,8 @@ impl Reload {
         let Config { log, dispatch, .. } = config;
         let mut present = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changes = changes(&present, &entries);
+        let still = self::changes(&self.started, &entries).needs_restart;
+        changes.needs_restart.retain(|key| still.contains(key));
         // A level set through the admin listener stays unless the file's level has changed.
         if changes.applied.iter().any(|key| key == "log.level")
             && let Err(error) = self.level.set(&log.level)

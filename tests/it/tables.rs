@@ -79,7 +79,7 @@ fn clients_and_operators_come_change_and_go_by_a_reload_and_what_protects_the_li
     assert_eq!((status("a", "mails"), status("b", "orders"), operate("web")), (202, 202, 200));
 
     // Removed tables let nobody in. The listener still asks, whatever the file says now.
-    write("none", &[client("b", "*"), oncall]);
+    write("none", &[client("b", "*"), oncall.clone()]);
     daemon.signal(Signal::HUP);
     eventually("a is nobody", || (status("a", "mails") == 401).then_some(()));
     eventually("web is nobody", || (operate("web") == 401).then_some(()));
@@ -89,6 +89,14 @@ fn clients_and_operators_come_change_and_go_by_a_reload_and_what_protects_the_li
     assert_eq!(told["level"], "WARN");
     daemon.signal(Signal::HUP);
     daemon.wait_for_log(|record| record["message"] == "configuration read again: no key has changed");
+    // What is again as at the start needs no restart.
+    write("required", &[client("b", "*"), oncall]);
+    daemon.signal(Signal::HUP);
+    eventually("the third reading is over", || {
+        let logged = daemon.log();
+        (logged.iter().filter(|line| line.contains("read again: no key has changed")).count() >= 2).then_some(())
+    });
+    assert_eq!(daemon.log().iter().filter(|line| line.contains("\"needs_restart\"")).count(), 1);
 }
 
 #[test]

@@ -62,7 +62,9 @@ impl<O, P> Door<O, P> {
     /// Counts a refusal if clients are configured.
     pub(super) fn note_refused(&self, caller: &Caller, refusal: &Refusal) {
         if self.known.directory().is_some() {
-            let client = caller.client().map_or(UNKNOWN, |client| &client.name);
+            // Whoever fails to prove to be a client only claims its name.
+            let proven = caller.client().filter(|_| !matches!(refusal, Refusal::Unidentified(_)));
+            let client = proven.map_or(UNKNOWN, |client| &client.name);
             self.shared.metrics.ingest_client_refused.with_label_values(&[client, refusal.reason()]).inc();
         }
     }
