@@ -17,7 +17,7 @@ use crate::deadletter::admit;
 use crate::dispatch::status::{self as lanes, Status};
 use crate::event::FunctionName;
 use crate::metrics::Metrics;
-use crate::outbox::operator::Operator;
+use crate::outbox::operator::{Fleet, Operator};
 use crate::outbox::{self, Census, Health, Outbox, Place};
 use crate::past::Past;
 
@@ -62,6 +62,8 @@ mod recent;
 mod groups;
 
 mod keys;
+
+mod others;
 
 pub mod bulk;
 
@@ -144,11 +146,12 @@ pub struct Admin<O> {
 /// Tells the configuration in effect.
 pub type ShowConfig = dyn Fn(Option<&str>) -> Vec<api::ConfigEntry> + Send + Sync;
 
-/// What several answers are made of: one look at the store and at dispatch.
+/// What several answers are made of: one look at the store and at dispatch, of all daemons that share the store.
 struct Look {
     census: Census,
     paused: BTreeSet<FunctionName>,
     lanes: lanes::Lanes,
+    fleet: Option<Fleet>,
 }
 
 impl<O: Operator> Admin<O> {
@@ -211,11 +214,6 @@ impl<O: Operator> Admin<O> {
 }
 
 impl<O: Outbox> Admin<O> {
-    /// Whom to ask what dispatch is doing.
-    pub fn set_dispatch(&self, status: Status) {
-        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
-    }
-
     /// Lets operators ask for a hand-off. Returns whether one does.
     pub fn hand_offs(&self) -> watch::Receiver<bool> {
         let (wanted, told) = watch::channel(false);
@@ -256,14 +254,6 @@ impl<O: Outbox> Admin<O> {
         Self { config: Some(config), ..self }
     }
 
-    /// Looks at the store and at dispatch, for an answer about all functions.
-    async fn look(&self) -> Result<Look, Problem> {
-        let outbox = self.store()?;
-        let census = outbox.census().await?;
-        let paused = outbox.lanes(0).await?.lanes.into_iter().filter(|lane| lane.paused).map(|lane| lane.function);
-        Ok(Look { census, paused: paused.collect(), lanes: self.lane_status().await })
-    }
-
     fn settings(&self) -> Result<Settings, Problem> {
         let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner).clone();
         settings.ok_or_else(|| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the daemon is starting; try again"))
@@ -279,12 +269,6 @@ impl<O: Outbox> Admin<O> {
             Some(status) => status.lanes().await,
             None => lanes::Lanes::new(),
         }
-    }
-
-    /// Probes a held function at once. Returns what holds it until the probe is answered.
-    async fn probe(&self, function: &FunctionName) -> Option<lanes::Held> {
-        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        status?.probe(function.clone()).await
     }
 
     fn store(&self) -> Result<O, Problem> {

@@ -133,11 +133,17 @@ metrics! {
     outbox_bytes: IntGaugeVec("function", "state") = "sendoff_outbox_bytes",
         "Bytes of event records in the store.";
     outbox_disk_bytes: IntGauge() = "sendoff_outbox_disk_bytes",
-        "Disk space that the store takes.";
+        "Disk space that the store takes. Of daemons that share an outbox one shows it, the others 0.";
     outbox_disk_free_bytes: IntGauge() = "sendoff_outbox_disk_free_bytes",
         "Free space on the disk that holds the store.";
     outbox_keys: IntGauge() = "sendoff_outbox_keys",
-        "Remembered idempotency keys.";
+        "Remembered idempotency keys. Of daemons that share an outbox one shows them, the others 0.";
+    outbox_members: IntGauge() = "sendoff_outbox_members",
+        "Living daemons that share the outbox, as this one sees them; 0 with an embedded outbox.";
+    outbox_functions_owned: IntGauge() = "sendoff_outbox_functions_owned",
+        "Functions of a shared outbox that this daemon owns: it delivers their events, and only it shows them here.";
+    outbox_functions_unowned: IntGauge() = "sendoff_outbox_functions_unowned",
+        "Functions of a shared outbox that no daemon owns, as this one sees it: nothing of them is delivered.";
     outbox_poisoned: IntGauge() = "sendoff_outbox_poisoned",
         "1 after a failed write or sync; a restart recovers.";
     outbox_unreadable_events: IntGauge() = "sendoff_outbox_unreadable_events",

@@ -108,7 +108,8 @@ pub trait Outbox: Clone + Send + Sync + 'static {
         self.find(id)
     }
 
-    /// Counts by lane and state. Visits every lane, so use it for people and metrics, not for each event.
+    /// Counts by lane and state, of the lanes that this daemon owns. Visits every lane, so use it for people and metrics, not
+    /// for each event.
     fn census(&self) -> impl Future<Output = Result<Census, Error>> + Send;
 
     /// Waits until a lane changes after `since`, a version from [`Outbox::lanes`], or until the store is poisoned. Carries no
@@ -120,6 +121,15 @@ pub trait Outbox: Clone + Send + Sync + 'static {
 
     /// Returns once this process has lost the store, with the reason. A store that is away is not lost.
     fn failed(&self) -> impl Future<Output = String> + Send;
+
+    /// Whether other daemons may own lanes of this store.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Tells the store that this daemon stops. A store that several daemons share gives each lane to another one as soon as
+    /// nothing of it is in flight.
+    fn draining(&self) {}
 }
 
 /// An opened engine.
@@ -523,7 +533,7 @@ pub struct Found {
     pub payload_bytes: usize,
     pub history: History,
     pub place: Place,
-    /// Currently being attempted or shipped.
+    /// Currently being attempted or shipped. Of a lane of another daemon: false if that one does not answer.
     pub leased: bool,
 }
 
@@ -531,12 +541,12 @@ pub struct Found {
 #[derive(Debug, Clone, Default)]
 pub struct Census {
     pub lanes: BTreeMap<FunctionName, LaneCensus>,
-    /// Remembered keys.
+    /// Remembered keys. Of daemons that share a store, one counts them in its census, and the others have 0.
     pub keys: u64,
     /// Bytes of the records of all events.
     pub bytes: u64,
     pub events: u64,
-    /// Bytes of the store on disk.
+    /// Bytes of the store on disk. Told by one daemon, as `keys`.
     pub disk_bytes: u64,
     /// Free bytes on its disk. `u64::MAX` if the file system does not report them.
     pub disk_free_bytes: u64,

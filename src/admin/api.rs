@@ -26,11 +26,14 @@ mod bulk;
 
 mod console;
 
+mod fleet;
+
 pub use bulk::{BulkAction, BulkFilter, BulkJob, BulkPage, BulkRequest, BulkState};
 pub use console::{
     ConfigEntry, ConfigQuery, ConfigView, FunctionsQuery, GroupPage, GroupView, KeyQuery, KeyView, OutcomePage,
     OutcomeView, RecentQuery, SeriesQuery, SeriesView, Snapshot, StoreLimits, Whoami,
 };
+pub use fleet::{Fleet, FleetMember};
 
 /// Why a request was not done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -98,12 +101,17 @@ pub struct Summary {
     pub ready: bool,
     pub uptime_seconds: f64,
     pub log_level: String,
+    /// Of the whole outbox, also of what other daemons own.
     pub outbox: OutboxCounts,
-    /// Since the start of the process.
+    /// Of this daemon since its start.
     pub totals: Totals,
+    /// Of this daemon.
     pub rates: Rates,
-    /// Functions whose lane is held for a reason that is not its events' fault.
+    /// Functions whose lane is held for a reason that is not its events' fault, at whichever daemon.
     pub held: Vec<String>,
+    /// The daemons that share the outbox. None if it is embedded.
+    #[serde(default)]
+    pub fleet: Option<Fleet>,
     /// What keeps it from delivering, with what to do; the worst first.
     #[serde(default)]
     pub problems: Vec<Problem>,

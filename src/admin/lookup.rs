@@ -8,7 +8,7 @@ use crate::clock::{Clock, UnixMillis};
 use crate::event::name::canonical;
 use crate::event::{EventId, FunctionName, Pattern};
 use crate::outbox::operator::Operator;
-use crate::outbox::{LaneCensus, Outbox, Place};
+use crate::outbox::{LaneCensus, Place};
 use crate::plural::count;
 
 /// A time: RFC 3339, or how long ago.
@@ -65,7 +65,7 @@ pub(super) async fn known_or_new<O: Operator>(admin: &Admin<O>, name: &str) -> R
     if let Some(lane) = store.lane(&FunctionName::new(name)).await? {
         return Ok(lane.function);
     }
-    let (settings, known) = (admin.settings()?, store.census().await?.lanes.len());
+    let (settings, known) = (admin.settings()?, store.overview().await?.census.lanes.len());
     let why = "is no function's name: write it as name, name:qualifier or ARN, or as `sendoff functions` lists it";
     let function = canonical(name, &settings.rules.home).ok_or_else(|| Problem::bad(format!("{name:?} {why}")))?;
     let max = settings.functions_max;
@@ -83,12 +83,12 @@ pub(super) async fn is_paused<O: Operator>(store: &O, function: &FunctionName) -
 
 /// The lanes of the functions that fit a pattern; all of them without one. That none fits is an error, since an empty answer
 /// would look as if there were no events.
-pub(super) async fn matching<O: Outbox>(
+pub(super) async fn matching<O: Operator>(
     store: &O,
     pattern: Option<&Pattern>,
 ) -> Result<Vec<(FunctionName, LaneCensus)>, Problem> {
     let pattern = pattern.map(Pattern::as_str);
-    let lanes = store.census().await?.lanes.into_iter();
+    let lanes = store.overview().await?.census.lanes.into_iter();
     let found: Vec<_> = lanes.filter(|(name, _)| pattern.is_none_or(|pattern| name.fits(pattern))).collect();
     match pattern {
         Some(pattern) if found.is_empty() => Err(unknown(pattern)),

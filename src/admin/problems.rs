@@ -8,6 +8,7 @@ use crate::clock::UnixMillis;
 use crate::dispatch::status::Lanes;
 use crate::dispatch::verdict::HoldKind;
 use crate::event::FunctionName;
+use crate::outbox::operator::Fleet;
 use crate::outbox::{Census, Place, bytes_for_events};
 use crate::plural::{agree, count};
 use Severity::{Critical, Info, Warning};
@@ -55,6 +56,8 @@ pub(super) struct Facts {
     /// How often SQS did not take dead letters, by code.
     pub ship_failures: BTreeMap<String, u64>,
     pub log_dropped: u64,
+    /// The daemons that share the outbox.
+    pub fleet: Option<Fleet>,
 }
 
 /// The limits of the store that a problem may be about.
@@ -85,6 +88,7 @@ impl Found {
 pub(super) fn problems(facts: &Facts) -> Vec<api::Problem> {
     let mut found = Found::default();
     of_the_daemon(facts, &mut found);
+    facts.fleet.iter().for_each(|fleet| of_the_fleet(fleet, &mut found));
     of_functions(facts, &mut found);
     room(facts, &mut found);
     damage(facts, &mut found);
@@ -127,6 +131,21 @@ fn of_the_daemon(facts: &Facts, found: &mut Found) {
         let (by, way) = (facts.stepped.unsigned_abs() / 1_000, if facts.stepped > 0 { "forward" } else { "back" });
         let message = format!("the clock was set {way} by {by} s since the start; ages and waits kept their length");
         found.say(Info, "clock", message, "see to the machine's time synchronisation if this was not meant");
+    }
+}
+
+fn of_the_fleet(fleet: &Fleet, found: &mut Found) {
+    if fleet.unowned > 0 {
+        let one = "function has no daemon that delivers its events";
+        let many = "functions have no daemon that delivers their events";
+        let remedy = "wait: a daemon takes over within outbox.postgres.lease; if none does, read the daemons' logs";
+        found.say(Warning, "unowned", agree(fleet.unowned, one, many), remedy);
+    }
+    let silent: Vec<_> = fleet.members.iter().filter(|member| !member.answers).map(|member| &*member.name).collect();
+    if !silent.is_empty() {
+        let message = format!("no answer from {}: the counts of its functions are missing here", silent.join(", "));
+        let remedy = "ask that daemon itself; if it is dead, another one takes over within outbox.postgres.lease";
+        found.say(Info, "silent", message, remedy);
     }
 }
 

@@ -14,7 +14,7 @@ const SHOWN: usize = 100;
 
 /// List the latest outcomes
 ///
-/// Of attempts, and of what else ended the stay of an event in the store. They are kept in memory, 1,000 of them.
+/// Of attempts, and of what else ended the stay of an event in the store. They are kept in memory, 1,000 of them by each daemon.
 #[utoipa::path(
     get,
     path = "/v1/recent",
@@ -31,7 +31,5 @@ pub(super) async fn list<O: Operator>(
 ) -> Result<Json<OutcomePage>, Problem> {
     let pattern = pattern(query.function)?;
     let max = page_size(query.limit, SHOWN, OUTCOMES_MAX);
-    let fits = |name: &crate::event::FunctionName| pattern.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
-    let outcomes = admin.past.latest(max, |outcome| fits(&outcome.function));
-    Ok(Json(OutcomePage { outcomes: outcomes.iter().map(Into::into).collect() }))
+    Ok(Json(OutcomePage { outcomes: admin.recent(max, pattern.as_ref()).await }))
 }

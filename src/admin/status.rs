@@ -68,11 +68,11 @@ impl<O: Operator> StatusRoutes<O> {
         let now = (clock.now(), self.totals());
         let full = match series.wants_full() {
             true => {
-                let census = match self.admin.outbox() {
-                    Some(outbox) => tokio::time::timeout(PATIENCE, outbox.census()).await.ok().and_then(Result::ok),
+                let overview = match self.admin.outbox() {
+                    Some(outbox) => tokio::time::timeout(PATIENCE, outbox.overview()).await.ok().and_then(Result::ok),
                     None => None,
                 };
-                Some(Full::read(metrics, census.as_ref(), now.0, clock))
+                Some(Full::read(metrics, overview.as_ref().map(|overview| &overview.census), now.0, clock))
             }
             false => None,
         };
@@ -114,6 +114,7 @@ impl<O: Operator> StatusRoutes<O> {
             totals,
             rates: self.rates(now, totals),
             held: held(metrics),
+            fleet: None,
             problems: Vec::new(),
         }
     }
@@ -144,8 +145,17 @@ impl<O: Operator> StatusRoutes<O> {
             unshippable: sum_where(&metrics.deadletter_unshippable, ""),
             ship_failures: by_label(&metrics.deadletter_ship_failures),
             log_dropped: metrics.log_dropped.get(),
+            fleet: look.fleet.clone(),
         };
-        Summary { problems: problems(&facts), ..self.counted(&look.census) }
+        let summary = self.counted(&look.census);
+        let held = match look.fleet {
+            Some(_) => {
+                let held = look.lanes.iter().filter(|(_, lane)| lane.held.is_some());
+                held.map(|(name, _)| name.as_str().to_owned()).collect()
+            }
+            None => summary.held.clone(),
+        };
+        Summary { problems: problems(&facts), held, fleet: look.fleet.as_ref().map(Into::into), ..summary }
     }
 
     fn totals(&self) -> Totals {

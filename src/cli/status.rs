@@ -9,7 +9,7 @@ use clap::Args;
 use super::admin_client::Daemon;
 use super::watch::Watch;
 use super::{Exit, Failure, out};
-use crate::admin::api::{Rates, Summary};
+use crate::admin::api::{Fleet, FleetMember, Rates, Summary};
 use crate::config::Environment;
 use crate::plural::count;
 use crate::visible::{visible, visible_json};
@@ -72,7 +72,8 @@ fn shown(summary: &Summary, json: bool, colours: bool) -> Result<String, Failure
 }
 
 fn table(summary: &Summary, colours: bool) -> String {
-    let Summary { version, state, ready, uptime_seconds, log_level, outbox, totals, rates, held, problems } = summary;
+    let Summary { version, state, ready, uptime_seconds, log_level, outbox, totals, rates, held, fleet, problems } =
+        summary;
     let age = |seconds: f64| humantime::format_duration(Duration::from_secs(seconds as u64)).to_string();
     let size = |bytes: u64| ByteSize::b(bytes).display().iec().to_string();
     let held = named(held);
@@ -130,6 +131,7 @@ fn table(summary: &Summary, colours: bool) -> String {
         ),
     ];
     let mut rows = rows.to_vec();
+    rows.extend(fleet.iter().flat_map(daemons));
     for (n, problem) in problems.iter().enumerate() {
         let name = if n == 0 { "problems" } else { "" };
         rows.insert(1 + 2 * n, (name, problem.message.clone()));
@@ -147,6 +149,23 @@ fn table(summary: &Summary, colours: bool) -> String {
     };
     let state = visible(state);
     text.replacen(&*state, &format!("{colour}{state}\x1b[0m"), 1)
+}
+
+/// The daemons that share the outbox, two lines each.
+fn daemons(fleet: &Fleet) -> Vec<(&'static str, String)> {
+    let mut rows = Vec::new();
+    for member in &fleet.members {
+        let name = if rows.is_empty() { "daemons" } else { "" };
+        let marks = [(member.this, " (this one)"), (member.draining, ", draining"), (!member.answers, ", no answer")];
+        let marks: String = marks.into_iter().filter_map(|(is, mark)| is.then_some(mark)).collect();
+        rows.push((name, format!("{}{marks}: {}", member.name, count(member.functions, "function"))));
+        let FleetMember { version, since, beat_age_seconds, .. } = member;
+        rows.push(("", format!("  version {version}, since {since}, beat {beat_age_seconds:.0} s ago")));
+    }
+    if fleet.unowned > 0 {
+        rows.push(("", format!("{} without a daemon", count(fleet.unowned, "function"))));
+    }
+    rows
 }
 
 /// The first few names, and how many more there are. In an outage all functions may be held.
@@ -219,6 +238,24 @@ mod tests {
         let problem = a_problem("no", "yes");
         let coloured = table(&Summary { problems: vec![problem], ..summary() }, true);
         assert!(coloured.contains("\x1b[33mready") && !coloured.contains("\x1b[32m"), "{coloured}");
+    }
+
+    #[test]
+    fn daemons_that_share_the_outbox_are_listed() {
+        let member = FleetMember {
+            name: "a".into(),
+            version: "1".into(),
+            this: true,
+            answers: true,
+            functions: 1,
+            ..Default::default()
+        };
+        let other = FleetMember { name: "b".into(), draining: true, beat_age_seconds: 3.2, ..member.clone() };
+        let fleet = Fleet { members: vec![member, FleetMember { this: false, answers: false, ..other }], unowned: 2 };
+        let text = table(&Summary { fleet: Some(fleet), ..summary() }, false);
+        assert!(text.contains("daemons      a (this one): 1 function\n               version 1, since"), "{text}");
+        assert!(text.contains("\n             b, draining, no answer: 1 function\n"), "{text}");
+        assert!(text.contains("beat 3 s ago\n             2 functions without a daemon\n"), "{text}");
     }
 
     #[test]

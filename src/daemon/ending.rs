@@ -96,6 +96,7 @@ impl Running {
                 self.readiness.not_ready("draining");
                 notify::stopping(signal);
                 tracing::info!(signal, grace = ?self.grace, "draining: no new requests, no new attempts");
+                self.store.outbox.draining();
                 self.grace
             }
             Why::Poisoned => {

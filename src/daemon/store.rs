@@ -3,7 +3,7 @@
 use crate::event::{Event, EventId, FunctionName};
 use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
 use crate::outbox::handoff::{Adopted, Handed, RememberedKey, RememberedPage};
-use crate::outbox::operator::{Keys, KnownKey, ListWant, Operator, Page, Purge, Purged, Touched};
+use crate::outbox::operator::{Informant, Keys, KnownKey, ListWant, Operator, Overview, Page, Purge, Purged, Touched};
 use crate::outbox::{
     Appended, Census, Changes, Error, Found, Health, History, LaneNews, LaneView, Lease, LeaseWant, Leases, Outbox,
     Settlement, Unsettled, embedded, postgres,
@@ -78,9 +78,29 @@ impl Outbox for Store {
     async fn failed(&self) -> String {
         engine!(self, store => store.failed().await)
     }
+
+    fn is_shared(&self) -> bool {
+        engine!(self, store => store.is_shared())
+    }
+
+    fn draining(&self) {
+        engine!(self, store => store.draining());
+    }
 }
 
 impl Operator for Store {
+    async fn overview(&self) -> Result<Overview, Error> {
+        engine!(self, store => store.overview().await)
+    }
+
+    fn inform(&self, informant: Informant) {
+        engine!(self, store => store.inform(informant));
+    }
+
+    async fn ask_others(&self, question: String) -> Vec<String> {
+        engine!(self, store => store.ask_others(question).await)
+    }
+
     async fn lane(&self, function: &FunctionName) -> Result<Option<LaneView>, Error> {
         engine!(self, store => store.lane(function).await)
     }

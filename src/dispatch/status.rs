@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use super::verdict::{HoldKind, Scope};
@@ -14,7 +15,7 @@ use crate::event::FunctionName;
 const QUESTIONS_MAX: usize = 16;
 
 /// One lane, as dispatch sees it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneStatus {
     pub in_flight: u32,
     /// The most attempts that may be in flight, as the limiter has found.
@@ -34,7 +35,7 @@ pub struct LaneStatus {
 }
 
 /// A failed attempt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastError {
     pub at: UnixMillis,
     /// Status, code and message, as one text.
@@ -42,7 +43,7 @@ pub struct LastError {
 }
 
 /// Why a lane attempts nothing, or only a probe.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     pub scope: Scope,
     pub kind: HoldKind,

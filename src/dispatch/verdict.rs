@@ -8,6 +8,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::limiter::Load;
 use super::{Failure, FailureKind, Mode, Policy, Reply};
 use crate::backoff;
@@ -140,7 +142,7 @@ impl Outcome {
 }
 
 /// Whom a throttle or a hold concerns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Scope {
     /// One function.
     Lane,
@@ -205,7 +207,7 @@ pub struct Hold {
 }
 
 /// Why a scope is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum HoldKind {
     Throttled,
     Unreachable,

@@ -110,6 +110,8 @@ pub fn page(catalog: &[Described]) -> String {
         Names follow `sendoff_<stage>_<noun>_<unit>[_total]`. Times are in seconds, sizes in bytes. All counters start at 0 with\n\
         the process. The gauges of the outbox are read from the store at each scrape, so they are right from the first scrape\n\
         after a restart.\n\n\
+        Daemons that share an outbox on PostgreSQL each show their own part: a function's gauges come from the daemon that owns\n\
+        it. So add daemons up; nothing counts twice. [postgres.md](postgres.md#operate-it) says more.\n\n\
         | name | type | labels | meaning |\n| --- | --- | --- | --- |\n"
         .to_owned();
     for Described { name, kind, help, labels } in catalog {

@@ -4,15 +4,19 @@
 //! Holds: no call touches a leased event. Only events that an operator names are removed without delivery (G2).
 //! Limits: [`PAGE_MAX`] events in a page, [`PIECE_EVENTS`] in a piece of a purge.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use futures_util::future::BoxFuture;
 
 use super::dead::{BuriedPage, BuriedWant, Discarded, Imported, Redriven, Revived};
-use super::{Appended, Error, History, LaneView, Outbox, Place};
+use super::{Appended, Census, Error, History, LaneView, Outbox, Place};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId, FunctionName, Pattern};
 
@@ -31,13 +35,37 @@ pub const PIECE_EVENTS: usize = 500;
 /// The states that a purge may empty. Dead letters have calls of their own.
 pub const LIVE: [Place; 3] = [Place::Ready, Place::Waiting, Place::Scheduled];
 
-/// An outbox with the operators' calls.
+/// Answers what another daemon asks about this one: text in, text out. The store does not read either.
+pub type Informant = Arc<dyn Fn(String) -> BoxFuture<'static, String> + Send + Sync>;
+
+/// An outbox with the operators' calls. All of them concern the whole store, also lanes that other daemons own.
 ///
 /// A call for several events runs in pieces of one commit each, and other requests are served between them. It returns
 /// one answer for each event, in order. After an error or a dropped call, the finished pieces stay, and repeating the
 /// call is harmless.
 pub trait Operator: Outbox {
-    /// The lane of a function. `None` before its first event and some time after its last one.
+    /// Counts of the whole store, and who shares it. Asks the other daemons, and waits a little for those that do not answer.
+    fn overview(&self) -> impl Future<Output = Result<Overview, Error>> + Send {
+        async {
+            let census = self.census().await?;
+            let paused = self.lanes(0).await?.lanes.into_iter().filter(|lane| lane.paused).map(|lane| lane.function);
+            Ok(Overview { census, paused: paused.collect(), fleet: None })
+        }
+    }
+
+    /// Sets who answers what other daemons ask about this one.
+    fn inform(&self, informant: Informant) {
+        drop(informant);
+    }
+
+    /// Asks the informants of the other living daemons. Returns the answers that come in time.
+    fn ask_others(&self, question: String) -> impl Future<Output = Vec<String>> + Send {
+        drop(question);
+        async { Vec::new() }
+    }
+
+    /// The lane of a function. `None` before its first event and some time after its last one. Of a lane of another daemon
+    /// only `function`, `paused` and `proven` are known.
     fn lane(&self, function: &FunctionName) -> impl Future<Output = Result<Option<LaneView>, Error>> + Send;
 
     /// Pauses or resumes a lane, on stable storage when it returns. A function without a lane gets one.
@@ -100,6 +128,45 @@ pub trait Operator: Outbox {
 
     /// Removes dead letters for good.
     fn discard(&self, ids: Vec<EventId>, keys: Keys) -> impl Future<Output = Result<Vec<Discarded>, Error>> + Send;
+}
+
+/// The whole store.
+#[derive(Debug, Clone, Default)]
+pub struct Overview {
+    pub census: Census,
+    pub paused: BTreeSet<FunctionName>,
+    /// The daemons that share the store. `None` if it belongs to one daemon.
+    pub fleet: Option<Fleet>,
+}
+
+/// The daemons that share a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fleet {
+    /// The living, by name.
+    pub members: Vec<FleetMember>,
+    /// Lanes that nobody owned when this daemon last looked.
+    pub unowned: u64,
+}
+
+/// A living daemon of a fleet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FleetMember {
+    pub name: String,
+    pub version: String,
+    /// When it started, by the clock of the store.
+    pub since: UnixMillis,
+    pub is_this: bool,
+    /// How long its beat has stood still, as seen by the daemon that tells.
+    pub beat_age: Duration,
+    /// It stops, and gives its lanes back.
+    pub is_draining: bool,
+    /// It told its counts in time. Those of one that did not are missing from the census.
+    pub answers: bool,
+    /// The lanes that it owns.
+    pub functions: u64,
+    /// What it stores in them.
+    pub events: u64,
+    pub bytes: u64,
 }
 
 /// What to purge.

@@ -2,10 +2,10 @@
 //!
 //! A lane is owned by one daemon at a time. Its owner knows counts, leases and cursors in memory (`lanes`), leases by reading
 //! and settles by deleting, so no row says that an event is leased. Every daemon accepts events. In this release one daemon
-//! owns all lanes, and the others stand by (docs/postgres.md).
+//! owns all lanes, and the others stand by (docs/postgres.md). Operators may ask any daemon: it asks the owner (`commands`).
 //!
 //! `engine` is the state that all tasks share. `handle` answers the stages, `appending` and `settling` write, `keeper` beats,
-//! takes over and tidies. `live` speaks to the server. docs/adr/0026 has the reasons.
+//! takes over and tidies. `operate`, `changing` and `overview` serve operators. `live` speaks to the server. docs/adr/0026 has the reasons.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,10 @@ mod appending;
 
 mod base;
 
+mod changing;
+
+mod commands;
+
 mod ended;
 
 mod engine;
@@ -53,6 +57,8 @@ mod live;
 mod migrate;
 
 mod operate;
+
+mod overview;
 
 mod settling;
 

@@ -12,6 +12,8 @@ mod parts;
 
 mod outbox_sql;
 
+mod fleet;
+
 mod shared;
 
 mod road;

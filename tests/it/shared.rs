@@ -16,7 +16,7 @@ mod network;
 
 mod refusals;
 
-fn setup(server: &Postgres, lambda: &Lambda, name: &str, state_dir: &std::path::Path) -> Setup {
+pub fn setup(server: &Postgres, lambda: &Lambda, name: &str, state_dir: &std::path::Path) -> Setup {
     Setup::new(&state_dir.join(name))
         .set("lambda.endpoint_url", &lambda.endpoint_url())
         .set("outbox.store", "postgres")
@@ -25,7 +25,7 @@ fn setup(server: &Postgres, lambda: &Lambda, name: &str, state_dir: &std::path::
 }
 
 /// Which daemon has the lanes.
-fn owner(server: &Postgres) -> String {
+pub fn owner(server: &Postgres) -> String {
     server.sql("orders", "SELECT DISTINCT daemon FROM sendoff.functions WHERE owned")
 }
 

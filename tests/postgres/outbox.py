@@ -169,7 +169,7 @@ class Member:
         return call(self.connection, function, **arguments)
 
     def join(self, other=None, other_beat=None, realm="eu-central-1"):
-        return self.call("join", id=self.id, name=self.name, realm=realm, home_region="eu-central-1", home_account="123456789012", other=other, other_beat=other_beat)[0]
+        return self.call("join", id=self.id, name=self.name, realm=realm, home_region="eu-central-1", home_account="123456789012", other=other, other_beat=other_beat, version="1.0.0")[0]
 
     def claim(self):
         lanes = self.call("claim", member=self.id, max=None)
@@ -182,7 +182,7 @@ class Member:
 
     def news(self):
         """The arrivals since the last call."""
-        position, *arrivals = self.call("news", **{"from": self.position.xmax, "open": self.position.open})
+        position, *arrivals = self.call("news", **{"from": self.position.xmax, "open": self.position.open, "member": self.id})
         self.position = position
         return arrivals
 

@@ -4,6 +4,7 @@ import unittest
 
 import outbox
 import test_append
+import test_commands
 import test_members
 import test_reading
 
@@ -25,6 +26,10 @@ PLANTED = [
      replaced("_mine", "p_member bigint, p_session bigint", "void", "")),
     (test_members.Members, "test_a_settlement_that_was_cut_off_in_the_middle_does_not_stop_a_takeover",
      replaced("_exclude", "p_member bigint", "void", "PERFORM pg_advisory_xact_lock(p_member);")),
+    (test_commands.Commands, "test_a_question_that_was_withdrawn_or_whose_time_is_over_is_taken_by_nobody",
+     replaced("withdraw", "p_id bigint", "boolean", "RETURN true;")),
+    (test_commands.Commands, "test_the_dead_are_not_asked_and_whoever_waits_for_one_is_told",
+     replaced("leave", "p_member bigint", "void", "UPDATE sendoff.lane SET owner = NULL WHERE owner = p_member;")),
     # A reader that remembers only where it was, and not who was open then.
     (test_reading.News, "test_every_committed_transaction_is_told_once_however_late_it_commits_and_none_that_was_rolled_back",
      "ALTER TABLE sendoff.arrival RENAME TO arrivals; CREATE VIEW sendoff.arrival AS SELECT * FROM sendoff.arrivals "

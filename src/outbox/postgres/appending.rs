@@ -255,28 +255,29 @@ async fn send(shared: &Shared, link: &Link, events: &[New]) -> Result<(Room, Vec
 
 /// How much may still be stored. Near a limit, whoever stores is alone, and has heard of all before.
 pub(super) async fn room(shared: &Shared) -> Result<(Room, Option<tokio::sync::MutexGuard<'_, ()>>), Trouble> {
-    let limits = &shared.settings.limits;
-    let bytes_max = bytes_for_events(limits.bytes_max);
-    let left = || {
-        let state = shared.state();
-        let (mut events, mut bytes) = (state.lanes.totals().events, state.lanes.totals().bytes);
-        for member in state.members.iter().filter(|member| member.id != state.member) {
-            events += member.events;
-            bytes += member.bytes;
-        }
-        Room {
-            events: limits.events_max.saturating_sub(events),
-            bytes: bytes_max.saturating_sub(bytes),
-            functions: limits.functions_max,
-        }
-    };
-    let room = left();
+    let room = room_left(shared);
     if room.events > TIGHT_EVENTS && room.bytes > TIGHT_BYTES {
         return Ok((room, None));
     }
     let alone = shared.storing.lock().await;
     shared.catch_up().await?;
-    Ok((left(), Some(alone)))
+    Ok((room_left(shared), Some(alone)))
+}
+
+/// How much may still be stored, as far as this daemon knows: others tell with their beats what they have.
+pub(super) fn room_left(shared: &Shared) -> Room {
+    let limits = &shared.settings.limits;
+    let state = shared.state();
+    let (mut events, mut bytes) = (state.lanes.totals().events, state.lanes.totals().bytes);
+    for member in state.members.iter().filter(|member| member.id != state.member) {
+        events += member.events;
+        bytes += member.bytes;
+    }
+    Room {
+        events: limits.events_max.saturating_sub(events),
+        bytes: bytes_for_events(limits.bytes_max).saturating_sub(bytes),
+        functions: limits.functions_max,
+    }
 }
 
 /// What a client is told of an event that was not stored.

@@ -120,6 +120,8 @@ pub(super) struct Arrival {
 #[derive(Debug, Clone, Default)]
 pub(super) struct News {
     pub position: Position,
+    /// Another daemon asks this one something.
+    pub asked: bool,
     pub arrivals: Vec<Arrival>,
 }
 
@@ -265,7 +267,7 @@ impl Settling {
 }
 
 /// A living daemon.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Member {
     pub id: i64,
     pub name: String,
@@ -273,6 +275,11 @@ pub(super) struct Member {
     pub lanes: u64,
     pub events: u64,
     pub bytes: u64,
+    /// When it started, by the server's clock.
+    pub since: UnixMillis,
+    pub version: String,
+    /// It stops, and gives its lanes back.
+    pub draining: bool,
 }
 
 /// The answer to a beat.

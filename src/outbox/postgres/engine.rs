@@ -3,8 +3,9 @@
 //! Holds: counts follow the database. A reading of them excludes settlements and operators' changes (`reading`), and
 //! arrivals are counted by their transaction, so nothing counts twice.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, RwLock, mpsc, watch};
@@ -13,11 +14,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::base::{Member, Position, Trouble};
+use super::commands::ASKING_MAX;
 use super::lanes::Lanes;
 use super::live::{Link, READING_MAX, Reach, STATEMENT_MAX};
+use super::overview::Others;
 use super::{Settings, appending, settling};
 use crate::clock::{Clock, UnixMillis};
 use crate::metrics::Metrics;
+use crate::outbox::operator::Informant;
 use crate::outbox::{Error, LaneId, LaneNews, LaneView};
 
 /// How often a daemon shows that it lives.
@@ -59,6 +63,13 @@ pub(super) struct Shared {
     /// Another daemon has the lanes: what was told before counts no longer.
     void: AtomicBool,
     pub(super) bell: Notify,
+    /// Rings when another daemon asks this one something.
+    pub(super) asked: Notify,
+    /// Turns of questions about what other daemons have in flight.
+    pub(super) asking: tokio::sync::Semaphore,
+    /// Answers what other daemons ask the daemon around this outbox.
+    pub(super) informant: OnceLock<Informant>,
+    pub(super) told_by_others: tokio::sync::Mutex<Others>,
     pub(super) appends: mpsc::Sender<appending::Queued>,
     pub(super) settles: mpsc::Sender<settling::Queued>,
     /// The memory that queued appends may still take, in KiB.
@@ -76,6 +87,12 @@ pub(super) struct State {
     pub(super) safe_until: Option<Instant>,
     /// The living, as of the last beat.
     pub(super) members: Vec<Member>,
+    /// The beats of the living, and since when each has stood still as seen from here.
+    pub(super) moved: BTreeMap<i64, (i64, Instant)>,
+    /// Lanes that nobody had at the last beat.
+    pub(super) unowned: u64,
+    /// This daemon stops: it gives its lanes back, and takes none.
+    pub(super) draining: bool,
     /// What of the news this member has been told.
     pub(super) news_xid: Option<i64>,
 }
@@ -114,6 +131,9 @@ impl Shared {
             lanes: Lanes::new(settings.limits.functions_max),
             safe_until: None,
             members: Vec::new(),
+            moved: BTreeMap::new(),
+            unowned: 0,
+            draining: false,
             news_xid: None,
         };
         let shared = Self {
@@ -134,6 +154,10 @@ impl Shared {
             heard: AtomicU64::new(0),
             void: AtomicBool::new(false),
             bell: Notify::new(),
+            asked: Notify::new(),
+            asking: tokio::sync::Semaphore::new(ASKING_MAX),
+            informant: OnceLock::new(),
+            told_by_others: tokio::sync::Mutex::default(),
             appends,
             settles,
             queue: Arc::new(tokio::sync::Semaphore::new(appending::QUEUE_KIB_MAX)),
@@ -172,11 +196,27 @@ impl Shared {
         self.state().news_xid.is_some()
     }
 
-    /// The name of the daemon that has the lanes, if it is another one.
-    pub(super) fn owner_elsewhere(&self) -> Option<String> {
+    /// Whether another daemon has lanes and keeps them.
+    pub(super) fn is_owned_elsewhere(&self) -> bool {
         let state = self.state();
-        let other = state.members.iter().find(|member| member.lanes > 0 && member.id != state.member)?;
-        Some(other.name.clone())
+        state.members.iter().any(|member| member.lanes > 0 && !member.draining && member.id != state.member)
+    }
+
+    /// Whether this daemon may take lanes that nobody has.
+    pub(super) fn may_claim(&self) -> bool {
+        !self.state().draining && !self.is_owned_elsewhere()
+    }
+
+    /// The other living daemons, as of the last beat.
+    pub(super) fn others(&self) -> Vec<Member> {
+        let state = self.state();
+        state.members.iter().filter(|member| member.id != state.member).cloned().collect()
+    }
+
+    /// Whether this daemon is the one of all that tells what belongs to the whole database.
+    pub(super) fn is_first(&self) -> bool {
+        let state = self.state();
+        state.members.iter().all(|member| member.id >= state.member)
     }
 
     /// Wakes whoever waits for changes.
@@ -337,10 +377,16 @@ impl Shared {
         let heard = match position.as_ref() {
             Some(from) => self.hear_from(from).await?,
             // Nothing is ours yet, so an own event may be in a lane that nobody has.
-            None if is_rung && self.owner_elsewhere().is_none() => {
+            None if is_rung && self.may_claim() => {
                 Heard { position: None, unknown: Vec::new(), any: false, strange: true }
             }
-            None => return Ok(false),
+            None => {
+                let asked = self.read.is_asked(self.member()).await?;
+                if asked {
+                    self.asked.notify_one();
+                }
+                return Ok(asked);
+            }
         };
         if heard.strange {
             // Another server, or one that has lost commits: nothing that was told before counts.
@@ -359,7 +405,10 @@ impl Shared {
     }
 
     async fn hear_from(&self, from: &Position) -> Result<Heard, Trouble> {
-        let news = self.read.news(from).await?;
+        let news = self.read.news(self.member(), from).await?;
+        if news.asked {
+            self.asked.notify_one();
+        }
         let strange = news.position.incarnation != from.incarnation || news.position.xmax < from.xmax;
         let mut unknown = Vec::new();
         if !strange {
@@ -371,17 +420,31 @@ impl Shared {
                 }
             }
         }
-        let any = !news.arrivals.is_empty();
+        let any = news.asked || !news.arrivals.is_empty();
         Ok(Heard { position: Some(news.position), unknown, any, strange })
     }
 
     /// Takes over lanes that events have come for, if nobody has them, and reads them.
     async fn adopt(&self, lanes: &[i64]) -> Result<(), Trouble> {
         let member = self.member();
+        if self.state().draining {
+            return Ok(());
+        }
         self.read.claim(member).await?;
         self.read.retire(member, lanes, false).await?;
         let _reading = self.reading.write().await;
         self.read_some(lanes).await
+    }
+
+    /// Takes over what nobody has, beside lanes that are read already. Returns how many there were.
+    pub(super) async fn claim_more(&self) -> Result<usize, Trouble> {
+        let lanes = self.read.claim(self.member()).await?;
+        for piece in lanes.chunks(LANES_PIECE) {
+            let _reading = self.reading.write().await;
+            self.read_some(piece).await?;
+        }
+        self.tell();
+        Ok(lanes.len())
     }
 
     /// Reads lanes anew whose counts are in doubt.

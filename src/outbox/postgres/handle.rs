@@ -9,9 +9,9 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::base::{Taken, Trouble, Want};
-use super::engine::{Shared, away};
+use super::engine::Shared;
 use super::lanes::Held;
-use super::{adopting, appending, keys, settling};
+use super::{adopting, appending, commands, keeper, keys, overview, settling};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId};
 use crate::outbox::handoff::{Adopted, Handed, RememberedKey};
@@ -22,9 +22,6 @@ use crate::outbox::{
 
 /// How often a lease goes on reading a lane whose first rows are all waiting or in flight.
 const READS_MAX: usize = 8;
-
-/// Up to this many, remembered keys are counted one by one. Beyond, the server's estimate is shown.
-const COUNT_KEYS_MAX: u64 = 100_000;
 
 /// The handle of the outbox. Cheap to clone.
 #[derive(Clone)]
@@ -165,7 +162,7 @@ impl Outbox for Handle {
 
     async fn census(&self) -> Result<Census, Error> {
         self.now();
-        self.run(|shared| async move { census(&shared).await.map_err(|trouble| shared.error(trouble)) }).await
+        self.run(|shared| async move { overview::census(&shared).await.map_err(|trouble| shared.error(trouble)) }).await
     }
 
     async fn changed(&self, since: u64, what: Changes) {
@@ -185,6 +182,15 @@ impl Outbox for Handle {
     async fn failed(&self) -> String {
         self.shared.until_poisoned().await
     }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn draining(&self) {
+        let giving = keeper::give_back(self.shared.clone());
+        self.shared.tasks.spawn_on(giving, &self.shared.runtime);
+    }
 }
 
 impl Handle {
@@ -193,7 +199,7 @@ impl Handle {
             let found = shared.read.find(id, payload).await.map_err(|trouble| shared.error(trouble))?;
             let Some((function, stored)) = found else { return Ok(None) };
             let history = stored.history().map_err(|why| Error::Unreadable { id, why })?;
-            let leased = shared.state().lanes.is_leased(stored.lane, id);
+            let leased = commands::in_flight(&shared, &[(stored.lane, id)]).await?.contains(&id);
             let (place, payload_bytes) = (stored.place, stored.payload_bytes);
             Ok(Some(Found { event: stored.into_event(&function), payload_bytes, history, place, leased }))
         })
@@ -347,29 +353,5 @@ fn cutoff(which: Which) -> Option<UnixMillis> {
     match which {
         Which::AcceptedBefore(cutoff) => Some(cutoff),
         Which::Due | Which::Fresh | Which::Buried | Which::AtRest { .. } => None,
-    }
-}
-
-async fn census(shared: &Shared) -> Result<Census, Trouble> {
-    shared.catch_up().await?;
-    let stats = shared.read.stats().await?;
-    let keys = if stats.keys < COUNT_KEYS_MAX { shared.read.count_keys().await? } else { stats.keys };
-    let state = shared.state();
-    let totals = state.lanes.totals();
-    Ok(Census {
-        lanes: state.lanes.census(),
-        keys,
-        bytes: totals.bytes,
-        events: totals.events,
-        disk_bytes: stats.disk_bytes,
-        disk_free_bytes: u64::MAX,
-    })
-}
-
-/// The answer to what only the owner of the lanes can do.
-pub(super) fn elsewhere(shared: &Shared) -> Error {
-    match shared.owner_elsewhere() {
-        Some(name) => away(format!("the daemon {name} has the lanes: ask that one")),
-        None => away("no daemon has the lanes yet".to_owned()),
     }
 }

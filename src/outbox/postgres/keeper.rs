@@ -4,11 +4,15 @@
 //! Fails: a daemon that was taken for dead loses its lanes and joins anew. One that was replaced by another with its name has
 //! lost the store.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Settings;
-use super::base::{Joined, Trouble};
+use super::base::{Joined, Member, Trouble};
+use super::commands;
 use super::engine::{BEAT_EVERY, Shared, member_id};
 use super::live::Realm;
 use super::watch::Watch;
@@ -29,6 +33,9 @@ const TIDY_EVERY: Duration = Duration::from_secs(1);
 
 /// ... and how many rounds later the rest.
 const SELDOM: u64 = 30;
+
+/// How often a daemon that stops looks for lanes in which nothing is in flight.
+const GIVE_BACK_EVERY: Duration = Duration::from_millis(100);
 
 /// The most arrivals that one statement deletes.
 const ARRIVALS_PIECE: i32 = 10_000;
@@ -102,11 +109,23 @@ async fn beat_once(shared: &Shared) -> Result<Beaten, Trouble> {
     }
     {
         let mut state = shared.state();
+        let (before, seen) = (std::mem::take(&mut state.moved), shared.clock.instant());
+        state.moved = beat.members.iter().map(|member| (member.id, stood(&before, member, seen))).collect();
         state.members = beat.members;
+        state.unowned = beat.unowned;
         state.lanes.all_paused(&beat.paused);
+        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        shared.metrics.outbox_members.set(gauge(state.members.len() as u64));
+        shared.metrics.outbox_functions_owned.set(gauge(state.lanes.len() as u64));
+        shared.metrics.outbox_functions_unowned.set(gauge(beat.unowned));
     }
     shared.tell();
     Ok(Beaten { incarnation: beat.incarnation, slow, unowned: beat.unowned })
+}
+
+/// The beat of a member, and since when it has stood still as seen from here.
+fn stood(before: &BTreeMap<i64, (i64, Instant)>, member: &Member, seen: Instant) -> (i64, Instant) {
+    before.get(&member.id).filter(|(beat, _)| *beat == member.beat).copied().unwrap_or((member.beat, seen))
 }
 
 /// Works until the outbox is closed. An error means that this process has lost the store.
@@ -117,6 +136,7 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Result<(), Error> {
         why = shared.until_poisoned() => Err(Error::Poisoned { why }),
         () = beat(&shared) => Ok(()),
         () = listen(&shared) => Ok(()),
+        () = answer(&shared) => Ok(()),
         () = tidy(&shared) => Ok(()),
     }
 }
@@ -164,11 +184,41 @@ async fn react(shared: &Shared, watch: &mut Watch, beaten: Beaten, is_new: bool)
         unowned = 1;
         shared.state().members.retain(|member| member.id != dead.id);
     }
-    if unowned > 0 && shared.owner_elsewhere().is_none() {
-        shared.claim_all().await?;
+    if unowned > 0 && shared.may_claim() {
+        if shared.is_owner() {
+            shared.claim_more().await?;
+        } else {
+            shared.claim_all().await?;
+        }
         tracing::info!(lanes = shared.state().lanes.names().len(), "took lanes over");
     }
     Ok(())
+}
+
+/// Gives the lanes back one by one, as soon as nothing of them is in flight. Ends with the outbox.
+pub(super) async fn give_back(shared: Arc<Shared>) {
+    shared.state().draining = true;
+    let member = shared.member();
+    if let Err(trouble) = shared.beat.drain(member).await {
+        tracing::debug!(%trouble, "the lanes are given back at the end");
+        return;
+    }
+    loop {
+        let lanes = shared.state().lanes.let_go(shared.now());
+        if !lanes.is_empty() {
+            shared.tell();
+            match shared.beat.release(member, &lanes).await {
+                Ok(()) => tracing::info!(lanes = lanes.len(), "gave lanes back"),
+                // Leaving gives them back.
+                Err(trouble) => tracing::debug!(%trouble, "lanes are given back at the end"),
+            }
+        }
+        tokio::select! {
+            biased;
+            () = shared.closed.cancelled() => return,
+            () = shared.clock.sleep(GIVE_BACK_EVERY) => {}
+        }
+    }
 }
 
 /// What a failed beat or takeover means.
@@ -212,6 +262,16 @@ async fn listen(shared: &Shared) {
                 shared.settings.poll_max
             }
         };
+    }
+}
+
+/// Answers what other daemons ask.
+async fn answer(shared: &Shared) {
+    loop {
+        shared.asked.notified().await;
+        if let Err(trouble) = commands::serve(shared).await {
+            tracing::debug!(%trouble, "questions of other daemons are not answered; tried again");
+        }
     }
 }
 

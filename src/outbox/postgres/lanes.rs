@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::base::{Arrival, LaneRow, Peek, Position, Remembered, Unknown};
+use super::overview::Line;
 use crate::clock::UnixMillis;
 use crate::event::{EventId, FunctionName};
 use crate::outbox::idle::{Crowd, Key};
-use crate::outbox::{Count, LaneCensus, LaneId, LaneView, Lease, Place, Spent};
+use crate::outbox::{Count, LaneId, LaneView, Lease, Place, Spent};
 
 mod idle;
 
@@ -168,6 +169,10 @@ impl Lanes {
 
     pub(super) fn buried_version(&self) -> u64 {
         self.buried_version
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lanes.len()
     }
 
     pub(super) fn totals(&self) -> Count {
@@ -562,13 +567,29 @@ impl Lanes {
         })
     }
 
-    pub(super) fn census(&self) -> BTreeMap<FunctionName, LaneCensus> {
-        let of = |lane: &Lane| LaneCensus {
-            by_place: Place::ALL.into_iter().map(|place| (place, lane.count(place))).collect(),
-            leased: lane.leased.len() as u64,
-            oldest_ready: lane.oldest.time(),
+    /// What is known of each lane.
+    pub(super) fn lines(&self) -> Vec<Line> {
+        let of = |lane: &Lane| Line {
+            function: lane.function.clone(),
+            counts: lane.counts,
+            in_flight: lane.leased.len() as u64,
+            oldest: lane.oldest.time(),
+            paused: lane.paused,
         };
-        self.lanes.values().map(|lane| (lane.function.clone(), of(lane))).collect()
+        self.lanes.values().map(of).collect()
+    }
+
+    /// Forgets all lanes in which nothing is in flight, and returns their numbers: another daemon may have them. Lanes with a
+    /// spend guard stay until the end, when their unused reserve is written.
+    pub(super) fn let_go(&mut self, now: UnixMillis) -> Vec<i64> {
+        let is_free = |lane: &&Lane| lane.leased.is_empty() && !lane.spent.counts(now);
+        let free: Vec<i64> = self.lanes.values().filter(is_free).map(|lane| lane.id).collect();
+        free.iter()
+            .filter_map(|number| self.of_number(*number))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|id| self.lose(id));
+        free
     }
 
     /// All that is in flight in these lanes.

@@ -28,6 +28,8 @@ mod adopt;
 
 mod calls;
 
+mod commands;
+
 mod ended;
 
 mod members;

@@ -1,26 +1,26 @@
-//! Operators' calls. Reading works on every daemon. Changes work on the daemon that has the lanes.
-//!
-//! Holds: an event that a call changes is leased meanwhile, so that nobody attempts it.
+//! Operators' calls. They work on every daemon: changes of events go to the owner of their lane (`changing`, `commands`).
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
-use super::appending::{Busy, answer_of, store};
-use super::base::{New, Remembered, Room, Stored, Trouble, Verdict};
+use super::appending::{Busy, answer_of, room_left, store};
+use super::base::{New, Trouble, Verdict};
+use super::changing::{self, Changed, What, again};
+use super::commands::{self, Answer, Question};
 use super::engine::Shared;
-use super::handle::{Handle, elsewhere};
+use super::handle::Handle;
 use super::keys::{self, Family};
-use super::lanes::Held;
+use super::overview;
 use crate::clock::UnixMillis;
 use crate::event::{EVENT_BYTES, Event, EventId, FunctionName};
 use crate::outbox::dead::{BuriedPage, BuriedWant, Discarded, Imported, Letter, Redriven, Revived};
 use crate::outbox::operator::{
-    Cursor, Keys, KnownKey, LIVE, LOOKED_AT_MAX, ListFilter, ListWant, Listed, Operator, PAGE_MAX, PIECE_EVENTS, Page,
+    Cursor, Informant, Keys, KnownKey, LOOKED_AT_MAX, ListFilter, ListWant, Listed, Operator, Overview, PAGE_MAX, Page,
     Purge, Purged, Touched,
 };
-use crate::outbox::{Appended, Error, Full, History, LaneView, Lease, Place, bytes_for_events};
+use crate::outbox::{Appended, Error, Full, History, LaneId, LaneView, Place};
 
 /// The most rows of a lane that a page visits at once.
-const LIST_READS_MAX: usize = 2_000;
+pub(super) const LIST_READS_MAX: usize = 2_000;
 
 /// The most dead letters that a page visits, and the most bytes of events that it reads.
 const PAGE_RECORDS_MAX: usize = 1_000;
@@ -36,7 +36,7 @@ impl Operator for Handle {
                 let id = shared.state().lanes.id_of(&function);
                 match id {
                     Some(id) => shared.view_of(id).await,
-                    None => Ok(None),
+                    None => shared.read.lane_elsewhere(keys::lane(&function)).await.map(|lane| lane.map(elsewhere)),
                 }
             };
             view.await.map_err(|trouble| shared.error(trouble))
@@ -58,7 +58,8 @@ impl Operator for Handle {
         let now = self.now();
         loop {
             let purge = purge.clone();
-            let (piece, next) = self.run(move |shared| purge_piece(shared, purge, after, now)).await?;
+            let piece = self.run(move |shared| async move { changing::purge(&shared, &purge, after, now).await });
+            let (piece, next) = piece.await?;
             purged.add(piece);
             after = next;
             if after.is_none() {
@@ -68,13 +69,51 @@ impl Operator for Handle {
     }
 
     async fn cancel(&self, id: EventId, keys: Keys) -> Result<Touched, Error> {
-        let now = self.now();
-        self.run(move |shared| async move { cancel(&shared, id, keys, now).await }).await
+        Ok(self.cancel_all(vec![id], keys).await?.pop().unwrap_or(Touched::NotFound))
     }
 
     async fn attempt_now(&self, id: EventId) -> Result<Touched, Error> {
-        let now = self.now();
-        self.run(move |shared| async move { attempt_now(&shared, id, now).await }).await
+        Ok(self.attempt_all(vec![id]).await?.pop().unwrap_or(Touched::NotFound))
+    }
+
+    async fn cancel_all(&self, ids: Vec<EventId>, keys: Keys) -> Result<Vec<Touched>, Error> {
+        let what = What::Cancel { keep_keys: keys == Keys::Keep };
+        Ok(self.change(what, ids).await?.into_iter().map(touched).collect())
+    }
+
+    async fn attempt_all(&self, ids: Vec<EventId>) -> Result<Vec<Touched>, Error> {
+        Ok(self.change(What::AttemptNow, ids).await?.into_iter().map(touched).collect())
+    }
+
+    async fn overview(&self) -> Result<Overview, Error> {
+        self.now();
+        self.run(|shared| async move { overview::whole(&shared).await }).await
+    }
+
+    fn inform(&self, informant: Informant) {
+        // The first one stays: there is one daemon around an outbox.
+        drop(self.shared.informant.set(informant));
+    }
+
+    async fn ask_others(&self, question: String) -> Vec<String> {
+        let answers = self.run(|shared| async move {
+            // A few at a time: clients of the ingest listener cause some of them.
+            let Ok(Ok(_turn)) = tokio::time::timeout(commands::TELL_WITHIN, shared.asking.acquire()).await else {
+                return Ok(Vec::new());
+            };
+            let answers = commands::ask_all(&shared, &Question::Inform(question)).await;
+            let informed = answers.into_iter().filter_map(|(_, answer)| match answer {
+                Answer::Informed(text) => Some(text),
+                Answer::Changed(_)
+                | Answer::Purged(_)
+                | Answer::InFlight(_)
+                | Answer::Census(_)
+                | Answer::NotHere
+                | Answer::Failed(_) => None,
+            });
+            Ok(informed.collect())
+        });
+        answers.await.unwrap_or_default()
     }
 
     async fn known_key(
@@ -93,12 +132,11 @@ impl Operator for Handle {
     }
 
     async fn list(&self, want: ListWant) -> Result<Page, Error> {
-        self.run(move |shared| async move { list(&shared, &want).await.map_err(|trouble| shared.error(trouble)) }).await
+        self.run(move |shared| async move { list(&shared, &want).await }).await
     }
 
     async fn buried(&self, want: BuriedWant) -> Result<BuriedPage, Error> {
-        self.run(move |shared| async move { buried(&shared, &want).await.map_err(|trouble| shared.error(trouble)) })
-            .await
+        self.run(move |shared| async move { buried(&shared, &want).await }).await
     }
 
     async fn redrive(&self, events: Vec<Redriven>) -> Result<Vec<Appended>, Error> {
@@ -111,12 +149,14 @@ impl Operator for Handle {
     }
 
     async fn revive(&self, ids: Vec<EventId>, redrives_max: u32) -> Result<Vec<Revived>, Error> {
-        let mut answers = Vec::with_capacity(ids.len());
-        for id in ids {
-            let now = self.now();
-            answers.push(self.run(move |shared| async move { revive(&shared, id, redrives_max, now).await }).await?);
-        }
-        Ok(answers)
+        let changed = self.change(What::Revive { redrives_max }, ids).await?;
+        let revived = changed.into_iter().map(|changed| match changed {
+            Changed::Stored(id) => Revived::Stored { id },
+            Changed::Ceiling(redrives) => Revived::Ceiling { redrives },
+            Changed::InFlight => Revived::Leased,
+            Changed::Done | Changed::NotFound | Changed::Buried | Changed::Elsewhere(_) => Revived::NotFound,
+        });
+        Ok(revived.collect())
     }
 
     async fn import(&self, letters: Vec<(Event, History)>) -> Result<Vec<Imported>, Error> {
@@ -129,12 +169,49 @@ impl Operator for Handle {
     }
 
     async fn discard(&self, ids: Vec<EventId>, keys: Keys) -> Result<Vec<Discarded>, Error> {
-        let mut answers = Vec::with_capacity(ids.len());
-        for id in ids {
-            let now = self.now();
-            answers.push(self.run(move |shared| async move { discard(&shared, id, keys, now).await }).await?);
-        }
-        Ok(answers)
+        let changed = self.change(What::Discard { keep_keys: keys == Keys::Keep }, ids).await?;
+        let discarded = changed.into_iter().map(|changed| match changed {
+            Changed::Done => Discarded::Done,
+            Changed::InFlight => Discarded::Leased,
+            Changed::Stored(_) | Changed::Ceiling(_) | Changed::NotFound | Changed::Buried | Changed::Elsewhere(_) => {
+                Discarded::NotFound
+            }
+        });
+        Ok(discarded.collect())
+    }
+}
+
+impl Handle {
+    async fn change(&self, what: What, ids: Vec<EventId>) -> Result<Vec<Changed>, Error> {
+        let now = self.now();
+        self.run(move |shared| async move { changing::change(&shared, what, &ids, now).await }).await
+    }
+}
+
+fn touched(changed: Changed) -> Touched {
+    match changed {
+        Changed::Done => Touched::Done,
+        Changed::InFlight => Touched::InFlight,
+        Changed::Buried => Touched::Buried,
+        Changed::Stored(_) | Changed::Ceiling(_) | Changed::NotFound | Changed::Elsewhere(_) => Touched::NotFound,
+    }
+}
+
+/// The lane of another daemon, as far as it is known here.
+fn elsewhere((function, paused, proven): (FunctionName, bool, bool)) -> LaneView {
+    LaneView {
+        // No lane of this process has this number.
+        lane: LaneId(u32::MAX),
+        function,
+        ready: 0,
+        next_due: None,
+        oldest: None,
+        buried: 0,
+        next_ship: None,
+        next_expiry: None,
+        paused,
+        spent: crate::outbox::Spent::default(),
+        proven,
     }
 }
 
@@ -147,210 +224,10 @@ async fn pause(shared: &Shared, function: &FunctionName, paused: bool) -> Result
             shared.tell();
         }
         // It may have got its lane by this.
-        None if paused && shared.owner_elsewhere().is_none() => shared.claim_all().await?,
+        None if paused && shared.may_claim() => shared.claim_all().await?,
         None => {}
     }
     Ok(())
-}
-
-/// An event that a call changes, leased meanwhile.
-struct Taken {
-    stored: Stored,
-    function: FunctionName,
-    lease: Lease,
-}
-
-/// Why an event cannot be changed.
-enum Not {
-    Found,
-    Free,
-    Here,
-}
-
-/// Finds an event and leases it, so that nobody attempts it while it changes. The caller must settle or release it.
-async fn take(shared: &Shared, id: EventId, payload: bool) -> Result<Result<Taken, (Not, Option<Place>)>, Error> {
-    let found = async {
-        // Or an event of a new lane would be taken for another daemon's.
-        shared.catch_up().await?;
-        shared.read.find(id, payload).await
-    };
-    let found = found.await.map_err(|trouble| shared.error(trouble))?;
-    let Some((function, stored)) = found else { return Ok(Err((Not::Found, None))) };
-    Ok(take_stored(shared, function, stored))
-}
-
-fn take_stored(shared: &Shared, function: FunctionName, stored: Stored) -> Result<Taken, (Not, Option<Place>)> {
-    let mut state = shared.state();
-    let place = Some(stored.place);
-    let Some(lane) = state.lanes.of_number(stored.lane) else { return Err((Not::Here, place)) };
-    let held = Held {
-        place: stored.place,
-        due: stored.due,
-        expires_at: stored.expires_at,
-        bytes: stored.bytes,
-        key: None,
-        settling: true,
-        doubtful: false,
-    };
-    if !state.lanes.take(lane, stored.id, held) {
-        return Err((Not::Free, place));
-    }
-    let lease = Lease { lane, id: stored.id };
-    Ok(Taken { stored, function, lease })
-}
-
-/// The remembered key of an event without its payload.
-fn key_of(taken: &Taken) -> Option<Remembered> {
-    keys::remembered(&taken.stored.clone().into_event(&taken.function))
-}
-
-/// Removes leased events. Returns whether each was there.
-async fn remove(shared: &Shared, taken: &[Taken], keys: Keys, now: UnixMillis) -> Result<Vec<bool>, Trouble> {
-    let events: Vec<_> = taken.iter().map(|one| (one.stored.lane, one.stored.id, one.stored.place)).collect();
-    let _reading = shared.reading.read().await;
-    let removed = shared.read.remove(shared.member(), &events).await;
-    let known = |one: &Taken| [key_of(one), Some(keys::adopted(one.stored.id))].into_iter().flatten();
-    let forgotten: Vec<_> = taken.iter().flat_map(|one| known(one).map(|key| (key, one.stored.id))).collect();
-    let removed = match removed {
-        Ok(removed) if keys == Keys::Forget && !forgotten.is_empty() => {
-            shared.read.forget(&forgotten).await.map(|()| removed)
-        }
-        other => other,
-    };
-    let mut state = shared.state();
-    let removed = match removed {
-        Ok(removed) => removed,
-        Err(trouble) => {
-            for one in taken {
-                state.lanes.release(one.lease);
-                state.lanes.doubt(one.stored.lane);
-            }
-            return Err(trouble);
-        }
-    };
-    let mut answers = Vec::new();
-    for one in taken {
-        let was_there = removed.contains(&one.stored.id);
-        if was_there {
-            state.lanes.left(one.lease, now);
-        } else {
-            state.lanes.release(one.lease);
-        }
-        answers.push(was_there);
-    }
-    drop(state);
-    shared.tell();
-    Ok(answers)
-}
-
-async fn cancel(shared: &Shared, id: EventId, keys: Keys, now: UnixMillis) -> Result<Touched, Error> {
-    let taken = match take(shared, id, false).await? {
-        Ok(taken) => taken,
-        Err(why) => return not_touched(shared, &why),
-    };
-    if taken.stored.place == Place::Buried {
-        shared.state().lanes.release(taken.lease);
-        return Ok(Touched::Buried);
-    }
-    let removed = remove(shared, &[taken], keys, now).await.map_err(|trouble| shared.error(trouble))?;
-    Ok(if removed == [true] { Touched::Done } else { Touched::NotFound })
-}
-
-fn not_touched(shared: &Shared, (not, place): &(Not, Option<Place>)) -> Result<Touched, Error> {
-    match (not, place) {
-        (Not::Found, _) => Ok(Touched::NotFound),
-        (_, Some(Place::Buried)) => Ok(Touched::Buried),
-        (Not::Free, _) => Ok(Touched::InFlight),
-        (Not::Here, _) => Err(elsewhere(shared)),
-    }
-}
-
-async fn attempt_now(shared: &Shared, id: EventId, now: UnixMillis) -> Result<Touched, Error> {
-    let taken = match take(shared, id, false).await? {
-        Ok(taken) => taken,
-        Err(why) => return not_touched(shared, &why),
-    };
-    let (lease, place) = (taken.lease, taken.stored.place);
-    let is_later = taken.stored.due.is_some_and(|due| due > now);
-    match place {
-        Place::Waiting | Place::Scheduled if is_later => {}
-        Place::Ready | Place::Waiting | Place::Scheduled => {
-            shared.state().lanes.release(lease);
-            return Ok(Touched::Done);
-        }
-        Place::Buried => {
-            shared.state().lanes.release(lease);
-            return Ok(Touched::Buried);
-        }
-    }
-    let _reading = shared.reading.read().await;
-    let history = taken.stored.history.as_deref();
-    let done = shared.read.attempt_now(shared.member(), taken.stored.lane, id, now, history).await;
-    {
-        let mut state = shared.state();
-        match done {
-            Ok(true) => state.lanes.waits(lease, place, now),
-            Ok(false) => state.lanes.release(lease),
-            Err(_) => {
-                state.lanes.release(lease);
-                state.lanes.doubt(taken.stored.lane);
-            }
-        }
-    }
-    shared.tell();
-    done.map(|_| Touched::Done).map_err(|trouble| shared.error(trouble))
-}
-
-async fn purge_piece(
-    shared: Arc<Shared>,
-    purge: Purge,
-    after: Option<EventId>,
-    now: UnixMillis,
-) -> Result<(Purged, Option<EventId>), Error> {
-    let piece = async {
-        shared.catch_up().await?;
-        let lane = keys::lane(&purge.function);
-        let rows = shared.read.list(&[lane], after, purge.place, PIECE_EVENTS, LIST_READS_MAX).await?;
-        let next = rows
-            .last()
-            .map(|row| row.id)
-            .filter(|_| rows.len() >= PIECE_EVENTS || rows.iter().any(|row| row.place.is_none()));
-        let fits = |id: EventId| purge.accepted_before.is_none_or(|before| id.accepted_at() < before);
-        let is_live = |place: Option<Place>| place.is_some_and(|place| LIVE.contains(&place));
-        let wanted: Vec<_> =
-            rows.iter().filter(|row| is_live(row.place) && fits(row.id)).map(|row| (row.lane, row.id)).collect();
-        let heads = shared.read.heads(&wanted).await?;
-        Ok((heads, next))
-    };
-    let (heads, next) = piece.await.map_err(|trouble| shared.error(trouble))?;
-    let mut purged = Purged::default();
-    if purge.dry_run {
-        let free = heads.iter().filter(|stored| !shared.state().lanes.is_leased(stored.lane, stored.id));
-        for stored in free {
-            purged.events += 1;
-            purged.bytes += stored.bytes;
-        }
-        return Ok((purged, next));
-    }
-    let mut taken = Vec::new();
-    for stored in heads {
-        match take_stored(&shared, purge.function.clone(), stored) {
-            Ok(one) if LIVE.contains(&one.stored.place) => taken.push(one),
-            Ok(one) => shared.state().lanes.release(one.lease),
-            Err((Not::Here, _)) => return Err(elsewhere(&shared)),
-            Err((Not::Free | Not::Found, _)) => {}
-        }
-    }
-    if taken.is_empty() {
-        return Ok((purged, next));
-    }
-    let removed = remove(&shared, &taken, purge.keys, now).await.map_err(|trouble| shared.error(trouble))?;
-    for (one, _) in taken.iter().zip(removed).filter(|(_, removed)| *removed) {
-        purged.events += 1;
-        purged.bytes += one.stored.bytes;
-        purged.ids.push(one.stored.id);
-    }
-    Ok((purged, next))
 }
 
 /// The lanes from where a page begins, in order: numbers and names.
@@ -365,17 +242,22 @@ async fn lanes_from(
     Ok((lanes, within.map(|after| after.id)))
 }
 
-async fn list(shared: &Shared, want: &ListWant) -> Result<Page, Trouble> {
+async fn list(shared: &Shared, want: &ListWant) -> Result<Page, Error> {
     let max = want.max.clamp(1, PAGE_MAX);
     let fits = |name: &FunctionName| want.function.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
-    let (lanes, after) = lanes_from(shared, fits, want.after.as_ref()).await?;
-    let numbers: Vec<i64> = lanes.iter().map(|(number, _)| *number).collect();
-    // Without a filter every row is shown. One more tells whether there is a next page.
-    let rows_max = if want.filter == ListFilter::default() { max } else { LOOKED_AT_MAX };
-    let rows = shared.read.list(&numbers, after, want.place, rows_max + 1, LIST_READS_MAX).await?;
+    let read = async {
+        let (lanes, after) = lanes_from(shared, fits, want.after.as_ref()).await?;
+        let numbers: Vec<i64> = lanes.iter().map(|(number, _)| *number).collect();
+        // Without a filter every row is shown. One more tells whether there is a next page.
+        let rows_max = if want.filter == ListFilter::default() { max } else { LOOKED_AT_MAX };
+        let rows = shared.read.list(&numbers, after, want.place, rows_max + 1, LIST_READS_MAX).await?;
+        Ok((lanes, rows))
+    };
+    let (lanes, rows) = read.await.map_err(|trouble| shared.error(trouble))?;
+    let events: Vec<_> = rows.iter().filter(|row| row.place.is_some()).map(|row| (row.lane, row.id)).collect();
+    let in_flight = commands::in_flight(shared, &events).await?;
     let (mut page, mut looked_at, mut last) = (Page::default(), 0, None);
     let name = |lane: i64| lanes.iter().find(|(number, _)| *number == lane).map(|(_, name)| name.clone());
-    let state = shared.state();
     for row in rows {
         let Some(function) = name(row.lane) else { continue };
         let Some(place) = row.place else {
@@ -390,7 +272,7 @@ async fn list(shared: &Shared, want: &ListWant) -> Result<Page, Trouble> {
         last = Some(Cursor { function: function.clone(), id: row.id });
         let history = super::history::decode(row.history.as_deref(), row.due, row.id);
         let unreadable = history.as_ref().err().cloned();
-        let leased = state.lanes.is_leased(row.lane, row.id);
+        let leased = in_flight.contains(&row.id);
         if !want.filter.fits(row.id, leased, history.as_ref().ok()) {
             continue;
         }
@@ -400,7 +282,17 @@ async fn list(shared: &Shared, want: &ListWant) -> Result<Page, Trouble> {
     Ok(page)
 }
 
-async fn buried(shared: &Shared, want: &BuriedWant) -> Result<BuriedPage, Trouble> {
+async fn buried(shared: &Shared, want: &BuriedWant) -> Result<BuriedPage, Error> {
+    let mut page = buried_page(shared, want).await.map_err(|trouble| shared.error(trouble))?;
+    let letters = page.letters.iter().map(|letter| (keys::lane(&letter.event.function.name), letter.event.id));
+    let letters: Vec<_> = letters.collect();
+    let in_flight: BTreeSet<EventId> = commands::in_flight(shared, &letters).await?;
+    page.letters.iter_mut().for_each(|letter| letter.leased = in_flight.contains(&letter.event.id));
+    Ok(page)
+}
+
+/// A page that does not tell yet what is being shipped.
+async fn buried_page(shared: &Shared, want: &BuriedWant) -> Result<BuriedPage, Trouble> {
     let fits = |name: &FunctionName| want.filter.function.as_ref().is_none_or(|pattern| name.fits(pattern.as_str()));
     let (mut page, mut cursor) = (BuriedPage::default(), want.after.clone());
     let (mut records, mut bytes) = (0, 0);
@@ -420,10 +312,10 @@ async fn buried(shared: &Shared, want: &BuriedWant) -> Result<BuriedPage, Troubl
             match stored.history() {
                 Err(why) => page.unreadable.push((stored.id, why)),
                 Ok(history) if want.filter.fits(&history) => {
-                    let leased = shared.state().lanes.is_leased(stored.lane, stored.id);
                     let payload_bytes = stored.payload_bytes;
                     bytes += if want.payloads { payload_bytes } else { 0 } + EVENT_BYTES;
-                    page.letters.push(Letter { event: stored.into_event(function), payload_bytes, history, leased });
+                    let event = stored.into_event(function);
+                    page.letters.push(Letter { event, payload_bytes, history, leased: false });
                 }
                 Ok(_) => {}
             }
@@ -455,57 +347,6 @@ async fn redrive(
     Ok(answers)
 }
 
-/// What makes an event's own key its own again.
-fn again(event: &Event) -> Option<(Remembered, EventId, [u8; 16])> {
-    Some((keys::remembered(event)?, event.id, keys::print(&event.payload)))
-}
-
-async fn revive(shared: &Shared, id: EventId, redrives_max: u32, now: UnixMillis) -> Result<Revived, Error> {
-    let taken = match take(shared, id, true).await? {
-        Ok(taken) => taken,
-        Err((Not::Free, Some(Place::Buried))) => return Ok(Revived::Leased),
-        Err((Not::Here, Some(Place::Buried))) => return Err(elsewhere(shared)),
-        Err(_) => return Ok(Revived::NotFound),
-    };
-    let (lease, stored) = (taken.lease, &taken.stored);
-    let refused = match stored.place {
-        Place::Ready | Place::Waiting | Place::Scheduled => Some(Revived::NotFound),
-        Place::Buried if stored.redrives >= redrives_max => Some(Revived::Ceiling { redrives: stored.redrives }),
-        Place::Buried => None,
-    };
-    if let Some(refused) = refused {
-        shared.state().lanes.release(lease);
-        return Ok(refused);
-    }
-    let new = EventId::mint(now, shared.clock.random_bits(), &taken.function);
-    let (lane, bytes) = (stored.lane, stored.bytes);
-    let event = Event { id: new, ..taken.stored.clone().into_event(&taken.function) };
-    let reading = shared.reading.read().await;
-    let revived = shared.read.revive(shared.member(), lane, id, new).await;
-    {
-        let mut state = shared.state();
-        if let Ok(true) = revived {
-            state.lanes.left(lease, now);
-            state.lanes.added(lease.lane, Place::Ready, new, bytes, None);
-        } else {
-            state.lanes.release(lease);
-        }
-        if revived.is_err() {
-            state.lanes.doubt(lane);
-        }
-    }
-    drop(reading);
-    shared.tell();
-    if !revived.map_err(|trouble| shared.error(trouble))? {
-        return Ok(Revived::NotFound);
-    }
-    let again: Vec<_> = again(&event).into_iter().collect();
-    if !again.is_empty() {
-        shared.read.remember_again(&again).await.map_err(|trouble| shared.error(trouble))?;
-    }
-    Ok(Revived::Stored { id: new })
-}
-
 async fn import(shared: &Shared, event: Event, history: History, now: UnixMillis) -> Result<Imported, Error> {
     import_one(shared, &event, &history, now).await.map_err(|trouble| shared.error(trouble))
 }
@@ -513,14 +354,8 @@ async fn import(shared: &Shared, event: Event, history: History, now: UnixMillis
 async fn import_one(shared: &Shared, event: &Event, history: &History, now: UnixMillis) -> Result<Imported, Trouble> {
     loop {
         shared.catch_up().await?;
-        let limits = &shared.settings.limits;
         let known = shared.state().lanes.id_of(&event.function.name);
-        let totals = shared.state().lanes.totals();
-        let room = Room {
-            events: limits.events_max.saturating_sub(totals.events),
-            bytes: bytes_for_events(limits.bytes_max).saturating_sub(totals.bytes),
-            functions: limits.functions_max,
-        };
+        let room = room_left(shared);
         let reading = shared.reading.read().await;
         let verdict = shared.read.import(shared.member(), event, history, room).await;
         let verdict = verdict.inspect_err(|_| shared.state().lanes.doubt(keys::lane(&event.function.name)))?;
@@ -531,7 +366,7 @@ async fn import_one(shared: &Shared, event: &Event, history: &History, now: Unix
                     shared.state().lanes.added(lane, Place::Buried, event.id, bytes, Some(history.due));
                 }
                 drop(reading);
-                if known.is_none() && shared.owner_elsewhere().is_none() {
+                if known.is_none() && shared.may_claim() {
                     shared.claim_all().await?;
                 }
                 shared.tell();
@@ -569,24 +404,4 @@ fn weight(event: &Event) -> u64 {
     ];
     let texts: usize = texts.into_iter().flatten().map(String::len).sum();
     (128 + payload.len() + key.value.len() + address + texts) as u64
-}
-
-async fn discard(shared: &Shared, id: EventId, keys: Keys, now: UnixMillis) -> Result<Discarded, Error> {
-    let taken = match take(shared, id, false).await? {
-        Ok(taken) => taken,
-        Err((Not::Free, Some(Place::Buried))) => return Ok(Discarded::Leased),
-        Err((Not::Here, Some(Place::Buried))) => return Err(elsewhere(shared)),
-        Err(_) => return Ok(Discarded::NotFound),
-    };
-    if taken.stored.place != Place::Buried {
-        shared.state().lanes.release(taken.lease);
-        return Ok(Discarded::NotFound);
-    }
-    let function = taken.function.clone();
-    let removed = remove(shared, &[taken], keys, now).await.map_err(|trouble| shared.error(trouble))?;
-    if removed != [true] {
-        return Ok(Discarded::NotFound);
-    }
-    tracing::warn!(event_id = %id, %function, "dead letter purged");
-    Ok(Discarded::Done)
 }

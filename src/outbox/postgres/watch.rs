@@ -63,7 +63,7 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(10);
 
     fn member(id: i64, beat: i64, lanes: u64) -> Member {
-        Member { id, name: format!("m{id}"), beat, lanes, events: 0, bytes: 0 }
+        Member { id, name: format!("m{id}"), beat, lanes, ..Member::default() }
     }
 
     fn begin() -> Instant {

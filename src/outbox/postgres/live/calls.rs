@@ -159,13 +159,14 @@ impl Link {
     }
 
     /// What was committed since `from`.
-    pub(in crate::outbox::postgres) async fn news(&self, from: &Position) -> Result<News, Trouble> {
-        let sql = "SELECT xmax, open, xmin, incarnation, lane, n, n_later, bytes, bytes_later, due, expiry, first, xid \
-                   FROM sendoff.news($1, $2)";
+    pub(in crate::outbox::postgres) async fn news(&self, member: i64, from: &Position) -> Result<News, Trouble> {
+        let sql = "SELECT xmax, open, xmin, incarnation, lane, n, n_later, bytes, bytes_later, due, expiry, first, xid, asked \
+                   FROM sendoff.news($1, $2, $3)";
         let mut news = News::default();
-        for row in self.query(sql, &[&from.xmax, &from.open]).await? {
+        for row in self.query(sql, &[&from.xmax, &from.open, &member]).await? {
             if get::<Option<i64>>(&row, "lane")?.is_none() {
                 news.position = rows::position(&row)?;
+                news.asked = get(&row, "asked")?;
                 continue;
             }
             news.arrivals.push(Arrival {

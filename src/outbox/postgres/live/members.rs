@@ -6,6 +6,9 @@ use super::Link;
 use super::rows::{get, number, signed, time};
 use crate::outbox::postgres::base::{Beat, Joined, Member, Stats, Trouble};
 
+/// What daemons tell each other of their build.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// Where the daemons of an outbox send.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::outbox::postgres) struct Realm {
@@ -26,8 +29,8 @@ impl Link {
         let (other, beat) = instead_of.unzip();
         let row = self
             .query_one(
-                "SELECT joined, other, other_beat FROM sendoff.join($1, $2, $3, $4, $5, $6, $7)",
-                &[&member, &name, &realm.name, &realm.region, &realm.account, &other, &beat],
+                "SELECT joined, other, other_beat FROM sendoff.join($1, $2, $3, $4, $5, $6, $7, $8)",
+                &[&member, &name, &realm.name, &realm.region, &realm.account, &other, &beat, &VERSION],
             )
             .await?;
         if get(&row, "joined")? {
@@ -46,7 +49,7 @@ impl Link {
     ) -> Result<Beat, Trouble> {
         let rows = self
             .query(
-                "SELECT now_ms, incarnation, unowned, paused, id, name, beat, lanes, events, bytes \
+                "SELECT now_ms, incarnation, unowned, paused, id, name, beat, lanes, events, bytes, since, version, draining \
                  FROM sendoff.beat($1, $2, $3, $4)",
                 &[&member, &news_xid, &signed(events), &signed(bytes)],
             )
@@ -66,6 +69,9 @@ impl Link {
                 lanes: number(row, "lanes")?,
                 events: number(row, "events")?,
                 bytes: number(row, "bytes")?,
+                since: time(row, "since")?.unwrap_or_default(),
+                version: get::<Option<String>>(row, "version")?.unwrap_or_default(),
+                draining: get(row, "draining")?,
             })
         };
         beat.members = rows.iter().map(member).collect::<Result<_, Trouble>>()?;
@@ -81,6 +87,16 @@ impl Link {
     pub(in crate::outbox::postgres) async fn claim(&self, member: i64) -> Result<Vec<i64>, Trouble> {
         let rows = self.query("SELECT lane FROM sendoff.claim($1, NULL)", &[&member]).await?;
         rows.iter().map(|row| get(row, "lane")).collect()
+    }
+
+    /// From here on this member gives its lanes back, and claims none.
+    pub(in crate::outbox::postgres) async fn drain(&self, member: i64) -> Result<(), Trouble> {
+        self.query("SELECT sendoff.drain($1)", &[&member]).await.map(drop)
+    }
+
+    /// Lets lanes go, after the settlements under way.
+    pub(in crate::outbox::postgres) async fn release(&self, member: i64, lanes: &[i64]) -> Result<(), Trouble> {
+        self.query("SELECT sendoff.release($1, $2)", &[&member, &lanes]).await.map(drop)
     }
 
     /// Lets all lanes go, and stops being a member.

@@ -75,9 +75,32 @@ CREATE TABLE sendoff.member (
   news_xid bigint,
   events bigint,
   bytes bigint,
-  since bigint NOT NULL
+  since bigint NOT NULL,
+  -- Of the program, for people.
+  version text,
+  -- It stops: it gives its lanes back and claims none.
+  draining boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 20);
 CREATE UNIQUE INDEX member_name ON sendoff.member (name) WHERE alive;
+
+-- A question of one member to another, and its answer: the owner of a lane knows what is in flight there, and nobody else does.
+-- Unlogged: after a crash of the server nobody waits for an answer any longer.
+CREATE UNLOGGED TABLE sendoff.command (
+  -- Random, chosen by who asks.
+  id bigint PRIMARY KEY,
+  member bigint NOT NULL,
+  asker bigint NOT NULL,
+  -- Nobody begins it after this.
+  until bigint NOT NULL,
+  -- JSON.
+  question text NOT NULL,
+  taken boolean NOT NULL DEFAULT false,
+  answer text
+) WITH (
+  autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0,
+  autovacuum_vacuum_insert_threshold = -1, vacuum_truncate = off
+);
+CREATE INDEX command_open ON sendoff.command (member, id) WHERE NOT taken;
 
 -- A function. The id is 63 bits of sha256(function), so that daemons know it without asking, and so that it means the
 -- same function after a failover that loses commits. Rows are never deleted: a transaction with an old snapshot could
@@ -183,7 +206,8 @@ CREATE TABLE sendoff.dead (
 ALTER TABLE sendoff.dead ALTER payload SET STORAGE EXTERNAL;
 CREATE INDEX dead_due ON sendoff.dead (lane, due, id);
 
--- What a transaction has added to a lane. The owner of the lane finds it by transaction id (see news).
+-- What a transaction has added to a lane. The owner of the lane finds it by transaction id (see news). A row that counts no
+-- events says that dead letters came: the owner counts the lane anew.
 CREATE TABLE sendoff.arrival (
   xid bigint NOT NULL,
   lane bigint NOT NULL,

@@ -8,21 +8,23 @@ BEGIN
 END $$;
 
 -- What has been committed since a position: by transactions that began after it (p_from is its xmax), and by those that were open
--- then (p_open). Each committed transaction is told exactly once, however late it commits. The first row is the new position.
-CREATE FUNCTION sendoff.news(p_from bigint, p_open bigint[]) RETURNS TABLE (xmax bigint, open bigint[], xmin bigint, incarnation text, lane bigint, n int,
-  n_later int, bytes bigint, bytes_later bigint, due bigint, expiry bigint, first uuid, last uuid, xid bigint) LANGUAGE plpgsql AS $$
+-- then (p_open). Each committed transaction is told exactly once, however late it commits. The first row is the new position, and says
+-- whether somebody asks this member something.
+CREATE FUNCTION sendoff.news(p_from bigint, p_open bigint[], p_member bigint) RETURNS TABLE (xmax bigint, open bigint[], xmin bigint, incarnation text, lane bigint, n int,
+  n_later int, bytes bigint, bytes_later bigint, due bigint, expiry bigint, first uuid, last uuid, xid bigint, asked boolean) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
   PERFORM sendoff._read_committed();
   -- One statement, so one snapshot.
   RETURN QUERY
     SELECT pg_snapshot_xmax(s.snap)::text::bigint, ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s.snap) x), pg_snapshot_xmin(s.snap)::text::bigint,
-      sendoff._incarnation(), NULL::bigint, NULL::int, NULL::int, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::uuid, NULL::uuid, NULL::bigint
+      sendoff._incarnation(), NULL::bigint, NULL::int, NULL::int, NULL::bigint, NULL::bigint, NULL::bigint, NULL::bigint, NULL::uuid, NULL::uuid, NULL::bigint,
+      EXISTS (SELECT FROM sendoff.command c WHERE c.member = p_member AND NOT c.taken)
       FROM (SELECT pg_current_snapshot() AS snap) s
     UNION ALL
-    SELECT NULL, NULL, NULL, NULL, a.lane, a.n, a.n_later, a.bytes, a.bytes_later, a.due, a.expiry, a.first, a.last, a.xid FROM sendoff.arrival a WHERE a.xid >= p_from
+    SELECT NULL, NULL, NULL, NULL, a.lane, a.n, a.n_later, a.bytes, a.bytes_later, a.due, a.expiry, a.first, a.last, a.xid, NULL FROM sendoff.arrival a WHERE a.xid >= p_from
     UNION ALL
-    SELECT NULL, NULL, NULL, NULL, a.lane, a.n, a.n_later, a.bytes, a.bytes_later, a.due, a.expiry, a.first, a.last, a.xid FROM sendoff.arrival a WHERE a.xid = ANY (p_open);
+    SELECT NULL, NULL, NULL, NULL, a.lane, a.n, a.n_later, a.bytes, a.bytes_later, a.due, a.expiry, a.first, a.last, a.xid, NULL FROM sendoff.arrival a WHERE a.xid = ANY (p_open);
 END $$;
 
 -- Writes what lanes have spent, for lanes of this member. Within one hour it never goes back, as a late copy of a call would.

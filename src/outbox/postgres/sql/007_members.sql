@@ -3,7 +3,8 @@
 
 -- Becomes a member. If somebody alive has the name, answers with its id and beat. Wait for longer than a beat and call again with
 -- these: if it has not moved, its process is gone, and this one takes its place.
-CREATE FUNCTION sendoff.join(p_id bigint, p_name text, p_realm text, p_home_region text, p_home_account text, p_other bigint, p_other_beat bigint)
+CREATE FUNCTION sendoff.join(p_id bigint, p_name text, p_realm text, p_home_region text, p_home_account text, p_other bigint, p_other_beat bigint,
+  p_version text)
 RETURNS TABLE (joined boolean, other bigint, other_beat bigint) LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
 #variable_conflict use_column
 DECLARE
@@ -20,7 +21,7 @@ BEGIN
   IF p_other IS NOT NULL THEN
     PERFORM sendoff._fence(p_other, p_other_beat, 'replaced');
   END IF;
-  INSERT INTO sendoff.member (id, name, since) VALUES (p_id, p_name, sendoff.now_ms()) ON CONFLICT DO NOTHING;
+  INSERT INTO sendoff.member (id, name, since, version) VALUES (p_id, p_name, sendoff.now_ms(), p_version) ON CONFLICT DO NOTHING;
   IF FOUND THEN
     RETURN QUERY SELECT true, NULL::bigint, NULL::bigint;
   ELSE
@@ -58,7 +59,8 @@ END $$;
 
 -- Shows that a member lives, and tells it of all that do: one row each.
 CREATE FUNCTION sendoff.beat(p_id bigint, p_news_xid bigint, p_events bigint, p_bytes bigint)
-RETURNS TABLE (now_ms bigint, incarnation text, unowned bigint, paused bigint[], full_of text, id bigint, name text, beat bigint, lanes bigint, events bigint, bytes bigint)
+RETURNS TABLE (now_ms bigint, incarnation text, unowned bigint, paused bigint[], full_of text, id bigint, name text, beat bigint, lanes bigint, events bigint, bytes bigint,
+  since bigint, version text, draining boolean)
 LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
 #variable_conflict use_column
 DECLARE
@@ -76,7 +78,8 @@ BEGIN
   RETURN QUERY SELECT sendoff.now_ms(), sendoff._incarnation(),
       (SELECT count(*) FROM (SELECT FROM sendoff.lane l WHERE l.owner IS NULL AND NOT l.retired LIMIT 100000) l),
       ARRAY(SELECT l.id FROM sendoff.lane l WHERE l.owner = p_id AND l.paused), (SELECT c.full_of FROM sendoff.control c),
-      x.id, x.name, x.beat, (SELECT count(*) FROM sendoff.lane l WHERE l.owner = x.id), x.events, x.bytes
+      x.id, x.name, x.beat, (SELECT count(*) FROM sendoff.lane l WHERE l.owner = x.id), x.events, x.bytes,
+      x.since, x.version, x.draining
     FROM sendoff.member x WHERE x.alive ORDER BY x.id;
 END $$;
 
@@ -89,7 +92,8 @@ BEGIN
     FROM sendoff.lane l LEFT JOIN sendoff.lane_spent s ON s.lane = l.id WHERE l.owner = p_member ORDER BY l.owner, l.id;
 END $$;
 
--- Takes lanes without an owner, and returns them. In this release one member owns all lanes: nothing, while another one has any.
+-- Takes lanes without an owner, and returns them. In this release one member owns all lanes: nothing, while another one has any
+-- and does not drain. A member that drains takes none.
 CREATE FUNCTION sendoff.claim(p_member bigint, p_max int) RETURNS TABLE (lane bigint, function text, paused boolean, proven boolean, retired boolean, hour bigint, attempts bigint)
 LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
 #variable_conflict use_column
@@ -99,7 +103,8 @@ BEGIN
   PERFORM sendoff._mine(p_member, 9223372036854775807);
   -- One claim at a time.
   PERFORM pg_advisory_xact_lock(1936027236, 1);
-  IF EXISTS (SELECT FROM sendoff.member m WHERE m.alive AND m.id <> p_member AND EXISTS (SELECT FROM sendoff.lane l WHERE l.owner = m.id)) THEN
+  IF EXISTS (SELECT FROM sendoff.member m WHERE m.id = p_member AND m.draining)
+    OR EXISTS (SELECT FROM sendoff.member m WHERE m.alive AND NOT m.draining AND m.id <> p_member AND EXISTS (SELECT FROM sendoff.lane l WHERE l.owner = m.id)) THEN
     RETURN;
   END IF;
   -- Arrivals from here on are kept until this member has been told of them.
@@ -108,6 +113,15 @@ BEGIN
     taken AS (UPDATE sendoff.lane l SET owner = p_member FROM free WHERE l.id = free.id RETURNING l.id)
     SELECT coalesce(array_agg(t.id), '{}') INTO v_lanes FROM taken t;
   RETURN QUERY SELECT l.lane, l.function, l.paused, l.proven, l.retired, l.hour, l.attempts FROM sendoff.my_lanes(p_member) l WHERE l.lane = ANY (v_lanes);
+END $$;
+
+-- From here on the member gives its lanes back, and claims none.
+CREATE FUNCTION sendoff.drain(p_member bigint) RETURNS void LANGUAGE plpgsql SET lock_timeout = '2s' AS $$
+BEGIN
+  PERFORM sendoff._read_committed();
+  -- After a claim that is under way.
+  PERFORM pg_advisory_xact_lock(1936027236, 1);
+  UPDATE sendoff.member m SET draining = true WHERE m.id = p_member AND NOT m.draining;
 END $$;
 
 -- Lets lanes go, after the member's settlements under way.
@@ -173,11 +187,12 @@ BEGIN
   RETURN v_deleted;
 END $$;
 
--- Housekeeping: members that are gone and began more than a day ago.
+-- Housekeeping: members that are gone and began more than a day ago, and questions whose time has passed.
 CREATE FUNCTION sendoff.tend_members() RETURNS int LANGUAGE plpgsql AS $$
 DECLARE
   v_deleted int;
 BEGIN
+  DELETE FROM sendoff.command c WHERE c.until < sendoff.now_ms() - 60000;
   DELETE FROM sendoff.member m WHERE NOT m.alive AND m.since < sendoff.now_ms() - 86400000 AND NOT EXISTS (SELECT FROM sendoff.lane l WHERE l.owner = m.id);
   GET DIAGNOSTICS v_deleted = ROW_COUNT;
   RETURN v_deleted;

@@ -1,4 +1,61 @@
--- Operators' calls. Those that change events are called by the owner of the lane, which keeps away from what is in flight.
+-- Operators' calls. Those that change events are called by the owner of the lane, which keeps away from what is in flight. Other
+-- members ask it to (ask).
+
+-- The living owners of lanes that are shown. A lane that nobody has comes without one.
+CREATE FUNCTION sendoff.owners(p_lanes bigint[]) RETURNS TABLE (lane bigint, owner bigint, name text) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+  RETURN QUERY SELECT l.id, m.id, m.name FROM unnest(p_lanes) o (lane) CROSS JOIN LATERAL (SELECT * FROM sendoff.lane l WHERE l.id = o.lane AND NOT l.retired LIMIT 1) l
+    LEFT JOIN LATERAL (SELECT * FROM sendoff.member m WHERE m.id = l.owner AND m.alive LIMIT 1) m ON true;
+END $$;
+
+-- Asks a member. Returns whether it lives. Nobody needs a question after a crash, so nobody waits for a flush.
+CREATE FUNCTION sendoff.ask(p_id bigint, p_asker bigint, p_member bigint, p_wait_ms bigint, p_question text) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM set_config('synchronous_commit', 'off', true);
+  INSERT INTO sendoff.command (id, member, asker, until, question)
+    SELECT p_id, p_member, p_asker, sendoff.now_ms() + p_wait_ms, p_question WHERE EXISTS (SELECT FROM sendoff.member m WHERE m.id = p_member AND m.alive);
+  RETURN FOUND;
+END $$;
+
+-- Takes up to p_max questions to a member: each is taken once, and none after its time.
+CREATE FUNCTION sendoff.asked(p_member bigint, p_max int) RETURNS TABLE (id bigint, question text) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+  v_now bigint := sendoff.now_ms();
+BEGIN
+  PERFORM set_config('synchronous_commit', 'off', true);
+  DELETE FROM sendoff.command c WHERE c.member = p_member AND NOT c.taken AND c.until < v_now;
+  RETURN QUERY UPDATE sendoff.command c SET taken = true
+    WHERE c.id = ANY (ARRAY(SELECT o.id FROM sendoff.command o WHERE o.member = p_member AND NOT o.taken ORDER BY o.member, o.id LIMIT p_max FOR UPDATE SKIP LOCKED))
+    RETURNING c.id, c.question;
+END $$;
+
+CREATE FUNCTION sendoff.answer(p_id bigint, p_answer text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM set_config('synchronous_commit', 'off', true);
+  UPDATE sendoff.command c SET answer = p_answer WHERE c.id = p_id AND c.taken;
+END $$;
+
+-- What became of a question: whether it was taken, whether the member that was asked lives, and the answer. No row: it is gone. An
+-- answer is read once.
+CREATE FUNCTION sendoff.answered(p_id bigint) RETURNS TABLE (taken boolean, alive boolean, answer text) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+  PERFORM set_config('synchronous_commit', 'off', true);
+  RETURN QUERY DELETE FROM sendoff.command c WHERE c.id = p_id AND c.answer IS NOT NULL RETURNING c.taken, true, c.answer;
+  IF NOT FOUND THEN
+    RETURN QUERY SELECT c.taken, EXISTS (SELECT FROM sendoff.member m WHERE m.id = c.member AND m.alive), c.answer FROM sendoff.command c WHERE c.id = p_id;
+  END IF;
+END $$;
+
+-- Takes a question back. Returns whether nobody had taken it: then nothing was done.
+CREATE FUNCTION sendoff.withdraw(p_id bigint) RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM set_config('synchronous_commit', 'off', true);
+  DELETE FROM sendoff.command c WHERE c.id = p_id AND NOT c.taken;
+  RETURN FOUND;
+END $$;
 
 -- One event, wherever it is.
 CREATE FUNCTION sendoff.find(p_id uuid, p_payload boolean) RETURNS TABLE (function text, payload_bytes int, lane bigint, place smallint, id uuid, due bigint, history bytea, bytes int,
@@ -195,5 +252,10 @@ BEGIN
         o (fn, deliver_at, expires_at, id, due, buried_at, redrives, source, reason, value, address, qualifier, region, trace, context, tenant, durable, history, payload, ord)
       WHERE v_verdict[o.ord] = 0
     ON CONFLICT (lane, id) DO NOTHING;
+  -- Another owner, or whoever will have the lane, learns of it.
+  INSERT INTO sendoff.arrival (xid, lane, n, n_later, bytes, bytes_later, first, last)
+    SELECT pg_current_xact_id()::text::bigint, p_lanes[o.fn], 0, 0, 0, 0, min(o.id::text)::uuid, max(o.id::text)::uuid
+      FROM unnest(p_fn, p_id) WITH ORDINALITY o (fn, id, ord)
+      WHERE v_verdict[o.ord] = 0 AND NOT EXISTS (SELECT FROM sendoff.lane l WHERE l.id = p_lanes[o.fn] AND l.owner = p_member) GROUP BY o.fn;
   RETURN QUERY SELECT o.ord::int, o.verdict FROM unnest(v_verdict) WITH ORDINALITY o (verdict, ord) WHERE o.verdict <> 0;
 END $$;

@@ -48,6 +48,8 @@ CREATE VIEW sendoff.dead_letters AS
   SELECT d.id, l.function, CASE d.reason WHEN 0 THEN 'retries-exhausted' WHEN 1 THEN 'event-age-exceeded' WHEN 2 THEN 'refused' END AS reason,
     to_timestamp(sendoff._accepted(d.id) / 1000.0) AS accepted_at, to_timestamp(d.buried_at / 1000.0) AS buried_at, d.redrives, octet_length(d.payload) AS payload_bytes
   FROM sendoff.dead d JOIN sendoff.lane l ON l.id = d.lane;
-CREATE VIEW sendoff.daemons AS SELECT m.name, m.alive, m.gone, m.beat, to_timestamp(m.since / 1000.0) AS since FROM sendoff.member m;
+CREATE VIEW sendoff.daemons AS
+  SELECT m.name, m.version, m.alive, m.draining, m.gone, m.beat, to_timestamp(m.since / 1000.0) AS since,
+    (SELECT count(*) FROM sendoff.lane l WHERE l.owner = m.id) AS functions FROM sendoff.member m;
 GRANT SELECT ON sendoff.functions, sendoff.events, sendoff.dead_letters, sendoff.daemons TO sendoff_read;
 GRANT EXECUTE ON FUNCTION sendoff._accepted(uuid) TO sendoff_read;
