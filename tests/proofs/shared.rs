@@ -203,11 +203,23 @@ fn accepted_is_somewhere(server: &Postgres, lambda: &Lambda, acks: &[Ack]) {
     }
 }
 
+/// Waits until Lambda has taken all of these, as long as it takes further ones.
+fn until_taken(lambda: &Lambda, ids: &[String]) {
+    let missing = || {
+        let taken = lambda.taken();
+        ids.iter().filter(|id| !taken.contains_key(*id)).count()
+    };
+    let mut left = missing();
+    while left > 0 {
+        left = eventually("Lambda takes a further event", || Some(missing()).filter(|now| *now < left));
+    }
+}
+
 fn all_is_accounted_for(server: &Postgres, lambda: &Lambda, seats: &[Seat; 2], acks: &[Ack]) {
     lambda.default_script(Script::default());
     lambda.script(KEPT, Script::default());
     let (dead, delivered): (Vec<_>, Vec<_>) = acks.iter().partition(|ack| load::function(ack.n) == DOOMED);
-    lambda.wait_for(&delivered.iter().map(|ack| load::payload_id(ack.n)).collect::<Vec<_>>());
+    until_taken(lambda, &delivered.iter().map(|ack| load::payload_id(ack.n)).collect::<Vec<_>>());
     // Those of which no client was told, too.
     eventually("the rest is buried", || stored(server, "event").is_empty().then_some(()));
     let buried = stored(server, "dead");

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use super::{jobs, owner_of, setup, status};
-use crate::rig::daemon::scratch;
+use crate::rig::daemon::{Daemon, scratch};
 use crate::rig::lambda::{Lambda, payload};
 use crate::rig::postgres::{Postgres, sendoff, unprivileged};
 use crate::rig::process::Process;
@@ -105,13 +105,13 @@ fn a_failover_that_loses_commits_loses_only_those_and_the_daemons_go_on() {
 }
 
 /// PgBouncer in transaction mode, with fewer connections to the server than the daemons have to it.
-fn pooler(server: &Postgres) -> Option<(Process, u16, tempfile::TempDir)> {
+fn pooler(server: &Postgres, connections: usize) -> Option<(Process, u16, tempfile::TempDir)> {
     let program = tool("pgbouncer", "pgbouncer")?;
     let (scratch, port) = (tempfile::tempdir().unwrap(), lasting_port());
     let settings = format!(
         "[databases]\norders = host=127.0.0.1 port={} dbname=orders user=admin\n\
          [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
-         pool_mode = transaction\ndefault_pool_size = 4\nmax_client_conn = 100\n",
+         pool_mode = transaction\ndefault_pool_size = {connections}\nmax_client_conn = 100\n",
         server.port()
     );
     std::fs::write(scratch.path().join("pgbouncer.ini"), settings).unwrap();
@@ -125,12 +125,58 @@ fn pooler(server: &Postgres) -> Option<(Process, u16, tempfile::TempDir)> {
 }
 
 #[test]
+fn a_wait_for_the_standby_that_somebody_cancels_is_no_202_directly_and_through_a_pooler() {
+    let Some(server) = Postgres::start() else { return };
+    let Some((_pooler, port, _scratch)) = pooler(&server, 30) else { return };
+    server.migrate();
+    let mut standby = server.start_synchronous_standby();
+    let (lambda, (_guard, dir)) = (Lambda::start(), scratch());
+    lambda.throttle_all();
+    let setup = |name: &str, url: &str| {
+        setup(&server, &lambda, name, &dir)
+            .set("outbox.postgres.url", url)
+            .set("outbox.postgres.accept_timeout", "30s")
+            .start()
+    };
+    let daemons = [setup("direct", &server.url()), setup("pooled", &server.url_by(port))];
+    let send = |daemon: &Daemon, id: &str| daemon.invoke("orders", &[("idempotency-key", id)], &payload(id));
+    for (nth, daemon) in daemons.iter().enumerate() {
+        (0..4).for_each(|n| assert_eq!(send(daemon, &format!("warm-{nth}-{n}")).status, 202));
+    }
+    standby.crash();
+    let stored = || server.sql("orders", "SELECT count(*) FROM sendoff.event").parse::<u64>().unwrap();
+    for (daemon, id) in daemons.iter().zip(["direct", "pooled"]) {
+        let before = stored();
+        // The second time it is a repeat of an event that is stored, but not where it was to be stored.
+        for time in ["first", "second"] {
+            let answer = std::thread::scope(|threads| {
+                let sending = threads.spawn(|| send(daemon, id));
+                eventually("the wait was cancelled and the client is answered", || {
+                    let waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+                    server.sql("orders", waiting);
+                    sending.is_finished().then_some(())
+                });
+                sending.join().unwrap()
+            });
+            assert_eq!(answer.status, 503, "{id}, the {time} time: {answer:?}");
+        }
+        assert_eq!(stored(), before + 1, "{id}: a cancelled wait commits");
+    }
+    server.sql("postgres", "ALTER SYSTEM RESET synchronous_standby_names");
+    server.sql("postgres", "SELECT pg_reload_conf()");
+    for (daemon, id) in daemons.iter().zip(["direct", "pooled"]) {
+        let again = eventually("it is accepted", || Some(send(daemon, id)).filter(|answer| answer.status == 202));
+        assert_eq!(again.header("x-sendoff-duplicate"), Some("true"), "{again:?}");
+    }
+}
+
+#[test]
 fn daemons_work_through_a_pooler_in_transaction_mode_and_replace_each_other_there() {
     let Some(server) = Postgres::start() else { return };
     // What a daemon sets for its sessions elsewhere.
     server.sql("orders", "ALTER ROLE admin SET default_transaction_isolation = 'repeatable read'");
     server.sql("orders", "ALTER ROLE admin SET synchronous_commit = off");
-    let Some((_pooler, port, _scratch)) = pooler(&server) else { return };
+    let Some((_pooler, port, _scratch)) = pooler(&server, 4) else { return };
     server.migrate_by(&server.url_by(port));
     let said = server.check_by(&server.url_by(port), &[]);
     assert!(said.1.contains("a pooler stands between") && said.1.contains("synchronous_commit is off"), "{said:?}");
