@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::rig::daemon::{Daemon, Setup, scratch};
 use crate::rig::http;
 use crate::rig::lambda::{Lambda, throttle};
+use crate::rig::postgres::Postgres;
 use crate::rig::{eventually, tools};
 
 /// What a function or its payload may contain: markup, and a character that turns the direction of text.
@@ -184,6 +185,24 @@ fn the_console_works_with_a_hundred_thousand_events() {
     let large = send(&daemon, &[json!({"function": "large", "payload": {"text": hostile}, "delay": "1h"})]).remove(0);
     wait_for_dead_letters(&daemon, 3);
     browse("many.mjs", json!({"admin": url(daemon.admin), "events": EVENTS, "large": large}));
+}
+
+#[test]
+fn every_daemon_of_a_shared_outbox_shows_the_others_and_every_event() {
+    let Some(server) = Postgres::start() else { return };
+    server.migrate();
+    let (lambda, (_scratch, dir)) = (Lambda::start(), scratch());
+    let start = |name: &str| {
+        let setup = Setup::new(&dir.join(name)).set("lambda.endpoint_url", &lambda.endpoint_url());
+        let setup = setup.set("outbox.store", "postgres").set("outbox.postgres.url", &server.url());
+        setup.set("outbox.postgres.member", name).start()
+    };
+    let (first, second) = (start("first"), start("second"));
+    let id = send(&first, &[event("orders", "shared")]).remove(0);
+    let end = http::get(second.ingest, &format!("/v1/events/{id}?wait=30s")).json()["end"].clone();
+    assert_eq!(end["outcome"], "delivered");
+    let daemons = json!({"first": url(first.admin), "second": url(second.admin)});
+    browse("fleet.mjs", json!({"daemons": daemons, "event": id}));
 }
 
 #[test]
