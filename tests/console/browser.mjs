@@ -104,12 +104,12 @@ export async function api(path, { base = rig.admin, method = "GET", token, body,
 export const lane = async (name) => (await api("functions")).functions.find((one) => one.function === name);
 
 /** Calls `probe` until it returns a value. */
-export async function eventually(what, probe) {
+export async function eventually(what, probe, patience = PATIENCE_MS) {
   const begun = Date.now();
   for (;;) {
     const found = await probe();
     if (found) return found;
-    assert.ok(Date.now() - begun < PATIENCE_MS, `waited in vain: ${what}`);
+    assert.ok(Date.now() - begun < patience, `waited in vain: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
 }
