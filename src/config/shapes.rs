@@ -4,6 +4,7 @@
 use super::Config;
 use crate::admin::operators::Operators;
 use crate::dispatch::Mode;
+use crate::handoff::Address;
 
 /// The regions of AWS as of 2026-11. sendoff also uses a region that is not listed.
 const REGIONS: &[&str] = &[
@@ -82,6 +83,18 @@ pub fn suspicions(config: &Config) -> Vec<String> {
             ));
         }
     }
+    let letters = config.dead_letter.functions.iter().map(|(_, queue)| queue).chain(&config.dead_letter.queue_url);
+    let letters: Vec<&String> = letters.collect();
+    let to = config.handoff.to.iter().filter_map(|address| match address {
+        Address::Queue(queue) => Some(queue),
+        Address::Peer(_) => None,
+    });
+    if let Some(queue) = to.chain(&config.handoff.receive_queue).find(|queue| letters.contains(queue)) {
+        found.push(format!(
+            "{queue} is a dead-letter queue and a hand-off queue: a redrive leaves events of hand-offs on it, and a hand-off \
+             leaves dead letters. Give each a queue of its own"
+        ));
+    }
     let Operators { required, operators, .. } = &config.operators;
     if *required && operators.is_empty() && config.listen.admin_unix.is_none() {
         found.push(
@@ -118,6 +131,28 @@ mod tests {
     fn an_attempt_that_outlasts_its_event_is_suspicious() {
         let said = of(&["lambda.region=eu-central-1", "functions.a.mode=confirm", "functions.a.age_max=10m"]);
         assert!(said.len() == 1 && said[0].contains("functions.\"a\": one attempt may take"), "{said:?}");
+    }
+
+    #[test]
+    fn a_queue_for_dead_letters_and_hand_offs_is_suspicious() {
+        let url = |name: &str| format!("https://sqs.eu-central-1.amazonaws.com/123456789012/{name}");
+        let set = |dead: &str, of: &str, from: &str| {
+            of_all(&[
+                format!("dead_letter.queue_url={}", url(dead)),
+                format!("functions.a.queue_url={}", url(of)),
+                format!("handoff.receive_queue={}", url(from)),
+                format!("handoff.to={}", url(from)),
+            ])
+        };
+        assert_eq!(set("dead", "own", "handoff"), [""; 0]);
+        for said in [set("same", "own", "same"), set("dead", "same", "same")] {
+            assert!(said.len() == 1 && said[0].contains("a queue of its own"), "{said:?}");
+        }
+    }
+
+    fn of_all(set: &[String]) -> Vec<String> {
+        let all: Vec<&str> = ["lambda.region=eu-central-1"].into_iter().chain(set.iter().map(String::as_str)).collect();
+        of(&all)
     }
 
     #[test]

@@ -382,4 +382,36 @@ mod tests {
             assert!(why.contains(words), "{words}: {why}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_opens_waits_for_its_time(
+            due in proptest::prelude::any::<u64>(),
+            at in proptest::option::of(0..NOW.0 * 2),
+            accepted in 0..NOW.0 * 2,
+            counts in proptest::prelude::any::<[u32; 4]>(),
+            small: bool,
+            buried: bool,
+        ) {
+            let handed = changed(|envelope| {
+                let name = FunctionName::new("us-east-1/orders:prod");
+                envelope.id = EventId::mint(UnixMillis(accepted), 7, &name);
+                envelope.deliver_at = at.map(UnixMillis);
+                let [attempts, calls, throttles, setbacks] = counts.map(|count| if small { count % 2 } else { count });
+                let burial = buried.then_some(Burial { reason: BuryReason::Refused, at: NOW, unshippable: None });
+                let due = UnixMillis(if small { due % (NOW.0 * 2) } else { due });
+                envelope.history = History { attempts, calls, throttles, setbacks, due, last: None, burial };
+            });
+            if let Ok(Handed { event, history, .. }) = handed {
+                let is_early = event.deliver_at.is_some_and(|at| at > NOW);
+                match place_of(&event, &history) {
+                    Place::Ready => proptest::prop_assert!(!is_early),
+                    Place::Waiting | Place::Scheduled => {
+                        proptest::prop_assert!(!is_early || event.deliver_at <= Some(history.due));
+                    }
+                    Place::Buried => {}
+                }
+            }
+        }
+    }
 }

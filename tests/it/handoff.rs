@@ -247,13 +247,14 @@ fn a_check_of_the_configuration_asks_the_receivers() {
     let own = receiver(&scratches[3].1, &lambda).start();
     // Its own address by another name.
     let itself = Gate::start(own.ingest);
-    let said = |to: &str| {
+    let said = |to: &str, token_file: &str| {
         let to = format!("handoff.to={to}");
+        let token = format!("handoff.token_file={token_file}");
         let listen = format!("listen.ingest={}", own.ingest);
         let state = scratches[3].1.to_str().unwrap();
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_sendoff"));
         command.args(["check-config", "--online", "--skip-state-dir", "--state-dir", state]).env_clear();
-        command.args(["--set", &to, "--set", &listen]);
+        command.args(["--set", &to, "--set", &listen, "--set", &token]);
         crate::rig::python::aws_environment(&mut command);
         command.env("AWS_ENDPOINT_URL", "http://127.0.0.1:1").env("AWS_EC2_METADATA_DISABLED", "true");
         String::from_utf8(command.output().unwrap().stdout).unwrap()
@@ -266,13 +267,15 @@ fn a_check_of_the_configuration_asks_the_receivers() {
         ("http://127.0.0.1:1".to_owned(), "it cannot be reached"),
         (lambda.endpoint_url(), "hand-off to http"),
     ] {
-        let text = said(&to);
+        let text = said(&to, "");
         let at = text.find("hand-off to ").map(|at| &text[at..]).unwrap_or_default();
         let lines: Vec<&str> = at.lines().take(2).collect();
         let is_good = text.contains("ok      hand-off to");
         assert!(lines.concat().contains(expected), "{to}: {expected} in\n{text}");
         assert_eq!(is_good, to == good.endpoint_url(), "{to}:\n{text}");
     }
+    let text = said(&good.endpoint_url(), "/nowhere/token");
+    assert!(text.contains("cannot use the token of /nowhere/token") && text.contains("handoff.ca"), "{text}");
     assert_eq!(good.stored(), 0.0, "nothing was handed over");
 }
 

@@ -1,7 +1,6 @@
 //! Asks the sendoffs that would take this one's events. Hands nothing over.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 
 use http::Uri;
 
@@ -13,7 +12,7 @@ use crate::event::name::Home;
 use crate::handoff::Address;
 use crate::handoff::envelope::FORMAT;
 use crate::handoff::peer::Peer;
-use crate::handoff::protocol::{Greeting, Party};
+use crate::handoff::protocol::Greeting;
 use crate::handoff::target::Trouble;
 
 /// One finding for each target that is another sendoff. `home` is this daemon's.
@@ -25,14 +24,15 @@ pub(super) async fn findings(config: &Config, home: Home) -> Vec<Finding> {
     let clock = Clock::system();
     let party = handing::party(&clock, &home);
     let (token_file, ca) = (config.handoff.token_file.clone(), config.handoff.ca.clone());
-    let greet = |url: &Uri| greet(url.clone(), party.clone(), token_file.clone(), ca.clone(), clock.clone());
+    let connect = |url: &Uri| Peer::new(url, party.clone(), token_file.clone(), ca.clone(), clock.clone());
     // Whoever answers there is this configuration's own daemon, if it runs.
     let mut own = Vec::new();
     if config.tls.is_none() {
         for address in &config.listen.ingest {
             let url = format!("http://{}/", reachable(*address)).parse::<Uri>();
             if let Ok(url) = url
-                && let Ok(greeting) = greet(&url).await
+                && let Ok(peer) = connect(&url)
+                && let Ok(greeting) = peer.greet().await
             {
                 own.push(greeting.instance);
             }
@@ -40,9 +40,15 @@ pub(super) async fn findings(config: &Config, home: Home) -> Vec<Finding> {
     }
     let mut found = Vec::new();
     for url in peers {
-        let verdict = match greet(url).await {
-            Ok(greeting) => judge(&greeting, &own, &home),
-            Err(trouble) => not_greeted(trouble),
+        let verdict = match connect(url) {
+            Err(unusable) => Verdict::Missing {
+                said: unusable.to_string(),
+                remedy: "correct handoff.token_file and handoff.ca: their files must be readable".to_owned(),
+            },
+            Ok(peer) => match peer.greet().await {
+                Ok(greeting) => judge(&greeting, &own, &home),
+                Err(trouble) => not_greeted(trouble),
+            },
         };
         found.push(Finding { subject: format!("hand-off to {url}"), verdict });
     }
@@ -64,17 +70,6 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
         SocketAddr::V4(_) | SocketAddr::V6(_) => {}
     }
     address
-}
-
-async fn greet(
-    url: Uri,
-    party: Party,
-    token_file: Option<PathBuf>,
-    ca: Option<PathBuf>,
-    clock: Clock,
-) -> Result<Greeting, Trouble> {
-    let peer = Peer::new(&url, party, token_file, ca, clock);
-    peer.map_err(|error| Trouble::Never { why: error.to_string() })?.greet().await
 }
 
 /// What a greeting means for hand-offs. `own` are the running daemons of this configuration.
