@@ -135,7 +135,7 @@ fn a_wait_for_the_standby_that_somebody_cancels_is_no_202_directly_and_through_a
     let setup = |name: &str, url: &str| {
         setup(&server, &lambda, name, &dir)
             .set("outbox.postgres.url", url)
-            .set("outbox.postgres.accept_timeout", "30s")
+            .set("outbox.postgres.accept_timeout", "10s")
             .start()
     };
     let daemons = [setup("direct", &server.url()), setup("pooled", &server.url_by(port))];
@@ -149,6 +149,7 @@ fn a_wait_for_the_standby_that_somebody_cancels_is_no_202_directly_and_through_a
         let before = stored();
         // The second time it is a repeat of an event that is stored, but not where it was to be stored.
         for time in ["first", "second"] {
+            let sent = Instant::now();
             let answer = std::thread::scope(|threads| {
                 let sending = threads.spawn(|| send(daemon, id));
                 eventually("the wait was cancelled and the client is answered", || {
@@ -158,6 +159,7 @@ fn a_wait_for_the_standby_that_somebody_cancels_is_no_202_directly_and_through_a
                 });
                 sending.join().unwrap()
             });
+            eprintln!("{id}, the {time} time: refused after {:?}", sent.elapsed());
             assert_eq!(answer.status, 503, "{id}, the {time} time: {answer:?}");
         }
         assert_eq!(stored(), before + 1, "{id}: a cancelled wait commits");
