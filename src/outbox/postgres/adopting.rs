@@ -28,6 +28,7 @@ pub(super) async fn adopt(shared: &Shared, events: &[Handed]) -> Result<Vec<Adop
         // Also after an error: the answer may have been lost.
         shared.ring();
         let refused = stored?;
+        note_pauses(shared, piece, &refused);
         answers.extend(piece.iter().zip(refused).map(|(handed, refused)| match refused {
             None => Adopted::Stored,
             Some(NotAdopted::Repeat) => Adopted::Repeat,
@@ -39,6 +40,19 @@ pub(super) async fn adopt(shared: &Shared, events: &[Handed]) -> Result<Vec<Adop
         }));
     }
     Ok(answers)
+}
+
+/// Takes over at once what the commit has paused. Otherwise the next beat would tell, and leases look at the database anyway.
+fn note_pauses(shared: &Shared, events: &[Handed], refused: &[Option<NotAdopted>]) {
+    let stored = events.iter().zip(refused).filter(|(_, refused)| refused.is_none()).map(|(handed, _)| handed);
+    let mut state = shared.state();
+    for handed in stored.filter(|handed| handed.paused && handed.history.burial.is_none()) {
+        if let Some(id) = state.lanes.id_of(&handed.event.function.name) {
+            state.lanes.pause(id, true);
+        }
+    }
+    drop(state);
+    shared.tell();
 }
 
 /// Cuts events into what fits into one commit.
