@@ -72,7 +72,7 @@ enum Command {
     },
     /// Show one event as JSON, without its payload
     ///
-    /// Also tells what became of an event that has left the store ([history] in the configuration says for how long).
+    /// Also tells what became of an event that has left the store (`history.keep` says for how long).
     Show {
         #[command(flatten)]
         event: One,
