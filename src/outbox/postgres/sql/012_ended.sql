@@ -13,14 +13,23 @@ CREATE TABLE sendoff.ended (
 );
 INSERT INTO sendoff.ended DEFAULT VALUES;
 
--- Each id at most once.
+-- Each id at most once. Nearly always all are new. A plain INSERT then writes some 50 bytes less to the write-ahead log for each
+-- than one with ON CONFLICT.
 CREATE FUNCTION sendoff.keep_ended(p_ids uuid[], p_records bytea[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
   PERFORM set_config('synchronous_commit', 'off', true);
   IF (SELECT e.current FROM sendoff.ended e) = 0 THEN
-    INSERT INTO sendoff.ended_0 SELECT * FROM unnest(p_ids, p_records) ON CONFLICT (id) DO UPDATE SET record = excluded.record;
+    BEGIN
+      INSERT INTO sendoff.ended_0 SELECT * FROM unnest(p_ids, p_records);
+    EXCEPTION WHEN unique_violation THEN
+      INSERT INTO sendoff.ended_0 SELECT * FROM unnest(p_ids, p_records) ON CONFLICT (id) DO UPDATE SET record = excluded.record;
+    END;
   ELSE
-    INSERT INTO sendoff.ended_1 SELECT * FROM unnest(p_ids, p_records) ON CONFLICT (id) DO UPDATE SET record = excluded.record;
+    BEGIN
+      INSERT INTO sendoff.ended_1 SELECT * FROM unnest(p_ids, p_records);
+    EXCEPTION WHEN unique_violation THEN
+      INSERT INTO sendoff.ended_1 SELECT * FROM unnest(p_ids, p_records) ON CONFLICT (id) DO UPDATE SET record = excluded.record;
+    END;
   END IF;
 END $$;
 
