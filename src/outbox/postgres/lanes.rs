@@ -36,14 +36,23 @@ pub(super) struct Held {
 #[derive(Debug, Clone, Copy)]
 enum Known {
     Yes(Option<UnixMillis>),
-    /// It must be asked for. The number rises with each change that an answer under way cannot have seen.
-    No(u64),
+    /// It must be asked for. `at` rises with each change that an answer under way cannot have seen. `met` came in meanwhile,
+    /// perhaps after that answer was read.
+    No {
+        at: u64,
+        met: Option<UnixMillis>,
+    },
 }
 
 impl Known {
+    fn unknown(change: u64) -> Self {
+        Self::No { at: change, met: None }
+    }
+
     /// Something with this time came in.
     fn meets(&mut self, time: Option<UnixMillis>) {
-        if let (Self::Yes(known), Some(time)) = (self, time) {
+        let (Self::Yes(known) | Self::No { met: known, .. }) = self;
+        if let Some(time) = time {
             *known = Some(known.map_or(time, |known| known.min(time)));
         }
     }
@@ -51,27 +60,28 @@ impl Known {
     /// Something with this time went away.
     fn loses(&mut self, time: Option<UnixMillis>, change: u64) {
         match self {
-            Self::Yes(Some(known)) if time.is_none_or(|time| time <= *known) => *self = Self::No(change),
+            Self::Yes(Some(known)) if time.is_none_or(|time| time <= *known) => *self = Self::unknown(change),
             Self::Yes(_) => {}
-            Self::No(at) => *at = change,
+            Self::No { .. } => *self = Self::unknown(change),
         }
     }
 
     fn time(self) -> Option<UnixMillis> {
         match self {
             Self::Yes(time) => time,
-            Self::No(_) => None,
+            Self::No { .. } => None,
         }
     }
 
     fn is_unknown(self) -> bool {
-        matches!(self, Self::No(_))
+        matches!(self, Self::No { .. })
     }
 
     /// Takes an answer to a question of `asked_at`, unless something has changed since.
     fn answer(&mut self, time: Option<UnixMillis>, asked_at: u64) {
-        if matches!(self, Self::No(at) if *at <= asked_at) {
-            *self = Self::Yes(time);
+        match *self {
+            Self::No { at, met } if at <= asked_at => *self = Self::Yes(time.into_iter().chain(met).min()),
+            Self::No { .. } | Self::Yes(_) => {}
         }
     }
 }
@@ -225,7 +235,7 @@ impl Lanes {
         self.change += 1;
         let (leased, leased_by_place) = old.map(|old| (old.leased, old.leased_by_place)).unwrap_or_default();
         // The reading knows nothing of leases. Without any, its times are ours.
-        let known = |time| if leased.is_empty() { Known::Yes(time) } else { Known::No(self.change) };
+        let known = |time| if leased.is_empty() { Known::Yes(time) } else { Known::unknown(self.change) };
         let lane = Lane {
             id: row.id,
             function: row.function.clone(),
@@ -240,7 +250,7 @@ impl Lanes {
             next_expiry: known(row.next_expiry),
             oldest: match row.counts[Place::Scheduled as usize].events {
                 0 => Known::Yes(row.first.map(|first| first.accepted_at())),
-                _ => Known::No(self.change),
+                _ => Known::unknown(self.change),
             },
             buried_told: (0, 0),
             empty_since: empty.then_some(now),
@@ -282,7 +292,7 @@ impl Lanes {
             _ if aging == arrival.ready.events && arrival.scheduled.events == 0 => {
                 lane.oldest = Known::Yes(Some(arrival.first.accepted_at()));
             }
-            _ => lane.oldest = Known::No(self.change),
+            _ => lane.oldest = Known::unknown(self.change),
         }
         lane.rewind(arrival.first);
         self.touch(id);

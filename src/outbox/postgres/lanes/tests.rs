@@ -72,3 +72,22 @@ fn what_is_settled_at_once_or_goes_away_leaves_no_doubt() {
     lanes.left(lease, NOW);
     assert!(lanes.doubted().is_empty());
 }
+
+#[test]
+fn a_time_that_comes_in_while_the_database_is_asked_is_not_lost_to_the_older_answer() {
+    let mut lanes = Lanes::new(100);
+    lanes.read(row(1, 0), NOW);
+    let lane = lanes.of_number(7).unwrap();
+    let event = EventId::mint(NOW, Clock::seeded(NOW, 1).random_bits(), &FunctionName::new("orders"));
+    assert!(lanes.take(lane, event, READY));
+    // A reading while an event is leased leaves the times unknown.
+    lanes.read(row(1, 1), NOW);
+    let (asked, asked_at) = (lanes.unknown(&[lane]).0, lanes.change());
+    let lease = Lease { lane, id: event };
+    assert!(lanes.begin_settling(lease).is_some());
+    lanes.waits(lease, Place::Waiting, NOW);
+    let (number, unknown) = asked[0];
+    let later = UnixMillis(NOW.0 + 60_000);
+    lanes.answered(number, unknown, Peek { due: Some(later), ..Peek::default() }, asked_at);
+    assert_eq!(lanes.view(lane).unwrap().next_due, Some(NOW), "the event that began to wait meanwhile");
+}
