@@ -89,18 +89,24 @@ impl Seat {
     }
 }
 
+/// Two daemons on a Lambda that misbehaves, and clients of both.
+fn under_load(server: &Postgres) -> (tempfile::TempDir, Lambda, [Seat; 2], Load) {
+    let (scratch, lambda) = (store::scratch(), Lambda::start());
+    misbehave(&lambda);
+    let doors = [lasting_port(), lasting_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let mut seats = [0, 1].map(|nth| Seat::new(nth, server, &lambda, scratch.path(), doors[nth]));
+    seats.iter_mut().for_each(Seat::start);
+    let load = Load::start_at(0, doors.to_vec(), 6, Duration::from_millis(8), |_| {});
+    (scratch, lambda, seats, load)
+}
+
 #[test]
 fn no_kill_of_daemons_or_of_the_server_loses_an_accepted_event_or_forgets_its_key() {
     let (kills, crashes) = (size("SHARED_KILLS", 5), size("SERVER_KILLS", 1));
     let Some(mut server) = Postgres::start() else { return };
     server.migrate();
     let mut rng = fastrand::Rng::with_seed(seed());
-    let (scratch, lambda) = (store::scratch(), Lambda::start());
-    misbehave(&lambda);
-    let doors = [lasting_port(), lasting_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-    let mut seats = [0, 1].map(|nth| Seat::new(nth, &server, &lambda, scratch.path(), doors[nth]));
-    seats.iter_mut().for_each(Seat::start);
-    let load = Load::start_at(0, doors.to_vec(), 6, Duration::from_millis(8), |_| {});
+    let (_scratch, lambda, mut seats, load) = under_load(&server);
     let mut counts = BTreeMap::<Blow, u64>::new();
     let mut crashed = 0;
     for kill in 0..kills {
@@ -134,12 +140,7 @@ fn no_freeze_and_no_cut_gives_a_function_two_owners_or_loses_an_accepted_event()
     let Some(server) = Postgres::start() else { return };
     server.migrate();
     let mut rng = fastrand::Rng::with_seed(seed());
-    let (scratch, lambda) = (store::scratch(), Lambda::start());
-    misbehave(&lambda);
-    let doors = [lasting_port(), lasting_port()].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-    let mut seats = [0, 1].map(|nth| Seat::new(nth, &server, &lambda, scratch.path(), doors[nth]));
-    seats.iter_mut().for_each(Seat::start);
-    let load = Load::start_at(0, doors.to_vec(), 6, Duration::from_millis(8), |_| {});
+    let (_scratch, lambda, seats, load) = under_load(&server);
     eventually("some are accepted", || (load.acks().len() > 50).then_some(()));
     let owner = || server.sql("orders", "SELECT daemon FROM sendoff.functions WHERE function = 'orders'");
     for round in 0..rounds {

@@ -76,7 +76,7 @@ pub(super) async fn change(
         }
         let mut asked: BTreeMap<(i64, String), Vec<usize>> = BTreeMap::new();
         for (lane, owner) in owners(shared, &lanes).await? {
-            if let Some(owner) = owner.filter(|(member, _)| *member != shared.member()) {
+            if let Some(owner) = owner {
                 asked.entry(owner).or_default().extend(elsewhere.remove(&lane).unwrap_or_default());
             }
         }
@@ -324,7 +324,7 @@ pub(super) async fn purge(
         let owner = match owners(shared, &[lane]).await?.remove(&lane) {
             // There is no such function.
             None => break PurgedPiece::default(),
-            Some(owner) => owner.filter(|(member, _)| *member != shared.member()),
+            Some(owner) => owner,
         };
         if let Some((member, name)) = owner {
             match ask(shared, (member, &name), &Question::Purge(piece.clone()), CHANGE_WITHIN).await? {

@@ -150,9 +150,12 @@ pub(super) async fn moving(shared: &Shared, deadline: Instant) -> Result<(), Err
     Ok(())
 }
 
-/// The living owners of lanes. A lane that nobody has is listed without one. A lane that is not shown is not listed.
+/// The other living daemons that own lanes. A lane that nobody else has is listed without one. A lane that is not shown is not
+/// listed.
 pub(super) async fn owners(shared: &Shared, lanes: &[i64]) -> Result<BTreeMap<i64, Option<(i64, String)>>, Error> {
-    shared.read.owners(lanes).await.map_err(|trouble| shared.error(trouble))
+    let owners = shared.read.owners(lanes).await.map_err(|trouble| shared.error(trouble))?;
+    let other = |owner: Option<(i64, String)>| owner.filter(|(member, _)| *member != shared.member());
+    Ok(owners.into_iter().map(|(lane, owner)| (lane, other(owner))).collect())
 }
 
 /// Answers what others ask this daemon.
@@ -227,7 +230,7 @@ pub(super) async fn in_flight(shared: &Shared, events: &[(i64, EventId)]) -> Res
     let lanes: Vec<i64> = elsewhere.keys().copied().collect();
     let mut questions: BTreeMap<(i64, String), Vec<(i64, EventId)>> = BTreeMap::new();
     for (lane, owner) in owners(shared, &lanes).await? {
-        if let Some(owner) = owner.filter(|(member, _)| *member != shared.member()) {
+        if let Some(owner) = owner {
             questions.entry(owner).or_default().extend(elsewhere.remove(&lane).unwrap_or_default());
         }
     }
